@@ -1,0 +1,58 @@
+"""`demo`: a real sweep from nothing, on scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from commands.run import run
+from experiment.demo_data import hidden_labels, write_demo
+from experiment.metrics import accuracy, log_loss
+from experiment.store import RunStore
+from reporting.live import print_leaderboard
+
+
+def demo(folder: Path, console: Console) -> None:
+    """Write the digits, sweep, blend, submit, report. An existing demo is shown, not rerun."""
+    store = RunStore(folder / "run")
+    if store.exists:
+        _show(store, folder, console)
+        return
+    console.print(f"Writing scikit-learn's handwritten digits as PNG files to {folder}/data")
+    config = write_demo(folder)
+    run(config, str(folder / "run"), (), None, dry_run=False, smoke=False, console=console)
+    _print_hidden_score(store, folder, console)
+
+
+def _show(store: RunStore, folder: Path, console: Console) -> None:
+    console.print(f"The demo exists already in {folder}; it is shown, not run again.")
+    print_leaderboard(console, store.summaries(), limit=10)
+    ensemble = store.ensemble()
+    if ensemble is None:
+        console.print(f"It was interrupted; go on with: foldrace resume {store.root}")
+        return
+    console.print(
+        f"Blend of {len(ensemble.members)} members: OOF log loss {ensemble.oof_logloss:.4f}, best "
+        f"single {ensemble.best_single} {ensemble.best_single_oof_logloss:.4f}"
+    )
+    _print_hidden_score(store, folder, console)
+    console.print(f"Report: {store.root}/report/index.html")
+    console.print(f"To run it again: remove {folder}, or choose another folder with --out")
+
+
+def _print_hidden_score(store: RunStore, folder: Path, console: Console) -> None:
+    """The submission against the labels that no trial has seen."""
+    if not store.files.exists("submission.csv"):
+        return
+    rows = list(csv.reader(store.files.read("submission.csv").decode().splitlines()))
+    prob = np.array([[float(cell) for cell in row[1:]] for row in rows[1:]])
+    with hidden_labels(folder).open(encoding="utf-8", newline="") as file:
+        target = {row["id"]: row["target"] for row in csv.DictReader(file)}
+    labels = np.array([rows[0][1:].index(target[row[0]]) for row in rows[1:]])
+    console.print(
+        f"On the {len(labels)} hidden test labels: accuracy "
+        f"[bold]{accuracy(prob, labels):.4f}[/bold], log loss {log_loss(prob, labels):.4f}"
+    )

@@ -1,0 +1,100 @@
+"""`status`, `predict`: look at a run folder, use its blend."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from commands.finish import cores
+from experiment.errors import Problem, RunFailure, UserError
+from experiment.images import ImageError, find_images, read_rgb
+from experiment.store import RunStore
+from inference.predictor import Predictor
+from reporting.live import print_leaderboard
+
+_WATCH_EVERY = 5.0  # seconds
+
+
+def status(root: str, watch: bool, console: Console) -> None:
+    """Leaderboard and what is left; `watch` shows it again until every candidate is settled."""
+    store = RunStore.open(root)
+    while True:
+        summaries = store.summaries(running=True)
+        config = store.config()
+        done = [trial for summary in summaries for trial in summary.trials]
+        total = config.search.candidates * store.fold_count
+        print_leaderboard(console, summaries, limit=20)
+        line = f"{len(done)} of {total} fold trials ended"
+        if done:
+            mean = sum(trial.seconds for trial in done) / len(done)
+            line += f", {mean:.0f} s each, about {mean * max(0, total - len(done)):.0f} s of work left"
+        console.print(line)
+        settled = [s for s in summaries if s.status != "running"]
+        if not watch or len(settled) >= config.search.candidates:
+            return
+        time.sleep(_WATCH_EVERY)
+
+
+def predict(
+    root: str, paths: Sequence[Path], table: Path | None, out: Path | None, console: Console
+) -> None:
+    """Class, confidence and probabilities of each image as CSV; an unreadable image gets an
+    `ERROR` row. Raises RunFailure where no image could be read."""
+    store = RunStore.open(root)
+    files = [*_expand(paths), *(_listed(table) if table else ())]
+    if not files:
+        raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
+    errors = {file: str(e) for file in files if (e := _image_error(file)) is not None}
+    good = [file for file in files if file not in errors]
+    prob = Predictor(store, cores()).probabilities(good) if good else np.empty((0, 0))
+    by_file = dict(zip(good, prob, strict=True))
+    target = out.open("w", newline="", encoding="utf-8") if out else console.file
+    writer = csv.writer(target, lineterminator="\n")
+    classes = store.classes()
+    writer.writerow(["image_path", "class", "confidence", *classes, "error"])
+    for file in files:
+        row = by_file.get(file)
+        if row is None:
+            writer.writerow([file, "ERROR", "", *[""] * len(classes), errors[file]])
+        else:
+            best = int(row.argmax())
+            numbers = [f"{p:.6g}" for p in (row[best], *row)]
+            writer.writerow([file, classes[best], *numbers, ""])
+    if out:
+        target.close()
+        console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
+    if not good:
+        raise RunFailure("none of the images could be read")
+
+
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (path / name for name in find_images(path))
+        else:
+            yield path
+
+
+def _listed(table: Path) -> list[Path]:
+    """Paths in the `image_path` column, relative to the table."""
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if "image_path" not in (reader.fieldnames or ()):
+            columns = ", ".join(reader.fieldnames or ())
+            raise UserError(
+                [Problem(str(table), f"has no column image_path; its columns: {columns}")]
+            )
+        return [table.parent / row["image_path"] for row in reader]
+
+
+def _image_error(file: Path) -> ImageError | None:
+    try:
+        read_rgb(file)
+    except ImageError as error:
+        return error
+    return None

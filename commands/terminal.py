@@ -1,0 +1,71 @@
+"""Terminal and log files: ours on the screen, everybody else's in `logs/`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from experiment.store import RunStore
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def log_folder(store: RunStore) -> Path:
+    """`logs/` of a mounted run folder; a temporary folder for one in an object store."""
+    folder = store.log_folder() or Path(tempfile.mkdtemp(prefix="foldrace-logs-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """`application.log` gets what happened, `error.log` what went wrong."""
+    logger = logging.getLogger("foldrace")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers = [
+        _handler(folder / "application.log", logging.INFO),
+        _handler(folder / "error.log", logging.WARNING),
+    ]
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+@contextlib.contextmanager
+def only_our_output(log: Path, console: Console) -> Iterator[Console]:
+    """A console like `console` on the real terminal, while whatever else writes to standard output or error
+    (Ray's C++ processes too, hence the file descriptors) goes to `log`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("ab") as file, os.fdopen(os.dup(kept[0]), "w", encoding="utf-8") as screen:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield Console(file=screen, width=console.width if console.is_terminal else 120)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for target, source in zip((1, 2), kept, strict=True):
+                os.dup2(source, target)
+                os.close(source)
+
+
+def _handler(path: Path, level: int) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setLevel(level)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    return handler

@@ -1,0 +1,117 @@
+"""The blend of a run: from the store's complete candidates to `ensemble.json`.
+
+Takes a run folder, gives the `EnsembleRecord` that it wrote. The methods themselves see only
+arrays.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.blend import Blend
+from ensemble.crossfit import crossfit
+from ensemble.methods import blend as run_method
+from experiment.config import EnsembleConfig
+from experiment.errors import RunFailure
+from experiment.metrics import accuracy, log_loss_of_true, normalise
+from experiment.records import EnsembleRecord, MemberRecord
+from experiment.store import RunStore
+
+
+@dataclass(frozen=True)
+class Candidacy:
+    """A variant of a complete candidate: what a blend may choose."""
+
+    candidate: str
+    variant: str
+
+
+def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
+    """Choose, certify, cross-fit and write the blend. Raises RunFailure where no candidate is
+    complete."""
+    summaries = store.summaries()
+    complete = [s for s in summaries if s.status == "complete"]
+    members = [Candidacy(s.candidate.candidate, v) for s in complete for v in s.variants]
+    if not members:
+        counts = ", ".join(f"{s.candidate.candidate} {s.status}" for s in summaries) or "none"
+        raise RunFailure(
+            f"no complete candidate to blend (candidates: {counts}); see logs/error.log, then "
+            f"`resume {store.root}`, with --retry-failed where trials failed"
+        )
+    true_prob = np.stack([store.true_prob(m.candidate, m.variant) for m in members])
+    folds = store.folds().fold[store.scored_rows()]
+    method = partial(
+        run_method, config.method, max_rounds=config.max_rounds, max_members=config.max_members
+    )
+    chosen = method(true_prob)
+    fitted = crossfit(true_prob, folds, method)
+    losses = [log_loss_of_true(row) for row in true_prob]
+    best = int(np.argmin(losses))
+    oof = _blend_oof(store, members, chosen.weights)
+    labels = store.labels()[store.scored_rows()]
+    on_last = folds == folds.max()
+    record = EnsembleRecord(
+        method=config.method,
+        members=tuple(_records(members, chosen.weights)),
+        oof_logloss=chosen.loss,
+        crossfit_logloss=fitted.loss,
+        crossfit_se=fitted.se,
+        certificate=chosen.certificate,
+        best_single_oof_logloss=losses[best],
+        best_single=f"{members[best].candidate} {members[best].variant}",
+        oof_accuracy=float(accuracy(oof, labels)),
+        last_fold_logloss=log_loss_of_true(chosen.weights @ true_prob[:, on_last]),
+        members_considered=len(members),
+        candidates_considered=len(complete),
+        folds_hash=store.folds().hash,
+    )
+    store.save_ensemble(record, _trajectory(members, chosen), _half_logs(oof))
+    return record
+
+
+def _records(
+    members: Sequence[Candidacy], weights: NDArray[np.float64]
+) -> list[MemberRecord]:
+    """Members with weight, the heaviest first."""
+    order = np.argsort(-weights, kind="stable")
+    return [
+        MemberRecord(
+            candidate=members[i].candidate, variant=members[i].variant, weight=float(weights[i])
+        )
+        for i in order
+        if weights[i] > 0
+    ]
+
+
+def _blend_oof(
+    store: RunStore, members: Sequence[Candidacy], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(N, C) probabilities of the blend, one member in memory at a time."""
+    total: NDArray[np.float64] = np.zeros((len(store.scored_rows()), len(store.classes())))
+    for member, weight in zip(members, weights, strict=True):
+        if weight > 0:
+            total += weight * normalise(store.oof(member.candidate, member.variant))
+    return total
+
+
+def _half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
+    return np.log(normalise(prob)).astype(np.float16)
+
+
+def _trajectory(members: Sequence[Candidacy], chosen: Blend) -> str:
+    """The text of trajectory.csv: who came in at each round, and the loss after it; the rounds
+    after the best prefix have a loss alone."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["round", "candidate", "variant", "oof_logloss"])
+    for i, loss in enumerate(chosen.path_losses):
+        picked = members[chosen.path[i]] if i < len(chosen.path) else Candidacy("", "")
+        writer.writerow([i + 1, picked.candidate, picked.variant, f"{loss:.9g}"])
+    return buffer.getvalue()

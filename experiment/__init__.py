@@ -1,0 +1,1 @@
+"""What everyone shares: configuration, data, folds, metrics, the run folder, errors."""

@@ -1,0 +1,193 @@
+"""A look at every image before any training: missing, damaged, duplicate, too few.
+
+Takes a `Manifest`, its folds and the test set, gives problems (nothing can run) and warnings
+(it can, but scores would deceive). Each file is read once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.archive import listing
+from experiment.config import closest
+from experiment.errors import Problem
+from experiment.images import ImageError, check_image, read_bytes
+from experiment.manifest import ImageSet, Manifest
+
+FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there
+FEW_IMAGES = 10  # the same where there are no folds yet
+
+_BATCH = 4096  # images queued at once
+_SHOWN = 20
+_FUZZY_LIMIT = 2000  # so many file names are compared in tolerable time
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found. `problems` forbid a run, `warnings` do not."""
+
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    largest_side: int
+    """Pixels: the longest side of all images."""
+    images: int
+    """How many files were looked at."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    side: int
+    digest: bytes
+    fault: str | None = None
+    missing: bool = False
+
+
+def audit(
+    manifest: Manifest, fold: NDArray[np.int64] | None, test: ImageSet | None, workers: int
+) -> Audit:
+    """Read, hash and decode every image, `workers` at a time."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        train_looks = _look_at_all(manifest, pool)
+        test_looks = [] if test is None else _look_at_all(test, pool)
+    problems = list(_faults("training", "data.train_images", manifest, train_looks))
+    warnings = list(_tiny_classes(manifest, fold))
+    copies = _copies(train_looks)
+    warnings += _duplicates(manifest, fold, copies)
+    if test is not None:
+        problems += _faults("test", "data.test_images", test, test_looks)
+        warnings += _leaks(manifest, test, copies, test_looks)
+    looks = train_looks + test_looks
+    largest = max((look.side for look in looks), default=0)
+    return Audit(tuple(problems), tuple(warnings), largest, len(looks))
+
+
+def _look_at_all(images: Manifest | ImageSet, pool: ThreadPoolExecutor) -> list[_Look]:
+    looks: list[_Look] = []
+    for start in range(0, len(images), _BATCH):
+        rows = range(start, min(start + _BATCH, len(images)))
+        looks.extend(pool.map(_look, (images.file(row) for row in rows)))
+    return looks
+
+
+def _look(path: Path) -> _Look:
+    try:
+        data = read_bytes(path)
+        side = check_image(data, path)
+    except ImageError as error:
+        return _Look(0, b"", error.reason, missing=not path.exists())
+    return _Look(side, hashlib.blake2b(data, digest_size=16).digest())
+
+
+def _faults(
+    kind: str, key: str, images: Manifest | ImageSet, looks: Sequence[_Look]
+) -> Iterator[Problem]:
+    where = f"{kind} images in {images.image_root}"
+    missing = [row for row, look in enumerate(looks) if look.missing]
+    if missing:
+        shown = [_missing(images, row) for row in missing[:_SHOWN]]
+        names = listing([*shown, *missing[_SHOWN:]], _SHOWN)
+        advice = "correct the paths"
+        if len(missing) > len(looks) / 2:
+            advice += f" or set {key} to the folder that they are relative to"
+        count = f"{len(missing):,} of {len(looks):,} do not exist"
+        yield Problem(where, f"{count}: {names}; {advice}")
+    damaged = [
+        f"{images.image_paths[row]} ({look.fault})"
+        for row, look in enumerate(looks)
+        if look.fault is not None and not look.missing
+    ]
+    if damaged:
+        count = f"{len(damaged):,} of {len(looks):,} cannot be read"
+        yield Problem(where, f"{count}: {listing(damaged)}; replace the files or drop their rows")
+
+
+def _missing(images: Manifest | ImageSet, row: int) -> str:
+    path = images.file(row)
+    near = _similar_name(path)
+    return images.image_paths[row] + (f" (there is {near})" if near else "")
+
+
+def _similar_name(path: Path) -> str | None:
+    """A file beside `path` with another case or extension, else with a similar name."""
+    if not path.parent.is_dir():
+        return None
+    names = sorted(os.listdir(path.parent))
+    stem = path.stem.casefold()
+    for name in names:
+        if os.path.splitext(name)[0].casefold() == stem:
+            return name
+    near = closest(path.name, names, n=1) if len(names) <= _FUZZY_LIMIT else []
+    return near[0] if near else None
+
+
+def _copies(looks: Sequence[_Look]) -> dict[bytes, list[int]]:
+    """Rows by content."""
+    rows: dict[bytes, list[int]] = {}
+    for row, look in enumerate(looks):
+        if look.fault is None:
+            rows.setdefault(look.digest, []).append(row)
+    return rows
+
+
+def _duplicates(
+    manifest: Manifest, fold: NDArray[np.int64] | None, copies: dict[bytes, list[int]]
+) -> Iterator[Problem]:
+    several = [rows for rows in copies.values() if len(rows) > 1]
+    conflicting = [rows for rows in several if len(set(manifest.labels[rows])) > 1]
+    if conflicting:
+        shown = listing(
+            " = ".join(
+                f"{manifest.image_paths[row]} [{manifest.classes[manifest.labels[row]]}]"
+                for row in rows
+            )
+            for rows in conflicting
+        )
+        message = f"identical files with different labels: {shown}; one label of each is wrong"
+        yield Problem("training images", message)
+    torn = [] if fold is None else [rows for rows in several if len(set(fold[rows])) > 1]
+    if torn:
+        shown = listing(" = ".join(manifest.image_paths[row] for row in rows) for rows in torn)
+        message = f"identical files in different folds: {shown}; validation scores are too good"
+        advice = "drop the copies or give them one group (data.group_column)"
+        yield Problem("training images", f"{message}: {advice}")
+
+
+def _leaks(
+    manifest: Manifest,
+    test: ImageSet,
+    copies: dict[bytes, list[int]],
+    test_looks: Sequence[_Look],
+) -> Iterator[Problem]:
+    shared = [
+        f"{test.image_paths[row]} = {manifest.image_paths[copies[look.digest][0]]}"
+        for row, look in enumerate(test_looks)
+        if look.fault is None and look.digest in copies
+    ]
+    if shared:
+        message = f"{len(shared):,} are also training images: {listing(shared)}"
+        yield Problem("test images", f"{message}; their scores say nothing about new images")
+
+
+def _tiny_classes(manifest: Manifest, fold: NDArray[np.int64] | None) -> Iterator[Problem]:
+    n_classes = len(manifest.classes)
+    counts = np.bincount(manifest.labels, minlength=n_classes)
+    if fold is None:
+        fewest, few, unit = counts, FEW_IMAGES, ""
+    else:
+        per_fold = [
+            np.bincount(manifest.labels[fold == f], minlength=n_classes)
+            for f in range(int(fold.max()) + 1)
+        ]
+        fewest, few, unit = np.min(per_fold, axis=0), FEW_PER_FOLD, " in some fold"
+    tiny = [f"{manifest.classes[c]} ({counts[c]})" for c in np.flatnonzero(fewest < few)]
+    if tiny:
+        message = f"classes with fewer than {few} images{unit}: {listing(tiny)}"
+        yield Problem("training images", f"{message}; luck decides their scores, add images")

@@ -1,0 +1,137 @@
+"""Whole-file access to a folder on a local disk, NFS, or an object store (`s3://...`).
+
+Takes names relative to the folder, gives bytes. A file appears whole or not at all: locally it is
+written aside, synced and renamed; an object store puts whole objects.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from experiment.errors import RunFolderError
+
+_ASIDE = ".part-"
+
+
+class Files(Protocol):
+    """A folder of whole files."""
+
+    root: str
+
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def exists(self, name: str) -> bool: ...
+    def names(self, folder: str = "") -> list[str]: ...
+    def delete(self, name: str) -> None: ...
+
+
+def open_files(root: str | Path) -> Files:
+    """The folder at a local path or at a URL that pyarrow knows (`s3://bucket/path`)."""
+    text = str(root)
+    if "://" not in text:
+        return LocalFiles(Path(text).expanduser().resolve())
+    return RemoteFiles(text)
+
+
+class LocalFiles:
+    """A folder that the operating system mounts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.root = str(path)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f"{_ASIDE}{uuid.uuid4().hex}-{target.name}")
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the entries of a folder, sorted; files being written are not entries yet."""
+        path = self.path / folder
+        if not path.is_dir():
+            return []
+        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(_ASIDE))
+
+    def delete(self, name: str) -> None:
+        path = self.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class RemoteFiles:
+    """A folder in an object store, through pyarrow's file systems."""
+
+    def __init__(self, url: str) -> None:
+        from pyarrow import ArrowException, fs
+
+        try:
+            base, path = fs.FileSystem.from_uri(url)
+        except (ArrowException, OSError, ValueError) as error:
+            raise RunFolderError.single(
+                url, f"cannot be opened: {error}; allowed: a local path or s3://bucket/path"
+            ) from error
+        self._fs, self._path, self.root = base, PurePosixPath(path), url
+
+    def read(self, name: str) -> bytes:
+        with self._fs.open_input_stream(str(self._path / name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._fs.open_output_stream(str(self._path / name)) as stream:
+            stream.write(data)
+
+    def exists(self, name: str) -> bool:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(str(self._path / name))
+        return bool(found.type != fs.FileType.NotFound)
+
+    def names(self, folder: str = "") -> list[str]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(str(self._path / folder), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    def delete(self, name: str) -> None:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(str(self._path / name))
+        if found.type == fs.FileType.Directory:
+            self._fs.delete_dir(str(self._path / name))
+        elif found.type == fs.FileType.File:
+            self._fs.delete_file(str(self._path / name))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; not every file system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

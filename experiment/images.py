@@ -1,0 +1,158 @@
+"""Reading and finding image files: the one place that turns a file into pixels.
+
+Takes paths or bytes, gives upright 8-bit RGB images, or an `ImageError` with the reason.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+    + (".ppm", ".pgm", ".pnm", ".jp2", ".avif")
+)
+# Only plain pixel formats: some other plugins of Pillow start programs (EPS runs Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes the image upright
+
+_DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this multiple of the final size
+
+
+class ImageError(Exception):
+    """A file that gives no image."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}")
+
+
+def read_rgb(path: Path, longer_side: int | None = None) -> Image.Image:
+    """The upright image in mode RGB, fully decoded; transparency lies on white. With
+    `longer_side`, never larger than that many pixels (and never enlarged)."""
+    image = _open(read_bytes(path), path)
+    try:
+        if longer_side is not None:
+            _draft(image, longer_side * _DRAFT_MARGIN)
+        image.load()
+        rgb = _to_rgb(image)
+        if longer_side is not None and max(rgb.size) > longer_side:
+            rgb.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        turn = _UPRIGHT.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(turn)
+    except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over
+        raise ImageError(path, _reason(error)) from error
+
+
+def check_image(data: bytes, path: Path) -> int:
+    """Decode the file in `data` to its end and give its longer side in pixels. Cheaper than
+    `read_rgb`: a JPEG's data are all read, but only an eighth of its resolution is computed."""
+    image = _open(data, path)
+    side = max(image.size)
+    try:
+        _draft(image, 1)
+        image.load()
+        _to_rgb(image.crop((0, 0, 1, 1)))  # one pixel tells whether the mode can be converted
+    except Exception as error:
+        raise ImageError(path, _reason(error)) from error
+    return side
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content; an `ImageError` when there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(path, "does not exist") from error
+    except IsADirectoryError as error:
+        raise ImageError(path, "is a folder, not an image") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(path, f"cannot be read: {error}") from error
+    if not data:
+        raise ImageError(path, "is empty (0 bytes)")
+    return data
+
+
+def find_images(folder: Path) -> list[str]:
+    """Every image below `folder`, as natural-sorted posix paths relative to it; hidden files
+    and folders are left out."""
+    return sorted(_image_files(folder, ""), key=natural_key)
+
+
+def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Sorts '2' before '10' and 'a2' before 'a10'; different texts never tie."""
+    parts: list[str | tuple[int, str]] = []
+    for i, part in enumerate(re.split("([0-9]+)", text.casefold())):
+        digits = part.lstrip("0")
+        parts.append((len(digits), digits) if i % 2 else part)
+    return parts, text
+
+
+def _image_files(folder: Path, prefix: str) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.name.startswith((".", "__MACOSX")):
+            continue
+        if entry.is_dir():
+            yield from _image_files(folder / entry.name, f"{prefix}{entry.name}/")
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield prefix + entry.name
+
+
+def _open(data: bytes, path: Path) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:
+        raise ImageError(path, _reason(error)) from error
+    if min(image.size) < 1:
+        raise ImageError(path, f"has no pixels ({image.width} x {image.height})")
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not an image of a supported kind ({', '.join(_FORMATS)}), or is damaged"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"is too large: {error}"
+    return f"cannot be decoded: {error or type(error).__name__}"
+
+
+def _draft(image: ImageFile.ImageFile, longer_side: int) -> None:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 where that still gives `longer_side` pixels."""
+    scale = min(1.0, longer_side / max(image.size))
+    image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # a damaged EXIF block does not spoil the pixels
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # I;16 and its byte orders; I holds 16-bit PGM and TIFF
+        values = np.clip(np.asarray(image, dtype=np.float32), 0, 65535) / 257  # 65535 / 257 = 255
+        return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

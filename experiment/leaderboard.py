@@ -1,0 +1,79 @@
+"""The texts of leaderboard.csv and trials.csv, from the candidates' summaries.
+
+Column names and their order are a contract with users' scripts.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from experiment.records import CandidateSummary
+
+_LEADERBOARD = (
+    "candidate", "backbone", "status", "folds_done", "variant", "oof_logloss", "oof_accuracy",
+    "last_fold_logloss", "gain", "gain_se", "epochs_trained", "seconds",
+)  # fmt: skip
+_TRIALS = (
+    "candidate", "fold", "status", "variant", "val_logloss", "best_epoch", "epochs_trained",
+    "seconds", "node", "device",
+)  # fmt: skip
+
+
+def leaderboard_csv(summaries: Sequence[CandidateSummary]) -> str:
+    """Complete candidates first, by OOF log loss; then the others by id."""
+    knobs = sorted({knob for s in summaries for knob in s.candidate.params})
+    rows = [_leaderboard_row(s, knobs) for s in ranked(summaries)]
+    return _csv((*_LEADERBOARD, *(f"hp.{knob}" for knob in knobs)), rows)
+
+
+def trials_csv(summaries: Iterable[CandidateSummary]) -> str:
+    """One row a fold trial that ended."""
+    rows: list[list[object]] = []
+    for trial in (t for s in summaries for t in s.trials):
+        best = trial.best
+        score = trial.variants[best] if best else None
+        rows.append([
+            trial.candidate, trial.fold, trial.status, best,
+            _number(score.val_logloss if score else None), score.best_epoch if score else None,
+            trial.epochs_trained, f"{trial.seconds:.2f}", trial.node, trial.device,
+        ])  # fmt: skip
+    return _csv(_TRIALS, rows)
+
+
+def ranked(summaries: Iterable[CandidateSummary]) -> list[CandidateSummary]:
+    """Best first: complete ones by OOF log loss, then the rest by id."""
+
+    def order(summary: CandidateSummary) -> tuple[bool, float, str]:
+        complete = summary.status == "complete" and summary.best is not None
+        loss = summary.pooled_logloss(summary.best) if complete and summary.best else 0.0
+        return not complete, loss, summary.candidate.candidate
+
+    return sorted(summaries, key=order)
+
+
+def _leaderboard_row(summary: CandidateSummary, knobs: Sequence[str]) -> list[object]:
+    best = summary.best
+    return [
+        summary.candidate.candidate, summary.candidate.backbone, summary.status,
+        len(summary.finished), best,
+        _number(summary.pooled_logloss(best) if best else None),
+        _number(summary.pooled_accuracy(best) if best else None),
+        _number(summary.last_fold_logloss), None, None,
+        sum(t.epochs_trained for t in summary.trials),
+        f"{sum(t.seconds for t in summary.trials):.2f}",
+        *(_number(summary.candidate.params.get(knob)) for knob in knobs),
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()

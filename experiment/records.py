@@ -1,0 +1,158 @@
+"""What is written about candidates, fold trials and blends: frozen, validated, JSON both ways.
+
+Everybody reads and writes these through `experiment.store`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+RAW = "raw"
+EMA = "ema"
+
+TrialStatus = Literal["finished", "diverged", "failed"]
+CandidateStatus = Literal["running", "complete", "stopped", "unfinished", "diverged", "failed"]
+
+
+class _Record(BaseModel):
+    # Unknown keys are ignored: a run folder of a newer version stays readable.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class CandidateRecord(_Record):
+    """One backbone with one set of hyperparameters, written when it is suggested."""
+
+    candidate: str
+    backbone: str
+    params: dict[str, int | float]
+
+
+class VariantScore(_Record):
+    """One set of weights of a fold trial, scored on the fold's rows."""
+
+    rows: int
+    val_logloss: float
+    val_acc: float
+    best_epoch: int
+
+
+class TrialRecord(_Record):
+    """The truth about one fold trial; written last, so that its files are whole."""
+
+    candidate: str
+    fold: int
+    status: TrialStatus
+    backbone: str
+    params: dict[str, int | float]
+    folds_hash: str
+    seed: int
+    variants: dict[str, VariantScore] = {}
+    epochs_trained: int = 0
+    seconds: float = 0.0
+    """Wall seconds of the fold trial, from its first line to its written record."""
+    node: str = ""
+    device: str = ""
+    accelerators: tuple[str, ...] = ()
+    """Device ids that the scheduler gave to this trial."""
+    micro_batch: int = 0
+    error: str | None = None
+
+    @property
+    def best(self) -> str | None:
+        """The variant with the lower log loss; raw on a tie."""
+        if not self.variants:
+            return None
+        return min(sorted(self.variants, reverse=True), key=lambda v: self.variants[v].val_logloss)
+
+
+@dataclass(frozen=True)
+class Oof:
+    """Probabilities of one variant on the rows of one fold."""
+
+    log_prob: NDArray[np.float16]  # (n, C) natural log
+    true_prob: NDArray[np.float32]  # (n,) from the float32 softmax
+
+
+class MemberRecord(_Record):
+    """One member of a blend. `temperature` 1 means uncalibrated."""
+
+    candidate: str
+    variant: str
+    weight: float
+    temperature: float = 1.0
+
+
+class HeldOutScore(_Record):
+    """With `k: 1` and a `test_fraction`: the blend on rows that no trial and no choice has seen."""
+
+    rows: int
+    logloss: float
+    accuracy: float
+
+
+class EnsembleRecord(_Record):
+    """`ensemble.json`: the blend and what is known about it."""
+
+    method: str
+    members: tuple[MemberRecord, ...]
+    oof_logloss: float
+    crossfit_logloss: float
+    crossfit_se: float
+    certificate: float
+    """Upper bound on `oof_logloss` minus the least loss that any blend could have."""
+    best_single_oof_logloss: float
+    best_single: str
+    oof_accuracy: float
+    last_fold_logloss: float
+    members_considered: int
+    candidates_considered: int
+    folds_hash: str
+    held_out: HeldOutScore | None = None
+
+
+@dataclass(frozen=True)
+class CandidateSummary:
+    """One row of the leaderboard, from a candidate and its trials."""
+
+    candidate: CandidateRecord
+    status: CandidateStatus
+    trials: tuple[TrialRecord, ...]  # by fold
+    folds: int
+
+    @property
+    def finished(self) -> tuple[TrialRecord, ...]:
+        return tuple(t for t in self.trials if t.status == "finished")
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Variants that every finished fold has, raw first."""
+        if not self.finished:
+            return ()
+        shared = set.intersection(*(set(t.variants) for t in self.finished))
+        return tuple(sorted(shared, key=lambda v: (v != RAW, v)))
+
+    def pooled_logloss(self, variant: str) -> float:
+        """Mean over all rows of the finished folds, not mean of fold means."""
+        scores = [t.variants[variant] for t in self.finished]
+        return math.fsum(s.rows * s.val_logloss for s in scores) / sum(s.rows for s in scores)
+
+    def pooled_accuracy(self, variant: str) -> float:
+        scores = [t.variants[variant] for t in self.finished]
+        return math.fsum(s.rows * s.val_acc for s in scores) / sum(s.rows for s in scores)
+
+    @property
+    def best(self) -> str | None:
+        """The variant with the lower pooled log loss; raw on a tie."""
+        return min(self.variants, key=self.pooled_logloss) if self.variants else None
+
+    @property
+    def last_fold_logloss(self) -> float | None:
+        """Of the better variant on the last fold, where that has been trained."""
+        last = [t for t in self.finished if t.fold == self.folds - 1]
+        return last[0].variants[self.best].val_logloss if last and self.best else None

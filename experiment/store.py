@@ -1,0 +1,334 @@
+"""The run folder: the only code that knows its files.
+
+Takes and gives records and arrays; checks that a candidate's OOF rows are complete before anyone
+blends them. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from experiment.config import SweepConfig, to_yaml
+from experiment.errors import Problem, RunFolderError
+from experiment.files import Files, LocalFiles, open_files
+from experiment.folds import FoldTable, folds_hash, read_folds
+from experiment.leaderboard import leaderboard_csv, trials_csv
+from experiment.records import (
+    RAW,
+    CandidateRecord,
+    CandidateStatus,
+    CandidateSummary,
+    EnsembleRecord,
+    Oof,
+    TrialRecord,
+)
+
+_CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
+
+
+class RunStore:
+    """One run folder: a local path, or a URL such as s3://bucket/run."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.files: Files = open_files(root)
+        self.root = self.files.root
+        self._folds: FoldTable | None = None
+
+    # -- the run as a whole
+
+    @property
+    def exists(self) -> bool:
+        return self.files.exists(_CONFIG)
+
+    def create(self, config: SweepConfig, folds: str, classes: Sequence[str]) -> None:
+        """Lay the folder out. `folds` is the text of folds.csv; sweep.yaml comes last, so that
+        a folder with it is a run."""
+        self.files.write(_FOLDS, folds.encode())
+        self.files.write(_CLASSES, _json(list(classes)))
+        self.save_config(config)
+
+    @classmethod
+    def open(cls, root: str | Path) -> RunStore:
+        """An existing run; RunFolderError where there is none."""
+        store = cls(root)
+        if not store.exists:
+            raise RunFolderError.single(
+                store.root, f"is no run folder (it has no {_CONFIG}); `run CONFIG` makes one"
+            )
+        return store
+
+    def config(self) -> SweepConfig:
+        """The resolved config that the run was made with."""
+        text = self._text(_CONFIG)
+        try:
+            return SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+        except (ValidationError, yaml.YAMLError) as error:
+            raise RunFolderError.single(
+                f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {error}"
+            ) from error
+
+    def save_config(self, config: SweepConfig) -> None:
+        self.files.write(_CONFIG, to_yaml(config).encode())
+
+    def classes(self) -> tuple[str, ...]:
+        return tuple(json.loads(self._text(_CLASSES)))
+
+    def folds(self) -> FoldTable:
+        """folds.csv, read once."""
+        if self._folds is None:
+            self._folds = read_folds(self._text(_FOLDS))
+        return self._folds
+
+    def labels(self) -> NDArray[np.int64]:
+        """(n,) class index of every row of folds.csv."""
+        index = {name: i for i, name in enumerate(self.classes())}
+        return np.array([index[target] for target in self.folds().targets], dtype=np.int64)
+
+    def scored_rows(self) -> NDArray[np.int64]:
+        """(N,) rows that some fold trial scores: all, or with k: 1 the validation rows."""
+        return np.flatnonzero(self.folds().fold >= 0)
+
+    # -- candidates and trials
+
+    def save_candidate(self, record: CandidateRecord) -> None:
+        self.files.write(f"trials/{record.candidate}/candidate.json", _record_json(record))
+
+    def candidates(self) -> list[CandidateRecord]:
+        """Every candidate ever suggested, by id."""
+        names = [n for n in self.files.names("trials")]
+        paths = [f"trials/{n}/candidate.json" for n in names]
+        return [
+            CandidateRecord.model_validate_json(self.files.read(path))
+            for path in paths
+            if self.files.exists(path)
+        ]
+
+    def save_trial(
+        self,
+        record: TrialRecord,
+        oof: Mapping[str, Oof] | None = None,
+        rows: NDArray[np.int64] | None = None,
+        weights: Mapping[str, bytes] | None = None,
+        log: str | None = None,
+    ) -> None:
+        """Write a fold trial; `trial.json` last, so that a trial with it is whole.
+        `weights` are safetensors files, `log` the text of train_log.csv."""
+        folder = self.trial_folder(record.candidate, record.fold)
+        if log is not None:
+            self.files.write(f"{folder}/train_log.csv", log.encode())
+        if rows is not None:
+            self.files.write(f"{folder}/rows.npy", _npy(rows))
+        for variant, probabilities in (oof or {}).items():
+            self.files.write(f"{folder}/oof{suffix(variant)}.npy", _npy(probabilities.log_prob))
+            self.files.write(
+                f"{folder}/true_prob{suffix(variant)}.npy", _npy(probabilities.true_prob)
+            )
+        for variant, data in (weights or {}).items():
+            self.files.write(weights_name(record.candidate, record.fold, variant), data)
+        self.files.write(f"{folder}/trial.json", _record_json(record))
+
+    def trial(self, candidate: str, fold: int) -> TrialRecord | None:
+        """The trial's record, or None while it has not ended. A damaged record, or one of other
+        folds, is no record: the trial runs again."""
+        name = f"{self.trial_folder(candidate, fold)}/trial.json"
+        if not self.files.exists(name):
+            return None
+        try:
+            record = TrialRecord.model_validate_json(self.files.read(name))
+        except ValidationError:
+            return None
+        return record if record.folds_hash == self.folds().hash else None
+
+    def trials(self) -> dict[tuple[str, int], TrialRecord]:
+        """(candidate, fold) -> record, for every fold trial that ended."""
+        found: dict[tuple[str, int], TrialRecord] = {}
+        for candidate in self.files.names("trials"):
+            for folder in self.files.names(f"trials/{candidate}"):
+                if not folder.startswith("fold"):
+                    continue
+                record = self.trial(candidate, int(folder.removeprefix("fold")))
+                if record is not None:
+                    found[candidate, record.fold] = record
+        return found
+
+    def forget_trial(self, candidate: str, fold: int) -> None:
+        """Remove what a fold trial left, so that it runs anew."""
+        self.files.delete(self.trial_folder(candidate, fold))
+
+    def train_log(self, candidate: str, fold: int) -> str | None:
+        name = f"{self.trial_folder(candidate, fold)}/train_log.csv"
+        return self._text(name) if self.files.exists(name) else None
+
+    def weights(self, candidate: str, fold: int, variant: str) -> bytes:
+        """The safetensors file of a variant."""
+        return self.files.read(weights_name(candidate, fold, variant))
+
+    # -- OOF
+
+    def oof(self, candidate: str, variant: str) -> NDArray[np.float32]:
+        """(N, C) probabilities of a complete candidate on `scored_rows`, in their order."""
+        log_prob = self._pooled(candidate, f"oof{suffix(variant)}.npy").astype(np.float32)
+        return np.exp(log_prob)
+
+    def true_prob(self, candidate: str, variant: str) -> NDArray[np.float32]:
+        """(N,) probability of the true class on `scored_rows`, in their order."""
+        return self._pooled(candidate, f"true_prob{suffix(variant)}.npy")
+
+    def _pooled(self, candidate: str, name: str) -> NDArray[np.float32]:
+        """The folds' arrays put together; RunFolderError unless each scored row is there once."""
+        expected = self.scored_rows()
+        folders = [f"trials/{candidate}/fold{k}" for k in range(self.folds().fold.max() + 1)]
+        rows = np.concatenate([self._array(f"{folder}/rows.npy") for folder in folders])
+        values = np.concatenate([self._array(f"{folder}/{name}") for folder in folders])
+        order = np.argsort(rows, kind="stable")
+        if not np.array_equal(rows[order], expected) or len(values) != len(rows):
+            missing = np.setdiff1d(expected, rows)[:5].tolist()
+            raise RunFolderError.single(
+                f"{self.root}/trials/{candidate}/*/{name}",
+                f"does not hold each scored row once ({len(rows)} rows for {len(expected)}, "
+                f"missing for example {missing}); delete the candidate's folder and resume",
+            )
+        return values[order]
+
+    def _array(self, name: str) -> NDArray[np.float32]:
+        try:
+            array: NDArray[np.float32] = np.load(
+                io.BytesIO(self.files.read(name)), allow_pickle=False
+            )
+        except (OSError, ValueError, EOFError) as error:
+            raise RunFolderError.single(
+                f"{self.root}/{name}", f"cannot be read: {error}"
+            ) from error
+        return array
+
+    # -- derived tables and results
+
+    def summaries(self, running: bool = False) -> list[CandidateSummary]:
+        """Every candidate with its status, from the files alone. `running`: the sweep goes on,
+        so that incomplete candidates are `running` and not `unfinished`."""
+        by_candidate: dict[str, list[TrialRecord]] = defaultdict(list)
+        for (candidate, _), record in sorted(self.trials().items()):
+            by_candidate[candidate].append(record)
+        return [
+            summarise(record, by_candidate[record.candidate], self.fold_count, running)
+            for record in self.candidates()
+        ]
+
+    @property
+    def fold_count(self) -> int:
+        return int(self.folds().fold.max()) + 1
+
+    def write_tables(self, summaries: Iterable[CandidateSummary]) -> None:
+        """leaderboard.csv and trials.csv."""
+        listed = list(summaries)
+        self.files.write("leaderboard.csv", leaderboard_csv(listed).encode())
+        self.files.write("trials.csv", trials_csv(listed).encode())
+
+    def save_ensemble(
+        self, record: EnsembleRecord, trajectory: str, oof: NDArray[np.float16]
+    ) -> None:
+        """`trajectory` is the text of trajectory.csv; `oof` (N, C) log-probabilities."""
+        self.files.write("ensemble/trajectory.csv", trajectory.encode())
+        self.files.write("ensemble/oof.npy", _npy(oof))
+        self.update_ensemble(record)
+
+    def update_ensemble(self, record: EnsembleRecord) -> None:
+        """Write ensemble.json alone."""
+        self.files.write("ensemble/ensemble.json", _record_json(record))
+
+    def ensemble(self) -> EnsembleRecord | None:
+        name = "ensemble/ensemble.json"
+        if not self.files.exists(name):
+            return None
+        return EnsembleRecord.model_validate_json(self.files.read(name))
+
+    def ensemble_oof(self) -> NDArray[np.float32]:
+        """(N, C) probabilities of the blend on `scored_rows`."""
+        return np.exp(self._array("ensemble/oof.npy").astype(np.float32))
+
+    def trajectory(self) -> str:
+        return self._text("ensemble/trajectory.csv")
+
+    @staticmethod
+    def trial_folder(candidate: str, fold: int) -> str:
+        return f"trials/{candidate}/fold{fold}"
+
+    def log_folder(self) -> Path | None:
+        """Where log files go: they are appended to, which only a mounted folder can do."""
+        return self.files.path / "logs" if isinstance(self.files, LocalFiles) else None
+
+    def _text(self, name: str) -> str:
+        try:
+            return self.files.read(name).decode()
+        except OSError as error:
+            raise RunFolderError.single(
+                f"{self.root}/{name}", f"cannot be read: {error}"
+            ) from error
+
+
+def summarise(
+    candidate: CandidateRecord, trials: Sequence[TrialRecord], folds: int, running: bool
+) -> CandidateSummary:
+    """A candidate's one status: complete means that all K folds ended well."""
+    statuses = {trial.status for trial in trials}
+    status: CandidateStatus
+    if "diverged" in statuses:
+        status = "diverged"
+    elif "failed" in statuses:
+        status = "failed"
+    elif len(trials) == folds:
+        status = "complete"
+    else:
+        status = "running" if running else "unfinished"
+    return CandidateSummary(candidate, status, tuple(trials), folds)
+
+
+def suffix(variant: str) -> str:
+    """File names of the raw variant have no suffix."""
+    return "" if variant == RAW else f"_{variant}"
+
+
+def weights_name(candidate: str, fold: int, variant: str) -> str:
+    return f"{RunStore.trial_folder(candidate, fold)}/best{suffix(variant)}.safetensors"
+
+
+def other_config_problems(old: SweepConfig, new: SweepConfig) -> list[str]:
+    """Dotted keys in which two configs differ."""
+    left, right = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=1).encode()
+
+
+def _record_json(record: CandidateRecord | TrialRecord | EnsembleRecord) -> bytes:
+    return record.model_dump_json(indent=1).encode()
+
+
+def _npy(array: NDArray[np.generic]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+__all__ = ["Problem", "RunStore", "folds_hash", "other_config_problems", "suffix", "summarise"]

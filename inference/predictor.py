@@ -1,0 +1,85 @@
+"""Probabilities of a run's blend for any images.
+
+Takes a run folder and image files, gives an (n, C) array: per member the mean over its K fold
+models, then the weighted mean over the members. Only the selected checkpoints are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from experiment.errors import RunFolderError
+from experiment.metrics import normalise
+from experiment.records import MemberRecord
+from experiment.store import RunStore
+from trainables.pixel_cache import ImageSource, open_images
+from trainables.predict import (
+    autocast_for,
+    log_probabilities,
+    read_card,
+    resolve_precision,
+    scoring_loader,
+    unpack_classifier,
+)
+
+_BATCH = 64  # images; only speed depends on it
+
+
+class Predictor:
+    """The blend of one run folder.
+
+    >>> Predictor(RunStore.open("runs/cars")).probabilities([Path("car.jpg")])  # (1, C)
+    """
+
+    def __init__(self, store: RunStore, workers: int = 1) -> None:
+        ensemble = store.ensemble()
+        if ensemble is None:
+            raise RunFolderError.single(
+                store.root, "has no blend yet; `ensemble DIR` makes one from complete candidates"
+            )
+        self.store, self.ensemble = store, ensemble
+        self.classes = store.classes()
+        self._workers = workers
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = resolve_precision(self._device, store.config().training.precision)
+        self._autocast = autocast_for(self._device, precision)
+
+    @property
+    def models(self) -> int:
+        """Fold models that a prediction runs."""
+        return len(self.ensemble.members) * self.store.fold_count
+
+    def probabilities(
+        self, files: Sequence[Path], on_model: Callable[[int], None] = lambda done: None
+    ) -> NDArray[np.float64]:
+        """(n, C), rows sum to 1. `on_model` hears how many of `models` are done."""
+        total: NDArray[np.float64] = np.zeros((len(files), len(self.classes)))
+        done = 0
+        for member in self.ensemble.members:
+            mean: NDArray[np.float64] = np.zeros_like(total)
+            for fold in range(self.store.fold_count):
+                mean += self._fold_probabilities(member, fold, files) / self.store.fold_count
+                done += 1
+                on_model(done)
+            total += member.weight * normalise(mean)
+        return normalise(total)
+
+    def _fold_probabilities(
+        self, member: MemberRecord, fold: int, files: Sequence[Path]
+    ) -> NDArray[np.float64]:
+        data = self.store.weights(member.candidate, fold, member.variant)
+        card = read_card(data)
+        model = unpack_classifier(data, card).to(self._device)
+        source: ImageSource = open_images(files, card.image_size, max(1, self._workers))
+        workers = self._workers if self._device.type == "cuda" else 0
+        loader = scoring_loader(
+            source, np.arange(len(files)), card.image_size, _BATCH, workers, self._device
+        )
+        log_prob, _ = log_probabilities(model, loader, self._device, self._autocast)
+        return normalise(np.exp(log_prob.astype(np.float64)))
+

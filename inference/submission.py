@@ -1,0 +1,108 @@
+"""`submission.csv` in the exact form of the sample, and the receipt that proves it.
+
+Takes test probabilities, gives the two files. The checks read the file back: what is proved is
+what lies on the disk.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.errors import RunFailure
+from experiment.files import Files
+from experiment.manifest import ImageSet
+from experiment.records import EnsembleRecord
+
+_ROW_SUM = 1e-6
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was written, from what, and which checks passed."""
+
+    file: str
+    sha256: str
+    rows: int
+    columns: tuple[str, ...]
+    created: str
+    oof_logloss: float
+    crossfit_logloss: float
+    certificate: float
+    members: tuple[dict[str, object], ...]
+    folds_hash: str
+    checks: tuple[str, ...]
+
+
+def write_submission(
+    files: Files,
+    name: str,
+    test: ImageSet,
+    classes: Sequence[str],
+    prob: NDArray[np.float64],
+    ensemble: EnsembleRecord,
+) -> Receipt:
+    """Write `name` and `<name without .csv>.receipt.json` into `files`. `prob` is (n, C) in the
+    order of `test` and `classes`. Raises RunFailure where a check does not pass; then no file
+    of that name is left."""
+    text = submission_csv(test, classes, prob)
+    data = text.encode()
+    files.write(name, data)
+    try:
+        checks = check_submission(files.read(name).decode(), test)
+    except RunFailure:
+        files.delete(name)
+        raise
+    receipt = Receipt(
+        file=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        rows=len(test),
+        columns=(test.id_column, *test.class_columns),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        oof_logloss=ensemble.oof_logloss,
+        crossfit_logloss=ensemble.crossfit_logloss,
+        certificate=ensemble.certificate,
+        members=tuple(member.model_dump() for member in ensemble.members),
+        folds_hash=ensemble.folds_hash,
+        checks=checks,
+    )
+    text = json.dumps(receipt.__dict__, indent=1, ensure_ascii=False)
+    files.write(f"{name.removesuffix('.csv')}.receipt.json", text.encode())
+    return receipt
+
+
+def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
+    """Columns in the sample's order, numbers with 9 significant digits."""
+    order = [list(classes).index(column) for column in test.class_columns]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([test.id_column, *test.class_columns])
+    for row_id, row in zip(test.ids, prob[:, order], strict=True):
+        writer.writerow([row_id, *(f"{p:.9g}" for p in row)])
+    return buffer.getvalue()
+
+
+def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
+    """Read a submission back; the checks that passed, or RunFailure with the one that did not."""
+    header, *rows = list(csv.reader(io.StringIO(text)))
+    values = np.array([[float(cell) for cell in row[1:]] for row in rows]).reshape(len(rows), -1)
+    furthest = float(np.abs(values.sum(axis=1) - 1).max(initial=0.0))
+    results = {
+        "columns equal the sample's, in its order": header == [test.id_column, *test.class_columns],
+        "ids equal the sample's, in its order": [row[0] for row in rows] == list(test.ids),
+        "no value is missing or not finite": bool(np.isfinite(values).all()),
+        "every value lies in [0, 1]": bool(((values >= 0) & (values <= 1)).all()),
+        f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM,
+    }
+    failed = [check for check, passed in results.items() if not passed]
+    if failed:
+        raise RunFailure(f"the submission is not valid: failed checks: {'; '.join(failed)}")
+    return tuple(results)

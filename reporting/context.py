@@ -1,0 +1,126 @@
+"""What the sections of the report look at, read from the run folder once.
+
+Takes a `RunStore`; gives tables, arrays and the place where charts are put.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.config import SweepConfig
+from experiment.leaderboard import leaderboard_csv, ranked
+from experiment.records import CandidateSummary, EnsembleRecord
+from experiment.store import RunStore
+from reporting.charts import Curve
+from reporting.markup import Html, chart
+from reporting.plots import Looks, looks
+
+
+class ReportContext:
+    """One run, as the report sees it."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self.charts: dict[str, bytes] = {}
+        """File name -> PNG, of every chart that a section has shown."""
+
+    def show(self, name: str, png: bytes, alt: str, caption: str) -> Html:
+        """A chart for the page, and for `report/<name>.png`."""
+        self.charts[f"{name}.png"] = png
+        return chart(png, alt, caption)
+
+    @cached_property
+    def config(self) -> SweepConfig:
+        return self.store.config()
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        return self.store.classes()
+
+    @cached_property
+    def summaries(self) -> list[CandidateSummary]:
+        """Best first."""
+        return ranked(self.store.summaries())
+
+    @cached_property
+    def complete(self) -> list[CandidateSummary]:
+        """Candidates with OOF rows of every fold, best first."""
+        return [s for s in self.summaries if s.status == "complete" and s.best is not None]
+
+    @cached_property
+    def ensemble(self) -> EnsembleRecord | None:
+        """The blend, unless it was chosen on other folds."""
+        found = self.store.ensemble()
+        return found if found and found.folds_hash == self.store.folds().hash else None
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Candidate -> its weight in the blend, over all its variants."""
+        found: dict[str, float] = {}
+        for member in self.ensemble.members if self.ensemble else ():
+            found[member.candidate] = found.get(member.candidate, 0.0) + member.weight
+        return found
+
+    @cached_property
+    def looks(self) -> Looks:
+        """Backbone -> its colour and marker in every chart."""
+        return looks(s.candidate.backbone for s in self.summaries)
+
+    @cached_property
+    def scored_labels(self) -> NDArray[np.int64]:
+        """(N,) class index of each scored row."""
+        return self.store.labels()[self.store.scored_rows()]
+
+    @cached_property
+    def leaderboard(self) -> list[dict[str, str]]:
+        """The rows of leaderboard.csv."""
+        return _rows(leaderboard_csv(self.summaries))
+
+    def trajectory(self) -> list[tuple[int, float]]:
+        """(round, OOF log loss) of the blend's choice; empty for a method without rounds."""
+        if not self.store.files.exists("ensemble/trajectory.csv"):
+            return []
+        rows = _rows(self.store.trajectory())
+        path = [(int(row["round"]), _float(row["oof_logloss"])) for row in rows if row["round"]]
+        return [step for step in path if math.isfinite(step[1])]
+
+    def curve(self, candidate: str, fold: int) -> Curve | None:
+        """A fold trial's train_log.csv; None where there is none."""
+        rows = _rows(self.store.train_log(candidate, fold) or "")
+        if not rows:
+            return None
+        columns = {
+            name: np.array([_float(row.get(name)) for row in rows])
+            for name in ("epoch", "val_logloss", "train_loss")
+        }
+        return Curve(columns["epoch"], columns["val_logloss"], columns["train_loss"])
+
+    def single_loss(self, candidate: str, variant: str) -> float | None:
+        """A member's own OOF log loss."""
+        for summary in self.summaries:
+            if summary.candidate.candidate == candidate and variant in summary.variants:
+                return summary.pooled_logloss(variant)
+        return None
+
+    def backbone(self, candidate: str) -> str:
+        for summary in self.summaries:
+            if summary.candidate.candidate == candidate:
+                return summary.candidate.backbone
+        return "?"
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def _float(value: str | None) -> float:
+    try:
+        return float(value or "nan")
+    except ValueError:
+        return math.nan

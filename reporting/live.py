@@ -1,0 +1,157 @@
+"""Progress while a sweep runs: a live table on a terminal, plain lines anywhere else.
+
+Takes `Progress` records and a rich console; also prints the leaderboard for `status`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from experiment.leaderboard import ranked
+from experiment.progress import Progress, RunningTrial
+from experiment.records import CandidateSummary
+from reporting.events import EventLines, printable
+from reporting.markup import duration, number
+
+_REFRESH_PER_SECOND = 4
+_BEST_SHOWN = 8
+_OTHER_LINES = 17
+"""Lines that everything but the running trials takes; the rest of the terminal is theirs."""
+_STATUS_STYLE = {
+    "complete": "green", "running": "cyan", "stopped": "dim", "unfinished": "yellow",
+    "diverged": "red", "failed": "red",
+}  # fmt: skip
+
+
+class LiveView:
+    """Shows each `Progress` it is given, for as long as the `with` block lasts."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._live = Live(console=console, refresh_per_second=_REFRESH_PER_SECOND)
+        self._lines = EventLines()
+
+    def __enter__(self) -> LiveView:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Cheap: a terminal is redrawn by a thread of its own, at most 4 times a second."""
+        if self._live is not None:
+            self._live.update(_screen(progress, self._console.height))
+            return
+        for line in self._lines.new(progress):
+            _print_plain(self._console, line)
+
+
+def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Table:
+    """The `limit` best candidates; fits 80 columns, where long backbone names are cut."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("backbone", min_width=16)
+    table.add_column("status", no_wrap=True)
+    table.add_column("folds", justify="right", no_wrap=True)
+    table.add_column("log loss", justify="right", no_wrap=True)
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    for place, summary in enumerate(ranked(summaries)[:limit], start=1):
+        table.add_row(*_leaderboard_cells(place, summary))
+    return table
+
+
+def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], limit: int) -> None:
+    """The table and one line that counts the candidates."""
+    if not summaries:
+        console.print("No candidate yet.")
+        return
+    console.print(leaderboard_table(summaries, limit))
+    statuses = Counter(s.status for s in summaries)
+    counts = ", ".join(f"{n} {status}" for status, n in statuses.most_common())
+    shown = f"; the {limit} best are shown" if len(summaries) > limit else ""
+    console.print(Text(f"{len(summaries)} candidates: {counts}{shown}"))
+
+
+def _screen(progress: Progress, height: int) -> RenderableType:
+    parts: list[RenderableType] = [_header(progress)]
+    if progress.running:
+        parts.append(_running_table(progress.running, max(2, height - _OTHER_LINES)))
+    if progress.finished:
+        parts.append(leaderboard_table(progress.finished, _BEST_SHOWN))
+    return Group(*parts)
+
+
+def _header(progress: Progress) -> RenderableType:
+    line = Text(f"{progress.trials_done}/{progress.trials_total} fold trials", style="bold")
+    line.append(f"   elapsed {duration(progress.elapsed_s)}", style="not bold")
+    if progress.eta_s is not None:
+        line.append(f"   ETA {duration(progress.eta_s)}", style="not bold")
+    if progress.best_logloss is not None:
+        line.append(f"   best OOF log loss {number(progress.best_logloss)}", style="green")
+    if progress.failed:
+        line.append(f"   {progress.failed} failed", style="red")
+    bar = ProgressBar(total=max(progress.trials_total, 1), completed=progress.trials_done)
+    return Group(bar, line)
+
+
+def _running_table(running: Sequence[RunningTrial], limit: int) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("running", no_wrap=True)
+    table.add_column("backbone", min_width=16)
+    table.add_column("fold", justify="right", no_wrap=True)
+    table.add_column("epoch", justify="right", no_wrap=True)
+    table.add_column("val log loss", justify="right", no_wrap=True)
+    for trial in running[:limit]:
+        table.add_row(
+            _cell(trial.candidate),
+            _cell(trial.backbone),
+            str(trial.fold),
+            f"{trial.epoch}/{trial.epochs}",
+            number(trial.val_logloss),
+        )
+    more = len(running) - limit
+    return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
+
+
+def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[RenderableType]:
+    best = summary.best
+    style = _STATUS_STYLE.get(summary.status, "")
+    yield str(place) if summary.status == "complete" else ""
+    yield _cell(summary.candidate.candidate)
+    yield _cell(summary.candidate.backbone)
+    yield Text(summary.status, style=style)
+    yield f"{len(summary.finished)}/{summary.folds}"
+    yield number(summary.pooled_logloss(best) if best else None)
+    yield number(summary.pooled_accuracy(best) if best else None)
+
+
+def _cell(text: str) -> Text:
+    """Names are no rich markup, and one line each."""
+    return Text(printable(text), no_wrap=True, overflow="ellipsis")
+
+
+def _print_plain(console: Console, line: str) -> None:
+    """One whole line, however narrow the console claims to be."""
+    console.print(
+        Text(printable(line)), soft_wrap=True, highlight=False, markup=False, no_wrap=True
+    )

@@ -1,0 +1,162 @@
+"""A Ray cluster for the sweep: started here, or one that already runs.
+
+Takes an address and the config's resources, gives a connection that knows how many fold trials
+fit; what the cluster cannot do is an EnvironmentProblem before anything trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from experiment.config import ResourcesConfig
+from experiment.errors import EnvironmentProblem, Problem
+
+_PACKAGES = ("experiment", "search_spaces", "trainables", "ensemble", "scheduling")
+_SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass
+class Cluster:
+    """A connected cluster. `gpus_per_trial` is the config's, or its default for this cluster."""
+
+    resources: ResourcesConfig
+    gpus_per_trial: float
+    _slots: int = field(default=0, repr=False)
+    _looked: float = field(default=0.0, repr=False)
+
+    def slots(self) -> int:
+        """Fold trials that can run now; nodes may come and go."""
+        now = time.monotonic()
+        if not self._looked or now - self._looked > _SLOTS_EVERY:
+            self._looked = now
+            self._slots = slots(alive_nodes(), self.resources, self.gpus_per_trial)
+        return self._slots
+
+
+def slots(nodes: list[Node], resources: ResourcesConfig, gpus_per_trial: float) -> int:
+    """How many trials fit: each within one node, and fractions of a GPU within one device."""
+    fitting = 0
+    for node in nodes:
+        by_cpu = int(node.cpus // resources.cpus_per_trial)
+        if gpus_per_trial == 0:
+            fitting += by_cpu
+        elif gpus_per_trial >= 1:
+            fitting += min(by_cpu, int(node.gpus // gpus_per_trial))
+        else:
+            a_device = int(1 / gpus_per_trial + 1e-9)
+            fitting += min(by_cpu, int(node.gpus) * a_device)
+    limit = resources.max_concurrent
+    return fitting if limit is None else min(fitting, limit)
+
+
+def resource_problems(nodes: list[Node], resources: ResourcesConfig) -> list[Problem]:
+    """What no node of these can do."""
+    problems: list[Problem] = []
+    most_cpus = max(node.cpus for node in nodes)
+    most_gpus = max(node.gpus for node in nodes)
+    if resources.cpus_per_trial > most_cpus:
+        problems.append(_too_many("cpus_per_trial", resources.cpus_per_trial, most_cpus, "CPUs"))
+    if resources.gpus_per_trial is not None and resources.gpus_per_trial > most_gpus:
+        problems.append(_too_many("gpus_per_trial", resources.gpus_per_trial, most_gpus, "GPUs"))
+    if not problems and slots(nodes, resources, resources.gpus_per_trial or 0) == 0:
+        where = "resources.cpus_per_trial, resources.gpus_per_trial"
+        problems.append(Problem(where, "no single node has both the CPUs and the GPUs"))
+    return problems
+
+
+def this_machine() -> list[Node]:
+    """What an embedded cluster would have."""
+    import torch
+
+    return [Node(len(os.sched_getaffinity(0)), torch.cuda.device_count())]
+
+
+def alive_nodes() -> list[Node]:
+    """The connected cluster's nodes."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+@contextlib.contextmanager
+def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster]:
+    """Start a cluster in this machine's cores and GPUs (`address` None), or join one (`auto`, or
+    host:port). A connection that the process already has is used and left as it is. The caller asks
+    `resource_problems(alive_nodes(), resources)` before it runs anything."""
+    joined = ray.is_initialized()
+    if not joined:
+        _start() if address is None else _join(address)
+    try:
+        has_gpus = any(node.gpus for node in alive_nodes())
+        default = 1.0 if has_gpus else 0.0
+        gpus = default if resources.gpus_per_trial is None else resources.gpus_per_trial
+        yield Cluster(resources, gpus)
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _start() -> None:
+    [machine] = this_machine()
+    ray.init(
+        address="local",
+        num_cpus=int(machine.cpus),
+        num_gpus=int(machine.gpus),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _join(address: str) -> None:
+    if address.startswith("ray://"):
+        raise EnvironmentProblem.single(
+            f"--address {address}",
+            "a Ray client would run the sweep where the run folder is not; use --address auto on "
+            "a node of the cluster, or `ray job submit -- foldrace run CONFIG --address auto`",
+        )
+    try:
+        ray.init(
+            address=address,
+            runtime_env=_shipped_code(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise EnvironmentProblem.single(
+            f"--address {address}",
+            f"no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
+            "--address out to use this machine alone",
+        ) from error
+
+
+def _shipped_code() -> dict[str, Any]:
+    """Our packages go along: the other nodes need not have Foldrace installed."""
+    root = Path(__file__).resolve().parents[1]
+    return {"py_modules": [str(root / package) for package in _PACKAGES]}
+
+
+def _too_many(key: str, asked: float, most: float, unit: str) -> Problem:
+    return Problem(
+        f"resources.{key}",
+        f"got {asked:g}, but the largest node of the cluster has {most:g} {unit}; allowed: at "
+        f"most {most:g}",
+    )

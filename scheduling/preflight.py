@@ -1,0 +1,179 @@
+"""Everything that can be wrong, found before any trial starts: config, data, backbones, devices,
+disk.
+
+Takes a parsed config, gives a `Plan` that is ready to run, or one UserError with every problem.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.methods import check_method
+from experiment.audit import Audit, audit
+from experiment.config import ParsedConfig, SweepConfig
+from experiment.errors import Problem, UserError
+from experiment.folds import make_folds
+from experiment.manifest import ImageSet, Manifest, read_manifest, read_test_set
+from scheduling.cluster import Node, resource_problems
+from search_spaces.ranges import Choice
+from search_spaces.sampling import SearchSpace, build_space
+from trainables.augment import check_policy
+from trainables.backbones import (
+    build_classifier,
+    check_backbone,
+    check_image_size,
+    parameter_count,
+)
+from trainables.losses import check_loss
+from trainables.pixel_cache import cache_bytes
+
+T = TypeVar("T")
+_FLOAT32, _VARIANTS = 4, 2  # bytes; raw and EMA
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that can start."""
+
+    config: SweepConfig
+    space: SearchSpace
+    manifest: Manifest
+    fold: NDArray[np.int64]  # (n,)
+    test: ImageSet | None
+    disk_bytes: int
+    warnings: tuple[Problem, ...]
+
+
+def preflight(
+    parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int
+) -> Plan:
+    """`folder` is where the run will be written (None: not on a mounted disk); `nodes` what the
+    cluster offers. Raises UserError with every problem, those of the config first."""
+    problems = list(parsed.problems)
+    config = parsed.config
+    if config is None:
+        raise UserError(problems)
+    space, found = build_space(config.search, config.training, parsed.source)
+    problems += found
+    problems += backbone_problems(config, space)
+    problems += _named_parts(config)
+    problems += _precision_problems(config, nodes)
+    problems += resource_problems(nodes, config.resources)
+    manifest, fold, test, checked = _data(config, workers, problems)
+    if problems or manifest is None or fold is None or checked is None:
+        raise UserError(problems)
+    disk = estimate_bytes(config, space, len(manifest), len(manifest.classes))
+    problem = _disk_problem(disk, folder)
+    if problem is not None:
+        raise UserError([problem])
+    return Plan(config, space, manifest, fold, test, disk, checked.warnings)
+
+
+def backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
+    """Unknown names, refused image sizes, weights that cannot be had."""
+    problems: list[Problem] = []
+    for backbone in dict.fromkeys(config.search.backbones):
+        problem = check_backbone(backbone)
+        if problem is not None:
+            problems.append(problem)
+            continue
+        sizes = _image_sizes(space, backbone)
+        refused = [p for size in sizes if (p := check_image_size(backbone, size)) is not None]
+        problems += refused
+        if config.training.pretrained is not False and not refused:
+            problems += _weights_problems(backbone, sizes[0], config.training.pretrained)
+    repeated = {b for b in config.search.backbones if config.search.backbones.count(b) > 1}
+    problems += [Problem("search.backbones", f"{b} is given twice") for b in sorted(repeated)]
+    return problems
+
+
+def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
+    """Disk that a full run may take: weights of both variants, OOF, decoded images."""
+    sizes = {b: max(_image_sizes(space, b)) for b in space.backbones}
+    counts = [parameter_count(b, classes, size) for b, size in sizes.items()]
+    weights = int(np.mean(counts)) * _FLOAT32 * _VARIANTS * config.folds.k
+    oof = rows * (classes * 2 + 4) * _VARIANTS
+    cache = sum(cache_bytes(rows, size) for size in set(sizes.values()))
+    return config.search.candidates * (weights + oof) + cache
+
+
+def _image_sizes(space: SearchSpace, backbone: str) -> list[int]:
+    """Every size of a choice, the ends of a range, or the one fixed size."""
+    setting = space.settings[backbone]["image_size"]
+    if setting.range is None:
+        return [int(setting.default)]
+    if isinstance(setting.range, Choice):
+        return [int(value) for value in setting.range.values]
+    return [int(setting.range.low), int(setting.range.high)]
+
+
+def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) -> Iterable[Problem]:
+    """Fetch (and so keep for the trials) or open the pretrained weights once."""
+    try:
+        build_classifier(backbone, 2, image_size, pretrained)
+    except UserError as error:
+        return error.problems
+    return ()
+
+
+def _named_parts(config: SweepConfig) -> Iterable[Problem]:
+    """Names that are looked up in tables."""
+    found = (
+        check_policy(config.augment.policy),
+        check_loss(config.training.loss),
+        check_method(config.ensemble.method),
+    )
+    return [problem for problem in found if problem is not None]
+
+
+def _precision_problems(config: SweepConfig, nodes: list[Node]) -> Iterable[Problem]:
+    no_gpu = not any(node.gpus for node in nodes) or config.resources.gpus_per_trial == 0
+    if config.training.precision == "fp16" and no_gpu:
+        where = "training.precision"
+        return [Problem(where, "got 'fp16', which needs a GPU; allowed here: auto, fp32, bf16")]
+    return []
+
+
+def _data(
+    config: SweepConfig, workers: int, problems: list[Problem]
+) -> tuple[Manifest | None, NDArray[np.int64] | None, ImageSet | None, Audit | None]:
+    """Tables, folds, test set and images; goes on after a problem as far as it can."""
+    manifest = _collect(lambda: read_manifest(config.data, config.folds.column), problems)
+    if manifest is None:
+        return None, None, None, None
+    fold = _collect(lambda: make_folds(manifest, config.folds), problems)
+    test = _collect(lambda: read_test_set(config.data, manifest.classes), problems)
+    checked = audit(manifest, fold, test, workers)
+    problems += checked.problems
+    return manifest, fold, test, checked
+
+
+def _collect(make: Callable[[], T], problems: list[Problem]) -> T | None:
+    try:
+        return make()
+    except UserError as error:
+        problems += error.problems
+        return None
+
+
+def _disk_problem(needed: int, folder: Path | None) -> Problem | None:
+    if folder is None:
+        return None
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed <= free:
+        return None
+    return Problem(
+        str(folder),
+        f"the run may take {needed / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free; "
+        "lower search.candidates, choose smaller backbones, or give --out on a larger disk",
+    )
+
+

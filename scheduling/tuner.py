@@ -1,0 +1,336 @@
+"""The sweep on Ray Tune: from a run folder to settled candidates.
+
+Takes the store and a connected cluster, gives a `SweepOutcome`. Holds what is particular to Tune:
+the trainable around `run_trial`, the callback that looks at every step, stopping.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiment.config import SweepConfig, TrainingConfig
+from experiment.progress import Progress, RunningTrial
+from experiment.records import CandidateSummary, TrialRecord
+from experiment.store import RunStore
+from scheduling.cluster import Cluster
+from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher, TuneTrial
+from scheduling.ledger import Ledger
+from scheduling.study import CandidateStudy
+from search_spaces.params import TrialParams
+from search_spaces.sampling import SearchSpace
+
+# Tune reads these when it is imported or started: no loggers of its own beside our run folder, its
+# own Ctrl-C handling off, and its state file written rarely, since `resume` does not read it.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+from ray import tune  # noqa: E402  (after the settings that it reads)
+from ray.tune.stopper import Stopper  # noqa: E402
+
+_TABLES_EVERY = 10.0  # seconds between writes of leaderboard.csv and trials.csv
+_PROGRESS_EVERY = 0.5  # seconds
+_log = logging.getLogger("foldrace")
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended."""
+
+    summaries: tuple[CandidateSummary, ...]
+    seconds: float
+    slots: int
+    interrupted: bool
+    out_of_time: bool
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every fold trial of a sweep shares; travels to the workers."""
+
+    run: str
+    image_root: str
+    training: TrainingConfig
+    policy: str
+    seed: int
+    cpus: int
+
+
+class _Stop(Stopper):
+    """Ends the sweep: Ctrl-C, SIGTERM, or the time budget."""
+
+    def __init__(self, budget: float | None) -> None:
+        self._deadline = None if budget is None else time.monotonic() + budget
+        self.interrupted = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    @property
+    def out_of_time(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def stop_all(self) -> bool:
+        return self.interrupted or self.out_of_time
+
+
+class _EachStep(tune.Callback):
+    """Called by Tune about ten times a second."""
+
+    def __init__(self, look: Callable[[list[TuneTrial]], None]) -> None:
+        self._look = look
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._look(trials)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._look(trials)
+
+
+class _Sweep:
+    """One session of a sweep, in this process."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        config: SweepConfig,
+        space: SearchSpace,
+        cluster: Cluster,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self._store, self._config, self._cluster = store, config, cluster
+        self._on_progress = on_progress
+        self._ledger = Ledger(store.fold_count, config.resources.max_failures)
+        journal = _journal(store)
+        self._study = CandidateStudy(space, config.search, len(store.classes()), journal)
+        for summary in store.summaries(running=True):
+            self._ledger.add(summary.candidate, summary.trials)
+            self._study.replay(self._ledger.summary(summary.candidate.candidate))
+        self.searcher = FoldSearcher(
+            store,
+            self._study,
+            self._ledger,
+            config.search.candidates,
+            cluster.slots,
+            self._trial_ended,
+            self._candidate_settled,
+        )
+        self.stop = _Stop(config.resources.time_budget)
+        self._started = time.monotonic()
+        self._told = self._written = 0.0
+        self._ended_here: list[float] = []  # seconds of the trials of this session
+
+    def look(self, trials: list[TuneTrial]) -> None:
+        self.searcher.watch(trials)
+        if self.stop.stop_all():
+            self.searcher.stopped = True
+        now = time.monotonic()
+        if now - self._told > _PROGRESS_EVERY:
+            self._told = now
+            self._on_progress(self.progress())
+        if now - self._written > _TABLES_EVERY:
+            self.write_tables()
+
+    def write_tables(self) -> None:
+        self._written = time.monotonic()
+        self._store.write_tables(self._ledger.summaries())
+
+    def summaries(self) -> list[CandidateSummary]:
+        return self._ledger.summaries()
+
+    def progress(self) -> Progress:
+        summaries = self._ledger.summaries()
+        complete = [s for s in summaries if s.status == "complete" and s.best]
+        new = max(0, self._config.search.candidates - len(summaries))
+        left = self._ledger.trials_open + new * self._ledger.folds
+        done = self._ledger.trials_ended
+        return Progress(
+            trials_done=done,
+            trials_total=done + left,
+            running=tuple(self._running()),
+            finished=tuple(s for s in summaries if s.trials),
+            failed=sum(t.status != "finished" for s in summaries for t in s.trials),
+            elapsed_s=time.monotonic() - self._started,
+            eta_s=self._eta(left),
+            best_logloss=min((s.pooled_logloss(s.best) for s in complete if s.best), default=None),
+        )
+
+    def _running(self) -> Iterator[RunningTrial]:
+        for flight in list(self.searcher.flights.values()):
+            candidate = flight.task.candidate
+            yield RunningTrial(
+                candidate.candidate,
+                candidate.backbone,
+                flight.task.fold,
+                flight.epoch,
+                int(candidate.params["epochs"]),
+                flight.val_logloss,
+            )
+
+    def _eta(self, left: int) -> float | None:
+        if not self._ended_here:
+            return None
+        mean = sum(self._ended_here) / len(self._ended_here)
+        return left * mean / max(1, self._cluster.slots())
+
+    def _trial_ended(self, record: TrialRecord) -> None:
+        self._ended_here.append(record.seconds)
+        best = record.best
+        score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
+        _log.info(
+            "%s fold%d %s: %s", record.candidate, record.fold, record.status, score or ""
+        )
+        self._on_progress(self.progress())
+
+    def _candidate_settled(self, summary: CandidateSummary) -> None:
+        loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
+        _log.info(
+            "%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss
+        )
+
+
+def run_sweep(
+    store: RunStore,
+    config: SweepConfig,
+    space: SearchSpace,
+    image_root: str,
+    cluster: Cluster,
+    on_progress: Callable[[Progress], None],
+) -> SweepOutcome:
+    """Run every fold trial that the budget allows and the run folder does not hold yet."""
+    started = time.monotonic()
+    sweep = _Sweep(store, config, space, cluster, on_progress)
+    job = TrialJob(
+        store.root,
+        image_root,
+        config.training,
+        config.augment.policy,
+        config.search.seed,
+        config.resources.cpus_per_trial,
+    )
+    resources = {"cpu": config.resources.cpus_per_trial, "gpu": cluster.gpus_per_trial}
+    # Tune starts one actor at a time unless told that so many may be pending.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
+    with tempfile.TemporaryDirectory(prefix="foldrace-tune-") as scratch, _signals(sweep.stop):
+        tuner = tune.Tuner(
+            tune.with_resources(_trainable(job), resources),
+            tune_config=tune.TuneConfig(
+                search_alg=sweep.searcher, num_samples=-1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                stop=sweep.stop,
+                callbacks=[_EachStep(sweep.look)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    sweep.write_tables()
+    on_progress(sweep.progress())
+    return SweepOutcome(
+        tuple(store.summaries()),
+        time.monotonic() - started,
+        cluster.slots(),
+        sweep.stop.interrupted,
+        sweep.stop.out_of_time,
+    )
+
+
+def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune calls in a worker process; the process is used again and again."""
+
+    def fold_trial(config: dict[str, Any]) -> None:
+        import ray
+
+        from trainables.trial import TrialSpec, TrialStopped, run_trial
+
+        accelerators = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        spec = TrialSpec(
+            run=job.run,
+            image_root=job.image_root,
+            candidate=config[CANDIDATE],
+            backbone=config[BACKBONE],
+            params=TrialParams.from_dict(config[PARAMS]),
+            fold=config[FOLD],
+            training=job.training,
+            policy=job.policy,
+            seed=job.seed,
+            cpus=job.cpus,
+            accelerators=tuple(accelerators),
+        )
+        try:
+            run_trial(spec, _TuneMonitor())
+        except TrialStopped:
+            return
+        except Exception:
+            _record_failure(spec, traceback.format_exc())
+            raise  # so that Tune gives the next trial a new process
+
+    return fold_trial
+
+
+class _TuneMonitor:
+    """Epochs to Tune; Tune's wish to stop to the trial."""
+
+    def __init__(self) -> None:
+        # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
+        # and the reset of its process would fail.
+        from ray.train._internal.session import get_session
+
+        self._session = get_session()
+
+    def report(self, epoch: Any) -> None:
+        tune.report(asdict(epoch))
+
+    def stop_requested(self) -> bool:
+        return bool(self._session.stop_event.is_set())
+
+
+def _record_failure(spec: Any, error: str) -> None:
+    store = RunStore.open(spec.run)
+    store.save_trial(
+        TrialRecord(
+            candidate=spec.candidate,
+            fold=spec.fold,
+            status="failed",
+            backbone=spec.backbone,
+            params=spec.params.as_dict(),
+            folds_hash=store.folds().hash,
+            seed=0,
+            error=error,
+        )
+    )
+
+
+@contextmanager
+def _signals(stop: _Stop) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the sweep in order; a second Ctrl-C ends the process."""
+
+    def interrupt(number: int, frame: object) -> None:
+        _log.warning("interrupted: ending the running trials")
+        stop.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _journal(store: RunStore) -> Path | None:
+    folder = store.log_folder()
+    return None if folder is None else folder.parent / "study.journal"

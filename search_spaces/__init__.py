@@ -1,0 +1,1 @@
+"""What may vary: ranges, the hyperparameters of a trial, and how a search draws them."""

@@ -1,0 +1,202 @@
+"""From the config's search section to hyperparameters: what each backbone may vary.
+
+Takes `SearchConfig` and `TrainingConfig`, gives a `SearchSpace` that draws `TrialParams` from an
+Optuna trial, or the problems in the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial
+
+from experiment.config import KnobConfig, RangeConfig, SearchConfig, TrainingConfig, closest
+from experiment.errors import Problem
+from search_spaces.params import KNOBS, Knob, TrialParams
+from search_spaces.ranges import Choice, Float, Int, Range
+
+BACKBONE = "backbone"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One knob for one backbone: its default, and its range where it is searched. `name` is the
+    Optuna parameter: shared by backbones with the same range, else the backbone's own."""
+
+    name: str
+    default: float
+    range: Range | None
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Backbone -> knob -> setting."""
+
+    settings: Mapping[str, Mapping[str, Setting]]
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        return tuple(self.settings)
+
+    def default(self, backbone: str) -> TrialParams:
+        """The configuration of a backbone's first candidate."""
+        return TrialParams.from_dict(
+            {knob: setting.default for knob, setting in self.settings[backbone].items()}
+        )
+
+    def sample(self, trial: Trial) -> tuple[str, TrialParams]:
+        """Draw a backbone and its hyperparameters."""
+        backbone = str(trial.suggest_categorical(BACKBONE, list(self.backbones)))
+        values = {k: _suggest(trial, s) for k, s in self.settings[backbone].items()}
+        return backbone, TrialParams.from_dict(values)
+
+    def encode(self, backbone: str, params: TrialParams) -> dict[str, float | str] | None:
+        """Optuna's names and values for a configuration; None where it lies outside this space
+        (as after `resume --set search.space...`)."""
+        if backbone not in self.settings:
+            return None
+        encoded: dict[str, float | str] = {BACKBONE: backbone}
+        for knob, setting in self.settings[backbone].items():
+            value = params.as_dict()[knob]
+            if setting.range is None:
+                continue
+            if not setting.range.contains(value):
+                return None
+            encoded[setting.name] = value
+        return encoded
+
+    def distributions(self, backbone: str) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of the searched knobs of a backbone."""
+        found: dict[str, BaseDistribution] = {
+            BACKBONE: CategoricalDistribution(list(self.backbones))
+        }
+        for setting in self.settings[backbone].values():
+            if setting.range is not None:
+                found[setting.name] = _distribution(setting.range)
+        return found
+
+
+def build_space(
+    search: SearchConfig, training: TrainingConfig, source: str = "config"
+) -> tuple[SearchSpace, list[Problem]]:
+    """The space, with defaults in place of what is wrong, and what is wrong."""
+    problems: list[Problem] = []
+    shared = _settings(search.space, _defaults(training), f"{source}: search.space", "", problems)
+    for backbone in search.per_backbone:
+        if backbone not in search.backbones:
+            where = f"{source}: search.per_backbone.{backbone}"
+            allowed = ", ".join(search.backbones)
+            problems.append(Problem(where, f"is not among search.backbones; allowed: {allowed}"))
+    per_backbone = {
+        backbone: shared | _settings(
+            search.per_backbone.get(backbone, {}),
+            {knob: setting.default for knob, setting in shared.items()},
+            f"{source}: search.per_backbone.{backbone}",
+            f"[{backbone}]",
+            problems,
+            only_given=True,
+        )
+        for backbone in search.backbones
+    }  # fmt: skip
+    return SearchSpace(per_backbone), problems
+
+
+def _defaults(training: TrainingConfig) -> dict[str, float]:
+    """Knob -> default; `training.epochs` and `training.image_size` are knobs' defaults too."""
+    values = {name: knob.default for name, knob in KNOBS.items()}
+    return values | {"epochs": training.epochs, "image_size": training.image_size}
+
+
+def _settings(
+    given: Mapping[str, KnobConfig],
+    defaults: Mapping[str, float],
+    where: str,
+    suffix: str,
+    problems: list[Problem],
+    only_given: bool = False,
+) -> dict[str, Setting]:
+    for name in given:
+        if name not in KNOBS:
+            near = closest(name, KNOBS)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            text = f"unknown hyperparameter; {hint}allowed: {', '.join(KNOBS)}"
+            problems.append(Problem(f"{where}.{name}", text))
+    found: dict[str, Setting] = {}
+    for name, knob in KNOBS.items():
+        if only_given and name not in given:
+            continue
+        form = given.get(name)
+        try:
+            found[name] = _setting(knob, form, defaults[name], suffix)
+        except ValueError as error:
+            problems.append(Problem(f"{where}.{name}", str(error)))
+            found[name] = Setting(name, defaults[name], None)
+    return found
+
+
+def _setting(knob: Knob, form: KnobConfig | None, default: float, suffix: str) -> Setting:
+    name = knob.name + suffix
+    if form is None:
+        return Setting(name, _inside(default, knob.search), knob.search)
+    if isinstance(form, RangeConfig):
+        chosen = _range(knob, form)
+        return Setting(name, _inside(default, chosen), chosen)
+    if isinstance(form, str):  # `search`: the default range
+        chosen = knob.search or knob.limits
+        return Setting(name, _inside(default, chosen), chosen)
+    _check_value(knob, form)
+    return Setting(name, form, None)
+
+
+def _inside(default: float, chosen: Range | None) -> float:
+    """The default where the range holds it, else the middle of the range."""
+    return default if chosen is None or chosen.contains(default) else chosen.middle()
+
+
+def _range(knob: Knob, form: RangeConfig) -> Range:
+    if form.choices is not None:
+        for value in form.choices:
+            _check_value(knob, value)
+        whole = knob.whole
+        return Choice(tuple(int(v) if whole else v for v in form.choices))
+    base = knob.search if isinstance(knob.search, (Float, Int)) else knob.limits
+    low = base.low if form.low is None else form.low
+    high = base.high if form.high is None else form.high
+    log = form.log if form.log is not None else base.log and low > 0
+    _check_value(knob, low)
+    _check_value(knob, high)
+    return Int(int(low), int(high), log) if knob.whole else Float(low, high, log)
+
+
+def _check_value(knob: Knob, value: float) -> None:
+    if not knob.limits.contains(value):
+        raise ValueError(f"got {value:g}; allowed: {knob.limits} ({knob.doc})")
+
+
+def _suggest(trial: Trial, setting: Setting) -> float:
+    match setting.range:
+        case None:
+            return setting.default
+        case Float(low, high, log):
+            return trial.suggest_float(setting.name, low, high, log=log)
+        case Int(low, high, log):
+            return trial.suggest_int(setting.name, low, high, log=log)
+        case Choice(values):
+            return trial.suggest_categorical(setting.name, list(values))
+
+
+def _distribution(chosen: Range) -> BaseDistribution:
+    match chosen:
+        case Float(low, high, log):
+            return FloatDistribution(low, high, log=log)
+        case Int(low, high, log):
+            return IntDistribution(low, high, log=log)
+        case Choice(values):
+            return CategoricalDistribution(list(values))

@@ -1,0 +1,229 @@
+"""The command line: parse, call one function, print. No logic lives here.
+
+Heavy packages are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiment.errors import FoldraceError, Interrupted, UserError
+
+app = typer.Typer(
+    name="foldrace",
+    help="Race fold × backbone × hyperparameter trials and blend the best image classifiers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="Run folder: a path or s3://...")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key; repeatable."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster that runs already: auto, or host:port."),
+]
+Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
+OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for data and run.")] = Path("runs/demo"),
+) -> None:
+    """A real sweep from nothing, on scikit-learn's handwritten digits."""
+    from commands.demo import demo as command
+
+    with _exit_codes(context):
+        command(out, _console())
+
+
+@app.command()
+def check(context: typer.Context, config: Config, set_: Set = None) -> None:
+    """Validate config and data; print every problem; train nothing."""
+    with _exit_codes(context):
+        from commands.run import check as command
+
+        command(config, set_ or (), _console())
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    config: Config,
+    out: Out = None,
+    set_: Set = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the checks.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A tiny version of the sweep.")] = False,
+) -> None:
+    """Check, folds, sweep, blend, submission, report."""
+    with _exit_codes(context):
+        from commands.run import run as command
+
+        command(config, out, set_ or (), address, dry_run, smoke, _console())
+
+
+@app.command()
+def resume(
+    context: typer.Context,
+    folder: Folder,
+    set_: Set = None,
+    address: Address = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed fold trials anew.")
+    ] = False,
+) -> None:
+    """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
+    with _exit_codes(context):
+        from commands.run import resume as command
+
+        command(folder, set_ or (), retry_failed, address, _console())
+
+
+@app.command()
+def split(
+    context: typer.Context, config: Config, set_: Set = None, out: OutFile = None
+) -> None:
+    """Write folds.csv alone."""
+    with _exit_codes(context):
+        from commands.run import split as command
+
+        command(config, set_ or (), out, _console())
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", help="Again, until it has ended.")] = False,
+) -> None:
+    """The leaderboard, and what is left."""
+    with _exit_codes(context):
+        from commands.inspect import status as command
+
+        command(folder, watch, _console())
+
+
+@app.command()
+def trial(
+    context: typer.Context,
+    config: Config,
+    backbone: Annotated[str, typer.Option(help="Such as timm/resnet18.")],
+    fold: Annotated[int, typer.Option(help="The fold that is scored.")] = 0,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: a temporary one.")] = None,
+) -> None:
+    """One fold trial in this process, without Ray."""
+    with _exit_codes(context):
+        from commands.run import trial as command
+
+        command(config, backbone, fold, set_ or (), out, _console())
+
+
+@app.command()
+def ensemble(
+    context: typer.Context,
+    folder: Folder,
+    method: Annotated[str | None, typer.Option(help="Default: the config's.")] = None,
+    max_members: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Blend again from the stored OOF predictions."""
+    with _exit_codes(context):
+        from commands.finish import reblend as command
+
+        command(folder, method, max_members, _console())
+
+
+@app.command()
+def submit(context: typer.Context, folder: Folder, out: OutFile = None) -> None:
+    """Predict the test set with the blend; write the submission and its receipt."""
+    with _exit_codes(context):
+        from commands.finish import submit_run as command
+
+        command(folder, out, _console())
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    folder: Folder,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Images or folders.")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="A CSV with a column image_path.")
+    ] = None,
+    out: OutFile = None,
+) -> None:
+    """Class, confidence and probabilities of any images."""
+    with _exit_codes(context):
+        from commands.inspect import predict as command
+
+        command(folder, paths or (), table, out, _console())
+
+
+@app.command()
+def report(context: typer.Context, folder: Folder) -> None:
+    """Write the HTML report."""
+    with _exit_codes(context):
+        from commands.finish import report as command
+
+        command(folder, _console())
+
+
+def _console() -> Console:
+    return Console()
+
+
+@contextmanager
+def _exit_codes(context: typer.Context) -> Iterator[None]:
+    """Errors become messages on stderr and the exit codes of `experiment.errors`."""
+    screen = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        screen.print("interrupted; `foldrace resume DIR` goes on with a run that had begun")
+        raise typer.Exit(Interrupted.exit_code) from error
+    except FoldraceError as error:
+        if context.obj:
+            screen.print_exception()
+        _print_error(error, screen)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _print_error(error: FoldraceError, screen: Console) -> None:
+    if not isinstance(error, UserError):
+        screen.print(str(error), markup=False)
+        return
+    count = len(error.problems)
+    screen.print(f"{count} problem{'s' if count != 1 else ''}:", style="bold red")
+    for problem in error.problems:
+        screen.print(f"- {problem}", markup=False)
+
+
+def main() -> None:
+    """The `foldrace` entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""A small but real run folder, written through `RunStore`: random predictions that know a little
+about the labels, some candidates that failed, a blend by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from experiment.metrics import accuracy, log_loss
+from experiment.records import (
+    CandidateRecord,
+    EnsembleRecord,
+    MemberRecord,
+    Oof,
+    TrialRecord,
+    VariantScore,
+)
+from experiment.store import RunStore
+
+BACKBONES = ("torchvision/convnext_tiny", "timm/caformer_b36.sail_in22k", "timm/resnet18.a1_in1k")
+KOREAN = ("고양이", "강아지", "<script>alert('x')</script>", 'a "quoted" & $5$ one')
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder and the arrays that went into it."""
+
+    store: RunStore
+    labels: NDArray[np.int64]  # (N,) of the scored rows
+    prob: dict[str, NDArray[np.float64]]  # complete candidate -> (N, C)
+    blend: NDArray[np.float64]  # (N, C), empty without a blend
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Builds a run; every call makes a new folder."""
+    return lambda **options: _make_run(tmp_path_factory.mktemp("run"), **options)
+
+
+@pytest.fixture(scope="session")
+def full_run(make_run: Callable[..., Run]) -> Run:
+    """Complete, failed and unfinished candidates, a blend, Korean and hostile names; read only."""
+    return make_run()
+
+
+def _make_run(
+    root: Path,
+    classes: tuple[str, ...] = KOREAN,
+    rows: int = 240,
+    k: int = 3,
+    complete: int = 5,
+    broken: bool = True,
+    blend: bool = True,
+    epochs: int = 6,
+    seed: int = 0,
+    name: str = "고양이 <b>sweep</b>",
+) -> Run:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % len(classes)
+    fold = np.where(rng.random(rows) < 0.4, 0, -1) if k == 1 else rng.permutation(rows) % k
+    store = RunStore(root)
+    store.create(_config(name, k), _folds_csv(classes, labels, fold), classes)
+    scored = np.flatnonzero(fold >= 0)
+    common = rng.normal(size=(rows, len(classes)))
+    prob = {
+        f"c{i:04d}": _save_complete(store, rng, i, labels, fold, common, epochs)[scored]
+        for i in range(complete)
+    }
+    if broken:
+        _save_broken(store, complete, k)
+    blended = _save_blend(store, prob, labels[scored], fold[scored]) if blend else np.empty(0)
+    return Run(store, labels[scored], prob, blended)
+
+
+def _config(name: str, k: int) -> SweepConfig:
+    return SweepConfig(
+        name=name,
+        data=DataConfig(train="/data/고양이/train.csv"),
+        folds=FoldsConfig(k=k),
+        search=SearchConfig(backbones=BACKBONES, candidates=8, seed=7),
+    )
+
+
+def _folds_csv(classes: tuple[str, ...], labels: NDArray[np.int64], fold: NDArray[np.int64]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image_path", "target", "group", "fold"))
+    for i, (label, part) in enumerate(zip(labels, fold, strict=True)):
+        writer.writerow((f"{i}.jpg", classes[label], "", part))
+    return text.getvalue()
+
+
+def _save_complete(
+    store: RunStore,
+    rng: np.random.Generator,
+    i: int,
+    labels: NDArray[np.int64],
+    fold: NDArray[np.int64],
+    common: NDArray[np.float64],
+    epochs: int,
+) -> NDArray[np.float64]:
+    """(n, C) probabilities, as stored."""
+    name, n_classes = f"c{i:04d}", common.shape[1]
+    params = {"lr": 1e-4 * (i + 1), "dropout": 0.1 * i} if i % 2 == 0 else {"lr": 2e-4}
+    backbone = BACKBONES[i % len(BACKBONES)]
+    store.save_candidate(CandidateRecord(candidate=name, backbone=backbone, params=params))
+    logits = (
+        2.0 * np.eye(n_classes)[labels] + common + (0.3 + 0.2 * i) * rng.normal(size=common.shape)
+    )
+    prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for part in range(fold.max() + 1):
+        held = np.flatnonzero(fold == part)
+        score = VariantScore(
+            rows=len(held),
+            val_logloss=log_loss(prob[held], labels[held]),
+            val_acc=accuracy(prob[held], labels[held]),
+            best_epoch=epochs - 1,
+        )
+        store.save_trial(
+            TrialRecord(
+                candidate=name, fold=part, status="finished", backbone=backbone, params=params,
+                folds_hash=store.folds().hash, seed=1, variants={"raw": score, "ema": score},
+                epochs_trained=epochs, seconds=61.25, device="NVIDIA <H200>",
+            ),
+            {v: _oof(prob[held], labels[held]) for v in ("raw", "ema")},
+            held,
+            log=_train_log(epochs - part % 2, score.val_logloss),
+        )  # fmt: skip
+    return prob
+
+
+def _oof(prob: NDArray[np.float64], labels: NDArray[np.int64]) -> Oof:
+    true_prob = prob[np.arange(len(labels)), labels].astype(np.float32)
+    return Oof(np.log(prob).astype(np.float16), true_prob)
+
+
+def _train_log(epochs: int, end: float) -> str:
+    lines = ["epoch,train_loss,train_acc,val_loss,val_acc,val_logloss,lr,seconds"]
+    for e in range(epochs):
+        rest = 1.5 * 0.55**e
+        lines.append(f"{e},{0.6 * end + rest:.5f},0.5,1.0,0.5,{end + 0.8 * rest:.5f},0.0001,9.5")
+    return "\n".join(lines) + "\n"
+
+
+def _save_broken(store: RunStore, first: int, k: int) -> None:
+    """One failed, one diverged, one that never ran."""
+    for i, status in enumerate(("failed", "diverged", None), start=first):
+        name = f"c{i:04d}"
+        store.save_candidate(CandidateRecord(candidate=name, backbone="timm/x", params={"lr": 1.0}))
+        if status is not None:
+            store.save_trial(
+                TrialRecord(
+                    candidate=name, fold=0, status=status, backbone="timm/x", params={"lr": 1.0},
+                    folds_hash=store.folds().hash, seed=1, seconds=3.0,
+                    error="OutOfMemoryError: <b>no</b> memory\nTraceback ...",
+                )
+            )  # fmt: skip
+
+
+def _save_blend(
+    store: RunStore,
+    prob: dict[str, NDArray[np.float64]],
+    labels: NDArray[np.int64],
+    fold: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Equal weights, one member of each complete candidate."""
+    blended = np.mean(list(prob.values()), axis=0)
+    losses = {name: log_loss(p, labels) for name, p in prob.items()}
+    best = min(losses, key=lambda name: losses[name])
+    last = fold == fold.max()
+    record = EnsembleRecord(
+        method="greedy",
+        members=tuple(
+            MemberRecord(candidate=name, variant="raw", weight=1 / len(prob)) for name in prob
+        ),
+        oof_logloss=log_loss(blended, labels),
+        crossfit_logloss=log_loss(blended, labels) + 0.004,
+        crossfit_se=0.0123,
+        certificate=3.2e-4,
+        best_single_oof_logloss=losses[best],
+        best_single=best,
+        oof_accuracy=accuracy(blended, labels),
+        last_fold_logloss=log_loss(blended[last], labels[last]),
+        members_considered=2 * len(prob),
+        candidates_considered=len(prob),
+        folds_hash=store.folds().hash,
+    )
+    store.save_ensemble(record, _trajectory(prob, labels), np.log(blended).astype(np.float16))
+    return blended
+
+
+def _trajectory(prob: dict[str, NDArray[np.float64]], labels: NDArray[np.int64]) -> str:
+    lines = ["round,candidate,variant,oof_logloss"]
+    names, arrays = list(prob), list(prob.values())
+    for i, name in enumerate(names, start=1):
+        lines.append(f"{i},{name},raw,{log_loss(np.mean(arrays[:i], axis=0), labels):.6f}")
+    return "\n".join(lines) + "\n"

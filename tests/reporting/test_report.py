@@ -1,0 +1,380 @@
+"""The report against the arrays that went into the run folder, and against scikit-learn."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from base64 import b64decode
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from fontTools.ttLib import TTFont
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from experiment.leaderboard import leaderboard_csv
+from experiment.store import RunStore
+from reporting import fonts
+from reporting.blend import classes as classes_section
+from reporting.candidates import log_prob_correlation, similar_side_by_side
+from reporting.charts import Curve, shared_mean
+from reporting.context import ReportContext
+from reporting.markup import duration, number, table, text
+from reporting.overview import summary, warnings
+from reporting.page import page
+from reporting.plots import looks, short
+from reporting.report import write_report
+from reporting.sections import SECTIONS, Section
+
+Run = Any  # the record that conftest.py makes
+MakeRun = Callable[..., Run]
+
+_VOID = {"meta", "img", "br", "link", "input"}
+_RUNS: dict[str, dict[str, object]] = {
+    "full": {},
+    "nothing complete": {"complete": 0, "blend": False},
+    "no candidate": {"complete": 0, "blend": False, "broken": False},
+    "complete but not blended": {"blend": False},
+    "one candidate, k: 1": {"complete": 1, "k": 1, "broken": False},
+}
+
+
+class _Page(HTMLParser):
+    """Fails on unbalanced tags; keeps tables, attributes and text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.loads: list[str] = []
+        self.scripts = 0
+        self.words: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        assert not [k for k, _ in attrs if k.startswith("on")]
+        if tag not in _VOID:
+            self.open.append(tag)
+        self.scripts += tag == "script"
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+
+def _write(run: Run) -> str:
+    return str(run.store.files.read(write_report(run.store)).decode())
+
+
+@pytest.fixture(scope="module")
+def document(full_run: Run) -> str:
+    return _write(full_run)
+
+
+@pytest.mark.parametrize("kind", _RUNS)
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.id)
+def test_every_section_gives_balanced_html_or_nothing(
+    section: Section, kind: str, make_run: MakeRun, runs: dict[str, Run]
+) -> None:
+    if kind not in runs:
+        runs[kind] = make_run(rows=60, epochs=2, **_RUNS[kind])
+    html = section.build(ReportContext(runs[kind].store))
+    assert html is None or (html and _Page(html).words)
+    assert html is not None or kind != "full"
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Run]:
+    return {}
+
+
+def test_section_ids_are_unique_and_fit_for_links() -> None:
+    ids = [s.id for s in SECTIONS]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch("[a-z]+", i) for i in ids)
+
+
+def test_page_loads_nothing_from_outside(document: str) -> None:
+    parsed = _Page(document)
+    assert all(load.startswith(("data:image/png;base64,", "#")) for load in parsed.loads)
+    styles = re.findall(r"url\(([^)]*)\)", document)
+    assert styles
+    assert all(s.startswith("data:font/woff;base64,") for s in styles)
+    assert "@import" not in document
+    assert "default-src 'none'" in document
+
+
+def test_page_fits_phones_and_names_its_language(document: str) -> None:
+    assert '<html lang="en">' in document
+    assert 'name="viewport" content="width=device-width, initial-scale=1"' in document
+
+
+def test_names_from_the_run_are_never_markup(document: str) -> None:
+    parsed = _Page(document)
+    assert parsed.scripts == 1
+    assert "<script>alert" not in document
+    assert "<b>" not in document
+    assert "<script>alert('x')</script>" in [row[0] for t in parsed.tables for row in t]
+    assert "고양이 <b>sweep</b>" in parsed.words
+
+
+def test_leaderboard_shows_the_numbers_of_leaderboard_csv(full_run: Run, document: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(leaderboard_csv(full_run.store.summaries()))))
+    shown = _table(document, "oof_logloss")
+    assert [row["candidate"] for row in shown] == [row["candidate"] for row in rows]
+    for mine, row in zip(shown, rows, strict=True):
+        assert mine["status"] == row["status"]
+        for column in ("oof_logloss", "oof_accuracy", "last_fold_logloss", "hp.lr"):
+            _same(mine[column], row[column])
+    assert [row["in blend"] for row in shown] == ["0.200"] * 5 + [""] * 3
+
+
+def test_blend_table_shows_each_members_own_loss(full_run: Run, document: str) -> None:
+    for row in _table(document, "own OOF log loss"):
+        prob = full_run.prob[row["candidate"]]
+        true = prob[np.arange(len(prob)), full_run.labels]
+        assert float(row["own OOF log loss"]) == pytest.approx(-np.log(true).mean(), abs=6e-5)
+        assert row["weight"] == "0.2000"
+
+
+def test_class_table_agrees_with_scikit_learn(full_run: Run, document: str) -> None:
+    predicted = full_run.blend.argmax(axis=1)
+    expected = precision_recall_fscore_support(full_run.labels, predicted, zero_division=0)
+    rows = _table(document, "precision")
+    columns = ("precision", "recall", "F1", "rows")
+    for name, values in zip(columns, expected, strict=True):
+        assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), abs=6e-5)
+
+
+def test_mistakes_agree_with_scikit_learn(full_run: Run, document: str) -> None:
+    counts = confusion_matrix(full_run.labels, full_run.blend.argmax(axis=1))
+    names = full_run.store.classes()
+    shown = {
+        (row["label"], row["predicted as"]): int(row["rows"])
+        for row in _table(document, "predicted as")
+    }
+    expected = {
+        (names[a], names[b]): int(n) for (a, b), n in np.ndenumerate(counts) if a != b and n
+    }
+    assert shown == expected
+
+
+def test_summary_gives_the_blends_figures(full_run: Run, document: str) -> None:
+    words = _Page(summary(ReportContext(full_run.store))).words
+    record = full_run.store.ensemble()
+    for value in (record.oof_logloss, record.crossfit_logloss, record.last_fold_logloss):
+        assert f"{value:.4f}" in words
+    assert f"{record.oof_logloss - record.best_single_oof_logloss:+.4f}" in words
+    assert "8 (5 complete, 1 unfinished, 1 diverged, 1 failed)" in words
+    assert "15 finished of 17 that ended" in words
+    assert any(word.startswith("± 0.0123") for word in words)
+
+
+def test_warnings_name_what_failed_and_what_to_do(full_run: Run) -> None:
+    found = "\n".join(warnings(ReportContext(full_run.store)))
+    assert "c0005 failed: fold 0, OutOfMemoryError: <b>no</b> memory\n" in found
+    assert "c0006 diverged" in found
+    assert "1 candidate(s) have folds left" in found
+    assert f"python sweep.py resume {full_run.store.root}" in found
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("nothing complete", "No candidate is complete yet"),
+        ("complete but not blended", "There is no blend yet of the 5 complete candidate(s)"),
+    ],
+)
+def test_without_a_blend_the_report_says_why(kind: str, expected: str, make_run: MakeRun) -> None:
+    assert expected in _write(make_run(rows=60, **_RUNS[kind]))
+
+
+def test_a_blend_on_other_folds_is_not_shown(make_run: MakeRun) -> None:
+    run = make_run(rows=60)
+    record = run.store.ensemble().model_copy(update={"folds_hash": "other"})
+    run.store.save_ensemble(record, "", np.zeros((1, 1), np.float16))
+    ctx = ReportContext(run.store)
+    assert classes_section(ctx) is None
+    assert "chosen on other folds" in warnings(ctx)[0]
+
+
+def test_a_blend_of_fewer_candidates_than_are_complete_is_named(make_run: MakeRun) -> None:
+    run = make_run(rows=60)
+    record = run.store.ensemble().model_copy(update={"candidates_considered": 3})
+    run.store.files.write("ensemble/ensemble.json", record.model_dump_json().encode())
+    assert "among 3 candidate(s), but 5 are complete" in warnings(ReportContext(run.store))[0]
+
+
+def test_a_damaged_array_costs_its_section_only(make_run: MakeRun) -> None:
+    run = make_run(rows=60)
+    run.store.files.write("trials/c0001/fold0/true_prob.npy", b"torn")
+    html = _write(run)
+    assert "This section cannot be shown" in html
+    assert "correlation.png" not in run.store.files.names("report")
+    assert "precision" in html
+
+
+def test_charts_lie_beside_the_page_and_old_ones_go(make_run: MakeRun) -> None:
+    run = make_run(rows=60)
+    run.store.files.write("report/old.png", b"")
+    html = _write(run)
+    names = [n for n in run.store.files.names("report") if n.endswith(".png")]
+    assert names == [
+        "accuracy.png", "confusion.png", "correlation.png", "learning_curves.png",
+        "selection_path.png", "weights.png",
+    ]  # fmt: skip
+    embedded = {b64decode(d) for d in re.findall(r"data:image/png;base64,([^\"]+)", html)}
+    assert embedded == {run.store.files.read(f"report/{n}") for n in names}
+    assert all(png.startswith(b"\x89PNG") for png in embedded)
+
+
+class _Memory:
+    """An object store: whole objects by name, no folders, no paths."""
+
+    def __init__(self, files: Any) -> None:
+        self.root, self._files, self.written = "s3://bucket/run", files, dict[str, bytes]()
+
+    def read(self, name: str) -> bytes:
+        return self.written[name] if name in self.written else bytes(self._files.read(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        self.written[name] = data
+
+    def exists(self, name: str) -> bool:
+        return name in self.written or bool(self._files.exists(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        mine = [n.removeprefix(f"{folder}/") for n in self.written if n.startswith(f"{folder}/")]
+        return sorted({*mine, *self._files.names(folder)})
+
+    def delete(self, name: str) -> None:
+        self.written.pop(name, None)
+
+
+def test_report_of_a_run_in_an_object_store(make_run: MakeRun) -> None:
+    run = make_run(rows=60, complete=1, epochs=1)
+    store, memory = RunStore(run.store.root), _Memory(run.store.files)
+    store.files, store.root = memory, memory.root
+    assert write_report(store) == "report/index.html"
+    assert "python sweep.py resume s3://bucket/run" in memory.written["report/index.html"].decode()
+    assert not run.store.files.names("report")
+
+
+def test_many_classes_have_tables_but_no_matrix(make_run: MakeRun) -> None:
+    names = tuple(f"현대_{i}세대" for i in range(396))
+    run = make_run(classes=names, rows=800, complete=2, epochs=2, broken=False)
+    html = _write(run)
+    assert len(_table(html, "precision")) == 396
+    assert len(_table(html, "predicted as")) == 20
+    assert "confusion.png" not in run.store.files.names("report")
+
+
+def test_correlation_is_numpys_of_log_probabilities() -> None:
+    true_prob = np.random.default_rng(0).random((6, 500)).astype(np.float32)
+    true_prob[0, 0] = 0.0
+    logs = np.log(np.maximum(true_prob.astype(np.float64), 1e-15))
+    assert log_prob_correlation(true_prob) == pytest.approx(np.corrcoef(logs), abs=1e-12)
+
+
+def test_a_constant_member_correlates_with_none() -> None:
+    true_prob = np.vstack([np.full(50, 0.25), np.random.default_rng(0).random((2, 50))])
+    matrix = log_prob_correlation(true_prob)
+    assert matrix[0].tolist() == [1.0, 0.0, 0.0]
+    assert sorted(similar_side_by_side(matrix)) == [0, 1, 2]
+
+
+def test_alike_members_stand_side_by_side() -> None:
+    matrix = np.full((4, 4), 0.1)
+    matrix[0, 2] = matrix[2, 0] = matrix[1, 3] = matrix[3, 1] = 0.9
+    np.fill_diagonal(matrix, 1.0)
+    order = similar_side_by_side(matrix)
+    assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
+
+
+def test_mean_curve_ends_where_the_first_fold_ends() -> None:
+    long = Curve(np.arange(3.0), np.array([3.0, 2.0, 1.0]), np.zeros(3))
+    brief = Curve(np.arange(2.0), np.array([5.0, 4.0]), np.zeros(2))
+    epochs, mean = shared_mean([long, brief], "val_logloss")
+    assert (epochs.tolist(), mean.tolist()) == ([0.0, 1.0], [4.0, 3.0])
+
+
+def test_page_carries_the_hangul_that_it_uses_and_no_more(document: str) -> None:
+    found = re.search(r"url\(data:font/woff;base64,([^)]*)\)", document)
+    assert found is not None
+    characters = set(TTFont(io.BytesIO(b64decode(found[1]))).getBestCmap())
+    assert characters == {ord(c) for c in "".join(_Page(document).words) if "가" <= c <= "힣"}
+    assert {ord(c) for c in "고양이강아지"} <= characters
+
+
+def test_page_without_hangul_has_no_font() -> None:
+    assert "@font-face" not in page("cars", "", [])
+
+
+def test_report_without_the_font_package(
+    monkeypatch: pytest.MonkeyPatch, make_run: MakeRun
+) -> None:
+    monkeypatch.setattr(fonts, "font_file", lambda: None)
+    fonts.chart_families.cache_clear()
+    try:
+        assert "@font-face" not in _write(make_run(rows=60, complete=1))
+    finally:
+        fonts.chart_families.cache_clear()
+
+
+def test_decomposed_hangul_is_composed() -> None:
+    assert text(unicodedata.normalize("NFD", "고양이")) == "고양이"
+    assert short(unicodedata.normalize("NFD", "고양이")) == "고양이"
+
+
+def test_labels_keep_both_ends() -> None:
+    assert short("torchvision/convnext_tiny", 11) == "torch…_tiny"
+    assert short("a\nb") == "a b"
+
+
+def test_looks_tell_36_names_apart() -> None:
+    assert len(set(looks(map(str, range(36))).values())) == 36
+
+
+def test_numbers() -> None:
+    assert [number(None), number(float("nan")), number(0.12345)] == ["–", "–", "0.1235"]
+    assert [duration(s) for s in (0, 59.6, 61, 3600, 90061)] == [
+        "0s", "1m00s", "1m01s", "1h00m", "1d01h",
+    ]  # fmt: skip
+
+
+def test_table_without_rows() -> None:
+    assert _Page(table(["a"], [])).tables == [
+        [
+            ["a"],
+        ]
+    ]
+
+
+def _table(document: str, header: str) -> list[dict[str, str]]:
+    """The first table with that column."""
+    found = next(t for t in _Page(document).tables if header in t[0])
+    return [dict(zip(found[0], row, strict=True)) for row in found[1:]]
+
+
+def _same(shown: str, exact: str) -> None:
+    if exact == "":
+        assert shown in ("", "–")
+    else:
+        assert float(shown) == pytest.approx(float(exact), abs=5.1e-5)

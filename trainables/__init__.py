@@ -1,0 +1,1 @@
+"""What one fold trial does: backbones, data, the training loop, prediction. Knows nothing of Ray."""

@@ -1,0 +1,146 @@
+"""Named augmentation policies: how far a training image may be moved, turned and recoloured.
+
+Takes uint8 images of any size and a NumPy generator, gives square uint8 images. All geometry of a
+policy is one affine map and so one interpolation, straight from the stored image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.config import closest
+from experiment.errors import Problem
+
+Image = NDArray[np.uint8]  # (height, width, 3) RGB
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Ranges that each image draws from, uniformly and independently."""
+
+    name: str
+    doc: str
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    """Fraction of the image's area that is kept (random resized crop)."""
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    """Width to height of the crop, log-uniform, relative to the image's own."""
+    rotate: float = 0.0  # degrees, both ways
+    zoom: float = 0.0  # scale is 1 ± zoom
+    shift: float = 0.0  # fraction of the side, both ways
+    flip: float = 0.0  # probability of a horizontal flip
+    brightness: float = 0.0  # fraction of full scale, both ways
+    contrast: float = 0.0  # factor is 1 ± contrast
+    saturation: float = 0.0  # factor is 1 ± saturation
+
+
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy("none", "only resized"),
+        Policy(
+            "light", "small moves, turns and zooms; no flip: digits, letters, left/right classes",
+            rotate=10, zoom=0.1, shift=0.08,
+        ),
+        Policy(
+            "flip", "small moves, turns and zooms, horizontal flip: small photos",
+            rotate=10, zoom=0.1, shift=0.08, flip=0.5,
+        ),
+        Policy(
+            "medium", "random resized crop, flip, turns, colour jitter: photos of objects",
+            crop_area=(0.6, 1.0), crop_ratio=(0.8, 1.25), rotate=15, flip=0.5,
+            brightness=0.15, contrast=0.2, saturation=0.2,
+        ),
+        Policy(
+            "heavy", "strong crops, turns and colours: long schedules, large backbones",
+            crop_area=(0.3, 1.0), crop_ratio=(0.75, 1.33), rotate=25, zoom=0.15, shift=0.05,
+            flip=0.5, brightness=0.25, contrast=0.4, saturation=0.4,
+        ),
+    )
+}  # fmt: skip
+
+
+def check_policy(name: str) -> Problem | None:
+    """A problem where there is no such policy."""
+    if name in POLICIES:
+        return None
+    near = closest(name, POLICIES)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return Problem("augment.policy", f"got {name!r}; {hint}allowed: {', '.join(POLICIES)}")
+
+
+def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:
+    """(n, size, size, 3) uint8: each image varied by the policy. Draws the same numbers whatever
+    the images are, so that a batch depends on its seed alone."""
+    n = len(images)
+    out = np.empty((n, size, size, 3), np.uint8)
+    u = rng.random((n, 12))  # one column a decision, in [0, 1)
+    for i, image in enumerate(images):
+        moved = cv2.warpAffine(
+            image,
+            _affine(u[i], image.shape[0], image.shape[1], size, policy),
+            (size, size),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        out[i] = _recolour(moved, u[i], policy)
+    return out
+
+
+def resize(images: list[Image], size: int) -> Image:
+    """(n, size, size, 3) uint8: the whole image, squeezed to a square."""
+    out = np.empty((len(images), size, size, 3), np.uint8)
+    for i, image in enumerate(images):
+        shrinks = image.shape[0] > size or image.shape[1] > size
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        out[i] = cv2.resize(image, (size, size), interpolation=method)
+    return out
+
+
+def _affine(
+    u: NDArray[np.float64], height: int, width: int, size: int, policy: Policy
+) -> NDArray[np.float64]:
+    """(2, 3) map from pixels of the image to pixels of the output: crop, then turn, zoom, flip
+    and shift around the centre."""
+    low, high = policy.crop_area
+    area = low + (high - low) * u[0]
+    ratio = np.exp(np.log(policy.crop_ratio[0]) + u[1] * np.log(
+        policy.crop_ratio[1] / policy.crop_ratio[0]
+    ))  # fmt: skip
+    crop_w = min(1.0, np.sqrt(area * ratio)) * width
+    crop_h = min(1.0, np.sqrt(area / ratio)) * height
+    left, top = u[2] * (width - crop_w), u[3] * (height - crop_h)
+    sx, sy = size / crop_w, size / crop_h
+
+    angle = np.deg2rad(_both_ways(u[4], policy.rotate))
+    scale = 1.0 + _both_ways(u[5], policy.zoom)
+    mirror = -1.0 if u[6] < policy.flip else 1.0
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    linear = np.array([[mirror * cos * sx, mirror * -sin * sy], [sin * sx, cos * sy]])
+    # cv2 counts from pixel centres: the image's point p has the coordinate p + 0.5.
+    crop_centre = np.array([left + crop_w / 2 - 0.5, top + crop_h / 2 - 0.5])
+    shift = size * np.array([_both_ways(u[7], policy.shift), _both_ways(u[8], policy.shift)])
+    offset = (size - 1) / 2 + shift - linear @ crop_centre
+    return np.column_stack([linear, offset])
+
+
+def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> Image:
+    """Brightness and contrast as one look-up table, then saturation."""
+    if policy.brightness or policy.contrast:
+        factor = 1.0 + _both_ways(u[9], policy.contrast)
+        offset = 255.0 * _both_ways(u[11], policy.brightness)
+        table = np.clip((np.arange(256) - 127.5) * factor + 127.5 + offset, 0, 255)
+        image = cv2.LUT(image, table.astype(np.uint8))
+    if policy.saturation:
+        factor = 1.0 + _both_ways(u[10], policy.saturation)
+        grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        image = cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0)
+    return image
+
+
+def _both_ways(u: float, reach: float) -> float:
+    """u in [0, 1) -> uniform in [-reach, reach)."""
+    return float((2.0 * u - 1.0) * reach)

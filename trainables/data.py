@@ -1,0 +1,118 @@
+"""Batches of images for a trial: augmented in training, resized for scoring.
+
+Takes an `ImageSource`, gives loaders of uint8 batches with their row numbers. What a training
+batch holds depends on the trial's seed, the epoch and the batch number alone, not on the number
+of loader processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from trainables.augment import Policy, augment, resize
+from trainables.pixel_cache import ImageSource
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Which rows make a batch, and the seed of its augmentation (None: resize only)."""
+
+    rows: NDArray[np.int64]
+    seed: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loader gives."""
+
+    images: Tensor  # (B, H, W, 3) uint8
+    rows: Tensor  # (B,) int64, rows of the image source
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        images = self.images.to(device, non_blocking=non_blocking)
+        return Batch(images, self.rows.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.images.pin_memory(), self.rows.pin_memory())
+
+
+class ShuffledBatches(Sampler[BatchRows]):
+    """Each epoch's rows in a new order. The last, smaller batch is left out, since its gradient
+    would weigh its images more; rows that fewer than one batch make one smaller batch."""
+
+    def __init__(self, rows: NDArray[np.int64], batch_size: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._batch_size = min(batch_size, len(rows))
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._batch_size
+
+    def __iter__(self) -> Iterator[BatchRows]:
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._rows)
+        for step in range(len(self)):
+            start = step * self._batch_size
+            seed = (self._seed, self.epoch, step)
+            yield BatchRows(order[start : start + self._batch_size], seed)
+
+
+class OrderedBatches(Sampler[BatchRows]):
+    """Rows in their order, every one once."""
+
+    def __init__(self, rows: NDArray[np.int64], batch_size: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[BatchRows]:
+        for start in range(0, len(self._rows), self._batch_size):
+            yield BatchRows(self._rows[start : start + self._batch_size], None)
+
+
+class Batches(Dataset[Batch]):
+    """Makes whole batches: one call a batch keeps the per-image overhead small."""
+
+    def __init__(self, source: ImageSource, image_size: int, policy: Policy) -> None:
+        self._source, self._image_size, self._policy = source, image_size, policy
+
+    def __getitems__(self, batch: BatchRows) -> Batch:
+        images = [self._source.image(row) for row in batch.rows]
+        if batch.seed is None:
+            pixels = resize(images, self._image_size)
+        else:
+            rng = np.random.default_rng(batch.seed)
+            pixels = augment(images, self._image_size, self._policy, rng)
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows))
+
+
+def build_loader(
+    dataset: Batches, sampler: Sampler[BatchRows], workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """`workers` extra processes load ahead; 0 loads in this process."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,  # type: ignore[arg-type]  # torch types it as lists of indices
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers > 0 else None,
+        generator=torch.Generator(),
+    )
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

@@ -1,0 +1,34 @@
+"""Optimiser and learning-rate schedule of a trial: AdamW, warm-up, cosine."""
+
+from __future__ import annotations
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from search_spaces.params import TrialParams
+
+_FINAL_LR = 0.01  # of the peak, at the end of the cosine
+
+
+def build_optimizer(model: nn.Module, params: TrialParams) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019); biases and norms are not decayed."""
+    groups = param_groups_weight_decay(model, params.weight_decay)
+    return torch.optim.AdamW(groups, lr=params.lr, fused=True)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, params: TrialParams, updates: int
+) -> CosineLRScheduler:
+    """Linear warm-up, then cosine to 1 % of the peak after `updates` updates; call
+    `step_update(number of updates done)` after each. (Loshchilov and Hutter, SGDR, ICLR 2017.)"""
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=updates,
+        lr_min=params.lr * _FINAL_LR,
+        warmup_t=round(params.warmup * updates),
+        warmup_lr_init=params.lr * _FINAL_LR,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )

@@ -1,0 +1,94 @@
+"""From weights and images to probabilities: used to score folds and to predict test images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import nn
+from torch.utils.data import DataLoader
+
+from trainables.augment import POLICIES
+from trainables.backbones import Classifier, build_classifier
+from trainables.data import Batch, Batches, OrderedBatches, build_loader, to_float
+from trainables.pixel_cache import ImageSource
+
+_METADATA = "foldrace"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What must be known to rebuild a classifier from its weights; kept in the weights file."""
+
+    backbone: str
+    classes: int
+    image_size: int
+
+
+def pack_weights(state: dict[str, torch.Tensor], card: ModelCard) -> bytes:
+    """A safetensors file that describes its own model."""
+    return save(state, metadata={_METADATA: json.dumps(asdict(card))})
+
+
+def unpack_classifier(data: bytes, card: ModelCard) -> Classifier:
+    """The classifier in evaluation mode, on the CPU."""
+    model = build_classifier(card.backbone, card.classes, card.image_size)
+    model.load_state_dict(load(data))
+    return model.eval()
+
+
+def read_card(data: bytes) -> ModelCard:
+    """The card of a weights file."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return ModelCard(**json.loads(header["__metadata__"][_METADATA]))
+
+
+def scoring_loader(
+    source: ImageSource,
+    rows: NDArray[np.int64],
+    image_size: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> DataLoader[Batch]:
+    """Rows in order, resized only."""
+    dataset = Batches(source, image_size, POLICIES["none"])
+    sampler = OrderedBatches(rows, batch_size)
+    return build_loader(dataset, sampler, workers, device.type == "cuda")
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: nn.Module, loader: DataLoader[Batch], device: torch.device, autocast: torch.autocast
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(n, C) natural-log softmax in float32, and the (n,) rows they belong to."""
+    model.eval()
+    parts: list[torch.Tensor] = []
+    rows: list[torch.Tensor] = []
+    for batch in loader:
+        images = to_float(batch.images.to(device, non_blocking=True))
+        with autocast:
+            logits = model(images)
+        parts.append(torch.log_softmax(logits.float(), dim=1))
+        rows.append(batch.rows)
+    return torch.cat(parts).cpu().numpy(), torch.cat(rows).cpu().numpy()
+
+
+def autocast_for(device: torch.device, precision: str) -> torch.autocast:
+    """Mixed precision as `resolve_precision` named it; a context that can be entered again."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def resolve_precision(device: torch.device, asked: str) -> str:
+    """`auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU."""
+    if asked != "auto":
+        return asked
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
