@@ -5,7 +5,6 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,9 +51,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for data and run.")] = Path("runs/demo"),
 ) -> None:
     """A real sweep from nothing, on scikit-learn's handwritten digits."""
-    from commands.demo import demo as command
-
     with _exit_codes(context):
+        from commands.demo import demo as command
+
         command(out, _console())
 
 
@@ -226,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

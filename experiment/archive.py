@@ -12,14 +12,14 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from experiment.errors import DataError, Problem
+from experiment.errors import DataError, Problem, listing
 
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
@@ -27,6 +27,8 @@ RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
 
 _UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
 _CHUNK = 1 << 20
+_PART = ".part-"
+_STALE_SECONDS = 24 * 3600
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
     *(UnicodeDecodeError, NotImplementedError),
@@ -54,12 +56,13 @@ def unpack(zip_path: Path) -> Path:
         raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
 
 
-def listing(items: Iterable[object], limit: int = 20) -> str:
-    """'a, b, c and 312 more': what a message shows of many."""
-    items = iter(items)
-    shown = ", ".join(str(item) for item in islice(items, limit))
-    more = sum(1 for _ in items)
-    return f"{shown} and {more:,} more" if more else shown
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the temporary folders in `folder` whose owner was killed: none of them was touched
+    for a day."""
+    for part in folder.glob(f"{_PART}*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - part.lstat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _key(archive: zipfile.ZipFile) -> str:
@@ -72,14 +75,16 @@ def _key(archive: zipfile.ZipFile) -> str:
 
 def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_parts(target.parent)
     members = [(_name(info), info) for info in archive.infolist() if not _is_litter(_name(info))]
     problems = [*_unsafe(members, zip_path), *_too_big(members, zip_path, target.parent)]
     if problems:
         raise DataError(problems)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name[:16]}.", dir=target.parent))
+    aside = Path(tempfile.mkdtemp(prefix=_PART, dir=target.parent))
     try:
         for name, info in members:
             _extract(archive, info, aside / name, is_dir=name.endswith("/"))
+            os.utime(aside)  # still alive: see remove_stale_parts
         _publish(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

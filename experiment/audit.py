@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.archive import listing
 from experiment.config import closest
-from experiment.errors import Problem
+from experiment.errors import Problem, listing
 from experiment.images import ImageError, check_image, read_bytes
-from experiment.manifest import ImageSet, Manifest
+from experiment.manifest import Manifest
+from experiment.test_set import ImageSet
 
 FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there
 FEW_IMAGES = 10  # the same where there are no folds yet
@@ -82,7 +82,7 @@ def _look(path: Path) -> _Look:
         data = read_bytes(path)
         side = check_image(data, path)
     except ImageError as error:
-        return _Look(0, b"", error.reason, missing=not path.exists())
+        return _Look(0, b"", error.reason, missing=not os.path.exists(path))
     return _Look(side, hashlib.blake2b(data, digest_size=16).digest())
 
 
@@ -91,28 +91,35 @@ def _faults(
 ) -> Iterator[Problem]:
     where = f"{kind} images in {images.image_root}"
     missing = [row for row, look in enumerate(looks) if look.missing]
-    if missing:
-        shown = [_missing(images, row) for row in missing[:_SHOWN]]
-        names = listing([*shown, *missing[_SHOWN:]], _SHOWN)
-        advice = "correct the paths"
-        if len(missing) > len(looks) / 2:
-            advice += f" or set {key} to the folder that they are relative to"
-        count = f"{len(missing):,} of {len(looks):,} do not exist"
-        yield Problem(where, f"{count}: {names}; {advice}")
-    damaged = [
-        f"{images.image_paths[row]} ({look.fault})"
-        for row, look in enumerate(looks)
-        if look.fault is not None and not look.missing
-    ]
-    if damaged:
-        count = f"{len(damaged):,} of {len(looks):,} cannot be read"
-        yield Problem(where, f"{count}: {listing(damaged)}; replace the files or drop their rows")
+    for row in missing[:_SHOWN]:
+        yield _fault(where, images, row, _missing(images.file(row)))
+    if len(missing) > min(_SHOWN, len(looks) / 2):
+        advice = f"correct the paths or set {key} to the folder that they are relative to"
+        yield Problem(where, f"{len(missing):,} of {len(looks):,} are missing; {advice}")
+    damaged = [row for row, look in enumerate(looks) if look.fault and not look.missing]
+    for row in damaged[:_SHOWN]:
+        message = f"unreadable; it {looks[row].fault}; replace or remove the file"
+        yield _fault(where, images, row, message)
+    if len(damaged) > _SHOWN:
+        yield Problem(where, f"{len(damaged):,} of {len(looks):,} are unreadable")
 
 
-def _missing(images: Manifest | ImageSet, row: int) -> str:
-    path = images.file(row)
+def _fault(where: str, images: Manifest | ImageSet, row: int, message: str) -> Problem:
+    """'train.csv line 17: images/a.jpg: missing; ...'"""
+    if images.lines is not None:
+        where = f"{images.table} line {images.lines[row]}"
+    return Problem(where, f"{images.image_paths[row]}: {message}")
+
+
+def _missing(path: Path) -> str:
     near = _similar_name(path)
-    return images.image_paths[row] + (f" (there is {near})" if near else "")
+    hint = f", but there is {near}" if near else ""
+    return f"missing; {path} does not exist{hint}; correct the path or remove the row"
+
+
+def _named(images: Manifest | ImageSet, row: int) -> str:
+    path = images.image_paths[row]
+    return path if images.lines is None else f"{path} (line {images.lines[row]})"
 
 
 def _similar_name(path: Path) -> str | None:
@@ -145,7 +152,7 @@ def _duplicates(
     if conflicting:
         shown = listing(
             " = ".join(
-                f"{manifest.image_paths[row]} [{manifest.classes[manifest.labels[row]]}]"
+                f"{_named(manifest, row)} [{manifest.classes[manifest.labels[row]]}]"
                 for row in rows
             )
             for rows in conflicting
@@ -154,7 +161,7 @@ def _duplicates(
         yield Problem("training images", message)
     torn = [] if fold is None else [rows for rows in several if len(set(fold[rows])) > 1]
     if torn:
-        shown = listing(" = ".join(manifest.image_paths[row] for row in rows) for rows in torn)
+        shown = listing(" = ".join(_named(manifest, row) for row in rows) for rows in torn)
         message = f"identical files in different folds: {shown}; validation scores are too good"
         advice = "drop the copies or give them one group (data.group_column)"
         yield Problem("training images", f"{message}: {advice}")
@@ -167,7 +174,7 @@ def _leaks(
     test_looks: Sequence[_Look],
 ) -> Iterator[Problem]:
     shared = [
-        f"{test.image_paths[row]} = {manifest.image_paths[copies[look.digest][0]]}"
+        f"{_named(test, row)} = {_named(manifest, copies[look.digest][0])}"
         for row, look in enumerate(test_looks)
         if look.fault is None and look.digest in copies
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -242,6 +243,7 @@ class ParsedConfig:
         return self.config
 
 
+_REPLACED_WHOLE = ("space", "per_backbone")
 _SMOKE_DEFAULTS: dict[str, Any] = {
     "folds": {"k": 2},
     "search": {"candidates": 2, "space": {}, "per_backbone": {}},
@@ -259,7 +261,7 @@ def parse_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False)
     validate. Raises ConfigError only where there is nothing to validate."""
     raw = _read_mapping(path)
     if smoke:
-        raw = _merge(_merge(raw, _SMOKE_DEFAULTS), raw.get("smoke") or {})
+        raw = _smoke(raw)
     problems: list[Problem] = []
     for override in overrides:
         problem = _apply_override(raw, override)
@@ -268,14 +270,18 @@ def parse_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False)
     raw.setdefault("name", path.stem)
     config, found = _validate(raw, str(path))
     if config is not None:
-        config = _absolute_paths(config, path.resolve().parent)
+        config = _absolute_paths(config, path.absolute().parent)
     return ParsedConfig(str(path), config, (*problems, *found))
 
 
 def to_yaml(config: SweepConfig) -> str:
     """The resolved config as YAML; `parse_config` of it gives the same config."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    return yaml.dump(
+        config.model_dump(mode="json"),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
     )
 
 
@@ -285,21 +291,29 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults` has no value of its own
+                continue
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int)) and key in seen:
+            if not isinstance(key, (str, int, float, type(None))):
+                key = str(key)  # a date; a list is refused further down
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark
                 )
-            if isinstance(key, (str, int)):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+            seen.add(key)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts a text such as `1e-3` in quotes, since `_Loader` takes it for a number."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -307,16 +321,36 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError.single(str(path), f"cannot be read: {error}") from error
+    form = "JSON" if path.suffix.lower() == ".json" else "YAML"
     try:
-        raw = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)
+        raw = _from_json(text) if form == "JSON" else yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        form = "JSON" if path.suffix == ".json" else "YAML"
         raise ConfigError.single(str(path), f"is not valid {form}: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError.single(
-            str(path), f"holds {type(raw).__name__}, should hold keys such as data: and search:"
-        )
-    return {str(key): value for key, value in raw.items()}
+        found = "is empty" if raw is None else f"holds no keys, only {_short(raw)}"
+        raise ConfigError.single(str(path), f"{found}; it should hold data:, search: and so on")
+    return raw
+
+
+def _from_json(text: str) -> Any:
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise ValueError(f"key {twice!r} is given twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=mapping)
+
+
+def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with generic small values and its own smoke section laid over it."""
+    defaults, own = dict(_SMOKE_DEFAULTS), raw.get("smoke")
+    folds = raw.get("folds")
+    if isinstance(folds, dict) and folds.get("column") is not None:
+        del defaults["folds"]  # the column says how many folds there are
+    # A smoke section that is no mapping is left to the validation.
+    return _merge(_merge(raw, defaults), own if isinstance(own, dict) else {})
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,8 +358,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merge(old, value) if both and key not in ("space", "per_backbone") else value
+        if isinstance(old, dict) and isinstance(value, dict) and key not in _REPLACED_WHOLE:
+            value = _merge(old, value)
+        merged[key] = value
     return merged
 
 
@@ -450,4 +485,5 @@ def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
 
 
 def _absolute(path: str, base: Path) -> str:
-    return str((base / Path(path).expanduser()).resolve())
+    """Symbolic links stay: what a linked `train.csv` points to may have another name and folder."""
+    return os.path.abspath(base / Path(path).expanduser())

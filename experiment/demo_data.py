@@ -28,7 +28,7 @@ search:
   backbones: [timm/test_resnet, timm/test_efficientnet, timm/test_convnext]
   candidates: 6
   space:
-    lr: {{low: 1e-3, high: 5e-3, log: true}}
+    lr: {{low: 2e-3, high: 1e-2, log: true}}
     batch_size: 32
     warmup: 0.1
 training: {{epochs: 8, image_size: 32, patience: 8, pretrained: false}}

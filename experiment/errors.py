@@ -12,8 +12,10 @@ FoldraceError                 1  a failure while running
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
+
+
+def listing(items: Iterable[object], limit: int = 20) -> str:
+    """'a, b, c and 312 more': what a message shows of many."""
+    items = iter(items)
+    shown = ", ".join(str(item) for item in islice(items, limit))
+    more = sum(1 for _ in items)
+    return f"{shown} and {more:,} more" if more else shown
 
 
 class FoldraceError(Exception):
@@ -44,7 +54,7 @@ class UserError(FoldraceError):
         super().__init__("\n".join(str(p) for p in self.problems))
 
     @classmethod
-    def single(cls, where: str, message: str) -> UserError:
+    def single(cls, where: str, message: str) -> Self:
         return cls([Problem(where, message)])
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+from urllib.parse import quote, unquote, urlsplit
 
 from experiment.errors import RunFolderError
 
 _ASIDE = ".part-"
+_OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
+_URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
 
 
 class Files(Protocol):
@@ -30,10 +34,12 @@ class Files(Protocol):
 
 
 def open_files(root: str | Path) -> Files:
-    """The folder at a local path or at a URL that pyarrow knows (`s3://bucket/path`)."""
+    """The folder at a local path or at an object store's URL (`s3://bucket/path`)."""
     text = str(root)
     if "://" not in text:
         return LocalFiles(Path(text).expanduser().resolve())
+    if text.startswith("file://"):
+        return LocalFiles(Path(unquote(urlsplit(text).path)))
     return RemoteFiles(text)
 
 
@@ -80,17 +86,25 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """A folder in an object store, through pyarrow's file systems."""
+    """A folder in an object store, through pyarrow's file systems.
+
+    Keys and region come from where the AWS tools have them: AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, AWS_REGION, ~/.aws, or the machine's role. Another S3 service (MinIO,
+    Ceph) is named by AWS_ENDPOINT_URL=http://host:9000, or in the URL itself:
+    `s3://bucket/run?endpoint_override=host:9000&scheme=http&region=us-east-1`. Every machine of a
+    cluster needs the same variables. The bucket must exist.
+    """
 
     def __init__(self, url: str) -> None:
         from pyarrow import ArrowException, fs
 
+        allowed = f"allowed: a local path, or {', '.join(f'{s}://' for s in _OBJECT_STORES)}"
+        if urlsplit(url).scheme not in _OBJECT_STORES:
+            raise RunFolderError.single(url, f"is of no kind that a run can be kept in; {allowed}")
         try:
-            base, path = fs.FileSystem.from_uri(url)
+            base, path = fs.FileSystem.from_uri(quote(url, safe=_URL_SYNTAX))
         except (ArrowException, OSError, ValueError) as error:
-            raise RunFolderError.single(
-                url, f"cannot be opened: {error}; allowed: a local path or s3://bucket/path"
-            ) from error
+            raise RunFolderError.single(url, f"cannot be opened: {error}; {allowed}") from error
         self._fs, self._path, self.root = base, PurePosixPath(path), url
 
     def read(self, name: str) -> bytes:
@@ -130,8 +144,7 @@ def _sync_folder(folder: Path) -> None:
     except OSError:
         return
     try:
-        os.fsync(handle)
-    except OSError:
-        pass
+        with suppress(OSError):
+            os.fsync(handle)
     finally:
         os.close(handle)

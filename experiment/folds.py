@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from experiment.archive import listing
 from experiment.config import FoldsConfig
-from experiment.errors import DataError, Problem
+from experiment.errors import DataError, Problem, listing
 from experiment.manifest import Manifest
 
 TRAIN_ONLY = -1  # k: 1: trained on, never scored
@@ -164,10 +163,12 @@ def _given(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
     allowed = _WORDS if config.k == 1 else {str(k): k for k in range(config.k)}
     wrong = sorted(set(manifest.given_folds) - set(allowed))
     if wrong:
-        rows = sum(1 for value in manifest.given_folds if value not in allowed)
+        rows = [row for row, value in enumerate(manifest.given_folds) if value not in allowed]
+        lines = manifest.lines
+        at = "" if lines is None else f" (line {listing(lines[row] for row in rows)})"
         shown = listing(repr(value) for value in wrong)
         words = "train, valid, test" if config.k == 1 else f"0 .. {config.k - 1}"
-        message = f"{rows:,} rows have {shown}; allowed with folds.k: {config.k}: {words}"
+        message = f"{len(rows):,} rows have {shown}{at}; allowed with folds.k: {config.k}: {words}"
         raise DataError.single(where, message)
     return np.array([allowed[value] for value in manifest.given_folds], dtype=np.int64)
 

@@ -22,7 +22,8 @@ CandidateStatus = Literal["running", "complete", "stopped", "unfinished", "diver
 
 class _Record(BaseModel):
     # Unknown keys are ignored: a run folder of a newer version stays readable.
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    # NaN is refused when a record is made: JSON cannot hold it, and it could not be read back.
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
 class CandidateRecord(_Record):
@@ -68,7 +69,7 @@ class TrialRecord(_Record):
         """The variant with the lower log loss; raw on a tie."""
         if not self.variants:
             return None
-        return min(sorted(self.variants, reverse=True), key=lambda v: self.variants[v].val_logloss)
+        return min(self.variants, key=lambda v: (self.variants[v].val_logloss, v != RAW, v))
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from experiment.config import SweepConfig, to_yaml
-from experiment.errors import Problem, RunFolderError
+from experiment.errors import RunFolderError
 from experiment.files import Files, LocalFiles, open_files
-from experiment.folds import FoldTable, folds_hash, read_folds
+from experiment.folds import FoldTable, read_folds
 from experiment.leaderboard import leaderboard_csv, trials_csv
 from experiment.records import (
     RAW,
@@ -33,6 +35,8 @@ from experiment.records import (
 )
 
 _CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
+_FOLD_FOLDER = re.compile(r"fold(\d+)")
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class RunStore:
@@ -52,9 +56,13 @@ class RunStore:
     def create(self, config: SweepConfig, folds: str, classes: Sequence[str]) -> None:
         """Lay the folder out. `folds` is the text of folds.csv; sweep.yaml comes last, so that
         a folder with it is a run."""
-        self.files.write(_FOLDS, folds.encode())
-        self.files.write(_CLASSES, _json(list(classes)))
-        self.save_config(config)
+        try:
+            self.files.write(_FOLDS, _bytes(folds))
+            self.files.write(_CLASSES, _bytes(json.dumps(list(classes), ensure_ascii=False)))
+            self.save_config(config)
+        except OSError as error:
+            raise RunFolderError.single(self.root, f"cannot be written: {error}") from error
+        self._folds = None
 
     @classmethod
     def open(cls, root: str | Path) -> RunStore:
@@ -77,7 +85,7 @@ class RunStore:
             ) from error
 
     def save_config(self, config: SweepConfig) -> None:
-        self.files.write(_CONFIG, to_yaml(config).encode())
+        self.files.write(_CONFIG, _bytes(to_yaml(config)))
 
     def classes(self) -> tuple[str, ...]:
         return tuple(json.loads(self._text(_CLASSES)))
@@ -104,13 +112,8 @@ class RunStore:
 
     def candidates(self) -> list[CandidateRecord]:
         """Every candidate ever suggested, by id."""
-        names = [n for n in self.files.names("trials")]
-        paths = [f"trials/{n}/candidate.json" for n in names]
-        return [
-            CandidateRecord.model_validate_json(self.files.read(path))
-            for path in paths
-            if self.files.exists(path)
-        ]
+        paths = [f"trials/{name}/candidate.json" for name in self.files.names("trials")]
+        return [self._record(p, CandidateRecord) for p in paths if self.files.exists(p)]
 
     def save_trial(
         self,
@@ -124,7 +127,7 @@ class RunStore:
         `weights` are safetensors files, `log` the text of train_log.csv."""
         folder = self.trial_folder(record.candidate, record.fold)
         if log is not None:
-            self.files.write(f"{folder}/train_log.csv", log.encode())
+            self.files.write(f"{folder}/train_log.csv", _bytes(log))
         if rows is not None:
             self.files.write(f"{folder}/rows.npy", _npy(rows))
         for variant, probabilities in (oof or {}).items():
@@ -153,9 +156,8 @@ class RunStore:
         found: dict[tuple[str, int], TrialRecord] = {}
         for candidate in self.files.names("trials"):
             for folder in self.files.names(f"trials/{candidate}"):
-                if not folder.startswith("fold"):
-                    continue
-                record = self.trial(candidate, int(folder.removeprefix("fold")))
+                match = _FOLD_FOLDER.fullmatch(folder)
+                record = self.trial(candidate, int(match[1])) if match else None
                 if record is not None:
                     found[candidate, record.fold] = record
         return found
@@ -186,24 +188,26 @@ class RunStore:
     def _pooled(self, candidate: str, name: str) -> NDArray[np.float32]:
         """The folds' arrays put together; RunFolderError unless each scored row is there once."""
         expected = self.scored_rows()
-        folders = [f"trials/{candidate}/fold{k}" for k in range(self.folds().fold.max() + 1)]
-        rows = np.concatenate([self._array(f"{folder}/rows.npy") for folder in folders])
-        values = np.concatenate([self._array(f"{folder}/{name}") for folder in folders])
+        folders = [self.trial_folder(candidate, k) for k in range(self.fold_count)]
+        row_parts = [self._array(f"{folder}/rows.npy") for folder in folders]
+        parts = [self._array(f"{folder}/{name}") for folder in folders]
+        rows = np.concatenate(row_parts)
         order = np.argsort(rows, kind="stable")
-        if not np.array_equal(rows[order], expected) or len(values) != len(rows):
+        fits = all(len(r) == len(p) for r, p in zip(row_parts, parts, strict=True))
+        if not fits or not np.array_equal(rows[order], expected):
             missing = np.setdiff1d(expected, rows)[:5].tolist()
             raise RunFolderError.single(
                 f"{self.root}/trials/{candidate}/*/{name}",
-                f"does not hold each scored row once ({len(rows)} rows for {len(expected)}, "
-                f"missing for example {missing}); delete the candidate's folder and resume",
+                f"does not hold each scored row once ({sum(map(len, parts))} rows for "
+                f"{len(expected)}, missing for example {missing}); delete the candidate's folder "
+                "and resume",
             )
-        return values[order]
+        return np.concatenate(parts)[order]
 
     def _array(self, name: str) -> NDArray[np.float32]:
         try:
-            array: NDArray[np.float32] = np.load(
-                io.BytesIO(self.files.read(name)), allow_pickle=False
-            )
+            data = io.BytesIO(self.files.read(name))
+            array: NDArray[np.float32] = np.lib.format.read_array(data, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise RunFolderError.single(
                 f"{self.root}/{name}", f"cannot be read: {error}"
@@ -230,14 +234,14 @@ class RunStore:
     def write_tables(self, summaries: Iterable[CandidateSummary]) -> None:
         """leaderboard.csv and trials.csv."""
         listed = list(summaries)
-        self.files.write("leaderboard.csv", leaderboard_csv(listed).encode())
-        self.files.write("trials.csv", trials_csv(listed).encode())
+        self.files.write("leaderboard.csv", _bytes(leaderboard_csv(listed)))
+        self.files.write("trials.csv", _bytes(trials_csv(listed)))
 
     def save_ensemble(
         self, record: EnsembleRecord, trajectory: str, oof: NDArray[np.float16]
     ) -> None:
         """`trajectory` is the text of trajectory.csv; `oof` (N, C) log-probabilities."""
-        self.files.write("ensemble/trajectory.csv", trajectory.encode())
+        self.files.write("ensemble/trajectory.csv", _bytes(trajectory))
         self.files.write("ensemble/oof.npy", _npy(oof))
         self.update_ensemble(record)
 
@@ -247,9 +251,7 @@ class RunStore:
 
     def ensemble(self) -> EnsembleRecord | None:
         name = "ensemble/ensemble.json"
-        if not self.files.exists(name):
-            return None
-        return EnsembleRecord.model_validate_json(self.files.read(name))
+        return self._record(name, EnsembleRecord) if self.files.exists(name) else None
 
     def ensemble_oof(self) -> NDArray[np.float32]:
         """(N, C) probabilities of the blend on `scored_rows`."""
@@ -268,11 +270,18 @@ class RunStore:
 
     def _text(self, name: str) -> str:
         try:
-            return self.files.read(name).decode()
+            return self.files.read(name).decode(errors="surrogateescape")
         except OSError as error:
             raise RunFolderError.single(
                 f"{self.root}/{name}", f"cannot be read: {error}"
             ) from error
+
+    def _record(self, name: str, kind: type[Record]) -> Record:
+        try:
+            return kind.model_validate_json(self.files.read(name))
+        except (OSError, ValidationError) as error:
+            where = f"{self.root}/{name}"
+            raise RunFolderError.single(where, f"is damaged: {error}") from error
 
 
 def summarise(
@@ -301,7 +310,7 @@ def weights_name(candidate: str, fold: int, variant: str) -> str:
     return f"{RunStore.trial_folder(candidate, fold)}/best{suffix(variant)}.safetensors"
 
 
-def other_config_problems(old: SweepConfig, new: SweepConfig) -> list[str]:
+def differing_keys(old: SweepConfig, new: SweepConfig) -> list[str]:
     """Dotted keys in which two configs differ."""
     left, right = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
@@ -317,8 +326,9 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=1).encode()
+def _bytes(text: str) -> bytes:
+    """UTF-8; a Linux file name may hold bytes that are not, which Python keeps as surrogates."""
+    return text.encode(errors="surrogateescape")
 
 
 def _record_json(record: CandidateRecord | TrialRecord | EnsembleRecord) -> bytes:
@@ -329,6 +339,3 @@ def _npy(array: NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-__all__ = ["Problem", "RunStore", "folds_hash", "other_config_problems", "suffix", "summarise"]

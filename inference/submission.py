@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from experiment.errors import RunFailure
 from experiment.files import Files
-from experiment.manifest import ImageSet
 from experiment.records import EnsembleRecord
+from experiment.test_set import ImageSet
 
 _ROW_SUM = 1e-6
 
@@ -65,7 +65,7 @@ def write_submission(
         file=name,
         sha256=hashlib.sha256(data).hexdigest(),
         rows=len(test),
-        columns=(test.id_column, *test.class_columns),
+        columns=test.header,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         oof_logloss=ensemble.oof_logloss,
         crossfit_logloss=ensemble.crossfit_logloss,
@@ -84,7 +84,7 @@ def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.floa
     order = [list(classes).index(column) for column in test.class_columns]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([test.id_column, *test.class_columns])
+    writer.writerow(test.header)
     for row_id, row in zip(test.ids, prob[:, order], strict=True):
         writer.writerow([row_id, *(f"{p:.9g}" for p in row)])
     return buffer.getvalue()
@@ -96,7 +96,7 @@ def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
     values = np.array([[float(cell) for cell in row[1:]] for row in rows]).reshape(len(rows), -1)
     furthest = float(np.abs(values.sum(axis=1) - 1).max(initial=0.0))
     results = {
-        "columns equal the sample's, in its order": header == [test.id_column, *test.class_columns],
+        "columns equal the sample's, in its order": header == list(test.header),
         "ids equal the sample's, in its order": [row[0] for row in rows] == list(test.ids),
         "no value is missing or not finite": bool(np.isfinite(values).all()),
         "every value lies in [0, 1]": bool(((values >= 0) & (values <= 1)).all()),

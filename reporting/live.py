@@ -24,7 +24,7 @@ from reporting.markup import duration, number
 
 _REFRESH_PER_SECOND = 4
 _BEST_SHOWN = 8
-_OTHER_LINES = 17
+_OTHER_LINES = 19
 """Lines that everything but the running trials takes; the rest of the terminal is theirs."""
 _STATUS_STYLE = {
     "complete": "green", "running": "cyan", "stopped": "dim", "unfinished": "yellow",
@@ -33,7 +33,8 @@ _STATUS_STYLE = {
 
 
 class LiveView:
-    """Shows each `Progress` it is given, for as long as the `with` block lasts."""
+    """Shows each `Progress` it is given, for as long as the `with` block lasts. Give it one at
+    the start: as plain lines, what the first one holds already is summed up in one line."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -67,7 +68,7 @@ class LiveView:
 
 def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Table:
     """The `limit` best candidates; fits 80 columns, where long backbone names are cut."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = _table()
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("candidate", no_wrap=True)
     table.add_column("backbone", min_width=16)
@@ -110,12 +111,13 @@ def _header(progress: Progress) -> RenderableType:
         line.append(f"   best OOF log loss {number(progress.best_logloss)}", style="green")
     if progress.failed:
         line.append(f"   {progress.failed} failed", style="red")
-    bar = ProgressBar(total=max(progress.trials_total, 1), completed=progress.trials_done)
+    bar = Table.grid(expand=True)  # a bar alone does not end its line
+    bar.add_row(ProgressBar(total=max(progress.trials_total, 1), completed=progress.trials_done))
     return Group(bar, line)
 
 
 def _running_table(running: Sequence[RunningTrial], limit: int) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _table()
     table.add_column("running", no_wrap=True)
     table.add_column("backbone", min_width=16)
     table.add_column("fold", justify="right", no_wrap=True)
@@ -131,6 +133,10 @@ def _running_table(running: Sequence[RunningTrial], limit: int) -> RenderableTyp
         )
     more = len(running) - limit
     return Group(table, Text(f"and {more} more", style="dim")) if more > 0 else table
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[RenderableType]:

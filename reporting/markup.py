@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-UNKNOWN = "\N{EN DASH}"
+UNKNOWN = "-"
 
 
 class Html(str):

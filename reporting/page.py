@@ -25,7 +25,8 @@ class Block:
 
 
 _STYLE = """
-:root { --ink: #1f2933; --muted: #5b6770; --line: #dde2e6; --soft: #f5f7f8; --accent: #0b5cab; }
+:root { color-scheme: light; --ink: #1f2933; --muted: #5b6770; --line: #dde2e6;
+  --soft: #f5f7f8; --accent: #0b5cab; }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; scroll-padding-top: 3.2rem; -webkit-text-size-adjust: 100%; }
 body { margin: 0; color: var(--ink); background: #fff; line-height: 1.5; font-size: 16px;

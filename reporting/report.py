@@ -25,7 +25,7 @@ def write_report(store: RunStore) -> str:
     document = page(ctx.config.name, f"Foldrace report, written {written}", blocks)
     for name, png in ctx.charts.items():
         store.files.write(f"report/{name}", png)
-    store.files.write(PAGE, document.encode())
+    store.files.write(PAGE, document.encode(errors="replace"))
     for name in store.files.names("report"):
         if name.endswith(".png") and name not in ctx.charts:
             store.files.delete(f"report/{name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from experiment.config import ResourcesConfig
 from experiment.errors import EnvironmentProblem, Problem
 
 _PACKAGES = ("experiment", "search_spaces", "trainables", "ensemble", "scheduling")
+_PROBE_TIMEOUT = 5.0  # seconds
 _SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
 
 
@@ -92,7 +94,7 @@ def alive_nodes() -> list[Node]:
     """The connected cluster's nodes."""
     return [
         Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]
 
@@ -134,18 +136,26 @@ def _join(address: str) -> None:
             "a node of the cluster, or `ray job submit -- foldrace run CONFIG --address auto`",
         )
     try:
+        _probe(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
         ray.init(
             address=address,
             runtime_env=_shipped_code(),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise EnvironmentProblem.single(
             f"--address {address}",
             f"no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
             "--address out to use this machine alone",
         ) from error
+
+
+def _probe(address: str) -> None:
+    """OSError where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT).close()
 
 
 def _shipped_code() -> dict[str, Any]:

@@ -81,7 +81,8 @@ class Ledger:
         return self.summary(record.candidate) if settled else None
 
     def fail(self, candidate: str, fold: int) -> bool:
-        """An attempt failed. True: it will be tried again; False: the caller ends it as failed."""
+        """An attempt failed. True: it will be tried again; False: the caller ends it as failed,
+        also where another fold has lost the candidate already."""
         entry = self._entries[candidate]
         entry.failures[fold] = entry.failures.get(fold, 0) + 1
         return self._again(entry, fold, entry.failures[fold] <= self._max_failures)
@@ -116,12 +117,11 @@ class Ledger:
         return sum(len(e.waiting) + len(e.running) for e in self._entries.values())
 
     def _again(self, entry: _Entry, fold: int, allowed: bool) -> bool:
-        if not allowed:
+        if not allowed or _is_lost(entry):
             return False
         entry.running.discard(fold)
-        if not _is_lost(entry):
-            entry.waiting = sorted([*entry.waiting, fold])
-            self._open[entry.record.candidate] = entry
+        entry.waiting = sorted([*entry.waiting, fold])
+        self._open[entry.record.candidate] = entry
         return True
 
     def _drop_waiting_if_lost(self, entry: _Entry) -> None:

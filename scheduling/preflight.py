@@ -20,7 +20,8 @@ from experiment.audit import Audit, audit
 from experiment.config import ParsedConfig, SweepConfig
 from experiment.errors import Problem, UserError
 from experiment.folds import make_folds
-from experiment.manifest import ImageSet, Manifest, read_manifest, read_test_set
+from experiment.manifest import Manifest, read_manifest
+from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node, resource_problems
 from search_spaces.ranges import Choice
 from search_spaces.sampling import SearchSpace, build_space

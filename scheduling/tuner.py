@@ -36,8 +36,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
-from ray import tune  # noqa: E402  (after the settings that it reads)
-from ray.tune.stopper import Stopper  # noqa: E402
+from ray import tune
+from ray.tune.stopper import Stopper
 
 _TABLES_EVERY = 10.0  # seconds between writes of leaderboard.csv and trials.csv
 _PROGRESS_EVERY = 0.5  # seconds
@@ -130,6 +130,11 @@ class _Sweep:
         self._started = time.monotonic()
         self._told = self._written = 0.0
         self._ended_here: list[float] = []  # seconds of the trials of this session
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Tune pickles its parts into a state file that nobody reads: a session with its terminal
+        and its study has nothing to say there."""
+        return object, ()
 
     def look(self, trials: list[TuneTrial]) -> None:
         self.searcher.watch(trials)
@@ -295,7 +300,7 @@ class _TuneMonitor:
         tune.report(asdict(epoch))
 
     def stop_requested(self) -> bool:
-        return bool(self._session.stop_event.is_set())
+        return self._session is not None and self._session.stop_event.is_set()
 
 
 def _record_failure(spec: Any, error: str) -> None:

@@ -43,7 +43,7 @@ class Int:
         _check_bounds(self.low, self.high, self.log)
 
     def contains(self, value: float) -> bool:
-        return value == int(value) and self.low <= value <= self.high
+        return float(value).is_integer() and self.low <= value <= self.high
 
     def middle(self) -> int:
         return round(_middle(self.low, self.high, self.log))

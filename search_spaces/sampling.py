@@ -65,9 +65,9 @@ class SearchSpace:
         encoded: dict[str, float | str] = {BACKBONE: backbone}
         for knob, setting in self.settings[backbone].items():
             value = params.as_dict()[knob]
-            if setting.range is None:
+            if setting.range is None and value == setting.default:
                 continue
-            if not setting.range.contains(value):
+            if setting.range is None or not setting.range.contains(value):
                 return None
             encoded[setting.name] = value
         return encoded

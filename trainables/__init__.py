@@ -1,1 +1,1 @@
-"""What one fold trial does: backbones, data, the training loop, prediction. Knows nothing of Ray."""
+"""What one fold trial does: backbones, data, the training loop, prediction. Knows no Ray."""

@@ -79,14 +79,15 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     out = np.empty((n, size, size, 3), np.uint8)
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
     for i, image in enumerate(images):
-        moved = cv2.warpAffine(
+        cv2.warpAffine(
             image,
             _affine(u[i], image.shape[0], image.shape[1], size, policy),
             (size, size),
+            dst=out[i],
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        out[i] = _recolour(moved, u[i], policy)
+        _recolour(out[i], u[i], policy)
     return out
 
 
@@ -127,18 +128,17 @@ def _affine(
     return np.column_stack([linear, offset])
 
 
-def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> Image:
-    """Brightness and contrast as one look-up table, then saturation."""
+def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> None:
+    """In place: brightness and contrast as one look-up table, then saturation."""
     if policy.brightness or policy.contrast:
         factor = 1.0 + _both_ways(u[9], policy.contrast)
         offset = 255.0 * _both_ways(u[11], policy.brightness)
         table = np.clip((np.arange(256) - 127.5) * factor + 127.5 + offset, 0, 255)
-        image = cv2.LUT(image, table.astype(np.uint8))
+        cv2.LUT(image, np.rint(table).astype(np.uint8), dst=image)
     if policy.saturation:
         factor = 1.0 + _both_ways(u[10], policy.saturation)
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        image = cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0)
-    return image
+        cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0, dst=image)
 
 
 def _both_ways(u: float, reach: float) -> float:

@@ -7,16 +7,21 @@ input, so that nothing outside needs to know its mean and deviation.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torchvision
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from experiment.config import closest
 from experiment.errors import EnvironmentProblem, Problem
@@ -26,6 +31,8 @@ Pretrained = bool | str
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _NO_LINEAR_HEAD = frozenset({"squeezenet1_0", "squeezenet1_1", "googlenet", "inception_v3"})
 _LEAST_LOADED = 0.9  # of the backbone's tensors that a weights file must hold
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_SECONDS = 10.0  # for the hub's first answer
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ class Family:
 
 class Classifier(nn.Module):
     """(B, 3, H, W) images in [0, 1] -> (B, classes) logits."""
+
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
 
     def __init__(self, body: Body, classes: int, dropout: float) -> None:
         super().__init__()
@@ -106,7 +116,8 @@ def check_backbone(backbone: str) -> Problem | None:
         return None
     names = timm.list_pretrained(f"{plain}.*") if plain in _names(prefix) else _names(prefix)
     near = closest(name, names, n=4)
-    hint = f"close matches: {', '.join(f'{prefix}/{n}' for n in near)}" if near else "no close match"
+    listed = ", ".join(f"{prefix}/{n}" for n in near)
+    hint = f"close matches: {listed}" if near else "no close match"
     return Problem(where, f"unknown backbone; {hint}")
 
 
@@ -159,34 +170,67 @@ def _timm_names() -> Sequence[str]:
 
 
 def _timm_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Body:
-    options: dict[str, float] = {"drop_path_rate": drop_path} if drop_path else {}
+    # Also where it is 0: some backbones have another default.
+    options: dict[str, Any] = {"drop_path_rate": drop_path}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.fixed_input_size:
         options["img_size"] = image_size
+    if pretrained and config is not None and config.hf_hub_id:
+        _require_hub(config.hf_hub_id)
     try:
         module = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except TypeError:  # a backbone without stochastic depth
-        options.pop("drop_path_rate", None)
+        del options["drop_path_rate"]
         module = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    features = getattr(module, "head_hidden_size", None) or module.num_features
-    used = module.pretrained_cfg
+    attributes: Any = module  # timm's models share no typed base class
+    features = getattr(module, "head_hidden_size", None) or attributes.num_features
+    used = attributes.pretrained_cfg
     return Body(module, features, tuple(used["mean"]), tuple(used["std"]))
 
 
+def _require_hub(repo: str) -> None:
+    """Raises where the weights are not on this machine and the hub is out of reach: one request,
+    since the hub's client would try for 47 s."""
+    cached = (try_to_load_from_cache(repo, file) for file in _HUB_FILES)
+    if any(isinstance(path, str) for path in cached):
+        return
+    with contextlib.suppress(HfHubHTTPError):  # an answer: timm knows the file's other names
+        get_hf_file_metadata(hf_hub_url(repo, _HUB_FILES[0]), timeout=_HUB_SECONDS)
+
+
 def _torchvision_names() -> Sequence[str]:
-    return torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def _torchvision_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Body:
-    options: dict[str, int] = {}
-    if name.startswith("vit_") and not pretrained:
-        options["image_size"] = image_size
-    weights = "DEFAULT" if pretrained else None
-    module = torchvision.models.get_model(name, weights=weights, **options)
+    if name.startswith("vit_"):
+        module = _torchvision_vit(name, pretrained, image_size)
+    else:
+        module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
     last_name, last = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
     module.set_submodule(last_name, nn.Identity())
+    _switch_off_dropout(module.get_submodule(last_name.rpartition(".")[0]))
     _set_stochastic_depth(module, drop_path)
     return Body(module, last.in_features, _IMAGENET_MEAN, _IMAGENET_STD)
+
+
+def _torchvision_vit(name: str, pretrained: bool, image_size: int) -> nn.Module:
+    """Its position embeddings fit one image size: others are interpolated."""
+    module: nn.Module = torchvision.models.get_model(name, image_size=image_size)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        state = weights.get_state_dict(progress=False, check_hash=True)
+        module.load_state_dict(interpolate_embeddings(image_size, module.patch_size, state))
+    return module
+
+
+def _switch_off_dropout(classifier: nn.Module) -> None:
+    """The dropout right in front of the removed layer: the head has its own."""
+    children = list(classifier.children())
+    for before, after in itertools.pairwise(children):
+        if isinstance(before, nn.Dropout) and isinstance(after, nn.Identity):
+            before.p = 0.0
 
 
 def _set_stochastic_depth(module: nn.Module, drop_path: float) -> None:
@@ -197,16 +241,23 @@ def _set_stochastic_depth(module: nn.Module, drop_path: float) -> None:
 
 
 def _load_weights(module: nn.Module, file: Path) -> None:
-    """Tensors of the same name and shape; the file's own classifier is left out."""
+    """Tensors of the same name; the file's own classifier is left out."""
     where = f"training.pretrained: {file}"
     try:
         given = load_file(file)
     except Exception as error:  # safetensors raises its own type for a damaged file
-        raise EnvironmentProblem.single(
-            where, f"cannot be read as safetensors: {error}"
-        ) from error
+        raise EnvironmentProblem.single(where, f"cannot be read as safetensors: {error}") from error
     own = module.state_dict()
-    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    fitting = {k: v for k, v in given.items() if k in own}
+    other = [k for k, v in fitting.items() if own[k].shape != v.shape]
+    if other:
+        file_shape, own_shape = tuple(fitting[other[0]].shape), tuple(own[other[0]].shape)
+        raise EnvironmentProblem.single(
+            where,
+            f"{len(other)} tensors have another shape than the backbone's: {other[0]} is "
+            f"{file_shape} in the file, {own_shape} in the backbone; it is of another backbone, or "
+            "was trained at another image size (training.image_size)",
+        )
     if len(fitting) < _LEAST_LOADED * len(own):
         missing = sorted(own.keys() - fitting.keys())[:3]
         raise EnvironmentProblem.single(

@@ -45,7 +45,7 @@ class Batch:
 
 class ShuffledBatches(Sampler[BatchRows]):
     """Each epoch's rows in a new order. The last, smaller batch is left out, since its gradient
-    would weigh its images more; rows that fewer than one batch make one smaller batch."""
+    would weigh its images more; fewer rows than one batch make one smaller batch."""
 
     def __init__(self, rows: NDArray[np.int64], batch_size: int, seed: int) -> None:
         self._rows, self._seed = rows, seed
@@ -100,7 +100,7 @@ def build_loader(
     return DataLoader(
         dataset,
         batch_sampler=sampler,  # type: ignore[arg-type]  # torch types it as lists of indices
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # the data set gives whole batches
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 from search_spaces.params import TrialParams
@@ -27,7 +27,7 @@ def build_schedule(
         optimizer,
         t_initial=updates,
         lr_min=params.lr * _FINAL_LR,
-        warmup_t=round(params.warmup * updates),
+        warmup_t=min(round(params.warmup * updates), updates - 1),
         warmup_lr_init=params.lr * _FINAL_LR,
         warmup_prefix=False,
         t_in_epochs=False,

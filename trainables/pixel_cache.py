@@ -6,12 +6,12 @@ for the file, images are decoded from their own files each time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -28,6 +28,8 @@ from experiment.images import read_rgb
 _VERSION = 1
 _MARGIN = 1.5  # stored side per model input side: room for random crops
 _FREE_FRACTION = 0.8  # of the free disk that a cache file may take
+_CHUNK = 256  # images decoded ahead
+_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES))
 _log = logging.getLogger("foldrace")
 
 
@@ -73,7 +75,7 @@ class EncodedImages:
 
 def stored_side(image_size: int) -> int:
     """Longer side, in pixels, at which images for a model input of `image_size` are stored."""
-    return int(round(_MARGIN * image_size))
+    return round(_MARGIN * image_size)
 
 
 def cache_bytes(images: int, image_size: int) -> int:
@@ -85,12 +87,16 @@ def open_images(files: Sequence[Path], image_size: int, workers: int) -> ImageSo
     """The images of `files`, decoded once on this node; the first process builds, others wait."""
     side = stored_side(image_size)
     folder = cache_dir() / "pixels" / _key(files, side)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir() and not _build(files, side, folder, workers):
-                return EncodedImages(files, side)
-    return DecodedImages(folder)
+    try:
+        if folder.is_dir() or _build_once(files, side, folder, workers):
+            return DecodedImages(folder)
+        reason = "no room"
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        reason = str(error)
+    _log.warning("pixel cache: %s at %s; images are decoded anew in each epoch", reason, folder)
+    return EncodedImages(files, side)
 
 
 def _key(files: Sequence[Path], side: int) -> str:
@@ -100,28 +106,41 @@ def _key(files: Sequence[Path], side: int) -> str:
     return hashlib.sha256(json.dumps([_VERSION, side, listed]).encode()).hexdigest()[:32]
 
 
-def _build(files: Sequence[Path], side: int, folder: Path, workers: int) -> bool:
-    """Write the cache aside and rename it; False where the disk has no room."""
-    aside = folder.with_name(f".part-{uuid.uuid4().hex}")
-    aside.mkdir()
-    budget = int(shutil.disk_usage(aside).free * _FREE_FRACTION)
+def _build_once(files: Sequence[Path], side: int, folder: Path, workers: int) -> bool:
+    """Write the cache aside and rename it, one process at a time; False where the disk has no
+    room."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".part-{folder.name}")
+    with FileLock(folder.with_suffix(".lock")):
+        if folder.is_dir():
+            return True  # by the process that was waited for
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed process
+        try:
+            aside.mkdir()
+            if not _write_pixels(files, side, aside, workers):
+                return False
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _write_pixels(files: Sequence[Path], side: int, folder: Path, workers: int) -> bool:
+    budget = int(shutil.disk_usage(folder).free * _FREE_FRACTION)
     index = np.zeros((len(files), 3), np.int64)
     offset = 0
-    try:
-        with (aside / "pixels.bin").open("wb") as pixels:
-            for row, image in enumerate(_decoded(files, side, workers)):
-                index[row] = offset, image.shape[0], image.shape[1]
-                offset += image.size
-                if offset > budget:
-                    _log.warning("pixel cache: no room at %s; images are decoded anew", folder)
-                    return False
-                pixels.write(image.tobytes())
-            pixels.flush()
-            os.fsync(pixels.fileno())
-        np.save(aside / "index.npy", index)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with (folder / "pixels.bin").open("wb") as pixels:
+        for row, image in enumerate(_decoded(files, side, workers)):
+            index[row] = offset, image.shape[0], image.shape[1]
+            offset += image.size
+            # Known early, since every trial would try again.
+            expected = offset * len(files) // (row + 1) if row >= _CHUNK else offset
+            if expected > budget:
+                return False
+            pixels.write(image.tobytes())
+        pixels.flush()
+        os.fsync(pixels.fileno())
+    np.save(folder / "index.npy", index)
     return True
 
 
@@ -129,5 +148,5 @@ def _decoded(files: Sequence[Path], side: int, workers: int) -> Iterator[NDArray
     """Images in order, decoded by threads, a bounded number ahead."""
     remaining = iter(files)
     with ThreadPoolExecutor(workers) as pool:
-        while chunk := list(islice(remaining, 256)):
+        while chunk := list(islice(remaining, _CHUNK)):
             yield from pool.map(lambda file: np.asarray(read_rgb(file, side)), chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -31,7 +32,8 @@ class ModelCard:
 
 def pack_weights(state: dict[str, torch.Tensor], card: ModelCard) -> bytes:
     """A safetensors file that describes its own model."""
-    return save(state, metadata={_METADATA: json.dumps(asdict(card))})
+    dense = {name: tensor.contiguous() for name, tensor in state.items()}
+    return save(dense, metadata={_METADATA: json.dumps(asdict(card))})
 
 
 def unpack_classifier(data: bytes, card: ModelCard) -> Classifier:
@@ -64,7 +66,7 @@ def scoring_loader(
 
 @torch.inference_mode()
 def log_probabilities(
-    model: nn.Module, loader: DataLoader[Batch], device: torch.device, autocast: torch.autocast
+    model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(n, C) natural-log softmax in float32, and the (n,) rows they belong to."""
     model.eval()

@@ -7,6 +7,7 @@ whoever runs it passes a `Monitor` that hears of each epoch and may ask it to st
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import io
 import json
@@ -14,8 +15,8 @@ import math
 import platform
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +28,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from numpy.typing import NDArray
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -122,6 +123,18 @@ class _Learner:
 
 
 @dataclass(frozen=True)
+class _Data:
+    """What the trial reads."""
+
+    labels: NDArray[np.int64]  # (n,) of all rows
+    classes: int
+    rows: NDArray[np.int64]  # of the fold
+    batches: ShuffledBatches  # of the other folds
+    training: DataLoader[Batch]
+    scoring: DataLoader[Batch]
+
+
+@dataclass(frozen=True)
 class _Best:
     """A variant at its best epoch."""
 
@@ -130,70 +143,27 @@ class _Best:
     state: dict[str, Tensor]
 
 
+@dataclass
+class _Course:
+    """How the training went."""
+
+    best: dict[str, _Best] = field(default_factory=dict)  # variant -> best so far
+    log: list[EpochReport] = field(default_factory=list)
+    diverged: bool = False
+
+
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write. Raises TrialStopped when the monitor asked for it."""
     started = time.perf_counter()
     store = RunStore.open(spec.run)
-    fold, labels, classes = store.folds().fold, store.labels(), len(store.classes())
-    train_rows = np.flatnonzero((fold != spec.fold) & (fold != HELD_OUT))
-    val_rows = np.flatnonzero(fold == spec.fold)
-    files = [Path(spec.image_root) / path for path in store.folds().image_paths]
-    params, training = spec.params, spec.training
-
-    accelerator = _fresh_accelerator(training.precision)
-    seed = trial_seed(spec)
-    _seed_everything(seed, spec.cpus)
-    device = accelerator.device
-    workers = spec.cpus - 1 if device.type == "cuda" else 0
-    source = open_images(files, params.image_size, spec.cpus)
-    batches = ShuffledBatches(train_rows, params.batch_size, seed)
-    dataset = Batches(source, params.image_size, POLICIES[spec.policy])
-    loader = build_loader(dataset, batches, workers, device.type == "cuda")
-    scoring = scoring_loader(
-        source, val_rows, params.image_size, 2 * params.batch_size, workers, device
-    )
-    learner = _build_learner(spec, accelerator, classes, len(batches), seed, labels)
-
-    best: dict[str, _Best] = {}
-    log: list[EpochReport] = []
-    diverged = False
-    for epoch in range(params.epochs):
-        epoch_started = time.perf_counter()
-        batches.epoch = epoch
-        train_loss, train_acc = _train_epoch(learner, loader, spec, classes, monitor)
-        scored = {
-            name: _score(model, scoring, learner, classes, params, training)
-            for name, model in learner.variants().items()
-        }
-        seconds = time.perf_counter() - epoch_started
-        lr = learner.optimizer.param_groups[0]["lr"]
-        log.append(_epoch_report(epoch, train_loss, train_acc, scored, lr, seconds))
-        diverged = not math.isfinite(train_loss + log[-1].val_logloss)
-        if diverged:
-            break
-        _keep_best(best, learner, scored, epoch)
-        monitor.report(log[-1])
-        if epoch - max(b.score.best_epoch for b in best.values()) >= training.patience:
-            break
-
-    record = TrialRecord(
-        candidate=spec.candidate,
-        fold=spec.fold,
-        status="diverged" if diverged else "finished",
-        backbone=spec.backbone,
-        params=params.as_dict(),
-        folds_hash=store.folds().hash,
-        seed=seed,
-        variants={} if diverged else {name: b.score for name, b in best.items()},
-        epochs_trained=len(log),
-        seconds=time.perf_counter() - started,
-        node=platform.node(),
-        device=device.type,
-        accelerators=spec.accelerators,
-        micro_batch=training.micro_batch or params.batch_size,
-        error=f"the loss is not finite at epoch {len(log) - 1}" if diverged else None,
-    )
-    _write(store, record, best, val_rows, log, ModelCard(spec.backbone, classes, params.image_size))
+    accelerator = _fresh_accelerator(spec.training.precision)
+    _seed_everything(trial_seed(spec), spec.cpus)
+    data = _open_data(spec, store, accelerator.device)
+    learner = _build_learner(spec, accelerator, data)
+    course = _train(spec, data, learner, monitor)
+    seconds = time.perf_counter() - started
+    record = _record(spec, course, store.folds().hash, accelerator.device, seconds)
+    _write(store, record, course, data)
     return record
 
 
@@ -205,7 +175,11 @@ def trial_seed(spec: TrialSpec) -> int:
 
 
 def _fresh_accelerator(precision: str) -> Accelerator:
-    """A reused process keeps Accelerate's global state, and changing its precision raises."""
+    """A reused process keeps Accelerate's global state, and changing its precision raises. It
+    also keeps the last trial's model, in reference cycles, and its device memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     device = PartialState().device
@@ -227,27 +201,40 @@ def _seed_everything(seed: int, threads: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _build_learner(
-    spec: TrialSpec,
-    accelerator: Accelerator,
-    classes: int,
-    updates_per_epoch: int,
-    seed: int,
-    labels: NDArray[np.int64],
-) -> _Learner:
+def _open_data(spec: TrialSpec, store: RunStore, device: torch.device) -> _Data:
+    """Loaders over the fold's rows and over all others but those held out."""
+    table, params = store.folds(), spec.params
+    train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
+    rows = np.flatnonzero(table.fold == spec.fold)
+    files = [Path(spec.image_root) / path for path in table.image_paths]
+    source = open_images(files, params.image_size, spec.cpus)
+    on_gpu = device.type == "cuda"
+    workers = spec.cpus - 1 if on_gpu else 0
+    batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec))
+    dataset = Batches(source, params.image_size, POLICIES[spec.policy])
+    return _Data(
+        store.labels(),
+        len(store.classes()),
+        rows,
+        batches,
+        build_loader(dataset, batches, workers, on_gpu),
+        scoring_loader(source, rows, params.image_size, 2 * params.batch_size, workers, device),
+    )
+
+
+def _build_learner(spec: TrialSpec, accelerator: Accelerator, data: _Data) -> _Learner:
     params = spec.params
-    model = build_classifier(
+    model: nn.Module = build_classifier(
         spec.backbone,
-        classes,
+        data.classes,
         params.image_size,
         spec.training.pretrained,
         params.dropout,
         params.drop_path,
-    )
-    model = model.to(accelerator.device)
+    ).to(accelerator.device)
     ema = build_ema(model, params.ema_decay)
     optimizer = build_optimizer(model, params)
-    schedule = build_schedule(optimizer, params, params.epochs * updates_per_epoch)
+    schedule = build_schedule(optimizer, params, params.epochs * len(data.batches))
     model, optimizer = accelerator.prepare(model, optimizer)
     return _Learner(
         accelerator,
@@ -255,17 +242,39 @@ def _build_learner(
         ema,
         optimizer,
         schedule,
-        torch.from_numpy(labels).to(accelerator.device),
-        np.random.default_rng((seed, 1)),
+        torch.from_numpy(data.labels).to(accelerator.device),
+        np.random.default_rng((trial_seed(spec), 1)),
     )
 
 
+def _train(spec: TrialSpec, data: _Data, learner: _Learner, monitor: Monitor) -> _Course:
+    """Epoch by epoch, until the schedule's end, no more progress, or a loss that is not finite."""
+    course = _Course()
+    for epoch in range(spec.params.epochs):
+        started = time.perf_counter()
+        data.batches.epoch = epoch
+        train_loss, train_acc = _train_epoch(learner, data, spec, monitor)
+        scored = {
+            name: _score(model, learner, data, spec, monitor)
+            for name, model in learner.variants().items()
+        }
+        seconds = time.perf_counter() - started
+        lr = learner.optimizer.param_groups[0]["lr"]
+        course.log.append(_epoch_report(epoch, train_loss, train_acc, scored, lr, seconds))
+        losses = [train_loss, *(s.logloss for s in scored.values())]
+        course.diverged = not all(math.isfinite(loss) for loss in losses)
+        if course.diverged:
+            break
+        _keep_best(course.best, learner, scored, epoch)
+        monitor.report(course.log[-1])
+        newest = max(best.score.best_epoch for best in course.best.values())
+        if epoch - newest >= spec.training.patience:
+            break
+    return course
+
+
 def _train_epoch(
-    learner: _Learner,
-    loader: DataLoader[Batch],
-    spec: TrialSpec,
-    classes: int,
-    monitor: Monitor,
+    learner: _Learner, data: _Data, spec: TrialSpec, monitor: Monitor
 ) -> tuple[float, float]:
     """One pass; mean training loss and accuracy (against the heavier label of a mixed image)."""
     device, params = learner.accelerator.device, spec.params
@@ -273,20 +282,24 @@ def _train_epoch(
     loss_sum = torch.zeros((), device=device)
     hits = torch.zeros((), device=device)
     seen = 0
-    for batch in loader:
-        if monitor.stop_requested():
-            raise TrialStopped
+    for batch in _watched(data.training, monitor):
         images = to_float(batch.images.to(device, non_blocking=True))
         labels = learner.labels[batch.rows.to(device, non_blocking=True)]
-        targets = soft_targets(labels, classes, params.label_smoothing)
-        images, targets = mixup(
-            images, targets, params.mixup_alpha, params.mixup_prob, learner.rng
-        )
+        targets = soft_targets(labels, data.classes, params.label_smoothing)
+        images, targets = mixup(images, targets, params.mixup_alpha, params.mixup_prob, learner.rng)
         loss, logits = _update(learner, images, targets, spec.training)
         loss_sum += loss * len(images)
         hits += (logits.argmax(1) == targets.argmax(1)).sum()
         seen += len(images)
     return float(loss_sum) / seen, float(hits) / seen
+
+
+def _watched(loader: Iterable[Batch], monitor: Monitor) -> Iterator[Batch]:
+    """The batches, until the monitor asks for the end."""
+    for batch in loader:
+        if monitor.stop_requested():
+            raise TrialStopped
+        yield batch
 
 
 def _update(
@@ -316,8 +329,10 @@ def _update(
 def _micro_batches(
     images: Tensor, targets: Tensor, size: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    size = size or len(images)
-    yield from zip(images.split(size), targets.split(size), strict=True)
+    """At most `size` images each, as even as possible: a last one of a single image would have no
+    batch statistics."""
+    count = 1 if size is None else -(-len(images) // size)
+    yield from zip(images.chunk(count), targets.chunk(count), strict=True)
 
 
 @dataclass(frozen=True)
@@ -329,25 +344,23 @@ class _Scored:
 
 
 def _score(
-    model: nn.Module,
-    scoring: DataLoader[Batch],
-    learner: _Learner,
-    classes: int,
-    params: TrialParams,
-    training: TrainingConfig,
+    model: nn.Module, learner: _Learner, data: _Data, spec: TrialSpec, monitor: Monitor
 ) -> _Scored:
     """A variant on the fold's rows. `loss` is the training loss, `logloss` the score."""
     device = learner.accelerator.device
-    autocast = autocast_for(device, resolve_precision(device, training.precision))
-    log_prob, rows = log_probabilities(model, scoring, device, autocast)
-    labels = learner.labels.cpu()[torch.from_numpy(rows)]
-    targets = soft_targets(labels, classes, params.label_smoothing)
-    loss = LOSSES[training.loss].function(torch.from_numpy(log_prob), targets)
-    true_prob = np.exp(log_prob[np.arange(len(rows)), labels.numpy()])
-    accuracy = float((log_prob.argmax(1) == labels.numpy()).mean())
+    autocast = autocast_for(device, resolve_precision(device, spec.training.precision))
+    batches = _watched(data.scoring, monitor)
+    log_prob, rows = log_probabilities(model, batches, device, autocast)
+    labels = data.labels[rows]
+    targets = soft_targets(torch.from_numpy(labels), data.classes, spec.params.label_smoothing)
+    loss = LOSSES[spec.training.loss].function(torch.from_numpy(log_prob), targets)
+    true_log_prob = log_prob[np.arange(len(rows)), labels]
+    true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
+    accuracy = float((log_prob.argmax(1) == labels).mean())
     finite = bool(np.isfinite(log_prob).all())
     logloss = log_loss_of_true(true_prob) if finite else math.nan
-    return _Scored(float(loss), accuracy, logloss, Oof(log_prob.astype(np.float16), true_prob))
+    stored = np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16)
+    return _Scored(float(loss), accuracy, logloss, Oof(stored, true_prob))
 
 
 def _keep_best(
@@ -390,25 +403,47 @@ def _epoch_report(
     )
 
 
-def _write(
-    store: RunStore,
-    record: TrialRecord,
-    best: dict[str, _Best],
-    rows: NDArray[np.int64],
-    log: list[EpochReport],
-    card: ModelCard,
-) -> None:
+def _record(
+    spec: TrialSpec, course: _Course, folds_hash: str, device: torch.device, seconds: float
+) -> TrialRecord:
+    epochs = len(course.log)
+    return TrialRecord(
+        candidate=spec.candidate,
+        fold=spec.fold,
+        status="diverged" if course.diverged else "finished",
+        backbone=spec.backbone,
+        params=spec.params.as_dict(),
+        folds_hash=folds_hash,
+        seed=trial_seed(spec),
+        variants={} if course.diverged else {n: best.score for n, best in course.best.items()},
+        epochs_trained=epochs,
+        seconds=seconds,
+        node=platform.node(),
+        device=device.type,
+        accelerators=spec.accelerators,
+        micro_batch=spec.training.micro_batch or spec.params.batch_size,
+        error=f"the loss is not finite at epoch {epochs - 1}" if course.diverged else None,
+    )
+
+
+def _write(store: RunStore, record: TrialRecord, course: _Course, data: _Data) -> None:
+    log = _log_csv(course.log)
+    if record.status == "diverged":
+        store.save_trial(record, log=log)
+        return
+    card = ModelCard(record.backbone, data.classes, int(record.params["image_size"]))
+    store.save_trial(
+        record,
+        oof={name: best.oof for name, best in course.best.items()},
+        rows=data.rows,
+        weights={name: pack_weights(best.state, card) for name, best in course.best.items()},
+        log=log,
+    )
+
+
+def _log_csv(log: Iterable[EpochReport]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(EpochReport)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(line) for line in log)
-    if record.status == "diverged":
-        store.save_trial(record, log=text.getvalue())
-        return
-    store.save_trial(
-        record,
-        oof={name: b.oof for name, b in best.items()},
-        rows=rows,
-        weights={name: pack_weights(b.state, card) for name, b in best.items()},
-        log=text.getvalue(),
-    )
+    return text.getvalue()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 import struct
 import threading
+import time
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiment import archive
-from experiment.archive import cache_dir, listing, unpack
+from experiment.archive import cache_dir, unpack
 from experiment.errors import DataError
 
 
@@ -218,7 +220,56 @@ def test_flagged_utf8_names(tmp_path: Path) -> None:
     assert contents(folder) == {"사진 1/고양이.jpg": b"x"}
 
 
-def test_listing() -> None:
-    assert listing([]) == ""
-    assert listing(range(3)) == "0, 1, 2"
-    assert listing(range(1333), 2) == "0, 1 and 1,331 more"
+DAY = 24 * 3600
+
+
+def part(cache: Path, name: str, age: float) -> Path:
+    """A folder as a process that was killed leaves it, not touched for `age` seconds."""
+    folder = cache / "unpacked" / name
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.txt").write_bytes(b"half")
+    os.utime(folder, times=(time.time() - age,) * 2)
+    return folder
+
+
+def age(folder: Path) -> float:
+    return time.time() - folder.stat().st_mtime
+
+
+def test_what_a_killed_unpack_left_is_removed_after_a_day(tmp_path: Path, cache: Path) -> None:
+    part(cache, ".part-dead", DAY + 60)
+    young = part(cache, ".part-live", DAY - 60)
+    old = part(cache, "0123abcd", 9 * DAY)
+    folder = unpack(make_zip(tmp_path / "x.zip", {"a.txt": b"one"}))
+    assert sorted(leftovers(cache)) == sorted([young, old, folder])
+
+
+def test_a_long_unpack_keeps_its_folder_young(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = archive._extract
+    ages: list[float] = []
+
+    def slow(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, is_dir: bool) -> None:
+        extract(file, info, path, is_dir)
+        (aside,) = (cache / "unpacked").glob(".part-*")
+        ages.append(age(aside))
+        os.utime(aside, times=(time.time() - 2 * DAY,) * 2)
+
+    monkeypatch.setattr(archive, "_extract", slow)
+    monkeypatch.setattr(archive, "_publish", lambda aside, _: ages.append(age(aside)))
+    unpack(make_zip(tmp_path / "x.zip", {f"a/{i}.txt": b"one" for i in range(3)}))
+    assert len(ages) == 4
+    assert max(ages[1:]) < DAY / 2
+
+
+def test_stale_folders_of_others_do_not_stop_an_unpack(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part(cache, ".part-dead", 2 * DAY)
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "lstat", gone)  # another process removes them at the same time
+    assert unpack(make_zip(tmp_path / "x.zip", {"a.txt": b"one"})).is_dir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 from experiment.audit import Audit, audit
 from experiment.config import DataConfig, FoldsConfig
 from experiment.folds import HELD_OUT, TRAIN_ONLY, make_folds
-from experiment.manifest import ImageSet, Manifest, read_manifest, read_test_set
+from experiment.manifest import Manifest, read_manifest
+from experiment.test_set import ImageSet, read_test_set
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "sign_digits"
 
@@ -35,7 +37,8 @@ def manifest(root: Path, names: Sequence[str]) -> Manifest:
 
 
 def image_set(root: Path, names: Sequence[str]) -> ImageSet:
-    return ImageSet(root, tuple(names), tuple(names), "id", ("cat", "dog"))
+    classes = ("cat", "dog")
+    return ImageSet(root, tuple(names), tuple(names), "id", classes, ("id", *classes))
 
 
 def texts(found: Audit) -> tuple[list[str], list[str]]:
@@ -50,41 +53,93 @@ def test_a_clean_set(tmp_path: Path) -> None:
     assert audit(manifest(tmp_path, names), None, None, 1) == Audit((), (), 32, 20)
 
 
-def test_missing_images_with_their_likely_names(tmp_path: Path) -> None:
+def from_csv(path: Path, names: Sequence[str]) -> Manifest:
+    """The same rows as of `manifest`, in a table with a line left empty at its top."""
+    rows = (f"{name},{'cat' if i % 2 == 0 else 'dog'}\n" for i, name in enumerate(names))
+    path.write_text("image_path,target\n\n" + "".join(rows))
+    return read_manifest(DataConfig(train=str(path)))
+
+
+def test_missing_images_with_their_lines_and_likely_names(tmp_path: Path) -> None:
     names = photos(tmp_path, 22)
     names[:4] = ["0.png", "2.JPG", "nowhere/x.jpg", "11,.jpg"]
-    (problem,), _ = texts(audit(manifest(tmp_path, names), None, None, 2))
-    assert problem == (
-        f"training images in {tmp_path}: 4 of 22 do not exist: 0.png (there is 0.jpg), "
-        "2.JPG (there is 2.jpg), nowhere/x.jpg, 11,.jpg (there is 11.jpg); correct the paths"
-    )
+    problems, _ = texts(audit(manifest(tmp_path, names), None, None, 2))
+    where = f"training images in {tmp_path}"
+    advice = "correct the path or remove the row"
+    assert problems == [
+        f"{where}: 0.png: missing; {tmp_path}/0.png does not exist, but there is 0.jpg; {advice}",
+        f"{where}: 2.JPG: missing; {tmp_path}/2.JPG does not exist, but there is 2.jpg; {advice}",
+        f"{where}: nowhere/x.jpg: missing; {tmp_path}/nowhere/x.jpg does not exist; {advice}",
+        f"{where}: 11,.jpg: missing; {tmp_path}/11,.jpg does not exist, but there is 11.jpg; "
+        + advice,
+    ]
+    names[3] = "3.jpg"
+    problems, _ = texts(audit(from_csv(tmp_path / "train.csv", names), None, None, 2))
+    assert problems == [
+        f"{tmp_path}/train.csv line {line}: {name}: missing; {tmp_path}/{name} does not exist"
+        f"{hint}; {advice}"
+        for line, name, hint in (
+            (3, "0.png", ", but there is 0.jpg"),
+            (4, "2.JPG", ", but there is 2.jpg"),
+            (5, "nowhere/x.jpg", ""),
+        )
+    ]
 
 
 def test_all_missing_points_to_the_key(tmp_path: Path) -> None:
-    data = manifest(tmp_path, [f"no/{i}.jpg" for i in range(50)])
+    names = [f"no/{i}.jpg" for i in range(50)]
+    data = from_csv(tmp_path / "train.csv", names)
     problems, _ = texts(audit(data, None, image_set(tmp_path, ["a.jpg"]), 2))
-    assert "50 of 50 do not exist" in problems[0]
-    assert "no/19.jpg and 30 more; correct the paths or set data.train_images to" in problems[0]
-    assert problems[1].startswith(f"test images in {tmp_path}: 1 of 1 do not exist")
-    assert "set data.test_images to" in problems[1]
+    assert len(problems) == 20 + 1 + 1 + 1
+    assert problems[19].startswith(f"{tmp_path}/train.csv line 22: no/19.jpg: missing; ")
+    assert problems[20] == (
+        f"training images in {tmp_path}: 50 of 50 are missing; correct the paths or set "
+        "data.train_images to the folder that they are relative to"
+    )
+    assert problems[21].startswith(f"test images in {tmp_path}: a.jpg: missing; ")
+    assert problems[22].startswith(f"test images in {tmp_path}: 1 of 1 are missing")
+    assert "set data.test_images to" in problems[22]
+
+
+def test_a_name_too_long_is_a_missing_image(tmp_path: Path) -> None:
+    names = [*photos(tmp_path, 20), "x" * 300 + ".jpg"]
+    (problem,), _ = texts(audit(manifest(tmp_path, names), None, None, 2))
+    assert "xx.jpg: missing; " in problem
 
 
 @pytest.mark.parametrize("test_side", [False, True])
-def test_damaged_images(tmp_path: Path, test_side: bool) -> None:
+@pytest.mark.parametrize("table", [False, True])
+def test_damaged_images(tmp_path: Path, test_side: bool, table: bool) -> None:
     names = photos(tmp_path, 24)
     whole = (tmp_path / "3.jpg").read_bytes()
     (tmp_path / "3.jpg").write_bytes(whole[:-60])
     (tmp_path / "4.jpg").write_bytes(b"")
     (tmp_path / "5.jpg").write_text("<html>not found</html>")
+    name, lines = ("some.csv", tuple(range(2, 26))) if table else (None, None)
     if test_side:
-        found = audit(manifest(tmp_path, names[6:]), None, image_set(tmp_path, names[:6]), 2)
+        test = replace(image_set(tmp_path, names[:6]), table=name, lines=lines)
+        found = audit(manifest(tmp_path, names[6:]), None, test, 2)
     else:
-        found = audit(manifest(tmp_path, names), None, None, 2)
-    (problem,), _ = texts(found)
-    assert "3 of " in problem
-    assert "3.jpg (cannot be decoded: image file is truncated" in problem
-    assert "4.jpg (is empty (0 bytes)), 5.jpg (is not an image of a supported kind" in problem
-    assert problem.startswith("test images" if test_side else "training images")
+        found = audit(replace(manifest(tmp_path, names), table=name, lines=lines), None, None, 2)
+    problems, _ = texts(found)
+    kind = "test" if test_side else "training"
+    for line, problem in enumerate(problems, start=5):
+        where = f"some.csv line {line}" if table else f"{kind} images in {tmp_path}"
+        assert problem.startswith(f"{where}: {line - 2}.jpg: unreadable; it ")
+        assert problem.endswith("; replace or remove the file")
+    assert len(problems) == 3
+    assert "it cannot be decoded: image file is truncated" in problems[0]
+    assert "it is empty (0 bytes)" in problems[1]
+    assert "it is not an image of a supported kind" in problems[2]
+
+
+def test_many_damaged_images_are_capped(tmp_path: Path) -> None:
+    names = photos(tmp_path, 31)
+    for name in names[:30]:
+        (tmp_path / name).write_bytes(b"")
+    problems, _ = texts(audit(manifest(tmp_path, names), None, None, 2))
+    assert len(problems) == 21
+    assert problems[20] == f"training images in {tmp_path}: 30 of 31 are unreadable"
 
 
 def test_duplicates(tmp_path: Path) -> None:
@@ -102,6 +157,16 @@ def test_duplicates(tmp_path: Path) -> None:
     assert "different labels: 0.jpg [cat] = 3.jpg [dog]; one label" in warnings[0]
     assert "different folds: 0.jpg = 3.jpg, 4.jpg = 6.jpg; validation" in warnings[1]
     assert "test images: 1 are also training images: 1.jpg = 10.jpg" in warnings[2]
+
+
+def test_duplicates_name_their_lines(tmp_path: Path) -> None:
+    names = photos(tmp_path, 20)
+    (tmp_path / names[3]).write_bytes((tmp_path / names[0]).read_bytes())
+    data = from_csv(tmp_path / "train.csv", names)
+    _, warnings = texts(audit(data, np.arange(20) // 2 % 2, image_set(tmp_path, ["0.jpg"]), 2))
+    assert "different labels: 0.jpg (line 3) [cat] = 3.jpg (line 6) [dog]; one" in warnings[0]
+    assert "different folds: 0.jpg (line 3) = 3.jpg (line 6); validation" in warnings[1]
+    assert "1 are also training images: 0.jpg = 0.jpg (line 3); their" in warnings[2]
 
 
 def test_without_folds_no_warning_about_folds(tmp_path: Path) -> None:

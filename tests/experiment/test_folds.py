@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,12 @@ def test_given_folds() -> None:
     words = manifest([0, 1, 0, 1], given=["train", "train", "valid", "test"])
     fold = make_folds(words, FoldsConfig(k=1, column="part"))
     assert fold.tolist() == [TRAIN_ONLY, TRAIN_ONLY, 0, HELD_OUT]
+
+
+def test_wrong_folds_are_named_with_their_lines() -> None:
+    data = replace(manifest([0, 1, 0, 1], given=["0", "x", "1", "y"]), lines=(2, 4, 5, 7))
+    (found,) = problems(data, FoldsConfig(k=2, column="part"))
+    assert "2 rows have 'x', 'y' (line 4, 7); allowed with folds.k: 2: 0 .. 1" in found
 
 
 @pytest.mark.parametrize(

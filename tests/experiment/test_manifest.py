@@ -1,4 +1,5 @@
-"""Tables, folders and zips as people have them, and the texts of what is wrong with them."""
+"""Training tables, folders and zips as people have them, and the texts of what is wrong with
+them."""
 
 from __future__ import annotations
 
@@ -12,9 +13,8 @@ import pytest
 
 from experiment.config import DataConfig
 from experiment.errors import DataError
-from experiment.manifest import Manifest, read_manifest, read_test_set
+from experiment.manifest import Manifest, read_manifest
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "sign_digits"
 BASIC = "image_path,target\na.jpg,cat\nb.jpg,dog\n"
 
 
@@ -71,6 +71,7 @@ def test_csv(tmp_path: Path) -> None:
     assert manifest.file(1) == tmp_path / "b.jpg"
     assert manifest.labels.dtype == np.int64
     assert (manifest.classes, manifest.groups, manifest.given_folds) == (("cat", "dog"), None, None)
+    assert (manifest.table, manifest.lines) == (str(tmp_path / "train.csv"), (2, 3))
 
 
 def test_every_cell_is_text_and_classes_are_natural_sorted(tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_quotes_commas_and_blank_lines(tmp_path: Path) -> None:
     manifest = from_csv(tmp_path, text)
     assert manifest.image_paths == ("a, 1.jpg", "b\nc.jpg")
     assert names(manifest) == ['say "hi"', "dog"]
+    assert manifest.lines == (2, 4)
 
 
 def test_windows_and_absolute_paths(tmp_path: Path) -> None:
@@ -111,6 +113,13 @@ def test_decomposed_hangul_still_finds_its_file_and_its_class(tmp_path: Path) ->
     manifest = from_csv(tmp_path, text)
     assert manifest.classes == ("개", "고양이")
     assert [manifest.file(row).exists() for row in range(3)] == [True, True, False]
+
+
+def test_a_name_too_long_for_the_disk_is_a_missing_file(tmp_path: Path) -> None:
+    text = f"image_path,target\n{'x' * 300}.jpg,cat\n{'고' * 300}.jpg,dog\n"
+    manifest = from_csv(tmp_path, text)
+    assert manifest.file(0).name == "x" * 300 + ".jpg"
+    assert manifest.file(1).name == "고" * 300 + ".jpg"
 
 
 def test_groups_and_given_folds(tmp_path: Path) -> None:
@@ -214,6 +223,7 @@ def test_folder_per_class(tmp_path: Path, prefix: str, zipped: bool) -> None:
     assert manifest.classes == ("2", "10", "고양이")
     assert manifest.image_paths == ("2/b.PNG", "10/1.jpg", f"{nfd}/sub/c.jpg")
     assert all(manifest.file(row).is_file() for row in range(3))
+    assert (manifest.table, manifest.lines) == (None, None)
 
 
 def test_folder_problems(tmp_path: Path) -> None:
@@ -230,7 +240,7 @@ def test_folder_problems(tmp_path: Path) -> None:
 
 def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path: Path) -> None:
     folder = touch(tmp_path, ["train/cat/1.jpg", "train/dog/1.jpg", "test/1.jpg"])
-    with pytest.raises(DataError, match="called test, train: set data.train to one of them"):
+    with pytest.raises(DataError, match=r"called test, train: set data\.train to one of them"):
         read_manifest(config(folder))
 
 
@@ -240,6 +250,7 @@ def test_zip_with_its_csv(tmp_path: Path, prefix: str) -> None:
     manifest = read_manifest(config(make_zip(tmp_path / "all.zip", members)))
     assert names(manifest) == ["cat", "dog"]
     assert manifest.file(0).is_file()
+    assert manifest.table == f"{prefix}train.csv in {tmp_path / 'all.zip'}"
     bad = make_zip(tmp_path / "bad.zip", {f"{prefix}train.csv": "image_path,target\na,\n"})
     with pytest.raises(DataError, match=rf"^{prefix}train\.csv in {bad}: column 'target' is empty"):
         read_manifest(config(bad))
@@ -249,136 +260,3 @@ def test_zip_with_several_csvs(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "all.zip", {"a.csv": BASIC, "b.csv": BASIC})
     with pytest.raises(DataError, match=r"holds 2 CSV files: a\.csv, b\.csv; unpack it and set"):
         read_manifest(config(path))
-
-
-# --- test set
-
-CLASSES = ("cat", "dog")
-TEST = "id,image_path\nt1,1.jpg\nt2,2.jpg\nt3,3.jpg\n"
-SAMPLE = "id,dog,cat\nt3,0,0\nt1,0,0\nt2,0,0\n"
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_no_test_set(tmp_path: Path) -> None:
-    assert read_test_set(config(tmp_path), CLASSES) is None
-
-
-def test_sample_gives_rows_and_columns_their_order(tmp_path: Path) -> None:
-    data = config(
-        tmp_path,
-        test=write(tmp_path / "test.csv", TEST),
-        sample_submission=write(tmp_path / "sample.csv", SAMPLE),
-    )
-    found = read_test_set(data, CLASSES)
-    assert found is not None
-    assert found.ids == ("t3", "t1", "t2")
-    assert found.image_paths == ("3.jpg", "1.jpg", "2.jpg")
-    assert (found.id_column, found.class_columns) == ("id", ("dog", "cat"))
-    assert found.file(0) == tmp_path / "3.jpg"
-
-
-def test_without_a_sample(tmp_path: Path) -> None:
-    data = config(tmp_path, test=write(tmp_path / "test.csv", TEST))
-    found = read_test_set(data, CLASSES)
-    assert found is not None
-    assert found.ids == ("t1", "t2", "t3")
-    assert (found.id_column, found.class_columns) == ("id", CLASSES)
-
-
-def test_id_column_is_the_samples_wherever_it_stands(tmp_path: Path) -> None:
-    text = "n,image_path,id\n1,1.jpg,t1\n1,2.jpg,t2\n1,3.jpg,t3\n"
-    sample = write(tmp_path / "sample.csv", SAMPLE)
-    data = config(tmp_path, test=write(tmp_path / "t.csv", text), sample_submission=sample)
-    found = read_test_set(data, CLASSES)
-    assert found is not None
-    assert found.image_paths[0] == "3.jpg"
-
-
-@pytest.mark.parametrize("suffix", ["", ".jpg"])
-@pytest.mark.parametrize("zipped", [False, True])
-def test_folder_of_test_images(tmp_path: Path, suffix: str, zipped: bool) -> None:
-    members = [f"test/t{i}.jpg" for i in (1, 2, 3)]
-    if zipped:
-        test = make_zip(tmp_path / "test.zip", members)
-    else:
-        test = touch(tmp_path / "images", members)
-    rows = "".join(f"t{i}{suffix},0,0\n" for i in (2, 1, 3))
-    sample = write(tmp_path / "sample.csv", "name,cat,dog\n" + rows)
-    found = read_test_set(config(tmp_path, test=test, sample_submission=sample), CLASSES)
-    assert found is not None
-    assert found.ids == (f"t2{suffix}", f"t1{suffix}", f"t3{suffix}")
-    assert found.id_column == "name"
-    assert found.file(0).name == "t2.jpg"
-    plain = read_test_set(config(tmp_path, test=test), CLASSES)
-    assert plain is not None
-    assert (plain.ids, plain.id_column) == (("t1.jpg", "t2.jpg", "t3.jpg"), "id")
-
-
-def failing(tmp_path: Path, test: str, sample: str | None = None, **keys: object) -> list[str]:
-    if sample is not None:
-        keys["sample_submission"] = write(tmp_path / "sample.csv", sample)
-    data = config(tmp_path, test=write(tmp_path / "test.csv", test), **keys)
-    with pytest.raises(DataError) as error:
-        read_test_set(data, CLASSES)
-    return [str(problem) for problem in error.value.problems]
-
-
-def test_missing_image_column_says_which_key_to_set(tmp_path: Path) -> None:
-    (found,) = failing(tmp_path, "ID,img_path\n1,a.jpg\n")
-    assert "has no column 'image_path'; columns: ID, img_path" in found
-    assert found.endswith("Set data.test_image_column")
-
-
-def test_sample_columns(tmp_path: Path) -> None:
-    unknown, missing, twice = failing(tmp_path, TEST, "id,dog,dog,rabbit\nt1,0,0,0\n")
-    assert "sample.csv: columns that are no class of the training data: rabbit" in unknown
-    assert "training classes without a column: cat" in missing
-    assert "columns that are there twice: dog" in twice
-
-
-def test_sample_ids(tmp_path: Path) -> None:
-    rows = "".join(f"{i},0,0\n" for i in ("t1", "t1", "t2", "t9"))
-    twice, unknown, missing = failing(tmp_path, TEST, "id,cat,dog\n" + rows)
-    assert "ids that are there twice: t1" in twice
-    assert "ids without a test image: t9" in unknown
-    assert "test images without an id in it: t3" in missing
-
-
-def test_repeated_test_ids(tmp_path: Path) -> None:
-    (found,) = failing(tmp_path, "id,image_path\nt1,1.jpg\nt1,2.jpg\n")
-    assert "ids that are there twice: t1" in found
-    folder = touch(tmp_path / "images", ["a/1.jpg", "b/1.jpg"])
-    with pytest.raises(DataError, match=r"several images would have one id: 1\.jpg"):
-        read_test_set(config(tmp_path, test=folder), CLASSES)
-
-
-def test_missing_files(tmp_path: Path) -> None:
-    data = config(tmp_path, test=tmp_path / "no.csv", sample_submission=tmp_path / "nor.csv")
-    with pytest.raises(DataError) as error:
-        read_test_set(data, CLASSES)
-    assert [p.where for p in error.value.problems] == ["data.sample_submission", "data.test"]
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the sign_digits photos are not on this machine")
-@pytest.mark.parametrize("whole_zip", [False, True])
-def test_real_archives(tmp_path: Path, whole_zip: bool) -> None:
-    table = {"test": REAL / "test.csv", "test_images": REAL / "test.zip"}
-    data = config(
-        REAL / "train.zip",
-        **({"test": REAL / "test.zip"} if whole_zip else table),
-        test_image_column="img_path",
-        sample_submission=REAL / "sample_submission.csv",
-    )
-    manifest = read_manifest(data)
-    found = read_test_set(data, manifest.classes)
-    assert found is not None
-    assert manifest.classes == tuple("0123456789")
-    assert (len(manifest), len(found)) == (1655, 407)
-    assert found.ids[0] == "TEST_0000"
-    assert found.file(0).name == "TEST_0000.jpg"
-    assert all(found.file(row).is_file() for row in range(len(found)))
-    assert all(manifest.file(row).is_file() for row in range(len(manifest)))

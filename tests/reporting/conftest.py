@@ -21,6 +21,7 @@ from experiment.records import (
     MemberRecord,
     Oof,
     TrialRecord,
+    TrialStatus,
     VariantScore,
 )
 from experiment.store import RunStore
@@ -115,7 +116,7 @@ def _save_complete(
     logits = (
         2.0 * np.eye(n_classes)[labels] + common + (0.3 + 0.2 * i) * rng.normal(size=common.shape)
     )
-    prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    prob: NDArray[np.float64] = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for part in range(fold.max() + 1):
         held = np.flatnonzero(fold == part)
         score = VariantScore(
@@ -152,7 +153,8 @@ def _train_log(epochs: int, end: float) -> str:
 
 def _save_broken(store: RunStore, first: int, k: int) -> None:
     """One failed, one diverged, one that never ran."""
-    for i, status in enumerate(("failed", "diverged", None), start=first):
+    statuses: tuple[TrialStatus | None, ...] = ("failed", "diverged", None)
+    for i, status in enumerate(statuses, start=first):
         name = f"c{i:04d}"
         store.save_candidate(CandidateRecord(candidate=name, backbone="timm/x", params={"lr": 1.0}))
         if status is not None:
@@ -172,7 +174,7 @@ def _save_blend(
     fold: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Equal weights, one member of each complete candidate."""
-    blended = np.mean(list(prob.values()), axis=0)
+    blended: NDArray[np.float64] = np.mean(list(prob.values()), axis=0)
     losses = {name: log_loss(p, labels) for name, p in prob.items()}
     best = min(losses, key=lambda name: losses[name])
     last = fold == fold.max()

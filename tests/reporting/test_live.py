@@ -117,12 +117,10 @@ def test_terminal_shows_header_running_trials_and_leaderboard() -> None:
         RunningTrial("c0004", "timm/[red]x", 0, 0, 30, None),
     )
     screen = _screen(_progress(_summary("c0001", "complete", _trial("c0001", 0)), running=running))
-    assert "1/18 fold trials" in screen
-    assert "elapsed 12s" in screen
-    assert "ETA 1m10s" in screen
-    assert "best OOF log loss 0.1234" in screen
+    header = "1/18 fold trials   elapsed 12s   ETA 1m10s   best OOF log loss 0.1234"
+    assert header in [line.strip() for line in screen.splitlines()]
     assert re.search(r"c0003 .* 4/30 +0\.4321", screen)
-    assert re.search(r"c0004 +timm/\[red\]x +0 +0/30 +–", screen)
+    assert re.search(r"c0004 +timm/\[red\]x +0 +0/30 +-", screen)
     assert re.search(r"1 +c0001 +timm/resnet18 +complete +1/2 +0\.5000 +0\.8000", screen)
     assert max(map(len, screen.splitlines())) <= 80
 
@@ -130,7 +128,7 @@ def test_terminal_shows_header_running_trials_and_leaderboard() -> None:
 def test_terminal_cuts_the_running_trials_to_its_height() -> None:
     running = tuple(RunningTrial(f"c{i:04d}", "b", 0, 1, 2, 0.5) for i in range(64))
     screen = _screen(_progress(running=running), height=24)
-    assert "and 57 more" in screen
+    assert "and 59 more" in screen
 
 
 def test_the_view_stops_when_the_block_raises() -> None:
@@ -167,7 +165,7 @@ def test_leaderboard_fits_80_columns_one_line_each() -> None:
 
 def test_leaderboard_of_nothing_finished() -> None:
     shown = _leaderboard(_summary("c1", "failed", _trial("c1", 0, None)), _summary("c2", "running"))
-    assert re.search(r"c1 +timm/resnet18 +failed +0/2 +– +–", shown)
+    assert re.search(r"c1 +timm/resnet18 +failed +0/2 +- +-", shown)
     assert "2 candidates: 1 failed, 1 running" in shown
     assert _leaderboard() == "No candidate yet.\n"
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fontTools.ttLib import TTFont
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from fontTools.ttLib import TTFont  # type: ignore[import-untyped,unused-ignore]
+from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 from experiment.leaderboard import leaderboard_csv
 from experiment.store import RunStore
@@ -353,7 +356,7 @@ def test_looks_tell_36_names_apart() -> None:
 
 
 def test_numbers() -> None:
-    assert [number(None), number(float("nan")), number(0.12345)] == ["–", "–", "0.1235"]
+    assert [number(None), number(float("nan")), number(0.12345)] == ["-", "-", "0.1235"]
     assert [duration(s) for s in (0, 59.6, 61, 3600, 90061)] == [
         "0s", "1m00s", "1m01s", "1h00m", "1d01h",
     ]  # fmt: skip
@@ -375,6 +378,6 @@ def _table(document: str, header: str) -> list[dict[str, str]]:
 
 def _same(shown: str, exact: str) -> None:
     if exact == "":
-        assert shown in ("", "–")
+        assert shown in ("", "-")
     else:
         assert float(shown) == pytest.approx(float(exact), abs=5.1e-5)

@@ -1,0 +1,74 @@
+"""What many tests need: a cache folder of their own, and a tiny run folder with real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from experiment.folds import folds_csv, make_folds
+from experiment.manifest import read_manifest
+from experiment.store import RunStore
+
+TINY_CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is read from or left in the user's cache."""
+    folder = tmp_path / "foldrace-cache"
+    monkeypatch.setenv("FOLDRACE_CACHE", str(folder))
+    return folder
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A run folder and the folder of its images."""
+
+    store: RunStore
+    images: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 noisy PNGs of 16 to 24 pixels, 20 in each of three folders, coloured by class."""
+    root = tmp_path_factory.mktemp("tiny-images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(TINY_CLASSES):
+        (root / name).mkdir()
+        for i in range(20):
+            height, width = rng.integers(16, 25, size=2)
+            pixels = rng.integers(0, 160, size=(height, width, 3))
+            pixels[..., 2 - label] += 60
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def make_tiny_run(tmp_path: Path, tiny_images: Path) -> Callable[..., TinyRun]:
+    """Makes run folders over the tiny images: `make_tiny_run("name", k=3)`."""
+
+    def make(name: str = "run", k: int = 3) -> TinyRun:
+        config = SweepConfig(
+            name=name,
+            data=DataConfig(train=str(tiny_images)),
+            folds=FoldsConfig(k=k),
+            search=SearchConfig(backbones=("timm/test_vit",)),
+        )
+        manifest = read_manifest(config.data)
+        store = RunStore(tmp_path / name)
+        folds = folds_csv(manifest, make_folds(manifest, config.folds))
+        store.create(config, folds, manifest.classes)
+        return TinyRun(store, manifest.image_root)
+
+    return make
+
+
+@pytest.fixture
+def tiny_run(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
+    return make_tiny_run()

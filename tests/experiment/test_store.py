@@ -1,0 +1,483 @@
+"""The run folder: names that users' scripts rely on, completeness, and no pickle."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, log_loss
+
+from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from experiment.errors import RunFolderError
+from experiment.records import (
+    CandidateRecord,
+    EnsembleRecord,
+    MemberRecord,
+    Oof,
+    TrialRecord,
+    VariantScore,
+)
+from experiment.store import RunStore, differing_keys
+
+CLASSES = ("가", "b", "c")
+PARAMS: dict[str, int | float] = {"lr": 1e-3, "batch_size": 32}
+
+
+def config(k: int = 3) -> SweepConfig:
+    return SweepConfig(
+        name="test",
+        data=DataConfig(train="/data/train.csv"),
+        folds=FoldsConfig(k=k),
+        search=SearchConfig(backbones=("timm/resnet18",)),
+    )
+
+
+def folds_text(fold: NDArray[np.int64]) -> str:
+    lines = [f"{i}.png,{CLASSES[i % 3]},,{f}" for i, f in enumerate(fold)]
+    return "\n".join(["image_path,target,group,fold", *lines]) + "\n"
+
+
+def new_store(root: Path | str, fold: NDArray[np.int64]) -> RunStore:
+    store = RunStore(root)
+    store.create(config(int(fold.max()) + 1), folds_text(fold), CLASSES)
+    return store
+
+
+def trial_record(store: RunStore, fold: int, **changes: object) -> TrialRecord:
+    values: dict[str, object] = {
+        "candidate": "c0000",
+        "fold": fold,
+        "status": "finished",
+        "backbone": "timm/resnet18",
+        "params": PARAMS,
+        "folds_hash": store.folds().hash,
+        "seed": 1,
+    }
+    return TrialRecord.model_validate(values | changes)
+
+
+def save_fold(
+    store: RunStore, fold: int, prob: NDArray[np.float32], candidate: str = "c0000"
+) -> None:
+    """A finished trial with the same probabilities as raw and, sharpened, as EMA."""
+    rows = np.flatnonzero(store.folds().fold == fold)
+    labels = store.labels()[rows]
+    oof, scores = {}, {}
+    for variant, p in (("raw", prob[rows]), ("ema", sharpened(prob)[rows])):
+        true = p[np.arange(len(rows)), labels]
+        oof[variant] = Oof(np.log(p).astype(np.float16), true)
+        scores[variant] = VariantScore(
+            rows=len(rows),
+            val_logloss=float(-np.log(true.astype(np.float64)).mean()),
+            val_acc=float((p.argmax(1) == labels).mean()),
+            best_epoch=fold,
+        )
+    record = trial_record(
+        store, fold, candidate=candidate, variants=scores, epochs_trained=4, seconds=1.5
+    )
+    weights = {"raw": b"raw weights", "ema": b"ema weights"}
+    store.save_trial(record, oof, rows, weights, "epoch,train_loss\n0,1\n")
+
+
+def sharpened(prob: NDArray[np.float32]) -> NDArray[np.float32]:
+    squared = prob**2
+    return np.asarray(squared / squared.sum(1, keepdims=True), dtype=np.float32)
+
+
+@pytest.fixture
+def fold() -> NDArray[np.int64]:
+    """Folds of different sizes, in no order."""
+    return np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [40, 20, 10]))
+
+
+@pytest.fixture
+def prob(fold: NDArray[np.int64]) -> NDArray[np.float32]:
+    rng = np.random.default_rng(2)
+    return rng.dirichlet(np.ones(3), size=len(fold)).astype(np.float32)
+
+
+@pytest.fixture
+def store(tmp_path: Path, fold: NDArray[np.int64]) -> RunStore:
+    return new_store(tmp_path / "run", fold)
+
+
+@pytest.fixture
+def complete(store: RunStore, prob: NDArray[np.float32]) -> RunStore:
+    store.save_candidate(
+        CandidateRecord(candidate="c0000", backbone="timm/resnet18", params=PARAMS)
+    )
+    for k in (2, 0, 1):
+        save_fold(store, k, prob)
+    return store
+
+
+def ensemble_record(store: RunStore) -> EnsembleRecord:
+    return EnsembleRecord(
+        method="greedy",
+        members=(MemberRecord(candidate="c0000", variant="raw", weight=1.0),),
+        oof_logloss=0.5,
+        crossfit_logloss=0.6,
+        crossfit_se=0.01,
+        certificate=0.001,
+        best_single_oof_logloss=0.5,
+        best_single="c0000 raw",
+        oof_accuracy=0.9,
+        last_fold_logloss=0.7,
+        members_considered=1,
+        candidates_considered=1,
+        folds_hash=store.folds().hash,
+    )
+
+
+def test_the_folder_has_the_names_of_the_contract(complete: RunStore, tmp_path: Path) -> None:
+    complete.write_tables(complete.summaries())
+    complete.save_ensemble(ensemble_record(complete), "round\n", np.zeros((70, 3), np.float16))
+    root = tmp_path / "run"
+    names = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+    trial = (
+        "trial.json", "train_log.csv", "best.safetensors", "best_ema.safetensors", "rows.npy",
+        "oof.npy", "oof_ema.npy", "true_prob.npy", "true_prob_ema.npy",
+    )  # fmt: skip
+    top = {"sweep.yaml", "folds.csv", "classes.json", "leaderboard.csv", "trials.csv"}
+    blend = {f"ensemble/{n}" for n in ("ensemble.json", "trajectory.csv", "oof.npy")}
+    trials = {f"trials/c0000/fold{k}/{n}" for k in range(3) for n in trial}
+    assert names == top | blend | trials | {"trials/c0000/candidate.json"}
+
+
+def test_arrays_have_the_types_of_the_contract(complete: RunStore, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "trials" / "c0000" / "fold1"
+    arrays = {n: np.load(folder / n, allow_pickle=False) for n in ("rows.npy", "oof.npy")}
+    assert (arrays["rows.npy"].dtype, arrays["oof.npy"].dtype) == (np.int64, np.float16)
+    assert arrays["oof.npy"].shape == (20, 3)
+    true = np.load(folder / "true_prob.npy", allow_pickle=False)
+    assert (true.dtype, true.shape) == (np.float32, (20,))
+
+
+def test_what_was_put_in_comes_out(complete: RunStore) -> None:
+    again = RunStore.open(complete.root)
+    assert again.config() == config()
+    assert again.classes() == CLASSES
+    assert again.folds().hash == complete.folds().hash
+    assert again.labels()[:4].tolist() == [0, 1, 2, 0]
+    assert again.fold_count == 3
+    assert again.weights("c0000", 1, "ema") == b"ema weights"
+    assert again.train_log("c0000", 0) == "epoch,train_loss\n0,1\n"
+    assert again.train_log("c0000", 7) is None
+    assert again.ensemble() is None
+    again.save_ensemble(ensemble_record(again), "round\n", np.zeros((70, 3), np.float16))
+    assert again.ensemble() == ensemble_record(again)
+    assert again.ensemble_oof().tolist() == np.ones((70, 3)).tolist()
+
+
+def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    store = RunStore(tmp_path / "run")
+    text = f"image_path,target,group,fold\n{name},b,,0\n"
+    store.create(config(1), text, CLASSES)
+    assert RunStore.open(store.root).folds().image_paths == (name,)
+
+
+def test_pooled_arrays_are_in_the_order_of_the_rows(
+    complete: RunStore, prob: NDArray[np.float32]
+) -> None:
+    np.testing.assert_allclose(complete.oof("c0000", "raw"), prob, rtol=0.003)
+    true = prob[np.arange(70), complete.labels()]
+    np.testing.assert_array_equal(complete.true_prob("c0000", "raw"), true)
+    sharp = sharpened(prob)[np.arange(70), complete.labels()]
+    np.testing.assert_array_equal(complete.true_prob("c0000", "ema"), sharp)
+
+
+def test_with_one_split_the_rows_are_the_validation_rows(tmp_path: Path) -> None:
+    fold = np.array([-1, 0, -2, -1, 0, 0, -1])
+    store = new_store(tmp_path / "run", fold)
+    prob = np.full((7, 3), 1 / 3, np.float32)
+    save_fold(store, 0, prob)
+    assert store.scored_rows().tolist() == [1, 4, 5]
+    assert store.fold_count == 1
+    assert store.oof("c0000", "raw").shape == (3, 3)
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / "rows.npy").unlink()
+
+
+def damage_shorter(folder: Path) -> None:
+    np.save(folder / "true_prob.npy", np.ones(3, np.float32))
+
+
+def damage_row_twice(folder: Path) -> None:
+    rows = np.load(folder / "rows.npy")
+    rows[0] = rows[1]
+    np.save(folder / "rows.npy", rows)
+
+
+def damage_truncated(folder: Path) -> None:
+    data = (folder / "true_prob.npy").read_bytes()
+    (folder / "true_prob.npy").write_bytes(data[:-8])
+
+
+def damage_pickle(folder: Path) -> None:
+    np.save(folder / "true_prob.npy", np.array([{"a": 1}] * 20, dtype=object), allow_pickle=True)
+
+
+def damage_archive(folder: Path) -> None:
+    with (folder / "true_prob.npy").open("wb") as file:
+        np.savez(file, a=np.ones(20))
+
+
+def damage_empty(folder: Path) -> None:
+    (folder / "true_prob.npy").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_missing,
+        damage_shorter,
+        damage_row_twice,
+        damage_truncated,
+        damage_pickle,
+        damage_archive,
+        damage_empty,
+    ],
+)
+def test_incomplete_or_damaged_rows_never_reach_a_blend(
+    complete: RunStore, tmp_path: Path, damage: object
+) -> None:
+    assert callable(damage)
+    damage(tmp_path / "run" / "trials" / "c0000" / "fold1")
+    with pytest.raises(RunFolderError, match="trials/c0000"):
+        complete.true_prob("c0000", "raw")
+
+
+def test_swapped_lengths_are_noticed(complete: RunStore, tmp_path: Path) -> None:
+    """The totals fit, the folds do not."""
+    trials = tmp_path / "run" / "trials" / "c0000"
+    first, second = trials / "fold0" / "true_prob.npy", trials / "fold1" / "true_prob.npy"
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    with pytest.raises(RunFolderError, match="does not hold each scored row once"):
+        complete.true_prob("c0000", "raw")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"candidate": "c0000"}', b"null"])
+def test_a_damaged_record_is_no_record(complete: RunStore, content: bytes) -> None:
+    complete.files.write("trials/c0000/fold1/trial.json", content)
+    assert complete.trial("c0000", 1) is None
+    assert sorted(complete.trials()) == [("c0000", 0), ("c0000", 2)]
+    assert complete.summaries()[0].status == "unfinished"
+
+
+def test_a_record_of_other_folds_is_no_record(complete: RunStore) -> None:
+    complete.save_trial(trial_record(complete, 1, folds_hash="other"))
+    assert complete.trial("c0000", 1) is None
+
+
+def test_a_record_of_a_newer_version_is_read(complete: RunStore) -> None:
+    name = "trials/c0000/fold1/trial.json"
+    record = json.loads(complete.files.read(name)) | {"invented_later": [1]}
+    complete.files.write(name, json.dumps(record).encode())
+    assert complete.trial("c0000", 1) is not None
+
+
+def test_strange_entries_among_the_trials_are_left_alone(
+    complete: RunStore, tmp_path: Path
+) -> None:
+    trials = tmp_path / "run" / "trials"
+    (trials / ".DS_Store").write_text("x")
+    (trials / "c0000" / "fold_old").mkdir()
+    (trials / "c0000" / "foldx").mkdir()
+    assert len(complete.trials()) == 3
+    assert len(complete.candidates()) == 1
+
+
+def test_a_trial_without_its_record_does_not_count(store: RunStore, tmp_path: Path) -> None:
+    """The record is written last: whatever a killed trial left before it is not read."""
+    save_fold(store, 0, np.full((70, 3), 1 / 3, np.float32))
+    store.files.delete("trials/c0000/fold0/trial.json")
+    assert store.trials() == {}
+
+
+def test_forgotten_trials_leave_nothing(complete: RunStore, tmp_path: Path) -> None:
+    complete.forget_trial("c0000", 1)
+    complete.forget_trial("c0000", 9)
+    assert sorted(p.name for p in (tmp_path / "run/trials/c0000").iterdir()) == [
+        "candidate.json",
+        "fold0",
+        "fold2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("sweep.yaml", "config"),
+        ("trials/c0000/candidate.json", "candidates"),
+        ("ensemble/ensemble.json", "ensemble"),
+    ],
+)
+def test_damaged_files_are_named(complete: RunStore, name: str, read: str) -> None:
+    complete.files.write(name, b"{}")
+    with pytest.raises(RunFolderError, match="is damaged") as error:
+        getattr(complete, read)()
+    assert error.value.problems[0].where.endswith(name)
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="is no run folder"):
+        RunStore.open(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        new_store(tmp_path / "file" / "run", np.array([0]))
+
+
+def test_not_a_number_cannot_be_recorded(store: RunStore) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        VariantScore(rows=1, val_logloss=float("nan"), val_acc=0.0, best_epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "running", "expected"),
+    [
+        (("finished",) * 3, False, "complete"),
+        (("finished",) * 2, False, "unfinished"),
+        (("finished",) * 2, True, "running"),
+        ((), True, "running"),
+        (("finished", "finished", "failed"), False, "failed"),
+        (("failed", "diverged"), True, "diverged"),
+    ],
+)
+def test_status_of_a_candidate(
+    store: RunStore, statuses: tuple[str, ...], running: bool, expected: str
+) -> None:
+    store.save_candidate(CandidateRecord(candidate="c0000", backbone="b", params=PARAMS))
+    for k, status in enumerate(statuses):
+        score = VariantScore(rows=10, val_logloss=1.0, val_acc=0.5, best_epoch=0)
+        variants = {"raw": score} if status == "finished" else {}
+        store.save_trial(trial_record(store, k, status=status, variants=variants))
+    assert store.summaries(running)[0].status == expected
+
+
+# -- the tables
+
+
+def table(text: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text.decode())))
+
+
+def test_leaderboard_is_the_contract_s_and_scores_pooled_rows(
+    complete: RunStore, prob: NDArray[np.float32]
+) -> None:
+    complete.save_candidate(
+        CandidateRecord(candidate="c0001", backbone="x", params={"dropout": 0.25})
+    )
+    complete.write_tables(complete.summaries())
+    text = complete.files.read("leaderboard.csv")
+    assert text.splitlines()[0].decode() == (
+        "candidate,backbone,status,folds_done,variant,oof_logloss,oof_accuracy,last_fold_logloss,"
+        "gain,gain_se,epochs_trained,seconds,hp.batch_size,hp.dropout,hp.lr"
+    )
+    first, second = table(text)
+    labels = complete.labels()
+    expected = {
+        v: log_loss(labels, p.astype(np.float64), labels=[0, 1, 2])
+        for v, p in (("raw", prob), ("ema", sharpened(prob)))
+    }
+    better = min(expected, key=lambda v: expected[v])
+    assert (first["candidate"], first["status"], first["folds_done"]) == ("c0000", "complete", "3")
+    assert first["variant"] == better
+    assert float(first["oof_logloss"]) == pytest.approx(expected[better], rel=1e-5)
+    accuracy = accuracy_score(labels, prob.argmax(1))
+    assert float(first["oof_accuracy"]) == pytest.approx(accuracy, rel=1e-5)
+    last = complete.folds().fold == 2
+    last_loss = log_loss(
+        labels[last], (prob if better == "raw" else sharpened(prob))[last], labels=[0, 1, 2]
+    )
+    assert float(first["last_fold_logloss"]) == pytest.approx(last_loss, rel=1e-5)
+    assert (first["epochs_trained"], first["seconds"]) == ("12", "4.50")
+    assert (first["hp.lr"], first["hp.batch_size"], first["hp.dropout"]) == ("0.001", "32", "")
+    assert (second["candidate"], second["status"]) == ("c0001", "unfinished")
+    assert second["oof_logloss"] == second["variant"] == ""
+
+
+def test_trials_table_is_the_contract_s(complete: RunStore) -> None:
+    complete.save_trial(
+        trial_record(complete, 1, status="failed", error="x", node="n1", device="cpu")
+    )
+    complete.write_tables(complete.summaries())
+    text = complete.files.read("trials.csv")
+    assert text.splitlines()[0] == (
+        b"candidate,fold,status,variant,val_logloss,best_epoch,epochs_trained,seconds,node,device"
+    )
+    rows = table(text)
+    assert [(r["fold"], r["status"]) for r in rows] == [
+        ("0", "finished"),
+        ("1", "failed"),
+        ("2", "finished"),
+    ]
+    assert (rows[1]["variant"], rows[1]["val_logloss"], rows[1]["node"]) == ("", "", "n1")
+    record = complete.trial("c0000", 2)
+    assert record is not None and record.best is not None
+    assert rows[2]["variant"] == record.best
+    assert float(rows[2]["val_logloss"]) == pytest.approx(
+        record.variants[record.best].val_logloss, rel=1e-5
+    )
+    assert rows[2]["best_epoch"] == "2"
+
+
+def test_ties_go_to_the_raw_variant(store: RunStore) -> None:
+    score = VariantScore(rows=10, val_logloss=1.0, val_acc=0.5, best_epoch=0)
+    variants = dict.fromkeys(("snap3", "ema", "raw"), score)
+    assert trial_record(store, 0, variants=variants).best == "raw"
+
+
+def test_leaderboard_puts_complete_candidates_first_and_the_best_of_them(
+    complete: RunStore, prob: NDArray[np.float32]
+) -> None:
+    for candidate, p in (("c0001", None), ("c0002", sharpened(sharpened(prob)))):
+        complete.save_candidate(CandidateRecord(candidate=candidate, backbone="b", params=PARAMS))
+        for k in range(3 if p is not None else 0):
+            save_fold(complete, k, prob if p is None else p, candidate)
+    complete.write_tables(complete.summaries())
+    rows = table(complete.files.read("leaderboard.csv"))
+    losses = [float(r["oof_logloss"]) for r in rows if r["oof_logloss"]]
+    assert losses == sorted(losses)
+    assert rows[-1]["candidate"] == "c0001"
+
+
+def test_differing_keys() -> None:
+    old = config()
+    new = old.model_copy(
+        update={
+            "search": old.search.model_copy(update={"space": {"lr": 0.1}, "candidates": 7}),
+            "name": "b",
+        }
+    )
+    assert differing_keys(old, new) == ["name", "search.candidates", "search.space.lr"]
+    assert differing_keys(old, old) == []
+
+
+def test_a_whole_run_in_an_object_store(
+    s3_environment: str, fold: NDArray[np.int64], prob: NDArray[np.float32]
+) -> None:
+    query = f"endpoint_override=http://{s3_environment}&scheme=http&region=us-east-1"
+    store = new_store(f"s3://runs/cars/run1?{query}", fold)
+    store.save_candidate(CandidateRecord(candidate="c0000", backbone="b", params=PARAMS))
+    for k in range(3):
+        save_fold(store, k, prob)
+    again = RunStore.open(store.root)
+    assert again.config() == config()
+    assert again.weights("c0000", 2, "raw") == b"raw weights"
+    assert [s.status for s in again.summaries()] == ["complete"]
+    assert again.true_prob("c0000", "ema").shape == (70,)
+    again.write_tables(again.summaries())
+    again.forget_trial("c0000", 1)
+    assert sorted(again.trials()) == [("c0000", 0), ("c0000", 2)]
+    assert again.files.names("trials/c0000") == ["candidate.json", "fold0", "fold2"]
+    assert again.log_folder() is None

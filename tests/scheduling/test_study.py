@@ -1,0 +1,130 @@
+"""What Optuna is asked and told."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from experiment.config import RangeConfig, SearchConfig, TrainingConfig
+from experiment.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
+from scheduling.study import CandidateStudy
+from search_spaces.sampling import build_space
+
+BACKBONES = ("timm/test_resnet", "timm/test_vit")
+
+
+def make(journal: Path | None = None, **search: object) -> CandidateStudy:
+    config = SearchConfig(backbones=BACKBONES, **search)  # type: ignore[arg-type]
+    space, problems = build_space(config, TrainingConfig())
+    assert not problems
+    return CandidateStudy(space, config, 10, journal)
+
+
+def settled(record: CandidateRecord, status: str, losses: tuple[float, ...]) -> CandidateSummary:
+    trials = tuple(
+        TrialRecord(
+            candidate=record.candidate,
+            fold=fold,
+            status="finished",
+            backbone=record.backbone,
+            params=record.params,
+            folds_hash="h",
+            seed=0,
+            variants={"raw": VariantScore(rows=rows, val_logloss=x, val_acc=0.5, best_epoch=0)},
+        )
+        for fold, (x, rows) in enumerate(zip(losses, (10, 30), strict=False))
+    )
+    return CandidateSummary(record, status, trials, 2)  # type: ignore[arg-type]
+
+
+def mirror(path: Path) -> list[optuna.trial.FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name="foldrace", storage=storage).get_trials()
+
+
+def test_the_first_candidate_of_each_backbone_is_its_default() -> None:
+    study = make()
+    space, _ = build_space(SearchConfig(backbones=BACKBONES), TrainingConfig())
+    for number, backbone in enumerate(BACKBONES):
+        record = study.ask(number)
+        assert record.backbone == backbone
+        assert record.params == space.default(backbone).as_dict()
+    assert study.ask(2).params != space.default(study.ask(3).backbone).as_dict()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_the_same_number_gets_the_same_suggestion(sampler: str) -> None:
+    first, second = make(sampler=sampler), make(sampler=sampler)
+    for number in range(5):
+        one = first.ask(number)
+        assert one == second.ask(number)
+        first.tell(settled(one, "complete", (0.5, 0.6)))
+        second.tell(settled(one, "complete", (0.5, 0.6)))
+
+
+def test_what_is_told(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    study = make(journal)
+    records = [study.ask(number) for number in range(3)]
+    study.tell(settled(records[0], "complete", (0.4, 0.8)))
+    study.tell(settled(records[1], "diverged", (0.4,)))
+    study.tell(settled(records[2], "failed", ()))
+    trials = mirror(journal)
+    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    assert trials[0].value == pytest.approx((10 * 0.4 + 30 * 0.8) / 40)  # pooled over rows
+    assert trials[1].value is not None and math.log(10) < trials[1].value < math.inf
+    assert [t.user_attrs["candidate"] for t in trials] == ["c0000", "c0001", "c0002"]
+    assert study.running == 0
+
+
+def test_a_torn_journal_is_rebuilt(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    study = make(journal)
+    record = study.ask(0)
+    study.tell(settled(record, "complete", (0.4, 0.8)))
+    journal.write_bytes(journal.read_bytes()[:-7])
+    again = make(journal)
+    again.replay(settled(record, "complete", (0.4, 0.8)))
+    assert len(mirror(journal)) == 1
+
+
+def test_replayed_candidates_leave_the_sampler_where_it_was() -> None:
+    """A resumed sweep suggests what the undisturbed one would have."""
+    whole = make()
+    told = []
+    for number in range(12):
+        record = whole.ask(number)
+        summary = settled(record, "complete", (0.1 * number, 0.2))
+        whole.tell(summary)
+        told.append(summary)
+    resumed = make()
+    for summary in told:
+        resumed.replay(summary)
+    assert resumed.ask(12) == whole.ask(12)
+
+
+def test_an_unfinished_candidate_goes_on_as_running() -> None:
+    study = make()
+    record = study.ask(0)
+    resumed = make()
+    resumed.replay(settled(record, "running", (0.4,)))
+    assert resumed.running == 1
+    resumed.tell(settled(record, "complete", (0.4, 0.8)))
+    assert resumed.running == 0
+
+
+def test_candidates_outside_a_changed_space_are_left_out_of_the_samplers_view(
+    tmp_path: Path,
+) -> None:
+    record = make().ask(0)
+    journal = tmp_path / "study.journal"
+    changed = make(journal, space={"lr": RangeConfig(low=0.01, high=0.1, log=True)})
+    changed.replay(settled(record, "complete", (0.4, 0.8)))
+    assert mirror(journal) == []
+    assert changed.ask(1).backbone == BACKBONES[1]  # the first one has had its default
