@@ -101,9 +101,7 @@ def resume(
 
 
 @app.command()
-def split(
-    context: typer.Context, config: Config, set_: Set = None, out: OutFile = None
-) -> None:
+def split(context: typer.Context, config: Config, set_: Set = None, out: OutFile = None) -> None:
     """Write folds.csv alone."""
     with _exit_codes(context):
         from commands.run import split as command

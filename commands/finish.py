@@ -102,8 +102,8 @@ def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord) -> EnsembleR
     rows = np.flatnonzero(store.folds().fold == HELD_OUT)
     if len(rows) == 0:
         return ensemble
-    root = read_manifest(store.config().data, store.config().folds.column).image_root
-    files = [root / store.folds().image_paths[row] for row in rows]
+    manifest = read_manifest(store.config().data, store.config().folds.column)
+    files = [manifest.file(int(row)) for row in rows]
     prob = Predictor(store, workers=cores()).probabilities(files)
     labels = store.labels()[rows]
     scored = HeldOutScore(

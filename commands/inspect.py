@@ -32,7 +32,8 @@ def status(root: str, watch: bool, console: Console) -> None:
         line = f"{len(done)} of {total} fold trials ended"
         if done:
             mean = sum(trial.seconds for trial in done) / len(done)
-            line += f", {mean:.0f} s each, about {mean * max(0, total - len(done)):.0f} s of work left"
+            left = mean * max(0, total - len(done))
+            line += f", {mean:.0f} s each, about {left:.0f} s of work left"
         console.print(line)
         settled = [s for s in summaries if s.status != "running"]
         if not watch or len(settled) >= config.search.candidates:

@@ -46,8 +46,8 @@ def logging_to(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_our_output(log: Path, console: Console) -> Iterator[Console]:
-    """A console like `console` on the real terminal, while whatever else writes to standard output or error
-    (Ray's C++ processes too, hence the file descriptors) goes to `log`."""
+    """A console like `console` on the real terminal, while whatever else writes to standard
+    output or error (Ray's C++ processes too, hence the file descriptors) goes to `log`."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]

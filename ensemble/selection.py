@@ -76,9 +76,7 @@ def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
     return record
 
 
-def _records(
-    members: Sequence[Candidacy], weights: NDArray[np.float64]
-) -> list[MemberRecord]:
+def _records(members: Sequence[Candidacy], weights: NDArray[np.float64]) -> list[MemberRecord]:
     """Members with weight, the heaviest first."""
     order = np.argsort(-weights, kind="stable")
     return [

@@ -82,4 +82,3 @@ class Predictor:
         )
         log_prob, _ = log_probabilities(model, loader, self._device, self._autocast)
         return normalise(np.exp(log_prob.astype(np.float64)))
-

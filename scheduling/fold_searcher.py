@@ -171,7 +171,8 @@ class FoldSearcher(Searcher):
             params=task.candidate.params,
             folds_hash=self._store.folds().hash,
             seed=0,
-            error=reason or "the worker process ended without a result: killed, out of memory, "
+            error=reason
+            or "the worker process ended without a result: killed, out of memory, "
             "or its node was lost",
         )
         self._store.save_trial(record)

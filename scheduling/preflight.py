@@ -52,9 +52,7 @@ class Plan:
     warnings: tuple[Problem, ...]
 
 
-def preflight(
-    parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int
-) -> Plan:
+def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int) -> Plan:
     """`folder` is where the run will be written (None: not on a mounted disk); `nodes` what the
     cluster offers. Raises UserError with every problem, those of the config first."""
     problems = list(parsed.problems)
@@ -176,5 +174,3 @@ def _disk_problem(needed: int, folder: Path | None) -> Problem | None:
         f"the run may take {needed / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free; "
         "lower search.candidates, choose smaller backbones, or give --out on a larger disk",
     )
-
-

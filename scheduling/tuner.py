@@ -193,16 +193,12 @@ class _Sweep:
         self._ended_here.append(record.seconds)
         best = record.best
         score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
-        _log.info(
-            "%s fold%d %s: %s", record.candidate, record.fold, record.status, score or ""
-        )
+        _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
         self._on_progress(self.progress())
 
     def _candidate_settled(self, summary: CandidateSummary) -> None:
         loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
-        _log.info(
-            "%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss
-        )
+        _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
 
 
 def run_sweep(

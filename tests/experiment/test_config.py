@@ -126,7 +126,7 @@ def test_set_overrides_any_key_and_wins_over_smoke(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", ["search.candidates", "=3", "search..x=3", "search.seed=[1"])
 def test_a_bad_set_is_one_problem_beside_the_others(tmp_path: Path, bad: str) -> None:
     found = parse(tmp_path, MINIMAL, bad, "folds.k=0")
-    assert [p.where for p in found.problems][0] == f"--set {bad}"
+    assert found.problems[0].where == f"--set {bad}"
     assert found.problems[1].where.endswith("folds.k")
 
 

@@ -22,9 +22,7 @@ from scheduling.cluster import Node, connect, resource_problems, slots
         ([Node(64, 8)], 4, 1, 3, 3),
     ],
 )
-def test_slots(
-    nodes: list[Node], cpus: int, gpus: float, limit: int | None, expected: int
-) -> None:
+def test_slots(nodes: list[Node], cpus: int, gpus: float, limit: int | None, expected: int) -> None:
     resources = ResourcesConfig(cpus_per_trial=cpus, max_concurrent=limit)
     assert slots(nodes, resources, gpus) == expected
 

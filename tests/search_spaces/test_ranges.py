@@ -1,0 +1,75 @@
+"""Ranges know what they contain, and refuse to be nonsense."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.ranges import Choice, Float, Int, Range
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (Float, (1.0, 0.5), "low 1 is above high 0.5"),
+        (Int, (3, 2), "low 3 is above high 2"),
+        (Float, (0.0, 1.0, True), "a log range needs low above 0, got 0"),
+        (Int, (0, 8, True), "a log range needs low above 0"),
+        (Float, (math.nan, 1.0), "finite bounds"),
+        (Float, (0.0, math.inf), "finite bounds"),
+        (Choice, ((),), "at least one choice"),
+        (Choice, ((1.0, 2.0, 1.0),), "a choice twice"),
+    ],
+)
+def test_nonsense_is_refused(
+    kind: type[Float | Int | Choice], arguments: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "inside", "outside"),
+    [
+        (Float(0.1, 0.5), (0.1, 0.3, 0.5), (0.09, 0.51, math.nan, math.inf, -math.inf)),
+        (Int(2, 8), (2, 5.0, 8), (1, 9, 2.5, math.nan, math.inf)),
+        (Choice((1.0, 4.0)), (1, 4.0), (2, math.nan)),
+    ],
+)
+def test_contains(chosen: Range, inside: tuple[float, ...], outside: tuple[float, ...]) -> None:
+    assert all(chosen.contains(value) for value in inside)
+    assert not any(chosen.contains(value) for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "middle"),
+    [
+        (Float(0.0, 0.5), 0.25),
+        (Float(1e-4, 1e-2, log=True), 1e-3),
+        (Int(16, 64), 40),
+        (Int(16, 64, log=True), 32),
+        (Choice((3.0, 1.0, 2.0)), 2.0),
+        (Choice((3.0, 1.0)), 1.0),
+        (Float(0.2, 0.2), 0.2),
+    ],
+)
+def test_middle(chosen: Range, middle: float) -> None:
+    assert chosen.middle() == pytest.approx(middle)
+    assert chosen.contains(chosen.middle())
+
+
+@given(st.floats(1e-12, 1e3), st.floats(1e-12, 1e3))
+def test_the_middle_lies_inside(a: float, b: float) -> None:
+    low, high = min(a, b), max(a, b)
+    for log in (False, True):
+        assert low <= Float(low, high, log).middle() * (1 + 1e-12)
+        assert Float(low, high, log).middle() <= high * (1 + 1e-12)
+
+
+def test_words() -> None:
+    assert str(Float(1e-4, 0.01, log=True)) == "0.0001 to 0.01 (log)"
+    assert str(Int(1, 8)) == "whole numbers 1 to 8"
+    assert str(Choice((1.0, 0.5))) == "one of 1, 0.5"

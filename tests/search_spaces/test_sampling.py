@@ -1,0 +1,203 @@
+"""From the config's words to what Optuna draws, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiment.config import SearchConfig, TrainingConfig
+from search_spaces.params import KNOBS, TrialParams
+from search_spaces.ranges import Choice, Float, Int
+from search_spaces.sampling import SearchSpace, Setting, build_space
+
+A, B = "timm/a", "torchvision/b"
+
+
+def search(**keys: Any) -> SearchConfig:
+    return SearchConfig.model_validate_json(
+        SearchConfig(backbones=(A, B)).model_copy(update=keys).model_dump_json()
+    )
+
+
+def space(training: TrainingConfig | None = None, **keys: Any) -> SearchSpace:
+    built, problems = build_space(search(**keys), training or TrainingConfig())
+    assert problems == []
+    return built
+
+
+def sampled(of: SearchSpace, n: int, seed: int = 0) -> list[tuple[str, TrialParams]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [of.sample(study.ask()) for _ in range(n)]
+
+
+def test_nothing_given_means_the_knobs_own_ranges() -> None:
+    built = space()
+    for backbone in (A, B):
+        for name, knob in KNOBS.items():
+            assert built.settings[backbone][name] == Setting(name, knob.default, knob.search)
+
+
+def test_training_section_gives_defaults_of_its_knobs() -> None:
+    built = space(TrainingConfig(epochs=3, image_size=64))
+    assert (built.default(A).epochs, built.default(A).image_size) == (3, 64)
+    assert all((p.epochs, p.image_size) == (3, 64) for _, p in sampled(built, 5))
+
+
+def test_fix_narrow_replace_and_search() -> None:
+    built = space(
+        space={
+            "lr": 0.003,
+            "dropout": {"high": 0.2},
+            "weight_decay": {"low": 0.01, "high": 0.02, "log": False},
+            "batch_size": {"choices": [16, 64]},
+            "epochs": {"low": 5, "high": 10},
+            "image_size": "search",
+            "ema_decay": {"low": 0.9},
+        }
+    )
+    found = built.settings[A]
+    assert found["lr"] == Setting("lr", 0.003, None)
+    assert found["dropout"] == Setting("dropout", 0.1, Float(0.0, 0.2))
+    assert found["weight_decay"] == Setting("weight_decay", 0.02, Float(0.01, 0.02))
+    assert found["batch_size"] == Setting("batch_size", 16, Choice((16, 64)))
+    assert found["epochs"] == Setting("epochs", 8, Int(5, 10))  # 30 lies outside: the middle
+    assert found["image_size"].range == KNOBS["image_size"].limits
+    assert found["ema_decay"].range == Float(0.9, 0.999999)
+    for _, params in sampled(built, 30):
+        assert params.lr == 0.003
+        assert params.dropout <= 0.2
+        assert params.batch_size in (16, 64) and type(params.batch_size) is int
+        assert 5 <= params.epochs <= 10 and type(params.epochs) is int
+
+
+def test_a_log_range_stays_log_unless_said_otherwise_or_zero() -> None:
+    assert space(space={"lr": {"low": 1e-5}}).settings[A]["lr"].range == Float(1e-5, 5e-3, True)
+    assert space(space={"weight_decay": {"low": 0}}).settings[A]["weight_decay"].range == Float(
+        0, 0.2
+    )
+
+
+def test_a_backbone_of_its_own() -> None:
+    built = space(
+        space={"lr": 0.01, "dropout": {"high": 0.3}},
+        per_backbone={B: {"lr": {"low": 1e-4, "high": 1e-3, "log": True}, "dropout": 0.05}},
+    )
+    assert built.settings[A]["lr"] == Setting("lr", 0.01, None)
+    assert built.settings[B]["lr"].name == f"lr[{B}]"
+    assert built.settings[B]["lr"].range == Float(1e-4, 1e-3, True)
+    assert built.settings[B]["dropout"] == Setting(f"dropout[{B}]", 0.05, None)
+    assert built.settings[A]["warmup"] == built.settings[B]["warmup"]
+    drawn = sampled(built, 40)
+    assert {b for b, _ in drawn} == {A, B}
+    assert all(p.lr == 0.01 for b, p in drawn if b == A)
+    assert all(1e-4 <= p.lr <= 1e-3 and p.dropout == 0.05 for b, p in drawn if b == B)
+
+
+def test_the_first_candidate_has_the_defaults_where_the_space_holds_them() -> None:
+    assert space().default(A) == TrialParams()
+    built = space(space={"lr": {"low": 2e-3, "high": 4e-3}, "dropout": 0.4})
+    assert built.default(A).lr == pytest.approx((2e-3 * 4e-3) ** 0.5)  # the default's log scale
+    assert built.default(A).dropout == 0.4
+
+
+def test_every_problem_at_once() -> None:
+    built, problems = build_space(
+        search(
+            space={
+                "learning_rate": 0.1,
+                "drop_out": 0.1,
+                "lr": 5.0,
+                "dropout": {"low": 0.9, "high": 0.1},
+                "warmup": {"high": 2.0},
+                "batch_size": {"choices": [16, 16.5]},
+                "epochs": {"choices": [3, 3]},
+                "weight_decay": {"low": 0, "log": True},
+                "image_size": {"low": 64.5},
+            },
+            per_backbone={"timm/c": {"lr": 1e-3}, B: {"mixup": 1, "lr": -1.0}},
+        ),
+        TrainingConfig(),
+        "cars.yaml",
+    )
+    text = {p.where.removeprefix("cars.yaml: search."): p.message for p in problems}
+    assert "unknown hyperparameter" in text["space.learning_rate"]
+    assert "did you mean 'dropout'?" in text["space.drop_out"]
+    assert text["space.lr"].startswith("got 5; allowed: 1e-07 to 1 (peak learning rate")
+    assert "low 0.9 is above high 0.1" in text["space.dropout"]
+    assert "got 2; allowed: 0 to 0.9" in text["space.warmup"]
+    assert "got 16.5; allowed: whole numbers 1 to 65536" in text["space.batch_size"]
+    assert "a choice twice" in text["space.epochs"]
+    assert "a log range needs low above 0" in text["space.weight_decay"]
+    assert "got 64.5; allowed: whole numbers" in text["space.image_size"]
+    assert (
+        "not among search.backbones; allowed: timm/a, torchvision/b"
+        in (text["per_backbone.timm/c"])
+    )
+    assert "did you mean" in text[f"per_backbone.{B}.mixup"]
+    assert "got -1; allowed" in text[f"per_backbone.{B}.lr"]
+    assert len(problems) == 12
+    assert built.default(A).lr == KNOBS["lr"].default  # a space for later checks all the same
+
+
+def test_a_number_that_is_not_finite_is_a_problem_and_no_crash() -> None:
+    config = SearchConfig.model_construct(
+        backbones=(A,), space={"batch_size": float("inf"), "lr": float("nan")}, per_backbone={}
+    )
+    _, problems = build_space(config, TrainingConfig())
+    assert len(problems) == 2
+
+
+MIXED = {
+    "batch_size": {"choices": [16, 32, 64]},
+    "epochs": {"low": 2, "high": 50, "log": True},
+    "dropout": 0.25,
+    "ema_decay": {"low": 0.9, "high": 0.999},
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31 - 1))
+def test_encode_and_sample_are_inverse(seed: int) -> None:
+    """`enqueue_trial(encode(...))` draws exactly the same again."""
+    built = space(space=MIXED, per_backbone={B: {"lr": {"low": 1e-6, "high": 1e-5}}})
+    ((backbone, params),) = sampled(built, 1, seed)
+    encoded = built.encode(backbone, params)
+    assert encoded is not None
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.enqueue_trial(encoded)
+    trial = study.ask()
+    assert built.sample(trial) == (backbone, params)
+    assert trial.params == encoded
+    assert trial.distributions == built.distributions(backbone)
+
+
+def test_a_frozen_trial_of_the_encoding_is_accepted_by_optuna() -> None:
+    built = space(space=MIXED)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=2))
+    for backbone, params in sampled(built, 8):
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=1.0,
+                params=built.encode(backbone, params) or {},
+                distributions=built.distributions(backbone),
+            )
+        )
+    backbone, _ = built.sample(study.ask())
+    assert backbone in (A, B)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes"),
+    [("timm/gone", {}), (A, {"lr": 0.9}), (A, {"batch_size": 48}), (A, {"dropout": 0.3})],
+)
+def test_what_lies_outside_the_space_has_no_encoding(
+    backbone: str, changes: dict[str, float]
+) -> None:
+    built = space(space=MIXED)
+    inside = built.default(A)
+    assert built.encode(A, inside) is not None
+    assert built.encode(backbone, TrialParams.from_dict(inside.as_dict() | changes)) is None
