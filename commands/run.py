@@ -14,12 +14,26 @@ from rich.console import Console
 from commands.finish import cores, finish
 from commands.terminal import log_folder, logging_to, only_our_output
 from experiment.config import ParsedConfig, ResourcesConfig, SweepConfig, parse_config
-from experiment.errors import Interrupted, Problem, RunFailure, RunFolderError, UserError
+from experiment.errors import (
+    EnvironmentProblem,
+    Interrupted,
+    Problem,
+    RunFailure,
+    RunFolderError,
+    UserError,
+)
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import Manifest, read_manifest
 from experiment.store import RunStore, differing_keys
 from reporting.live import LiveView, print_leaderboard
-from scheduling.cluster import Node, alive_nodes, connect, resource_problems, this_machine
+from scheduling.cluster import (
+    Node,
+    alive_nodes,
+    connect,
+    resource_problems,
+    this_machine,
+    unreachable,
+)
 from scheduling.preflight import Plan, backbone_problems, preflight
 from scheduling.tuner import SweepOutcome, run_sweep
 from search_spaces.sampling import SearchSpace, build_space
@@ -181,8 +195,15 @@ def _sweep_and_finish(
     config = store.config()
     folder = log_folder(store)
     with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
-        with connect(address, config.resources) as cluster, LiveView(screen) as view:
-            outcome = run_sweep(store, config, space, image_root, cluster, view.update)
+        with connect(address, config.resources) as cluster:
+            problems = unreachable(_local_folders(store, image_root))
+            if problems:
+                raise EnvironmentProblem(problems)
+            screen.print(
+                f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
+            )
+            with LiveView(screen) as view:
+                outcome = run_sweep(store, config, space, image_root, cluster, view.update)
         if outcome.interrupted:
             raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
         print_leaderboard(screen, outcome.summaries, limit=10)
@@ -267,6 +288,10 @@ def _same_data(store: RunStore, config: SweepConfig) -> Manifest:
             f"{len(manifest)} or others; put the data back, or start a new run",
         )
     return manifest
+
+
+def _local_folders(store: RunStore, image_root: str) -> list[str]:
+    return [path for path in (store.root, image_root) if "://" not in path]
 
 
 def _mounted(store: RunStore) -> Path | None:

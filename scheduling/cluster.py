@@ -11,12 +11,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from experiment.config import ResourcesConfig
 from experiment.errors import EnvironmentProblem, Problem
@@ -40,6 +41,8 @@ class Cluster:
 
     resources: ResourcesConfig
     gpus_per_trial: float
+    dashboard: str | None
+    """Address of Ray's dashboard, where it runs."""
     _slots: int = field(default=0, repr=False)
     _looked: float = field(default=0.0, repr=False)
 
@@ -111,10 +114,42 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
         has_gpus = any(node.gpus for node in alive_nodes())
         default = 1.0 if has_gpus else 0.0
         gpus = default if resources.gpus_per_trial is None else resources.gpus_per_trial
-        yield Cluster(resources, gpus)
+        yield Cluster(resources, gpus, _dashboard())
     finally:
         if not joined:
             ray.shutdown()
+
+
+def unreachable(paths: Sequence[str]) -> list[Problem]:
+    """Which nodes of the connected cluster lack one of these folders; a trial there would fail."""
+    nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+    if len(nodes) < 2:
+        return []
+    look = ray.remote(num_cpus=0)(_missing)
+    asked = [
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(list(paths))
+        for node in nodes
+    ]
+    return [
+        Problem(
+            f"node {node['NodeManagerAddress']}",
+            f"does not see {path}; put data and run folder on a disk that all nodes mount (zips "
+            "are unpacked under FOLDRACE_CACHE, or ~/.cache/foldrace), or the run at s3://...",
+        )
+        for node, missing in zip(nodes, ray.get(asked), strict=True)
+        for path in missing
+    ]
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.isdir(path)]
+
+
+def _dashboard() -> str | None:
+    url = ray.worker.global_worker.node.address_info.get("webui_url")
+    return f"http://{url}" if url else None
 
 
 def _start() -> None:

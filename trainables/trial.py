@@ -37,6 +37,7 @@ from experiment.folds import HELD_OUT
 from experiment.metrics import log_loss_of_true
 from experiment.records import EMA, RAW, Oof, TrialRecord, VariantScore
 from experiment.store import RunStore
+from experiment.tables import on_disk
 from search_spaces.params import TrialParams
 from trainables.augment import POLICIES
 from trainables.backbones import build_classifier
@@ -206,7 +207,7 @@ def _open_data(spec: TrialSpec, store: RunStore, device: torch.device) -> _Data:
     table, params = store.folds(), spec.params
     train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
     rows = np.flatnonzero(table.fold == spec.fold)
-    files = [Path(spec.image_root) / path for path in table.image_paths]
+    files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
     source = open_images(files, params.image_size, spec.cpus)
     on_gpu = device.type == "cuda"
     workers = spec.cpus - 1 if on_gpu else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import optuna
@@ -18,9 +19,7 @@ A, B = "timm/a", "torchvision/b"
 
 
 def search(**keys: Any) -> SearchConfig:
-    return SearchConfig.model_validate_json(
-        SearchConfig(backbones=(A, B)).model_copy(update=keys).model_dump_json()
-    )
+    return SearchConfig.model_validate_json(json.dumps({"backbones": [A, B], **keys}))
 
 
 def space(training: TrainingConfig | None = None, **keys: Any) -> SearchSpace:

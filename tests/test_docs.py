@@ -1,0 +1,78 @@
+"""The tables in the documentation are those of the code. To write them anew:
+`python tests/test_docs.py`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiment.config import SweepConfig, parse_config  # noqa: E402  (also run as a script)
+from search_spaces.params import KNOBS  # noqa: E402
+from trainables.augment import POLICIES  # noqa: E402
+
+GUIDE = ROOT / "docs" / "configuration.md"
+
+
+def knob_table() -> str:
+    rows = [
+        f"| `{k.name}` | {k.default:g} | {k.search or 'fixed'} | {k.limits} | {k.unit} | {k.doc} |"
+        for k in KNOBS.values()
+    ]
+    head = "| name | default | default range | allowed | unit | what |\n|---|---|---|---|---|---|"
+    return "\n".join([head, *rows])
+
+
+def policy_table() -> str:
+    rows = [f"| `{p.name}` | {p.doc} |" for p in POLICIES.values()]
+    return "\n".join(["| policy | what |\n|---|---|", *rows])
+
+
+TABLES = {"knobs": knob_table, "policies": policy_table}
+
+
+def written(text: str, name: str) -> str:
+    """The guide with table `name` after its marker."""
+    marker = f"<!-- {name}: written by tests/test_docs.py -->"
+    pattern = re.escape(marker) + r"\n(?:\n(?:\|.*\n)+)?"
+    return re.sub(pattern, lambda _: f"{marker}\n\n{TABLES[name]()}\n", text)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_current(name: str) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    assert written(text, name) == text, "run: python tests/test_docs.py"
+
+
+def test_the_guides_skeleton_is_every_key_with_its_default() -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    skeleton = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    for section, field in SweepConfig.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", None)
+        if keys is None:
+            continue
+        assert list(skeleton[section]) == list(keys), section
+        for key, info in keys.items():
+            if section in ("data", "search") and key in skeleton[section]:
+                continue  # examples
+            assert skeleton[section][key] == info.default, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_configs_are_valid_and_say_how_to_run_them(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith(f"# python sweep.py run configs/{path.name}")
+    assert parse_config(path).problems == ()
+
+
+if __name__ == "__main__":
+    guide = GUIDE.read_text(encoding="utf-8")
+    for table in TABLES:
+        guide = written(guide, table)
+    GUIDE.write_text(guide, encoding="utf-8")

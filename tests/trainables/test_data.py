@@ -1,0 +1,110 @@
+"""Batches: each row once, in an order and with pixels that the seed alone decides."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from trainables.augment import POLICIES, augment, resize
+from trainables.data import Batch, Batches, OrderedBatches, ShuffledBatches, build_loader, to_float
+
+
+class Patterns:
+    """A picklable image source: row -> its own noise."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(int(row))
+        return rng.integers(0, 256, size=(10 + row % 5, 12, 3), dtype=np.uint8)
+
+
+def digest(batches: list[Batch]) -> str:
+    sha = hashlib.sha256()
+    for batch in batches:
+        sha.update(batch.images.numpy().tobytes() + batch.rows.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def epochs(workers: int, seed: int = 3) -> list[str]:
+    sampler = ShuffledBatches(np.arange(5, 40), 8, seed)
+    dataset = Batches(Patterns(), 16, POLICIES["medium"])
+    loader = build_loader(dataset, sampler, workers, False)
+    found = []
+    for epoch in range(2):
+        sampler.epoch = epoch
+        found.append(digest(list(loader)))
+    return found
+
+
+def test_loader_processes_change_nothing() -> None:
+    alone = epochs(0)
+    assert epochs(2) == alone
+    assert epochs(0) == alone
+    assert alone[0] != alone[1]
+    assert epochs(0, seed=4) != alone
+
+
+def test_loading_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    np.random.seed(0)
+    epochs(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.random() == np.random.RandomState(0).random()
+
+
+@pytest.mark.parametrize(("n", "batch", "batches"), [(35, 8, 4), (32, 8, 4), (5, 8, 1), (9, 8, 1)])
+def test_an_epoch_has_each_row_once_but_the_last_partial_batch(
+    n: int, batch: int, batches: int
+) -> None:
+    given = np.arange(100, 100 + n)
+    sampler = ShuffledBatches(given, batch, 0)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == batches
+    rows = np.concatenate([b.rows for b in drawn])
+    assert len(rows) == batches * min(n, batch) == len(set(rows.tolist()))
+    assert set(rows.tolist()) <= set(given.tolist())
+    assert len({b.seed for b in drawn}) == batches
+
+
+def test_over_epochs_the_left_out_rows_change() -> None:
+    sampler = ShuffledBatches(np.arange(9), 8, 0)
+    left_out = set()
+    for epoch in range(30):
+        sampler.epoch = epoch
+        left_out |= set(range(9)) - set(np.concatenate([b.rows for b in sampler]).tolist())
+    assert len(left_out) > 4
+
+
+def test_scoring_batches_hold_every_row_in_order_resized_only() -> None:
+    rows = np.array([3, 1, 99, 4, 7])
+    sampler = OrderedBatches(rows, 2)
+    loader = build_loader(Batches(Patterns(), 16, POLICIES["none"]), sampler, 0, False)
+    found = list(loader)
+    assert len(found) == len(sampler) == 3
+    assert torch.cat([b.rows for b in found]).tolist() == rows.tolist()
+    expected = resize([Patterns().image(row) for row in rows], 16)
+    np.testing.assert_array_equal(torch.cat([b.images for b in found]).numpy(), expected)
+
+
+def test_a_training_batch_is_the_augmentation_of_its_seed() -> None:
+    sampler = ShuffledBatches(np.arange(8), 4, 5)
+    loader = build_loader(Batches(Patterns(), 16, POLICIES["light"]), sampler, 0, False)
+    for plan, batch in zip(list(sampler), loader, strict=True):
+        images = [Patterns().image(row) for row in plan.rows]
+        rng = np.random.default_rng(plan.seed)
+        expected = augment(images, 16, POLICIES["light"], rng)
+        np.testing.assert_array_equal(batch.images.numpy(), expected)
+
+
+def test_to_float() -> None:
+    pixels = torch.arange(2 * 2 * 2 * 3, dtype=torch.uint8).reshape(2, 2, 2, 3) * 10
+    images = to_float(pixels)
+    assert images.shape == (2, 3, 2, 2) and images.dtype == torch.float32
+    assert images[1, 2, 0, 1].item() == pytest.approx(pixels[1, 0, 1, 2].item() / 255)
