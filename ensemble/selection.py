@@ -19,10 +19,10 @@ from ensemble.blend import Blend
 from ensemble.crossfit import crossfit
 from ensemble.methods import blend as run_method
 from experiment.config import EnsembleConfig
-from experiment.errors import RunFailure
+from experiment.errors import RunFailure, RunFolderError
 from experiment.metrics import accuracy, log_loss_of_true, normalise
 from experiment.records import EnsembleRecord, MemberRecord
-from experiment.store import RunStore
+from experiment.store import RunStore, suffix
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
             f"no complete candidate to blend (candidates: {counts}); see logs/error.log, then "
             f"`resume {store.root}`, with --retry-failed where trials failed"
         )
-    true_prob = np.stack([store.true_prob(m.candidate, m.variant) for m in members])
+    true_prob = np.stack([_true_prob(store, member) for member in members])
     folds = store.folds().fold[store.scored_rows()]
     method = partial(
         run_method, config.method, max_rounds=config.max_rounds, max_members=config.max_members
@@ -74,6 +74,17 @@ def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
     )
     store.save_ensemble(record, _trajectory(members, chosen), _half_logs(oof))
     return record
+
+
+def _true_prob(store: RunStore, member: Candidacy) -> NDArray[np.float32]:
+    """(N,) of a member; RunFolderError where the file holds anything but probabilities."""
+    column = store.true_prob(member.candidate, member.variant)
+    if not bool(((column >= 0) & (column <= 1)).all()):
+        raise RunFolderError.single(
+            f"{store.root}/trials/{member.candidate}/*/true_prob{suffix(member.variant)}.npy",
+            "holds values that are no probabilities; delete the candidate's folder and resume",
+        )
+    return column
 
 
 def _records(members: Sequence[Candidacy], weights: NDArray[np.float64]) -> list[MemberRecord]:

@@ -171,7 +171,7 @@ class TrainingConfig(_Section):
     pretrained: PretrainedConfig = True
     """true (from the hub), false (from scratch), or a weights file or a folder of
     `<backbone name>.safetensors`."""
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    loss: str = "cross_entropy"
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; null: no clipping."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None

@@ -28,8 +28,11 @@ search:
   backbones: [timm/test_resnet, timm/test_efficientnet, timm/test_convnext]
   candidates: 6
   space:
-    lr: {{low: 2e-3, high: 1e-2, log: true}}
-    batch_size: 32
+    lr: {{low: 4e-3, high: 1.2e-2, log: true}}   # high: small models, 8 epochs from scratch
+    mixup_prob: {{low: 0.0, high: 0.4}}
+    dropout: {{low: 0.0, high: 0.3}}
+    label_smoothing: 0
+    drop_path: 0
     warmup: 0.1
 training: {{epochs: 8, image_size: 32, patience: 8, pretrained: false}}
 augment: {{policy: light}}

@@ -56,6 +56,17 @@ class Manifest:
 
 def read_manifest(data: DataConfig, fold_column: str | None = None) -> Manifest:
     """The training rows; raises DataError with every problem."""
+    manifest, problems = scan_manifest(data, fold_column)
+    if manifest is None or problems:
+        raise DataError(problems)
+    return manifest
+
+
+def scan_manifest(
+    data: DataConfig, fold_column: str | None = None
+) -> tuple[Manifest | None, list[Problem]]:
+    """As `read_manifest`, but where labels are wrong it still gives the images, so that an audit
+    can find what is wrong with those too; a row without a label has the class ''."""
     problems: list[Problem] = []
     source = open_source("data.train", data.train, problems)
     manifest = None
@@ -63,9 +74,7 @@ def read_manifest(data: DataConfig, fold_column: str | None = None) -> Manifest:
         manifest = _from_table(source, data, fold_column, problems)
     elif source is not None:
         manifest = _from_folders(source, data, fold_column, problems)
-    if manifest is None or problems:
-        raise DataError(problems)
-    return manifest
+    return manifest, problems
 
 
 def _from_table(
@@ -75,6 +84,7 @@ def _from_table(
     if data.train_images is not None:
         folder = open_folder("data.train_images", data.train_images, problems)
     paths = table.paths(data.image_column, "data.image_column", problems)
+    images_known = not problems
     names = table.column(data.label_column, "data.label_column", problems)
     groups = given = None
     if data.group_column is not None:
@@ -86,8 +96,9 @@ def _from_table(
         problems.extend(_too_few_classes(table.name, names))
     if paths and names:
         problems.extend(_repeated(table, paths, names))
-    if folder is None or problems:
+    if folder is None or not images_known:
         return None
+    names = names or [""] * len(paths)
     manifest = _manifest(find_image_root(folder, paths), paths, names)
     return replace(
         manifest,
@@ -117,7 +128,7 @@ def _from_folders(
     names = [clean(path.split("/")[0]) for path in paths if "/" in path]
     problems.extend(_folder_problems(folder, data.train, loose, set(names)))
     problems.extend(_too_few_classes(data.train, names))
-    return None if problems else _manifest(folder, paths, names)
+    return None if loose else _manifest(folder, paths, names)
 
 
 def _manifest(root: Path, paths: Sequence[str], names: Sequence[str]) -> Manifest:

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from experiment.errors import RunFolderError
 from experiment.metrics import normalise
 from experiment.records import MemberRecord
-from experiment.store import RunStore
+from experiment.store import RunStore, weights_name
+from trainables.backbones import Classifier
 from trainables.pixel_cache import ImageSource, open_images
 from trainables.predict import (
+    ModelCard,
     autocast_for,
     log_probabilities,
     read_card,
@@ -72,9 +75,7 @@ class Predictor:
     def _fold_probabilities(
         self, member: MemberRecord, fold: int, files: Sequence[Path]
     ) -> NDArray[np.float64]:
-        data = self.store.weights(member.candidate, fold, member.variant)
-        card = read_card(data)
-        model = unpack_classifier(data, card).to(self._device)
+        model, card = self._classifier(member, fold)
         source: ImageSource = open_images(files, card.image_size, max(1, self._workers))
         workers = self._workers if self._device.type == "cuda" else 0
         loader = scoring_loader(
@@ -82,3 +83,16 @@ class Predictor:
         )
         log_prob, _ = log_probabilities(model, loader, self._device, self._autocast)
         return normalise(np.exp(log_prob.astype(np.float64)))
+
+    def _classifier(self, member: MemberRecord, fold: int) -> tuple[Classifier, ModelCard]:
+        """A fold's model, on the device."""
+        try:
+            data = self.store.weights(member.candidate, fold, member.variant)
+            card = read_card(data)
+            return unpack_classifier(data, card).to(self._device), card
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+            name = weights_name(member.candidate, fold, member.variant)
+            raise RunFolderError.single(
+                f"{self.store.root}/{name}",
+                f"cannot be read as weights: {error}; delete the folder of that fold and resume",
+            ) from error

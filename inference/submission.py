@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -92,17 +93,27 @@ def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.floa
 
 def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
     """Read a submission back; the checks that passed, or RunFailure with the one that did not."""
-    header, *rows = list(csv.reader(io.StringIO(text)))
-    values = np.array([[float(cell) for cell in row[1:]] for row in rows]).reshape(len(rows), -1)
-    furthest = float(np.abs(values.sum(axis=1) - 1).max(initial=0.0))
+    header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+    values = [[_number(cell) for cell in row[1:]] for row in rows]
+    numbers = np.array([number for row in values for number in row])
+    furthest = max((abs(sum(row) - 1) for row in values), default=0.0)
     results = {
         "columns equal the sample's, in its order": header == list(test.header),
-        "ids equal the sample's, in its order": [row[0] for row in rows] == list(test.ids),
-        "no value is missing or not finite": bool(np.isfinite(values).all()),
-        "every value lies in [0, 1]": bool(((values >= 0) & (values <= 1)).all()),
+        "every row has one cell per column": all(len(row) == len(header) for row in rows),
+        "ids equal the sample's, in its order": [r[0] for r in rows if r] == list(test.ids),
+        "no value is missing or not finite": bool(np.isfinite(numbers).all()),
+        "every value lies in [0, 1]": bool(((numbers >= 0) & (numbers <= 1)).all()),
         f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM,
     }
     failed = [check for check, passed in results.items() if not passed]
     if failed:
         raise RunFailure(f"the submission is not valid: failed checks: {'; '.join(failed)}")
     return tuple(results)
+
+
+def _number(cell: str) -> float:
+    """NaN where a cell is no number."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan

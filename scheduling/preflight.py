@@ -20,7 +20,7 @@ from experiment.audit import Audit, audit
 from experiment.config import ParsedConfig, SweepConfig
 from experiment.errors import Problem, UserError
 from experiment.folds import make_folds
-from experiment.manifest import Manifest, read_manifest
+from experiment.manifest import Manifest, scan_manifest
 from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node, resource_problems
 from search_spaces.ranges import Choice
@@ -144,11 +144,13 @@ def _data(
     config: SweepConfig, workers: int, problems: list[Problem]
 ) -> tuple[Manifest | None, NDArray[np.int64] | None, ImageSet | None, Audit | None]:
     """Tables, folds, test set and images; goes on after a problem as far as it can."""
-    manifest = _collect(lambda: read_manifest(config.data, config.folds.column), problems)
+    manifest, found = scan_manifest(config.data, config.folds.column)
+    problems += found
     if manifest is None:
         return None, None, None, None
-    fold = _collect(lambda: make_folds(manifest, config.folds), problems)
-    test = _collect(lambda: read_test_set(config.data, manifest.classes), problems)
+    classes = [name for name in manifest.classes if name]  # '' is a missing label
+    fold = _collect(lambda: make_folds(manifest, config.folds), problems) if not found else None
+    test = _collect(lambda: read_test_set(config.data, classes), problems) if classes else None
     checked = audit(manifest, fold, test, workers)
     problems += checked.problems
     return manifest, fold, test, checked

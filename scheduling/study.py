@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -128,4 +130,6 @@ def _sampler(name: str, seed: int, number: int) -> BaseSampler:
     own_seed = int.from_bytes(digest[:4])
     if name == "random":
         return RandomSampler(seed=own_seed)
-    return TPESampler(seed=own_seed, multivariate=True, group=True, constant_liar=True)
+    with warnings.catch_warnings():  # `group` and `constant_liar` are called experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return TPESampler(seed=own_seed, multivariate=True, group=True, constant_liar=True)

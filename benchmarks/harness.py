@@ -1,0 +1,192 @@
+"""What every benchmark shares: its options, the record of the machine, the table, the JSON file.
+
+A benchmark adds rows and goals to a `Results`; `Results.publish` prints them and writes
+`benchmarks/results/<name>.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+_RESULTS = ROOT / "benchmarks" / "results"
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+Cell = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of every benchmark."""
+
+    quick: bool
+    """A smaller version, of at most a minute."""
+    out: Path | None
+    """Where the JSON goes; None: beside the committed results, and nowhere for a quick run, so
+    that it never replaces a full one."""
+
+
+def options(doc: str | None) -> Options:
+    """From the command line; `doc` is the benchmark's docstring."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a smaller version, at most a minute")
+    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/)")
+    given = parser.parse_args()
+    return Options(given.quick, given.out)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the figures were taken."""
+
+    cores: int
+    memory_gb: float
+    device: str
+
+
+def machine() -> Machine:
+    """This one; `device` is the first GPU, or the processor."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    if limit.isdigit():
+        memory = min(memory, int(limit))
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _processor()
+    return Machine(len(os.sched_getaffinity(0)), round(memory / 1e9, 1), device)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"cpu: {names[0]}" if names else "cpu"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure that was promised, and the one that was measured."""
+
+    goal: str
+    target: str
+    measured: float
+    met: bool
+
+
+@dataclass
+class Results:
+    """The figures of one benchmark. Rows of the same `part` make one table."""
+
+    name: str
+    rows: list[dict[str, Cell]] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+
+    def add(self, part: str, **cells: Cell) -> None:
+        self.rows.append({"part": part, **cells})
+
+    def at_most(self, goal: str, limit: float, measured: float) -> None:
+        self.goals.append(Goal(goal, f"<= {limit:g}", measured, measured <= limit))
+
+    def at_least(self, goal: str, limit: float, measured: float) -> None:
+        self.goals.append(Goal(goal, f">= {limit:g}", measured, measured >= limit))
+
+    def publish(self, given: Options, console: Console | None = None) -> None:
+        """Print the tables; write the JSON."""
+        console = console or Console()
+        for part in dict.fromkeys(str(row["part"]) for row in self.rows):
+            cells = [
+                {k: v for k, v in row.items() if k != "part"}
+                for row in self.rows
+                if row["part"] == part
+            ]
+            console.print(_table(part, cells))
+        if self.goals:
+            console.print(_table("goals", [asdict(goal) for goal in self.goals]))
+        out = given.out or (None if given.quick else _RESULTS / f"{self.name}.json")
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+            console.print(f"Written: {out}")
+
+    def _record(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": asdict(machine()),
+            "rows": self.rows,
+            "goals": [asdict(goal) for goal in self.goals],
+        }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two things measured in turns, A B A B ...: what else the machine does hits both alike."""
+
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """a / b of each pair."""
+        return tuple(x / y for x, y in zip(self.a, self.b, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+
+def in_turns(a: Callable[[], float], b: Callable[[], float], pairs: int) -> Pairs:
+    """Each callable gives its own figure. The order within a pair changes from pair to pair."""
+    measured: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        for side in (0, 1) if pair % 2 == 0 else (1, 0):
+            measured[side].append((a, b)[side]())
+    return Pairs(tuple(measured[0]), tuple(measured[1]))
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds of one piece of work."""
+
+    wall: float
+    cpu: float
+    """User and system time of this process: on a busy machine the steadier figure."""
+
+
+def spent(work: Callable[[], object]) -> Spent:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Cell]]) -> Table:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    numbers = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in columns))
+    return table
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)

@@ -1,0 +1,97 @@
+"""Our scheduling alone: `run_sweep` with a trainable that sleeps instead of training.
+
+`python our_tune.py CANDIDATES FOLDS SECONDS OUT`, as `plain_tune.py`. All else is the
+product's own: searcher, ledger, study, journal, tables, and a record in the run folder for each
+trial.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiment.config import SweepConfig
+from experiment.records import RAW, TrialRecord, VariantScore
+from experiment.store import RunStore
+from scheduling import tuner
+from scheduling.cluster import connect
+from search_spaces.sampling import build_space
+
+_ROWS = 30
+
+
+def _sleeper(sleep: float) -> Callable[[tuner.TrialJob], Callable[[dict[str, object]], None]]:
+    """Stands in for the function that makes the trainable of a sweep."""
+
+    def trainable(job: tuner.TrialJob) -> Callable[[dict[str, object]], None]:
+        def fold_trial(config: dict) -> None:
+            from ray import tune
+
+            time.sleep(sleep)
+            loss = config["params"]["lr"]
+            tune.report({"epoch": 0, "val_logloss": loss})
+            store = RunStore.open(job.run)
+            store.save_trial(
+                TrialRecord(
+                    candidate=config["candidate"],
+                    fold=config["fold"],
+                    status="finished",
+                    backbone=config["backbone"],
+                    params=config["params"],
+                    folds_hash=store.folds().hash,
+                    seed=0,
+                    variants={
+                        RAW: VariantScore(rows=_ROWS, val_logloss=loss, val_acc=0.5, best_epoch=0)
+                    },
+                )
+            )
+
+        return fold_trial
+
+    return trainable
+
+
+def _run_folder(folder: str, candidates: int, folds: int) -> tuple[RunStore, SweepConfig]:
+    settings = {
+        "name": "trivial",
+        "data": {"train": "train.csv"},
+        "folds": {"k": folds},
+        "search": {
+            "backbones": ["timm/test_resnet"],
+            "candidates": candidates,
+            "space": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+        },
+        "training": {"pretrained": False},
+        "resources": {"cpus_per_trial": 1},
+    }
+    config = SweepConfig.model_validate_json(json.dumps(settings))
+    lines = [f"{row}.png,{'ab'[row % 2]},,{row % folds}" for row in range(_ROWS)]
+    store = RunStore(folder)
+    store.create(config, "\n".join(["image_path,target,group,fold", *lines, ""]), ["a", "b"])
+    return store, config
+
+
+def main(candidates: int, folds: int, sleep: float, out: Path) -> None:
+    tuner._trainable = _sleeper(sleep)
+    with tempfile.TemporaryDirectory() as folder:
+        store, config = _run_folder(folder, candidates, folds)
+        space, _ = build_space(config.search, config.training, "")
+        mark = time.perf_counter()
+        with connect(None, config.resources) as cluster:
+            ray_start = time.perf_counter() - mark
+            mark = time.perf_counter()
+            outcome = tuner.run_sweep(store, config, space, "", cluster, lambda progress: None)
+            seconds = time.perf_counter() - mark
+        ended = sum(len(summary.finished) for summary in outcome.summaries)
+    out.write_text(json.dumps({"trials": ended, "sweep": seconds, "ray_start": ray_start}))
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(int(given[0]), int(given[1]), float(given[2]), Path(given[3]))

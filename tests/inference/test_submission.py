@@ -1,0 +1,143 @@
+"""The submission file: form, checks, receipt."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from experiment.errors import RunFailure
+from experiment.files import LocalFiles
+from experiment.records import EnsembleRecord, MemberRecord
+from experiment.test_set import ImageSet
+from inference.submission import check_submission, submission_csv, write_submission
+
+CLASSES = ("고양이", "강아지", 'a "b", c')
+IDS = ("t 10", "t 2", "0001")
+
+
+def image_set(columns: tuple[str, ...] = CLASSES, ids: tuple[str, ...] = IDS) -> ImageSet:
+    return ImageSet(
+        image_root=Path("/nowhere"),
+        image_paths=tuple(f"{i}.png" for i in ids),
+        ids=ids,
+        id_column="ID",
+        class_columns=columns,
+        header=("ID", *columns),
+    )
+
+
+def probabilities(rows: int = 3, classes: int = 3) -> NDArray[np.float64]:
+    return np.random.default_rng(0).dirichlet(np.full(classes, 0.2), size=rows)
+
+
+def record() -> EnsembleRecord:
+    return EnsembleRecord(
+        method="greedy",
+        members=(MemberRecord(candidate="c0001", variant="ema", weight=1.0),),
+        oof_logloss=0.5, crossfit_logloss=0.6, crossfit_se=0.01, certificate=1e-3,
+        best_single_oof_logloss=0.7, best_single="c0001 ema", oof_accuracy=0.9,
+        last_fold_logloss=0.5, members_considered=2, candidates_considered=1, folds_hash="abc",
+    )  # fmt: skip
+
+
+def test_columns_follow_the_sample_and_rows_its_ids() -> None:
+    prob = probabilities()
+    permuted = (CLASSES[2], CLASSES[0], CLASSES[1])
+    text = submission_csv(image_set(permuted), CLASSES, prob)
+    header, *rows = list(csv.reader(io.StringIO(text)))
+    assert header == ["ID", *permuted]
+    assert [row[0] for row in rows] == list(IDS)
+    values = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    np.testing.assert_allclose(values, prob[:, [2, 0, 1]], rtol=1e-8)
+    assert len(check_submission(text, image_set(permuted))) == 6
+
+
+def test_header_is_written_exactly_as_the_sample_has_it() -> None:
+    """Spaces and Unicode form too, which are not compared."""
+    test = ImageSet(
+        image_root=Path("/nowhere"), image_paths=("a",), ids=("a",), id_column="ID",
+        class_columns=CLASSES, header=(" ID", f"{CLASSES[0]} ", *CLASSES[1:]),
+    )  # fmt: skip
+    text = submission_csv(test, CLASSES, probabilities(1))
+    assert next(csv.reader(io.StringIO(text))) == [" ID", f"{CLASSES[0]} ", *CLASSES[1:]]
+
+
+def test_rows_of_many_classes_still_sum_to_one() -> None:
+    columns = tuple(f"k{i}" for i in range(2000))
+    text = submission_csv(image_set(columns), columns, probabilities(3, 2000))
+    assert check_submission(text, image_set(columns))
+
+
+def edited(change: dict[tuple[int, int], str]) -> str:
+    """A valid file with some cells changed; row 0 is the header."""
+    lines = list(csv.reader(io.StringIO(submission_csv(image_set(), CLASSES, probabilities()))))
+    for (row, column), cell in change.items():
+        lines[row][column] = cell
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def without_line(number: int) -> str:
+    lines = edited({}).splitlines(keepends=True)
+    return "".join(lines[:number] + lines[number + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        (edited({(0, 0): "id"}), "columns equal"),
+        (edited({(0, 1): CLASSES[1], (0, 2): CLASSES[0]}), "columns equal"),
+        (edited({(1, 0): IDS[1], (2, 0): IDS[0]}), "ids equal"),
+        (edited({(3, 0): "1"}), "ids equal"),
+        (without_line(2), "ids equal"),
+        (edited({}) + edited({}).splitlines()[-1] + "\n", "ids equal"),
+        (edited({(1, 1): "nan"}), "not finite"),
+        (edited({(1, 1): "inf"}), "not finite"),
+        (edited({(1, 1): ""}), "not finite"),
+        (edited({(1, 1): "much"}), "not finite"),
+        (edited({(1, 1): "1.5", (1, 2): "-0.5", (1, 3): "0"}), r"lies in \[0, 1\]"),
+        (edited({(1, 1): "0.5", (1, 2): "0.5", (1, 3): "0.00001"}), "sums to 1"),
+        (edited({(1, 1): "0", (1, 2): "0", (1, 3): "0"}), "sums to 1"),
+        (without_line(0), "columns equal"),
+        (edited({}).replace("\n0001,", "\n0001,0.5,"), "one cell per column"),
+        (edited({}).splitlines()[0] + "\n", "ids equal"),
+        ("", "columns equal"),
+    ],
+)
+def test_every_violation_is_found(text: str, failed: str) -> None:
+    with pytest.raises(RunFailure, match=failed):
+        check_submission(text, image_set())
+
+
+def test_several_violations_are_all_named() -> None:
+    with pytest.raises(RunFailure, match=r"columns equal.*ids equal.*\[0, 1\].*sums to 1"):
+        check_submission(edited({(0, 0): "x", (1, 0): "y", (1, 1): "7"}), image_set())
+
+
+def test_the_receipt_is_of_the_file(tmp_path: Path) -> None:
+    receipt = write_submission(
+        LocalFiles(tmp_path), "sub mission.csv", image_set(), CLASSES, probabilities(), record()
+    )
+    data = (tmp_path / "sub mission.csv").read_bytes()
+    stored = json.loads((tmp_path / "sub mission.receipt.json").read_text(encoding="utf-8"))
+    assert stored["sha256"] == receipt.sha256 == hashlib.sha256(data).hexdigest()
+    assert stored["rows"] == 3 and stored["columns"] == ["ID", *CLASSES]
+    assert stored["folds_hash"] == "abc" and stored["oof_logloss"] == 0.5
+    assert stored["members"][0]["candidate"] == "c0001"
+    assert list(stored["checks"]) == list(check_submission(data.decode(), image_set()))
+
+
+def test_an_invalid_submission_leaves_no_file(tmp_path: Path) -> None:
+    prob = probabilities()
+    prob[1] *= 2
+    with pytest.raises(RunFailure, match="sums to 1"):
+        write_submission(LocalFiles(tmp_path), "s.csv", image_set(), CLASSES, prob, record())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,285 @@
+"""The training loop on a tiny image set: what it writes, and that the same gives the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+from sklearn.metrics import accuracy_score, log_loss
+
+from experiment.config import TrainingConfig
+from experiment.metrics import normalise
+from search_spaces.params import TrialParams
+from trainables import trial as trial_module
+from trainables.pixel_cache import open_images
+from trainables.predict import (
+    autocast_for,
+    log_probabilities,
+    read_card,
+    scoring_loader,
+    unpack_classifier,
+)
+from trainables.trial import EpochReport, TrialSpec, TrialStopped, run_trial, trial_seed
+
+CPU = torch.device("cpu")
+
+
+class Watcher:
+    """Keeps the reports; asks for the end after so many batches."""
+
+    def __init__(self, batches: float = math.inf) -> None:
+        self.epochs: list[EpochReport] = []
+        self._left = batches
+
+    def report(self, epoch: EpochReport) -> None:
+        self.epochs.append(epoch)
+
+    def stop_requested(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def spec_for(run: Any, **changes: Any) -> TrialSpec:
+    """test_vit at 32 px for 2 epochs on the tiny run; `changes` of the spec, of the training
+    section and of the hyperparameters alike."""
+    training = {"precision": "fp32", "pretrained": False}
+    params: dict[str, Any] = {"epochs": 2, "image_size": 32, "batch_size": 14, "lr": 2e-3}
+    spec: dict[str, Any] = {"backbone": "timm/test_vit", "fold": 0, "policy": "light"}
+    for key, value in changes.items():
+        if key in TrialParams().as_dict():
+            params[key] = value
+        elif key in TrainingConfig.model_fields:
+            training[key] = value
+        else:
+            spec[key] = value
+    return TrialSpec(
+        run=run.store.root,
+        image_root=str(run.images),
+        candidate=spec.pop("candidate", "c0000"),
+        params=TrialParams.from_dict(params),
+        training=TrainingConfig.model_validate(training),
+        seed=spec.pop("seed", 0),
+        **spec,
+    )
+
+
+def result_files(run: Any, spec: TrialSpec) -> dict[str, bytes]:
+    """What a trial computed: all but its times."""
+    folder = Path(run.store.root) / "trials" / spec.candidate / f"fold{spec.fold}"
+    kept = [p for p in folder.iterdir() if p.suffix in (".npy", ".safetensors")]
+    return {p.name: p.read_bytes() for p in kept}
+
+
+def log_rows(run: Any, spec: TrialSpec) -> list[dict[str, str]]:
+    text = run.store.train_log(spec.candidate, spec.fold)
+    assert text is not None
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_what_a_trial_writes(tiny_run: Any) -> None:
+    spec, watcher = spec_for(tiny_run, accelerators=("0",)), Watcher()
+    record = run_trial(spec, watcher)
+    assert tiny_run.store.trial("c0000", 0) == record
+    assert (record.status, record.epochs_trained, record.error) == ("finished", 2, None)
+    assert record.params == spec.params.as_dict()
+    assert (record.seed, record.accelerators) == (trial_seed(spec), ("0",))
+    assert (record.device, record.micro_batch) == (("cuda" if cuda() else "cpu"), 14)
+    assert set(record.variants) == {"raw", "ema"} and record.seconds > 0
+    assert set(result_files(tiny_run, spec)) == {
+        "rows.npy", "oof.npy", "oof_ema.npy", "true_prob.npy", "true_prob_ema.npy",
+        "best.safetensors", "best_ema.safetensors",
+    }  # fmt: skip
+    rows = log_rows(tiny_run, spec)
+    wanted = {"epoch", "train_loss", "train_acc", "val_loss", "val_acc", "val_logloss"}
+    assert (wanted | {"lr", "seconds"}) <= set(rows[0])
+    assert [r["epoch"] for r in rows] == ["0", "1"] == [str(e.epoch) for e in watcher.epochs]
+    assert [float(r["val_logloss"]) for r in rows] == [e.val_logloss for e in watcher.epochs]
+    for variant, column in (("raw", "val_logloss"), ("ema", "ema_val_logloss")):
+        best = min(float(r[column]) for r in rows)
+        assert record.variants[variant].val_logloss == best
+        assert float(rows[record.variants[variant].best_epoch][column]) == best
+    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * spec.params.lr)
+
+
+def cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def test_scores_are_scikit_learns_on_the_stored_rows(tiny_run: Any) -> None:
+    record = run_trial(spec_for(tiny_run, fold=1), Watcher())
+    files = tiny_run.store.files
+    folder = "trials/c0000/fold1"
+    rows, oof, true = (
+        np.load(io.BytesIO(files.read(f"{folder}/{n}.npy")), allow_pickle=False)
+        for n in ("rows", "oof", "true_prob")
+    )
+    assert rows.tolist() == np.flatnonzero(tiny_run.store.folds().fold == 1).tolist()
+    assert (oof.dtype, true.dtype, oof.shape) == (np.float16, np.float32, (len(rows), 3))
+    assert true.max() <= 1.0
+    labels = tiny_run.store.labels()[rows]
+    prob = normalise(np.exp(oof.astype(np.float64)))
+    score = record.variants["raw"]
+    assert score.rows == len(rows)
+    assert score.val_logloss == pytest.approx(-np.log(true.astype(np.float64)).mean(), rel=1e-12)
+    assert score.val_logloss == pytest.approx(log_loss(labels, prob, labels=[0, 1, 2]), abs=1e-3)
+    assert score.val_acc == pytest.approx(accuracy_score(labels, prob.argmax(1)))
+
+
+def test_the_same_trial_gives_the_same_bits_after_any_others(
+    make_tiny_run: Callable[..., Any],
+) -> None:
+    run = make_tiny_run()
+    spec = spec_for(run, dropout=0.3, drop_path=0.1)
+    run_trial(spec, Watcher())
+    first = result_files(run, spec)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    run_trial(spec_for(run, candidate="c0001", precision="bf16", cpus=2, seed=5), Watcher())
+    run_trial(spec_for(run, candidate="c0002", backbone="timm/test_resnet", fold=2), Watcher())
+    with pytest.raises(TrialStopped):
+        run_trial(spec_for(run, candidate="c0003"), Watcher(1))
+    again = replace(spec, candidate="c0004")  # the id is no part of the seed
+    run_trial(again, Watcher())
+    assert result_files(run, again) == first
+    other = replace(spec, candidate="c0005", seed=1)
+    run_trial(other, Watcher())
+    assert result_files(run, other)["oof.npy"] != first["oof.npy"]
+
+
+def test_the_stored_weights_give_the_stored_rows(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, backbone="timm/test_resnet", epochs=3)
+    run_trial(spec, Watcher())
+    store = tiny_run.store
+    files = [tiny_run.images / p for p in store.folds().image_paths]
+    rows = np.flatnonzero(store.folds().fold == 0)
+    for variant, name in (("raw", "oof"), ("ema", "oof_ema")):
+        data = store.weights("c0000", 0, variant)
+        card = read_card(data)
+        assert (card.backbone, card.classes, card.image_size) == ("timm/test_resnet", 3, 32)
+        loader = scoring_loader(open_images(files, 32, 1), rows, 32, 5, 0, CPU)
+        model = unpack_classifier(data, card)
+        log_prob, scored = log_probabilities(model, loader, CPU, autocast_for(CPU, "fp32"))
+        stored = np.load(io.BytesIO(store.files.read(f"trials/c0000/fold0/{name}.npy")))
+        assert scored.tolist() == rows.tolist()
+        np.testing.assert_allclose(log_prob, stored.astype(np.float32), atol=5e-3, rtol=2e-3)
+
+
+def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]) -> None:
+    run = make_tiny_run()
+    whole = spec_for(run, candidate="c0001", backbone="timm/test_convnext", dropout=0.0, epochs=1)
+    parts = spec_for(
+        run, candidate="c0002", backbone="timm/test_convnext", dropout=0.0, epochs=1, micro_batch=7
+    )
+    run_trial(whole, Watcher())
+    assert run_trial(parts, Watcher()).micro_batch == 7
+    one, two = (load(run.store.weights(c, 0, "raw")) for c in ("c0001", "c0002"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
+    losses = [float(log_rows(run, s)[0]["train_loss"]) for s in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "parts"), [(14, 7, [7, 7]), (15, 7, [5, 5, 5]), (4, 9, [4]), (4, None, [4])]
+)
+def test_micro_batches_are_even(n: int, size: int | None, parts: list[int]) -> None:
+    images, targets = torch.arange(n), torch.arange(n)
+    found = list(trial_module._micro_batches(images, targets, size))
+    assert [len(image) for image, _ in found] == parts
+    assert torch.cat([target for _, target in found]).tolist() == list(range(n))
+
+
+def test_no_progress_ends_a_trial_after_the_patience(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])
+    score = trial_module._score
+
+    def scripted(*arguments: Any) -> Any:
+        return replace(score(*arguments), logloss=next(losses))
+
+    monkeypatch.setattr(trial_module, "_score", scripted)
+    record = run_trial(spec_for(tiny_run, epochs=9, patience=3, ema_decay=0.0), Watcher())
+    assert record.epochs_trained == 5  # the best at epoch 1, then 3 without progress
+    assert (record.variants["raw"].best_epoch, record.variants["raw"].val_logloss) == (1, 0.5)
+
+
+def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, lr=1.0, warmup=0.0, epochs=4, weight_decay=0.0, clip_grad=None)
+    spec = replace(spec, params=replace(spec.params, lr=1e30))
+    watcher = Watcher()
+    record = run_trial(spec, watcher)
+    assert record.status == "diverged" and record.variants == {}
+    assert record.error == f"the loss is not finite at epoch {record.epochs_trained - 1}"
+    assert tiny_run.store.trial("c0000", 0) == record
+    folder = Path(tiny_run.store.root) / "trials/c0000/fold0"
+    assert sorted(p.name for p in folder.iterdir()) == ["train_log.csv", "trial.json"]
+    assert len(watcher.epochs) == record.epochs_trained - 1
+
+
+def test_an_average_that_is_not_finite_is_divergence_too(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, calls = trial_module._score, iter(range(9))
+
+    def scripted(*arguments: Any) -> Any:  # raw, EMA, raw, ...
+        scored = score(*arguments)
+        return replace(scored, logloss=math.nan) if next(calls) % 2 else scored
+
+    monkeypatch.setattr(trial_module, "_score", scripted)
+    assert run_trial(spec_for(tiny_run), Watcher()).status == "diverged"
+
+
+@pytest.mark.parametrize("batches", [0, 2, 4, 6])  # in training (2 batches), scoring, later
+def test_a_stopped_trial_writes_nothing(tiny_run: Any, batches: int) -> None:
+    watcher = Watcher(batches)
+    with pytest.raises(TrialStopped):
+        run_trial(spec_for(tiny_run), watcher)
+    assert not (Path(tiny_run.store.root) / "trials").exists()
+    assert len(watcher.epochs) == (1 if batches >= 4 else 0)
+
+
+def test_without_an_average_there_is_the_raw_variant_alone(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, ema_decay=0.0, epochs=1)
+    record = run_trial(spec, Watcher())
+    assert set(record.variants) == {"raw"}
+    assert set(result_files(tiny_run, spec)) == {
+        "rows.npy", "oof.npy", "true_prob.npy", "best.safetensors",
+    }  # fmt: skip
+    assert log_rows(tiny_run, spec)[0]["ema_val_logloss"] == "nan"
+
+
+def test_half_precision_on_a_cpu(tiny_run: Any) -> None:
+    record = run_trial(spec_for(tiny_run, precision="bf16", epochs=1), Watcher())
+    assert record.status == "finished"
+    weights = load(tiny_run.store.weights("c0000", 0, "raw"))
+    assert {tensor.dtype for tensor in weights.values()} <= {torch.float32, torch.int64}
+
+
+def test_training_learns_the_colours(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, backbone="timm/test_resnet", epochs=12, lr=5e-3, mixup_alpha=0.0)
+    record = run_trial(spec, Watcher())
+    assert min(v.val_logloss for v in record.variants.values()) < 0.7  # chance is log 3 = 1.10
+
+
+def test_the_seed_depends_on_what_is_trained_alone(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run)
+    same = replace(spec, candidate="c0009", cpus=7, run="elsewhere", accelerators=("3",))
+    assert trial_seed(same) == trial_seed(spec)
+    others = [
+        replace(spec, fold=1),
+        replace(spec, seed=1),
+        replace(spec, backbone="timm/test_resnet"),
+        replace(spec, params=replace(spec.params, lr=1e-5)),
+    ]
+    assert len({trial_seed(s) for s in (spec, *others)}) == 5
+    assert all(0 <= trial_seed(s) < 2**31 for s in others)
