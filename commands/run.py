@@ -151,6 +151,7 @@ def trial(
         policy=plan.config.augment.policy,
         seed=plan.config.search.seed,
         cpus=plan.config.resources.cpus_per_trial,
+        use_gpu=plan.config.resources.gpus_per_trial != 0,
     )
     record = run_trial(spec, _PrintEpochs(console))
     folder = Path(store.root) / store.trial_folder(record.candidate, record.fold)

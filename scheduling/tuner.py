@@ -65,6 +65,7 @@ class TrialJob:
     policy: str
     seed: int
     cpus: int
+    use_gpu: bool
 
 
 class _Stop(Stopper):
@@ -219,6 +220,7 @@ def run_sweep(
         config.augment.policy,
         config.search.seed,
         config.resources.cpus_per_trial,
+        cluster.gpus_per_trial > 0,
     )
     resources = {"cpu": config.resources.cpus_per_trial, "gpu": cluster.gpus_per_trial}
     # Tune starts one actor at a time unless told that so many may be pending.
@@ -269,6 +271,7 @@ def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
             policy=job.policy,
             seed=job.seed,
             cpus=job.cpus,
+            use_gpu=job.use_gpu,
             accelerators=tuple(accelerators),
         )
         try:

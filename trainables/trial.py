@@ -73,6 +73,8 @@ class TrialSpec:
     seed: int
     """The sweep's seed; the trial's own follows from it, the hyperparameters and the fold."""
     cpus: int = 1
+    use_gpu: bool = True
+    """False: the CPU, even where a GPU can be seen that belongs to somebody else."""
     accelerators: tuple[str, ...] = ()
     """Device ids that a scheduler gave to this trial, for the record."""
 
@@ -157,7 +159,7 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write. Raises TrialStopped when the monitor asked for it."""
     started = time.perf_counter()
     store = RunStore.open(spec.run)
-    accelerator = _fresh_accelerator(spec.training.precision)
+    accelerator = _fresh_accelerator(spec.training.precision, spec.use_gpu)
     _seed_everything(trial_seed(spec), spec.cpus)
     data = _open_data(spec, store, accelerator.device)
     learner = _build_learner(spec, accelerator, data)
@@ -175,7 +177,7 @@ def trial_seed(spec: TrialSpec) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:4]) >> 1
 
 
-def _fresh_accelerator(precision: str) -> Accelerator:
+def _fresh_accelerator(precision: str, use_gpu: bool) -> Accelerator:
     """A reused process keeps Accelerate's global state, and changing its precision raises. It
     also keeps the last trial's model, in reference cycles, and its device memory."""
     gc.collect()
@@ -183,9 +185,10 @@ def _fresh_accelerator(precision: str) -> Accelerator:
         torch.cuda.empty_cache()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    device = PartialState().device
+    device = PartialState(cpu=not use_gpu).device
     resolved = resolve_precision(device, precision)
     return Accelerator(
+        cpu=not use_gpu,
         mixed_precision="no" if resolved == "fp32" else resolved,
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
