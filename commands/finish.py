@@ -46,8 +46,9 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     """Write `ensemble/` and print what was chosen."""
     ensemble = _with_held_out_score(store, blend_run(store, config))
     gain = ensemble.best_single_oof_logloss - ensemble.oof_logloss
+    count = len(ensemble.members)
     console.print(
-        f"[bold]Blend[/bold] of {len(ensemble.members)} members: OOF log loss "
+        f"[bold]Blend[/bold] of {count} member{'s' if count > 1 else ''}: OOF log loss "
         f"[bold]{ensemble.oof_logloss:.4f}[/bold], best single {ensemble.best_single} "
         f"{ensemble.best_single_oof_logloss:.4f} ({gain:+.4f} better); cross-fitted "
         f"{ensemble.crossfit_logloss:.4f} ± {ensemble.crossfit_se:.4f}; at most "

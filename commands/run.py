@@ -30,11 +30,10 @@ from scheduling.cluster import (
     Node,
     alive_nodes,
     connect,
-    resource_problems,
     this_machine,
     unreachable,
 )
-from scheduling.preflight import Plan, backbone_problems, preflight
+from scheduling.preflight import Plan, config_problems, preflight
 from scheduling.tuner import SweepOutcome, run_sweep
 from search_spaces.sampling import SearchSpace, build_space
 
@@ -108,7 +107,7 @@ def resume(
     space, problems = build_space(config.search, config.training, f"{store.root}/sweep.yaml")
     manifest = _same_data(store, config)
     with _cluster_for_checks(parsed, address) as nodes:
-        problems += backbone_problems(config, space) + resource_problems(nodes, config.resources)
+        problems += config_problems(config, space, nodes)
         if problems:
             raise UserError(problems)
         store.save_config(config)
@@ -131,7 +130,7 @@ def trial(
     """One fold trial of a backbone's default configuration, in this process, without Ray."""
     from trainables.trial import TrialSpec, run_trial
 
-    parsed = parse_config(config, [*overrides, f"search.backbones=[{backbone}]"])
+    parsed = _only_backbone(parse_config(config, overrides), backbone)
     plan = preflight(parsed, None, this_machine(), cores())
     store = RunStore(out or tempfile.mkdtemp(prefix="foldrace-trial-"))
     if store.exists:
@@ -159,6 +158,16 @@ def trial(
     if record.status != "finished":
         raise RunFailure(record.error or record.status)
     return folder
+
+
+def _only_backbone(parsed: ParsedConfig, backbone: str) -> ParsedConfig:
+    """The config with this backbone alone, which it need not list."""
+    if parsed.config is None:
+        return parsed
+    search = parsed.config.search
+    own = {name: knobs for name, knobs in search.per_backbone.items() if name == backbone}
+    search = search.model_copy(update={"backbones": (backbone,), "per_backbone": own})
+    return replace(parsed, config=parsed.config.model_copy(update={"search": search}))
 
 
 class _PrintEpochs:
@@ -196,6 +205,7 @@ def _sweep_and_finish(
     config = store.config()
     folder = log_folder(store)
     with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
+        _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
             problems = unreachable(_local_folders(store, image_root))
             if problems:
@@ -203,14 +213,18 @@ def _sweep_and_finish(
             screen.print(
                 f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
             )
+            _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
             with LiveView(screen) as view:
                 outcome = run_sweep(store, config, space, image_root, cluster, view.update)
+            _log.info("sweep: ended after %.1f s", outcome.seconds)
+        _log.info("Ray: stopped")
         if outcome.interrupted:
             raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
         print_leaderboard(screen, outcome.summaries, limit=10)
         _print_trouble(outcome, screen)
         finished = finish(store, screen)
         screen.print(f"Report: {store.root}/{finished.report}")
+        _log.info("run: blend and report written")
 
 
 def _print_plan(plan: Plan, console: Console) -> None:

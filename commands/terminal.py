@@ -48,6 +48,7 @@ def logging_to(folder: Path) -> Iterator[None]:
 def only_our_output(log: Path, console: Console) -> Iterator[Console]:
     """A console like `console` on the real terminal, while whatever else writes to standard
     output or error (Ray's C++ processes too, hence the file descriptors) goes to `log`."""
+    width = None if console.is_terminal else 120  # a terminal's own width, also after a resize
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
@@ -55,7 +56,7 @@ def only_our_output(log: Path, console: Console) -> Iterator[Console]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield Console(file=screen, width=console.width if console.is_terminal else 120)
+            yield Console(file=screen, width=width)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

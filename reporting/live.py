@@ -40,7 +40,13 @@ class LiveView:
         self._console = console
         self._live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
-            self._live = Live(console=console, refresh_per_second=_REFRESH_PER_SECOND)
+            # Others' prints stay where the caller sends them; Live would bring them here.
+            self._live = Live(
+                console=console,
+                refresh_per_second=_REFRESH_PER_SECOND,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
         self._lines = EventLines()
 
     def __enter__(self) -> LiveView:

@@ -61,10 +61,7 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
         raise UserError(problems)
     space, found = build_space(config.search, config.training, parsed.source)
     problems += found
-    problems += backbone_problems(config, space)
-    problems += _named_parts(config)
-    problems += _precision_problems(config, nodes)
-    problems += resource_problems(nodes, config.resources)
+    problems += config_problems(config, space, nodes)
     manifest, fold, test, checked = _data(config, workers, problems)
     if problems or manifest is None or fold is None or checked is None:
         raise UserError(problems)
@@ -75,7 +72,17 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
     return Plan(config, space, manifest, fold, test, disk, checked.warnings)
 
 
-def backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
+def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) -> list[Problem]:
+    """What these nodes cannot do, whatever the data are."""
+    return [
+        *_backbone_problems(config, space),
+        *_named_parts(config),
+        *_precision_problems(config, nodes),
+        *resource_problems(nodes, config.resources),
+    ]
+
+
+def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
     """Unknown names, refused image sizes, weights that cannot be had."""
     problems: list[Problem] = []
     for backbone in dict.fromkeys(config.search.backbones):

@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from experiment.config import SweepConfig
 from experiment.records import RAW, TrialRecord, VariantScore
 from experiment.store import RunStore
