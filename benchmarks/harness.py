@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -22,7 +22,10 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+Run = TypeVar("Run")
 Cell = str | int | float | bool | None
+
+sys.path.insert(0, str(ROOT))  # a checkout that is not installed can be measured too
 
 
 @dataclass(frozen=True)
@@ -133,44 +136,24 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Two things measured in turns, A B A B ...: what else the machine does hits both alike."""
+class Turns(Generic[Run]):
+    """Two sides measured in turns, A B B A ...: what else the machine does hits both alike."""
 
-    a: tuple[float, ...]
-    b: tuple[float, ...]
+    a: tuple[Run, ...]
+    b: tuple[Run, ...]
 
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """a / b of each pair."""
-        return tuple(x / y for x, y in zip(self.a, self.b, strict=True))
-
-    @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
+    def ratios(self, figure: Callable[[Run], float]) -> tuple[float, ...]:
+        """Of each pair, a's figure / b's."""
+        return tuple(figure(x) / figure(y) for x, y in zip(self.a, self.b, strict=True))
 
 
-def in_turns(a: Callable[[], float], b: Callable[[], float], pairs: int) -> Pairs:
-    """Each callable gives its own figure. The order within a pair changes from pair to pair."""
-    measured: tuple[list[float], list[float]] = ([], [])
+def in_turns(a: Callable[[], Run], b: Callable[[], Run], pairs: int) -> Turns[Run]:
+    """The order within a pair changes from pair to pair."""
+    runs: tuple[list[Run], list[Run]] = ([], [])
     for pair in range(pairs):
         for side in (0, 1) if pair % 2 == 0 else (1, 0):
-            measured[side].append((a, b)[side]())
-    return Pairs(tuple(measured[0]), tuple(measured[1]))
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Seconds of one piece of work."""
-
-    wall: float
-    cpu: float
-    """User and system time of this process: on a busy machine the steadier figure."""
-
-
-def spent(work: Callable[[], object]) -> Spent:
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+            runs[side].append((a, b)[side]())
+    return Turns(tuple(runs[0]), tuple(runs[1]))
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Cell]]) -> Table:

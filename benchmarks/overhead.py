@@ -19,18 +19,19 @@ import dataclasses
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
-from harness import ROOT, Pairs, Results, in_turns, options
-from sides.plain_loop import Seconds, Settings, train
+from harness import ROOT, Results, Turns, in_turns, options
+from sides.plain_loop import Settings, train
 
 from experiment.config import SweepConfig, parse_config
 from experiment.demo_data import write_demo
@@ -195,45 +196,31 @@ def _trial(results: Results, quick: bool) -> None:
         for backbone in _BACKBONES[: 1 if quick else None]:
             warm.ours(backbone), warm.plain(backbone)
             digits.ours(backbone)  # decodes the images
-            sides: tuple[list[_Side], list[_Side]] = ([], [])
-
-            def timed(side: int, name: str = backbone, kept: object = sides) -> float:
-                run = (digits.ours, digits.plain)[side](name)
-                sides[side].append(run)
-                return run.wall
-
-            wall = in_turns(lambda: timed(0), lambda: timed(1), pairs)
-            ratios[backbone] = wall.ratio
-            _add_trial_rows(results, backbone, epochs, wall, sides)
+            runs = in_turns(partial(digits.ours, backbone), partial(digits.plain, backbone), pairs)
+            ratios[backbone] = _add_trial_rows(results, backbone, epochs, runs)
     for backbone, ratio in ratios.items():
         results.at_most(f"run_trial / bare PyTorch loop, wall time, {backbone}", 1.05, ratio)
 
 
-def _add_trial_rows(
-    results: Results,
-    backbone: str,
-    epochs: int,
-    wall: Pairs,
-    sides: tuple[list[_Side], list[_Side]],
-) -> None:
-    ours, plain = sides
-    cpu = Pairs(tuple(s.cpu for s in ours), tuple(s.cpu for s in plain))
+def _add_trial_rows(results: Results, backbone: str, epochs: int, runs: Turns[_Side]) -> float:
+    """Gives the ratio of wall times."""
+    wall, cpu = runs.ratios(lambda run: run.wall), runs.ratios(lambda run: run.cpu)
     results.add(
         f"trial: run_trial against a bare loop, {epochs} epochs",
         backbone=backbone,
-        pairs=len(ours),
-        ours_s=statistics.median(wall.a),
-        plain_s=statistics.median(wall.b),
-        ratio=wall.ratio,
-        ratio_min=min(wall.ratios),
-        ratio_max=max(wall.ratios),
-        cpu_ratio=cpu.ratio,
-        ours_logloss=statistics.median(s.logloss for s in ours),
-        plain_logloss=statistics.median(s.logloss for s in plain),
+        pairs=len(runs.a),
+        ours_s=median(run.wall for run in runs.a),
+        plain_s=median(run.wall for run in runs.b),
+        ratio=median(wall),
+        ratio_min=min(wall),
+        ratio_max=max(wall),
+        cpu_ratio=median(cpu),
+        ours_logloss=median(run.logloss for run in runs.a),
+        plain_logloss=median(run.logloss for run in runs.b),
     )
-    for piece in ours[0].pieces:
-        mine = statistics.median(s.pieces[piece] for s in ours)
-        other = statistics.median(s.pieces.get(piece, 0.0) for s in plain)
+    for piece in runs.a[0].pieces:
+        mine = median(run.pieces[piece] for run in runs.a)
+        other = median(run.pieces.get(piece, 0.0) for run in runs.b)
         results.add(
             "trial: seconds by piece (data of run_trial measured apart)",
             backbone=backbone,
@@ -242,6 +229,7 @@ def _add_trial_rows(
             plain_s=other,
             difference_s=mine - other,
         )
+    return median(wall)
 
 
 # -- scheduling alone
@@ -249,46 +237,36 @@ def _add_trial_rows(
 
 def _scheduling(results: Results, quick: bool) -> None:
     candidates, folds, pairs = (2, 2, 1) if quick else (8, 3, 3)
-    timings: dict[str, list[dict[str, float]]] = {"our_tune": [], "plain_tune": []}
-
-    def timed(side: str) -> float:
-        timings[side].append(_fresh_process(side, candidates, folds))
-        return timings[side][-1]["sweep"]
-
-    sweep = in_turns(lambda: timed("plain_tune"), lambda: timed("our_tune"), pairs)
-    for side, runs in timings.items():
+    runs = in_turns(
+        partial(_fresh_process, "plain_tune", candidates, folds),
+        partial(_fresh_process, "our_tune", candidates, folds),
+        pairs,
+    )
+    for side, timings in (("Tune with Repeater", runs.a), ("run_sweep", runs.b)):
         results.add(
             f"scheduling: {candidates} candidates x {folds} folds of {_SLEEP} s",
-            side={"our_tune": "run_sweep", "plain_tune": "Tune with Repeater"}[side],
-            runs=len(runs),
-            trials=min(run["trials"] for run in runs),
-            sweep_s=statistics.median(run["sweep"] for run in runs),
-            ray_start_s=statistics.median(run["ray_start"] for run in runs),
-            process_s=statistics.median(run["process"] for run in runs),
+            side=side,
+            runs=len(timings),
+            trials=min(int(timing["trials"]) for timing in timings),
+            sweep_s=median(timing["sweep"] for timing in timings),
+            ray_start_s=median(timing["ray_start"] for timing in timings),
+            process_s=median(timing["process"] for timing in timings),
         )
-    process = Pairs(
-        tuple(run["process"] for run in timings["plain_tune"]),
-        tuple(run["process"] for run in timings["our_tune"]),
-    )
-    results.add(
-        "scheduling: how many times faster (median of pairs)",
-        figure="from the Tuner's start to its end",
-        ratio=sweep.ratio,
-        ratio_min=min(sweep.ratios),
-        ratio_max=max(sweep.ratios),
-    )
-    results.add(
-        "scheduling: how many times faster (median of pairs)",
-        figure="whole process: imports, Ray's start and end too",
-        ratio=process.ratio,
-        ratio_min=min(process.ratios),
-        ratio_max=max(process.ratios),
-    )
+    whole = "whole process: imports, Ray's start and end too"
+    for figure, key in (("from the Tuner's start to its end", "sweep"), (whole, "process")):
+        ratios = runs.ratios(lambda timing, key=key: timing[key])
+        results.add(
+            "scheduling: how many times faster run_sweep is",
+            figure=figure,
+            ratio=median(ratios),
+            ratio_min=min(ratios),
+            ratio_max=max(ratios),
+        )
     results.at_least(
         f"Ray Tune with Repeater / run_sweep, {candidates * folds} trivial trials, Tuner start to "
         "end",
         3.0,
-        sweep.ratio,
+        median(runs.ratios(lambda timing: timing["sweep"])),
     )
 
 
@@ -377,7 +355,10 @@ def _rest(run: _DemoRun) -> list[tuple[str, float]]:
         ("the last trials: slots without work, per slot", tail),
         ("Tune's end", event["sweep: ended"] - last),
         ("Ray's end", event["Ray: stopped"] - event["sweep: ended"]),
-        ("blend, submission, report", event["run: blend and report written"] - event["Ray: stopped"]),
+        (
+            "blend, submission, report",
+            event["run: blend and report written"] - event["Ray: stopped"],
+        ),
         ("Python's end", run.ended - event["run: blend and report written"]),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from rich.console import Console
 
 from commands.finish import cores
 from experiment.errors import Problem, RunFailure, UserError
+from experiment.files import open_files
 from experiment.images import ImageError, find_images, read_rgb
 from experiment.store import RunStore
+from experiment.tables import on_disk, read_table
 from inference.predictor import Predictor
 from reporting.live import print_leaderboard
 
@@ -54,8 +57,8 @@ def predict(
     good = [file for file in files if file not in errors]
     prob = Predictor(store, cores()).probabilities(good) if good else np.empty((0, 0))
     by_file = dict(zip(good, prob, strict=True))
-    target = out.open("w", newline="", encoding="utf-8") if out else console.file
-    writer = csv.writer(target, lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     classes = store.classes()
     writer.writerow(["image_path", "class", "confidence", *classes, "error"])
     for file in files:
@@ -66,8 +69,10 @@ def predict(
             best = int(row.argmax())
             numbers = [f"{p:.6g}" for p in (row[best], *row)]
             writer.writerow([file, classes[best], *numbers, ""])
-    if out:
-        target.close()
+    if out is None:
+        console.file.write(text.getvalue())
+    else:
+        _write(out, text.getvalue())
         console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
     if not good:
         raise RunFailure("none of the images could be read")
@@ -83,14 +88,20 @@ def _expand(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _listed(table: Path) -> list[Path]:
     """Paths in the `image_path` column, relative to the table."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if "image_path" not in (reader.fieldnames or ()):
-            columns = ", ".join(reader.fieldnames or ())
-            raise UserError(
-                [Problem(str(table), f"has no column image_path; its columns: {columns}")]
-            )
-        return [table.parent / row["image_path"] for row in reader]
+    problems: list[Problem] = []
+    found = read_table(table, str(table), problems)
+    paths = found.column("image_path", "its header to image_path", problems) if found else []
+    if problems:
+        raise UserError(problems)
+    return [on_disk(table.parent, path) for path in paths]
+
+
+def _write(out: Path, text: str) -> None:
+    """Whole or not at all."""
+    try:
+        open_files(out.resolve().parent).write(out.name, text.encode(errors="surrogateescape"))
+    except OSError as error:
+        raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error
 
 
 def _image_error(file: Path) -> ImageError | None:

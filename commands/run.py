@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -50,6 +51,7 @@ _EXTENDABLE = (
     "resources.",
     "ensemble.",
 )
+_log = logging.getLogger("foldrace")
 
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:
@@ -258,16 +260,14 @@ def _print_trouble(outcome: SweepOutcome, console: Console) -> None:
 def _exists(store: RunStore, parsed: ParsedConfig) -> RunFolderError:
     """Same sweep: `resume` goes on with it. Another: name the keys that differ."""
     keys = differing_keys(store.config(), parsed.config) if parsed.config else []
-    if not keys:
-        return RunFolderError.single(
-            store.root, f"exists already; go on with `foldrace resume {store.root}`, or give --out"
+    message = f"exists already; go on with `foldrace resume {store.root}`, or give --out"
+    if keys:
+        listed = ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "")
+        message = (
+            f"is the run folder of another config (it differs in {listed}); give another --out, "
+            f"or go on with that run: `foldrace resume {store.root}`"
         )
-    listed = ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "")
-    return RunFolderError.single(
-        store.root,
-        f"is the run folder of another config (it differs in {listed}); give another --out, or "
-        f"go on with that run: `foldrace resume {store.root}`",
-    )
+    return RunFolderError([*parsed.problems, Problem(store.root, message)])
 
 
 def _parse_stored(store: RunStore, overrides: Sequence[str]) -> ParsedConfig:

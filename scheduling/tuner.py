@@ -138,9 +138,9 @@ class _Sweep:
         return object, ()
 
     def look(self, trials: list[TuneTrial]) -> None:
-        self.searcher.watch(trials)
-        if self.stop.stop_all():
+        if self.stop.stop_all():  # first: trials that we end ourselves are not lost
             self.searcher.stopped = True
+        self.searcher.watch(trials)
         now = time.monotonic()
         if now - self._told > _PROGRESS_EVERY:
             self._told = now
