@@ -61,6 +61,8 @@ class DataConfig(_Section):
     label_column: str = "target"
     group_column: str | None = None
     """Rows of one group (a patient, a vehicle) never lie on both sides of a fold."""
+    max_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many images of each class, the first ones: to try things out."""
     test: str | None = None
     """A CSV with ids and image paths, a folder of images, or a zip of it."""
     test_images: str | None = None
@@ -245,6 +247,7 @@ class ParsedConfig:
 
 _REPLACED_WHOLE = ("space", "per_backbone")
 _SMOKE_DEFAULTS: dict[str, Any] = {
+    "data": {"max_per_class": 8},
     "folds": {"k": 2},
     "search": {"candidates": 2, "space": {}, "per_backbone": {}},
     "training": {"epochs": 1, "image_size": 32, "pretrained": False},

@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from experiment.tables import (
     open_source,
 )
 
+T = TypeVar("T")
 _SPLITS = frozenset(("train", "training", "valid", "validation", "val", "test", "testing"))
 
 
@@ -74,6 +76,8 @@ def scan_manifest(
         manifest = _from_table(source, data, fold_column, problems)
     elif source is not None:
         manifest = _from_folders(source, data, fold_column, problems)
+    if manifest is not None and data.max_per_class is not None:
+        manifest = _first_of_each_class(manifest, data.max_per_class)
     return manifest, problems
 
 
@@ -136,6 +140,24 @@ def _manifest(root: Path, paths: Sequence[str], names: Sequence[str]) -> Manifes
     index = {name: i for i, name in enumerate(classes)}
     labels = np.array([index[name] for name in names], dtype=np.int64)
     return Manifest(root, tuple(paths), labels, classes, groups=None, given_folds=None)
+
+
+def _first_of_each_class(manifest: Manifest, count: int) -> Manifest:
+    """The first `count` rows of each class, in the order of the table."""
+    by_class = [np.flatnonzero(manifest.labels == c)[:count] for c in range(len(manifest.classes))]
+    kept = np.sort(np.concatenate(by_class))
+
+    def chosen(column: tuple[T, ...] | None) -> tuple[T, ...] | None:
+        return None if column is None else tuple(column[row] for row in kept)
+
+    return replace(
+        manifest,
+        image_paths=tuple(manifest.image_paths[row] for row in kept),
+        labels=manifest.labels[kept],
+        groups=chosen(manifest.groups),
+        given_folds=chosen(manifest.given_folds),
+        lines=chosen(manifest.lines),
+    )
 
 
 def _cleaned(cells: Iterable[str] | None) -> tuple[str, ...] | None:

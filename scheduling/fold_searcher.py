@@ -56,7 +56,7 @@ class FoldSearcher(Searcher):
         on_trial_end: Callable[[TrialRecord], None] = lambda record: None,
         on_settled: Callable[[CandidateSummary], None] = lambda summary: None,
     ) -> None:
-        super().__init__(metric="val_logloss", mode="min")
+        super().__init__()  # no metric: Tune would end the sweep over a trial that reports none
         self._store, self._study, self.ledger = store, study, ledger
         self._candidates, self._slots = candidates, slots
         self._on_trial_end, self._on_settled = on_trial_end, on_settled

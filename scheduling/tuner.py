@@ -240,10 +240,11 @@ def run_sweep(
             ),
         )
         tuner.fit()
-    sweep.write_tables()
     on_progress(sweep.progress())
+    summaries = store.summaries()
+    store.write_tables(summaries)  # nothing is `running` any more
     return SweepOutcome(
-        tuple(store.summaries()),
+        tuple(summaries),
         time.monotonic() - started,
         cluster.slots(),
         sweep.stop.interrupted,

@@ -113,6 +113,8 @@ class _Learner:
 
     accelerator: Accelerator
     model: nn.Module
+    bare: nn.Module
+    """The model without what the accelerator put around it."""
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     schedule: Scheduler
@@ -121,7 +123,7 @@ class _Learner:
     updates: int = 0
 
     def variants(self) -> dict[str, nn.Module]:
-        found = {RAW: self.accelerator.unwrap_model(self.model)}
+        found = {RAW: self.bare}
         return found if self.ema is None else found | {EMA: self.ema.module}
 
 
@@ -235,7 +237,7 @@ def _build_learner(spec: TrialSpec, accelerator: Accelerator, data: _Data) -> _L
         spec.training.pretrained,
         params.dropout,
         params.drop_path,
-    ).to(accelerator.device)
+    ).to(accelerator.device, memory_format=torch.channels_last)  # as the images come
     ema = build_ema(model, params.ema_decay)
     optimizer = build_optimizer(model, params)
     schedule = build_schedule(optimizer, params, params.epochs * len(data.batches))
@@ -243,6 +245,7 @@ def _build_learner(spec: TrialSpec, accelerator: Accelerator, data: _Data) -> _L
     return _Learner(
         accelerator,
         model,
+        accelerator.unwrap_model(model),
         ema,
         optimizer,
         schedule,
@@ -326,7 +329,7 @@ def _update(
     learner.updates += 1
     learner.schedule.step_update(learner.updates)
     if learner.ema is not None:
-        learner.ema.update(learner.accelerator.unwrap_model(learner.model), learner.updates)
+        learner.ema.update(learner.bare, learner.updates)
     return loss, torch.cat(outputs)
 
 

@@ -260,3 +260,14 @@ def test_zip_with_several_csvs(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "all.zip", {"a.csv": BASIC, "b.csv": BASIC})
     with pytest.raises(DataError, match=r"holds 2 CSV files: a\.csv, b\.csv; unpack it and set"):
         read_manifest(config(path))
+
+
+def test_max_per_class_keeps_the_first_rows_of_each(tmp_path: Path) -> None:
+    rows = "".join(f"i{n}.png,{'ab'[n % 2]},g{n}\n" for n in range(10))
+    (tmp_path / "t.csv").write_text("image_path,target,group\n" + rows, encoding="utf-8")
+    data = DataConfig(train=str(tmp_path / "t.csv"), group_column="group", max_per_class=2)
+    manifest = read_manifest(data)
+    assert manifest.image_paths == ("i0.png", "i1.png", "i2.png", "i3.png")
+    assert manifest.labels.tolist() == [0, 1, 0, 1]
+    assert manifest.groups == ("g0", "g1", "g2", "g3")
+    assert manifest.lines == (2, 3, 4, 5)
