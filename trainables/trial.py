@@ -237,7 +237,8 @@ def _build_learner(spec: TrialSpec, accelerator: Accelerator, data: _Data) -> _L
         spec.training.pretrained,
         params.dropout,
         params.drop_path,
-    ).to(accelerator.device, memory_format=torch.channels_last)  # as the images come
+    ).to(accelerator.device)
+    model = model.to(memory_format=torch.channels_last)  # as the images come
     ema = build_ema(model, params.ema_decay)
     optimizer = build_optimizer(model, params)
     schedule = build_schedule(optimizer, params, params.epochs * len(data.batches))

@@ -1,0 +1,205 @@
+"""A sweep on a cluster that runs already: whole GPUs, shared GPUs, several nodes.
+
+The GPUs are only promised to Ray, so that the trials train on the CPU with the ids they were given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from experiment.records import TrialRecord
+from experiment.store import RunStore
+from sweep import app
+
+pytestmark = pytest.mark.slow
+DEADLINE = 240.0  # seconds
+
+
+@dataclass
+class RunningCluster:
+    """`ray start` in processes of our own, all ended by `stop`."""
+
+    folder: Path
+    address: str = ""
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start_head(self, cpus: int, gpus: int) -> None:
+        port, client_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._start(
+            "--head", f"--port={port}", f"--ray-client-server-port={client_port}",
+            "--node-ip-address=127.0.0.1", "--include-dashboard=false",
+            f"--temp-dir={self.folder}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
+        )  # fmt: skip
+        until(lambda: answers(port), "the head answers")
+
+    def add_node(self, cpus: int) -> None:
+        self._start(
+            f"--address={self.address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}",
+            "--num-gpus=0",
+        )  # fmt: skip
+
+    def _start(self, *options: str) -> None:
+        script = Path(sys.executable).with_name("ray")
+        with (self.folder / f"start{len(self.processes)}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [script, "start", "--block", "--disable-usage-stats", *options],
+                    stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
+                )
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        """Nodes first, then the head."""
+        family: list[psutil.Process] = []
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                family += psutil.Process(process.pid).children(recursive=True)
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(timeout=DEADLINE)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for child in alive:
+            child.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """One node with 2 cores and 2 GPUs. Its processes start in an empty folder: the code comes
+    with the sweep."""
+    folder = Path(tempfile.mkdtemp(prefix="fr-"))  # short: it holds the names of sockets
+    found = RunningCluster(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        try:
+            found.start_head(cpus=2, gpus=2)
+            yield found
+        finally:
+            found.stop()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path, images: Path, address: str, gpus: float) -> list[TrialRecord]:
+    """Six fold trials; gives their records."""
+    raw = {
+        "data": {"train": str(images)},
+        "folds": {"k": 2},
+        "search": {"backbones": ["timm/test_resnet"], "candidates": 3, "sampler": "random"},
+        "training": {"epochs": 15, "patience": 15, "image_size": 32, "pretrained": False},
+        "augment": {"policy": "none"},
+        "resources": {"gpus_per_trial": gpus},
+    }
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(raw), encoding="utf-8")
+    arguments = ["run", f"{folder}/sweep.json", "--out", f"{folder}/run", "--address", address]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    store = RunStore.open(folder / "run")
+    assert [s.status for s in store.summaries()] == ["complete"] * 3
+    return list(store.trials().values())
+
+
+def spans(folder: Path, trials: list[TrialRecord]) -> list[tuple[float, float, TrialRecord]]:
+    """From when to when each trial ran."""
+    found = []
+    for trial in trials:
+        path = folder / "run" / RunStore.trial_folder(trial.candidate, trial.fold) / "trial.json"
+        end = path.stat().st_mtime
+        found.append((end - trial.seconds, end - 0.2, trial))
+    return found
+
+
+def together(folder: Path, trials: list[TrialRecord]) -> list[tuple[TrialRecord, TrialRecord]]:
+    """Pairs of trials that ran at the same time."""
+    pairs = combinations(spans(folder, trials), 2)
+    return [(a[2], b[2]) for a, b in pairs if a[0] < b[1] and b[0] < a[1]]
+
+
+def test_whole_gpus_are_not_shared(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    trials = sweep(tmp_path / "whole", tiny_images, cluster.address, gpus=1)
+    pairs = together(tmp_path / "whole", trials)
+    assert pairs, "no two trials ran at the same time"
+    for one, other in pairs:
+        assert sorted([*one.accelerators, *other.accelerators]) == ["0", "1"]
+
+
+def test_two_halves_share_one_gpu(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    trials = sweep(tmp_path / "half", tiny_images, cluster.address, gpus=0.5)
+    pairs = together(tmp_path / "half", trials)
+    assert pairs, "no two trials ran at the same time"
+    for one, other in pairs:
+        assert len(one.accelerators) == 1 and one.accelerators == other.accelerators
+
+
+def test_more_than_the_cluster_has_is_refused(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    raw = {"data": {"train": str(tiny_images)}, "search": {"backbones": ["timm/test_resnet"]}}
+    raw["resources"] = {"gpus_per_trial": 3}  # type: ignore[dict-item]
+    config = tmp_path / "sweep.json"
+    config.write_text(json.dumps(raw | {"training": {"pretrained": False, "image_size": 32}}))
+    arguments = ["run", str(config), "--out", f"{tmp_path}/run", "--address", cluster.address]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "got 3, but the largest node of the cluster has 2 GPUs" in result.stderr
+
+
+def test_a_second_node_takes_its_share(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """Three at once are more than the first node's two cores."""
+    cluster.add_node(cpus=1)
+    until(lambda: _nodes(cluster.address) == 2, "the second node has joined")
+    folder = tmp_path / "nodes"
+    trials = sweep(folder, tiny_images, cluster.address, gpus=0)
+    moments = [start for start, _, _ in spans(folder, trials)]
+    at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
+    assert max(at_once) == 3
+    assert all(trial.accelerators == () for trial in trials)
+
+
+def _nodes(address: str) -> int:
+    """Asked in a process of its own: this one must stay unconnected."""
+    code = (
+        f"import ray; ray.init({address!r}, log_to_driver=False); "
+        "print('nodes', sum(n['Alive'] for n in ray.nodes()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return int(done.stdout.split("nodes ")[-1]) if "nodes " in done.stdout else 0
