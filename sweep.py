@@ -61,7 +61,7 @@ def demo(
 def check(context: typer.Context, config: Config, set_: Set = None) -> None:
     """Validate config and data; print every problem; train nothing."""
     with _exit_codes(context):
-        from commands.run import check as command
+        from commands.check import check as command
 
         command(config, set_ or (), _console())
 
@@ -95,7 +95,7 @@ def resume(
 ) -> None:
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
     with _exit_codes(context):
-        from commands.run import resume as command
+        from commands.resume import resume as command
 
         command(folder, set_ or (), retry_failed, address, _console())
 
@@ -104,7 +104,7 @@ def resume(
 def split(context: typer.Context, config: Config, set_: Set = None, out: OutFile = None) -> None:
     """Write folds.csv alone."""
     with _exit_codes(context):
-        from commands.run import split as command
+        from commands.check import split as command
 
         command(config, set_ or (), out, _console())
 
@@ -133,7 +133,7 @@ def trial(
 ) -> None:
     """One fold trial in this process, without Ray."""
     with _exit_codes(context):
-        from commands.run import trial as command
+        from commands.trial import trial as command
 
         command(config, backbone, fold, set_ or (), out, _console())
 

@@ -182,7 +182,8 @@ def _join(address: str) -> None:
         raise EnvironmentProblem.single(
             f"--address {address}",
             f"no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
-            "--address out to use this machine alone",
+            "--address out to use this machine alone. A cluster that asks for a token (Ray's own, "
+            "in ~/.ray/auth_token) answers only with RAY_AUTH_MODE=token set here and on each node",
         ) from error
 
 

@@ -78,10 +78,11 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     n = len(images)
     out = np.empty((n, size, size, 3), np.uint8)
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
+    maps = _affine(u, np.array([image.shape[:2] for image in images]), size, policy)
     for i, image in enumerate(images):
         cv2.warpAffine(
             image,
-            _affine(u[i], image.shape[0], image.shape[1], size, policy),
+            maps[i],
             (size, size),
             dst=out[i],
             flags=cv2.INTER_LINEAR,
@@ -102,45 +103,48 @@ def resize(images: list[Image], size: int) -> Image:
 
 
 def _affine(
-    u: NDArray[np.float64], height: int, width: int, size: int, policy: Policy
+    u: NDArray[np.float64], shapes: NDArray[np.int64], size: int, policy: Policy
 ) -> NDArray[np.float64]:
-    """(2, 3) map from pixels of the image to pixels of the output: crop, then turn, zoom, flip
-    and shift around the centre."""
+    """(n, 2, 3) maps from pixels of the images to pixels of the output: crop, then turn, zoom, flip
+    and shift around the centre. `u` (n, 12), `shapes` (n, 2) height and width."""
+    height, width = shapes.T
     low, high = policy.crop_area
-    area = low + (high - low) * u[0]
-    ratio = np.exp(np.log(policy.crop_ratio[0]) + u[1] * np.log(
+    area = low + (high - low) * u[:, 0]
+    ratio = np.exp(np.log(policy.crop_ratio[0]) + u[:, 1] * np.log(
         policy.crop_ratio[1] / policy.crop_ratio[0]
     ))  # fmt: skip
-    crop_w = min(1.0, np.sqrt(area * ratio)) * width
-    crop_h = min(1.0, np.sqrt(area / ratio)) * height
-    left, top = u[2] * (width - crop_w), u[3] * (height - crop_h)
+    crop_w = np.minimum(1.0, np.sqrt(area * ratio)) * width
+    crop_h = np.minimum(1.0, np.sqrt(area / ratio)) * height
+    left, top = u[:, 2] * (width - crop_w), u[:, 3] * (height - crop_h)
     sx, sy = size / crop_w, size / crop_h
 
-    angle = np.deg2rad(_both_ways(u[4], policy.rotate))
-    scale = 1.0 + _both_ways(u[5], policy.zoom)
-    mirror = -1.0 if u[6] < policy.flip else 1.0
+    angle = np.deg2rad(_both_ways(u[:, 4], policy.rotate))
+    scale = 1.0 + _both_ways(u[:, 5], policy.zoom)
+    mirror = np.where(u[:, 6] < policy.flip, -1.0, 1.0)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    linear = np.array([[mirror * cos * sx, mirror * -sin * sy], [sin * sx, cos * sy]])
+    maps = np.empty((len(u), 2, 3))
+    maps[:, 0, 0], maps[:, 0, 1] = mirror * cos * sx, -mirror * sin * sy
+    maps[:, 1, 0], maps[:, 1, 1] = sin * sx, cos * sy
     # cv2 counts from pixel centres: the image's point p has the coordinate p + 0.5.
-    crop_centre = np.array([left + crop_w / 2 - 0.5, top + crop_h / 2 - 0.5])
-    shift = size * np.array([_both_ways(u[7], policy.shift), _both_ways(u[8], policy.shift)])
-    offset = (size - 1) / 2 + shift - linear @ crop_centre
-    return np.column_stack([linear, offset])
+    centre = np.column_stack([left + crop_w / 2 - 0.5, top + crop_h / 2 - 0.5])  # of the crop
+    shift = size * _both_ways(u[:, 7:9], policy.shift)
+    maps[:, :, 2] = (size - 1) / 2 + shift - (maps[:, :, :2] @ centre[:, :, None])[:, :, 0]
+    return maps
 
 
 def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> None:
     """In place: brightness and contrast as one look-up table, then saturation."""
     if policy.brightness or policy.contrast:
-        factor = 1.0 + _both_ways(u[9], policy.contrast)
-        offset = 255.0 * _both_ways(u[11], policy.brightness)
+        factor = 1.0 + float(_both_ways(u[9], policy.contrast))
+        offset = 255.0 * float(_both_ways(u[11], policy.brightness))
         table = np.clip((np.arange(256) - 127.5) * factor + 127.5 + offset, 0, 255)
         cv2.LUT(image, np.rint(table).astype(np.uint8), dst=image)
     if policy.saturation:
-        factor = 1.0 + _both_ways(u[10], policy.saturation)
+        factor = 1.0 + float(_both_ways(u[10], policy.saturation))
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0, dst=image)
 
 
-def _both_ways(u: float, reach: float) -> float:
+def _both_ways(u: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
     """u in [0, 1) -> uniform in [-reach, reach)."""
-    return float((2.0 * u - 1.0) * reach)
+    return (2.0 * u - 1.0) * reach

@@ -180,15 +180,17 @@ def trial_seed(spec: TrialSpec) -> int:
 
 
 def _fresh_accelerator(precision: str, use_gpu: bool) -> Accelerator:
-    """A reused process keeps Accelerate's global state, and changing its precision raises. It
-    also keeps the last trial's model, in reference cycles, and its device memory."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    """A reused process keeps Accelerate's global state, and changing its precision raises. With
+    mixed precision it also keeps the last trial's model, in reference cycles, and its device
+    memory; else the model is gone already, and looking through all objects would take 0.2 s."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     device = PartialState(cpu=not use_gpu).device
     resolved = resolve_precision(device, precision)
+    if device.type == "cuda" or resolved != "fp32":
+        gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return Accelerator(
         cpu=not use_gpu,
         mixed_precision="no" if resolved == "fp32" else resolved,

@@ -31,13 +31,32 @@ from scheduling.cluster import connect
 Cli = Callable[..., Result]
 pytestmark = pytest.mark.slow
 
-LEADERBOARD = (
-    "candidate,backbone,status,folds_done,variant,oof_logloss,oof_accuracy,last_fold_logloss,"
-    "gain,gain_se,epochs_trained,seconds"
-).split(",")
-TRIALS = (
-    "candidate,fold,status,variant,val_logloss,best_epoch,epochs_trained,seconds,node,device"
-).split(",")
+LEADERBOARD = [
+    "candidate",
+    "backbone",
+    "status",
+    "folds_done",
+    "variant",
+    "oof_logloss",
+    "oof_accuracy",
+    "last_fold_logloss",
+    "gain",
+    "gain_se",
+    "epochs_trained",
+    "seconds",
+]
+TRIALS = [
+    "candidate",
+    "fold",
+    "status",
+    "variant",
+    "val_logloss",
+    "best_epoch",
+    "epochs_trained",
+    "seconds",
+    "node",
+    "device",
+]
 TRAIN_LOG = ["epoch", "train_loss", "train_acc", "val_loss", "val_acc", "val_logloss", "lr"]
 
 
@@ -220,9 +239,7 @@ def test_the_submission_has_the_form_of_the_sample(finished: Run) -> None:
     assert len(receipt["checks"]) >= 5
 
 
-def test_submit_and_predict_agree_with_the_run(
-    finished: Run, tmp_path: Path, cli: Cli
-) -> None:
+def test_submit_and_predict_agree_with_the_run(finished: Run, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "new folder" / "again.csv"
     succeeded(cli("submit", finished.folder, "--out", out))
     assert out.read_bytes() == (finished.folder / "submission.csv").read_bytes()
@@ -315,9 +332,7 @@ def test_a_zip_of_class_folders_and_a_smoke_section(project: Any, tmp_path: Path
     with zipfile.ZipFile(tmp_path / "test.zip", "w") as archive:
         for i in range(9):
             archive.write(project.folder / f"test/t {i}.png", f"t {i}.png")
-    project.config["data"].update(
-        train=str(tmp_path / "사진.zip"), test=str(tmp_path / "test.zip")
-    )
+    project.config["data"].update(train=str(tmp_path / "사진.zip"), test=str(tmp_path / "test.zip"))
     project.config["search"].update(candidates=50, backbones=["timm/resnet152"])
     project.config["smoke"] = {
         "search": {"backbones": ["timm/test_resnet"], "candidates": 1},
@@ -368,7 +383,9 @@ def test_one_fixed_split_of_groups_with_held_out_rows(
 def test_no_complete_candidate(project: Any, tmp_path: Path, cli: Cli) -> None:
     """Weights that are not finite: every candidate diverges."""
     state = timm.create_model("test_resnet", num_classes=0).state_dict()
-    spoiled = {k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in state.items()}
+    spoiled = {
+        k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in state.items()
+    }
     save_file(spoiled, tmp_path / "spoiled.safetensors")
     project.config["training"]["pretrained"] = str(tmp_path / "spoiled.safetensors")
     project.config["search"] |= {"candidates": 2, "backbones": ["timm/test_resnet"]}

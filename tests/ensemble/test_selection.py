@@ -30,7 +30,9 @@ def make_store(root: Path, k: int = K) -> RunStore:
         folds=FoldsConfig(k=k),
         search=SearchConfig(backbones=("timm/x",)),
     )
-    lines = [f"{i}.png,{CLASSES[c]},,{f}" for i, (c, f) in enumerate(zip(LABELS, fold, strict=True))]
+    lines = [
+        f"{i}.png,{CLASSES[c]},,{f}" for i, (c, f) in enumerate(zip(LABELS, fold, strict=True))
+    ]
     store = RunStore(root)
     store.create(config, "image_path,target,group,fold\n" + "\n".join(lines) + "\n", CLASSES)
     return store
@@ -59,7 +61,9 @@ def add(
         for v in variants:
             true = prob[v][rows, LABELS[rows]]
             oof[v] = Oof(np.log(prob[v][rows]).astype(np.float16), true.astype(np.float32))
-        scores = {v: VariantScore(rows=len(rows), val_logloss=1, val_acc=0, best_epoch=0) for v in oof}
+        scores = {
+            v: VariantScore(rows=len(rows), val_logloss=1, val_acc=0, best_epoch=0) for v in oof
+        }
         store.save_trial(_record(store, name, fold, "finished", scores), oof, rows)
     if lost is not None:
         store.save_trial(_record(store, name, len(folds), lost, {}))
@@ -121,7 +125,9 @@ def test_the_certificate_holds_for_random_blends(store: RunStore) -> None:
 def test_the_trajectory_is_caruanas(store: RunStore) -> None:
     """Round by round the one that helps most, with replacement; the best prefix gives the
     weights."""
-    true = np.stack([add(store, i, 0.9 + 0.1 * i)["raw"][np.arange(ROWS), LABELS] for i in range(4)])
+    true = np.stack(
+        [add(store, i, 0.9 + 0.1 * i)["raw"][np.arange(ROWS), LABELS] for i in range(4)]
+    )
     true = true.astype(np.float32).astype(np.float64)
     record = blend_run(store, EnsembleConfig(max_rounds=12))
     total, picks, losses = np.zeros(ROWS), [], []
@@ -133,7 +139,9 @@ def test_the_trajectory_is_caruanas(store: RunStore) -> None:
     best = int(np.argmin(losses)) + 1
     rows = list(csv.DictReader(io.StringIO(store.trajectory())))
     assert [int(row["round"]) for row in rows] == list(range(1, len(rows) + 1))
-    np.testing.assert_allclose([float(r["oof_logloss"]) for r in rows], losses[: len(rows)], atol=1e-8)
+    np.testing.assert_allclose(
+        [float(r["oof_logloss"]) for r in rows], losses[: len(rows)], atol=1e-8
+    )
     chosen = [row["candidate"] for row in rows if row["candidate"]]
     assert chosen == [f"c{i:04d}" for i in picks[:best]]
     for member in record.members:

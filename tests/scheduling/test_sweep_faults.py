@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,11 @@ def config(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = {
         "data": {"train": str(tiny_images)},
         "folds": {"k": K},
-        "search": {"backbones": ["timm/test_resnet"], "candidates": CANDIDATES, "sampler": "random"},
+        "search": {
+            "backbones": ["timm/test_resnet"],
+            "candidates": CANDIDATES,
+            "sampler": "random",
+        },
         "training": {"epochs": 12, "patience": 12, "image_size": 32, "pretrained": False},
         "augment": {"policy": "light"},
         "resources": {"cpus_per_trial": 1, "max_concurrent": 2, "max_failures": 1},
@@ -73,14 +78,12 @@ def cli(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    cluster: None, config: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
-    """The OOF files of a run that nothing happened to."""
+def undisturbed(cluster: None, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     result = cli("run", config, "--out", folder)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return oof_files(folder)
+    return folder
 
 
 def oof_files(folder: Path) -> dict[str, bytes]:
@@ -115,15 +118,15 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def test_killed_then_interrupted_then_resumed(
-    config: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+    config: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     run = tmp_path / "run"
     driver = start("run", config, "--out", run)
     until(lambda: len(finished(run)) >= 2, "two finished trials", driver)
     family = psutil.Process(driver.pid).children(recursive=True)
+    trainers = [p for p in family if not _is_agent(p)]
     driver.kill()
     driver.communicate()
-    trainers = [p for p in family if not _is_agent(p)]
     _, alive = psutil.wait_procs(trainers, timeout=60)
     for process in family:
         _kill(process)
@@ -150,7 +153,7 @@ def test_killed_then_interrupted_then_resumed(
     assert len(after_all) == CANDIDATES * K
     summaries = RunStore.open(run).summaries()
     assert [s.status for s in summaries] == ["complete"] * CANDIDATES
-    assert oof_files(run) == undisturbed
+    assert oof_files(run) == oof_files(undisturbed)
 
 
 def _is_agent(process: psutil.Process) -> bool:
@@ -166,9 +169,7 @@ def _kill(process: psutil.Process) -> None:
         process.kill()  # psutil makes sure that it is still the same process
 
 
-def test_a_killed_worker_costs_one_attempt(
-    config: Path, tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
+def test_a_killed_worker_costs_one_attempt(config: Path, tmp_path: Path, undisturbed: Path) -> None:
     run, killed = tmp_path / "run", []
 
     def kill_one() -> None:
@@ -185,7 +186,7 @@ def test_a_killed_worker_costs_one_attempt(
     assert "is tried again" in (run / "logs" / "error.log").read_text()
     statuses = [s.status for s in RunStore.open(run).summaries()]
     assert statuses == ["complete"] * CANDIDATES
-    assert oof_files(run) == undisturbed
+    assert oof_files(run) == oof_files(undisturbed)
 
 
 def training_worker() -> psutil.Process | None:
@@ -273,7 +274,10 @@ def test_a_worker_that_cannot_be_reset(
     assert [s.status for s in outcome.summaries] == ["complete"] * CANDIDATES
     assert not outcome.interrupted and not outcome.out_of_time
     for summary in outcome.summaries:
-        rows = [np.load(p) for p in (tmp_path / "run/trials").glob(f"{summary.candidate.candidate}/*/rows.npy")]
+        rows = [
+            np.load(p)
+            for p in (tmp_path / "run/trials").glob(f"{summary.candidate.candidate}/*/rows.npy")
+        ]
         assert sorted(np.concatenate(rows)) == list(range(len(manifest)))
 
 
@@ -309,14 +313,16 @@ def _slow_to_leave(job: Any) -> Callable[[dict[str, Any]], None]:
             Path(job.run, "first").touch(exist_ok=False)
         except FileExistsError:
             first = False
-        tune.report({"done": True, "val_logloss": 1.0986})
-        if first:
-            time.sleep(8)
+        try:
+            tune.report({"done": True, "val_logloss": 1.0986})  # leaves by SystemExit
+        finally:
+            if first:
+                time.sleep(8)
 
     return trial
 
 
-def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, undisturbed: Any) -> None:
+def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, undisturbed: Path) -> None:
     """Exit code 1 while no candidate is complete, 0 with a blend of those that are."""
     run = tmp_path / "none"
     long = ("--set", "training.epochs=3000", "--set", "training.patience=3000")
@@ -327,11 +333,14 @@ def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, undisturbe
     assert not finished(run)
 
     run = tmp_path / "some"
-    budget = ("--set", "resources.time_budget=12s", "--set", "search.candidates=1000")
-    result = cli("run", config, "--out", run, *budget)
+    shutil.copytree(undisturbed, run)
+    started = time.monotonic()
+    budget = ("--set", "resources.time_budget=0.1m", "--set", "search.candidates=1000")
+    result = cli("resume", run, *budget)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    assert "complete" in statuses(run) and statuses(run) <= {"complete", "unfinished"}
-    assert (run / "ensemble" / "ensemble.json").exists()
+    assert time.monotonic() - started < DEADLINE
+    assert {"complete"} <= statuses(run) <= {"complete", "unfinished"}
+    assert RunStore.open(run).summaries()[-1].candidate.candidate >= f"c{CANDIDATES:04d}"
 
 
 def statuses(run: Path) -> set[str]:

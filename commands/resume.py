@@ -1,0 +1,87 @@
+"""`resume`: go on with a run, from its folder alone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from commands.run import cluster_for_checks, sweep_and_finish
+from experiment.config import ParsedConfig, SweepConfig, parse_config
+from experiment.errors import Problem, RunFolderError, UserError
+from experiment.manifest import Manifest, read_manifest
+from experiment.store import RunStore, differing_keys
+from scheduling.preflight import config_problems
+from search_spaces.sampling import build_space
+
+# What `resume --set` may change: everything else would make old and new trials incomparable.
+_EXTENDABLE = (
+    "search.candidates",
+    "search.backbones",
+    "search.space",
+    "search.per_backbone",
+    "search.sampler",
+    "resources.",
+    "ensemble.",
+)
+
+
+def resume(
+    root: str, overrides: Sequence[str], retry_failed: bool, address: str | None, console: Console
+) -> RunStore:
+    """Go on with a run; finished fold trials are kept. Overrides may extend budget and space."""
+    store = RunStore.open(root)
+    parsed = _parse_stored(store, overrides)
+    _refuse_other_changes(store, parsed)
+    config = parsed.require()
+    space, problems = build_space(config.search, config.training, f"{store.root}/sweep.yaml")
+    manifest = _same_data(store, config)
+    with cluster_for_checks(parsed, address) as nodes:
+        problems += config_problems(config, space, nodes)
+        if problems:
+            raise UserError(problems)
+        store.save_config(config)
+        if retry_failed:
+            for (candidate, fold), trial in store.trials().items():
+                if trial.status == "failed":
+                    store.forget_trial(candidate, fold)
+        sweep_and_finish(store, space, str(manifest.image_root), address, console)
+    return store
+
+
+def _parse_stored(store: RunStore, overrides: Sequence[str]) -> ParsedConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "sweep.yaml"
+        copy.write_bytes(store.files.read("sweep.yaml"))
+        parsed = parse_config(copy, overrides)
+    return replace(parsed, source=f"{store.root}/sweep.yaml")
+
+
+def _refuse_other_changes(store: RunStore, parsed: ParsedConfig) -> None:
+    if parsed.config is None:
+        return
+    keys = differing_keys(store.config(), parsed.config)
+    refused = [key for key in keys if not key.startswith(_EXTENDABLE)]
+    if refused:
+        allowed = ", ".join(f"{prefix}*" for prefix in _EXTENDABLE)
+        raise RunFolderError(
+            [
+                Problem(f"--set {key}", f"cannot change in a run that exists; allowed: {allowed}")
+                for key in refused
+            ]
+        )
+
+
+def _same_data(store: RunStore, config: SweepConfig) -> Manifest:
+    """The data as it was; fold numbers belong to the rows of folds.csv."""
+    manifest = read_manifest(config.data, config.folds.column)
+    if manifest.image_paths != store.folds().image_paths:
+        raise RunFolderError.single(
+            f"{store.root}/folds.csv",
+            f"lists {len(store.folds().image_paths)} images, but {config.data.train} now gives "
+            f"{len(manifest)} or others; put the data back, or start a new run",
+        )
+    return manifest

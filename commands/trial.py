@@ -1,0 +1,86 @@
+"""`trial`: one fold trial in this process, without Ray."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from commands.check import already_exists
+from commands.finish import cores
+from experiment.config import ParsedConfig, parse_config
+from experiment.errors import RunFailure, UserError
+from experiment.folds import folds_csv
+from experiment.store import RunStore
+from scheduling.cluster import this_machine
+from scheduling.preflight import preflight
+from trainables.trial import EpochReport, TrialSpec, run_trial
+
+
+def trial(
+    config: Path,
+    backbone: str,
+    fold: int,
+    overrides: Sequence[str],
+    out: Path | None,
+    console: Console,
+) -> Path:
+    """One fold trial of a backbone's default configuration, in this process, without Ray."""
+    parsed = _only_backbone(parse_config(config, overrides), backbone)
+    plan = preflight(parsed, None, this_machine(), cores())
+    store = RunStore(out or tempfile.mkdtemp(prefix="foldrace-trial-"))
+    if store.exists:
+        raise already_exists(store, parsed)
+    if not 0 <= fold < plan.config.folds.k:
+        allowed = f"0 to {plan.config.folds.k - 1}"
+        raise UserError.single(f"--fold {fold}", f"no such fold; allowed: {allowed}")
+    store.create(plan.config, folds_csv(plan.manifest, plan.fold), plan.manifest.classes)
+    spec = TrialSpec(
+        run=store.root,
+        image_root=str(plan.manifest.image_root),
+        candidate="c0000",
+        backbone=backbone,
+        params=plan.space.default(backbone),
+        fold=fold,
+        training=plan.config.training,
+        policy=plan.config.augment.policy,
+        seed=plan.config.search.seed,
+        cpus=plan.config.resources.cpus_per_trial,
+        use_gpu=plan.config.resources.gpus_per_trial != 0,
+    )
+    record = run_trial(spec, _PrintEpochs(console))
+    folder = Path(store.root) / store.trial_folder(record.candidate, record.fold)
+    console.print(f"{record.status} after {record.seconds:.1f} s on {record.device}: {folder}")
+    if record.status != "finished":
+        raise RunFailure(record.error or record.status)
+    return folder
+
+
+class _PrintEpochs:
+    """A monitor that prints one line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def report(self, epoch: EpochReport) -> None:
+        self._console.print(
+            f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, val log loss "
+            f"{epoch.val_logloss:.4f} (EMA {epoch.ema_val_logloss:.4f}), accuracy "
+            f"{epoch.val_acc:.4f} (EMA {epoch.ema_val_acc:.4f}), {epoch.seconds:.1f} s"
+        )
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def _only_backbone(parsed: ParsedConfig, backbone: str) -> ParsedConfig:
+    """The config with this backbone alone, which it need not list."""
+    if parsed.config is None:
+        return parsed
+    search = parsed.config.search
+    own = {name: knobs for name, knobs in search.per_backbone.items() if name == backbone}
+    search = search.model_copy(update={"backbones": (backbone,), "per_backbone": own})
+    return replace(parsed, config=parsed.config.model_copy(update={"search": search}))
