@@ -156,6 +156,12 @@ def in_turns(a: Callable[[], Run], b: Callable[[], Run], pairs: int) -> Turns[Ru
     return Turns(tuple(runs[0]), tuple(runs[1]))
 
 
+def environment(**more: str) -> dict[str, str]:
+    """For a process of its own, whose worker processes import our packages too."""
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    return os.environ | {"PYTHONPATH": path} | more
+
+
 def _table(title: str, rows: Sequence[Mapping[str, Cell]]) -> Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     numbers = {c for c in columns if any(isinstance(row.get(c), int | float) for row in rows)}

@@ -90,7 +90,7 @@ class Predictor:
             data = self.store.weights(member.candidate, fold, member.variant)
             card = read_card(data)
             return unpack_classifier(data, card).to(self._device), card
-        except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             name = weights_name(member.candidate, fold, member.variant)
             raise RunFolderError.single(
                 f"{self.store.root}/{name}",

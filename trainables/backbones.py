@@ -69,7 +69,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", _channels(body.std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        normalised = (images - self.mean) / self.std
+        normalised = (images - _planes(self.mean, images)) / _planes(self.std, images)
         return self.head(self.body(normalised))  # type: ignore[no-any-return]
 
 
@@ -264,6 +264,13 @@ def _load_weights(module: nn.Module, file: Path) -> None:
             where, f"fits {len(fitting)} of the backbone's {len(own)} tensors; missing: {missing}"
         )
     module.load_state_dict(fitting, strict=False)
+
+
+def _planes(channels: Tensor, images: Tensor) -> Tensor:
+    """(1, 3, 1, 1) -> (1, 3, H, W), channels-last as the images come: broadcasting along an
+    innermost dimension of 3 would take ten times as long."""
+    planes = channels.expand(1, -1, *images.shape[2:])
+    return planes.contiguous(memory_format=torch.channels_last)
 
 
 def _channels(values: Sequence[float]) -> Tensor:

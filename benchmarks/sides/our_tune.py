@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiment.config import SweepConfig
 from experiment.records import RAW, TrialRecord, VariantScore
@@ -24,11 +25,11 @@ from search_spaces.sampling import build_space
 _ROWS = 30
 
 
-def _sleeper(sleep: float) -> Callable[[tuner.TrialJob], Callable[[dict[str, object]], None]]:
+def _sleeper(sleep: float) -> Callable[[tuner.TrialJob], Callable[[dict[str, Any]], None]]:
     """Stands in for the function that makes the trainable of a sweep."""
 
-    def trainable(job: tuner.TrialJob) -> Callable[[dict[str, object]], None]:
-        def fold_trial(config: dict) -> None:
+    def trainable(job: tuner.TrialJob) -> Callable[[dict[str, Any]], None]:
+        def fold_trial(config: dict[str, Any]) -> None:
             from ray import tune
 
             time.sleep(sleep)

@@ -39,7 +39,7 @@ def main(candidates: int, folds: int, sleep: float, out: Path) -> None:
     mark = time.perf_counter()
     results = tuner.fit()
     seconds = time.perf_counter() - mark
-    ended = sum(result.error is None for result in results)
+    ended = len(results) - results.num_errors
     out.write_text(json.dumps({"trials": ended, "sweep": seconds, "ray_start": ray_start}))
 
 

@@ -128,5 +128,5 @@ def test_unusable_weights_are_named(blend: RunStore, images: list[Path], damage:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-100] if damage == "torn" else b"")
-    with pytest.raises(RunFolderError, match="trials/c0001/fold1/best_ema.safetensors"):
+    with pytest.raises(RunFolderError, match=r"trials/c0001/fold1/best_ema\.safetensors"):
         Predictor(blend).probabilities(images)

@@ -1,0 +1,159 @@
+"""One fold trial on the demo's digits, by `run_trial` and by the bare loop, with where the time
+went.
+
+Takes the demo's config, gives `TrialRun`s. Images are decoded, and the bare loop's normalised,
+before the clock starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from sides.plain_loop import Settings, train
+
+from experiment.config import SweepConfig, parse_config
+from experiment.folds import folds_csv, make_folds
+from experiment.manifest import Manifest, read_manifest
+from experiment.store import RunStore
+from search_spaces.sampling import build_space
+from trainables.augment import POLICIES, resize
+from trainables.backbones import build_classifier
+from trainables.data import Batches, ShuffledBatches, build_loader
+from trainables.pixel_cache import open_images
+from trainables.trial import EpochReport, TrialSpec, run_trial
+
+_FOLD = 0
+
+
+@dataclass
+class _Marks:
+    """A monitor that only looks at the clock: it is asked before every batch."""
+
+    scored: int
+    """Batches that one variant is scored in."""
+    asked: list[float] = field(default_factory=list)
+    splits: list[tuple[float, float, float]] = field(default_factory=list)
+    """Of each epoch: its first batch, its first scored batch, its end."""
+
+    def stop_requested(self) -> bool:
+        self.asked.append(time.perf_counter())
+        return False
+
+    def report(self, epoch: EpochReport) -> None:
+        self.splits.append((self.asked[0], self.asked[-2 * self.scored], time.perf_counter()))
+        self.asked.clear()
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """One fold trial on one side."""
+
+    wall: float
+    cpu: float
+    logloss: float
+    pieces: dict[str, float]
+
+
+class Digits:
+    """The demo's data set and config, ready for both sides."""
+
+    def __init__(self, config: Path, epochs: int) -> None:
+        self._folder = config.parent
+        parsed = parse_config(config, [f"training.epochs={epochs}"])
+        self._config: SweepConfig = parsed.require()
+        self._manifest: Manifest = read_manifest(self._config.data)
+        self._folds = folds_csv(self._manifest, make_folds(self._manifest, self._config.folds))
+
+    def _spec(self, backbone: str) -> TrialSpec:
+        """One fold trial of the default configuration, in a new run folder."""
+        store = RunStore(tempfile.mkdtemp(dir=self._folder))
+        store.create(self._config, self._folds, self._manifest.classes)
+        space, _ = build_space(self._config.search, self._config.training, "")
+        return TrialSpec(
+            run=store.root,
+            image_root=str(self._manifest.image_root),
+            candidate="c0000",
+            backbone=backbone,
+            params=space.default(backbone),
+            fold=_FOLD,
+            training=self._config.training,
+            policy=self._config.augment.policy,
+            seed=0,
+            cpus=1,
+        )
+
+    def ours(self, backbone: str) -> TrialRun:
+        spec = self._spec(backbone)
+        rows = int((RunStore.open(spec.run).folds().fold == _FOLD).sum())
+        marks = _Marks(scored=-(-rows // (2 * spec.params.batch_size)))
+        started, cpu = time.perf_counter(), time.process_time()
+        record = run_trial(spec, marks)
+        ended, used = time.perf_counter(), time.process_time() - cpu
+        data = self._seconds_of_batches(spec)
+        train_s = sum(scoring - first for first, scoring, _ in marks.splits)
+        pieces = {
+            "setup": marks.splits[0][0] - started,
+            "data": data,
+            "step": train_s - data,
+            "evaluate": sum(end - scoring for _, scoring, end in marks.splits),
+            "write": ended - marks.splits[-1][2],
+        }
+        loss = min(score.val_logloss for score in record.variants.values())
+        return TrialRun(ended - started, used, loss, pieces)
+
+    def _seconds_of_batches(self, spec: TrialSpec) -> float:
+        """Making all training batches of a trial, on its own and after the trial: from outside,
+        the trial's own batches cannot be told from its steps."""
+        store = RunStore.open(spec.run)
+        files = [Path(spec.image_root) / path for path in store.folds().image_paths]
+        source = open_images(files, spec.params.image_size, 1)
+        rows = (store.folds().fold != _FOLD).nonzero()[0]
+        batches = ShuffledBatches(rows, spec.params.batch_size, 0)
+        dataset = Batches(source, spec.params.image_size, POLICIES[spec.policy])
+        loader = build_loader(dataset, batches, 0, False)
+        started = time.perf_counter()
+        for epoch in range(spec.params.epochs):
+            batches.epoch = epoch
+            for _ in loader:
+                pass
+        return time.perf_counter() - started
+
+    def plain(self, backbone: str) -> TrialRun:
+        spec = self._spec(backbone)
+        params, policy, clip_grad = spec.params, POLICIES[spec.policy], spec.training.clip_grad
+        store = RunStore.open(spec.run)
+        files = [Path(spec.image_root) / path for path in store.folds().image_paths]
+        source = open_images(files, params.image_size, 1)
+        pixels = resize([source.image(row) for row in range(len(files))], params.image_size)
+        normal = build_classifier(backbone, 2, params.image_size)
+        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - normal.mean) / normal.std
+        fold = torch.from_numpy(store.folds().fold)
+        assert clip_grad is not None
+        settings = Settings(
+            backbone=backbone.partition("/")[2],
+            epochs=params.epochs,
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            warmup=params.warmup,
+            batch_size=params.batch_size,
+            dropout=params.dropout,
+            mixup_alpha=params.mixup_alpha,
+            mixup_prob=params.mixup_prob,
+            ema_decay=params.ema_decay,
+            clip_grad=clip_grad,
+            rotate=policy.rotate,
+            zoom=policy.zoom,
+            shift=policy.shift,
+            threads=1,
+        )
+        train_rows, val_rows = (fold != _FOLD).nonzero()[:, 0], (fold == _FOLD).nonzero()[:, 0]
+        labels = torch.from_numpy(store.labels())
+        started, cpu = time.perf_counter(), time.process_time()
+        losses, seconds = train(images, labels, train_rows, val_rows, settings)
+        wall, used = time.perf_counter() - started, time.process_time() - cpu
+        return TrialRun(wall, used, min(losses.values()), dataclasses.asdict(seconds))
