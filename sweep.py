@@ -153,12 +153,19 @@ def ensemble(
 
 
 @app.command()
-def submit(context: typer.Context, folder: Folder, out: OutFile = None) -> None:
+def submit(
+    context: typer.Context,
+    folder: Folder,
+    tta: Annotated[
+        str, typer.Option(help="Average over views: none, flip or flip-rotate.")
+    ] = "none",
+    out: OutFile = None,
+) -> None:
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
         from commands.finish import submit_run as command
 
-        command(folder, out, _console())
+        command(folder, tta, out, _console())
 
 
 @app.command()
