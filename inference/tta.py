@@ -26,7 +26,8 @@ def _plain(images: Tensor) -> Tensor:
 
 
 def _flip(images: Tensor) -> Tensor:
-    return functional.horizontal_flip(images)
+    flipped: Tensor = functional.horizontal_flip(images)
+    return flipped
 
 
 def _rotate(images: Tensor) -> Tensor:
@@ -36,7 +37,8 @@ def _rotate(images: Tensor) -> Tensor:
     margin = math.ceil(max(height, width) * sin / 2) + 1  # no less than a corner sticks out
     wide = functional.pad(images, [margin], padding_mode="edge")
     turned = functional.rotate(wide, _DEGREES, interpolation=InterpolationMode.BILINEAR)
-    return functional.center_crop(turned, [height, width])
+    middle: Tensor = functional.center_crop(turned, [height, width])
+    return middle
 
 
 @dataclass(frozen=True)
