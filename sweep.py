@@ -110,6 +110,21 @@ def split(context: typer.Context, config: Config, set_: Set = None, out: OutFile
 
 
 @app.command()
+def augment(
+    context: typer.Context,
+    config: Config,
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("grid.png"),
+    images: Annotated[int, typer.Option(min=1, max=100, help="Rows of the picture.")] = 6,
+) -> None:
+    """A picture of training images: as they are scored, and as training sees them."""
+    with _exit_codes(context):
+        from commands.augment import augment as command
+
+        command(config, set_ or (), out, images, _console())
+
+
+@app.command()
 def status(
     context: typer.Context,
     folder: Folder,
@@ -153,12 +168,19 @@ def ensemble(
 
 
 @app.command()
-def submit(context: typer.Context, folder: Folder, out: OutFile = None) -> None:
+def submit(
+    context: typer.Context,
+    folder: Folder,
+    tta: Annotated[
+        str, typer.Option(help="Average over views: none, flip or flip-rotate.")
+    ] = "none",
+    out: OutFile = None,
+) -> None:
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
         from commands.finish import submit_run as command
 
-        command(folder, out, _console())
+        command(folder, tta, out, _console())
 
 
 @app.command()

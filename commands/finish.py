@@ -22,6 +22,7 @@ from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.predictor import Predictor
 from inference.submission import Receipt, write_submission
+from inference.tta import find_tta
 from reporting.report import write_report
 
 
@@ -37,7 +38,7 @@ class Finished:
 def finish(store: RunStore, console: Console) -> Finished:
     """Blend, score held-out rows, write submission and report."""
     ensemble = blend(store, store.config().ensemble, console)
-    receipt = submit(store, None, console) if store.config().data.test is not None else None
+    receipt = submit(store, "none", None, console) if store.config().data.test is not None else None
     report = write_report(store)
     return Finished(ensemble, receipt, report)
 
@@ -66,16 +67,17 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     return ensemble
 
 
-def submit(store: RunStore, out: Path | None, console: Console) -> Receipt:
+def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
     """Predict the test set with the blend; write the submission and its receipt. `out` None:
     `submission.csv` in the run folder."""
+    find_tta(tta)  # a wrong name is told before the test set is read
     config = store.config()
     test = read_test_set(config.data, store.classes())
     if test is None:
         raise RunFolderError.single(
             f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
         )
-    predictor = Predictor(store, workers=cores())
+    predictor = Predictor(store, cores(), tta)
     with console.status(f"Predicting {len(test)} test images") as status:
         prob = predictor.probabilities(
             [test.file(row) for row in range(len(test))],
@@ -84,7 +86,7 @@ def submit(store: RunStore, out: Path | None, console: Console) -> Receipt:
             ),
         )
     files, name = _target(store, out)
-    receipt = write_submission(files, name, test, store.classes(), prob, predictor.ensemble)
+    receipt = write_submission(files, name, test, store.classes(), prob, predictor.ensemble, tta)
     console.print(
         f"[bold]{receipt.file}[/bold]: {receipt.rows} rows, {len(receipt.columns) - 1} classes, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
@@ -128,9 +130,9 @@ def reblend(root: str, method: str | None, max_members: int | None, console: Con
     blend(store, store.config().ensemble.model_copy(update=given), console)
 
 
-def submit_run(root: str, out: Path | None, console: Console) -> None:
+def submit_run(root: str, tta: str, out: Path | None, console: Console) -> None:
     """`submit DIR`."""
-    submit(RunStore.open(root), out, console)
+    submit(RunStore.open(root), tta, out, console)
 
 
 def report(root: str, console: Console) -> None:

@@ -46,7 +46,7 @@ def trial(
         params=plan.space.default(backbone),
         fold=fold,
         training=plan.config.training,
-        policy=plan.config.augment.policy,
+        augment=plan.config.augment,
         seed=plan.config.search.seed,
         cpus=plan.config.resources.cpus_per_trial,
         use_gpu=plan.config.resources.gpus_per_trial != 0,

@@ -180,10 +180,26 @@ class TrainingConfig(_Section):
     """Images on the device at once; larger batches accumulate gradients over several."""
 
 
+def _one_name(value: object) -> object:
+    """`{name: {argument: value}}`; `{name: }` and a bare `name` take every default."""
+    entry: object = {value: {}} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ValueError("should be one transform with its arguments: {<library>.<name>: {...}}")
+    [(name, arguments)] = entry.items()
+    if not isinstance(arguments, dict | None):
+        raise ValueError(f"the arguments of {name} should be a mapping: {{<name>: <value>}}")
+    return {name: arguments or {}}
+
+
+TransformConfig = Annotated[dict[str, dict[str, Any]], BeforeValidator(_one_name)]
+
+
 class AugmentConfig(_Section):
     """How training images are varied."""
 
     policy: str = "medium"
+    transforms: tuple[TransformConfig, ...] = ()
+    """Further transforms after the policy, in this order: `{<library>.<name>: {arguments}}`."""
 
 
 class ResourcesConfig(_Section):

@@ -18,6 +18,7 @@ from experiment.errors import RunFolderError
 from experiment.metrics import normalise
 from experiment.records import MemberRecord
 from experiment.store import RunStore, weights_name
+from inference.tta import AveragedViews, find_tta
 from trainables.backbones import Classifier
 from trainables.pixel_cache import ImageSource, open_images
 from trainables.predict import (
@@ -39,7 +40,8 @@ class Predictor:
     >>> Predictor(RunStore.open("runs/cars")).probabilities([Path("car.jpg")])  # (1, C)
     """
 
-    def __init__(self, store: RunStore, workers: int = 1) -> None:
+    def __init__(self, store: RunStore, workers: int = 1, tta: str = "none") -> None:
+        self._tta = find_tta(tta)
         ensemble = store.ensemble()
         if ensemble is None:
             raise RunFolderError.single(
@@ -81,7 +83,8 @@ class Predictor:
         loader = scoring_loader(
             source, np.arange(len(files)), card.image_size, _BATCH, workers, self._device
         )
-        log_prob, _ = log_probabilities(model, loader, self._device, self._autocast)
+        seen = AveragedViews(model, self._tta)
+        log_prob, _ = log_probabilities(seen, loader, self._device, self._autocast)
         return normalise(np.exp(log_prob.astype(np.float64)))
 
     def _classifier(self, member: MemberRecord, fold: int) -> tuple[Classifier, ModelCard]:

@@ -40,6 +40,8 @@ class Receipt:
     certificate: float
     members: tuple[dict[str, object], ...]
     folds_hash: str
+    tta: str
+    """Test-time augmentation: the views that were averaged."""
     checks: tuple[str, ...]
 
 
@@ -50,6 +52,7 @@ def write_submission(
     classes: Sequence[str],
     prob: NDArray[np.float64],
     ensemble: EnsembleRecord,
+    tta: str = "none",
 ) -> Receipt:
     """Write `name` and `<name without .csv>.receipt.json` into `files`. `prob` is (n, C) in the
     order of `test` and `classes`. Raises RunFailure where a check does not pass; then no file
@@ -73,6 +76,7 @@ def write_submission(
         certificate=ensemble.certificate,
         members=tuple(member.model_dump() for member in ensemble.members),
         folds_hash=ensemble.folds_hash,
+        tta=tta,
         checks=checks,
     )
     text = json.dumps(receipt.__dict__, indent=1, ensure_ascii=False)

@@ -34,6 +34,7 @@ from trainables.backbones import (
 )
 from trainables.losses import check_loss
 from trainables.pixel_cache import cache_bytes
+from trainables.transform_checks import check_transforms
 
 T = TypeVar("T")
 _FLOAT32, _VARIANTS = 4, 2  # bytes; raw and EMA
@@ -77,6 +78,7 @@ def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) 
     return [
         *_backbone_problems(config, space),
         *_named_parts(config),
+        *_transform_problems(config, space),
         *_precision_problems(config, nodes),
         *resource_problems(nodes, config.resources),
     ]
@@ -137,6 +139,11 @@ def _named_parts(config: SweepConfig) -> Iterable[Problem]:
         check_method(config.ensemble.method),
     )
     return [problem for problem in found if problem is not None]
+
+
+def _transform_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
+    sizes = {size for backbone in space.backbones for size in _image_sizes(space, backbone)}
+    return check_transforms(config.augment.transforms, sizes or {config.training.image_size})
 
 
 def _precision_problems(config: SweepConfig, nodes: list[Node]) -> Iterable[Problem]:

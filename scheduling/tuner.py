@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.config import SweepConfig, TrainingConfig
+from experiment.config import AugmentConfig, SweepConfig, TrainingConfig
 from experiment.progress import Progress, RunningTrial
 from experiment.records import CandidateSummary, TrialRecord
 from experiment.store import RunStore
@@ -62,7 +62,7 @@ class TrialJob:
     run: str
     image_root: str
     training: TrainingConfig
-    policy: str
+    augment: AugmentConfig
     seed: int
     cpus: int
     use_gpu: bool
@@ -217,7 +217,7 @@ def run_sweep(
         store.root,
         image_root,
         config.training,
-        config.augment.policy,
+        config.augment,
         config.search.seed,
         config.resources.cpus_per_trial,
         cluster.gpus_per_trial > 0,
@@ -269,7 +269,7 @@ def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
             params=TrialParams.from_dict(config[PARAMS]),
             fold=config[FOLD],
             training=job.training,
-            policy=job.policy,
+            augment=job.augment,
             seed=job.seed,
             cpus=job.cpus,
             use_gpu=job.use_gpu,

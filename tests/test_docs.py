@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from experiment.config import SweepConfig, parse_config  # noqa: E402  (also run as a script)
 from search_spaces.params import KNOBS  # noqa: E402
 from trainables.augment import POLICIES  # noqa: E402
+from trainables.custom_transforms import CUSTOM  # noqa: E402
 
 GUIDE = ROOT / "docs" / "configuration.md"
 
@@ -34,7 +37,18 @@ def policy_table() -> str:
     return "\n".join(["| policy | what |\n|---|---|", *rows])
 
 
-TABLES = {"knobs": knob_table, "policies": policy_table}
+def custom_table() -> str:
+    rows = [f"| `{c.name}` | {_arguments(c.make)} | {c.doc} |" for c in CUSTOM.values()]
+    return "\n".join(["| transform | arguments | what |\n|---|---|---|", *rows])
+
+
+def _arguments(make: Callable[..., object]) -> str:
+    return ", ".join(
+        f"`{p.name}: {p.default}`" for p in inspect.signature(make).parameters.values()
+    )
+
+
+TABLES = {"knobs": knob_table, "policies": policy_table, "custom transforms": custom_table}
 
 
 def written(text: str, name: str) -> str:
@@ -61,7 +75,8 @@ def test_the_guides_skeleton_is_every_key_with_its_default() -> None:
         for key, info in keys.items():
             if section in ("data", "search") and key in skeleton[section]:
                 continue  # examples
-            assert skeleton[section][key] == info.default, f"{section}.{key}"
+            default = list(info.default) if isinstance(info.default, tuple) else info.default
+            assert skeleton[section][key] == default, f"{section}.{key}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainables.augment import Policy, augment, resize
+from experiment.config import AugmentConfig
+from trainables.augment import POLICIES, augment, resize
 from trainables.pixel_cache import ImageSource
+from trainables.transforms import Transforms
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ class OrderedBatches(Sampler[BatchRows]):
 class Batches(Dataset[Batch]):
     """Makes whole batches: one call a batch keeps the per-image overhead small."""
 
-    def __init__(self, source: ImageSource, image_size: int, policy: Policy) -> None:
-        self._source, self._image_size, self._policy = source, image_size, policy
+    def __init__(self, source: ImageSource, image_size: int, config: AugmentConfig) -> None:
+        self._source, self._image_size = source, image_size
+        self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
@@ -90,6 +93,7 @@ class Batches(Dataset[Batch]):
         else:
             rng = np.random.default_rng(batch.seed)
             pixels = augment(images, self._image_size, self._policy, rng)
+            pixels = self._transforms(pixels, rng)
         return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows))
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.utils.data import DataLoader
 
-from trainables.augment import POLICIES
+from experiment.config import AugmentConfig
 from trainables.backbones import Classifier, build_classifier
 from trainables.data import Batch, Batches, OrderedBatches, build_loader, to_float
 from trainables.pixel_cache import ImageSource
@@ -59,7 +59,7 @@ def scoring_loader(
     device: torch.device,
 ) -> DataLoader[Batch]:
     """Rows in order, resized only."""
-    dataset = Batches(source, image_size, POLICIES["none"])
+    dataset = Batches(source, image_size, AugmentConfig(policy="none"))
     sampler = OrderedBatches(rows, batch_size)
     return build_loader(dataset, sampler, workers, device.type == "cuda")
 

@@ -32,14 +32,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from experiment.config import TrainingConfig
+from experiment.config import AugmentConfig, TrainingConfig
 from experiment.folds import HELD_OUT
 from experiment.metrics import log_loss_of_true
 from experiment.records import EMA, RAW, Oof, TrialRecord, VariantScore
 from experiment.store import RunStore
 from experiment.tables import on_disk
 from search_spaces.params import TrialParams
-from trainables.augment import POLICIES
 from trainables.backbones import build_classifier
 from trainables.data import Batch, Batches, ShuffledBatches, build_loader, to_float
 from trainables.ema import build_ema
@@ -69,7 +68,7 @@ class TrialSpec:
     params: TrialParams
     fold: int
     training: TrainingConfig
-    policy: str
+    augment: AugmentConfig
     seed: int
     """The sweep's seed; the trial's own follows from it, the hyperparameters and the fold."""
     cpus: int = 1
@@ -219,7 +218,7 @@ def _open_data(spec: TrialSpec, store: RunStore, device: torch.device) -> _Data:
     on_gpu = device.type == "cuda"
     workers = spec.cpus - 1 if on_gpu else 0
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec))
-    dataset = Batches(source, params.image_size, POLICIES[spec.policy])
+    dataset = Batches(source, params.image_size, spec.augment)
     return _Data(
         store.labels(),
         len(store.classes()),

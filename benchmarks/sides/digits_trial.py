@@ -82,7 +82,7 @@ class Digits:
             params=space.default(backbone),
             fold=_FOLD,
             training=self._config.training,
-            policy=self._config.augment.policy,
+            augment=self._config.augment,
             seed=0,
             cpus=1,
         )
@@ -114,7 +114,7 @@ class Digits:
         source = open_images(files, spec.params.image_size, 1)
         rows = (store.folds().fold != _FOLD).nonzero()[0]
         batches = ShuffledBatches(rows, spec.params.batch_size, 0)
-        dataset = Batches(source, spec.params.image_size, POLICIES[spec.policy])
+        dataset = Batches(source, spec.params.image_size, spec.augment)
         loader = build_loader(dataset, batches, 0, False)
         started = time.perf_counter()
         for epoch in range(spec.params.epochs):
@@ -125,7 +125,8 @@ class Digits:
 
     def plain(self, backbone: str) -> TrialRun:
         spec = self._spec(backbone)
-        params, policy, clip_grad = spec.params, POLICIES[spec.policy], spec.training.clip_grad
+        params, clip_grad = spec.params, spec.training.clip_grad
+        policy = POLICIES[spec.augment.policy]
         store = RunStore.open(spec.run)
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, params.image_size, 1)

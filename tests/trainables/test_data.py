@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from experiment.config import AugmentConfig
 from trainables.augment import POLICIES, augment, resize
 from trainables.data import Batch, Batches, OrderedBatches, ShuffledBatches, build_loader, to_float
 
@@ -33,7 +34,7 @@ def digest(batches: list[Batch]) -> str:
 
 def epochs(workers: int, seed: int = 3) -> list[str]:
     sampler = ShuffledBatches(np.arange(5, 40), 8, seed)
-    dataset = Batches(Patterns(), 16, POLICIES["medium"])
+    dataset = Batches(Patterns(), 16, AugmentConfig(policy="medium"))
     loader = build_loader(dataset, sampler, workers, False)
     found = []
     for epoch in range(2):
@@ -85,7 +86,7 @@ def test_over_epochs_the_left_out_rows_change() -> None:
 def test_scoring_batches_hold_every_row_in_order_resized_only() -> None:
     rows = np.array([3, 1, 99, 4, 7])
     sampler = OrderedBatches(rows, 2)
-    loader = build_loader(Batches(Patterns(), 16, POLICIES["none"]), sampler, 0, False)
+    loader = build_loader(Batches(Patterns(), 16, AugmentConfig(policy="none")), sampler, 0, False)
     found = list(loader)
     assert len(found) == len(sampler) == 3
     assert torch.cat([b.rows for b in found]).tolist() == rows.tolist()
@@ -95,7 +96,7 @@ def test_scoring_batches_hold_every_row_in_order_resized_only() -> None:
 
 def test_a_training_batch_is_the_augmentation_of_its_seed() -> None:
     sampler = ShuffledBatches(np.arange(8), 4, 5)
-    loader = build_loader(Batches(Patterns(), 16, POLICIES["light"]), sampler, 0, False)
+    loader = build_loader(Batches(Patterns(), 16, AugmentConfig(policy="light")), sampler, 0, False)
     for plan, batch in zip(list(sampler), loader, strict=True):
         images = [Patterns().image(row) for row in plan.rows]
         rng = np.random.default_rng(plan.seed)

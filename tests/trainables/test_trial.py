@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load
 from sklearn.metrics import accuracy_score, log_loss
 
-from experiment.config import TrainingConfig
+from experiment.config import AugmentConfig, TrainingConfig
 from experiment.metrics import normalise
 from search_spaces.params import TrialParams
 from trainables import trial as trial_module
@@ -53,7 +53,11 @@ def spec_for(run: Any, **changes: Any) -> TrialSpec:
     section and of the hyperparameters alike."""
     training = {"precision": "fp32", "pretrained": False}
     params: dict[str, Any] = {"epochs": 2, "image_size": 32, "batch_size": 14, "lr": 2e-3}
-    spec: dict[str, Any] = {"backbone": "timm/test_vit", "fold": 0, "policy": "light"}
+    spec: dict[str, Any] = {
+        "backbone": "timm/test_vit",
+        "fold": 0,
+        "augment": AugmentConfig(policy="light"),
+    }
     for key, value in changes.items():
         if key in TrialParams().as_dict():
             params[key] = value

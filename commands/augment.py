@@ -1,0 +1,94 @@
+"""`augment`: a picture of what training sees, before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from experiment.config import AugmentConfig, SweepConfig, parse_config
+from experiment.errors import DataError, Problem, UserError
+from experiment.files import open_files
+from experiment.images import ImageError
+from experiment.manifest import Manifest, read_manifest
+from reporting.augment_grid import augment_grid
+from search_spaces.sampling import build_space
+from trainables.augment import check_policy
+from trainables.data import Batches, BatchRows
+from trainables.pixel_cache import EncodedImages, stored_side
+from trainables.transform_checks import check_transforms
+
+_SAMPLES = 7  # augmented ones of each image
+
+
+def augment(
+    config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
+) -> None:
+    """Write a PNG: a row an image, first as scored, then as training sees it."""
+    parsed = parse_config(config, overrides)
+    sweep = parsed.require()
+    size = _image_size(sweep, parsed.source)
+    problems = _problems(sweep.augment, size)
+    if problems:
+        raise UserError(problems)
+    manifest = read_manifest(sweep.data, sweep.folds.column)
+    rows = one_per_class_first(manifest.labels, images)
+    labels = [manifest.classes[label] for label in manifest.labels[rows]]
+    samples = _samples(manifest, rows, size, sweep)
+    data = augment_grid(samples, labels, f"{_title(sweep.augment)}; {size} px")
+    _write(out, data)
+    console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(sweep.augment)}")
+
+
+def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` rows: the first of each class, then the second of each, and so on."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order])
+    nth = np.arange(len(labels)) - starts  # which one of its class each row is
+    chosen: NDArray[np.int64] = order[np.lexsort((labels[order], nth))][:count]
+    return chosen
+
+
+def _image_size(config: SweepConfig, source: str) -> int:
+    """That of the first backbone's first candidate."""
+    space, problems = build_space(config.search, config.training, source)
+    if problems:
+        raise UserError(problems)
+    return space.default(config.search.backbones[0]).image_size
+
+
+def _problems(config: AugmentConfig, size: int) -> list[Problem]:
+    policy = check_policy(config.policy)
+    return [*([policy] if policy else []), *check_transforms(config.transforms, [size])]
+
+
+def _samples(
+    manifest: Manifest, rows: NDArray[np.int64], size: int, config: SweepConfig
+) -> list[list[NDArray[np.uint8]]]:
+    """A row of images each: the scored one, then the same as in as many training batches."""
+    files = [manifest.file(int(row)) for row in rows]
+    batches = Batches(EncodedImages(files, stored_side(size)), size, config.augment)
+    places = np.arange(len(files))
+    seeds = [None, *((config.search.seed, epoch) for epoch in range(_SAMPLES))]
+    try:
+        columns = [batches.__getitems__(BatchRows(places, s)).images.numpy() for s in seeds]
+    except ImageError as error:
+        raise DataError([Problem(str(error.path), error.reason)]) from error
+    return [[column[place] for column in columns] for place in places]
+
+
+def _title(config: AugmentConfig) -> str:
+    names = [name for entry in config.transforms for name in entry]
+    more = f" and {', '.join(names)}" if names else ""
+    return f"policy {config.policy}{more}"
+
+
+def _write(out: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    try:
+        open_files(out.resolve().parent).write(out.name, data)
+    except OSError as error:
+        raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error

@@ -1,0 +1,90 @@
+"""Test-time augmentation: the model sees several views of an image, its probabilities are averaged.
+
+Takes float images (B, 3, H, W) in [0, 1] on any device, gives views of the same shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from experiment.config import closest
+from experiment.errors import Problem, UserError
+
+View = Callable[[Tensor], Tensor]
+_DEGREES = 15.0
+
+
+def _plain(images: Tensor) -> Tensor:
+    return images
+
+
+def _flip(images: Tensor) -> Tensor:
+    flipped: Tensor = functional.horizontal_flip(images)
+    return flipped
+
+
+def _rotate(images: Tensor) -> Tensor:
+    """Counter-clockwise. What turns in from outside is the edge going on, as in training."""
+    height, width = images.shape[-2:]
+    sin = math.sin(math.radians(_DEGREES))
+    margin = math.ceil(max(height, width) * sin / 2) + 1  # no less than a corner sticks out
+    wide = functional.pad(images, [margin], padding_mode="edge")
+    turned = functional.rotate(wide, _DEGREES, interpolation=InterpolationMode.BILINEAR)
+    middle: Tensor = functional.center_crop(turned, [height, width])
+    return middle
+
+
+@dataclass(frozen=True)
+class TTA:
+    """One row of the table."""
+
+    name: str
+    doc: str
+    views: tuple[View, ...]
+
+
+TTAS: dict[str, TTA] = {
+    tta.name: tta
+    for tta in (
+        TTA("none", "the image as it is", (_plain,)),
+        TTA("flip", "as it is, and flipped horizontally", (_plain, _flip)),
+        TTA("flip-rotate", "as it is, flipped, turned by 15 degrees", (_plain, _flip, _rotate)),
+    )
+}
+
+
+def find_tta(name: str) -> TTA:
+    """Raises UserError, with what is allowed, where there is none of that name."""
+    if name in TTAS:
+        return TTAS[name]
+    near = closest(name, TTAS)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    problem = Problem("--tta", f"got {name!r}; {hint}allowed: {', '.join(TTAS)}")
+    raise UserError([problem])
+
+
+class AveragedViews(nn.Module):
+    """(B, 3, H, W) -> (B, C) logarithm of the mean of the views' probabilities, in float32."""
+
+    def __init__(self, model: nn.Module, tta: TTA) -> None:
+        super().__init__()
+        self._model, self._tta = model, tta
+
+    def forward(self, images: Tensor) -> Tensor:
+        views = [self._log_prob(self._view(view, images)) for view in self._tta.views]
+        return torch.logsumexp(torch.stack(views), dim=0) - math.log(len(views))
+
+    def _view(self, view: View, images: Tensor) -> Tensor:
+        # Half precision would put a turned image's pixels in the wrong place.
+        with torch.autocast(images.device.type, enabled=False):
+            return view(images)
+
+    def _log_prob(self, images: Tensor) -> Tensor:
+        return torch.log_softmax(self._model(images).float(), dim=1)

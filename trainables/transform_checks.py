@@ -1,0 +1,186 @@
+"""Whether a list of transforms can run, found before anything trains: names, arguments, sizes.
+
+Takes the entries of `augment.transforms` and the image sizes of the sweep, gives every problem,
+with what is allowed or the new form of what a library has renamed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from experiment.config import TransformConfig, closest
+from experiment.errors import EnvironmentProblem, Problem, listing
+from trainables.augment import Image
+from trainables.removed_names import new_argument, new_transform
+from trainables.transforms import LIBRARIES, Draws, Maker, Step, build_step, seeded
+
+Tried = tuple[Image, str | None]  # the image, and what is wrong with it
+_WHERE = "augment.transforms"
+_TRIES = 5  # of a list on a dummy image: sizes may be drawn at random
+_OF_THE_MODEL = frozenset(
+    (
+        *("Normalize", "ToTensor", "ToTensorV2", "ToTensor3D", "ToFloat", "FromFloat", "ToDtype"),
+        *("ConvertImageDtype", "ToImage", "ToPILImage", "PILToTensor", "ToPureTensor"),
+    )
+)
+_OF_BATCHES = frozenset(("MixUp", "CutMix"))
+
+
+def check_transforms(entries: Sequence[TransformConfig], sizes: Iterable[int]) -> list[Problem]:
+    """Every entry's problems; where there are none, those of the list on a dummy image."""
+    problems = [p for i, entry in enumerate(entries) for p in _entry_problems(i, entry)]
+    if problems:
+        return list(dict.fromkeys(problems))  # a package is wrong once, not once an entry
+    found = (_size_problem(entries, size) for size in sorted(set(sizes)))
+    return [problem for problem in found if problem is not None]
+
+
+def _entry_problems(index: int, entry: TransformConfig) -> Iterator[Problem]:
+    [(full_name, arguments)] = entry.items()
+    where = f"{_WHERE}.{index} {full_name}"
+    prefix, _, name = full_name.rpartition(".")
+    if name in _OF_THE_MODEL:
+        advice = "images stay 8-bit RGB here, and each model normalises its own input; remove it"
+        yield Problem(where, advice)
+        return
+    if name in _OF_BATCHES:
+        yield Problem(where, "mixes images of a batch, not one image; see search.space.mixup_prob")
+        return
+    try:
+        makers = LIBRARIES[prefix].makers() if prefix in LIBRARIES else {}
+    except EnvironmentProblem as error:
+        yield from error.problems
+        return
+    if name not in makers:
+        yield Problem(where, _unknown(prefix, name, makers))
+        return
+    wrong = list(_argument_problems(where, name, makers[name], arguments))
+    yield from wrong or _value_problems(where, entry)
+
+
+def _unknown(prefix: str, name: str, makers: Mapping[str, Maker]) -> str:
+    new = new_transform(name)
+    if new is not None and prefix in ("albumentations", ""):
+        return f"albumentations 2 has no {name}; use {new}"
+    if prefix in LIBRARIES:
+        return f"unknown transform; {_did_you_mean(f'{prefix}.{n}' for n in closest(name, makers))}"
+    near = (f"{library}.{name}" for library in LIBRARIES if name in _makers(library))
+    libraries = ", ".join(LIBRARIES)
+    return f"should be named <library>.<transform>; libraries: {libraries}; {_did_you_mean(near)}"
+
+
+def _makers(library: str) -> Mapping[str, Maker]:
+    try:
+        return LIBRARIES[library].makers()
+    except EnvironmentProblem:
+        return {}
+
+
+def _did_you_mean(near: Iterable[str]) -> str:
+    found = " or ".join(near)
+    return f"did you mean {found}?" if found else "no close match"
+
+
+def _argument_problems(
+    where: str, name: str, maker: Maker, arguments: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """Arguments that the transform has not, or needs and did not get."""
+    parameters = inspect.signature(maker).parameters
+    for key, value in arguments.items():
+        if key in parameters:
+            continue
+        new = new_argument(name, key, value, parameters)
+        if new is not None:
+            yield Problem(where, f"argument {key!r} is gone; write {new}")
+            continue
+        near = closest(key, parameters, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        yield Problem(where, f"unknown argument {key!r}; {hint}allowed: {', '.join(parameters)}")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
+    unknown = arguments.keys() - parameters.keys()
+    if missing and not unknown:
+        yield Problem(where, f"needs {listing(missing)}")
+
+
+def _value_problems(where: str, entry: TransformConfig) -> Iterator[Problem]:
+    """What the library says of the values."""
+    try:
+        build_step(entry)
+    except Exception as error:  # each library and transform has its own exceptions
+        cause = error if isinstance(error, ValidationError) else error.__cause__
+        reasons = _reasons(cause) if isinstance(cause, ValidationError) else [str(error)]
+        for reason in reasons:
+            yield Problem(where, reason)
+
+
+def _reasons(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        given = json.dumps(detail["input"], default=str)
+        argument = detail["loc"][:1]  # what follows are pydantic's words for a type's branches
+        yield f"{argument[0]}: got {given}; {message}" if argument else message
+
+
+def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | None:
+    """Run every transform, whatever its probability, on noise of the policy's output size."""
+    steps = [build_step(_always(entry)) for entry in entries]
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(_TRIES):
+            draws, image = seeded(seed), noise.copy()
+            for i, step in enumerate(steps):
+                image, fault = _tried(step, image, draws, entries[i])
+                if fault is not None:
+                    where = f"{_WHERE}.{i} {next(iter(entries[i]))}"
+                    return Problem(where, f"on an image of {size} x {size}: {fault}")
+            if image.shape != noise.shape:
+                return Problem(_WHERE, _wrong_size(image, size))
+    return None
+
+
+def _tried(step: Step, image: Image, draws: Draws, entry: TransformConfig) -> Tried:
+    """What the step makes of the image, and what is wrong with it."""
+    try:
+        changed = step(image.copy(), draws)
+    except Exception as error:  # each transform has its own exceptions
+        return image, (str(error) or type(error).__name__).splitlines()[0]
+    if changed.ndim != 3 or changed.shape[2] != 3:
+        return image, "does not give an RGB image"
+    if changed.dtype != np.uint8:
+        return image, f"gives {changed.dtype}, not 8-bit, pixels"
+    if changed.shape != image.shape and not _is_certain(entry):
+        return image, "changes the size, and not of every image; give it p: 1"
+    return changed, None
+
+
+def _wrong_size(image: Image, size: int) -> str:
+    return (
+        f"the list makes {image.shape[1]} x {image.shape[0]} pixels of {size} x {size}; needed: "
+        f"{size} x {size}, the sweep's image_size; change or remove what resizes, crops or pads"
+    )
+
+
+def _always(entry: TransformConfig) -> TransformConfig:
+    """The entry with probability 1, where it has one."""
+    [(name, arguments)] = entry.items()
+    return entry if _default_p(name) is None else {name: arguments | {"p": 1.0}}
+
+
+def _is_certain(entry: TransformConfig) -> bool:
+    [(name, arguments)] = entry.items()
+    default = _default_p(name)
+    return default is None or bool(arguments.get("p", default) == 1)
+
+
+def _default_p(full_name: str) -> float | None:
+    """None: the transform has no probability."""
+    prefix, _, name = full_name.partition(".")
+    parameter = inspect.signature(LIBRARIES[prefix].makers()[name]).parameters.get("p")
+    return None if parameter is None else parameter.default
