@@ -227,6 +227,11 @@ def _exit_codes(context: typer.Context) -> Iterator[None]:
             screen.print_exception()
         _print_error(error, screen)
         raise typer.Exit(error.exit_code) from error
+    except OSError as error:  # a full disk, a folder that may not be written
+        if context.obj:
+            screen.print_exception()
+        screen.print(str(error), markup=False)
+        raise typer.Exit(FoldraceError.exit_code) from error
 
 
 def _print_error(error: FoldraceError, screen: Console) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from commands.check import already_exists, print_plan
 from commands.finish import cores, finish
-from commands.terminal import log_folder, logging_to, only_our_output
+from commands.terminal import log_folder, logging_to, only_driver, only_our_output
 from experiment.config import ParsedConfig, ResourcesConfig, parse_config
 from experiment.errors import EnvironmentProblem, Interrupted
 from experiment.folds import folds_csv
@@ -67,7 +67,11 @@ def sweep_and_finish(
 ) -> None:
     config = store.config()
     folder = log_folder(store)
-    with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
+    with (
+        only_driver(store, folder),
+        logging_to(folder),
+        only_our_output(folder / "ray.log", console) as screen,
+    ):
         _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
             problems = unreachable(_local_folders(store, image_root))

@@ -10,8 +10,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
+from experiment.errors import RunFolderError
 from experiment.store import RunStore
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -22,6 +24,19 @@ def log_folder(store: RunStore) -> Path:
     folder = store.log_folder() or Path(tempfile.mkdtemp(prefix="foldrace-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextlib.contextmanager
+def only_driver(store: RunStore, folder: Path) -> Iterator[None]:
+    """RunFolderError while another process sweeps into the same run folder. The lock goes with
+    its process, however that ends."""
+    try:
+        with FileLock(folder / "driver.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise RunFolderError.single(
+            store.root, "another `run` or `resume` is at work on it; wait for it, or end it first"
+        ) from error
 
 
 @contextlib.contextmanager
