@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from commands.run import run
 from experiment.demo_data import hidden_labels, write_demo
 from experiment.metrics import accuracy, log_loss
 from experiment.store import RunStore
@@ -21,6 +20,8 @@ def demo(folder: Path, console: Console) -> None:
     if store.exists:
         _show(store, folder, console)
         return
+    from commands.run import run  # heavy: showing an existing demo does without
+
     console.print(f"Writing scikit-learn's handwritten digits as PNG files to {folder}/data")
     config = write_demo(folder)
     run(config, str(folder / "run"), (), None, dry_run=False, smoke=False, console=console)
