@@ -54,7 +54,7 @@ def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int
 
 def _image_size(config: SweepConfig, source: str) -> int:
     """That of the first backbone's first candidate."""
-    space, problems = build_space(config.search, config.training, source)
+    space, problems = build_space(config, source)
     if problems:
         raise UserError(problems)
     return space.default(config.search.backbones[0]).image_size

@@ -37,7 +37,7 @@ def resume(
     parsed = _parse_stored(store, overrides)
     _refuse_other_changes(store, parsed)
     config = parsed.require()
-    space, problems = build_space(config.search, config.training, f"{store.root}/sweep.yaml")
+    space, problems = build_space(config, f"{store.root}/sweep.yaml")
     manifest = _same_data(store, config)
     with cluster_for_checks(parsed, address) as nodes:
         problems += config_problems(config, space, nodes)

@@ -97,13 +97,32 @@ class FoldsConfig(_Section):
         return self
 
 
+def _form(value: object) -> str | None:
+    """Which branch of a union a value is meant for, so that it gets that branch's message."""
+    if isinstance(value, bool):
+        return "<bool>"
+    if isinstance(value, (int, float)):
+        return "<number>"
+    if isinstance(value, str):
+        return "<text>"
+    return "<range>" if isinstance(value, (dict, BaseModel)) else None
+
+
+ValueConfig = Annotated[
+    Annotated[float, Tag("<number>")] | Annotated[str, Tag("<text>")],
+    Discriminator(
+        _form, custom_error_type="form", custom_error_message="should be a number or a name"
+    ),
+]
+
+
 class RangeConfig(_Section):
     """What a knob may take in the search: low/high (with `log`), or `choices`."""
 
     low: float | None = None
     high: float | None = None
     log: bool | None = None
-    choices: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    choices: Annotated[tuple[ValueConfig, ...], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> RangeConfig:
@@ -115,26 +134,19 @@ class RangeConfig(_Section):
         return self
 
 
-def _form(value: object) -> str | None:
-    """Which branch of a union a value is meant for, so that it gets that branch's message."""
-    if isinstance(value, bool):
-        return "<bool>"
-    if isinstance(value, (int, float)):
-        return "<number>"
-    if isinstance(value, str):
-        return "<text>"
-    return "<range>" if isinstance(value, (dict, RangeConfig)) else None
-
-
-_KNOB_FORMS = "should be a number, `search`, {low, high[, log]} or {choices: [...]}"
+SEARCH = "search"
+KNOB_FORMS = (
+    "should be a number, a name, `search`, {low, high[, log]} or {choices: [...]}, as the "
+    "hyperparameter asks"
+)
 KnobConfig = Annotated[
     Annotated[float, Tag("<number>")]
-    | Annotated[Literal["search"], Tag("<text>")]
+    | Annotated[str, Tag("<text>")]
     | Annotated[RangeConfig, Tag("<range>")],
     Discriminator(
         _form,
         custom_error_type="form",
-        custom_error_message=_KNOB_FORMS,
+        custom_error_message=KNOB_FORMS,
     ),
 ]
 PretrainedConfig = Annotated[
@@ -177,7 +189,19 @@ class TrainingConfig(_Section):
     clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; null: no clipping."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Images on the device at once; larger batches accumulate gradients over several."""
+    """Images on the device at once; larger batches accumulate gradients over several. A trial that
+    runs out of device memory halves it by itself."""
+    meta_features: tuple[str, ...] = ()
+    """What is joined to the image's features, of the stored image: mean_colour, aspect_ratio."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    channels_last: bool = True
+    """Memory format of weights and images; false for the few backbones that are slower with it."""
+    compile: bool = False
+    """torch.compile: pays off in long trials on GPUs, costs a minute at each trial's start."""
+    save_every: Seconds = 60.0
+    """A trial saves its state at the end of an epoch, so often at most; what is interrupted goes on
+    from there."""
 
 
 def _one_name(value: object) -> object:
@@ -208,6 +232,9 @@ class ResourcesConfig(_Section):
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     """Fractions share one device. Default: 1 where the cluster has GPUs, else 0."""
+    devices_per_trial: Annotated[int, Field(ge=1)] = 1
+    """Above 1 each trial trains on so many devices (data parallel), each with `cpus_per_trial`
+    and `gpus_per_trial`."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     time_budget: Seconds | None = None
     """Seconds, or 90m, 2h, 1.5d: no fold trial runs beyond it."""
@@ -228,12 +255,16 @@ class EnsembleConfig(_Section):
     method: str = "greedy"
     max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 50
     max_members: Annotated[int, Field(ge=1)] | None = None
+    keep: Literal["all", "blend"] = "all"
+    """`blend` removes the weights that the blend does not use; never the OOF."""
 
 
 class SweepConfig(_Section):
     """The whole sweep."""
 
     name: str
+    plugins: tuple[str, ...] = ()
+    """Python files that add backbones, losses, optimisers and so on to the tables."""
     data: DataConfig
     folds: FoldsConfig = FoldsConfig()
     search: SearchConfig
@@ -433,8 +464,6 @@ def _describe(source: str, detail: Any) -> Problem:
         return Problem(where, _unknown_key(loc))
     if kind == "missing":
         return Problem(where, "is missing; this key has no default")
-    if kind == "literal_error" and context["expected"] == "'search'":
-        return Problem(where, f"got {given}; {_KNOB_FORMS}")
     if kind == "literal_error":
         return Problem(where, f"got {given}; allowed: {context['expected']}")
     if kind == "value_error":
@@ -496,7 +525,10 @@ def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
     names = ("train", "train_images", "test", "test_images", "sample_submission")
     found = {name: getattr(data, name) for name in names}
     absolute = {n: _absolute(v, base) for n, v in found.items() if v is not None}
-    update: dict[str, Any] = {"data": data.model_copy(update=absolute)}
+    update: dict[str, Any] = {
+        "data": data.model_copy(update=absolute),
+        "plugins": tuple(_absolute(path, base) for path in config.plugins),
+    }
     if isinstance(config.training.pretrained, str):
         weights = _absolute(config.training.pretrained, base)
         update["training"] = config.training.model_copy(update={"pretrained": weights})

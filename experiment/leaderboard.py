@@ -67,8 +67,9 @@ def _leaderboard_row(summary: CandidateSummary, knobs: Sequence[str]) -> list[ob
     ]  # fmt: skip
 
 
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.6g}"
+def _number(value: float | str | None) -> str | None:
+    """Six digits; a name as it is."""
+    return f"{value:.6g}" if isinstance(value, (int, float)) else value
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

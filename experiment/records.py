@@ -31,7 +31,7 @@ class CandidateRecord(_Record):
 
     candidate: str
     backbone: str
-    params: dict[str, int | float]
+    params: dict[str, int | float | str]
 
 
 class VariantScore(_Record):
@@ -50,7 +50,7 @@ class TrialRecord(_Record):
     fold: int
     status: TrialStatus
     backbone: str
-    params: dict[str, int | float]
+    params: dict[str, int | float | str]
     folds_hash: str
     seed: int
     variants: dict[str, VariantScore] = {}

@@ -23,7 +23,6 @@ from experiment.folds import make_folds
 from experiment.manifest import Manifest, scan_manifest
 from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node, resource_problems
-from search_spaces.ranges import Choice
 from search_spaces.sampling import SearchSpace, build_space
 from trainables.augment import check_policy
 from trainables.backbones import (
@@ -60,7 +59,7 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
     config = parsed.config
     if config is None:
         raise UserError(problems)
-    space, found = build_space(config.search, config.training, parsed.source)
+    space, found = build_space(config, parsed.source)
     problems += found
     problems += config_problems(config, space, nodes)
     manifest, fold, test, checked = _data(config, workers, problems)
@@ -113,13 +112,7 @@ def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: 
 
 
 def _image_sizes(space: SearchSpace, backbone: str) -> list[int]:
-    """Every size of a choice, the ends of a range, or the one fixed size."""
-    setting = space.settings[backbone]["image_size"]
-    if setting.range is None:
-        return [int(setting.default)]
-    if isinstance(setting.range, Choice):
-        return [int(value) for value in setting.range.values]
-    return [int(setting.range.low), int(setting.range.high)]
+    return [int(size) for size in space.settings[backbone]["image_size"].values]
 
 
 def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) -> Iterable[Problem]:

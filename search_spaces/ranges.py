@@ -1,4 +1,4 @@
-"""What a knob may take: a float range, an integer range, or a set of choices; each validated.
+"""What a knob may take: a float range, an integer range, a set of choices, or a name of a table.
 
 Takes bounds, gives immutable ranges that know what they contain.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+Value = int | float | str
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Float:
     def __post_init__(self) -> None:
         _check_bounds(self.low, self.high, self.log)
 
-    def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high
+    def contains(self, value: Value) -> bool:
+        return not isinstance(value, str) and self.low <= value <= self.high
 
     def middle(self) -> float:
         """The arithmetic middle, or the geometric one of a log range."""
@@ -42,7 +44,9 @@ class Int:
     def __post_init__(self) -> None:
         _check_bounds(self.low, self.high, self.log)
 
-    def contains(self, value: float) -> bool:
+    def contains(self, value: Value) -> bool:
+        if isinstance(value, str):
+            return False
         return float(value).is_integer() and self.low <= value <= self.high
 
     def middle(self) -> int:
@@ -56,7 +60,7 @@ class Int:
 class Choice:
     """One of a few values."""
 
-    values: tuple[float, ...]
+    values: tuple[Value, ...]
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -64,17 +68,38 @@ class Choice:
         if len(set(self.values)) != len(self.values):
             raise ValueError(f"gives a choice twice: {list(self.values)}")
 
-    def contains(self, value: float) -> bool:
+    def contains(self, value: Value) -> bool:
         return value in self.values
 
-    def middle(self) -> float:
-        return sorted(self.values)[(len(self.values) - 1) // 2]
+    def middle(self) -> Value:
+        """Of numbers the middle one, of names the first."""
+        numbers = [value for value in self.values if not isinstance(value, str)]
+        if len(numbers) < len(self.values):
+            return self.values[0]
+        return sorted(numbers)[(len(numbers) - 1) // 2]
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(f"{value:g}" for value in self.values)
+        return "one of " + ", ".join(shown(value) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A row of one of the training tables (losses, optimisers, heads ...), by its name. Whether
+    there is such a row is checked where the table lives."""
+
+    def contains(self, value: Value) -> bool:
+        return isinstance(value, str) and value != ""
+
+    def __str__(self) -> str:
+        return "a name"
 
 
 Range = Float | Int | Choice
+
+
+def shown(value: Value) -> str:
+    """A knob's value in a message or a table."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _check_bounds(low: float, high: float, log: bool) -> None:

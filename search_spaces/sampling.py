@@ -1,6 +1,6 @@
 """From the config's search section to hyperparameters: what each backbone may vary.
 
-Takes `SearchConfig` and `TrainingConfig`, gives a `SearchSpace` that draws `TrialParams` from an
+Takes a `SweepConfig`, gives a `SearchSpace` that draws `TrialParams` from an
 Optuna trial, or the problems in the config.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from optuna.distributions import (
     BaseDistribution,
@@ -17,10 +18,17 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from experiment.config import KnobConfig, RangeConfig, SearchConfig, TrainingConfig, closest
+from experiment.config import (
+    KNOB_FORMS,
+    SEARCH,
+    KnobConfig,
+    RangeConfig,
+    SweepConfig,
+    closest,
+)
 from experiment.errors import Problem
 from search_spaces.params import KNOBS, Knob, TrialParams
-from search_spaces.ranges import Choice, Float, Int, Range
+from search_spaces.ranges import Choice, Float, Int, Name, Range, Value, shown
 
 BACKBONE = "backbone"
 
@@ -31,8 +39,19 @@ class Setting:
     Optuna parameter: shared by backbones with the same range, else the backbone's own."""
 
     name: str
-    default: float
+    default: Value
     range: Range | None
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """Every value of a choice, the ends of a range, or the one fixed value."""
+        match self.range:
+            case None:
+                return (self.default,)
+            case Choice(values):
+                return values
+            case Float(low, high) | Int(low, high):
+                return (low, high)
 
 
 @dataclass(frozen=True)
@@ -57,12 +76,12 @@ class SearchSpace:
         values = {k: _suggest(trial, s) for k, s in self.settings[backbone].items()}
         return backbone, TrialParams.from_dict(values)
 
-    def encode(self, backbone: str, params: TrialParams) -> dict[str, float | str] | None:
+    def encode(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
         """Optuna's names and values for a configuration; None where it lies outside this space
         (as after `resume --set search.space...`)."""
         if backbone not in self.settings:
             return None
-        encoded: dict[str, float | str] = {BACKBONE: backbone}
+        encoded: dict[str, Value] = {BACKBONE: backbone}
         for knob, setting in self.settings[backbone].items():
             value = params.as_dict()[knob]
             if setting.range is None and value == setting.default:
@@ -83,12 +102,10 @@ class SearchSpace:
         return found
 
 
-def build_space(
-    search: SearchConfig, training: TrainingConfig, source: str = "config"
-) -> tuple[SearchSpace, list[Problem]]:
+def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Problem]]:
     """The space, with defaults in place of what is wrong, and what is wrong."""
-    problems: list[Problem] = []
-    shared = _settings(search.space, _defaults(training), f"{source}: search.space", "", problems)
+    search, problems = config.search, list[Problem]()
+    shared = _settings(search.space, _defaults(config), f"{source}: search.space", "", problems)
     for backbone in search.per_backbone:
         if backbone not in search.backbones:
             where = f"{source}: search.per_backbone.{backbone}"
@@ -108,15 +125,19 @@ def build_space(
     return SearchSpace(per_backbone), problems
 
 
-def _defaults(training: TrainingConfig) -> dict[str, float]:
-    """Knob -> default; `training.epochs` and `training.image_size` are knobs' defaults too."""
-    values = {name: knob.default for name, knob in KNOBS.items()}
-    return values | {"epochs": training.epochs, "image_size": training.image_size}
+def _defaults(config: SweepConfig) -> dict[str, Value]:
+    """Knob -> default; some knobs have theirs from another section."""
+    return {name: knob.default for name, knob in KNOBS.items()} | {
+        "epochs": config.training.epochs,
+        "image_size": config.training.image_size,
+        "loss": config.training.loss,
+        "policy": config.augment.policy,
+    }
 
 
 def _settings(
     given: Mapping[str, KnobConfig],
-    defaults: Mapping[str, float],
+    defaults: Mapping[str, Value],
     where: str,
     suffix: str,
     problems: list[Problem],
@@ -141,21 +162,29 @@ def _settings(
     return found
 
 
-def _setting(knob: Knob, form: KnobConfig | None, default: float, suffix: str) -> Setting:
+def _setting(knob: Knob, form: KnobConfig | None, default: Value, suffix: str) -> Setting:
     name = knob.name + suffix
     if form is None:
-        return Setting(name, _inside(default, knob.search), knob.search)
+        chosen = knob.search if knob.varied else None
+        return Setting(name, _inside(default, chosen), chosen)
     if isinstance(form, RangeConfig):
         chosen = _range(knob, form)
         return Setting(name, _inside(default, chosen), chosen)
-    if isinstance(form, str):  # `search`: the default range
-        chosen = knob.search or knob.limits
+    if form == SEARCH:
+        chosen = _searched(knob)
         return Setting(name, _inside(default, chosen), chosen)
     _check_value(knob, form)
-    return Setting(name, form, None)
+    return Setting(name, knob.cast(form), None)
 
 
-def _inside(default: float, chosen: Range | None) -> float:
+def _searched(knob: Knob) -> Range:
+    """The range of a knob for which the config says `search`."""
+    if isinstance(knob.limits, Name):
+        raise ValueError(f"is searched by {{choices: [...]}}: {knob.doc}")
+    return knob.search or knob.limits
+
+
+def _inside(default: Value, chosen: Range | None) -> Value:
     """The default where the range holds it, else the middle of the range."""
     return default if chosen is None or chosen.contains(default) else chosen.middle()
 
@@ -164,8 +193,9 @@ def _range(knob: Knob, form: RangeConfig) -> Range:
     if form.choices is not None:
         for value in form.choices:
             _check_value(knob, value)
-        whole = knob.whole
-        return Choice(tuple(int(v) if whole else v for v in form.choices))
+        return Choice(tuple(knob.cast(value) for value in form.choices))
+    if isinstance(knob.limits, Name):
+        raise ValueError(f"takes a name or {{choices: [...]}}, no low and high: {knob.doc}")
     base = knob.search if isinstance(knob.search, (Float, Int)) else knob.limits
     low = base.low if form.low is None else form.low
     high = base.high if form.high is None else form.high
@@ -175,12 +205,14 @@ def _range(knob: Knob, form: RangeConfig) -> Range:
     return Int(int(low), int(high), log) if knob.whole else Float(low, high, log)
 
 
-def _check_value(knob: Knob, value: float) -> None:
+def _check_value(knob: Knob, value: Value) -> None:
+    if not knob.named and isinstance(value, str):
+        raise ValueError(f"got {value!r}; {KNOB_FORMS} ({knob.doc})")
     if not knob.limits.contains(value):
-        raise ValueError(f"got {value:g}; allowed: {knob.limits} ({knob.doc})")
+        raise ValueError(f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
 
 
-def _suggest(trial: Trial, setting: Setting) -> float:
+def _suggest(trial: Trial, setting: Setting) -> Value:
     match setting.range:
         case None:
             return setting.default
@@ -189,7 +221,7 @@ def _suggest(trial: Trial, setting: Setting) -> float:
         case Int(low, high, log):
             return trial.suggest_int(setting.name, low, high, log=log)
         case Choice(values):
-            return trial.suggest_categorical(setting.name, list(values))
+            return cast(Value, trial.suggest_categorical(setting.name, list(values)))
 
 
 def _distribution(chosen: Range) -> BaseDistribution:

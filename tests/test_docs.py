@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from experiment.config import SweepConfig, parse_config  # noqa: E402  (also run as a script)
-from search_spaces.params import KNOBS  # noqa: E402
+from search_spaces.params import KNOBS, Knob  # noqa: E402
+from search_spaces.ranges import shown  # noqa: E402
 from trainables.augment import POLICIES  # noqa: E402
 from trainables.custom_transforms import CUSTOM  # noqa: E402
 
@@ -25,11 +26,18 @@ GUIDE = ROOT / "docs" / "configuration.md"
 
 def knob_table() -> str:
     rows = [
-        f"| `{k.name}` | {k.default:g} | {k.search or 'fixed'} | {k.limits} | {k.unit} | {k.doc} |"
+        f"| `{k.name}` | {shown(k.default)} | {_varied(k)} | {k.search or '–'} | {k.limits} | "
+        f"{k.unit} | {k.doc} |"
         for k in KNOBS.values()
     ]
-    head = "| name | default | default range | allowed | unit | what |\n|---|---|---|---|---|---|"
+    head = (
+        "| name | default | varied | range | allowed | unit | what |\n|---|---|---|---|---|---|---|"
+    )
     return "\n".join([head, *rows])
+
+
+def _varied(knob: Knob) -> str:
+    return "yes" if knob.varied else "if asked"
 
 
 def policy_table() -> str:

@@ -73,7 +73,7 @@ class Digits:
         """One fold trial of the default configuration, in a new run folder."""
         store = RunStore(tempfile.mkdtemp(dir=self._folder))
         store.create(self._config, self._folds, self._manifest.classes)
-        space, _ = build_space(self._config.search, self._config.training, "")
+        space, _ = build_space(self._config, "")
         return TrialSpec(
             run=store.root,
             image_root=str(self._manifest.image_root),

@@ -80,7 +80,7 @@ def main(candidates: int, folds: int, sleep: float, out: Path) -> None:
     tuner._trainable = _sleeper(sleep)
     with tempfile.TemporaryDirectory() as folder:
         store, config = _run_folder(folder, candidates, folds)
-        space, _ = build_space(config.search, config.training, "")
+        space, _ = build_space(config, "")
         mark = time.perf_counter()
         with connect(None, config.resources) as cluster:
             ray_start = time.perf_counter() - mark

@@ -11,7 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from experiment.config import RangeConfig, SearchConfig, TrainingConfig
+from experiment.config import DataConfig, RangeConfig, SearchConfig, SweepConfig
 from experiment.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
 from scheduling.study import CandidateStudy
 from search_spaces.sampling import build_space
@@ -20,10 +20,15 @@ BACKBONES = ("timm/test_resnet", "timm/test_vit")
 
 
 def make(journal: Path | None = None, **search: object) -> CandidateStudy:
-    config = SearchConfig(backbones=BACKBONES, **search)  # type: ignore[arg-type]
-    space, problems = build_space(config, TrainingConfig())
+    config = sweep(**search)
+    space, problems = build_space(config, "")
     assert not problems
-    return CandidateStudy(space, config, 10, journal)
+    return CandidateStudy(space, config.search, 10, journal)
+
+
+def sweep(**search: object) -> SweepConfig:
+    section = SearchConfig(backbones=BACKBONES, **search)  # type: ignore[arg-type]
+    return SweepConfig(name="s", data=DataConfig(train="t"), search=section)
 
 
 def settled(record: CandidateRecord, status: str, losses: tuple[float, ...]) -> CandidateSummary:
@@ -50,7 +55,7 @@ def mirror(path: Path) -> list[optuna.trial.FrozenTrial]:
 
 def test_the_first_candidate_of_each_backbone_is_its_default() -> None:
     study = make()
-    space, _ = build_space(SearchConfig(backbones=BACKBONES), TrainingConfig())
+    space, _ = build_space(sweep(), "")
     for number, backbone in enumerate(BACKBONES):
         record = study.ask(number)
         assert record.backbone == backbone

@@ -267,7 +267,7 @@ def test_a_worker_that_cannot_be_reset(
     store = RunStore(tmp_path / "run")
     text = folds_csv(manifest, make_folds(manifest, sweep.folds))
     store.create(sweep, text, manifest.classes)
-    space, _ = build_space(sweep.search, sweep.training)
+    space, _ = build_space(sweep, "")
     with connect(None, sweep.resources) as connected:
         outcome = tuner.run_sweep(store, sweep, space, "", connected, lambda progress: None)
     assert silent, "no trial was ended silently: the fault did not happen"

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from search_spaces.params import KNOBS, Knob, TrialParams
-from search_spaces.ranges import Choice
+from search_spaces.ranges import Choice, Name
 
 each_knob = pytest.mark.parametrize("knob", KNOBS.values(), ids=KNOBS)
 
@@ -35,16 +35,17 @@ def test_says_what_it_is(knob: Knob) -> None:
 
 @each_knob
 def test_type_follows_the_limits(knob: Knob) -> None:
-    assert isinstance(knob.default, int if knob.whole else float)
-    assert isinstance(getattr(TrialParams(), knob.name), int if knob.whole else float)
+    kind = str if knob.named else int if knob.whole else float
+    assert type(knob.default) is type(getattr(TrialParams(), knob.name)) is kind
 
 
 @each_knob
 def test_survives_json(knob: Knob) -> None:
-    params = TrialParams.from_dict({knob.name: knob.limits.high})
+    value = "other" if isinstance(knob.limits, Name) else knob.limits.high
+    params = TrialParams.from_dict({knob.name: value})
     again = TrialParams.from_dict(json.loads(json.dumps(params.as_dict())))
     assert again == params
-    assert getattr(again, knob.name) == knob.limits.high
+    assert getattr(again, knob.name) == value
 
 
 def test_the_table_has_every_field_in_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.ranges import Choice, Float, Int, Range
+from search_spaces.ranges import Choice, Float, Int, Name, Range, Value
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,15 @@ def test_nonsense_is_refused(
         (Float(0.1, 0.5), (0.1, 0.3, 0.5), (0.09, 0.51, math.nan, math.inf, -math.inf)),
         (Int(2, 8), (2, 5.0, 8), (1, 9, 2.5, math.nan, math.inf)),
         (Choice((1.0, 4.0)), (1, 4.0), (2, math.nan)),
+        (Choice(("sgd", "adamw")), ("sgd",), ("lamb", 1.0)),
+        (Name(), ("sgd",), ("", 1.0)),
+        (Float(0.0, 1.0), (), ("a",)),
+        (Int(0, 1), (), ("a",)),
     ],
 )
-def test_contains(chosen: Range, inside: tuple[float, ...], outside: tuple[float, ...]) -> None:
+def test_contains(
+    chosen: Range | Name, inside: tuple[Value, ...], outside: tuple[Value, ...]
+) -> None:
     assert all(chosen.contains(value) for value in inside)
     assert not any(chosen.contains(value) for value in outside)
 
@@ -53,10 +59,11 @@ def test_contains(chosen: Range, inside: tuple[float, ...], outside: tuple[float
         (Int(16, 64, log=True), 32),
         (Choice((3.0, 1.0, 2.0)), 2.0),
         (Choice((3.0, 1.0)), 1.0),
+        (Choice(("sgd", "adamw", "lamb")), "sgd"),
         (Float(0.2, 0.2), 0.2),
     ],
 )
-def test_middle(chosen: Range, middle: float) -> None:
+def test_middle(chosen: Range, middle: Value) -> None:
     assert chosen.middle() == pytest.approx(middle)
     assert chosen.contains(chosen.middle())
 
@@ -73,3 +80,4 @@ def test_words() -> None:
     assert str(Float(1e-4, 0.01, log=True)) == "0.0001 to 0.01 (log)"
     assert str(Int(1, 8)) == "whole numbers 1 to 8"
     assert str(Choice((1.0, 0.5))) == "one of 1, 0.5"
+    assert str(Choice(("sgd", "adamw"))) == "one of sgd, adamw"

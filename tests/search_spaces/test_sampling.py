@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiment.config import SearchConfig, TrainingConfig
+from experiment.config import (
+    AugmentConfig,
+    DataConfig,
+    SearchConfig,
+    SweepConfig,
+    TrainingConfig,
+)
 from search_spaces.params import KNOBS, TrialParams
 from search_spaces.ranges import Choice, Float, Int
 from search_spaces.sampling import SearchSpace, Setting, build_space
@@ -22,8 +28,13 @@ def search(**keys: Any) -> SearchConfig:
     return SearchConfig.model_validate_json(json.dumps({"backbones": [A, B], **keys}))
 
 
+def sweep(searched: SearchConfig, **sections: Any) -> SweepConfig:
+    return SweepConfig(name="s", data=DataConfig(train="t"), search=searched, **sections)
+
+
 def space(training: TrainingConfig | None = None, **keys: Any) -> SearchSpace:
-    built, problems = build_space(search(**keys), training or TrainingConfig())
+    config = sweep(search(**keys), training=training or TrainingConfig())
+    built, problems = build_space(config, "")
     assert problems == []
     return built
 
@@ -37,12 +48,17 @@ def test_nothing_given_means_the_knobs_own_ranges() -> None:
     built = space()
     for backbone in (A, B):
         for name, knob in KNOBS.items():
-            assert built.settings[backbone][name] == Setting(name, knob.default, knob.search)
+            searched = knob.search if knob.varied else None
+            assert built.settings[backbone][name] == Setting(name, knob.default, searched)
 
 
-def test_training_section_gives_defaults_of_its_knobs() -> None:
-    built = space(TrainingConfig(epochs=3, image_size=64))
-    assert (built.default(A).epochs, built.default(A).image_size) == (3, 64)
+def test_other_sections_give_defaults_of_their_knobs() -> None:
+    training = TrainingConfig(epochs=3, image_size=64, loss="focal")
+    config = sweep(search(), training=training, augment=AugmentConfig(policy="heavy"))
+    built, _ = build_space(config, "")
+    params = built.default(A)
+    assert (params.epochs, params.image_size) == (3, 64)
+    assert (params.loss, params.policy) == ("focal", "heavy")
     assert all((p.epochs, p.image_size) == (3, 64) for _, p in sampled(built, 5))
 
 
@@ -104,24 +120,26 @@ def test_the_first_candidate_has_the_defaults_where_the_space_holds_them() -> No
 
 
 def test_every_problem_at_once() -> None:
-    built, problems = build_space(
-        search(
-            space={
-                "learning_rate": 0.1,
-                "drop_out": 0.1,
-                "lr": 5.0,
-                "dropout": {"low": 0.9, "high": 0.1},
-                "warmup": {"high": 2.0},
-                "batch_size": {"choices": [16, 16.5]},
-                "epochs": {"choices": [3, 3]},
-                "weight_decay": {"low": 0, "log": True},
-                "image_size": {"low": 64.5},
-            },
-            per_backbone={"timm/c": {"lr": 1e-3}, B: {"mixup": 1, "lr": -1.0}},
-        ),
-        TrainingConfig(),
-        "cars.yaml",
+    wrong = search(
+        space={
+            "learning_rate": 0.1,
+            "drop_out": 0.1,
+            "lr": 5.0,
+            "dropout": {"low": 0.9, "high": 0.1},
+            "warmup": {"high": 2.0},
+            "batch_size": {"choices": [16, 16.5]},
+            "epochs": {"choices": [3, 3]},
+            "weight_decay": {"low": 0, "log": True},
+            "image_size": {"low": 64.5},
+            "drop_path": "serach",
+            "optimizer": "search",
+            "schedule": {"low": 1},
+            "loss": 3,
+            "head": {"choices": ["linear", 5]},
+        },
+        per_backbone={"timm/c": {"lr": 1e-3}, B: {"mixup": 1, "lr": -1.0}},
     )
+    built, problems = build_space(sweep(wrong), "cars.yaml")
     text = {p.where.removeprefix("cars.yaml: search."): p.message for p in problems}
     assert "unknown hyperparameter" in text["space.learning_rate"]
     assert "did you mean 'dropout'?" in text["space.drop_out"]
@@ -138,7 +156,12 @@ def test_every_problem_at_once() -> None:
     )
     assert "did you mean" in text[f"per_backbone.{B}.mixup"]
     assert "got -1; allowed" in text[f"per_backbone.{B}.lr"]
-    assert len(problems) == 12
+    assert text["space.drop_path"].startswith("got 'serach'; should be a number")
+    assert "is searched by {choices: [...]}" in text["space.optimizer"]
+    assert "takes a name or {choices: [...]}" in text["space.schedule"]
+    assert "got 3; allowed: a name" in text["space.loss"]
+    assert "got 5; allowed: a name" in text["space.head"]
+    assert len(problems) == 17
     assert built.default(A).lr == KNOBS["lr"].default  # a space for later checks all the same
 
 
@@ -146,7 +169,7 @@ def test_a_number_that_is_not_finite_is_a_problem_and_no_crash() -> None:
     config = SearchConfig.model_construct(
         backbones=(A,), space={"batch_size": float("inf"), "lr": float("nan")}, per_backbone={}
     )
-    _, problems = build_space(config, TrainingConfig())
+    _, problems = build_space(sweep(config), "")
     assert len(problems) == 2
 
 
@@ -200,3 +223,14 @@ def test_what_lies_outside_the_space_has_no_encoding(
     inside = built.default(A)
     assert built.encode(A, inside) is not None
     assert built.encode(backbone, TrialParams.from_dict(inside.as_dict() | changes)) is None
+
+
+def test_names_are_searched_like_numbers() -> None:
+    built = space(space={"loss": {"choices": ["focal", "cross_entropy"]}, "head": "layernorm"})
+    assert built.settings[A]["loss"].range == Choice(("focal", "cross_entropy"))
+    assert built.default(A).head == "layernorm"
+    drawn = sampled(built, 20)
+    assert {p.loss for _, p in drawn} == {"focal", "cross_entropy"}
+    for backbone, params in drawn:
+        encoded = built.encode(backbone, params)
+        assert encoded is not None and encoded["loss"] == params.loss
