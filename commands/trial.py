@@ -17,7 +17,8 @@ from experiment.folds import folds_csv
 from experiment.store import RunStore
 from scheduling.cluster import this_machine
 from scheduling.preflight import preflight
-from trainables.trial import EpochReport, TrialSpec, run_trial
+from trainables.spec import EpochReport, TrialSpec
+from trainables.trial import run_trial
 
 
 def trial(

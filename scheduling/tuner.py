@@ -258,7 +258,8 @@ def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
     def fold_trial(config: dict[str, Any]) -> None:
         import ray
 
-        from trainables.trial import TrialSpec, TrialStopped, run_trial
+        from trainables.spec import TrialSpec, TrialStopped
+        from trainables.trial import run_trial
 
         accelerators = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         spec = TrialSpec(

@@ -47,22 +47,31 @@ class Batch:
 
 class ShuffledBatches(Sampler[BatchRows]):
     """Each epoch's rows in a new order. The last, smaller batch is left out, since its gradient
-    would weigh its images more; fewer rows than one batch make one smaller batch."""
+    would weigh its images more; fewer rows than one batch make one smaller batch. Of `world`
+    devices, number `rank` gets its share of each batch."""
 
-    def __init__(self, rows: NDArray[np.int64], batch_size: int, seed: int) -> None:
-        self._rows, self._seed = rows, seed
-        self._batch_size = min(batch_size, len(rows))
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._rows, self._seed, self._rank, self._world = rows, seed, rank, world
+        self.batch_size = min(batch_size, len(rows))
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self._rows) // self._batch_size
+        return len(self._rows) // self.batch_size
 
     def __iter__(self) -> Iterator[BatchRows]:
         order = np.random.default_rng((self._seed, self.epoch)).permutation(self._rows)
         for step in range(len(self)):
-            start = step * self._batch_size
-            seed = (self._seed, self.epoch, step)
-            yield BatchRows(order[start : start + self._batch_size], seed)
+            start = step * self.batch_size
+            batch = order[start : start + self.batch_size]
+            seed = (self._seed, self.epoch, step, self._rank)
+            yield BatchRows(batch[self._rank :: self._world], seed)
 
 
 class OrderedBatches(Sampler[BatchRows]):

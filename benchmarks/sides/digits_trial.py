@@ -25,7 +25,8 @@ from trainables.augment import POLICIES, resize
 from trainables.backbones import build_classifier
 from trainables.data import Batches, ShuffledBatches, build_loader
 from trainables.pixel_cache import open_images
-from trainables.trial import EpochReport, TrialSpec, run_trial
+from trainables.spec import EpochReport, TrialSpec
+from trainables.trial import run_trial
 
 _FOLD = 0
 

@@ -28,7 +28,9 @@ from trainables.predict import (
     scoring_loader,
     unpack_classifier,
 )
-from trainables.trial import EpochReport, TrialSpec, TrialStopped, run_trial, trial_seed
+from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
+from trainables.trial import run_trial
+from trainables.update import Examples
 
 CPU = torch.device("cpu")
 
@@ -192,26 +194,24 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("n", "size", "parts"), [(14, 7, [7, 7]), (15, 7, [5, 5, 5]), (4, 9, [4]), (4, None, [4])]
-)
-def test_micro_batches_are_even(n: int, size: int | None, parts: list[int]) -> None:
+@pytest.mark.parametrize(("n", "size", "parts"), [(14, 7, [7, 7]), (15, 7, [5, 5, 5]), (4, 9, [4])])
+def test_micro_batches_are_even(n: int, size: int, parts: list[int]) -> None:
     images, targets = torch.arange(n), torch.arange(n)
-    found = list(trial_module._micro_batches(images, targets, size))
-    assert [len(image) for image, _ in found] == parts
-    assert torch.cat([target for _, target in found]).tolist() == list(range(n))
+    found = list(Examples(images, targets).micro_batches(size))
+    assert [len(part) for part in found] == parts
+    assert torch.cat([part.targets for part in found]).tolist() == list(range(n))
 
 
 def test_no_progress_ends_a_trial_after_the_patience(
     tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])
-    score = trial_module._score
+    score = trial_module.score
 
     def scripted(*arguments: Any) -> Any:
         return replace(score(*arguments), logloss=next(losses))
 
-    monkeypatch.setattr(trial_module, "_score", scripted)
+    monkeypatch.setattr(trial_module, "score", scripted)
     record = run_trial(spec_for(tiny_run, epochs=9, patience=3, ema_decay=0.0), Watcher())
     assert record.epochs_trained == 5  # the best at epoch 1, then 3 without progress
     assert (record.variants["raw"].best_epoch, record.variants["raw"].val_logloss) == (1, 0.5)
@@ -233,13 +233,13 @@ def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
 def test_an_average_that_is_not_finite_is_divergence_too(
     tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, calls = trial_module._score, iter(range(9))
+    score, calls = trial_module.score, iter(range(9))
 
     def scripted(*arguments: Any) -> Any:  # raw, EMA, raw, ...
         scored = score(*arguments)
         return replace(scored, logloss=math.nan) if next(calls) % 2 else scored
 
-    monkeypatch.setattr(trial_module, "_score", scripted)
+    monkeypatch.setattr(trial_module, "score", scripted)
     assert run_trial(spec_for(tiny_run), Watcher()).status == "diverged"
 
 

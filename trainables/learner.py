@@ -1,0 +1,85 @@
+"""The parts of a trial that training changes: model, average, optimiser, schedule.
+
+Takes a `TrialSpec` and the data's sizes, gives a `Learner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from experiment.records import EMA, RAW
+from trainables.backbones import build_classifier
+from trainables.ema import build_ema
+from trainables.losses import LOSSES
+from trainables.optim import build_optimizer, build_schedule
+from trainables.spec import TrialSpec
+from trainables.trial_data import TrialData
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""(B, C) logits and (B, C) targets -> the mean loss of the batch."""
+
+
+@dataclass
+class Learner:
+    """What one update reads and writes."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    """What is trained, with everything that the accelerator put around it."""
+    bare: nn.Module
+    """The classifier itself, which shares its weights."""
+    ema: ModelEmaV3 | None
+    criterion: Criterion
+    optimizer: torch.optim.Optimizer
+    schedule: Scheduler
+    clip_grad: float | None
+    micro_batch: int
+    """Images on the device at once; halved when memory runs out."""
+    updates: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    def variants(self) -> dict[str, nn.Module]:
+        """The models that are scored after each epoch."""
+        found = {RAW: self.bare}
+        return found if self.ema is None else found | {EMA: self.ema.module}
+
+
+def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) -> Learner:
+    """The same initial weights on every device and in every process."""
+    params, training = spec.params, spec.training
+    classifier: nn.Module = build_classifier(
+        spec.backbone,
+        data.classes,
+        params.image_size,
+        training.pretrained,
+        params.dropout,
+        params.drop_path,
+    ).to(accelerator.device)
+    if training.channels_last:
+        classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
+    ema = build_ema(classifier, params.ema_decay)
+    optimizer = build_optimizer(classifier, params)
+    schedule = build_schedule(optimizer, params, params.epochs * len(data.batches))
+    model, optimizer = accelerator.prepare(classifier, optimizer)
+    return Learner(
+        accelerator,
+        model,
+        accelerator.unwrap_model(model),
+        ema,
+        LOSSES[params.loss].function,
+        optimizer,
+        schedule,
+        training.clip_grad,
+        min(training.micro_batch or params.batch_size, params.batch_size),
+    )

@@ -1,0 +1,80 @@
+"""A variant's probabilities on the fold's rows, and how good they are.
+
+Takes a model and the trial's data, gives `Scored`: the same on every device of the trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import nn
+
+from experiment.metrics import log_loss_of_true
+from experiment.records import Oof, VariantScore
+from trainables.data import Batch
+from trainables.devices import precision_of
+from trainables.learner import Learner
+from trainables.mixing import soft_targets
+from trainables.predict import autocast_for, log_probabilities
+from trainables.spec import TrialSpec
+from trainables.trial_data import TrialData
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`loss` is the training loss, `logloss` the score: NaN where a probability is not finite."""
+
+    loss: float
+    accuracy: float
+    logloss: float
+    oof: Oof
+
+    def at(self, epoch: int) -> VariantScore:
+        """For the trial's record."""
+        return VariantScore(
+            rows=len(self.oof.true_prob),
+            val_logloss=self.logloss,
+            val_acc=self.accuracy,
+            best_epoch=epoch,
+        )
+
+
+def score(
+    model: nn.Module, learner: Learner, data: TrialData, spec: TrialSpec, batches: Iterable[Batch]
+) -> Scored:
+    """`batches` are those of `data.scoring`."""
+    autocast = autocast_for(learner.device, precision_of(spec, learner.device))
+    log_prob, rows = log_probabilities(model, batches, learner.device, autocast)
+    if learner.accelerator.num_processes > 1:
+        log_prob, rows = _gathered(log_prob, rows)
+    if not np.array_equal(rows, data.rows):
+        raise RuntimeError(f"scored rows {rows[:5]}... are not the fold's, each once")
+    labels = data.labels[rows]
+    targets = soft_targets(torch.from_numpy(labels), data.classes, spec.params.label_smoothing)
+    loss = learner.criterion(torch.from_numpy(log_prob), targets)
+    true_log_prob = log_prob[np.arange(len(rows)), labels]
+    true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
+    finite = bool(np.isfinite(log_prob).all())
+    stored = np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16)
+    return Scored(
+        float(loss),
+        float((log_prob.argmax(1) == labels).mean()),
+        log_loss_of_true(true_prob) if finite else math.nan,
+        Oof(stored, true_prob),
+    )
+
+
+def _gathered(
+    log_prob: NDArray[np.float32], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Every device's rows, in the order of the rows."""
+    shares = gather_object([(log_prob, rows)])
+    all_rows = np.concatenate([share[1] for share in shares])
+    order = np.argsort(all_rows)
+    return np.concatenate([share[0] for share in shares])[order], all_rows[order]

@@ -1,0 +1,68 @@
+"""What a fold trial is given, and who watches it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+from experiment.config import AugmentConfig, TrainingConfig
+from search_spaces.params import TrialParams
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Everything that a fold trial depends on."""
+
+    run: str
+    """The run folder: path or URL."""
+    image_root: str
+    candidate: str
+    backbone: str
+    params: TrialParams
+    fold: int
+    training: TrainingConfig
+    augment: AugmentConfig
+    seed: int
+    """The sweep's seed; the trial's own follows from it, the hyperparameters and the fold."""
+    cpus: int = 1
+    use_gpu: bool = True
+    """False: the CPU, even where a GPU can be seen that belongs to somebody else."""
+    accelerators: tuple[str, ...] = ()
+    """Device ids that a scheduler gave to this trial, for the record."""
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One line of train_log.csv. The ema columns are NaN where there is no EMA variant."""
+
+    epoch: int
+    train_loss: float
+    train_acc: float
+    val_loss: float
+    val_acc: float
+    val_logloss: float
+    ema_val_acc: float
+    ema_val_logloss: float
+    lr: float
+    seconds: float
+
+
+class Monitor(Protocol):
+    """Who watches a trial."""
+
+    def report(self, epoch: EpochReport) -> None: ...
+    def stop_requested(self) -> bool:
+        """Asked before every batch."""
+
+
+class TrialStopped(Exception):
+    """The monitor asked the trial to stop; no result was written."""
+
+
+def trial_seed(spec: TrialSpec) -> int:
+    """A function of what is trained, not of when: the same candidate and fold train alike in
+    whatever order and process the trials run."""
+    key = [spec.seed, spec.backbone, spec.params.as_dict(), spec.fold]
+    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:4]) >> 1

@@ -1,0 +1,89 @@
+"""One optimiser step on one batch, whatever the technique and however little memory there is.
+
+Takes a `Learner` and a batch on its device; changes the learner, gives the loss and the logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainables.learner import Learner
+
+_log = logging.getLogger("foldrace")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """This device's share of a batch, ready for the model."""
+
+    images: Tensor  # (B, 3, H, W) float32 in [0, 1]
+    targets: Tensor  # (B, C) float32, rows sum to 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def micro_batches(self, size: int) -> Iterator[Examples]:
+        """At most `size` images each, as even as possible: a last one of a single image would
+        have no batch statistics."""
+        count = -(-len(self) // size)
+        parts = zip(self.images.chunk(count), self.targets.chunk(count), strict=True)
+        yield from (Examples(*part) for part in parts)
+
+
+def update(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The mean loss over this device's images, and their (B, C) logits. `batch_size` counts the
+    images of all devices. When memory runs out the step is made again in smaller micro-batches."""
+    while True:
+        try:
+            loss, logits = _gradients(learner, examples, batch_size)
+            break
+        except torch.OutOfMemoryError:
+            if learner.micro_batch == 1:
+                raise
+        _halve_micro_batch(learner)  # here, since the error holds on to the failed step's tensors
+    if learner.clip_grad is not None:
+        learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.clip_grad)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    learner.updates += 1
+    learner.schedule.step_update(learner.updates)
+    if learner.ema is not None:
+        learner.ema.update(learner.bare, learner.updates)
+    return loss, logits
+
+
+def _gradients(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Add the gradients of the mean loss over the whole batch: those of the micro-batches add up,
+    and those of the devices are averaged."""
+    parts = list(examples.micro_batches(learner.micro_batch))
+    world = learner.accelerator.num_processes
+    loss = torch.zeros((), device=examples.images.device)
+    outputs: list[Tensor] = []
+    for i, part in enumerate(parts):
+        with _synchronised(learner, last=i == len(parts) - 1):
+            logits = learner.model(part.images)
+            part_loss = learner.criterion(logits, part.targets)
+            learner.accelerator.backward(part_loss * (len(part) * world / batch_size))
+        loss += part_loss.detach() * (len(part) / len(examples))
+        outputs.append(logits.detach())
+    return loss, torch.cat(outputs)
+
+
+def _synchronised(learner: Learner, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Devices exchange gradients once a batch."""
+    return contextlib.nullcontext() if last else learner.accelerator.no_sync(learner.model)
+
+
+def _halve_micro_batch(learner: Learner) -> None:
+    """Same effective batch, less memory."""
+    learner.optimizer.zero_grad()
+    if learner.device.type == "cuda":
+        torch.cuda.empty_cache()
+    learner.micro_batch = -(-learner.micro_batch // 2)
+    _log.warning("out of memory: going on in micro-batches of %d", learner.micro_batch)
