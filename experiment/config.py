@@ -212,7 +212,10 @@ def _one_name(value: object) -> object:
     [(name, arguments)] = entry.items()
     if not isinstance(arguments, dict | None):
         raise ValueError(f"the arguments of {name} should be a mapping: {{<name>: <value>}}")
-    return {name: arguments or {}}
+    arguments = dict(arguments or {})
+    if isinstance(arguments.get("transforms"), list):  # of OneOf, RandomApply and so on
+        arguments["transforms"] = [_one_name(inner) for inner in arguments["transforms"]]
+    return {name: arguments}
 
 
 TransformConfig = Annotated[dict[str, dict[str, Any]], BeforeValidator(_one_name)]
