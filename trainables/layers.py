@@ -12,7 +12,8 @@ from typing import Any
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from trainables.backbones import Classifier
+from trainables.classifier import Classifier
+from trainables.stack import Stack
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -21,7 +22,8 @@ def layer_ids(model: Classifier) -> dict[str, int]:
     """Parameter name -> number: 0 for the stem and the embeddings, then block by block, and the
     largest number for the head; every number up to it is taken. timm's backbones are split as by
     timm's `param_groups_layer_decay`, where a norm right before the classifier counts to the
-    head. (Bao, Dong, Piao and Wei, BEiT, ICLR 2022, decay the learning rate by these.)"""
+    head. A stack's members lie side by side, stretched to the deepest one's numbers. (Bao, Dong,
+    Piao and Wei, BEiT, ICLR 2022, decay the learning rate by these.)"""
     ids, head = _numbered(model.body)
     named = {f"body.{name}": number for name, number in ids.items()}
     return named | {f"head.{name}": head for name, _ in model.head.named_parameters()}
@@ -29,10 +31,30 @@ def layer_ids(model: Classifier) -> dict[str, int]:
 
 def _numbered(body: nn.Module) -> tuple[dict[str, int], int]:
     """A backbone's parameters by number, and the head's number."""
+    if isinstance(body, Stack):
+        return _side_by_side(body)
     if hasattr(body, "group_matcher"):
         return _by_timm(body)
     layers = _layers(body)
     return {name: number for number, names in enumerate(layers) for name in names}, len(layers)
+
+
+def _side_by_side(stack: Stack) -> tuple[dict[str, int], int]:
+    numbered = [_numbered(member) for member in stack.members]
+    head = max(member_head for _, member_head in numbered)
+    ids = {
+        f"members.{i}.{name}": _stretched(number, member_head, head)
+        for i, (member_ids, member_head) in enumerate(numbered)
+        for name, number in member_ids.items()
+    }
+    return ids, head
+
+
+def _stretched(number: int, own_head: int, head: int) -> int:
+    """First layer to first, last to last, and the head to the head."""
+    if number == own_head:
+        return head
+    return round(number * (head - 1) / max(1, own_head - 1))
 
 
 def _by_timm(body: Any) -> tuple[dict[str, int], int]:

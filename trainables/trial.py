@@ -39,7 +39,8 @@ from experiment.records import EMA, RAW, Oof, TrialRecord, VariantScore
 from experiment.store import RunStore
 from experiment.tables import on_disk
 from search_spaces.params import TrialParams
-from trainables.backbones import build_classifier
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
 from trainables.data import Batch, Batches, ShuffledBatches, build_loader, to_float
 from trainables.ema import build_ema
 from trainables.losses import LOSSES
@@ -47,7 +48,6 @@ from trainables.mixing import mixup, soft_targets
 from trainables.optim import build_optimizer, build_schedule
 from trainables.pixel_cache import open_images
 from trainables.predict import (
-    ModelCard,
     autocast_for,
     log_probabilities,
     pack_weights,
@@ -167,7 +167,7 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     course = _train(spec, data, learner, monitor)
     seconds = time.perf_counter() - started
     record = _record(spec, course, store.folds().hash, accelerator.device, seconds)
-    _write(store, record, course, data)
+    _write(store, record, course, data, _card(spec, data.classes))
     return record
 
 
@@ -218,26 +218,30 @@ def _open_data(spec: TrialSpec, store: RunStore, device: torch.device) -> _Data:
     on_gpu = device.type == "cuda"
     workers = spec.cpus - 1 if on_gpu else 0
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec))
-    dataset = Batches(source, params.image_size, spec.augment)
+    classes = len(store.classes())
+    card = _card(spec, classes)
+    dataset = Batches(source, params.image_size, spec.augment, card.meta)
     return _Data(
         store.labels(),
-        len(store.classes()),
+        classes,
         rows,
         batches,
         build_loader(dataset, batches, workers, on_gpu),
-        scoring_loader(source, rows, params.image_size, 2 * params.batch_size, workers, device),
+        scoring_loader(source, rows, card, 2 * params.batch_size, workers, device),
     )
+
+
+def _card(spec: TrialSpec, classes: int) -> ModelCard:
+    return ModelCard(spec.backbone, classes, spec.params.image_size)
 
 
 def _build_learner(spec: TrialSpec, accelerator: Accelerator, data: _Data) -> _Learner:
     params = spec.params
     model: nn.Module = build_classifier(
-        spec.backbone,
-        data.classes,
-        params.image_size,
-        spec.training.pretrained,
-        params.dropout,
-        params.drop_path,
+        _card(spec, data.classes),
+        pretrained=spec.training.pretrained,
+        dropout=params.dropout,
+        drop_path=params.drop_path,
     ).to(accelerator.device)
     model = model.to(memory_format=torch.channels_last)  # as the images come
     ema = build_ema(model, params.ema_decay)
@@ -359,7 +363,7 @@ def _score(
     device = learner.accelerator.device
     autocast = autocast_for(device, resolve_precision(device, spec.training.precision))
     batches = _watched(data.scoring, monitor)
-    log_prob, rows = log_probabilities(model, batches, device, autocast)
+    log_prob, rows = log_probabilities(model, batches, device, autocast, "softmax")
     labels = data.labels[rows]
     targets = soft_targets(torch.from_numpy(labels), data.classes, spec.params.label_smoothing)
     loss = LOSSES[spec.training.loss].function(torch.from_numpy(log_prob), targets)
@@ -435,12 +439,13 @@ def _record(
     )
 
 
-def _write(store: RunStore, record: TrialRecord, course: _Course, data: _Data) -> None:
+def _write(
+    store: RunStore, record: TrialRecord, course: _Course, data: _Data, card: ModelCard
+) -> None:
     log = _log_csv(course.log)
     if record.status == "diverged":
         store.save_trial(record, log=log)
         return
-    card = ModelCard(record.backbone, data.classes, int(record.params["image_size"]))
     store.save_trial(
         record,
         oof={name: best.oof for name, best in course.best.items()},
