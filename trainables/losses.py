@@ -21,6 +21,7 @@ class Loss:
 
     name: str
     doc: str
+    activation: str
     function: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,7 +32,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     loss.name: loss
-    for loss in (Loss("cross_entropy", "softmax cross-entropy with soft targets", cross_entropy),)
+    for loss in (
+        Loss("cross_entropy", "softmax cross-entropy with soft targets", "softmax", cross_entropy),
+    )
 }
 
 

@@ -25,7 +25,8 @@ from search_spaces.params import TrialParams
 from search_spaces.ranges import Value
 from search_spaces.sampling import build_space
 from trainables.augment import POLICIES, resize
-from trainables.backbones import build_classifier
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
 from trainables.data import Batches, ShuffledBatches, build_loader
 from trainables.pixel_cache import open_images
 from trainables.spec import EpochReport, TrialSpec
@@ -135,8 +136,8 @@ class Digits:
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, params.image_size, 1)
         pixels = resize([source.image(row) for row in range(len(files))], params.image_size)
-        normal = build_classifier(backbone, 2, params.image_size)
-        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - normal.mean) / normal.std
+        normalise = build_classifier(ModelCard(backbone, 2, params.image_size)).normalise
+        images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
         fold = torch.from_numpy(store.folds().fold)
         assert clip_grad is not None
         settings = Settings(
