@@ -42,9 +42,7 @@ def test_weights_from_a_file_or_a_folder(tmp_path: Path, name: str, as_folder: b
 def test_files_that_do_not_fit_say_why(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(backbone_weights("timm/test_resnet"), path)
-    with pytest.raises(
-        EnvironmentProblem, match="99 are missing: stem"
-    ):
+    with pytest.raises(EnvironmentProblem, match="99 are missing: stem"):
         build_classifier(ModelCard("timm/test_convnext", 2, 32), pretrained=str(path))
     save_file(backbone_weights("timm/test_vit", 64), path)
     with pytest.raises(EnvironmentProblem, match=r"pos_embed is .*another image size"):
