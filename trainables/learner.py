@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from experiment.records import EMA, RAW
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema
-from trainables.losses import LOSSES
+from trainables.losses import build_loss
 from trainables.optim import build_optimizer, build_schedule
 from trainables.spec import TrialSpec
 from trainables.trial_data import TrialData
@@ -76,7 +76,7 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
         model,
         accelerator.unwrap_model(model),
         ema,
-        LOSSES[params.loss].function,
+        build_loss(params, data.class_counts, accelerator.device),
         optimizer,
         schedule,
         training.clip_grad,

@@ -66,14 +66,14 @@ def log_probabilities(
     """(n, C) natural-log probabilities in float32, and the (n,) rows they belong to.
     `activation`, a row of `ACTIVATIONS`, makes them from what the model gives."""
     logits, rows = all_logits(model, loader, device, autocast)
-    return log_probs(logits, activation).numpy(), rows
+    return log_probs(logits, activation).cpu().numpy(), rows
 
 
 @torch.inference_mode()
 def all_logits(
     model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """(n, C) float32 on the CPU, and the (n,) rows they belong to."""
+    """(n, C) float32 on the device, and the (n,) rows they belong to."""
     model.eval()
     parts: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
@@ -83,7 +83,7 @@ def all_logits(
             logits = model(images, batch.meta.to(device, non_blocking=True))
         parts.append(logits.float())
         rows.append(batch.rows)
-    return torch.cat(parts).cpu(), torch.cat(rows).numpy()
+    return torch.cat(parts), torch.cat(rows).numpy()
 
 
 def autocast_for(device: torch.device, precision: str) -> torch.autocast:

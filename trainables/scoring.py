@@ -57,9 +57,10 @@ def score(
     if not np.array_equal(rows, data.rows):
         raise RuntimeError(f"scored rows {rows[:5]}... are not the fold's, each once")
     labels = data.labels[rows]
-    targets = soft_targets(torch.from_numpy(labels), data.classes, spec.params.label_smoothing)
+    on_device = torch.from_numpy(labels).to(logits.device)
+    targets = soft_targets(on_device, data.classes, spec.params.label_smoothing)
     loss = learner.criterion(logits, targets)
-    log_prob = log_probs(logits, data.card.activation).numpy()
+    log_prob = log_probs(logits, data.card.activation).cpu().numpy()
     true_log_prob = log_prob[np.arange(len(rows)), labels]
     true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
     finite = bool(np.isfinite(log_prob).all())
@@ -74,7 +75,8 @@ def score(
 
 def _gathered(logits: Tensor, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
     """Every device's rows, in the order of the rows."""
-    shares = gather_object([(logits, rows)])
+    shares = gather_object([(logits.cpu(), rows)])
     all_rows = np.concatenate([share[1] for share in shares])
     order = np.argsort(all_rows)
-    return torch.cat([share[0] for share in shares])[order], all_rows[order]
+    together = torch.cat([share[0] for share in shares])[order]
+    return together.to(logits.device), all_rows[order]
