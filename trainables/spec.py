@@ -61,6 +61,12 @@ class TrialStopped(Exception):
     """The monitor asked the trial to stop; no result was written."""
 
 
+def first_micro_batch(spec: TrialSpec, devices: int) -> int:
+    """Images on one device at once, as long as memory suffices."""
+    share = -(-spec.params.batch_size // devices)
+    return min(spec.training.micro_batch or share, share)
+
+
 def trial_seed(spec: TrialSpec) -> int:
     """A function of what is trained, not of when: the same candidate and fold train alike in
     whatever order and process the trials run."""
