@@ -14,8 +14,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from trainables.cache_room import NoRoom, find_entry
 DEFAULT = CacheConfig()
 _MARGIN = 1.5  # stored side per model input side: room for random crops
 _RAW_BYTES, _JPEG_BYTES = 3.0, 0.5  # a pixel
+_SESSIONS = 16  # that share a list of files at the same time
 _NO_ROOM = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK, errno.ENOSYS)
 )
@@ -65,10 +66,12 @@ def stored_side(image_size: int, config: CacheConfig = DEFAULT) -> int:
     return config.longer_side or round(_MARGIN * image_size)
 
 
-def cache_bytes(images: int, image_size: int, config: CacheConfig = DEFAULT) -> int:
-    """What the cache may take: an upper bound for raw pixels, a generous estimate for JPEGs."""
+def cache_bytes(images: int, image_sizes: Iterable[int], config: CacheConfig = DEFAULT) -> int:
+    """What the cache may take for all these sizes: an upper bound for raw pixels, a generous
+    estimate for JPEGs."""
     per_pixel = _RAW_BYTES if config.format == "raw" else _JPEG_BYTES
-    pixels = images * stored_side(image_size, config) ** 2
+    sides = {stored_side(size, config) for size in image_sizes}
+    pixels = images * sum(side**2 for side in sides)
     return int(min(pixels * per_pixel, config.max_gb * 1e9))
 
 
@@ -111,8 +114,8 @@ class _Known:
     """Of the entry."""
     state: str
     """Of the files when they were last compared with it (`Scan.state`)."""
-    session: str | None
-    """That compared them."""
+    sessions: tuple[str, ...]
+    """Those that found them so."""
 
 
 def _open_cached(
@@ -138,16 +141,23 @@ def _open_cached(
         stored = find_entry(root / key) if key else None
         if stored is None:
             stored = build(root, files, layout, bound, workers)
-        _write_known(record, _Known(stored.key, found.state, session))
+        _write_known(record, _seen(known, _Known(stored.key, found.state, ()), session))
         return stored
 
 
 def _of_session(record: Path, session: str | None) -> StoredImages | None:
     """The entry that was compared with the files in this session, where it is still there."""
     known = None if session is None else _read_known(record)
-    if known is None or known.session != session:
+    if known is None or session not in known.sessions:
         return None
     return find_entry(record.parent / known.key)
+
+
+def _seen(known: _Known | None, now: _Known, session: str | None) -> _Known:
+    """`now`, with the sessions that found the files in the same state before."""
+    same = known is not None and known.state == now.state
+    sessions = (*(known.sessions if known and same else ()), *([session] if session else []))
+    return replace(now, sessions=sessions[-_SESSIONS:])
 
 
 def _list_hash(files: Sequence[Path], layout: Layout) -> str:

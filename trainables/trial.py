@@ -214,7 +214,7 @@ def _open_data(spec: TrialSpec, store: RunStore, device: torch.device) -> _Data:
     train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
     rows = np.flatnonzero(table.fold == spec.fold)
     files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
-    source = open_images(files, params.image_size, spec.cpus)
+    source = open_images(files, params.image_size, spec.cpus, store.config().cache)
     on_gpu = device.type == "cuda"
     workers = spec.cpus - 1 if on_gpu else 0
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec))

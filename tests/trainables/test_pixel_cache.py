@@ -55,7 +55,7 @@ def test_equal_to_the_files_at_one_and_a_half_times_the_size(files: list[Path]) 
 def test_the_upper_bound_is_one(files: list[Path], own_cache: Path) -> None:
     open_images(files, 32, 1)
     (folder,) = [p for p in (own_cache / "pixels").iterdir() if p.is_dir()]
-    assert (folder / "pixels.bin").stat().st_size <= cache_bytes(len(files), 32)
+    assert (folder / "pixels.bin").stat().st_size <= cache_bytes(len(files), [32])
 
 
 @pytest.fixture
