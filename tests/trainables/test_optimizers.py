@@ -25,9 +25,9 @@ from trainables.optimizers import (
 
 
 def tiny_model() -> nn.Module:
-    """Conv, norm and linear layers."""
+    """Conv, norm and linear layers, in the memory format of trials."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(3, 6, 3, bias=False),
         nn.BatchNorm2d(6),
         nn.ReLU(),
@@ -35,6 +35,7 @@ def tiny_model() -> nn.Module:
         nn.Flatten(),
         nn.Linear(6, 4),
     )
+    return model.to(memory_format=torch.channels_last)
 
 
 LAYERS = {"0.weight": 0, "1.weight": 1, "1.bias": 1, "5.weight": 2, "5.bias": 2}
