@@ -29,6 +29,8 @@ class TrialSpec:
     cpus: int = 1
     use_gpu: bool = True
     """False: the CPU, even where a GPU can be seen that belongs to somebody else."""
+    session: str | None = None
+    """Of the driver: within one the image files are taken not to change (`open_images`)."""
     accelerators: tuple[str, ...] = ()
     """Device ids that a scheduler gave to this trial, for the record."""
 

@@ -5,7 +5,7 @@ Takes a `TrialSpec` and the run folder, gives `TrialData`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from experiment.folds import HELD_OUT
 from experiment.store import RunStore
 from experiment.tables import on_disk
 from trainables.card import ModelCard
-from trainables.data import Batch, Batches, ShuffledBatches, build_loader
+from trainables.data import Batch, Batches, ShuffledBatches, build_loader, loader_settings
 from trainables.losses import LOSSES
 from trainables.pixel_cache import open_images
 from trainables.predict import scoring_loader
@@ -52,9 +52,9 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     _check_shares(spec, len(train_rows), len(rows), world)
     labels = store.labels()
     files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
-    source = open_images(files, params.image_size, spec.cpus)
-    on_gpu = device.type == "cuda"
-    workers = spec.cpus - 1 if on_gpu else 0
+    cache = store.config().cache
+    source = open_images(files, params.image_size, spec.cpus, cache, spec.session)
+    loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
     card = _card(spec, len(store.classes()))
     dataset = Batches(source, params.image_size, spec.augment, card.meta)
@@ -65,8 +65,8 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
         np.bincount(labels[train_rows], minlength=card.classes),
         rows,
         batches,
-        build_loader(dataset, batches, workers, on_gpu),
-        scoring_loader(source, rows[rank::world], card, scored_at_once, workers, device),
+        build_loader(dataset, batches, **asdict(loader)),
+        scoring_loader(source, rows[rank::world], card, scored_at_once, loader.workers, device),
     )
 
 
