@@ -160,9 +160,13 @@ def _split(backbone: str) -> tuple[Family, str]:
     return FAMILIES[prefix], name
 
 
-@cache
 def _names(prefix: str) -> frozenset[str]:
-    return frozenset(FAMILIES[prefix].names())
+    return _names_of(FAMILIES[prefix])
+
+
+@cache
+def _names_of(family: Family) -> frozenset[str]:
+    return frozenset(family.names())
 
 
 def _timm_names() -> Sequence[str]:

@@ -7,7 +7,7 @@ of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.config import AugmentConfig
+from experiment.plugin_files import PluginFile
+from experiment.plugins import loaded
 from trainables.augment import POLICIES, augment, resize
 from trainables.pixel_cache import ImageSource
 from trainables.transforms import Transforms
@@ -92,8 +94,12 @@ class Batches(Dataset[Batch]):
     """Makes whole batches: one call a batch keeps the per-image overhead small."""
 
     def __init__(self, source: ImageSource, image_size: int, config: AugmentConfig) -> None:
-        self._source, self._image_size = source, image_size
+        self._source, self._image_size, self._config = source, image_size, config
         self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
+
+    def __reduce__(self) -> tuple[Callable[..., Batches], tuple[object, ...]]:
+        """A spawned worker looks the config's names up in its own tables, plugins loaded."""
+        return _rebuilt, (loaded(), self._source, self._image_size, self._config)
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
@@ -120,6 +126,16 @@ def build_loader(
         prefetch_factor=4 if workers > 0 else None,
         generator=torch.Generator(),
     )
+
+
+def _rebuilt(
+    plugins: tuple[PluginFile, ...], source: ImageSource, image_size: int, config: AugmentConfig
+) -> Batches:
+    if plugins:
+        from trainables.plugins import use_plugins  # heavy: backbones, which a loader does without
+
+        use_plugins(plugins)
+    return Batches(source, image_size, config)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
+from experiment.plugins import naming_plugins
 from experiment.records import EMA, RAW, TrialRecord
 from experiment.store import RunStore
 from trainables.course import Course
@@ -21,6 +22,7 @@ from trainables.data import Batch, to_float
 from trainables.devices import fresh_accelerator, seed_epoch, seed_trial
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mixup, soft_targets
+from trainables.plugins import use_plugins
 from trainables.predict import ModelCard, pack_weights
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
@@ -30,8 +32,14 @@ from trainables.update import Examples, update
 
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write. Raises TrialStopped when the monitor asked for it."""
-    started = time.perf_counter()
     store = RunStore.open(spec.run)
+    with naming_plugins():
+        use_plugins(store.plugins())
+        return _run_trial(spec, store, monitor)
+
+
+def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecord:
+    started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
     data = open_data(spec, store, accelerator)

@@ -1,0 +1,86 @@
+"""Each kind of part, used once on something tiny, so that a mistake in it shows before the sweep.
+
+Takes a row of a table; raises Unfit, or what the row itself raises.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import torch
+
+from experiment.metrics import Metric
+from experiment.plugins import Unfit
+from trainables.augment import Policy, augment
+from trainables.backbones import Family
+from trainables.custom_transforms import Custom
+from trainables.losses import Loss
+
+_PIXELS = 224  # what every backbone can take
+_ROWS, _CLASSES = 6, 3
+
+
+def loss(row: Loss) -> None:
+    """A scalar with a gradient."""
+    logits = torch.zeros(_ROWS, _CLASSES, requires_grad=True)
+    targets = torch.nn.functional.one_hot(torch.arange(_ROWS) % _CLASSES, _CLASSES).float()
+    value = row.function(logits, targets)
+    if not isinstance(value, torch.Tensor) or value.shape != ():
+        raise Unfit(f"gives {_form(value)}, should be the batch's mean, a tensor of no dimensions")
+    if not torch.isfinite(value):
+        raise Unfit(f"gives {float(value)} for logits of 0, should be finite")
+    if not value.requires_grad:
+        raise Unfit("has no gradient; it should be made of torch functions of the logits alone")
+    value.backward()  # type: ignore[no-untyped-call]
+
+
+def family(row: Family) -> None:
+    """Its first backbone is built and sees two images."""
+    names = list(row.names())
+    if not names or not all(isinstance(name, str) for name in names):
+        raise Unfit(f"has the names {names!r}, should be one text or more")
+    if "/" in row.prefix:
+        raise Unfit("should have no / in its prefix")
+    body = row.build(names[0], False, 0.0, _PIXELS)
+    with torch.no_grad():
+        found = body.module.eval()(torch.zeros(2, 3, _PIXELS, _PIXELS))
+    if not isinstance(found, torch.Tensor) or found.shape != (2, body.features):
+        raise Unfit(
+            f"{names[0]!r}, of 2 images, gives {_form(found)}, should be pooled features of the "
+            f"shape (2, {body.features}), as its Body says"
+        )
+
+
+def policy(row: Policy) -> None:
+    """Noise of two shapes."""
+    rng = np.random.default_rng(0)
+    shapes = ((20, 30, 3), (32, 16, 3))
+    augment([rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes], 16, row, rng)
+
+
+def custom(row: Custom) -> None:
+    """With its default arguments where it has one for each; else the config's list tries it."""
+    parameters = inspect.signature(row.make).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if needed:
+        return
+    image = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    found = row.make(p=1)(image, np.random.default_rng(0))
+    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3:
+        raise Unfit(f"gives {_form(found)}, should be an RGB image: (height, width, 3) uint8")
+
+
+def metric(row: Metric) -> None:
+    """Made-up probabilities of rows of every class."""
+    prob = np.random.default_rng(0).dirichlet(np.ones(_CLASSES), 4 * _ROWS)
+    value = row.function(prob, np.arange(4 * _ROWS) % _CLASSES)
+    if not math.isfinite(float(value)):
+        raise Unfit(f"gives {value}, should be a finite number")
+
+
+def _form(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    name = type(value).__name__
+    return name if shape is None else f"{name} of the shape {tuple(shape)}"
