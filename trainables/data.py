@@ -7,7 +7,7 @@ of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from experiment.config import AugmentConfig
 from experiment.plugin_files import PluginFile
 from experiment.plugins import loaded
 from trainables.augment import POLICIES, augment, resize
+from trainables.meta_features import meta_vectors
 from trainables.pixel_cache import ImageSource
 from trainables.transforms import Transforms
 
@@ -38,13 +39,14 @@ class Batch:
 
     images: Tensor  # (B, H, W, 3) uint8
     rows: Tensor  # (B,) int64, rows of the image source
+    meta: Tensor  # (B, F) float32, of the images before augmentation; F is 0 without features
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.rows.to(device, non_blocking=non_blocking))
+        tensors = (self.images, self.rows, self.meta)
+        return Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.rows.pin_memory())
+        return Batch(self.images.pin_memory(), self.rows.pin_memory(), self.meta.pin_memory())
 
 
 class ShuffledBatches(Sampler[BatchRows]):
@@ -93,13 +95,20 @@ class OrderedBatches(Sampler[BatchRows]):
 class Batches(Dataset[Batch]):
     """Makes whole batches: one call a batch keeps the per-image overhead small."""
 
-    def __init__(self, source: ImageSource, image_size: int, config: AugmentConfig) -> None:
-        self._source, self._image_size, self._config = source, image_size, config
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int,
+        config: AugmentConfig,
+        meta: Sequence[str] = (),
+    ) -> None:
+        self._source, self._image_size, self._meta = source, image_size, tuple(meta)
+        self._config = config
         self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
 
     def __reduce__(self) -> tuple[Callable[..., Batches], tuple[object, ...]]:
-        """A spawned worker looks the config's names up in its own tables, plugins loaded."""
-        return _rebuilt, (loaded(), self._source, self._image_size, self._config)
+        """A spawned worker looks the names up in tables of its own: the plugins come along."""
+        return _rebuilt, (loaded(), self._source, self._image_size, self._config, self._meta)
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
@@ -109,7 +118,8 @@ class Batches(Dataset[Batch]):
             rng = np.random.default_rng(batch.seed)
             pixels = augment(images, self._image_size, self._policy, rng)
             pixels = self._transforms(pixels, rng)
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows))
+        meta = meta_vectors(images, self._meta)
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))
 
 
 def build_loader(
@@ -129,13 +139,17 @@ def build_loader(
 
 
 def _rebuilt(
-    plugins: tuple[PluginFile, ...], source: ImageSource, image_size: int, config: AugmentConfig
+    plugins: tuple[PluginFile, ...],
+    source: ImageSource,
+    image_size: int,
+    config: AugmentConfig,
+    meta: tuple[str, ...],
 ) -> Batches:
     if plugins:
         from trainables.plugins import use_plugins  # heavy: backbones, which a loader does without
 
         use_plugins(plugins)
-    return Batches(source, image_size, config)
+    return Batches(source, image_size, config, meta)
 
 
 def to_float(images: Tensor) -> Tensor:

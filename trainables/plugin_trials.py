@@ -15,25 +15,50 @@ from experiment.metrics import Metric
 from experiment.plugins import Unfit
 from trainables.augment import Policy, augment
 from trainables.backbones import Family
+from trainables.class_weights import ClassWeights
 from trainables.custom_transforms import Custom
-from trainables.losses import Loss
+from trainables.heads import Head
+from trainables.losses import Loss, LossSettings
+from trainables.meta_features import MetaFeature
 
 _PIXELS = 224  # what every backbone can take
 _ROWS, _CLASSES = 6, 3
 
 
 def loss(row: Loss) -> None:
-    """A scalar with a gradient."""
+    """A number an image, with gradients."""
     logits = torch.zeros(_ROWS, _CLASSES, requires_grad=True)
     targets = torch.nn.functional.one_hot(torch.arange(_ROWS) % _CLASSES, _CLASSES).float()
-    value = row.function(logits, targets)
-    if not isinstance(value, torch.Tensor) or value.shape != ():
-        raise Unfit(f"gives {_form(value)}, should be the batch's mean, a tensor of no dimensions")
-    if not torch.isfinite(value):
-        raise Unfit(f"gives {float(value)} for logits of 0, should be finite")
+    counts = torch.full((_CLASSES,), float(_ROWS))
+    value = row.function(logits, targets, LossSettings(2.0, 1.0, counts))
+    if not isinstance(value, torch.Tensor) or value.shape != (_ROWS,):
+        raise Unfit(f"gives {_form(value)} for {_ROWS} images, should be a number an image")
+    if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
+        raise Unfit(f"gives {value.tolist()} for logits of 0, should be finite and not below 0")
     if not value.requires_grad:
-        raise Unfit("has no gradient; it should be made of torch functions of the logits alone")
-    value.backward()  # type: ignore[no-untyped-call]
+        raise Unfit("has no gradient; it should be made of torch functions of the logits")
+    value.mean().backward()  # type: ignore[no-untyped-call]
+
+
+def class_weights(row: ClassWeights) -> None:
+    """Of three classes of unlike size."""
+    weights = np.asarray(row.function(np.array([1.0, 10.0, 100.0]), 0.9))
+    if weights.shape != (3,) or not (np.isfinite(weights) & (weights > 0)).all():
+        raise Unfit(f"gives {weights.tolist()} for 3 classes, should be 3 numbers above 0")
+
+
+def head(row: Head) -> None:
+    """Built for a few features."""
+    found = row.build(8, _CLASSES, 0.1)(torch.zeros(_ROWS, 8))
+    if not isinstance(found, torch.Tensor) or found.shape != (_ROWS, _CLASSES):
+        raise Unfit(f"gives {_form(found)}, should have the shape ({_ROWS}, {_CLASSES})")
+
+
+def meta_feature(row: MetaFeature) -> None:
+    """Of a black image."""
+    found = row.compute(np.zeros((16, 20, 3), np.uint8))
+    if len(found) != row.width or not np.isfinite(found).all():
+        raise Unfit(f"gives {found} for a black image, should be {row.width} finite numbers")
 
 
 def family(row: Family) -> None:
@@ -45,7 +70,8 @@ def family(row: Family) -> None:
         raise Unfit("should have no / in its prefix")
     body = row.build(names[0], False, 0.0, _PIXELS)
     with torch.no_grad():
-        found = body.module.eval()(torch.zeros(2, 3, _PIXELS, _PIXELS))
+        images = body.normalise(torch.zeros(2, 3, _PIXELS, _PIXELS))
+        found = body.module.eval()(images)
     if not isinstance(found, torch.Tensor) or found.shape != (2, body.features):
         raise Unfit(
             f"{names[0]!r}, of 2 images, gives {_form(found)}, should be pooled features of the "

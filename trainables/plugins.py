@@ -14,12 +14,18 @@ from experiment.plugins import Kind, load, require
 from trainables import plugin_trials as tried
 from trainables.augment import POLICIES, Policy
 from trainables.backbones import FAMILIES, Family
+from trainables.class_weights import CLASS_WEIGHTS, ClassWeights
 from trainables.custom_transforms import CUSTOM, Custom
+from trainables.heads import HEADS, Head
 from trainables.losses import LOSSES, Loss
+from trainables.meta_features import META_FEATURES, MetaFeature
 
 KINDS: tuple[Kind[Any], ...] = (
     Kind(Family, "backbone family", FAMILIES, tried.family, key="prefix"),
+    Kind(Head, "head", HEADS, tried.head),
+    Kind(MetaFeature, "meta feature", META_FEATURES, tried.meta_feature),
     Kind(Loss, "loss", LOSSES, tried.loss),
+    Kind(ClassWeights, "class weights", CLASS_WEIGHTS, tried.class_weights),
     Kind(Policy, "augmentation policy", POLICIES, tried.policy),
     Kind(Custom, "custom transform", CUSTOM, tried.custom),
     Kind(Metric, "metric", METRICS, tried.metric),
