@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of a trial: AdamW, warm-up, cosine."""
+"""Optimiser and learning-rate schedule of a trial: warm-up, cosine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 
 from search_spaces.params import TrialParams
+from trainables.optimizer_table import OPTIMIZERS
 
 _FINAL_LR = 0.01  # of the peak, at the end of the cosine
 
 
-def build_optimizer(model: nn.Module, params: TrialParams) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, ICLR 2019); biases and norms are not decayed."""
+def build_optimizer(model: nn.Module, params: TrialParams) -> torch.optim.Optimizer:
+    """That of `params.optimizer`; biases and norms are not decayed."""
     groups = param_groups_weight_decay(model, params.weight_decay)
-    return torch.optim.AdamW(groups, lr=params.lr, fused=True)
+    return OPTIMIZERS[params.optimizer].build(groups, params.lr, params.momentum)
 
 
 def build_schedule(

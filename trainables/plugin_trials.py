@@ -20,6 +20,7 @@ from trainables.custom_transforms import Custom
 from trainables.heads import Head
 from trainables.losses import Loss, LossSettings
 from trainables.meta_features import MetaFeature
+from trainables.optimizer_table import Optimizer
 
 _PIXELS = 224  # what every backbone can take
 _ROWS, _CLASSES = 6, 3
@@ -45,6 +46,23 @@ def class_weights(row: ClassWeights) -> None:
     weights = np.asarray(row.function(np.array([1.0, 10.0, 100.0]), 0.9))
     if weights.shape != (3,) or not (np.isfinite(weights) & (weights > 0)).all():
         raise Unfit(f"gives {weights.tolist()} for 3 classes, should be 3 numbers above 0")
+
+
+def optimizer(row: Optimizer) -> None:
+    """One step of a layer and its bias, in two groups."""
+    layer = torch.nn.Linear(4, _CLASSES)
+    groups = [
+        {"params": [layer.weight], "lr": 0.1, "weight_decay": 0.1},
+        {"params": [layer.bias], "lr": 0.05, "weight_decay": 0.0},
+    ]
+    made = row.build(groups, 0.1, 0.9)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise Unfit(f"builds {_form(made)}, should be a torch.optim.Optimizer")
+    before = layer.weight.detach().clone()
+    layer(torch.ones(2, 4)).square().sum().backward()
+    made.step()
+    if bool(torch.equal(before, layer.weight)) or not bool(torch.isfinite(layer.weight).all()):
+        raise Unfit("leaves the weights as they are, or not finite, in a step")
 
 
 def head(row: Head) -> None:
@@ -88,12 +106,12 @@ def policy(row: Policy) -> None:
 
 def custom(row: Custom) -> None:
     """With its default arguments where it has one for each; else the config's list tries it."""
-    parameters = inspect.signature(row.make).parameters.values()
-    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if needed:
+    parameters = inspect.signature(row.make).parameters
+    if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters.values()):
         return
+    always = {"p": 1.0} if "p" in parameters else {}
     image = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
-    found = row.make(p=1)(image, np.random.default_rng(0))
+    found = row.make(**always)(image, np.random.default_rng(0))
     if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3:
         raise Unfit(f"gives {_form(found)}, should be an RGB image: (height, width, 3) uint8")
 

@@ -19,6 +19,7 @@ from trainables.custom_transforms import CUSTOM, Custom
 from trainables.heads import HEADS, Head
 from trainables.losses import LOSSES, Loss
 from trainables.meta_features import META_FEATURES, MetaFeature
+from trainables.optimizer_table import OPTIMIZERS, Optimizer
 
 KINDS: tuple[Kind[Any], ...] = (
     Kind(Family, "backbone family", FAMILIES, tried.family, key="prefix"),
@@ -26,6 +27,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Kind(MetaFeature, "meta feature", META_FEATURES, tried.meta_feature),
     Kind(Loss, "loss", LOSSES, tried.loss),
     Kind(ClassWeights, "class weights", CLASS_WEIGHTS, tried.class_weights),
+    Kind(Optimizer, "optimiser", OPTIMIZERS, tried.optimizer),
     Kind(Policy, "augmentation policy", POLICIES, tried.policy),
     Kind(Custom, "custom transform", CUSTOM, tried.custom),
     Kind(Metric, "metric", METRICS, tried.metric),
