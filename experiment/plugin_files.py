@@ -86,9 +86,9 @@ def place_of(error: BaseException) -> str | None:
         if step.tb_frame.f_code.co_filename in paths:
             place = f"{step.tb_frame.f_code.co_filename} line {step.tb_lineno}"
         step = step.tb_next
-    for path in paths if place is None else ():
-        lines = re.findall(rf'File "{re.escape(path)}", line (\d+)', str(error))
-        place = f"{path} line {lines[-1]}" if lines else place
+    if place is None:
+        frames = re.findall(r'File "(.+)", line (\d+)', str(error))
+        place = next((f"{p} line {line}" for p, line in reversed(frames) if p in paths), None)
     if place is None and error.__cause__ is not None:
         return place_of(error.__cause__)
     return place
@@ -168,7 +168,7 @@ def _import_problems(file: PluginFile, listed: dict[str, PluginFile]) -> Iterato
     except (SyntaxError, ValueError):
         return  # importing the file will tell
     folder = Path(file.path).parent
-    for line, name in _imports(tree):
+    for line, name in sorted(_imports(tree)):
         if not name:
             message = "a relative import; plugins import each other by name: from other import X"
             yield Problem(file.at(line), message)
