@@ -13,6 +13,7 @@ import torch
 
 from experiment.metrics import Metric
 from experiment.plugins import Unfit
+from search_spaces.params import TrialParams
 from trainables.augment import Policy, augment
 from trainables.backbones import Family
 from trainables.class_weights import ClassWeights
@@ -21,6 +22,7 @@ from trainables.heads import Head
 from trainables.losses import Loss, LossSettings
 from trainables.meta_features import MetaFeature
 from trainables.optimizer_table import Optimizer
+from trainables.schedules import Plan, ScheduleRow
 
 _PIXELS = 224  # what every backbone can take
 _ROWS, _CLASSES = 6, 3
@@ -63,6 +65,15 @@ def optimizer(row: Optimizer) -> None:
     made.step()
     if bool(torch.equal(before, layer.weight)) or not bool(torch.isfinite(layer.weight).all()):
         raise Unfit("leaves the weights as they are, or not finite, in a step")
+
+
+def schedule(row: ScheduleRow) -> None:
+    """At the first and the last update of a short training."""
+    plan = Plan(TrialParams(), updates_per_epoch=5, epochs=4)
+    for done in (0, plan.updates - 1):
+        factor = row.factor(done, plan, 0)
+        if not 0 <= factor < math.inf:
+            raise Unfit(f"gives {factor} after {done} updates, should be 0 or more")
 
 
 def head(row: Head) -> None:

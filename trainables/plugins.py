@@ -20,6 +20,7 @@ from trainables.heads import HEADS, Head
 from trainables.losses import LOSSES, Loss
 from trainables.meta_features import META_FEATURES, MetaFeature
 from trainables.optimizer_table import OPTIMIZERS, Optimizer
+from trainables.schedules import SCHEDULES, ScheduleRow
 
 KINDS: tuple[Kind[Any], ...] = (
     Kind(Family, "backbone family", FAMILIES, tried.family, key="prefix"),
@@ -28,6 +29,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Kind(Loss, "loss", LOSSES, tried.loss),
     Kind(ClassWeights, "class weights", CLASS_WEIGHTS, tried.class_weights),
     Kind(Optimizer, "optimiser", OPTIMIZERS, tried.optimizer),
+    Kind(ScheduleRow, "schedule", SCHEDULES, tried.schedule),
     Kind(Policy, "augmentation policy", POLICIES, tried.policy),
     Kind(Custom, "custom transform", CUSTOM, tried.custom),
     Kind(Metric, "metric", METRICS, tried.metric),

@@ -30,6 +30,7 @@ from trainables.losses import LOSSES
 from trainables.meta_features import META_FEATURES
 from trainables.optimizer_table import OPTIMIZERS
 from trainables.pixel_cache import EncodedImages
+from trainables.schedules import SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("plugins_end")
 BY_NAME = {kind.record.__name__: kind for kind in ALL_KINDS}
@@ -79,6 +80,10 @@ UNFIT: dict[str, tuple[Any, str]] = {
         "leaves the weights as they are",
     ),
     "Optimizer none": (replace(OPTIMIZERS["sgd"], build=lambda g, lr, m: None), "NoneType"),
+    "ScheduleRow negative": (
+        replace(SCHEDULES["cosine"], factor=lambda done, plan, stalls: 1.0 - done),
+        "gives -18.0 after 19 updates",
+    ),
     "Head width": (
         replace(HEADS["linear"], build=lambda f, c, d: torch.nn.Linear(f, c + 1)),
         "(6, 4), should have the shape (6, 3)",
