@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
+from experiment.plugins import naming_plugins
 from experiment.records import EMA, RAW, TrialRecord
 from experiment.store import RunStore
 from search_spaces.params import TrialParams
@@ -24,6 +25,7 @@ from trainables.erasing import erase_
 from trainables.freezing import train_from, trainable_from
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mix, soft_targets
+from trainables.plugins import use_plugins
 from trainables.predict import pack_weights
 from trainables.progressive import training_size
 from trainables.schedules import cycle_ends
@@ -35,8 +37,14 @@ from trainables.update import Examples, update
 
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write. Raises TrialStopped when the monitor asked for it."""
-    started = time.perf_counter()
     store = RunStore.open(spec.run)
+    with naming_plugins():
+        use_plugins(store.plugins())
+        return _run_trial(spec, store, monitor)
+
+
+def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecord:
+    started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
     data = open_data(spec, store, accelerator)
