@@ -22,6 +22,7 @@ from trainables.devices import fresh_accelerator, seed_epoch, seed_trial
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mixup, soft_targets
 from trainables.predict import ModelCard, pack_weights
+from trainables.resume_state import ResumeState
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
 from trainables.trial_data import TrialData, open_data
@@ -29,7 +30,8 @@ from trainables.update import Examples, update
 
 
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
-    """Train, score, write. Raises TrialStopped when the monitor asked for it."""
+    """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
+    Raises TrialStopped when the monitor asked for it."""
     started = time.perf_counter()
     store = RunStore.open(spec.run)
     accelerator = fresh_accelerator(spec)
@@ -37,19 +39,29 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     data = open_data(spec, store, accelerator)
     learner = build_learner(spec, data, accelerator)
     course = Course(spec.params.snapshots)
-    _train(spec, data, learner, course, monitor)
-    seconds = time.perf_counter() - started
-    record = _record(spec, course, learner, store.folds().hash, seconds)
+    if accelerator.is_main_process:
+        store.clear_trial(spec.candidate, spec.fold)
+    with ResumeState(store, spec, started) as state:
+        if state.restore(learner, course):
+            monitor.report(course.log[-1])
+        _train(spec, data, learner, course, state, monitor)
+    record = _record(spec, course, learner, store.folds().hash, state.seconds)
     if accelerator.is_main_process:
         _write(store, record, course, data)
     return record
 
 
 def _train(
-    spec: TrialSpec, data: TrialData, learner: Learner, course: Course, monitor: Monitor
+    spec: TrialSpec,
+    data: TrialData,
+    learner: Learner,
+    course: Course,
+    state: ResumeState,
+    monitor: Monitor,
 ) -> None:
     """Epoch by epoch, until the schedule's end, no more progress, or a loss that is not finite."""
     for epoch in range(len(course.log), spec.params.epochs):
+        state.save_if_due(learner, course)  # here, where another epoch follows
         started = time.perf_counter()
         train_loss, train_acc = _train_epoch(epoch, learner, data, spec, monitor)
         scored = {
