@@ -94,7 +94,7 @@ class Ledger:
         return self._again(entry, fold, entry.lost[fold] <= _MAX_LOST)
 
     def last_of_several(self, candidate: str, fold: int) -> bool:
-        """Whether the next attempt is a fold trial's last one, and not the first after a failure."""
+        """Whether a fold trial has failed more than once, and may be tried once more."""
         return 1 < self._entries[candidate].failures.get(fold, 0) == self._max_failures
 
     def summary(self, candidate: str) -> CandidateSummary:
