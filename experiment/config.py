@@ -212,7 +212,10 @@ def _one_name(value: object) -> object:
     [(name, arguments)] = entry.items()
     if not isinstance(arguments, dict | None):
         raise ValueError(f"the arguments of {name} should be a mapping: {{<name>: <value>}}")
-    return {name: arguments or {}}
+    arguments = dict(arguments or {})
+    if isinstance(arguments.get("transforms"), list):  # of OneOf, RandomApply and so on
+        arguments["transforms"] = [_one_name(inner) for inner in arguments["transforms"]]
+    return {name: arguments}
 
 
 TransformConfig = Annotated[dict[str, dict[str, Any]], BeforeValidator(_one_name)]
@@ -224,6 +227,19 @@ class AugmentConfig(_Section):
     policy: str = "medium"
     transforms: tuple[TransformConfig, ...] = ()
     """Further transforms after the policy, in this order: `{<library>.<name>: {arguments}}`."""
+
+
+class CacheConfig(_Section):
+    """How each node keeps decoded images, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
+
+    longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
+    """Pixels: larger images are stored at this longer side. Default: 1.5 × the image size."""
+    format: Literal["raw", "jpeg"] = "raw"
+    """raw: 3 bytes a pixel, nothing to decode; jpeg: about a tenth of the disk and memory, decoded
+    at each use."""
+    max_gb: Annotated[float, Field(gt=0)] = 50.0
+    """10^9 bytes that all decoded images of a node may take; never more than 80 % of the free
+    disk. The least recently used go first."""
 
 
 class ResourcesConfig(_Section):
@@ -270,6 +286,7 @@ class SweepConfig(_Section):
     search: SearchConfig
     training: TrainingConfig = TrainingConfig()
     augment: AugmentConfig = AugmentConfig()
+    cache: CacheConfig = CacheConfig()
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     smoke: dict[str, Any] = {}
@@ -496,6 +513,16 @@ def _is_model(annotation: object) -> bool:
 def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     """The names in `allowed` that `name` is probably a misspelling of, best first."""
     return difflib.get_close_matches(name, list(allowed), n=n, cutoff=0.6)
+
+
+def check_name(where: str, name: str, table: Iterable[str]) -> Problem | None:
+    """A problem with the nearest names where the table has no row `name`."""
+    names = list(table)
+    if name in names:
+        return None
+    near = closest(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return Problem(where, f"got {name!r}; {hint}allowed: {', '.join(names)}")
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -19,11 +19,21 @@ from experiment.config import TransformConfig, closest
 from experiment.errors import EnvironmentProblem, Problem, listing
 from trainables.augment import Image
 from trainables.removed_names import new_argument, new_transform
-from trainables.transforms import LIBRARIES, Draws, Maker, Step, build_step, seeded
+from trainables.transforms import (
+    INNER,
+    LIBRARIES,
+    Draws,
+    Maker,
+    Step,
+    build_step,
+    inner_entries,
+    seeded,
+)
 
 Tried = tuple[Image, str | None]  # the image, and what is wrong with it
 _WHERE = "augment.transforms"
 _TRIES = 5  # of a list on a dummy image: sizes may be drawn at random
+_TRIES_OF_CONTAINERS = 40  # which draw what they apply
 _OF_THE_MODEL = frozenset(
     (
         *("Normalize", "ToTensor", "ToTensorV2", "ToTensor3D", "ToFloat", "FromFloat", "ToDtype"),
@@ -35,16 +45,18 @@ _OF_BATCHES = frozenset(("MixUp", "CutMix"))
 
 def check_transforms(entries: Sequence[TransformConfig], sizes: Iterable[int]) -> list[Problem]:
     """Every entry's problems; where there are none, those of the list on a dummy image."""
-    problems = [p for i, entry in enumerate(entries) for p in _entry_problems(i, entry)]
+    problems = [
+        p for i, entry in enumerate(entries) for p in _entry_problems(f"{_WHERE}.{i}", entry)
+    ]
     if problems:
         return list(dict.fromkeys(problems))  # a package is wrong once, not once an entry
     found = (_size_problem(entries, size) for size in sorted(set(sizes)))
     return [problem for problem in found if problem is not None]
 
 
-def _entry_problems(index: int, entry: TransformConfig) -> Iterator[Problem]:
+def _entry_problems(place: str, entry: TransformConfig) -> Iterator[Problem]:
     [(full_name, arguments)] = entry.items()
-    where = f"{_WHERE}.{index} {full_name}"
+    where = f"{place} {full_name}"
     prefix, _, name = full_name.rpartition(".")
     if name in _OF_THE_MODEL:
         advice = "images stay 8-bit RGB here, and each model normalises its own input; remove it"
@@ -62,6 +74,8 @@ def _entry_problems(index: int, entry: TransformConfig) -> Iterator[Problem]:
         yield Problem(where, _unknown(prefix, name, makers))
         return
     wrong = list(_argument_problems(where, name, makers[name], arguments))
+    for i, inner in enumerate(inner_entries(entry)):
+        wrong += _entry_problems(f"{place}.{INNER}.{i}", inner)
     yield from wrong or _value_problems(where, entry)
 
 
@@ -130,10 +144,11 @@ def _reasons(error: ValidationError) -> Iterator[str]:
 
 def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | None:
     """Run every transform, whatever its probability, on noise of the policy's output size."""
+    tries = _TRIES_OF_CONTAINERS if any(map(inner_entries, entries)) else _TRIES
     steps = [build_step(_always(entry)) for entry in entries]
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     with torch.random.fork_rng(devices=[]):
-        for seed in range(_TRIES):
+        for seed in range(tries):
             draws, image = seeded(seed), noise.copy()
             for i, step in enumerate(steps):
                 image, fault = _tried(step, image, draws, entries[i])
@@ -168,7 +183,8 @@ def _wrong_size(image: Image, size: int) -> str:
 
 
 def _always(entry: TransformConfig) -> TransformConfig:
-    """The entry with probability 1, where it has one."""
+    """The entry with probability 1, where it has one. What a container holds keeps its own: of
+    OneOf they are weights."""
     [(name, arguments)] = entry.items()
     return entry if _default_p(name) is None else {name: arguments | {"p": 1.0}}
 

@@ -13,6 +13,7 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from importlib import metadata
 from typing import Any
 
@@ -28,7 +29,9 @@ Maker = Callable[..., Any]  # arguments -> the library's transform
 _BASES = frozenset(
     ("BasicTransform", "DualTransform", "ImageOnlyTransform", "Transform3D", "Transform")
 )
-_OF_FUNCTIONS = frozenset(("Lambda", "Compose", "RandomApply", "RandomChoice", "RandomOrder"))
+_OF_FUNCTIONS = frozenset(("Lambda", "Compose"))
+_CONTAINERS = ("OneOf", "SomeOf", "Sequential", "RandomOrder")  # of albumentations
+INNER = "transforms"  # the argument that holds a container's own list
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,31 @@ def seeded(seed: int) -> Draws:
 
 def build_step(entry: TransformConfig) -> Step:
     """One entry as a function. Raises what the library raises at wrong arguments."""
-    [(name, arguments)] = entry.items()
-    library = LIBRARIES[name.partition(".")[0]]
-    transform = library.make(library.makers()[name.partition(".")[2]], arguments)
+    library = _library_of(entry)
+    transform = _build(entry)
     return lambda image, draws: library.apply(transform, image, draws)
+
+
+def inner_entries(entry: TransformConfig) -> list[TransformConfig]:
+    """What a container holds; nothing for other transforms."""
+    [arguments] = entry.values()
+    found: list[TransformConfig] = arguments.get(INNER, [])
+    return found
+
+
+def _library_of(entry: TransformConfig) -> Library:
+    [name] = entry
+    return LIBRARIES[name.partition(".")[0]]
+
+
+def _build(entry: TransformConfig) -> Any:
+    """The library's own object, with those inside a container."""
+    [(name, arguments)] = entry.items()
+    library, inner = _library_of(entry), inner_entries(entry)
+    if any(_library_of(each) is not library for each in inner):
+        raise ValueError(f"holds transforms of another library; allowed: {library.prefix}")
+    given = arguments | ({INNER: [_build(each) for each in inner]} if inner else {})
+    return library.make(library.makers()[name.partition(".")[2]], given)
 
 
 def _albumentations() -> Mapping[str, Maker]:
@@ -98,7 +122,8 @@ def _albumentations() -> Mapping[str, Maker]:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for news at import
     import albumentations
 
-    return _classes(albumentations, albumentations.BasicTransform)
+    containers = {name: getattr(albumentations, name) for name in _CONTAINERS}
+    return _classes(albumentations, albumentations.BasicTransform) | containers
 
 
 def _require_mit() -> None:
@@ -143,6 +168,16 @@ def _torchvision() -> Mapping[str, Maker]:
     return _classes(v2, v2.Transform)
 
 
+def _make_torchvision(maker: Maker, arguments: dict[str, Any]) -> Any:
+    """Words for its enumerations: `interpolation: bilinear`, `policy: cifar10`."""
+    defaults = {n: p.default for n, p in inspect.signature(maker).parameters.items()}
+    given = {
+        name: type(defaults[name])(value) if isinstance(defaults[name], Enum) else value
+        for name, value in arguments.items()
+    }
+    return maker(**given)
+
+
 def _apply_torchvision(transform: Any, image: Image, draws: Draws) -> Image:
     changed = transform(torch.from_numpy(image).permute(2, 0, 1))
     if not isinstance(changed, torch.Tensor):
@@ -164,7 +199,7 @@ LIBRARIES: dict[str, Library] = {
     library.prefix: library
     for library in (
         Library("albumentations", _albumentations, _make_albumentations, _apply_albumentations),
-        Library("torchvision", _torchvision, _make_plainly, _apply_torchvision),
+        Library("torchvision", _torchvision, _make_torchvision, _apply_torchvision),
         Library(
             "foldrace",
             lambda: {name: custom.make for name, custom in CUSTOM.items()},

@@ -18,10 +18,10 @@ from experiment.records import EMA, RAW, TrialRecord
 from experiment.store import RunStore
 from trainables.course import Course
 from trainables.data import Batch, to_float
-from trainables.devices import fresh_accelerator, seed_epoch, seed_trial
+from trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mixup, soft_targets
-from trainables.predict import ModelCard, pack_weights
+from trainables.predict import pack_weights
 from trainables.resume_state import ResumeState
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
@@ -48,6 +48,7 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     record = _record(spec, course, learner, store.folds().hash, state.seconds)
     if accelerator.is_main_process:
         _write(store, record, course, data)
+    accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
     return record
 
 
@@ -64,6 +65,8 @@ def _train(
         state.save_if_due(learner, course)  # here, where another epoch follows
         started = time.perf_counter()
         train_loss, train_acc = _train_epoch(epoch, learner, data, spec, monitor)
+        for model in learner.variants().values():
+            share_buffers(model, learner.accelerator)
         scored = {
             name: score(model, learner, data, spec, _watched(data.scoring, monitor))
             for name, model in learner.variants().items()
@@ -113,7 +116,7 @@ def _examples(
     rows = batch.rows.to(device, non_blocking=True)
     targets = soft_targets(labels[rows], classes, params.label_smoothing)
     images, targets = mixup(images, targets, params.mixup_alpha, params.mixup_prob, rng)
-    return Examples(images, targets)
+    return Examples(images, batch.meta.to(device, non_blocking=True), targets)
 
 
 def _watched(loader: Iterable[Batch], monitor: Monitor) -> Iterator[Batch]:
@@ -174,12 +177,11 @@ def _write(store: RunStore, record: TrialRecord, course: Course, data: TrialData
     if record.status == "diverged":
         store.save_trial(record, log=course.log_csv())
         return
-    card = ModelCard(record.backbone, data.classes, int(record.params["image_size"]))
     kept = course.variants()
     store.save_trial(
         record,
         oof={name: variant.oof for name, variant in kept.items()},
         rows=data.rows,
-        weights={name: pack_weights(variant.state, card) for name, variant in kept.items()},
+        weights={name: pack_weights(variant.state, data.card) for name, variant in kept.items()},
         log=course.log_csv(),
     )

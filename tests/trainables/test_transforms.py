@@ -214,7 +214,8 @@ WRONG: dict[str, tuple[TransformConfig, str]] = {
     "ours misspelt": (ours("UnsharpMsk"), "did you mean foldrace.UnsharpMask?"),
     "no library": ({"HorizontalFlip": {}}, "did you mean albumentations.HorizontalFlip?"),
     "wrong library": ({"kornia.Foo": {}}, "libraries: albumentations, torchvision, foldrace"),
-    "a container": (tv("RandomApply"), "unknown transform"),
+    "an empty container": (tv("RandomApply"), "needs transforms"),
+    "functions": (tv("Lambda"), "unknown transform"),
     "unknown argument": (alb("Rotate", limits=3), "did you mean 'limit'? allowed: limit, inter"),
     "torchvision argument": (tv("RandomErasing", prob=1), "allowed: p, scale, ratio"),
     "our argument": (ours("UnsharpMask", alpha=1), "allowed: p, kernel, sigma, amount, thr"),
@@ -353,3 +354,62 @@ def test_entries_in_the_config(tmp_path: Path) -> None:
 def test_entries_of_another_form(entry: object, text: str, tmp_path: Path) -> None:
     [problem] = parsed(["albumentations.Blur", entry], tmp_path).problems
     assert problem.where.endswith("augment.transforms.1") and text in problem.message
+
+
+def test_containers_apply_what_they_hold() -> None:
+    flips: list[TransformConfig] = [
+        {"albumentations.HorizontalFlip": {"p": 1}},
+        {"albumentations.VerticalFlip": {"p": 1}},
+    ]
+    both = varied(({"albumentations.Sequential": {"transforms": flips, "p": 1}},))
+    np.testing.assert_array_equal(both, noise()[:, ::-1, ::-1])
+    one = varied(({"albumentations.OneOf": {"transforms": flips, "p": 1}},), images=noise(40))
+    kinds = [
+        (np.array_equal(a, b[:, ::-1]), np.array_equal(a, b[::-1]))
+        for a, b in zip(one, noise(40), strict=True)
+    ]
+    assert set(kinds) == {(True, False), (False, True)}
+    theirs: TransformConfig = {"torchvision.RandomHorizontalFlip": {"p": 1.0}}
+    applied = varied(({"torchvision.RandomApply": {"transforms": [theirs], "p": 1.0}},))
+    np.testing.assert_array_equal(applied, noise()[:, :, ::-1])
+
+
+def test_what_is_wrong_inside_a_container_has_its_place() -> None:
+    inner: list[TransformConfig] = [
+        {"albumentations.HorizontalFlip": {"p": 2}},
+        {"albumentations.MotionBlurr": {}},
+    ]
+    found = messages({"albumentations.OneOf": {"transforms": inner}})
+    assert len(found) == 2
+    assert found[0].startswith("augment.transforms.0.transforms.0 albumentations.HorizontalFlip")
+    assert "did you mean albumentations.MotionBlur" in found[1]
+    mixed: TransformConfig = {
+        "albumentations.OneOf": {"transforms": [{"foldrace.UnsharpMask": {}}]}
+    }
+    assert "transforms of another library; allowed: albumentations" in messages(mixed)[0]
+    assert "changes the size" in messages(
+        {"albumentations.OneOf": {"transforms": [{"albumentations.CenterCrop": {
+            "height": 8, "width": 8}}, {"albumentations.HorizontalFlip": {}}], "p": 0.5}}
+    )[0]  # fmt: skip
+
+
+def test_words_for_torchvisions_enumerations() -> None:
+    rotate = {"degrees": [30, 30], "interpolation": "bilinear"}
+    assert messages({"torchvision.RandomRotation": rotate}) == []
+    smooth = varied(({"torchvision.RandomRotation": rotate},))
+    nearest = varied(({"torchvision.RandomRotation": {"degrees": [30, 30]}},))
+    assert (smooth != nearest).any()
+    assert messages({"torchvision.AutoAugment": {"policy": "cifar10"}}) == []
+    [wrong] = messages({"torchvision.RandomRotation": {"degrees": 30, "interpolation": "linear"}})
+    assert "Supported string values are: ['nearest'" in wrong
+    [wrong] = messages({"torchvision.AutoAugment": {"policy": "cifar"}})
+    assert "'cifar' is not a valid AutoAugmentPolicy" in wrong
+
+
+def test_inner_entries_take_the_short_form_too(tmp_path: Path) -> None:
+    text = "data: {train: x}\nsearch: {backbones: [timm/resnet18]}\naugment:\n  transforms:\n"
+    text += "  - albumentations.OneOf: {transforms: [albumentations.HorizontalFlip]}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    config = parse_config(tmp_path / "c.yaml").require()
+    inner = config.augment.transforms[0]["albumentations.OneOf"]["transforms"]
+    assert inner == [{"albumentations.HorizontalFlip": {}}]
