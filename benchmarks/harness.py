@@ -37,17 +37,21 @@ class Options:
     out: Path | None
     """Where the JSON goes; None: beside the committed results, and nowhere for a quick run, so
     that it never replaces a full one."""
+    data: Path | None = None
+    """A folder of real images, for the benchmarks that use one."""
 
 
-def options(doc: str | None) -> Options:
-    """From the command line; `doc` is the benchmark's docstring."""
+def options(doc: str | None, data: str | None = None) -> Options:
+    """From the command line; `doc` is the benchmark's docstring, `data` says what `--data` is."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smaller version, at most a minute")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/)")
+    if data is not None:
+        parser.add_argument("--data", type=Path, help=data)
     given = parser.parse_args()
-    return Options(given.quick, given.out)
+    return Options(given.quick, given.out, getattr(given, "data", None))
 
 
 @dataclass(frozen=True)

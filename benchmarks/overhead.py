@@ -4,6 +4,8 @@ trial       `run_trial` against a bare PyTorch loop (`sides/plain_loop.py`): the
             images, batches, MixUp, AdamW, clipping, EMA, and raw and EMA weights scored each epoch,
             one thread each. Images are decoded before for both. `run_trial` also writes its
             weights, predictions and log to the run folder; the bare loop writes nothing.
+techniques  the training steps of `run_trial` (without making batches) with SAM and with R-Drop
+            against those without; MixUp and EMA on.
 scheduling  24 fold trials that only sleep 0.05 s, through `run_sweep` (`sides/our_tune.py`) and
             through plain Ray Tune with its Repeater (`sides/plain_tune.py`), each in a new process
             with a Ray of its own.
@@ -30,8 +32,13 @@ from sides.demo_sweep import pieces, run_demo
 from sides.digits_trial import Digits, TrialRun
 
 from experiment.demo_data import write_demo
+from search_spaces.ranges import Value
 
 _BACKBONES = ("timm/test_resnet", "timm/test_efficientnet")
+_TECHNIQUES: dict[str, dict[str, Value]] = {
+    "SAM": {"sam_rho": 0.05},
+    "R-Drop": {"rdrop_alpha": 1.0},
+}
 _SLEEP = 0.05  # seconds of a trial that only sleeps
 
 
@@ -79,6 +86,33 @@ def _add_trial_rows(results: Results, backbone: str, epochs: int, runs: Turns[Tr
             difference_s=mine - other,
         )
     return median(wall)
+
+
+def _techniques(results: Results, quick: bool) -> None:
+    epochs, pairs = (1, 2) if quick else (4, 5)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FOLDRACE_CACHE"] = f"{folder}/cache"
+        config = write_demo(Path(folder) / "digits")
+        Digits(config, 1).ours(_BACKBONES[0])  # decodes the images, too
+        digits = Digits(config, epochs)
+        for backbone in _BACKBONES[: 1 if quick else None]:
+            for name, knobs in _TECHNIQUES.items():
+                changed = partial(digits.ours, backbone, **knobs)
+                runs = in_turns(changed, partial(digits.ours, backbone), pairs)
+                ratios = runs.ratios(lambda run: run.pieces["step"])
+                results.add(
+                    f"techniques: training steps of {epochs} epochs against the plain ones",
+                    technique=name,
+                    backbone=backbone,
+                    pairs=pairs,
+                    step_s=median(run.pieces["step"] for run in runs.a),
+                    plain_step_s=median(run.pieces["step"] for run in runs.b),
+                    ratio=median(ratios),
+                    ratio_min=min(ratios),
+                    ratio_max=max(ratios),
+                )
+                goal = f"{name} step / plain step, {backbone}"
+                results.at_most(goal, 2.1, median(ratios))
 
 
 def _scheduling(results: Results, quick: bool) -> None:
@@ -153,6 +187,7 @@ def main() -> None:
     given = options(__doc__)
     results = Results("overhead")
     _trial(results, given.quick)
+    _techniques(results, given.quick)
     _scheduling(results, given.quick)
     if not given.quick:
         _sweep(results)

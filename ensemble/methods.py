@@ -5,7 +5,6 @@ Takes a name and true_prob (M, N); gives a `Blend`. A new method is one function
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,9 +12,8 @@ from numpy.typing import ArrayLike
 
 from ensemble.blend import Blend
 from ensemble.greedy import greedy
+from experiment.config import check_name
 from experiment.errors import ConfigError, Problem
-
-_KEY = "ensemble.method"
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,4 @@ def blend(
 
 def check_method(name: str) -> Problem | None:
     """What is wrong with the name, or None."""
-    if name in METHODS:
-        return None
-    close = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return Problem(_KEY, f"{name!r} is unknown; {hint}allowed: {', '.join(METHODS)}")
+    return check_name("ensemble.method", name, METHODS)

@@ -501,6 +501,16 @@ def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(allowed), n=n, cutoff=0.6)
 
 
+def check_name(where: str, name: str, table: Iterable[str]) -> Problem | None:
+    """A problem with the nearest names where the table has no row `name`."""
+    names = list(table)
+    if name in names:
+        return None
+    near = closest(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return Problem(where, f"got {name!r}; {hint}allowed: {', '.join(names)}")
+
+
 def _short(value: object, limit: int = 80) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 1] + "…"

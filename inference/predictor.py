@@ -19,10 +19,10 @@ from experiment.metrics import normalise
 from experiment.records import MemberRecord
 from experiment.store import RunStore, weights_name
 from inference.tta import AveragedViews, find_tta
-from trainables.backbones import Classifier
+from trainables.card import ModelCard
+from trainables.classifier import Classifier
 from trainables.pixel_cache import ImageSource, open_images
 from trainables.predict import (
-    ModelCard,
     autocast_for,
     log_probabilities,
     read_card,
@@ -80,11 +80,10 @@ class Predictor:
         model, card = self._classifier(member, fold)
         source: ImageSource = open_images(files, card.image_size, max(1, self._workers))
         workers = self._workers if self._device.type == "cuda" else 0
-        loader = scoring_loader(
-            source, np.arange(len(files)), card.image_size, _BATCH, workers, self._device
-        )
-        seen = AveragedViews(model, self._tta)
-        log_prob, _ = log_probabilities(seen, loader, self._device, self._autocast)
+        loader = scoring_loader(source, np.arange(len(files)), card, _BATCH, workers, self._device)
+        seen = AveragedViews(model, self._tta, card.activation)
+        # Averaged log-probabilities: softmax leaves them as they are.
+        log_prob, _ = log_probabilities(seen, loader, self._device, self._autocast, "softmax")
         return normalise(np.exp(log_prob.astype(np.float64)))
 
     def _classifier(self, member: MemberRecord, fold: int) -> tuple[Classifier, ModelCard]:

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional
 
 from experiment.config import closest
 from experiment.errors import Problem, UserError
+from trainables.activations import log_probs
 
 View = Callable[[Tensor], Tensor]
 _DEGREES = 15.0
@@ -71,14 +72,15 @@ def find_tta(name: str) -> TTA:
 
 
 class AveragedViews(nn.Module):
-    """(B, 3, H, W) -> (B, C) logarithm of the mean of the views' probabilities, in float32."""
+    """(B, 3, H, W) images and (B, F) meta features, the same for each view -> (B, C) logarithm of
+    the mean of the views' probabilities, in float32."""
 
-    def __init__(self, model: nn.Module, tta: TTA) -> None:
+    def __init__(self, model: nn.Module, tta: TTA, activation: str) -> None:
         super().__init__()
-        self._model, self._tta = model, tta
+        self._model, self._tta, self._activation = model, tta, activation
 
-    def forward(self, images: Tensor) -> Tensor:
-        views = [self._log_prob(self._view(view, images)) for view in self._tta.views]
+    def forward(self, images: Tensor, meta: Tensor) -> Tensor:
+        views = [self._log_prob(self._view(view, images), meta) for view in self._tta.views]
         return torch.logsumexp(torch.stack(views), dim=0) - math.log(len(views))
 
     def _view(self, view: View, images: Tensor) -> Tensor:
@@ -86,5 +88,5 @@ class AveragedViews(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return view(images)
 
-    def _log_prob(self, images: Tensor) -> Tensor:
-        return torch.log_softmax(self._model(images).float(), dim=1)
+    def _log_prob(self, images: Tensor, meta: Tensor) -> Tensor:
+        return log_probs(self._model(images, meta), self._activation)

@@ -25,12 +25,9 @@ from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node, resource_problems
 from search_spaces.sampling import SearchSpace, build_space
 from trainables.augment import check_policy
-from trainables.backbones import (
-    build_classifier,
-    check_backbone,
-    check_image_size,
-    parameter_count,
-)
+from trainables.backbones import build_body, check_backbone
+from trainables.card import ModelCard
+from trainables.classifier import check_image_size, parameter_count
 from trainables.losses import check_loss
 from trainables.pixel_cache import cache_bytes
 from trainables.transform_checks import check_transforms
@@ -104,7 +101,7 @@ def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]
 def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
     """Disk that a full run may take: weights of both variants, OOF, decoded images."""
     sizes = {b: max(_image_sizes(space, b)) for b in space.backbones}
-    counts = [parameter_count(b, classes, size) for b, size in sizes.items()]
+    counts = [parameter_count(ModelCard(b, classes, size)) for b, size in sizes.items()]
     weights = int(np.mean(counts)) * _FLOAT32 * _VARIANTS * config.folds.k
     oof = rows * (classes * 2 + 4) * _VARIANTS
     cache = sum(cache_bytes(rows, size) for size in set(sizes.values()))
@@ -118,7 +115,7 @@ def _image_sizes(space: SearchSpace, backbone: str) -> list[int]:
 def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) -> Iterable[Problem]:
     """Fetch (and so keep for the trials) or open the pretrained weights once."""
     try:
-        build_classifier(backbone, 2, image_size, pretrained)
+        build_body(backbone, image_size, pretrained, drop_path=0.0)
     except UserError as error:
         return error.problems
     return ()

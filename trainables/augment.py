@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import closest
+from experiment.config import check_name
 from experiment.errors import Problem
 
 Image = NDArray[np.uint8]  # (height, width, 3) RGB
@@ -65,11 +65,7 @@ POLICIES: dict[str, Policy] = {
 
 def check_policy(name: str) -> Problem | None:
     """A problem where there is no such policy."""
-    if name in POLICIES:
-        return None
-    near = closest(name, POLICIES)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return Problem("augment.policy", f"got {name!r}; {hint}allowed: {', '.join(POLICIES)}")
+    return check_name("augment.policy", name, POLICIES)
 
 
 def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:

@@ -7,7 +7,7 @@ of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.config import AugmentConfig
 from trainables.augment import POLICIES, augment, resize
+from trainables.meta_features import meta_vectors
 from trainables.pixel_cache import ImageSource
 from trainables.transforms import Transforms
 
@@ -36,13 +37,14 @@ class Batch:
 
     images: Tensor  # (B, H, W, 3) uint8
     rows: Tensor  # (B,) int64, rows of the image source
+    meta: Tensor  # (B, F) float32, of the images before augmentation; F is 0 without features
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        images = self.images.to(device, non_blocking=non_blocking)
-        return Batch(images, self.rows.to(device, non_blocking=non_blocking))
+        tensors = (self.images, self.rows, self.meta)
+        return Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.rows.pin_memory())
+        return Batch(self.images.pin_memory(), self.rows.pin_memory(), self.meta.pin_memory())
 
 
 class ShuffledBatches(Sampler[BatchRows]):
@@ -91,8 +93,14 @@ class OrderedBatches(Sampler[BatchRows]):
 class Batches(Dataset[Batch]):
     """Makes whole batches: one call a batch keeps the per-image overhead small."""
 
-    def __init__(self, source: ImageSource, image_size: int, config: AugmentConfig) -> None:
-        self._source, self._image_size = source, image_size
+    def __init__(
+        self,
+        source: ImageSource,
+        image_size: int,
+        config: AugmentConfig,
+        meta: Sequence[str] = (),
+    ) -> None:
+        self._source, self._image_size, self._meta = source, image_size, tuple(meta)
         self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
 
     def __getitems__(self, batch: BatchRows) -> Batch:
@@ -103,7 +111,8 @@ class Batches(Dataset[Batch]):
             rng = np.random.default_rng(batch.seed)
             pixels = augment(images, self._image_size, self._policy, rng)
             pixels = self._transforms(pixels, rng)
-        return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows))
+        meta = meta_vectors(images, self._meta)
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))
 
 
 def build_loader(

@@ -1,10 +1,68 @@
-"""Classifier heads: from pooled features to class logits."""
+"""Classifier heads by name: from pooled features (and meta features, where there are some) to
+class logits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import nn
 
+from experiment.config import closest
+from experiment.errors import Problem
 
-def build_head(features: int, classes: int, dropout: float) -> nn.Module:
-    """(B, features) -> (B, classes): dropout and one linear layer."""
+_HIDDEN = 512  # of the mlp head
+_EPS = 1e-6  # as in ConvNeXt (Liu et al., A ConvNet for the 2020s, CVPR 2022)
+
+
+@dataclass(frozen=True)
+class Head:
+    """One row of the table. `build(features, classes, dropout)` gives a module from
+    (B, features) to (B, classes)."""
+
+    name: str
+    doc: str
+    build: Callable[[int, int, float], nn.Module]
+    norms_features: bool = False
+    """Begins with a norm: a backbone's own one, right before its classifier, is left out."""
+
+
+def _linear(features: int, classes: int, dropout: float) -> nn.Module:
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
+
+
+def _layernorm(features: int, classes: int, dropout: float) -> nn.Module:
+    norm = nn.LayerNorm(features, eps=_EPS)
+    return nn.Sequential(norm, nn.Dropout(dropout), nn.Linear(features, classes))
+
+
+def _mlp(features: int, classes: int, dropout: float) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(features, _HIDDEN),
+        nn.LayerNorm(_HIDDEN, eps=_EPS),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(_HIDDEN, classes),
+    )
+
+
+HEADS: dict[str, Head] = {
+    head.name: head
+    for head in (
+        Head("linear", "dropout and one linear layer", _linear),
+        Head(
+            "layernorm", "a fresh layer norm of the pooled features, dropout, one linear layer",
+            _layernorm, norms_features=True,
+        ),
+        Head("mlp", f"one hidden layer of {_HIDDEN} with layer norm, GELU and dropout", _mlp),
+    )
+}  # fmt: skip
+
+
+def check_head(name: str) -> Problem | None:
+    """A problem where there is no such head."""
+    if name in HEADS:
+        return None
+    near = closest(name, HEADS)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return Problem("search.space.head", f"got {name!r}; {hint}allowed: {', '.join(HEADS)}")

@@ -15,9 +15,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from experiment.records import EMA, RAW
-from trainables.backbones import build_classifier
+from trainables.classifier import build_classifier
 from trainables.ema import build_ema
-from trainables.losses import LOSSES
+from trainables.losses import build_loss
 from trainables.optim import build_optimizer, build_schedule
 from trainables.spec import TrialSpec
 from trainables.trial_data import TrialData
@@ -59,12 +59,11 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
     """The same initial weights on every device and in every process."""
     params, training = spec.params, spec.training
     classifier: nn.Module = build_classifier(
-        spec.backbone,
-        data.classes,
-        params.image_size,
-        training.pretrained,
-        params.dropout,
-        params.drop_path,
+        data.card,
+        pretrained=training.pretrained,
+        dropout=params.dropout,
+        drop_path=params.drop_path,
+        gradient_checkpointing=training.gradient_checkpointing,
     ).to(accelerator.device)
     if training.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
@@ -77,7 +76,7 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
         model,
         accelerator.unwrap_model(model),
         ema,
-        LOSSES[params.loss].function,
+        build_loss(params, data.class_counts, accelerator.device),
         optimizer,
         schedule,
         training.clip_grad,

@@ -1,4 +1,4 @@
-"""Training losses by name, on logits and soft targets.
+"""Training losses by name, on logits and soft targets, with class weights.
 
 Takes (B, C) logits and (B, C) target probabilities, gives a scalar mean over the batch.
 """
@@ -7,12 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from experiment.config import closest
+from experiment.config import check_name
 from experiment.errors import Problem
+from search_spaces.params import TrialParams
+from trainables.class_weights import class_weights
+
+Activation = Literal["softmax", "sigmoid"]
+
+_LDAM_SCALE = 30.0  # of the logits in the paper
+_LDAM_MARGIN = 0.5  # of the rarest class, before the scale
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What a loss may depend on besides logits and targets."""
+
+    gamma: float
+    alpha: float
+    class_counts: Tensor  # (C,) float32, training rows
 
 
 @dataclass(frozen=True)
@@ -21,24 +41,106 @@ class Loss:
 
     name: str
     doc: str
-    function: Callable[[Tensor, Tensor], Tensor]
+    source: str
+    function: Callable[[Tensor, Tensor, LossSettings], Tensor]
+    """(B, C) float32 logits, (B, C) targets, settings -> (B,) losses of the images, not below 0."""
+    hard: bool = False
+    """Takes one-hot targets only: no mixing, no label smoothing."""
+    activation: Activation = "softmax"
+    """What makes probabilities of the logits that this loss trains."""
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-sum_c target_c log softmax(logits)_c, mean over the batch."""
-    return functional.cross_entropy(logits, targets)
+def _cross_entropy(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
+    """-sum_c t_c log p_c."""
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _focal(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
+    """sum_c alpha (1 - p_c)^gamma (-t_c log p_c)."""
+    log_prob = functional.log_softmax(logits, 1)
+    # 1 - p without cancellation; at 0 the slope of a power below 1 would be infinite.
+    rest = (-torch.expm1(log_prob)).clamp_min(torch.finfo(torch.float32).tiny)
+    return -settings.alpha * (rest**settings.gamma * targets * log_prob).sum(1)
+
+
+def _bce(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
+    """sum_c -t_c log s_c - (1 - t_c) log(1 - s_c), s = sigmoid(logits)."""
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+
+
+def _kl(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
+    """sum_c t_c (log t_c - log p_c), 0 log 0 = 0: cross-entropy less what no model can learn."""
+    return functional.kl_div(functional.log_softmax(logits, 1), targets, reduction="none").sum(1)
+
+
+def _ldam(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
+    """Cross-entropy after a margin ~ n_c^(-1/4) was taken from the true class's logit. The paper's
+    scale is in the margin, not on the logits: softmax(logits) are the probabilities."""
+    rarity = settings.class_counts.clamp_min(1.0) ** -0.25
+    margins = _LDAM_SCALE * _LDAM_MARGIN * rarity / rarity.max()
+    return functional.cross_entropy(logits - margins * targets, targets, reduction="none")
 
 
 LOSSES: dict[str, Loss] = {
     loss.name: loss
-    for loss in (Loss("cross_entropy", "softmax cross-entropy with soft targets", cross_entropy),)
-}
+    for loss in (
+        Loss(
+            "cross_entropy", "softmax cross-entropy with soft targets",
+            "Good, Rational Decisions, Journal of the Royal Statistical Society B 1952",
+            _cross_entropy,
+        ),
+        Loss(
+            "focal", "cross-entropy that counts easy images less: focal_gamma, focal_alpha",
+            "Lin, Goyal, Girshick, He and Dollar, Focal Loss for Dense Object Detection, ICCV 2017",
+            _focal,
+        ),
+        Loss(
+            "bce", "binary cross-entropy of each class against all others, summed",
+            "Wightman, Touvron and Jegou, ResNet strikes back, NeurIPS workshop ImageNet PPF 2021",
+            _bce, activation="sigmoid",
+        ),
+        Loss(
+            "kl", "divergence from soft targets, for distillation; its least value is 0",
+            "Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, NeurIPS "
+            "workshop on deep learning 2014",
+            _kl,
+        ),
+        Loss(
+            "ldam", "cross-entropy with larger margins for rarer classes",
+            "Cao, Wei, Gaidon, Arechiga and Ma, Learning Imbalanced Datasets with Label-"
+            "Distribution-Aware Margin Loss, NeurIPS 2019",
+            _ldam, hard=True,
+        ),
+    )
+}  # fmt: skip
+
+
+def build_loss(
+    params: TrialParams,
+    class_counts: NDArray[np.int64],
+    device: torch.device | str = "cpu",
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(B, C) logits and (B, C) targets on `device` -> mean over the batch, in float32.
+
+    `class_counts` (C,): training rows of each class. An image's loss is multiplied with the class
+    weight that its target expects, sum_c t_c w_c, and the sum is divided by B. So the means of
+    micro-batches add up to the batch's; torch's weighted mean divides by the sum of the batch's
+    weights instead, and they would not. The weights are 1 on average over the training rows.
+    """
+    function = LOSSES[params.loss].function
+    counts = torch.as_tensor(class_counts, dtype=torch.float32, device=device)
+    settings = LossSettings(params.focal_gamma, params.focal_alpha, counts)
+    if params.class_weights == "none":
+        return lambda logits, targets: function(logits.float(), targets, settings).mean()
+    found = class_weights(params.class_weights, class_counts, params.class_weight_beta)
+    weights = torch.as_tensor(found, dtype=torch.float32, device=device)
+
+    def weighted(logits: Tensor, targets: Tensor) -> Tensor:
+        return (function(logits.float(), targets, settings) * (targets * weights).sum(1)).mean()
+
+    return weighted
 
 
 def check_loss(name: str) -> Problem | None:
     """A problem where there is no such loss."""
-    if name in LOSSES:
-        return None
-    near = closest(name, LOSSES)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return Problem("training.loss", f"got {name!r}; {hint}allowed: {', '.join(LOSSES)}")
+    return check_name("training.loss", name, LOSSES)

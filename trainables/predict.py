@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -14,31 +13,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from experiment.config import AugmentConfig
-from trainables.backbones import Classifier, build_classifier
+from trainables.activations import log_probs
+from trainables.card import ModelCard, card_from_json, card_to_json
+from trainables.classifier import Classifier, build_classifier
 from trainables.data import Batch, Batches, OrderedBatches, build_loader, to_float
 from trainables.pixel_cache import ImageSource
 
 _METADATA = "foldrace"
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What must be known to rebuild a classifier from its weights; kept in the weights file."""
-
-    backbone: str
-    classes: int
-    image_size: int
-
-
 def pack_weights(state: dict[str, torch.Tensor], card: ModelCard) -> bytes:
     """A safetensors file that describes its own model."""
     dense = {name: tensor.contiguous() for name, tensor in state.items()}
-    return save(dense, metadata={_METADATA: json.dumps(asdict(card))})
+    return save(dense, metadata={_METADATA: card_to_json(card)})
 
 
 def unpack_classifier(data: bytes, card: ModelCard) -> Classifier:
     """The classifier in evaluation mode, on the CPU."""
-    model = build_classifier(card.backbone, card.classes, card.image_size)
+    model = build_classifier(card)
     model.load_state_dict(load(data))
     return model.eval()
 
@@ -47,38 +39,51 @@ def read_card(data: bytes) -> ModelCard:
     """The card of a weights file."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    return ModelCard(**json.loads(header["__metadata__"][_METADATA]))
+    return card_from_json(header["__metadata__"][_METADATA])
 
 
 def scoring_loader(
     source: ImageSource,
     rows: NDArray[np.int64],
-    image_size: int,
+    card: ModelCard,
     batch_size: int,
     workers: int,
     device: torch.device,
 ) -> DataLoader[Batch]:
-    """Rows in order, resized only."""
-    dataset = Batches(source, image_size, AugmentConfig(policy="none"))
+    """Rows in order, resized only, with the meta features of the card."""
+    dataset = Batches(source, card.image_size, AugmentConfig(policy="none"), card.meta)
     sampler = OrderedBatches(rows, batch_size)
     return build_loader(dataset, sampler, workers, device.type == "cuda")
 
 
-@torch.inference_mode()
 def log_probabilities(
-    model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
+    model: nn.Module,
+    loader: Iterable[Batch],
+    device: torch.device,
+    autocast: torch.autocast,
+    activation: str,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(n, C) natural-log softmax in float32, and the (n,) rows they belong to."""
+    """(n, C) natural-log probabilities in float32, and the (n,) rows they belong to.
+    `activation`, a row of `ACTIVATIONS`, makes them from what the model gives."""
+    logits, rows = all_logits(model, loader, device, autocast)
+    return log_probs(logits, activation).cpu().numpy(), rows
+
+
+@torch.inference_mode()
+def all_logits(
+    model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """(n, C) float32 on the device, and the (n,) rows they belong to."""
     model.eval()
     parts: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
     for batch in loader:
         images = to_float(batch.images.to(device, non_blocking=True))
         with autocast:
-            logits = model(images)
-        parts.append(torch.log_softmax(logits.float(), dim=1))
+            logits = model(images, batch.meta.to(device, non_blocking=True))
+        parts.append(logits.float())
         rows.append(batch.rows)
-    return torch.cat(parts).cpu().numpy(), torch.cat(rows).cpu().numpy()
+    return torch.cat(parts), torch.cat(rows).numpy()
 
 
 def autocast_for(device: torch.device, precision: str) -> torch.autocast:

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.metrics import log_loss_of_true
 from experiment.records import Oof, VariantScore
+from trainables.activations import log_probs
 from trainables.data import Batch
 from trainables.devices import precision_of
 from trainables.learner import Learner
 from trainables.mixing import soft_targets
-from trainables.predict import autocast_for, log_probabilities
+from trainables.predict import all_logits, autocast_for
 from trainables.spec import TrialSpec
 from trainables.trial_data import TrialData
 
@@ -50,14 +51,16 @@ def score(
 ) -> Scored:
     """`batches` are those of `data.scoring`."""
     autocast = autocast_for(learner.device, precision_of(spec, learner.device))
-    log_prob, rows = log_probabilities(model, batches, learner.device, autocast)
+    logits, rows = all_logits(model, batches, learner.device, autocast)
     if learner.accelerator.num_processes > 1:
-        log_prob, rows = _gathered(log_prob, rows)
+        logits, rows = _gathered(logits, rows)
     if not np.array_equal(rows, data.rows):
         raise RuntimeError(f"scored rows {rows[:5]}... are not the fold's, each once")
     labels = data.labels[rows]
-    targets = soft_targets(torch.from_numpy(labels), data.classes, spec.params.label_smoothing)
-    loss = learner.criterion(torch.from_numpy(log_prob), targets)
+    on_device = torch.from_numpy(labels).to(logits.device)
+    targets = soft_targets(on_device, data.classes, spec.params.label_smoothing)
+    loss = learner.criterion(logits, targets)
+    log_prob = log_probs(logits, data.card.activation).cpu().numpy()
     true_log_prob = log_prob[np.arange(len(rows)), labels]
     true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
     finite = bool(np.isfinite(log_prob).all())
@@ -70,11 +73,10 @@ def score(
     )
 
 
-def _gathered(
-    log_prob: NDArray[np.float32], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _gathered(logits: Tensor, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
     """Every device's rows, in the order of the rows."""
-    shares = gather_object([(log_prob, rows)])
+    shares = gather_object([(logits.cpu(), rows)])
     all_rows = np.concatenate([share[1] for share in shares])
     order = np.argsort(all_rows)
-    return np.concatenate([share[0] for share in shares])[order], all_rows[order]
+    together = torch.cat([share[0] for share in shares])[order]
+    return together.to(logits.device), all_rows[order]

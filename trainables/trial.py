@@ -21,7 +21,7 @@ from trainables.data import Batch, to_float
 from trainables.devices import fresh_accelerator, seed_epoch, seed_trial
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mixup, soft_targets
-from trainables.predict import ModelCard, pack_weights
+from trainables.predict import pack_weights
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
 from trainables.trial_data import TrialData, open_data
@@ -101,7 +101,7 @@ def _examples(
     rows = batch.rows.to(device, non_blocking=True)
     targets = soft_targets(labels[rows], classes, params.label_smoothing)
     images, targets = mixup(images, targets, params.mixup_alpha, params.mixup_prob, rng)
-    return Examples(images, targets)
+    return Examples(images, batch.meta.to(device, non_blocking=True), targets)
 
 
 def _watched(loader: Iterable[Batch], monitor: Monitor) -> Iterator[Batch]:
@@ -162,12 +162,11 @@ def _write(store: RunStore, record: TrialRecord, course: Course, data: TrialData
     if record.status == "diverged":
         store.save_trial(record, log=course.log_csv())
         return
-    card = ModelCard(record.backbone, data.classes, int(record.params["image_size"]))
     kept = course.variants()
     store.save_trial(
         record,
         oof={name: variant.oof for name, variant in kept.items()},
         rows=data.rows,
-        weights={name: pack_weights(variant.state, card) for name, variant in kept.items()},
+        weights={name: pack_weights(variant.state, data.card) for name, variant in kept.items()},
         log=course.log_csv(),
     )

@@ -16,7 +16,9 @@ from torch.utils.data import DataLoader
 from experiment.folds import HELD_OUT
 from experiment.store import RunStore
 from experiment.tables import on_disk
+from trainables.card import ModelCard
 from trainables.data import Batch, Batches, ShuffledBatches, build_loader
+from trainables.losses import LOSSES
 from trainables.pixel_cache import open_images
 from trainables.predict import scoring_loader
 from trainables.spec import TrialSpec, trial_seed
@@ -26,6 +28,8 @@ from trainables.spec import TrialSpec, trial_seed
 class TrialData:
     """The fold's rows are scored, all others but those held out are trained on."""
 
+    card: ModelCard
+    """The classifier that fits the data."""
     labels: NDArray[np.int64]  # (n,) of all rows
     class_counts: NDArray[np.int64]  # (C,) of the training rows
     rows: NDArray[np.int64]  # of the fold
@@ -35,7 +39,7 @@ class TrialData:
 
     @property
     def classes(self) -> int:
-        return len(self.class_counts)
+        return self.card.classes
 
 
 def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> TrialData:
@@ -50,14 +54,26 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     on_gpu = device.type == "cuda"
     workers = spec.cpus - 1 if on_gpu else 0
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
-    dataset = Batches(source, params.image_size, spec.augment)
+    card = _card(spec, len(store.classes()))
+    dataset = Batches(source, params.image_size, spec.augment, card.meta)
     return TrialData(
+        card,
         labels,
-        np.bincount(labels[train_rows], minlength=len(store.classes())),
+        np.bincount(labels[train_rows], minlength=card.classes),
         rows,
         batches,
         build_loader(dataset, batches, workers, on_gpu),
-        scoring_loader(
-            source, rows[rank::world], params.image_size, 2 * params.batch_size, workers, device
-        ),
+        scoring_loader(source, rows[rank::world], card, 2 * params.batch_size, workers, device),
+    )
+
+
+def _card(spec: TrialSpec, classes: int) -> ModelCard:
+    params = spec.params
+    return ModelCard(
+        spec.backbone,
+        classes,
+        params.image_size,
+        params.head,
+        spec.training.meta_features,
+        LOSSES[params.loss].activation,
     )

@@ -23,6 +23,7 @@ class Examples:
     """This device's share of a batch, ready for the model."""
 
     images: Tensor  # (B, 3, H, W) float32 in [0, 1]
+    meta: Tensor  # (B, F) float32; F is 0 without meta features
     targets: Tensor  # (B, C) float32, rows sum to 1
 
     def __len__(self) -> int:
@@ -32,7 +33,8 @@ class Examples:
         """At most `size` images each, as even as possible: a last one of a single image would
         have no batch statistics."""
         count = -(-len(self) // size)
-        parts = zip(self.images.chunk(count), self.targets.chunk(count), strict=True)
+        tensors = (self.images, self.meta, self.targets)
+        parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
         yield from (Examples(*part) for part in parts)
 
 
@@ -67,7 +69,7 @@ def _gradients(learner: Learner, examples: Examples, batch_size: int) -> tuple[T
     outputs: list[Tensor] = []
     for i, part in enumerate(parts):
         with _synchronised(learner, last=i == len(parts) - 1):
-            logits = learner.model(part.images)
+            logits = learner.model(part.images, part.meta)
             part_loss = learner.criterion(logits, part.targets)
             learner.accelerator.backward(part_loss * (len(part) * world / batch_size))
         loss += part_loss.detach() * (len(part) / len(examples))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,12 @@ from experiment.config import SweepConfig, parse_config
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import Manifest, read_manifest
 from experiment.store import RunStore
+from search_spaces.params import TrialParams
+from search_spaces.ranges import Value
 from search_spaces.sampling import build_space
 from trainables.augment import POLICIES, resize
-from trainables.backbones import build_classifier
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
 from trainables.data import Batches, ShuffledBatches, build_loader
 from trainables.pixel_cache import open_images
 from trainables.spec import EpochReport, TrialSpec
@@ -70,8 +74,8 @@ class Digits:
         self._manifest: Manifest = read_manifest(self._config.data)
         self._folds = folds_csv(self._manifest, make_folds(self._manifest, self._config.folds))
 
-    def _spec(self, backbone: str) -> TrialSpec:
-        """One fold trial of the default configuration, in a new run folder."""
+    def _spec(self, backbone: str, knobs: Mapping[str, Value]) -> TrialSpec:
+        """One fold trial of the default configuration with other `knobs`, in a new run folder."""
         store = RunStore(tempfile.mkdtemp(dir=self._folder))
         store.create(self._config, self._folds, self._manifest.classes)
         space, _ = build_space(self._config, "")
@@ -80,7 +84,7 @@ class Digits:
             image_root=str(self._manifest.image_root),
             candidate="c0000",
             backbone=backbone,
-            params=space.default(backbone),
+            params=TrialParams.from_dict(space.default(backbone).as_dict() | knobs),
             fold=_FOLD,
             training=self._config.training,
             augment=self._config.augment,
@@ -88,8 +92,8 @@ class Digits:
             cpus=1,
         )
 
-    def ours(self, backbone: str) -> TrialRun:
-        spec = self._spec(backbone)
+    def ours(self, backbone: str, **knobs: Value) -> TrialRun:
+        spec = self._spec(backbone, knobs)
         rows = int((RunStore.open(spec.run).folds().fold == _FOLD).sum())
         marks = _Marks(scored=-(-rows // (2 * spec.params.batch_size)))
         started, cpu = time.perf_counter(), time.process_time()
@@ -125,15 +129,15 @@ class Digits:
         return time.perf_counter() - started
 
     def plain(self, backbone: str) -> TrialRun:
-        spec = self._spec(backbone)
+        spec = self._spec(backbone, {})
         params, clip_grad = spec.params, spec.training.clip_grad
         policy = POLICIES[spec.augment.policy]
         store = RunStore.open(spec.run)
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, params.image_size, 1)
         pixels = resize([source.image(row) for row in range(len(files))], params.image_size)
-        normal = build_classifier(backbone, 2, params.image_size)
-        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - normal.mean) / normal.std
+        normalise = build_classifier(ModelCard(backbone, 2, params.image_size)).normalise
+        images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
         fold = torch.from_numpy(store.folds().fold)
         assert clip_grad is not None
         settings = Settings(

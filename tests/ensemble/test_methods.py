@@ -80,7 +80,7 @@ def test_an_unknown_method_names_the_close_ones() -> None:
     problem = check_method("gredy")
     assert problem is not None
     assert problem.where == "ensemble.method"
-    assert problem.message.startswith("'gredy' is unknown; did you mean 'greedy'? allowed: ")
+    assert problem.message.startswith("got 'gredy'; did you mean 'greedy'? allowed: ")
     with pytest.raises(ConfigError) as error:
         blend("gredy", BASE)
     assert error.value.problems == (problem,)
@@ -89,4 +89,4 @@ def test_an_unknown_method_names_the_close_ones() -> None:
 def test_a_far_off_name_gets_the_list_alone() -> None:
     problem = check_method("xyz")
     assert problem is not None
-    assert problem.message == f"'xyz' is unknown; allowed: {', '.join(METHODS)}"
+    assert problem.message == f"got 'xyz'; allowed: {', '.join(METHODS)}"

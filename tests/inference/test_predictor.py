@@ -19,8 +19,9 @@ from experiment.errors import RunFolderError
 from experiment.records import CandidateRecord, EnsembleRecord, MemberRecord, TrialRecord
 from experiment.store import RunStore
 from inference.predictor import Predictor
-from trainables.backbones import build_classifier
-from trainables.predict import ModelCard, pack_weights
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
+from trainables.predict import pack_weights
 
 K = 2
 MEMBERS = (("c0000", "raw", 0.7), ("c0001", "ema", 0.3))
@@ -38,10 +39,10 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
         store.save_candidate(record)
         for fold in range(K):
             torch.manual_seed(100 * fold + size)
-            model = build_classifier(f"timm/{backbone}", 3, size, dropout=0.3)
+            card = ModelCard(f"timm/{backbone}", 3, size)
+            model = build_classifier(card, dropout=0.3)
             for parameter in model.head.parameters():  # a fresh head is nearly indifferent
                 parameter.data.mul_(4)
-            card = ModelCard(f"timm/{backbone}", 3, size)
             store.save_trial(
                 TrialRecord(
                     candidate=name, fold=fold, status="finished", backbone=f"timm/{backbone}",

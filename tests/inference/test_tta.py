@@ -21,10 +21,13 @@ from experiment.store import RunStore
 from inference.predictor import Predictor
 from inference.tta import TTA, TTAS, AveragedViews, find_tta
 from sweep import app
-from trainables.backbones import build_classifier
-from trainables.predict import ModelCard, pack_weights
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
+from trainables.predict import pack_weights
 
 each_tta = pytest.mark.parametrize("tta", TTAS.values(), ids=TTAS)
+CARD = ModelCard("timm/test_resnet", 3, 32)
+NO_META = torch.empty(2, 0)
 PLAIN, FLIP, ROTATE = TTAS["flip-rotate"].views
 
 
@@ -39,14 +42,14 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = torch.randn(pixels, classes, generator=torch.Generator().manual_seed(1)) * 0.2
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, meta: Tensor) -> Tensor:
         return images.flatten(1) @ self.weight
 
 
 class Brightness(nn.Module):
     """Logits that a flip does not change."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, meta: Tensor) -> Tensor:
         means = images.double().mean(dim=(2, 3))
         return torch.cat([means, means.square()], dim=1).float() * 3
 
@@ -100,28 +103,42 @@ def test_probabilities_are_averaged(tta: TTA) -> None:
     for view in tta.views:
         logits = (view(images).flatten(1) @ model.weight).double().numpy()
         total += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    averaged = AveragedViews(model, tta)(images).exp().numpy()
+    averaged = AveragedViews(model, tta, "softmax")(images, NO_META).exp().numpy()
     np.testing.assert_allclose(averaged, total / len(tta.views), atol=1e-6)
     np.testing.assert_allclose(averaged.sum(axis=1), 1, atol=1e-6)
 
 
 def test_a_symmetric_model_gains_nothing_from_flips() -> None:
-    plain, flipped = (AveragedViews(Brightness(), TTAS[name]) for name in ("none", "flip"))
-    torch.testing.assert_close(plain(noise()), flipped(noise()), atol=1e-6, rtol=0)
-    lopsided = (AveragedViews(Linear(), TTAS[name])(noise()) for name in ("none", "flip"))
-    assert not torch.allclose(*lopsided, atol=1e-2)
+    def both(model: nn.Module) -> list[Tensor]:
+        views = (AveragedViews(model, TTAS[name], "softmax") for name in ("none", "flip"))
+        return [average(noise(), NO_META) for average in views]
+
+    torch.testing.assert_close(*both(Brightness()), atol=1e-6, rtol=0)
+    assert not torch.allclose(*both(Linear()), atol=1e-2)
+
+
+def test_each_view_comes_with_the_images_meta_features_and_activation() -> None:
+    class Meta(nn.Module):
+        def forward(self, images: Tensor, meta: Tensor) -> Tensor:
+            return meta
+
+    meta = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    for tta in TTAS.values():
+        averaged = AveragedViews(Meta(), tta, "sigmoid")(noise(), meta)
+        expected = meta.sigmoid() / meta.sigmoid().sum(dim=1, keepdim=True)
+        torch.testing.assert_close(averaged.exp(), expected)
 
 
 def test_views_are_exact_in_mixed_precision() -> None:
     class Keeps(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
+        def forward(self, images: Tensor, meta: Tensor) -> Tensor:
             self.seen = images
             return images.mean(dim=(2, 3))
 
     keeps = Keeps()
     images = noise(64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        AveragedViews(keeps, TTAS["flip-rotate"])(images)
+        AveragedViews(keeps, TTAS["flip-rotate"], "softmax")(images, NO_META)
     torch.testing.assert_close(keeps.seen, ROTATE(images))
 
 
@@ -137,7 +154,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
     store.save_candidate(CandidateRecord(candidate="c0", backbone="timm/test_resnet", params={}))
     for fold in range(2):
         torch.manual_seed(fold)
-        model = build_classifier("timm/test_resnet", 3, 32)
+        model = build_classifier(CARD)
         for parameter in model.head.parameters():  # a fresh head is nearly indifferent
             parameter.data.mul_(4)
         store.save_trial(
@@ -145,7 +162,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
                 candidate="c0", fold=fold, status="finished", backbone="timm/test_resnet",
                 params={}, folds_hash=store.folds().hash, seed=0,
             ),
-            weights={"raw": pack_weights(model.state_dict(), ModelCard("timm/test_resnet", 3, 32))},
+            weights={"raw": pack_weights(model.state_dict(), CARD)},
         )  # fmt: skip
     store.update_ensemble(
         EnsembleRecord(

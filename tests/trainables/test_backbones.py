@@ -1,29 +1,17 @@
-"""The contract of every backbone family, names, and pretrained weights."""
+"""The contract of every backbone family, and names."""
 
 from __future__ import annotations
-
-import time
-from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from huggingface_hub import errors
-from safetensors.torch import save_file
 from timm.layers import DropPath
 from torch import nn
 from torchvision.transforms import v2
 
-from experiment.errors import EnvironmentProblem
-from trainables import backbones
-from trainables.backbones import (
-    FAMILIES,
-    build_classifier,
-    check_backbone,
-    check_image_size,
-    parameter_count,
-    weights_file,
-)
+from trainables.backbones import FAMILIES, check_backbone
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier, check_image_size, parameter_count
 
 SMALL = (
     "timm/test_resnet", "timm/test_vit", "timm/test_convnext", "timm/test_efficientnet",
@@ -46,38 +34,38 @@ def test_every_family_has_an_example_here() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_images_to_logits_and_gradients_everywhere(name: str) -> None:
     torch.manual_seed(0)
-    model = build_classifier(name, 5, 64, dropout=0.3, drop_path=0.1)
+    model = build_classifier(ModelCard(name, 5, 64), dropout=0.3, drop_path=0.1)
     logits = model(torch.rand(2, 3, 64, 64))
     assert logits.shape == (2, 5) and torch.isfinite(logits).all()
     logits.square().sum().backward()
     assert model.head[1].weight.grad is not None  # type: ignore[index,union-attr]
     assert sum(p.grad is not None for p in model.body.parameters()) > 0
     assert check_backbone(name) is None
-    assert parameter_count(name, 5, 64) == sum(p.numel() for p in model.parameters())
+    assert parameter_count(ModelCard(name, 5, 64)) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_backbones_without_memory(name: str) -> None:
     assert check_backbone(name) is None
     with torch.device("meta"):
-        model = build_classifier(name, 7, 96).eval()
+        model = build_classifier(ModelCard(name, 7, 96)).eval()
         assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 7)
     assert check_image_size(name, 96) is None
 
 
 def test_a_backbone_that_needs_memory_to_be_built_is_left_to_the_trial() -> None:
     assert check_image_size("torchvision/regnet_y_400mf", 96) is None
-    assert parameter_count("torchvision/regnet_y_400mf", 2, 96) > 1_000_000
+    assert parameter_count(ModelCard("torchvision/regnet_y_400mf", 2, 96)) > 1_000_000
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/shufflenet_v2_x0_5"])
 def test_each_backbone_normalises_as_torchvision_would(name: str) -> None:
-    model = build_classifier(name, 2, 32)
+    model = build_classifier(ModelCard(name, 2, 32))
     seen: list[torch.Tensor] = []
     model.body.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     images = torch.rand(2, 3, 32, 32)
     model.eval()(images)
-    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    mean, std = (c.flatten().tolist() for c in (model.normalise.mean, model.normalise.std))
     torch.testing.assert_close(seen[0], v2.functional.normalize(images, mean, std))
     if name.startswith("torchvision"):
         assert mean == pytest.approx([0.485, 0.456, 0.406])
@@ -87,14 +75,15 @@ def test_each_backbone_normalises_as_torchvision_would(name: str) -> None:
 
 
 def test_normalisation_is_no_part_of_the_weights() -> None:
-    assert not {"mean", "std"} & set(build_classifier("timm/test_resnet", 2, 32).state_dict())
+    state = build_classifier(ModelCard("timm/test_resnet", 2, 32)).state_dict()
+    assert {name.split(".")[0] for name in state} == {"body", "head"}
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.2])
 @pytest.mark.parametrize("name", ["torchvision/convnext_tiny", "torchvision/swin_t"])
 def test_stochastic_depth_rises_linearly_in_torchvision(name: str, drop_path: float) -> None:
     with torch.device("meta"):
-        model = build_classifier(name, 2, 32, drop_path=drop_path)
+        model = build_classifier(ModelCard(name, 2, 32), drop_path=drop_path)
     rates = [m.p for m in model.modules() if isinstance(m, torchvision.ops.StochasticDepth)]
     assert rates == pytest.approx([drop_path * i / (len(rates) - 1) for i in range(len(rates))])
 
@@ -103,7 +92,7 @@ def test_stochastic_depth_rises_linearly_in_torchvision(name: str, drop_path: fl
 def test_stochastic_depth_is_set_in_timm_also_where_its_default_is_not_zero(name: str) -> None:
     def rates(drop_path: float) -> list[float]:
         with torch.device("meta"):
-            model = build_classifier(name, 2, 224, drop_path=drop_path)
+            model = build_classifier(ModelCard(name, 2, 224), drop_path=drop_path)
         return [m.drop_prob or 0.0 for m in model.modules() if isinstance(m, DropPath)]
 
     assert max(rates(0.0), default=0.0) == 0.0
@@ -111,14 +100,14 @@ def test_stochastic_depth_is_set_in_timm_also_where_its_default_is_not_zero(name
 
 
 def test_a_backbone_without_stochastic_depth_ignores_it() -> None:
-    build_classifier("torchvision/shufflenet_v2_x0_5", 2, 32, drop_path=0.2)
+    build_classifier(ModelCard("torchvision/shufflenet_v2_x0_5", 2, 32), drop_path=0.2)
     with torch.device("meta"):
-        build_classifier("timm/vgg11", 2, 224, drop_path=0.2)
+        build_classifier(ModelCard("timm/vgg11", 2, 224), drop_path=0.2)
 
 
 def test_the_heads_dropout_is_the_only_one_before_the_classifier() -> None:
     with torch.device("meta"):
-        model = build_classifier("torchvision/efficientnet_b0", 2, 32, dropout=0.25)
+        model = build_classifier(ModelCard("torchvision/efficientnet_b0", 2, 32), dropout=0.25)
     rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
     assert [rate for rate in rates if rate] == [0.25]
 
@@ -150,95 +139,3 @@ def test_refused_image_sizes(name: str, size: int) -> None:
     problem = check_image_size(name, size)
     assert problem is not None
     assert f"refuses {size} px" in problem.message and "\n" not in problem.message
-
-
-# -- pretrained weights
-
-
-def backbone_weights(name: str, image_size: int = 32) -> dict[str, torch.Tensor]:
-    torch.manual_seed(7)
-    model = build_classifier(name, 2, image_size)
-    weights = {k: v.clone() for k, v in model.body.state_dict().items()}
-    return weights | {"fc.weight": torch.zeros(1000, 4)}  # the file's own classifier
-
-
-@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/shufflenet_v2_x0_5"])
-@pytest.mark.parametrize("as_folder", [False, True])
-def test_weights_from_a_file_or_a_folder(tmp_path: Path, name: str, as_folder: bool) -> None:
-    weights = backbone_weights(name)
-    path = weights_file(str(tmp_path), name)
-    assert path == tmp_path / f"{name.split('/')[1]}.safetensors"
-    save_file(weights, path)
-    model = build_classifier(name, 3, 32, pretrained=str(tmp_path if as_folder else path))
-    for key, tensor in model.body.state_dict().items():
-        torch.testing.assert_close(tensor, weights[key])
-
-
-def test_files_that_do_not_fit_say_why(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save_file(backbone_weights("timm/test_resnet"), path)
-    with pytest.raises(EnvironmentProblem, match=r"of the backbone's .* tensors; missing:"):
-        build_classifier("timm/test_convnext", 2, 32, pretrained=str(path))
-    save_file(backbone_weights("timm/test_vit", 64), path)
-    with pytest.raises(EnvironmentProblem, match=r"pos_embed is .*another image size"):
-        build_classifier("timm/test_vit", 2, 32, pretrained=str(path))
-    path.write_bytes(b"junk")
-    with pytest.raises(EnvironmentProblem, match="cannot be read as safetensors"):
-        build_classifier("timm/test_resnet", 2, 32, pretrained=str(path))
-    with pytest.raises(EnvironmentProblem, match=r"test_resnet\.safetensors"):
-        build_classifier("timm/test_resnet", 2, 32, pretrained=str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/shufflenet_v2_x0_5"])
-def test_without_the_hub_the_error_comes_at_once_and_names_the_choices(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(backbones, "get_hf_file_metadata", unreachable)
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *args: None)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    started = time.monotonic()
-    with pytest.raises(EnvironmentProblem) as error:
-        build_classifier(name, 2, 32, pretrained=True)
-    assert time.monotonic() - started < 5
-    (problem,) = error.value.problems
-    assert problem.where == f"training.pretrained: {name}"
-    for choice in ("true (", "false (", "path of a weights file", "no route to host"):
-        assert choice in problem.message
-
-
-def test_the_hub_is_asked_only_for_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("asked")
-
-    monkeypatch.setattr(backbones, "get_hf_file_metadata", refuse)
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda repo, file: "/cache/file")
-    backbones._require_hub("timm/test_resnet.r160_in1k")
-
-
-def test_an_answer_of_the_hub_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    class NotFound(errors.HfHubHTTPError):
-        def __init__(self) -> None:
-            Exception.__init__(self, "404")
-
-    def not_found(*args: object, **kwargs: object) -> None:
-        raise NotFound
-
-    monkeypatch.setattr(backbones, "get_hf_file_metadata", not_found)
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *args: None)
-    backbones._require_hub("timm/test_resnet.r160_in1k")
-
-
-def test_torchvisions_pretrained_vit_takes_other_image_sizes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    trained = torchvision.models.get_model("vit_b_32", image_size=224).state_dict()
-    weights = torchvision.models.ViT_B_32_Weights
-    monkeypatch.setattr(weights, "get_state_dict", lambda self, **keys: dict(trained))
-    model = build_classifier("torchvision/vit_b_32", 2, 96, pretrained=True).eval()
-    with torch.no_grad():
-        assert model(torch.rand(1, 3, 96, 96)).shape == (1, 2)
-    torch.testing.assert_close(model.body.conv_proj.weight, trained["conv_proj.weight"])

@@ -171,9 +171,10 @@ def test_the_stored_weights_give_the_stored_rows(tiny_run: Any) -> None:
         data = store.weights("c0000", 0, variant)
         card = read_card(data)
         assert (card.backbone, card.classes, card.image_size) == ("timm/test_resnet", 3, 32)
-        loader = scoring_loader(open_images(files, 32, 1), rows, 32, 5, 0, CPU)
+        loader = scoring_loader(open_images(files, 32, 1), rows, card, 5, 0, CPU)
         model = unpack_classifier(data, card)
-        log_prob, scored = log_probabilities(model, loader, CPU, autocast_for(CPU, "fp32"))
+        autocast = autocast_for(CPU, "fp32")
+        log_prob, scored = log_probabilities(model, loader, CPU, autocast, "softmax")
         stored = np.load(io.BytesIO(store.files.read(f"trials/c0000/fold0/{name}.npy")))
         assert scored.tolist() == rows.tolist()
         np.testing.assert_allclose(log_prob, stored.astype(np.float32), atol=5e-3, rtol=2e-3)
@@ -197,7 +198,7 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
 @pytest.mark.parametrize(("n", "size", "parts"), [(14, 7, [7, 7]), (15, 7, [5, 5, 5]), (4, 9, [4])])
 def test_micro_batches_are_even(n: int, size: int, parts: list[int]) -> None:
     images, targets = torch.arange(n), torch.arange(n)
-    found = list(Examples(images, targets).micro_batches(size))
+    found = list(Examples(images, images, targets).micro_batches(size))
     assert [len(part) for part in found] == parts
     assert torch.cat([part.targets for part in found]).tolist() == list(range(n))
 

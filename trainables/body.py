@@ -1,0 +1,59 @@
+"""A backbone without its classifier, and what stands in front of it: its own normalisation.
+
+What every backbone family builds; nothing outside needs to know a mean and a deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_POOLED_NORMS = frozenset({"classifier.0", "head.norm", "fc_norm"})  # after the pooling
+
+
+@dataclass(frozen=True)
+class Body:
+    """`module` takes what `normalise` gives for images in [0, 1], and gives (B, features)."""
+
+    module: nn.Module
+    features: int
+    normalise: nn.Module
+
+
+class Normalise(nn.Module):
+    """(B, 3, H, W) images in [0, 1] -> the same shape, zero mean and unit deviation a channel."""
+
+    mean: Tensor  # (1, 3, 1, 1)
+    std: Tensor  # (1, 3, 1, 1)
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", _channels(mean), persistent=False)
+        self.register_buffer("std", _channels(std), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - _planes(self.mean, images)) / _planes(self.std, images)
+
+
+def drop_final_norm(module: nn.Module) -> None:
+    """Leave out the layer norm of the pooled features that ends some backbones: torchvision's and
+    timm's ConvNeXt, timm's ViTs with average pooling."""
+    weighted = [name for name, m in module.named_modules() if list(m.parameters(recurse=False))]
+    last = weighted[-1]
+    if last in _POOLED_NORMS and isinstance(module.get_submodule(last), nn.LayerNorm):
+        module.set_submodule(last, nn.Identity())
+
+
+def _planes(channels: Tensor, images: Tensor) -> Tensor:
+    """(1, 3, 1, 1) -> (1, 3, H, W), channels-last as the images come: broadcasting along an
+    innermost dimension of 3 would take ten times as long."""
+    planes = channels.expand(1, -1, *images.shape[2:])
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)

@@ -1,0 +1,80 @@
+"""Numbers about an image beside its pixels, joined to the features that a backbone finds.
+
+Takes the stored image, before any augmentation and of any shape, gives a vector; every number is
+brought to about zero mean and unit deviation by fixed constants, so that nothing is fitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.config import closest
+from experiment.errors import Problem
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, in [0, 1]
+
+
+@dataclass(frozen=True)
+class MetaFeature:
+    """One row of the table. `compute`: (H, W, 3) uint8 RGB -> `width` numbers."""
+
+    name: str
+    doc: str
+    width: int
+    compute: Callable[[NDArray[np.uint8]], tuple[float, ...]]
+
+
+def _mean_colour(image: NDArray[np.uint8]) -> tuple[float, ...]:
+    means = cv2.mean(image)[:3]
+    return tuple((m / 255 - mean) / std for m, mean, std in zip(means, _MEAN, _STD, strict=True))
+
+
+def _aspect_ratio(image: NDArray[np.uint8]) -> tuple[float, ...]:
+    height, width = image.shape[:2]
+    return (math.log(width / height),)
+
+
+META_FEATURES: dict[str, MetaFeature] = {
+    feature.name: feature
+    for feature in (
+        MetaFeature("mean_colour", "mean red, green and blue", 3, _mean_colour),
+        MetaFeature("aspect_ratio", "logarithm of width / height", 1, _aspect_ratio),
+    )
+}
+
+
+def meta_width(names: Iterable[str]) -> int:
+    """How many numbers these features have together."""
+    return sum(META_FEATURES[name].width for name in names)
+
+
+def meta_vectors(images: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.float32]:
+    """(B, F): one row an image, the features side by side; F is 0 without names."""
+    computes = [META_FEATURES[name].compute for name in names]
+    vectors = np.empty((len(images), meta_width(names)), np.float32)
+    if computes:
+        vectors[:] = [[x for compute in computes for x in compute(image)] for image in images]
+    return vectors
+
+
+def check_meta(names: Sequence[str]) -> list[Problem]:
+    """Names that there are not, or that are given twice."""
+    where = "training.meta_features"
+    problems = [
+        Problem(where, f"{name} is given twice")
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for name in dict.fromkeys(names):
+        if name not in META_FEATURES:
+            near = closest(name, META_FEATURES)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            allowed = ", ".join(META_FEATURES)
+            problems.append(Problem(where, f"got {name!r}; {hint}allowed: {allowed}"))
+    return problems
