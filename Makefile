@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := overhead
+BENCHMARKS := overhead input_pipeline
 
 .PHONY: demo test check bench clean
 

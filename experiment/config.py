@@ -229,6 +229,19 @@ class AugmentConfig(_Section):
     """Further transforms after the policy, in this order: `{<library>.<name>: {arguments}}`."""
 
 
+class CacheConfig(_Section):
+    """How each node keeps decoded images, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
+
+    longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
+    """Pixels: larger images are stored at this longer side. Default: 1.5 × the image size."""
+    format: Literal["raw", "jpeg"] = "raw"
+    """raw: 3 bytes a pixel, nothing to decode; jpeg: about a tenth of the disk and memory, decoded
+    at each use."""
+    max_gb: Annotated[float, Field(gt=0)] = 50.0
+    """10^9 bytes that all decoded images of a node may take; never more than 80 % of the free
+    disk. The least recently used go first."""
+
+
 class ResourcesConfig(_Section):
     """What a trial gets, and how far the run may go."""
 
@@ -273,6 +286,7 @@ class SweepConfig(_Section):
     search: SearchConfig
     training: TrainingConfig = TrainingConfig()
     augment: AugmentConfig = AugmentConfig()
+    cache: CacheConfig = CacheConfig()
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     smoke: dict[str, Any] = {}

@@ -49,7 +49,12 @@ class ImageError(Exception):
 def read_rgb(path: Path, longer_side: int | None = None) -> Image.Image:
     """The upright image in mode RGB, fully decoded; transparency lies on white. With
     `longer_side`, never larger than that many pixels (and never enlarged)."""
-    image = _open(read_bytes(path), path)
+    return decode_rgb(read_bytes(path), path, longer_side)
+
+
+def decode_rgb(data: bytes, path: Path, longer_side: int | None = None) -> Image.Image:
+    """The same from the content of the file at `path`."""
+    image = _open(data, path)
     try:
         if longer_side is not None:
             _draft(image, longer_side * _DRAFT_MARGIN)

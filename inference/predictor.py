@@ -6,6 +6,7 @@ models, then the weighted mean over the members. Only the selected checkpoints a
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,7 +52,9 @@ class Predictor:
         self.classes = store.classes()
         self._workers = workers
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = resolve_precision(self._device, store.config().training.precision)
+        config = store.config()
+        self._cache = config.cache
+        precision = resolve_precision(self._device, config.training.precision)
         self._autocast = autocast_for(self._device, precision)
 
     @property
@@ -64,21 +67,24 @@ class Predictor:
     ) -> NDArray[np.float64]:
         """(n, C), rows sum to 1. `on_model` hears how many of `models` are done."""
         total: NDArray[np.float64] = np.zeros((len(files), len(self.classes)))
-        done = 0
+        done, session = 0, uuid.uuid4().hex  # of the pixel cache: the files are looked at once
         for member in self.ensemble.members:
             mean: NDArray[np.float64] = np.zeros_like(total)
             for fold in range(self.store.fold_count):
-                mean += self._fold_probabilities(member, fold, files) / self.store.fold_count
+                found = self._fold_probabilities(member, fold, files, session)
+                mean += found / self.store.fold_count
                 done += 1
                 on_model(done)
             total += member.weight * normalise(mean)
         return normalise(total)
 
     def _fold_probabilities(
-        self, member: MemberRecord, fold: int, files: Sequence[Path]
+        self, member: MemberRecord, fold: int, files: Sequence[Path], session: str
     ) -> NDArray[np.float64]:
         model, card = self._classifier(member, fold)
-        source: ImageSource = open_images(files, card.image_size, max(1, self._workers))
+        source: ImageSource = open_images(
+            files, card.image_size, max(1, self._workers), self._cache, session
+        )
         workers = self._workers if self._device.type == "cuda" else 0
         loader = scoring_loader(source, np.arange(len(files)), card, _BATCH, workers, self._device)
         seen = AveragedViews(model, self._tta, card.activation)

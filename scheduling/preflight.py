@@ -104,7 +104,7 @@ def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: 
     counts = [parameter_count(ModelCard(b, classes, size)) for b, size in sizes.items()]
     weights = int(np.mean(counts)) * _FLOAT32 * _VARIANTS * config.folds.k
     oof = rows * (classes * 2 + 4) * _VARIANTS
-    cache = sum(cache_bytes(rows, size) for size in set(sizes.values()))
+    cache = cache_bytes(rows, sizes.values(), config.cache)
     return config.search.candidates * (weights + oof) + cache
 
 

@@ -1,7 +1,7 @@
 """Named augmentation policies: how far a training image may be moved, turned and recoloured.
 
 Takes uint8 images of any size and a NumPy generator, gives square uint8 images. All geometry of a
-policy is one affine map and so one interpolation, straight from the stored image.
+policy is one map, affine or a homography, and so one interpolation, straight from the stored image.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from experiment.config import check_name
 from experiment.errors import Problem
+from trainables.warp import homogeneous, perspective, shear
 
 Image = NDArray[np.uint8]  # (height, width, 3) RGB
 
@@ -32,9 +33,13 @@ class Policy:
     zoom: float = 0.0  # scale is 1 ± zoom
     shift: float = 0.0  # fraction of the side, both ways
     flip: float = 0.0  # probability of a horizontal flip
+    shear: float = 0.0  # degrees, both ways, along x
+    perspective: float = 0.0  # fraction of half the side that each corner may move inwards
+    perspective_prob: float = 0.5
     brightness: float = 0.0  # fraction of full scale, both ways
     contrast: float = 0.0  # factor is 1 ± contrast
     saturation: float = 0.0  # factor is 1 ± saturation
+    hue: float = 0.0  # fraction of the colour circle, both ways
 
 
 POLICIES: dict[str, Policy] = {
@@ -59,6 +64,13 @@ POLICIES: dict[str, Policy] = {
             crop_area=(0.3, 1.0), crop_ratio=(0.75, 1.33), rotate=25, zoom=0.15, shift=0.05,
             flip=0.5, brightness=0.25, contrast=0.4, saturation=0.4,
         ),
+        Policy(
+            "vehicles",
+            "crop, flip, turn, shift, zoom, shear, perspective, colour jitter with hue: vehicles "
+            "and other rigid things seen from many places",
+            crop_area=(0.6, 1.0), crop_ratio=(0.75, 1.33), rotate=15, zoom=0.1, shift=0.1, flip=0.5,
+            shear=10, perspective=0.2, brightness=0.1, contrast=0.2, saturation=0.2, hue=0.05,
+        ),
     )
 }  # fmt: skip
 
@@ -74,9 +86,13 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     n = len(images)
     out = np.empty((n, size, size, 3), np.uint8)
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
+    more = rng.random((n, 11)) if policy.shear or policy.perspective or policy.hue else None
     maps = _affine(u, np.array([image.shape[:2] for image in images]), size, policy)
+    warp = cv2.warpAffine
+    if more is not None:
+        maps, warp = _homography(maps, more, size, policy), cv2.warpPerspective
     for i, image in enumerate(images):
-        cv2.warpAffine(
+        warp(
             image,
             maps[i],
             (size, size),
@@ -85,6 +101,8 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
             borderMode=cv2.BORDER_REPLICATE,
         )
         _recolour(out[i], u[i], policy)
+        if more is not None and policy.hue:
+            _turn_hue(out[i], float(_both_ways(more[i, 0], policy.hue)))
     return out
 
 
@@ -128,6 +146,16 @@ def _affine(
     return maps
 
 
+def _homography(
+    affine: NDArray[np.float64], u: NDArray[np.float64], size: int, policy: Policy
+) -> NDArray[np.float64]:
+    """(n, 3, 3): the affine maps, then shear, then a perspective. `u` (n, 11)."""
+    drawn = u[:, 2] < policy.perspective_prob
+    inset = u[:, 3:11].reshape(-1, 4, 2) * (drawn[:, None, None] * policy.perspective / 2)
+    sheared = shear(_both_ways(u[:, 1], policy.shear), size) @ homogeneous(affine)
+    return perspective(inset, size) @ sheared
+
+
 def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> None:
     """In place: brightness and contrast as one look-up table, then saturation."""
     if policy.brightness or policy.contrast:
@@ -139,6 +167,13 @@ def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> None:
         factor = 1.0 + float(_both_ways(u[10], policy.saturation))
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0, dst=image)
+
+
+def _turn_hue(image: Image, turn: float) -> None:
+    """In place: the hue of every pixel by `turn` of the colour circle, in HSV."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(256 * turn) % 256)  # wraps round, as the circle does
+    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=image)
 
 
 def _both_ways(u: NDArray[np.float64], reach: float) -> NDArray[np.float64]:

@@ -14,6 +14,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
+from torch import nn
+from torch.distributed import broadcast
 
 from trainables.predict import resolve_precision
 from trainables.spec import TrialSpec, trial_seed
@@ -38,6 +40,14 @@ def fresh_accelerator(spec: TrialSpec) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=freezes)],
     )
+
+
+def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Rank 0's batch statistics on every device of the trial: each has updated its own from its
+    share of the batches, and the weights are one model only together with one set of them."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer, 0)
 
 
 def precision_of(spec: TrialSpec, device: torch.device) -> str:

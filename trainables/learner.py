@@ -19,7 +19,7 @@ from trainables.classifier import build_classifier
 from trainables.ema import build_ema
 from trainables.losses import build_loss
 from trainables.optim import build_optimizer, build_schedule
-from trainables.spec import TrialSpec
+from trainables.spec import TrialSpec, first_micro_batch
 from trainables.trial_data import TrialData
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -80,5 +80,5 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
         optimizer,
         schedule,
         training.clip_grad,
-        min(training.micro_batch or params.batch_size, params.batch_size),
+        first_micro_batch(spec, accelerator.num_processes),
     )

@@ -2,6 +2,9 @@
 
 Takes image files and a size, gives `ImageSource`: row -> uint8 RGB array. Where there is no room
 for the file, images are decoded from their own files each time.
+
+What is on disk, under `pixels/` of the cache folder: entries, named by the content of the image
+files (`cache_entry`), and for each list of paths a record of the entry that it leads to.
 """
 
 from __future__ import annotations
@@ -11,10 +14,8 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,13 +24,19 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from experiment.archive import cache_dir
+from experiment.config import CacheConfig
 from experiment.images import read_rgb
+from trainables.cache_build import build, find_same, scan
+from trainables.cache_entry import VERSION, Layout, StoredImages
+from trainables.cache_room import NoRoom, find_entry
 
-_VERSION = 1
+DEFAULT = CacheConfig()
 _MARGIN = 1.5  # stored side per model input side: room for random crops
-_FREE_FRACTION = 0.8  # of the free disk that a cache file may take
-_CHUNK = 256  # images decoded ahead
-_NO_ROOM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES))
+_RAW_BYTES, _JPEG_BYTES = 3.0, 0.5  # a pixel
+_SESSIONS = 16  # that share a list of files at the same time
+_NO_ROOM = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK, errno.ENOSYS)
+)
 _log = logging.getLogger("foldrace")
 
 
@@ -39,26 +46,6 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
     def image(self, row: int) -> NDArray[np.uint8]:
         """(height, width, 3) RGB."""
-
-
-class DecodedImages:
-    """Images in one memory-mapped file: pixels end to end, and a table of where each lies."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._index: NDArray[np.int64] = np.load(folder / "index.npy", allow_pickle=False)
-        # A plain array over the map: slicing a memmap takes five times as long.
-        self._pixels = np.asarray(np.memmap(folder / "pixels.bin", dtype=np.uint8, mode="r"))
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def image(self, row: int) -> NDArray[np.uint8]:
-        offset, height, width = self._index[row].tolist()
-        return self._pixels[offset : offset + height * width * 3].reshape(height, width, 3)
-
-    def __reduce__(self) -> tuple[type[DecodedImages], tuple[Path]]:
-        return DecodedImages, (self._folder,)  # a loader's worker maps the file itself
 
 
 class EncodedImages:
@@ -74,80 +61,120 @@ class EncodedImages:
         return np.asarray(read_rgb(self._files[row], self._longer_side))
 
 
-def stored_side(image_size: int) -> int:
+def stored_side(image_size: int, config: CacheConfig = DEFAULT) -> int:
     """Longer side, in pixels, at which images for a model input of `image_size` are stored."""
-    return round(_MARGIN * image_size)
+    return config.longer_side or round(_MARGIN * image_size)
 
 
-def cache_bytes(images: int, image_size: int) -> int:
-    """Upper bound of the cache file."""
-    return images * stored_side(image_size) ** 2 * 3
+def cache_bytes(images: int, image_sizes: Iterable[int], config: CacheConfig = DEFAULT) -> int:
+    """What the cache may take for all these sizes: an upper bound for raw pixels, a generous
+    estimate for JPEGs."""
+    per_pixel = _RAW_BYTES if config.format == "raw" else _JPEG_BYTES
+    sides = {stored_side(size, config) for size in image_sizes}
+    pixels = images * sum(side**2 for side in sides)
+    return int(min(pixels * per_pixel, config.max_gb * 1e9))
 
 
-def open_images(files: Sequence[Path], image_size: int, workers: int) -> ImageSource:
-    """The images of `files`, decoded once on this node; the first process builds, others wait."""
-    side = stored_side(image_size)
-    folder = cache_dir() / "pixels" / _key(files, side)
+def open_images(
+    files: Sequence[Path],
+    image_size: int,
+    workers: int,
+    config: CacheConfig = DEFAULT,
+    session: str | None = None,
+) -> ImageSource:
+    """The images of `files`, decoded once on this node; the first process builds, others wait.
+
+    Files may change between calls, but not within a `session` (any text that is new for each run
+    of the program): its first call on a node asks the file system for the size and times of every
+    file, and reads them all again where any differs from what was stored; its later calls read
+    three small files of the cache. Without a session each call asks. A file whose content was
+    replaced without any trace in its size, mtime and ctime is not noticed.
+    """
+    layout = Layout(stored_side(image_size, config), config.format)
+    root = cache_dir() / "pixels"
+    if not files:
+        return EncodedImages(files, layout.side)
     try:
-        if folder.is_dir() or _build_once(files, side, folder, workers):
-            return DecodedImages(folder)
-        reason = "no room"
+        return _open_cached(root, files, layout, int(config.max_gb * 1e9), workers, session)
+    except NoRoom as error:
+        reason = str(error)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         reason = str(error)
-    _log.warning("pixel cache: %s at %s; images are decoded anew in each epoch", reason, folder)
-    return EncodedImages(files, side)
+    _log.warning("pixel cache %s: %s; images are decoded anew in each epoch", root, reason)
+    return EncodedImages(files, layout.side)
 
 
-def _key(files: Sequence[Path], side: int) -> str:
-    """Changes with any file's path, size or time of change."""
-    stats = (file.stat() for file in files)
-    listed = [(str(f), s.st_size, s.st_mtime_ns) for f, s in zip(files, stats, strict=True)]
-    return hashlib.sha256(json.dumps([_VERSION, side, listed]).encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class _Known:
+    """Where a list of paths led to."""
+
+    key: str
+    """Of the entry."""
+    state: str
+    """Of the files when they were last compared with it (`Scan.state`)."""
+    sessions: tuple[str, ...]
+    """Those that found them so."""
 
 
-def _build_once(files: Sequence[Path], side: int, folder: Path, workers: int) -> bool:
-    """Write the cache aside and rename it, one process at a time; False where the disk has no
-    room."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".part-{folder.name}")
-    with FileLock(folder.with_suffix(".lock")):
-        if folder.is_dir():
-            return True  # by the process that was waited for
-        shutil.rmtree(aside, ignore_errors=True)  # of a killed process
-        try:
-            aside.mkdir()
-            if not _write_pixels(files, side, aside, workers):
-                return False
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return True
+def _open_cached(
+    root: Path,
+    files: Sequence[Path],
+    layout: Layout,
+    bound: int,
+    workers: int,
+    session: str | None,
+) -> StoredImages:
+    record = root / f"{_list_hash(files, layout)}.json"
+    stored = _of_session(record, session)
+    if stored is not None:
+        return stored
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(record.with_suffix(".lock")):
+        stored = _of_session(record, session)  # by the process that was waited for
+        if stored is not None:
+            return stored
+        known, found = _read_known(record), scan(files)
+        key = known.key if known and known.state == found.state else None
+        key = key or find_same(root, files, layout, found.sizes, workers)
+        stored = find_entry(root / key) if key else None
+        if stored is None:
+            stored = build(root, files, layout, bound, workers)
+        _write_known(record, _seen(known, _Known(stored.key, found.state, ()), session))
+        return stored
 
 
-def _write_pixels(files: Sequence[Path], side: int, folder: Path, workers: int) -> bool:
-    budget = int(shutil.disk_usage(folder).free * _FREE_FRACTION)
-    index = np.zeros((len(files), 3), np.int64)
-    offset = 0
-    with (folder / "pixels.bin").open("wb") as pixels:
-        for row, image in enumerate(_decoded(files, side, workers)):
-            index[row] = offset, image.shape[0], image.shape[1]
-            offset += image.size
-            # Known early, since every trial would try again.
-            expected = offset * len(files) // (row + 1) if row >= _CHUNK else offset
-            if expected > budget:
-                return False
-            pixels.write(image.tobytes())
-        pixels.flush()
-        os.fsync(pixels.fileno())
-    np.save(folder / "index.npy", index)
-    return True
+def _of_session(record: Path, session: str | None) -> StoredImages | None:
+    """The entry that was compared with the files in this session, where it is still there."""
+    known = None if session is None else _read_known(record)
+    if known is None or session not in known.sessions:
+        return None
+    return find_entry(record.parent / known.key)
 
 
-def _decoded(files: Sequence[Path], side: int, workers: int) -> Iterator[NDArray[np.uint8]]:
-    """Images in order, decoded by threads, a bounded number ahead."""
-    remaining = iter(files)
-    with ThreadPoolExecutor(workers) as pool:
-        while chunk := list(islice(remaining, _CHUNK)):
-            yield from pool.map(lambda file: np.asarray(read_rgb(file, side)), chunk)
+def _seen(known: _Known | None, now: _Known, session: str | None) -> _Known:
+    """`now`, with the sessions that found the files in the same state before."""
+    same = known is not None and known.state == now.state
+    sessions = (*(known.sessions if known and same else ()), *([session] if session else []))
+    return replace(now, sessions=sessions[-_SESSIONS:])
+
+
+def _list_hash(files: Sequence[Path], layout: Layout) -> str:
+    paths = [str(file) if file.is_absolute() else os.path.abspath(file) for file in files]
+    listed = json.dumps([VERSION, layout.side, layout.format, paths])
+    return hashlib.sha256(listed.encode()).hexdigest()[:32]
+
+
+def _read_known(record: Path) -> _Known | None:
+    try:
+        return _Known(**json.loads(record.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _write_known(record: Path, known: _Known) -> None:
+    """Whole or not at all; called with the list's lock."""
+    aside = record.with_suffix(".tmp")
+    aside.write_text(json.dumps(asdict(known)), encoding="utf-8")
+    aside.replace(record)

@@ -18,6 +18,7 @@ from trainables.card import ModelCard, card_from_json, card_to_json
 from trainables.classifier import Classifier, build_classifier
 from trainables.data import Batch, Batches, OrderedBatches, build_loader, to_float
 from trainables.pixel_cache import ImageSource
+from trainables.weights_loading import load_tensors
 
 _METADATA = "foldrace"
 
@@ -31,7 +32,7 @@ def pack_weights(state: dict[str, torch.Tensor], card: ModelCard) -> bytes:
 def unpack_classifier(data: bytes, card: ModelCard) -> Classifier:
     """The classifier in evaluation mode, on the CPU."""
     model = build_classifier(card)
-    model.load_state_dict(load(data))
+    load_tensors(model, load(data))
     return model.eval()
 
 

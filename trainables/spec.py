@@ -29,6 +29,8 @@ class TrialSpec:
     cpus: int = 1
     use_gpu: bool = True
     """False: the CPU, even where a GPU can be seen that belongs to somebody else."""
+    session: str | None = None
+    """Of the driver: within one the image files are taken not to change (`open_images`)."""
     accelerators: tuple[str, ...] = ()
     """Device ids that a scheduler gave to this trial, for the record."""
 
@@ -59,6 +61,12 @@ class Monitor(Protocol):
 
 class TrialStopped(Exception):
     """The monitor asked the trial to stop; no result was written."""
+
+
+def first_micro_batch(spec: TrialSpec, devices: int) -> int:
+    """Images on one device at once, as long as memory suffices."""
+    share = -(-spec.params.batch_size // devices)
+    return min(spec.training.micro_batch or share, share)
 
 
 def trial_seed(spec: TrialSpec) -> int:

@@ -18,7 +18,7 @@ from experiment.records import EMA, RAW, TrialRecord
 from experiment.store import RunStore
 from trainables.course import Course
 from trainables.data import Batch, to_float
-from trainables.devices import fresh_accelerator, seed_epoch, seed_trial
+from trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mixup, soft_targets
 from trainables.predict import pack_weights
@@ -42,6 +42,7 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     record = _record(spec, course, learner, store.folds().hash, seconds)
     if accelerator.is_main_process:
         _write(store, record, course, data)
+    accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
     return record
 
 
@@ -52,6 +53,8 @@ def _train(
     for epoch in range(len(course.log), spec.params.epochs):
         started = time.perf_counter()
         train_loss, train_acc = _train_epoch(epoch, learner, data, spec, monitor)
+        for model in learner.variants().values():
+            share_buffers(model, learner.accelerator)
         scored = {
             name: score(model, learner, data, spec, _watched(data.scoring, monitor))
             for name, model in learner.variants().items()

@@ -5,7 +5,7 @@ Takes a `TrialSpec` and the run folder, gives `TrialData`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,16 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from experiment.errors import DataError
 from experiment.folds import HELD_OUT
 from experiment.store import RunStore
 from experiment.tables import on_disk
 from trainables.card import ModelCard
-from trainables.data import Batch, Batches, ShuffledBatches, build_loader
+from trainables.data import Batch, Batches, ShuffledBatches, build_loader, loader_settings
 from trainables.losses import LOSSES
 from trainables.pixel_cache import open_images
 from trainables.predict import scoring_loader
-from trainables.spec import TrialSpec, trial_seed
+from trainables.spec import TrialSpec, first_micro_batch, trial_seed
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,25 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     table, params = store.folds(), spec.params
     train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
     rows = np.flatnonzero(table.fold == spec.fold)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    _check_shares(spec, len(train_rows), len(rows), world)
     labels = store.labels()
     files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
-    source = open_images(files, params.image_size, spec.cpus)
-    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    on_gpu = device.type == "cuda"
-    workers = spec.cpus - 1 if on_gpu else 0
+    cache = store.config().cache
+    source = open_images(files, params.image_size, spec.cpus, cache, spec.session)
+    loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
     card = _card(spec, len(store.classes()))
     dataset = Batches(source, params.image_size, spec.augment, card.meta)
+    scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
     return TrialData(
         card,
         labels,
         np.bincount(labels[train_rows], minlength=card.classes),
         rows,
         batches,
-        build_loader(dataset, batches, workers, on_gpu),
-        scoring_loader(source, rows[rank::world], card, 2 * params.batch_size, workers, device),
+        build_loader(dataset, batches, **asdict(loader)),
+        scoring_loader(source, rows[rank::world], card, scored_at_once, loader.workers, device),
     )
 
 
@@ -77,3 +80,16 @@ def _card(spec: TrialSpec, classes: int) -> ModelCard:
         spec.training.meta_features,
         LOSSES[params.loss].activation,
     )
+
+
+def _check_shares(spec: TrialSpec, training: int, scored: int, devices: int) -> None:
+    """No device of several may go without a row, nor train on a single one (batch statistics):
+    the others would wait for it."""
+    batch = min(spec.params.batch_size, training)
+    if devices > 1 and (batch < 2 * devices or scored < devices):
+        raise DataError.single(
+            f"fold {spec.fold}",
+            f"has {training} training rows in batches of {batch} and {scored} rows to score; "
+            f"{devices} devices need a batch of at least {2 * devices} and {devices} rows to "
+            "score: lower resources.devices_per_trial",
+        )

@@ -40,13 +40,15 @@ class Examples:
 
 def update(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
     """The mean loss over this device's images, and their (B, C) logits. `batch_size` counts the
-    images of all devices. When memory runs out the step is made again in smaller micro-batches."""
+    images of all devices. When the memory of a trial's only device runs out the step is made again
+    in smaller micro-batches."""
     while True:
         try:
             loss, logits = _gradients(learner, examples, batch_size)
             break
         except torch.OutOfMemoryError:
-            if learner.micro_batch == 1:
+            # The other devices wait for this one's gradients: only all can start again together.
+            if learner.micro_batch == 1 or learner.accelerator.num_processes > 1:
                 raise
         _halve_micro_batch(learner)  # here, since the error holds on to the failed step's tensors
     if learner.clip_grad is not None:

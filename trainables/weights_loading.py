@@ -1,11 +1,12 @@
-"""A backbone's weights from a safetensors file of the user's own.
+"""Weights into a module: tensors by name, and a backbone's from a file of the user's own.
 
-Everything but the file's classifier must fit: a backbone that is in part random would look like a
-pretrained one.
+Everything but that file's classifier must fit: a backbone that is in part random would look like
+a pretrained one.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -29,7 +30,15 @@ def load_weights(module: nn.Module, file: Path) -> None:
     fitting = {name: tensor for name, tensor in given.items() if name in own}
     _require_shapes(fitting, own, file)
     _require_all(fitting, own, file)
-    module.load_state_dict(fitting, strict=False)
+    load_tensors(module, fitting, strict=False)
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], strict: bool = True) -> None:
+    """As `load_state_dict`, for tensors without PyTorch's record of layout versions, which some
+    modules ask for (torchvision's MNASNet): they are taken to be of the module's own."""
+    state = OrderedDict(tensors)
+    state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(state, strict=strict)
 
 
 def _read(file: Path) -> dict[str, Tensor]:

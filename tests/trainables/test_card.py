@@ -45,6 +45,18 @@ def test_a_weights_file_of_old_still_loads() -> None:
         assert torch.equal(unpack_classifier(data, read_card(data))(images), model(images))
 
 
+@pytest.mark.parametrize(
+    "backbone",
+    ["timm/test_vit", "timm/test_efficientnet", "torchvision/mnasnet0_5", "torchvision/swin_t"],
+)
+def test_weights_come_back_from_their_file(backbone: str) -> None:
+    card = ModelCard(backbone, 3, 64)
+    state = build_classifier(card).state_dict()
+    again = unpack_classifier(pack_weights(state, card), card).state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
 def test_a_stack_with_meta_features_comes_back_from_its_file() -> None:
     torch.manual_seed(0)
     model = build_classifier(FULL, dropout=0.2, drop_path=0.1).eval()

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from experiment.config import AugmentConfig
 from trainables.augment import POLICIES, augment, resize
-from trainables.data import Batch, Batches, OrderedBatches, ShuffledBatches, build_loader, to_float
+from trainables.data import (
+    Batch,
+    Batches,
+    LoaderSettings,
+    OrderedBatches,
+    ShuffledBatches,
+    build_loader,
+    loader_settings,
+    to_float,
+)
 
 
 class Patterns:
@@ -108,4 +117,30 @@ def test_to_float() -> None:
     pixels = torch.arange(2 * 2 * 2 * 3, dtype=torch.uint8).reshape(2, 2, 2, 3) * 10
     images = to_float(pixels)
     assert images.shape == (2, 3, 2, 2) and images.dtype == torch.float32
-    assert images[1, 2, 0, 1].item() == pytest.approx(pixels[1, 0, 1, 2].item() / 255)
+    assert torch.equal(images, pixels.permute(0, 3, 1, 2).float() / 255)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "device", "settings"),
+    [
+        (1, "cpu", LoaderSettings(0, False, 4)),
+        (8, "cpu", LoaderSettings(0, False, 4)),
+        (1, "cuda", LoaderSettings(1, True, 4)),
+        (2, "cuda", LoaderSettings(1, True, 4)),
+        (5, "cuda", LoaderSettings(4, True, 4)),
+        (6, "cuda", LoaderSettings(5, True, 2)),
+        (64, "cuda", LoaderSettings(16, True, 2)),
+        (4, "mps", LoaderSettings(3, False, 4)),
+    ],
+)
+def test_a_loader_uses_what_the_trial_has(cpus: int, device: str, settings: LoaderSettings) -> None:
+    assert loader_settings(cpus, device) == settings
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_is_built_as_it_is_set(workers: int) -> None:
+    dataset = Batches(Patterns(), 16, AugmentConfig(policy="none"))
+    loader = build_loader(dataset, OrderedBatches(np.arange(4), 2), workers, False, 3)
+    assert loader.num_workers == workers and not loader.pin_memory
+    assert loader.prefetch_factor == (3 if workers else None)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment.images import ImageError, read_rgb
-from trainables import pixel_cache
-from trainables.pixel_cache import DecodedImages, EncodedImages, cache_bytes, open_images
+from experiment.config import CacheConfig
+from experiment.images import ImageError, decode_rgb, read_rgb
+from trainables import cache_build
+from trainables.cache_entry import DecodedImages, JpegImages
+from trainables.pixel_cache import EncodedImages, ImageSource, cache_bytes, open_images
 
 SIZES = ((10, 14), (40, 40), (90, 31), (1, 1), (300, 200))
 
@@ -32,14 +34,14 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def assert_as_decoded(source: pixel_cache.ImageSource, files: list[Path], side: int) -> None:
+def assert_as_decoded(source: ImageSource, files: list[Path], side: int) -> None:
     assert len(source) == len(files)
     for row, file in enumerate(files):
         np.testing.assert_array_equal(source.image(row), np.asarray(read_rgb(file, side)))
 
 
 def entries(cache: Path) -> list[str]:
-    return sorted(p.name for p in (cache / "pixels").iterdir() if not p.name.endswith(".lock"))
+    return sorted(p.name for p in (cache / "pixels").iterdir() if p.is_dir())
 
 
 def test_equal_to_the_files_at_one_and_a_half_times_the_size(files: list[Path]) -> None:
@@ -53,20 +55,96 @@ def test_equal_to_the_files_at_one_and_a_half_times_the_size(files: list[Path]) 
 def test_the_upper_bound_is_one(files: list[Path], own_cache: Path) -> None:
     open_images(files, 32, 1)
     (folder,) = [p for p in (own_cache / "pixels").iterdir() if p.is_dir()]
-    assert (folder / "pixels.bin").stat().st_size <= cache_bytes(len(files), 32)
+    assert (folder / "pixels.bin").stat().st_size <= cache_bytes(len(files), [32])
 
 
-def test_built_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    open_images(files, 32, 1)
-    monkeypatch.setattr(pixel_cache, "read_rgb", None)
-    assert isinstance(open_images(files, 32, 1), DecodedImages)
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that building decodes, as it goes."""
+    seen: list[Path] = []
+
+    def noted(data: bytes, path: Path, side: int) -> Image.Image:
+        seen.append(path)
+        return decode_rgb(data, path, side)
+
+    monkeypatch.setattr(cache_build, "decode_rgb", noted)
+    return seen
+
+
+@pytest.mark.parametrize("session", [None, "run 1"])
+def test_built_once(files: list[Path], decoded: list[Path], session: str | None) -> None:
+    for _ in range(3):
+        source = open_images(files, 32, 1, session=session)
+        assert isinstance(source, DecodedImages)
+    assert sorted(decoded) == sorted(files)
 
 
 def test_a_changed_file_is_decoded_anew(files: list[Path]) -> None:
+    """Of the same size, at the same time."""
+    red, blue = (np.full((10, 14, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
+    for pixels in (red, blue):
+        Image.fromarray(pixels).save(files[0].with_suffix(".bmp"))
+        os.utime(files[0].with_suffix(".bmp"), ns=(1, 1))
+        listed = [files[0].with_suffix(".bmp"), *files[1:]]
+        source = open_images(listed, 32, 1, session=str(pixels[0, 0]))
+        np.testing.assert_array_equal(source.image(0), pixels)
+    assert_as_decoded(source, listed, 48)
+
+
+def test_within_a_session_only_the_cache_is_read(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_images(files, 32, 1, session="run 1")
+    monkeypatch.setattr(cache_build, "_stat", None)
+    again = open_images(files, 32, 1, session="run 1")
+    for row in range(len(files)):
+        np.testing.assert_array_equal(source.image(row), again.image(row))
+    with pytest.raises(TypeError):
+        open_images(files, 32, 1, session="run 2")
+
+
+def test_the_same_content_elsewhere_is_not_decoded_again(
+    files: list[Path], decoded: list[Path], tmp_path: Path, own_cache: Path
+) -> None:
     open_images(files, 32, 1)
-    Image.new("RGB", (10, 14), "red").save(files[0])
-    os.utime(files[0], ns=(1, 1))
+    copies = [shutil.copy(file, tmp_path / f"copy {i}") for i, file in enumerate(files)]
+    decoded.clear()
+    assert_as_decoded(open_images([Path(c) for c in copies], 32, 1), files, 48)
+    assert decoded == [] and len(entries(own_cache)) == 1
+    open_images([Path(c) for c in copies[::-1]], 32, 1)
+    assert len(entries(own_cache)) == 2  # in another order it is another entry
+
+
+def test_a_file_that_was_only_touched_is_not_decoded_again(
+    files: list[Path], decoded: list[Path]
+) -> None:
+    open_images(files, 32, 1)
+    decoded.clear()
+    files[0].touch()
     assert_as_decoded(open_images(files, 32, 1), files, 48)
+    assert decoded == []
+
+
+def test_the_longer_side_is_the_configs(files: list[Path]) -> None:
+    config = CacheConfig(longer_side=20)
+    assert_as_decoded(open_images(files, 32, 1, config), files, 20)
+
+
+def test_jpegs_are_smaller_and_nearly_the_same(tmp_path: Path, own_cache: Path) -> None:
+    y, x = np.mgrid[0:200, 0:300]
+    photo = np.stack([128 + 90 * np.sin(x / 15), 128 + 90 * np.cos(y / 15), x * 0.8], axis=2)
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file in files:
+        Image.fromarray(photo.astype(np.uint8)).save(file)
+    source = open_images(files, 100, 1, CacheConfig(format="jpeg"))
+    assert isinstance(source, JpegImages)
+    for row in range(2):
+        exact = np.asarray(read_rgb(files[row], 150)).astype(float)
+        assert source.image(row).shape == exact.shape
+        assert np.abs(source.image(row) - exact).mean() < 2
+    (name,) = entries(own_cache)
+    assert (own_cache / "pixels" / name / "pixels.bin").stat().st_size < exact.size * 2 / 8
+    assert pickle.loads(pickle.dumps(source)).image(1).shape == exact.shape
 
 
 def test_travels_to_another_process_as_a_path(files: list[Path]) -> None:
@@ -81,14 +159,14 @@ def test_travels_to_another_process_as_a_path(files: list[Path]) -> None:
 BUILDER = """
 import sys, hashlib
 from pathlib import Path
-from trainables import pixel_cache
+from trainables import cache_build, pixel_cache
 builds = 0
-original = pixel_cache._write_pixels
+original = cache_build._write_pixels
 def counted(*arguments):
     global builds
     builds += 1
     return original(*arguments)
-pixel_cache._write_pixels = counted
+cache_build._write_pixels = counted
 sys.stdin.readline()
 source = pixel_cache.open_images([Path(p) for p in sys.argv[1:]], 32, 1)
 sha = hashlib.sha256(b"".join(source.image(i).tobytes() for i in range(len(source))))
@@ -122,12 +200,12 @@ def test_two_processes_at_once_build_it_once(files: list[Path], own_cache: Path)
 def test_an_interrupted_build_leaves_nothing(
     files: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(file: Path, side: int) -> Image.Image:
+    def interrupted(data: bytes, file: Path, side: int) -> Image.Image:
         if file == files[3]:
             raise KeyboardInterrupt
-        return read_rgb(file, side)
+        return decode_rgb(data, file, side)
 
-    monkeypatch.setattr(pixel_cache, "read_rgb", interrupted)
+    monkeypatch.setattr(cache_build, "decode_rgb", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_images(files, 32, 1)
     assert entries(own_cache) == []
@@ -136,22 +214,13 @@ def test_an_interrupted_build_leaves_nothing(
     assert_as_decoded(open_images(files, 32, 1), files, 48)
 
 
-def test_what_a_killed_build_left_is_swept_away(files: list[Path], own_cache: Path) -> None:
-    open_images(files, 32, 1)
-    (name,) = entries(own_cache)
-    folder = own_cache / "pixels" / name
-    folder.rename(folder.with_name(f".part-{name}"))
-    assert isinstance(open_images(files, 32, 1), DecodedImages)
-    assert entries(own_cache) == [name]
-
-
 @pytest.mark.parametrize("chunk", [256, 1])
 def test_without_room_images_are_decoded_from_their_files(
     files: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(pixel_cache, "_CHUNK", chunk)
+    monkeypatch.setattr(cache_build, "_CHUNK", chunk)
     source = open_images(files, 32, 1)
     assert isinstance(source, EncodedImages)
     assert_as_decoded(source, files, 48)

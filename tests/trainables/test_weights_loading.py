@@ -25,7 +25,7 @@ def backbone_weights(name: str, image_size: int = 32) -> dict[str, torch.Tensor]
     return weights | {"fc.weight": torch.zeros(1000, 4)}  # the file's own classifier
 
 
-@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/mnasnet0_5"])
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_weights_from_a_file_or_a_folder(tmp_path: Path, name: str, as_folder: bool) -> None:
     weights = backbone_weights(name)

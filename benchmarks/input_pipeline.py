@@ -1,0 +1,187 @@
+"""How fast images reach a model, and what many trials of a node hold in memory together.
+
+rate     images a second, decoded, augmented (the `used_cars_convnext` recipe: random resized crop,
+         flip, rotation, colour jitter, affine, perspective) and collated to a float batch in
+         [0, 1]: ours from the warm pixel cache against torchvision's ImageFolder and DataLoader,
+         with the same number of loader processes. JPEGs of 500 px, crops of 224 px. torchvision
+         runs one operation after another; ours does all geometry in one. Medians of whole epochs
+         taken in turns, after one to warm up.
+cold     what building the cache costs, once per node.
+memory   trials as processes of their own that each went through the whole cache: the sum of the
+         proportional set sizes (PSS), in which a shared page counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+from harness import ROOT, Results, environment, in_turns, options
+from sides.photos import write_photos
+from sides.torchvision_loaders import PEERS
+from torch import Tensor
+
+from experiment.config import AugmentConfig, CacheConfig
+from trainables.data import Batches, ShuffledBatches, build_loader, to_float
+from trainables.pixel_cache import EncodedImages, ImageSource, open_images, stored_side
+
+_SIZE, _BATCH = 224, 64
+_GOAL = "torchvision on PIL"
+_OURS = "ours, pixel cache"
+Epoch = Callable[[], Iterator[Tensor]]  # float batches of one pass
+
+
+def _ours(source: ImageSource, workers: int) -> Epoch:
+    sampler = ShuffledBatches(np.arange(len(source)), _BATCH, seed=0)
+    dataset = Batches(source, _SIZE, AugmentConfig(policy="vehicles"))
+    loader = build_loader(dataset, sampler, workers, pin_memory=False)
+
+    def epoch() -> Iterator[Tensor]:
+        sampler.epoch += 1
+        return (to_float(batch.images) for batch in loader)
+
+    return epoch
+
+
+def _peer(name: str, folder: Path, workers: int) -> Epoch:
+    loader = PEERS[name](folder, _SIZE, _BATCH, workers)
+    return lambda: (images for images, _ in loader)
+
+
+def _rate(epoch: Epoch) -> float:
+    """Images a second."""
+    images, started = 0, time.perf_counter()
+    for batch in epoch():
+        assert batch.shape[1:] == (3, _SIZE, _SIZE) and batch.is_floating_point()
+        images += len(batch)
+    return images / (time.perf_counter() - started)
+
+
+def _rates(results: Results, folder: Path, files: list[Path], quick: bool) -> None:
+    """Every other side in turns with ours."""
+    workers, pairs = len(os.sched_getaffinity(0)), 2 if quick else 5
+    jpegs = open_images(files, _SIZE, workers, CacheConfig(format="jpeg"))
+    sides: dict[str, Epoch] = {name: _peer(name, folder, workers) for name in PEERS}
+    sides["ours, JPEG cache"] = _ours(jpegs, workers)
+    sides["ours, no cache"] = _ours(EncodedImages(files, stored_side(_SIZE)), workers)
+    ours = _ours(open_images(files, _SIZE, workers), workers)
+    _rate(ours)
+    for name, other in sides.items():
+        _rate(other)
+        turns = in_turns(partial(_rate, ours), partial(_rate, other), pairs)
+        ratios = turns.ratios(lambda rate: rate)
+        results.add(
+            f"rate: images a second, {workers} workers, batches of {_BATCH}",
+            side=name,
+            images_per_s=median(turns.b),
+            ours_images_per_s=median(turns.a),
+            ours_times=median(ratios),
+            times_min=min(ratios),
+            times_max=max(ratios),
+        )
+        if name == _GOAL:
+            goal = f"images a second, {_OURS} / {name}, {workers} workers"
+            results.at_least(goal, 3.0, median(ratios))
+
+
+def _cold(results: Results, files: list[Path]) -> None:
+    workers = len(os.sched_getaffinity(0))
+    read = sum(file.stat().st_size for file in files)
+    for config in (CacheConfig(), CacheConfig(format="jpeg")):
+        before, started = _cached_bytes(), time.perf_counter()
+        open_images(files, _SIZE, workers, config, session="benchmark")
+        built, again = time.perf_counter() - started, time.perf_counter()
+        open_images(files, _SIZE, workers, config, session="benchmark")
+        opened = time.perf_counter() - again
+        results.add(
+            f"cold: the cache of {len(files)} JPEGs of {read / len(files) / 1e3:.0f} kB",
+            format=config.format,
+            threads=workers,
+            build_s=built,
+            images_per_s=len(files) / built,
+            kb_per_image=(_cached_bytes() - before) / len(files) / 1e3,
+            open_again_ms=opened * 1e3,
+        )
+
+
+def _cached_bytes() -> int:
+    folder = Path(os.environ["FOLDRACE_CACHE"]) / "pixels"
+    return sum(file.stat().st_size for file in folder.glob("*/pixels.bin"))
+
+
+def _memory(results: Results, files: list[Path], quick: bool) -> None:
+    trials = (2, 8)
+    pixels = _pixels_mb(files)
+    for count in trials:
+        found = _readers(files, count)
+        resident = sum(reader["pss"] for reader in found) * 1024 / 1e6
+        results.add(
+            f"memory: concurrent trials over a cache of {pixels:.0f} MB",
+            trials=count,
+            pixels_mb=resident,
+            pixels_times_file=resident / pixels,
+            each_maps_mb=median(reader["rss"] for reader in found) * 1024 / 1e6,
+            processes_mb=sum(reader["total"] for reader in found) * 1024 / 1e6,
+        )
+        goal = f"resident bytes of the pixels / the cache file, {count} trials"
+        results.at_most(goal, 1.05, resident / pixels)
+
+
+def _pixels_mb(files: list[Path]) -> float:
+    source = open_images(files, _SIZE, 1)
+    return sum(source.image(row).size for row in range(len(source))) / 1e6
+
+
+def _readers(files: Sequence[Path], count: int) -> list[dict[str, int]]:
+    """Processes that each read everything, then all look at their memory while all still live."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "sides" / "cache_reader.py")]
+    readers = [
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        for _ in range(count)
+    ]
+    given = json.dumps({"files": [str(file) for file in files], "size": _SIZE})
+    checksums = _ask(readers, given)
+    assert len(set(checksums)) == 1
+    found = [json.loads(answer) for answer in _ask(readers, "look")]
+    for reader in readers:
+        reader.communicate("end\n", timeout=60)
+    return found
+
+
+def _ask(readers: list[subprocess.Popen[str]], line: str) -> list[str]:
+    """Tell all, then hear all."""
+    for reader in readers:
+        assert reader.stdin is not None
+        reader.stdin.write(line + "\n")
+        reader.stdin.flush()
+    return [reader.stdout.readline() for reader in readers if reader.stdout is not None]
+
+
+def main() -> None:
+    given = options(__doc__)
+    cv2.setNumThreads(0)  # as in a trial
+    results = Results("input_pipeline")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["FOLDRACE_CACHE"] = f"{folder}/cache"
+        photos = Path(folder) / "photos"
+        files = write_photos(photos, 384 if given.quick else 2048)
+        _cold(results, files)
+        _rates(results, photos, files, given.quick)
+        _memory(results, files, given.quick)
+    results.publish(given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""One device of a trial that has several: started once a device by test_data_parallel.py.
+
+Takes a pickled TrialSpec, what to do beside training, and a file for what only this process
+knows; the process group comes from the environment, as Ray Train sets it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from trainables import learner, scoring, trial, update
+from trainables.learner import Learner
+
+
+class Watcher:
+    """Keeps the reports."""
+
+    def __init__(self) -> None:
+        self.epochs: list[Any] = []
+
+    def report(self, epoch: Any) -> None:
+        self.epochs.append(epoch)
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def plain_sgd(model: nn.Module, params: Any) -> torch.optim.Optimizer:
+    """AdamW divides by the gradient's size, and so turns rounding of tiny gradients into steps."""
+    return torch.optim.SGD(model.parameters(), lr=params.lr)
+
+
+def checksums(seen: dict[str, list[float]]) -> Any:
+    """`score`, which notes what the model was that it scored."""
+    real = scoring.score
+
+    def noting(model: nn.Module, *arguments: Any) -> Any:
+        state = [t for t in model.state_dict().values() if t.is_floating_point()]
+        seen.setdefault("scored", []).append(float(sum(t.double().sum() for t in state)))
+        return real(model, *arguments)
+
+    return noting
+
+
+def without_memory(learner: Learner, *arguments: Any) -> Any:
+    """`_gradients` on a device whose memory is full."""
+    raise torch.OutOfMemoryError("no memory left")
+
+
+def main(spec_file: str, what: str, notes_file: str) -> None:
+    spec = pickle.loads(Path(spec_file).read_bytes())
+    rank = int(os.environ["RANK"])
+    if int(os.environ["WORLD_SIZE"]) > 1:
+        distributed.init_process_group("gloo")
+    seen: dict[str, list[float]] = {}
+    trial.score = checksums(seen)  # type: ignore[assignment]
+    if what == "sgd":
+        learner.build_optimizer = plain_sgd  # type: ignore[assignment]
+    if what == "full" and rank == 1:
+        update._gradients = without_memory
+    watcher = Watcher()
+    record = trial.run_trial(spec, watcher)
+    seen["train_loss"] = [e.train_loss for e in watcher.epochs]
+    seen["draws"] = [float(torch.rand(()))]
+    seen["written"] = [float(Path(spec.run, "trials", spec.candidate).is_dir())]
+    seen["micro_batch"] = [record.micro_batch]
+    Path(notes_file).write_text(json.dumps(seen), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
