@@ -60,7 +60,7 @@ def _cell(column: str, value: str, summary: CandidateSummary) -> object:
     if column in ("gain", "gain_se"):
         return score(float(value)) if value else Cell(UNKNOWN, None)
     if column.startswith("hp."):
-        return Cell(f"{float(value):.4g}", float(value)) if value else Cell(UNKNOWN, None)
+        return _hyperparameter(value)
     if column == "seconds":
         return Cell(duration(float(value)), float(value))
     if column in ("folds_done", "epochs_trained"):
@@ -68,3 +68,11 @@ def _cell(column: str, value: str, summary: CandidateSummary) -> object:
     if column == "status":
         return Html(f'<span class="status {text(value)}">{text(value)}</span>')
     return value
+
+
+def _hyperparameter(value: str) -> object:
+    """A number, or the name of a loss, a head and so on."""
+    try:
+        return Cell(f"{float(value):.4g}", float(value)) if value else Cell(UNKNOWN, None)
+    except ValueError:
+        return value
