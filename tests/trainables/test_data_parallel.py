@@ -173,7 +173,7 @@ def test_the_stored_weights_give_the_stored_rows(
     rows = array(run, "c0000", "rows")
     for variant, name in (("raw", "oof"), ("ema", "oof_ema")):
         data = run.store.weights("c0000", 0, variant)
-        loader = scoring_loader(open_images(files, 32, 1), rows, 32, 5, 0, cpu)
+        loader = scoring_loader(open_images(files, 32, 1), rows, card_of(data), 5, 0, cpu)
         model = unpack_classifier(data, card_of(data))
         log_prob, _ = log_probabilities(model, loader, cpu, autocast_for(cpu, "fp32"))
         stored = array(run, "c0000", name).astype(np.float32)

@@ -1,0 +1,155 @@
+"""Optimisers by name: adamw, sgd, and what timm and pytorch-optimizer offer.
+
+Takes a model and the hyperparameters, gives a torch optimiser over parameter groups: biases and
+norms without weight decay, and with layer decay one learning rate a layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pytorch_optimizer import get_supported_optimizers, load_optimizer
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    get_optimizer_class,
+    list_optimizers,
+)
+from torch import nn
+
+from experiment.config import closest
+from experiment.errors import Problem
+from search_spaces.params import TrialParams
+
+Group = dict[str, Any]  # torch's own form of a parameter group
+
+_TIMM = "timm/"
+_PYTORCH_OPTIMIZER = "pytorch_optimizer/"
+
+_REASONS = {
+    "needs second derivatives, which a training step here does not compute": (
+        "timm/adahessian pytorch_optimizer/adahessian pytorch_optimizer/sophiah"
+    ),
+    "needs the loss again in every step; take adamw": (
+        "pytorch_optimizer/alig pytorch_optimizer/lbfgs"
+    ),
+    "steps inside the backward pass or wants the whole model, so that layers cannot have rates of "
+    "their own": ("pytorch_optimizer/adalomo pytorch_optimizer/lomo pytorch_optimizer/adammini"),
+    "wants the matrices in groups of their own; take timm/muon or timm/adamuon": (
+        "pytorch_optimizer/adago pytorch_optimizer/adamuon pytorch_optimizer/distributedmuon "
+        "pytorch_optimizer/muon pytorch_optimizer/muonclip pytorch_optimizer/normuon"
+    ),
+    "is for matrices only, and a classifier has biases too": "pytorch_optimizer/spectralsphere",
+    "is for the pairs of factors of a low-rank adapter": "pytorch_optimizer/lorarite",
+    "trains only the weights of small magnitude, for adapters": "pytorch_optimizer/sara",
+    "has a schedule of its own and must be told the number of updates; take "
+    "pytorch_optimizer/ranger": "pytorch_optimizer/ranger21",
+    "must be told the number of training images": "pytorch_optimizer/bsam",
+    "keeps other weights for scoring than for training; take adamw with EMA": (
+        "pytorch_optimizer/schedulefreeadamw pytorch_optimizer/schedulefreeradam "
+        "pytorch_optimizer/schedulefreesgd"
+    ),
+    "needs the package einops": "pytorch_optimizer/demo",
+    "is compiled for half a minute in every trial; take pytorch_optimizer/kron": (
+        "timm/kron timm/kronc timm/kronw"
+    ),
+    "needs the package bitsandbytes": (
+        "timm/bnbadam timm/bnbadam8bit timm/bnbadamw timm/bnbadamw8bit timm/bnbademamix "
+        "timm/bnbademamix8bit timm/bnblion timm/bnblion8bit timm/bnbsgd timm/bnbsgd8bit"
+    ),
+    "needs the package apex": (
+        "timm/fusedadam timm/fusedadamw timm/fusedlamb timm/fusednovograd timm/fusedsgd"
+    ),
+}
+
+REFUSED: dict[str, str] = {
+    name: reason for reason, names in _REASONS.items() for name in names.split()
+}
+"""Name that a library lists -> why a trial cannot use it."""
+
+
+def optimizer_names() -> list[str]:
+    """Every name that a config may give."""
+    listed = ["adamw", "sgd", *_library_names()]
+    return [name for name in listed if name not in REFUSED]
+
+
+def check_optimizer(name: str) -> Problem | None:
+    """A problem where there is no such optimiser, or a trial cannot use it."""
+    where = "search.space.optimizer"
+    if name in REFUSED:
+        return Problem(where, f"{name} {REFUSED[name]}")
+    names = optimizer_names()
+    if name in names:
+        return None
+    near = closest(name, names) or [n for n in names if n.split("/")[-1] == name.lower()]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    allowed = "adamw, sgd, timm/<name> (timm.optim.list_optimizers()) or pytorch_optimizer/<name>"
+    return Problem(where, f"got {name!r}; {hint}allowed: {allowed}")
+
+
+def build_optimizer(
+    model: nn.Module, params: TrialParams, layer_ids: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of `params.optimizer`; `momentum` is its momentum, or its first beta.
+
+    adamw: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019. sgd: with
+    Nesterov's momentum (Sutskever et al., On the importance of initialization and momentum in
+    deep learning, ICML 2013). `layer_ids`: see `parameter_groups`.
+    """
+    groups = parameter_groups(model, params, layer_ids)
+    name, lr, momentum = params.optimizer, params.lr, params.momentum
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    if name.startswith(_TIMM):
+        opt = name.removeprefix(_TIMM)
+        extra = _momentum(get_optimizer_class(opt, bind_defaults=False), momentum)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=opt, lr=lr, **extra)
+        return optimizer
+    make: Callable[..., Any] = load_optimizer(name.removeprefix(_PYTORCH_OPTIMIZER))
+    made: torch.optim.Optimizer = make(groups, lr=lr, **_momentum(make, momentum))
+    return made
+
+
+def parameter_groups(
+    model: nn.Module, params: TrialParams, layer_ids: Mapping[str, int] | None = None
+) -> list[Group]:
+    """Groups with `lr` and `weight_decay` of their own; the first has the head's rate, `lr`.
+
+    `layer_ids`: parameter name -> depth, 0 at the stem, the head has the highest. Each layer's
+    rate is the next one's times `layer_decay` (Clark, Luong, Le and Manning, ELECTRA, ICLR 2020;
+    Bao, Dong, Piao and Wei, BEiT, ICLR 2022). None: one rate for all.
+    """
+    top = max(layer_ids.values()) if layer_ids else 0
+    groups: dict[tuple[int, bool], Group] = {}
+    for name, parameter in model.named_parameters():
+        below_head = top - layer_ids[name] if layer_ids and params.layer_decay < 1 else 0
+        decays = parameter.ndim > 1 and not name.endswith(".bias")
+        empty: Group = {
+            "params": [],
+            "lr": params.lr * params.layer_decay**below_head,
+            "weight_decay": params.weight_decay if decays else 0.0,
+        }
+        groups.setdefault((below_head, decays), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+@functools.cache
+def _library_names() -> tuple[str, ...]:
+    of_timm = (f"{_TIMM}{name}" for name in list_optimizers())
+    others = (_PYTORCH_OPTIMIZER + name for name in get_supported_optimizers())
+    return (*of_timm, *others)
+
+
+def _momentum(make: Callable[..., Any], momentum: float) -> dict[str, Any]:
+    """The argument of `make` that takes the momentum, if it has one."""
+    parameters = inspect.signature(make).parameters
+    if "momentum" in parameters:
+        return {"momentum": momentum}
+    betas = parameters["betas"].default if "betas" in parameters else None
+    return {"betas": (momentum, *betas[1:])} if isinstance(betas, tuple) else {}

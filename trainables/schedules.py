@@ -1,0 +1,195 @@
+"""Learning-rate schedules by name: what every update's rate is, relative to its group's own.
+
+Takes an optimiser and the hyperparameters, gives a `Schedule` that hears of updates and epochs and
+sets the rates. All but plateau are functions of the number of updates alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from experiment.config import check_name
+from experiment.errors import Problem
+from search_spaces.params import TrialParams
+
+_LOW = 0.01  # of the peak: where a warm-up starts and a cosine ends
+_ONE_CYCLE_START = 1 / 25  # of the peak
+_ONE_CYCLE_END = _ONE_CYCLE_START * 1e-4
+_ONE_CYCLE_RISE = 0.3  # of all updates, where no warm-up is given
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The length of the training."""
+
+    params: TrialParams
+    updates_per_epoch: int
+    epochs: int
+
+    @property
+    def updates(self) -> int:
+        return self.updates_per_epoch * self.epochs
+
+    @property
+    def warmup(self) -> int:
+        """Updates of the warm-up; at least one is left after it."""
+        return min(round(self.params.warmup * self.updates), self.updates - 1)
+
+
+@dataclass(frozen=True)
+class ScheduleRow:
+    """One row of the table."""
+
+    name: str
+    doc: str
+    source: str
+    factor: Callable[[int, Plan, int], float]
+    """(updates done, plan, times that the loss stood still) -> rate of the next update, relative
+    to the peak."""
+    warms_up: bool = True
+    """The linear warm-up comes before it; False: the row rises by itself."""
+
+
+def cycle_ends(epochs: int, cycles: int) -> list[int]:
+    """The last epoch (from 0) of each of `cycles` cycles, as even as whole epochs allow."""
+    return [(epochs * i + cycles // 2) // cycles - 1 for i in range(1, cycles + 1)]
+
+
+def _cosine(done: int, plan: Plan, stalls: int) -> float:
+    """Half a cosine from 1 to 1 % in each cycle."""
+    first = 0  # epoch of the cycle
+    for last in cycle_ends(plan.epochs, min(plan.params.cycles, plan.epochs)):
+        length = (last + 1 - first) * plan.updates_per_epoch
+        at = done - first * plan.updates_per_epoch
+        if at < length:
+            return _LOW + (1 - _LOW) * (1 + math.cos(math.pi * at / length)) / 2
+        first = last + 1
+    return _LOW
+
+
+def _one_cycle(done: int, plan: Plan, stalls: int) -> float:
+    """Up to the peak in the share `warmup` of all updates, then down to 4e-6, both as cosines."""
+    peak = (plan.params.warmup or _ONE_CYCLE_RISE) * plan.updates - 1
+    if done < peak:
+        return _between(_ONE_CYCLE_START, 1.0, done / peak)
+    fall = plan.updates - 1 - max(peak, 0.0)
+    return _between(1.0, _ONE_CYCLE_END, min((done - max(peak, 0.0)) / fall, 1.0) if fall else 1.0)
+
+
+def _between(start: float, end: float, progress: float) -> float:
+    """Along half a cosine; progress 0 is the start, 1 the end."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _step(done: int, plan: Plan, stalls: int) -> float:
+    """Times `lr_factor` every `lr_patience` epochs."""
+    return plan.params.lr_factor ** (done // (plan.updates_per_epoch * plan.params.lr_patience))
+
+
+def _plateau(done: int, plan: Plan, stalls: int) -> float:
+    return plan.params.lr_factor**stalls
+
+
+def _constant(done: int, plan: Plan, stalls: int) -> float:
+    return 1.0
+
+
+SCHEDULES: dict[str, ScheduleRow] = {
+    row.name: row
+    for row in (
+        ScheduleRow(
+            "cosine", "half a cosine down to 1 %, in `cycles` warm restarts",
+            "Loshchilov and Hutter, SGDR, ICLR 2017", _cosine,
+        ),
+        ScheduleRow(
+            "one_cycle", "up in the share `warmup` of all updates (0: 0.3), then down to nothing",
+            "Smith and Topin, Super-Convergence, 2018", _one_cycle, warms_up=False,
+        ),
+        ScheduleRow(
+            "step", "times lr_factor every lr_patience epochs",
+            "He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016",
+            _step,
+        ),
+        ScheduleRow(
+            "plateau", "times lr_factor after lr_patience epochs without a lower validation loss",
+            "He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016",
+            _plateau,
+        ),
+        ScheduleRow("constant", "the peak rate after the warm-up", "", _constant),
+    )
+}  # fmt: skip
+
+
+@dataclass
+class _Course:
+    """How far the training is, and what the schedule remembers of the validation losses."""
+
+    done: int = 0  # updates
+    best: float | None = None
+    waited: int = 0  # epochs since the best, or since the last stall
+    stalls: int = 0
+
+
+class Schedule:
+    """Sets the rate of every parameter group: its own `initial_lr` times the schedule's factor."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+        self._optimizer, self._plan = optimizer, plan
+        self._row = SCHEDULES[plan.params.schedule]
+        self._course = _Course()
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._set_rates()
+
+    def step_update(self, done: int) -> None:
+        """After each update: `done` so far, all epochs together."""
+        self._course.done = done
+        self._set_rates()
+
+    def epoch_done(self, logloss: float) -> None:
+        """After each epoch's scoring; a loss that is not a number counts as no better."""
+        seen = self._course
+        if logloss < (math.inf if seen.best is None else seen.best):
+            seen.best, seen.waited = logloss, 0
+            return
+        seen.waited += 1
+        if seen.waited >= self._plan.params.lr_patience:
+            seen.waited, seen.stalls = 0, seen.stalls + 1
+        self._set_rates()
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        """All that a resumed schedule needs, as JSON values."""
+        return asdict(self._course)
+
+    def load_state_dict(self, state: Mapping[str, float | int | None]) -> None:
+        """Go on from there; sets the rates."""
+        self._course = _Course(**state)  # type: ignore[arg-type]
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        factor = self._factor()
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _factor(self) -> float:
+        done, plan = self._course.done, self._plan
+        if self._row.warms_up and done < plan.warmup:
+            return _LOW + (1 - _LOW) * done / plan.warmup
+        return self._row.factor(done, plan, self._course.stalls)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, params: TrialParams, updates_per_epoch: int, epochs: int
+) -> Schedule:
+    """The schedule of `params.schedule`, set for the first update; also for an optimiser whose
+    state was loaded: its groups know their `initial_lr`."""
+    return Schedule(optimizer, Plan(params, updates_per_epoch, epochs))
+
+
+def check_schedule(name: str) -> Problem | None:
+    """A problem where there is no such schedule."""
+    return check_name("search.space.schedule", name, SCHEDULES)
