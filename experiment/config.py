@@ -316,7 +316,7 @@ _SMOKE_DEFAULTS: dict[str, Any] = {
     "training": {"epochs": 1, "image_size": 32, "precision": "auto", "pretrained": False},
     "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
 }
-_NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs")
+_NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots")
 """Knobs that only make sense at the config's own length and size."""
 
 

@@ -1,13 +1,12 @@
 """Small competitions in the forms that the recipes' data have: drawn images that can be told apart.
 
-Takes a folder, writes train, test and sample submission into it, gives the `--set` values.
+Takes a folder, writes train, test and sample_submission.csv into it.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,40 +17,21 @@ Image = NDArray[np.uint8]  # (H, W, 3) RGB
 TEST = 11  # images
 
 
-@dataclass(frozen=True)
-class Competition:
-    """What was written. `sample` is the header and ids that a submission must have."""
-
-    folder: Path
-    train: str
-    test: str
-
-    @property
-    def overrides(self) -> list[str]:
-        paths = {"train": self.train, "test": self.test, "sample_submission": "sample.csv"}
-        return [f"data.{key}={self.folder / name}" for key, name in paths.items()]
-
-    def sample(self) -> list[list[str]]:
-        with (self.folder / "sample.csv").open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file))
-
-
-def cars(folder: Path, classes: int) -> Competition:
-    """A folder per class with two photos each, wide and narrow; test.csv with ID and img_path."""
+def cars(folder: Path, classes: int, photos: int) -> None:
+    """A folder per class, its photos wide or narrow; test.csv with ID and img_path."""
     rng = np.random.default_rng(1)
     names = [f"K{i // 7}_세대 {i:03d}_2019" for i in range(classes)]
     for label, name in enumerate(names):
-        for i in range(2):
+        for i in range(photos):
             _save(folder / "train" / name / f"{label:03d}_{i}.jpg", _car(label, rng))
     tests = [(f"TEST_{i:05d}", f"./test/TEST_{i:05d}.jpg") for i in range(TEST)]
     for i, (_, path) in enumerate(tests):
         _save(folder / path, _car(i, rng))
     _write(folder / "test.csv", ["ID", "img_path"], tests)
     _write_sample(folder, "ID", [id_ for id_, _ in tests], names)
-    return Competition(folder, "train", "test.csv")
 
 
-def sketches(folder: Path) -> Competition:
+def sketches(folder: Path) -> None:
     """A CSV with a column too many and numbers as classes; PNG line drawings on white."""
     rng = np.random.default_rng(2)
     rows = [(f"n{i % 3:08d}", f"train/n{i % 3:08d}/sketch_{i}.png", i % 3) for i in range(24)]
@@ -63,10 +43,9 @@ def sketches(folder: Path) -> Competition:
         _save(folder / path, _sketch(i % 3, rng))
     _write(folder / "test.csv", ["ID", "image_path"], tests)
     _write_sample(folder, "ID", [id_ for id_, _ in tests], ["0", "1", "2"])
-    return Competition(folder, "train.csv", "test.csv")
 
 
-def sketch_folders(folder: Path) -> Competition:
+def sketch_folders(folder: Path) -> None:
     """A folder per class and a folder of test images, as ImageNet-Sketch has them."""
     rng = np.random.default_rng(3)
     names = ["n01440764", "n01443537", "n01484850"]
@@ -76,10 +55,9 @@ def sketch_folders(folder: Path) -> Competition:
     for i in range(TEST):
         _save(folder / "test" / f"sketch {i}.png", _sketch(i % 3, rng))
     _write_sample(folder, "id", [f"sketch {i}" for i in range(TEST)], names)
-    return Competition(folder, "train", "test")
 
 
-def image_types(folder: Path) -> Competition:
+def image_types(folder: Path) -> None:
     """A CSV of imbalanced classes: photos, line drawings and, rarely, charts."""
     rng = np.random.default_rng(4)
     draw = {"photo": lambda: _car(0, rng), "drawing": lambda: _sketch(1, rng), "chart": _chart(rng)}
@@ -93,7 +71,6 @@ def image_types(folder: Path) -> Competition:
         _save(folder / path, draw[list(draw)[i % 3]]())
     _write(folder / "test.csv", ["id", "image_path"], tests)
     _write_sample(folder, "id", [id_ for id_, _ in tests], list(draw))
-    return Competition(folder, "train.csv", "test.csv")
 
 
 def _car(label: int, rng: np.random.Generator) -> Image:
@@ -155,4 +132,4 @@ def _write_sample(
     rng = np.random.default_rng(9)
     columns = [classes[i] for i in rng.permutation(len(classes))]
     rows = [[ids[i], *[1 / len(classes)] * len(classes)] for i in rng.permutation(len(ids))]
-    _write(folder / "sample.csv", [id_column, *columns], rows)
+    _write(folder / "sample_submission.csv", [id_column, *columns], rows)
