@@ -42,8 +42,8 @@ _REASONS = {
         "pytorch_optimizer/adago pytorch_optimizer/adamuon pytorch_optimizer/distributedmuon "
         "pytorch_optimizer/muon pytorch_optimizer/muonclip pytorch_optimizer/normuon"
     ),
-    "cannot take weights in channels-last order, as trials keep them; take timm/adamp, timm/sgdp or "
-    "adamw": (
+    "cannot take weights in channels-last order, as trials keep them; take timm/adamp, timm/sgdp "
+    "or adamw": (
         "pytorch_optimizer/adamp pytorch_optimizer/nero pytorch_optimizer/sgdp "
         "pytorch_optimizer/swats"
     ),
