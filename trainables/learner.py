@@ -6,7 +6,7 @@ Takes a `TrialSpec` and the data's sizes, gives a `Learner`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from experiment.records import EMA, RAW
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema
 from trainables.losses import build_loss
+from trainables.memory import StepStart
 from trainables.optim import build_optimizer, build_schedule
 from trainables.spec import TrialSpec, first_micro_batch
 from trainables.trial_data import TrialData
@@ -43,6 +44,10 @@ class Learner:
     micro_batch: int
     """Images on the device at once; halved when memory runs out."""
     updates: int = 0
+    start: StepStart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = StepStart(self.bare, self.device)
 
     @property
     def device(self) -> torch.device:
