@@ -131,8 +131,10 @@ class TestSweep:
         record = json.loads((run / "ensemble/ensemble.json").read_text())
         prob, labels = store.ensemble_oof(), store.labels()
         best = np.argsort(-prob, axis=1)[:, :2]
-        assert record["metrics"]["top2_accuracy"] == np.mean((best == labels[:, None]).any(1))
-        assert "top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
+        share = float(np.mean((best == labels[:, None]).any(axis=1)))
+        expected = {"name": "top2_accuracy", "value": share, "greater_is_better": True}
+        assert record["metrics"][-1] == expected
+        assert "Blend, top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
         copy = run / "plugins/my_parts.py"
         assert copy.read_bytes() == plugin_of(with_plugin).read_bytes()
 
@@ -152,7 +154,7 @@ class TestSweep:
         plugin_of(with_plugin).write_text("PARTS = 1", encoding="utf-8")
         result = cli(*more)
         assert result.exit_code == 0, result.output
-        said = result.stdout.replace("\n", " ")
+        said = " ".join(result.stdout.split())
         assert "has changed since the run was made; the run goes on with its own copy" in said
         assert len(RunStore.open(run).trials()) == 6
 
