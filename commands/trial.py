@@ -32,7 +32,8 @@ def trial(
     console: Console,
 ) -> Path:
     """One fold trial of a backbone's default configuration, in this process, without Ray."""
-    parsed = _only_backbone(parse_with_plugins(config, overrides), backbone)
+    parsed = parse_with_plugins(config, overrides)
+    parsed = _one_device(_only_backbone(parsed, backbone), console)
     plan = preflight(parsed, None, this_machine(), cores())
     store = RunStore(out or tempfile.mkdtemp(prefix="foldrace-trial-"))
     if store.exists:
@@ -88,3 +89,13 @@ def _only_backbone(parsed: ParsedConfig, backbone: str) -> ParsedConfig:
     own = {name: knobs for name, knobs in search.per_backbone.items() if name == backbone}
     search = search.model_copy(update={"backbones": (backbone,), "per_backbone": own})
     return replace(parsed, config=parsed.config.model_copy(update={"search": search}))
+
+
+def _one_device(parsed: ParsedConfig, console: Console) -> ParsedConfig:
+    """The config without what only `run` does."""
+    if parsed.config is None or parsed.config.resources.devices_per_trial == 1:
+        return parsed
+    asked = parsed.config.resources.devices_per_trial
+    console.print(f"resources.devices_per_trial {asked} is left out: `trial` uses one device")
+    resources = parsed.config.resources.model_copy(update={"devices_per_trial": 1})
+    return replace(parsed, config=parsed.config.model_copy(update={"resources": resources}))

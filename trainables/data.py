@@ -33,6 +33,8 @@ class BatchRows:
 
     rows: NDArray[np.int64]
     seed: tuple[int, ...] | None
+    image_size: int | None = None
+    """Side in pixels; None: the data set's own."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ShuffledBatches(Sampler[BatchRows]):
         self._rows, self._seed, self._rank, self._world = rows, seed, rank, world
         self.batch_size = min(batch_size, len(rows))
         self.epoch = 0
+        self.image_size: int | None = None
 
     def __len__(self) -> int:
         return len(self._rows) // self.batch_size
@@ -77,7 +80,7 @@ class ShuffledBatches(Sampler[BatchRows]):
             start = step * self.batch_size
             batch = order[start : start + self.batch_size]
             seed = (self._seed, self.epoch, step, self._rank)
-            yield BatchRows(batch[self._rank :: self._world], seed)
+            yield BatchRows(batch[self._rank :: self._world], seed, self.image_size)
 
 
 class OrderedBatches(Sampler[BatchRows]):
@@ -114,11 +117,12 @@ class Batches(Dataset[Batch]):
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
+        size = batch.image_size or self._image_size
         if batch.seed is None:
-            pixels = resize(images, self._image_size)
+            pixels = resize(images, size)
         else:
             rng = np.random.default_rng(batch.seed)
-            pixels = augment(images, self._image_size, self._policy, rng)
+            pixels = augment(images, size, self._policy, rng)
             pixels = self._transforms(pixels, rng)
         meta = meta_vectors(images, self._meta)
         return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))

@@ -41,6 +41,11 @@ _REASONS = {
         "pytorch_optimizer/adago pytorch_optimizer/adamuon pytorch_optimizer/distributedmuon "
         "pytorch_optimizer/muon pytorch_optimizer/muonclip pytorch_optimizer/normuon"
     ),
+    "cannot take weights in channels-last order, as trials keep them; take timm/adamp, timm/sgdp "
+    "or adamw": (
+        "pytorch_optimizer/adamp pytorch_optimizer/nero pytorch_optimizer/sgdp "
+        "pytorch_optimizer/swats"
+    ),
     "is for matrices only, and a classifier has biases too": "pytorch_optimizer/spectralsphere",
     "is for the pairs of factors of a low-rank adapter": "pytorch_optimizer/lorarite",
     "trains only the weights of small magnitude, for adapters": "pytorch_optimizer/sara",
