@@ -4,7 +4,7 @@ report."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from experiment.files import Files, open_files
 from experiment.folds import HELD_OUT
 from experiment.manifest import read_manifest
 from experiment.metrics import accuracy, all_metrics, log_loss
-from experiment.records import EnsembleRecord, HeldOutScore
+from experiment.records import EnsembleRecord, HeldOutScore, MetricScore
 from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.plugins import use_run_plugins
@@ -72,10 +72,9 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     return ensemble
 
 
-def _further(metrics: Mapping[str, float]) -> str:
+def _further(metrics: Iterable[MetricScore]) -> str:
     """', macro_f1 0.9012, ...': the metrics beside the two that have their own words."""
-    rest = {name: value for name, value in metrics.items() if name not in _IN_WORDS}
-    return "".join(f", {name} {value:.4f}" for name, value in rest.items())
+    return "".join(f", {m.name} {m.value:.4f}" for m in metrics if m.name not in _IN_WORDS)
 
 
 def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:

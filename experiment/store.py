@@ -66,6 +66,7 @@ class RunStore:
         """Lay the folder out. `folds` is the text of folds.csv; sweep.yaml comes last, so that
         a folder with it is a run."""
         try:
+            self.files.delete(_PLUGINS)  # of a run that was not made
             for file in plugins:
                 self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
             self.files.write(_FOLDS, _bytes(folds))

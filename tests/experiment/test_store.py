@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.errors import RunFolderError
+from experiment.plugin_files import PluginFile
 from experiment.records import (
     CandidateRecord,
     EnsembleRecord,
@@ -486,3 +487,13 @@ def test_a_whole_run_in_an_object_store(
     assert sorted(again.trials()) == [("c0000", 0), ("c0000", 2)]
     assert again.files.names("trials/c0000") == ["candidate.json", "fold0", "fold2"]
     assert again.log_folder() is None
+
+
+def test_the_runs_own_copies_of_its_plugins(tmp_path: Path) -> None:
+    assert new_store(tmp_path / "plain", np.array([0, 1])).plugins() == ()
+    files = [PluginFile(name, f"X = '{name}'".encode(), f"/{name}.py") for name in ("b", "a")]
+    store = RunStore(tmp_path / "plugged")
+    store.create(config(), folds_text(np.array([0, 1])), CLASSES, files)
+    found = RunStore.open(store.root).plugins()
+    assert found == (files[1], files[0])  # by name
+    assert found[0].path == f"{store.root}/plugins/a.py"
