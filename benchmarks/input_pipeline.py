@@ -81,13 +81,13 @@ def _rates(results: Results, folder: Path, files: list[Path], quick: bool) -> No
         turns = in_turns(partial(_rate, ours), partial(_rate, other), pairs)
         ratios = turns.ratios(lambda rate: rate)
         results.add(
-            f"rate: images a second, {workers} workers, batches of {_BATCH}",
+            f"rate: images a second against {_OURS}, {workers} workers, batches of {_BATCH}",
             side=name,
-            images_per_s=median(turns.b),
-            ours_images_per_s=median(turns.a),
-            ours_times=median(ratios),
-            times_min=min(ratios),
-            times_max=max(ratios),
+            rate=median(turns.b),
+            our_rate=median(turns.a),
+            ratio=median(ratios),
+            ratio_min=min(ratios),
+            ratio_max=max(ratios),
         )
         if name == _GOAL:
             goal = f"images a second, {_OURS} / {name}, {workers} workers"
@@ -176,7 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["FOLDRACE_CACHE"] = f"{folder}/cache"
         photos = Path(folder) / "photos"
-        files = write_photos(photos, 384 if given.quick else 2048)
+        files = write_photos(photos, 256 if given.quick else 2048)
         _cold(results, files)
         _rates(results, photos, files, given.quick)
         _memory(results, files, given.quick)

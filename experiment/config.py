@@ -309,13 +309,15 @@ class ParsedConfig:
         return self.config
 
 
-_REPLACED_WHOLE = ("space", "per_backbone")
 _SMOKE_DEFAULTS: dict[str, Any] = {
     "data": {"max_per_class": 8},
     "folds": {"k": 2},
-    "search": {"candidates": 2, "space": {}, "per_backbone": {}},
-    "training": {"epochs": 1, "image_size": 32, "pretrained": False},
+    "search": {"candidates": 2, "per_backbone": {}},
+    "training": {"epochs": 1, "image_size": 32, "precision": "auto", "pretrained": False},
+    "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
 }
+_NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots")
+"""Knobs that only make sense at the config's own length and size."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> SweepConfig:
@@ -411,22 +413,34 @@ def _from_json(text: str) -> Any:
 
 
 def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
-    """The config with generic small values and its own smoke section laid over it."""
+    """The config with generic small values and its own smoke section laid over it. The techniques
+    of its search space stay on: they are what a smoke run tries."""
     defaults, own = dict(_SMOKE_DEFAULTS), raw.get("smoke")
     folds = raw.get("folds")
-    if isinstance(folds, dict) and folds.get("column") is not None:
-        del defaults["folds"]  # the column says how many folds there are
+    if isinstance(folds, dict) and (folds.get("column") is not None or folds.get("k") == 1):
+        del defaults["folds"]  # the column says how many folds there are; a fixed split stays one
     # A smoke section that is no mapping is left to the validation.
-    return _merge(_merge(raw, defaults), own if isinstance(own, dict) else {})
+    return _merge(_merge(_without_length(raw), defaults), own if isinstance(own, dict) else {})
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins; sections merge key by key, but a range or a space is replaced whole."""
+def _without_length(raw: dict[str, Any]) -> dict[str, Any]:
+    search = raw.get("search")
+    space = search.get("space") if isinstance(search, dict) else None
+    if not isinstance(space, dict):
+        return raw
+    kept = {name: form for name, form in space.items() if name not in _NOT_IN_SMOKE}
+    return raw | {"search": search | {"space": kept}}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """`over` wins; sections and the search space merge key by key, but a knob's range and
+    `per_backbone` are replaced whole."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and key not in _REPLACED_WHOLE:
-            value = _merge(old, value)
+        whole = within == "space" or key == "per_backbone"
+        if isinstance(old, dict) and isinstance(value, dict) and not whole:
+            value = _merge(old, value, key)
         merged[key] = value
     return merged
 

@@ -24,6 +24,7 @@ from experiment.files import Files, LocalFiles, open_files
 from experiment.folds import FoldTable, read_folds
 from experiment.leaderboard import leaderboard_csv, trials_csv
 from experiment.oof import npy, pooled, read_array
+from experiment.plugin_files import PluginFile
 from experiment.records import (
     RAW,
     CandidateRecord,
@@ -35,6 +36,7 @@ from experiment.records import (
 )
 
 _CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
+_PLUGINS = "plugins"
 _RESUME_STATE = "resume.safetensors"
 _FOLD_FOLDER = re.compile(r"fold(\d+)")
 Record = TypeVar("Record", bound=BaseModel)
@@ -54,10 +56,18 @@ class RunStore:
     def exists(self) -> bool:
         return self.files.exists(_CONFIG)
 
-    def create(self, config: SweepConfig, folds: str, classes: Sequence[str]) -> None:
+    def create(
+        self,
+        config: SweepConfig,
+        folds: str,
+        classes: Sequence[str],
+        plugins: Sequence[PluginFile] = (),
+    ) -> None:
         """Lay the folder out. `folds` is the text of folds.csv; sweep.yaml comes last, so that
         a folder with it is a run."""
         try:
+            for file in plugins:
+                self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
             self.files.write(_FOLDS, _bytes(folds))
             self.files.write(_CLASSES, _bytes(json.dumps(list(classes), ensure_ascii=False)))
             self.save_config(config)
@@ -87,6 +97,18 @@ class RunStore:
 
     def save_config(self, config: SweepConfig) -> None:
         self.files.write(_CONFIG, _bytes(to_yaml(config)))
+
+    def plugins(self) -> tuple[PluginFile, ...]:
+        """The run's own copies of its plugins, in the order of their names."""
+        names = [name for name in self.files.names(_PLUGINS) if name.endswith(".py")]
+        return tuple(
+            PluginFile(
+                name.removesuffix(".py"),
+                self.files.read(f"{_PLUGINS}/{name}"),
+                f"{self.root}/{_PLUGINS}/{name}",
+            )
+            for name in sorted(names)
+        )
 
     def classes(self) -> tuple[str, ...]:
         return tuple(json.loads(self._text(_CLASSES)))

@@ -56,34 +56,63 @@ class Cluster:
 
 
 def slots(nodes: list[Node], resources: ResourcesConfig, gpus_per_trial: float) -> int:
-    """How many trials fit: each within one node, and fractions of a GPU within one device."""
-    fitting = 0
-    for node in nodes:
-        by_cpu = int(node.cpus // resources.cpus_per_trial)
-        if gpus_per_trial == 0:
-            fitting += by_cpu
-        elif gpus_per_trial >= 1:
-            fitting += min(by_cpu, int(node.gpus // gpus_per_trial))
-        else:
-            a_device = int(1 / gpus_per_trial + 1e-9)
-            fitting += min(by_cpu, int(node.gpus) * a_device)
+    """How many trials fit. A device lies within one node, and fractions of a GPU within one GPU;
+    the devices of a trial may lie on several nodes."""
+    devices = sum(_devices(node, resources.cpus_per_trial, gpus_per_trial) for node in nodes)
+    fitting = devices // resources.devices_per_trial
     limit = resources.max_concurrent
     return fitting if limit is None else min(fitting, limit)
 
 
+def _devices(node: Node, cpus: int, gpus: float) -> int:
+    by_cpu = int(node.cpus // cpus)
+    if gpus == 0:
+        return by_cpu
+    if gpus >= 1:
+        return min(by_cpu, int(node.gpus // gpus))
+    return min(by_cpu, int(node.gpus) * int(1 / gpus + 1e-9))
+
+
+def default_gpus(nodes: list[Node], resources: ResourcesConfig) -> float:
+    """GPUs of each device: as the config says, else one where the cluster has any."""
+    if resources.gpus_per_trial is not None:
+        return resources.gpus_per_trial
+    return 1.0 if any(node.gpus for node in nodes) else 0.0
+
+
 def resource_problems(nodes: list[Node], resources: ResourcesConfig) -> list[Problem]:
-    """What no node of these can do."""
+    """What these nodes cannot do."""
     problems: list[Problem] = []
     most_cpus = max(node.cpus for node in nodes)
     most_gpus = max(node.gpus for node in nodes)
+    gpus = default_gpus(nodes, resources)
     if resources.cpus_per_trial > most_cpus:
         problems.append(_too_many("cpus_per_trial", resources.cpus_per_trial, most_cpus, "CPUs"))
-    if resources.gpus_per_trial is not None and resources.gpus_per_trial > most_gpus:
-        problems.append(_too_many("gpus_per_trial", resources.gpus_per_trial, most_gpus, "GPUs"))
-    if not problems and slots(nodes, resources, resources.gpus_per_trial or 0) == 0:
+    if gpus > most_gpus:
+        problems.append(_too_many("gpus_per_trial", gpus, most_gpus, "GPUs"))
+    devices = sum(_devices(node, resources.cpus_per_trial, gpus) for node in nodes)
+    if not problems and devices == 0:
         where = "resources.cpus_per_trial, resources.gpus_per_trial"
         problems.append(Problem(where, "no single node has both the CPUs and the GPUs"))
+    if resources.devices_per_trial > 1:
+        problems += _group_problems(resources.devices_per_trial, devices, gpus)
     return problems
+
+
+def _group_problems(asked: int, devices: int, gpus: float) -> Iterator[Problem]:
+    """What is wrong with several devices a trial."""
+    if gpus not in (0, 1):
+        yield Problem(
+            "resources.gpus_per_trial",
+            f"got {gpus:g} with devices_per_trial {asked}; each of several devices is one whole "
+            "GPU or none: allowed are 1 and 0",
+        )
+    elif 0 < devices < asked:
+        yield Problem(
+            "resources.devices_per_trial",
+            f"got {asked}, but the cluster has room for {devices} devices with cpus_per_trial and "
+            f"gpus_per_trial each; allowed: at most {devices}",
+        )
 
 
 def this_machine() -> list[Node]:
@@ -111,10 +140,7 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
     if not joined:
         _start() if address is None else _join(address)
     try:
-        has_gpus = any(node.gpus for node in alive_nodes())
-        default = 1.0 if has_gpus else 0.0
-        gpus = default if resources.gpus_per_trial is None else resources.gpus_per_trial
-        yield Cluster(resources, gpus, _dashboard())
+        yield Cluster(resources, default_gpus(alive_nodes(), resources), _dashboard())
     finally:
         if not joined:
             ray.shutdown()

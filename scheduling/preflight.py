@@ -77,6 +77,7 @@ def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) 
         *_transform_problems(config, space),
         *_precision_problems(config, nodes),
         *resource_problems(nodes, config.resources),
+        *_batch_problems(config, space),
     ]
 
 
@@ -142,6 +143,18 @@ def _precision_problems(config: SweepConfig, nodes: list[Node]) -> Iterable[Prob
         where = "training.precision"
         return [Problem(where, "got 'fp16', which needs a GPU; allowed here: auto, fp32, bf16")]
     return []
+
+
+def _batch_problems(config: SweepConfig, space: SearchSpace) -> Iterable[Problem]:
+    """Each device of a trial needs two images of a batch for its batch statistics."""
+    devices = config.resources.devices_per_trial
+    least = min(int(v) for b in space.backbones for v in space.settings[b]["batch_size"].values)
+    if devices > 1 and least < 2 * devices:
+        yield Problem(
+            "search.space.batch_size",
+            f"may be {least}, too few for resources.devices_per_trial {devices}; allowed: at "
+            f"least {2 * devices}, two images a device",
+        )
 
 
 def _data(

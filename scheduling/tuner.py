@@ -1,7 +1,7 @@
 """The sweep on Ray Tune: from a run folder to settled candidates.
 
 Takes the store and a connected cluster, gives a `SweepOutcome`. Holds what is particular to Tune:
-the trainable around `run_trial`, the callback that looks at every step, stopping.
+resources, the callback that looks at every step, stopping.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import os
 import signal
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.config import AugmentConfig, SweepConfig, TrainingConfig
+from experiment.config import ResourcesConfig, SweepConfig
 from experiment.progress import Progress, RunningTrial
 from experiment.records import CandidateSummary, TrialRecord
 from experiment.store import RunStore
 from scheduling.cluster import Cluster
-from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher, TuneTrial
+from scheduling.device_group import NO_DEVICE
+from scheduling.fold_searcher import FoldSearcher, TuneTrial
+from scheduling.fold_trial import TrialJob, trainable
 from scheduling.ledger import Ledger
 from scheduling.study import CandidateStudy
-from search_spaces.params import TrialParams
 from search_spaces.sampling import SearchSpace
 
 # Tune reads these when it is imported or started: no loggers of its own beside our run folder, its
@@ -53,19 +53,6 @@ class SweepOutcome:
     slots: int
     interrupted: bool
     out_of_time: bool
-
-
-@dataclass(frozen=True)
-class TrialJob:
-    """What every fold trial of a sweep shares; travels to the workers."""
-
-    run: str
-    image_root: str
-    training: TrainingConfig
-    augment: AugmentConfig
-    seed: int
-    cpus: int
-    use_gpu: bool
 
 
 class _Stop(Stopper):
@@ -224,13 +211,13 @@ def run_sweep(
         config.search.seed,
         config.resources.cpus_per_trial,
         cluster.gpus_per_trial > 0,
+        config.resources.devices_per_trial,
     )
-    resources = {"cpu": config.resources.cpus_per_trial, "gpu": cluster.gpus_per_trial}
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
     with tempfile.TemporaryDirectory(prefix="foldrace-tune-") as scratch, _signals(sweep.stop):
         tuner = tune.Tuner(
-            tune.with_resources(_trainable(job), resources),
+            tune.with_resources(trainable(job), _resources(config.resources, cluster)),
             tune_config=tune.TuneConfig(
                 search_alg=sweep.searcher, num_samples=-1, reuse_actors=True
             ),
@@ -255,72 +242,10 @@ def run_sweep(
     )
 
 
-def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune calls in a worker process; the process is used again and again."""
-
-    def fold_trial(config: dict[str, Any]) -> None:
-        import ray
-
-        from trainables.spec import TrialSpec, TrialStopped
-        from trainables.trial import run_trial
-
-        accelerators = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        spec = TrialSpec(
-            run=job.run,
-            image_root=job.image_root,
-            candidate=config[CANDIDATE],
-            backbone=config[BACKBONE],
-            params=TrialParams.from_dict(config[PARAMS]),
-            fold=config[FOLD],
-            training=job.training,
-            augment=job.augment,
-            seed=job.seed,
-            cpus=job.cpus,
-            use_gpu=job.use_gpu,
-            accelerators=tuple(accelerators),
-        )
-        try:
-            run_trial(spec, _TuneMonitor())
-        except TrialStopped:
-            return
-        except Exception:
-            _record_failure(spec, traceback.format_exc())
-            raise  # so that Tune gives the next trial a new process
-
-    return fold_trial
-
-
-class _TuneMonitor:
-    """Epochs to Tune; Tune's wish to stop to the trial."""
-
-    def __init__(self) -> None:
-        # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
-        # and the reset of its process would fail.
-        from ray.train._internal.session import get_session
-
-        self._session = get_session()
-
-    def report(self, epoch: Any) -> None:
-        tune.report(asdict(epoch))
-
-    def stop_requested(self) -> bool:
-        return self._session is not None and self._session.stop_event.is_set()
-
-
-def _record_failure(spec: Any, error: str) -> None:
-    store = RunStore.open(spec.run)
-    store.save_trial(
-        TrialRecord(
-            candidate=spec.candidate,
-            fold=spec.fold,
-            status="failed",
-            backbone=spec.backbone,
-            params=spec.params.as_dict(),
-            folds_hash=store.folds().hash,
-            seed=0,
-            error=error,
-        )
-    )
+def _resources(resources: ResourcesConfig, cluster: Cluster) -> tune.PlacementGroupFactory:
+    """What Tune holds for a trial."""
+    own = {"CPU": float(resources.cpus_per_trial), "GPU": cluster.gpus_per_trial}
+    return tune.PlacementGroupFactory([NO_DEVICE if resources.devices_per_trial > 1 else own])
 
 
 @contextmanager

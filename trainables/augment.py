@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from experiment.config import check_name
 from experiment.errors import Problem
-from trainables.warp import homogeneous, perspective, shear
+from trainables.warp import Warper, homogeneous, perspective, shear
 
 Image = NDArray[np.uint8]  # (height, width, 3) RGB
 
@@ -87,19 +87,13 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     out = np.empty((n, size, size, 3), np.uint8)
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
     more = rng.random((n, 11)) if policy.shear or policy.perspective or policy.hue else None
-    maps = _affine(u, np.array([image.shape[:2] for image in images]), size, policy)
-    warp = cv2.warpAffine
+    shapes = np.array([image.shape[:2] for image in images])
+    maps = _affine(u, shapes, size, policy)
     if more is not None:
-        maps, warp = _homography(maps, more, size, policy), cv2.warpPerspective
+        maps = _homography(maps, more, size, policy)
+    warper = Warper(shapes, size)
     for i, image in enumerate(images):
-        warp(
-            image,
-            maps[i],
-            (size, size),
-            dst=out[i],
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        warper.warp(image, maps[i], out[i])
         _recolour(out[i], u[i], policy)
         if more is not None and policy.hue:
             _turn_hue(out[i], float(_both_ways(more[i, 0], policy.hue)))

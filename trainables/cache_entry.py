@@ -96,7 +96,10 @@ class JpegImages(StoredImages):
 
     def image(self, row: int) -> NDArray[np.uint8]:
         start, end, _, _ = self._index[row].tolist()
-        return np.asarray(cv2.imdecode(self._bytes[start:end], cv2.IMREAD_COLOR_RGB), np.uint8)
+        image = cv2.imdecode(self._bytes[start:end], cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise DamagedEntry(f"image {row} in {self._folder} is no JPEG; delete that folder")
+        return np.asarray(image, np.uint8)
 
 
 FORMATS: dict[str, type[StoredImages]] = {"raw": DecodedImages, "jpeg": JpegImages}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +28,7 @@ from trainables.cache_entry import (
 )
 
 _FREE_FRACTION = 0.8  # of the free disk that the cache may take
+_STALE_SECONDS = 30 * 24 * 3600
 _PART, _GONE, _RESERVED = ".part-", ".gone-", "reserved"
 _log = logging.getLogger("foldrace")
 
@@ -67,7 +69,7 @@ def _room_lock(root: Path) -> FileLock:
 
 
 def new_part(root: Path) -> Part:
-    """An empty folder beside the entries; what killed builds left is removed."""
+    """An empty folder beside the entries; what was abandoned is removed first."""
     with _room_lock(root):
         _remove_abandoned(root)
         folder = root / f"{_PART}{uuid.uuid4().hex}"
@@ -105,7 +107,7 @@ def publish(part: Path, entry: Path) -> StoredImages:
         with _room_lock(entry.parent):
             if not entry.exists():
                 part.rename(entry)
-        found = open_entry(entry)
+            found = open_entry(entry)
     return found
 
 
@@ -162,19 +164,27 @@ def discard(folder: Path) -> None:
 
 
 def _remove_abandoned(root: Path) -> None:
-    for pattern in (f"{_PART}*", f"{_GONE}*"):
-        for folder in root.glob(pattern):
-            remove(folder)
+    """What killed processes left, and what nobody used for long."""
+    stale = time.time() - _STALE_SECONDS
+    for entry in list(_entries(root)):
+        if entry.used < stale or entry.folder.name.startswith((_PART, _GONE)):
+            remove(entry.folder)
+    for record in root.glob("*.json"):
+        if record.stat().st_mtime < stale:
+            record.unlink()
 
 
 def _entries(root: Path) -> Iterator[_Entry]:
     """Every folder of the cache, parts too."""
     for folder in root.iterdir():
-        if not folder.is_dir():
-            continue
-        sizes = [file.stat().st_size for file in folder.iterdir() if file.name != _RESERVED]
-        reserved = folder / _RESERVED
-        promised = int(reserved.read_text() or 0) if reserved.exists() else 0
-        lock = folder / IN_USE
-        used = lock.stat().st_mtime if lock.exists() else 0.0
-        yield _Entry(folder, sum(sizes), promised, used)
+        if folder.is_dir():
+            with suppress(FileNotFoundError):  # a part that its builder is removing
+                yield _entry(folder)
+
+
+def _entry(folder: Path) -> _Entry:
+    sizes = [file.stat().st_size for file in folder.iterdir() if file.name != _RESERVED]
+    reserved, lock = folder / _RESERVED, folder / IN_USE
+    promised = int(reserved.read_text() or 0) if reserved.exists() else 0
+    used = lock.stat().st_mtime if lock.exists() else 0.0
+    return _Entry(folder, sum(sizes), promised, used)

@@ -7,7 +7,7 @@ of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.config import AugmentConfig
+from experiment.plugin_files import PluginFile
+from experiment.plugins import loaded
 from trainables.augment import POLICIES, augment, resize
 from trainables.meta_features import meta_vectors
 from trainables.pixel_cache import ImageSource
@@ -31,6 +33,8 @@ class BatchRows:
 
     rows: NDArray[np.int64]
     seed: tuple[int, ...] | None
+    image_size: int | None = None
+    """Side in pixels; None: the data set's own."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class ShuffledBatches(Sampler[BatchRows]):
         self._rows, self._seed, self._rank, self._world = rows, seed, rank, world
         self.batch_size = min(batch_size, len(rows))
         self.epoch = 0
+        self.image_size: int | None = None
 
     def __len__(self) -> int:
         return len(self._rows) // self.batch_size
@@ -75,7 +80,7 @@ class ShuffledBatches(Sampler[BatchRows]):
             start = step * self.batch_size
             batch = order[start : start + self.batch_size]
             seed = (self._seed, self.epoch, step, self._rank)
-            yield BatchRows(batch[self._rank :: self._world], seed)
+            yield BatchRows(batch[self._rank :: self._world], seed, self.image_size)
 
 
 class OrderedBatches(Sampler[BatchRows]):
@@ -103,15 +108,21 @@ class Batches(Dataset[Batch]):
         meta: Sequence[str] = (),
     ) -> None:
         self._source, self._image_size, self._meta = source, image_size, tuple(meta)
+        self._config = config
         self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
+
+    def __reduce__(self) -> tuple[Callable[..., Batches], tuple[object, ...]]:
+        """A spawned worker looks the names up in tables of its own: the plugins come along."""
+        return _rebuilt, (loaded(), self._source, self._image_size, self._config, self._meta)
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
+        size = batch.image_size or self._image_size
         if batch.seed is None:
-            pixels = resize(images, self._image_size)
+            pixels = resize(images, size)
         else:
             rng = np.random.default_rng(batch.seed)
-            pixels = augment(images, self._image_size, self._policy, rng)
+            pixels = augment(images, size, self._policy, rng)
             pixels = self._transforms(pixels, rng)
         meta = meta_vectors(images, self._meta)
         return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))
@@ -157,6 +168,20 @@ def build_loader(
         prefetch_factor=prefetch_factor if workers > 0 else None,
         generator=torch.Generator(),
     )
+
+
+def _rebuilt(
+    plugins: tuple[PluginFile, ...],
+    source: ImageSource,
+    image_size: int,
+    config: AugmentConfig,
+    meta: tuple[str, ...],
+) -> Batches:
+    if plugins:
+        from trainables.plugins import use_plugins  # heavy: backbones, which a loader does without
+
+        use_plugins(plugins)
+    return Batches(source, image_size, config, meta)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -10,16 +10,18 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from experiment.records import EMA, RAW
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema
-from trainables.losses import build_loss
+from trainables.layers import layer_ids
+from trainables.losses import LOSSES, Activation, build_loss
 from trainables.memory import StepStart
-from trainables.optim import build_optimizer, build_schedule
+from trainables.optimizers import build_optimizer
+from trainables.schedules import Schedule, build_schedule
+from trainables.sharpness import SharpnessAware
 from trainables.spec import TrialSpec, first_micro_batch
 from trainables.trial_data import TrialData
 
@@ -39,7 +41,12 @@ class Learner:
     ema: ModelEmaV3 | None
     criterion: Criterion
     optimizer: torch.optim.Optimizer
-    schedule: Scheduler
+    schedule: Schedule
+    sharpness: SharpnessAware | None
+    rdrop_alpha: float
+    activation: Activation
+    layer_ids: dict[str, int] | None
+    """Parameter name of `bare` -> depth, where layers are treated differently."""
     clip_grad: float | None
     micro_batch: int
     """Images on the device at once; halved when memory runs out."""
@@ -63,7 +70,7 @@ class Learner:
 def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) -> Learner:
     """The same initial weights on every device and in every process."""
     params, training = spec.params, spec.training
-    classifier: nn.Module = build_classifier(
+    classifier = build_classifier(
         data.card,
         pretrained=training.pretrained,
         dropout=params.dropout,
@@ -73,17 +80,25 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
     if training.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
     ema = build_ema(classifier, params.ema_decay)
-    optimizer = build_optimizer(classifier, params)
-    schedule = build_schedule(optimizer, params, params.epochs * len(data.batches))
-    model, optimizer = accelerator.prepare(classifier, optimizer)
+    by_layer = params.layer_decay < 1 or params.freeze_epochs + params.unfreeze_epochs > 0
+    depths = layer_ids(classifier) if by_layer else None
+    optimizer = build_optimizer(classifier, params, depths)
+    schedule = build_schedule(optimizer, params, len(data.batches), params.epochs)
+    sharpness = SharpnessAware(optimizer, params.sam_rho) if params.sam_rho > 0 else None
+    trained = torch.compile(classifier) if training.compile else classifier
+    model, optimizer = accelerator.prepare(trained, optimizer)
     return Learner(
-        accelerator,
-        model,
-        accelerator.unwrap_model(model),
-        ema,
-        build_loss(params, data.class_counts, accelerator.device),
-        optimizer,
-        schedule,
-        training.clip_grad,
-        first_micro_batch(spec, accelerator.num_processes),
+        accelerator=accelerator,
+        model=model,
+        bare=classifier,
+        ema=ema,
+        criterion=build_loss(params, data.class_counts, accelerator.device),
+        optimizer=optimizer,
+        schedule=schedule,
+        sharpness=sharpness,
+        rdrop_alpha=params.rdrop_alpha,
+        activation=LOSSES[params.loss].activation,
+        layer_ids=depths,
+        clip_grad=training.clip_grad,
+        micro_batch=first_micro_batch(spec, accelerator.num_processes),
     )

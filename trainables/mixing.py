@@ -23,55 +23,68 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
 
 def mix(
-    images: Tensor, targets: Tensor, params: TrialParams, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) images and (B, C) targets -> the same shapes: MixUp on `mixup_prob` of the
-    batches, CutMix on `cutmix_prob` of them, but never both: CutMix takes at most what is left.
+    images: Tensor, vectors: tuple[Tensor, ...], params: TrialParams, rng: np.random.Generator
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(B, 3, H, W) images and what belongs to them, such as (B, C) targets -> the same shapes:
+    MixUp on `mixup_prob` of the batches, CutMix on `cutmix_prob` of them, but never both: CutMix
+    takes at most what is left.
 
     Each of the two that is on draws from `rng`, MixUp first: one number that decides, and then,
     where it mixes, what its own function says. A batch that was mixed up draws no more.
     """
-    mixed = mixup(images, targets, params.mixup_alpha, params.mixup_prob, rng)
+    mixed = mixup(images, vectors, params.mixup_alpha, params.mixup_prob, rng)
     if mixed[0] is not images:
         return mixed
     left = 1.0 - (params.mixup_prob if params.mixup_alpha > 0 else 0.0)
     share = min(params.cutmix_prob / left, 1.0) if left > 0 else 0.0  # of the batches left
-    return cutmix(images, targets, params.cutmix_alpha, share, rng)
+    return cutmix(images, vectors, params.cutmix_alpha, share, rng)
 
 
 def mixup(
-    images: Tensor, targets: Tensor, alpha: float, probability: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+    images: Tensor,
+    vectors: tuple[Tensor, ...],
+    alpha: float,
+    probability: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Blended with one weight lambda ~ Beta(alpha, alpha), or unchanged with probability
     1 - `probability`. Draws a uniform number, lambda and the order.
 
     Zhang, Cisse, Dauphin and Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018.
     """
     if alpha <= 0 or rng.random() >= probability:
-        return images, targets
+        return images, vectors
     weight = float(rng.beta(alpha, alpha))
     order = torch.from_numpy(rng.permutation(len(images))).to(images.device)
-    return torch.lerp(images[order], images, weight), torch.lerp(targets[order], targets, weight)
+    return torch.lerp(images[order], images, weight), _blended(vectors, order, weight)
 
 
 def cutmix(
-    images: Tensor, targets: Tensor, alpha: float, probability: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+    images: Tensor,
+    vectors: tuple[Tensor, ...],
+    alpha: float,
+    probability: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One box of each image replaced by another image's. lambda ~ Beta(alpha, alpha) is the area
-    that stays; the box is cut at the border and the targets get the true areas. Or unchanged with
+    that stays; the box is cut at the border and the vectors get the true areas. Or unchanged with
     probability 1 - `probability`. Draws a uniform number, lambda, the centre's y and x, the order.
 
     Yun, Han, Oh, Chun, Choe and Yoo, CutMix, ICCV 2019.
     """
     if alpha <= 0 or rng.random() >= probability:
-        return images, targets
+        return images, vectors
     height, width = images.shape[2:]
     top, bottom, left, right = _cut_box(height, width, float(rng.beta(alpha, alpha)), rng)
     order = torch.from_numpy(rng.permutation(len(images))).to(images.device)
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
     weight = 1.0 - (bottom - top) * (right - left) / (height * width)
-    return mixed, torch.lerp(targets[order], targets, weight)
+    return mixed, _blended(vectors, order, weight)
+
+
+def _blended(vectors: tuple[Tensor, ...], order: Tensor, weight: float) -> tuple[Tensor, ...]:
+    return tuple(torch.lerp(vector[order], vector, weight) for vector in vectors)
 
 
 def _cut_box(

@@ -97,7 +97,8 @@ def open_images(
     try:
         return _open_cached(root, files, layout, int(config.max_gb * 1e9), workers, session)
     except NoRoom as error:
-        reason = str(error)
+        hint = "; cache.format: jpeg takes about a tenth" if config.format == "raw" else ""
+        reason = f"{error}{hint}"
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -126,12 +127,13 @@ def _open_cached(
     workers: int,
     session: str | None,
 ) -> StoredImages:
-    record = root / f"{_list_hash(files, layout)}.json"
+    name = _list_hash(files, layout)
+    record, lock = root / f"{name}.json", root / f".{name[:2]}.lock"  # few lock files, for ever
     stored = _of_session(record, session)
     if stored is not None:
         return stored
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(record.with_suffix(".lock")):
+    with FileLock(lock):
         stored = _of_session(record, session)  # by the process that was waited for
         if stored is not None:
             return stored

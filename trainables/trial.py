@@ -14,15 +14,22 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
+from experiment.plugins import naming_plugins
 from experiment.records import EMA, RAW, TrialRecord
 from experiment.store import RunStore
+from search_spaces.params import TrialParams
 from trainables.course import Course
 from trainables.data import Batch, to_float
 from trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
+from trainables.erasing import erase_
+from trainables.freezing import train_from, trainable_from
 from trainables.learner import Learner, build_learner
-from trainables.mixing import mixup, soft_targets
+from trainables.mixing import mix, soft_targets
+from trainables.plugins import use_plugins
 from trainables.predict import pack_weights
+from trainables.progressive import training_size
 from trainables.resume_state import ResumeState
+from trainables.schedules import cycle_ends
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
 from trainables.trial_data import TrialData, open_data
@@ -32,13 +39,19 @@ from trainables.update import Examples, update
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
     Raises TrialStopped when the monitor asked for it."""
-    started = time.perf_counter()
     store = RunStore.open(spec.run)
+    with naming_plugins():
+        use_plugins(store.plugins())
+        return _run_trial(spec, store, monitor)
+
+
+def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecord:
+    started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
     data = open_data(spec, store, accelerator)
     learner = build_learner(spec, data, accelerator)
-    course = Course(spec.params.snapshots)
+    course = _new_course(spec.params)
     if accelerator.is_main_process:
         store.clear_trial(spec.candidate, spec.fold)
     with ResumeState(store, spec, started) as state:
@@ -50,6 +63,13 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
         _write(store, record, course, data)
     accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
     return record
+
+
+def _new_course(params: TrialParams) -> Course:
+    """With warm restarts the ends of the last cycles are kept (Huang et al., Snapshot Ensembles,
+    ICLR 2017)."""
+    ends = cycle_ends(params.epochs, params.cycles) if params.cycles > 1 else []
+    return Course(params.snapshots, tuple(ends))
 
 
 def _train(
@@ -79,6 +99,7 @@ def _train(
         if course.diverged:
             break
         course.keep(learner.variants(), scored)
+        learner.schedule.epoch_done(min(s.logloss for s in scored.values()))
         monitor.report(course.log[-1])
         if course.epochs_without_progress() >= spec.training.patience:
             break
@@ -90,7 +111,11 @@ def _train_epoch(
     """One pass; mean training loss and accuracy (against the heavier label of a mixed image)."""
     rng = seed_epoch(spec, epoch, learner.accelerator.process_index)
     data.batches.epoch = epoch
-    learner.model.train()
+    params = spec.params
+    data.batches.image_size = training_size(
+        epoch, params.epochs, params.image_size, params.size_start
+    )
+    _training_mode(epoch, learner, params)
     labels = torch.from_numpy(data.labels).to(learner.device)
     sums = torch.zeros(3, device=learner.device)  # loss, right ones, images
     for batch in _watched(data.training, monitor):
@@ -102,6 +127,13 @@ def _train_epoch(
     return total[0] / total[2], total[1] / total[2]
 
 
+def _training_mode(epoch: int, learner: Learner, params: TrialParams) -> None:
+    learner.model.train()
+    if learner.layer_ids is not None:
+        head = max(learner.layer_ids.values())
+        train_from(learner.bare, learner.layer_ids, trainable_from(epoch, params, head))
+
+
 def _examples(
     batch: Batch,
     labels: torch.Tensor,
@@ -110,13 +142,15 @@ def _examples(
     device: torch.device,
     rng: np.random.Generator,
 ) -> Examples:
-    """Onto the device, to soft targets, mixed."""
+    """Onto the device, to soft targets, erased in part and mixed."""
     params = spec.params
     images = to_float(batch.images.to(device, non_blocking=True))
+    meta = batch.meta.to(device, non_blocking=True)
     rows = batch.rows.to(device, non_blocking=True)
     targets = soft_targets(labels[rows], classes, params.label_smoothing)
-    images, targets = mixup(images, targets, params.mixup_alpha, params.mixup_prob, rng)
-    return Examples(images, batch.meta.to(device, non_blocking=True), targets)
+    erase_(images, params.random_erasing, rng)
+    images, (meta, targets) = mix(images, (meta, targets), params, rng)
+    return Examples(images, meta, targets)
 
 
 def _watched(loader: Iterable[Batch], monitor: Monitor) -> Iterator[Batch]:

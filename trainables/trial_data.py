@@ -57,7 +57,8 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
     card = _card(spec, len(store.classes()))
-    dataset = Batches(source, params.image_size, spec.augment, card.meta)
+    augment = spec.augment.model_copy(update={"policy": params.policy})
+    dataset = Batches(source, params.image_size, augment, card.meta)
     scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
     return TrialData(
         card,

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from trainables.learner import Learner
 from trainables.memory import halved, release
+from trainables.rdrop import rdrop_loss
+from trainables.sharpness import kept_statistics
 
 _log = logging.getLogger("foldrace")
 
@@ -46,7 +48,7 @@ def update(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tenso
     learner.start.mark()
     while True:
         try:
-            loss, logits = _gradients(learner, examples, batch_size)
+            loss, logits = _step_gradients(learner, examples, batch_size)
             break
         except RuntimeError as error:
             # The other devices wait for this one's gradients: only all can start again together.
@@ -66,6 +68,19 @@ def update(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tenso
     return loss, logits
 
 
+def _step_gradients(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The gradients that the optimiser steps by; with SAM those of the perturbed weights."""
+    found = _gradients(learner, examples, batch_size)
+    if learner.sharpness is not None:
+        learner.sharpness.perturb()
+        try:
+            with kept_statistics(learner.model):
+                _gradients(learner, examples, batch_size)
+        finally:
+            learner.sharpness.restore()
+    return found
+
+
 def _gradients(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
     """Add the gradients of the mean loss over the whole batch: those of the micro-batches add up,
     and those of the devices are averaged."""
@@ -75,12 +90,24 @@ def _gradients(learner: Learner, examples: Examples, batch_size: int) -> tuple[T
     outputs: list[Tensor] = []
     for i, part in enumerate(parts):
         with _synchronised(learner, last=i == len(parts) - 1):
-            logits = learner.model(part.images, part.meta)
-            part_loss = learner.criterion(logits, part.targets)
+            part_loss, logits = _forward(learner, part)
             learner.accelerator.backward(part_loss * (len(part) * world / batch_size))
         loss += part_loss.detach() * (len(part) / len(examples))
         outputs.append(logits.detach())
     return loss, torch.cat(outputs)
+
+
+def _forward(learner: Learner, part: Examples) -> tuple[Tensor, Tensor]:
+    """The mean loss, and the (B, C) logits; R-Drop sees every image twice."""
+    if learner.rdrop_alpha == 0:
+        logits = learner.model(part.images, part.meta)
+        return learner.criterion(logits, part.targets), logits
+    twice = (torch.cat([tensor, tensor]) for tensor in (part.images, part.meta))
+    logits = learner.model(*twice)
+    loss = rdrop_loss(
+        learner.criterion, logits, part.targets, learner.rdrop_alpha, learner.activation
+    )
+    return loss, logits[: len(part)]
 
 
 def _synchronised(learner: Learner, last: bool) -> contextlib.AbstractContextManager[None]:

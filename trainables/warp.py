@@ -1,11 +1,13 @@
-"""Maps of the plane that an affine map of crop, turn and zoom does not cover, one an image.
+"""Maps of the plane, and images pulled through them.
 
-Takes numbers, gives (n, 3, 3) homographies of the square output image, which are multiplied before
-anything is interpolated. Coordinates are those of pixel centres: 0 to size - 1.
+Shear and perspective, which an affine map of crop, turn and zoom does not cover: takes numbers,
+gives (n, 3, 3) homographies of the square output image, to be multiplied before anything is
+interpolated. Coordinates are those of pixel centres: 0 to size - 1.
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,3 +48,30 @@ def perspective(inset: NDArray[np.float64], size: int) -> Maps:
     span = np.array([size - 1.0, size - 1.0, 1.0]).clip(min=1)  # a single pixel has no span
     scaled: Maps = span[:, None] * maps / span
     return scaled
+
+
+class Warper:
+    """Pulls RGB images of the given shapes, (n, 2) height and width, to squares. It works on a
+    fourth channel that nobody sees: the values are the same, and cv2 takes a third less time."""
+
+    def __init__(self, shapes: NDArray[np.int64], size: int) -> None:
+        self._source = np.empty(int(shapes.prod(axis=1).max()) * 4, np.uint8)
+        self._warped = np.empty((size, size, 4), np.uint8)
+
+    def warp(
+        self, image: NDArray[np.uint8], matrix: NDArray[np.float64], out: NDArray[np.uint8]
+    ) -> None:
+        """Into `out`. `matrix`: (2, 3) affine or (3, 3), from the image's pixels to those of
+        `out`; the image's edge goes on beyond it."""
+        height, width, _ = image.shape
+        source = self._source[: height * width * 4].reshape(height, width, 4)
+        cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=source)
+        (cv2.warpAffine if len(matrix) == 2 else cv2.warpPerspective)(
+            source,
+            matrix,
+            self._warped.shape[:2],
+            dst=self._warped,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        cv2.cvtColor(self._warped, cv2.COLOR_RGBA2RGB, dst=out)

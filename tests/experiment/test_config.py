@@ -250,25 +250,37 @@ def test_smoke_lays_small_values_and_then_its_own_section_over(tmp_path: Path) -
     text = """
 data: {train: train.csv}
 folds: {k: 5, seed: 7}
-search: {backbones: [timm/big], candidates: 40, space: {lr: 1e-2}, per_backbone: {timm/big: {}}}
-training: {epochs: 60, image_size: 224, patience: 20}
-smoke: {search: {backbones: [timm/small], space: {dropout: 0.2}}, training: {epochs: 3}}
+search:
+  backbones: [timm/big]
+  candidates: 40
+  space: {lr: {low: 1e-3, high: 1e-2}, sam_rho: 0.05, dropout: 0.4, epochs: 50, freeze_epochs: 9}
+  per_backbone: {timm/big: {}}
+training: {epochs: 60, image_size: 224, patience: 20, precision: bf16}
+resources: {cpus_per_trial: 8, gpus_per_trial: 1}
+smoke:
+  search: {backbones: [timm/small], space: {dropout: 0.2, lr: {choices: [1e-3]}}}
+  training: {epochs: 3}
 """
     plain = parse(tmp_path, text).require()
     assert (plain.training.epochs, plain.search.candidates) == (60, 40)
     config = parse(tmp_path, text, smoke=True).require()
     assert (config.folds.k, config.folds.seed, config.search.candidates) == (2, 7, 2)
     assert config.search.backbones == ("timm/small",)
-    assert config.search.space == {"dropout": 0.2}
+    lr = RangeConfig(choices=(1e-3,))
+    assert config.search.space == {"lr": lr, "sam_rho": 0.05, "dropout": 0.2}
     assert config.search.per_backbone == {}
     training = config.training
     assert (training.epochs, training.image_size, training.patience) == (3, 32, 20)
-    assert training.pretrained is False
+    assert (training.pretrained, training.precision) == (False, "auto")
+    assert (config.resources.cpus_per_trial, config.resources.gpus_per_trial) == (1, None)
 
 
-def test_smoke_leaves_given_folds_alone(tmp_path: Path) -> None:
-    text = MINIMAL + "folds: {k: 5, column: fold}\n"
-    assert parse(tmp_path, text, smoke=True).require().folds.k == 5
+@pytest.mark.parametrize(("folds", "k"), [("{k: 5, column: fold}", 5), ("{k: 1}", 1)])
+def test_smoke_leaves_given_folds_and_a_fixed_split_alone(
+    tmp_path: Path, folds: str, k: int
+) -> None:
+    text = MINIMAL + f"folds: {folds}\n"
+    assert parse(tmp_path, text, smoke=True).require().folds.k == k
 
 
 def test_a_smoke_section_of_the_wrong_kind_is_a_problem(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def _save_complete(
 ) -> NDArray[np.float64]:
     """(n, C) probabilities, as stored."""
     name, n_classes = f"c{i:04d}", common.shape[1]
-    params = {"lr": 1e-4 * (i + 1), "dropout": 0.1 * i} if i % 2 == 0 else {"lr": 2e-4}
+    params = {"lr": 1e-4 * (i + 1), "loss": "focal"} if i % 2 == 0 else {"lr": 2e-4}
     backbone = BACKBONES[i % len(BACKBONES)]
     store.save_candidate(CandidateRecord(candidate=name, backbone=backbone, params=params))
     logits = (

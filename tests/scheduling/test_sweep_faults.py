@@ -243,7 +243,7 @@ def test_a_trial_that_always_kills_its_worker(
     config: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fails its candidate after `max_failures` more attempts; the others go on."""
-    factory = tuner._trainable
+    factory = tuner.trainable
 
     def with_a_killer(job: Any) -> Callable[[dict[str, Any]], None]:
         real = factory(job)
@@ -260,7 +260,7 @@ def test_a_trial_that_always_kills_its_worker(
 
         return trial
 
-    monkeypatch.setattr(tuner, "_trainable", with_a_killer)
+    monkeypatch.setattr(tuner, "trainable", with_a_killer)
     run = tmp_path / "run"
     overrides = ("--set", "search.candidates=2", "--set", "training.epochs=1")
     result = cli("run", config, "--out", run, *overrides)
@@ -271,7 +271,7 @@ def test_a_trial_that_always_kills_its_worker(
     record = store.trial("c0001", 0)
     assert record is not None and "killed" in str(record.error)
 
-    monkeypatch.setattr(tuner, "_trainable", factory)
+    monkeypatch.setattr(tuner, "trainable", factory)
     before = finished(run)
     again = cli("resume", run)
     assert again.exit_code == 0 and finished(run) == before  # a failed trial stays as it is
@@ -301,7 +301,7 @@ def test_a_worker_that_cannot_be_reset(
         settle(self, trial_id, **options)
 
     monkeypatch.setattr(FoldSearcher, "_settle", spy)
-    monkeypatch.setattr(tuner, "_trainable", _slow_to_leave)
+    monkeypatch.setattr(tuner, "trainable", _slow_to_leave)
     sweep = load_config(config, [f"resources.max_failures={max_failures}"])
     manifest = read_manifest(sweep.data)
     store = RunStore(tmp_path / "run")
@@ -398,7 +398,7 @@ def test_an_error_in_a_trial_is_the_users_to_read(
 
         return trial
 
-    monkeypatch.setattr(tuner, "_trainable", failing)
+    monkeypatch.setattr(tuner, "trainable", failing)
     run = tmp_path / "run"
     result = cli("run", config, "--out", run, "--set", "search.candidates=1")
     assert result.exit_code == 1, f"{result.output}\n{result.exception!r}"

@@ -124,6 +124,49 @@ def test_what_a_killed_build_left_is_swept_away(lists: list[list[Path]], own_cac
     assert entries(own_cache) == {name, alive.folder.name}
 
 
+def test_what_nobody_used_for_a_month_goes(lists: list[list[Path]], own_cache: Path) -> None:
+    day, roomy = 24 * 3600, CacheConfig(longer_side=SIDE)
+    young = keep(lists[1], roomy, age=29 * day)
+    held = open_images(lists[2], SIDE, 1, roomy)
+    old = keep(lists[2], roomy, age=31 * day)
+    gone = keep(lists[0], roomy, age=31 * day)
+    record = next((own_cache / "pixels").glob("*.json"))
+    os.utime(record, (1, 1))
+    new = keep(lists[3], roomy)
+    assert entries(own_cache) == {young, old, new} and gone not in entries(own_cache)
+    assert not record.exists() and len(held) == 3
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+from trainables import cache_build, pixel_cache
+def half(data, path, side):
+    if path.name == "2.png":
+        print("half", flush=True)
+        time.sleep(600)
+    return real(data, path, side)
+real, cache_build.decode_rgb = cache_build.decode_rgb, half
+pixel_cache.open_images([Path(p) for p in sys.argv[1:]], 32, 1)
+"""
+
+
+def test_a_build_that_is_killed_half_way(lists: list[list[Path]], own_cache: Path) -> None:
+    builder = subprocess.Popen(
+        [sys.executable, "-c", BUILDER, *map(str, lists[0])],
+        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert builder.stdout is not None and builder.stdout.readline() == "half\n"
+    (part,) = entries(own_cache)
+    assert part.startswith(".part-")
+    builder.kill()
+    builder.wait(timeout=60)
+    source = open_images(lists[0], SIDE, 1)
+    np.testing.assert_array_equal(source.image(2), np.asarray(Image.open(lists[0][2])))
+    (name,) = entries(own_cache)
+    assert not name.startswith(".")
+
+
 def test_builds_at_the_same_time_know_of_each_other(own_cache: Path) -> None:
     root = own_cache / "pixels"
     root.mkdir(parents=True)

@@ -47,7 +47,7 @@ def test_soft_targets() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_closed_form(seed: int) -> None:
     images, _, targets = batch()
-    mixed, mixed_targets = mixup(images, targets, 0.4, 1.0, np.random.default_rng(seed))
+    mixed, (mixed_targets,) = mixup(images, (targets,), 0.4, 1.0, np.random.default_rng(seed))
     rng = np.random.default_rng(seed)
     rng.random()
     weight, order = rng.beta(0.4, 0.4), rng.permutation(8)
@@ -66,22 +66,22 @@ def test_is_torchvisions_with_the_same_weight_and_order(monkeypatch: pytest.Monk
     their_images, their_targets = theirs(images, labels)
 
     targets = soft_targets(labels, 5, 0.0)
-    ours = mixup(images, targets, 1.0, 1.0, Fixed(0.3))  # type: ignore[arg-type]
+    ours = mixup(images, (targets,), 1.0, 1.0, Fixed(0.3))  # type: ignore[arg-type]
     torch.testing.assert_close(ours[0], their_images)
-    torch.testing.assert_close(ours[1], their_targets)
+    torch.testing.assert_close(ours[1][0], their_targets)
 
 
 @pytest.mark.parametrize(("alpha", "probability"), [(0.0, 1.0), (0.4, 0.0)])
 def test_turned_off(alpha: float, probability: float) -> None:
     images, _, targets = batch()
-    same, same_targets = mixup(images, targets, alpha, probability, np.random.default_rng(0))
+    same, (same_targets,) = mixup(images, (targets,), alpha, probability, np.random.default_rng(0))
     assert same is images and same_targets is targets
 
 
 def test_how_often() -> None:
     images, _, targets = batch(2)
     rng = np.random.default_rng(0)
-    mixed = sum(mixup(images, targets, 1.0, 0.3, rng)[0] is not images for _ in range(2000))
+    mixed = sum(mixup(images, (targets,), 1.0, 0.3, rng)[0] is not images for _ in range(2000))
     assert mixed == pytest.approx(600, abs=70)
 
 
@@ -98,9 +98,20 @@ def test_cutmix_is_torchvisions_with_the_same_box(
     monkeypatch.setattr(torch, "randint", lambda high, size: torch.tensor([next(pixel)]))
     their_images, their_targets = theirs(images, labels)
     rng = Fixed(weight, y, x)
-    ours = cutmix(images, soft_targets(labels, 5, 0.0), 1.0, 1.0, rng)  # type: ignore[arg-type]
+    ours = cutmix(images, (soft_targets(labels, 5, 0.0),), 1.0, 1.0, rng)  # type: ignore[arg-type]
     torch.testing.assert_close(ours[0], their_images, rtol=0, atol=0)
-    torch.testing.assert_close(ours[1], their_targets)
+    torch.testing.assert_close(ours[1][0], their_targets)
+
+
+def test_what_belongs_to_an_image_is_mixed_like_its_target() -> None:
+    images, _, targets = batch()
+    images = images.repeat(1, 1, 8, 8)
+    for mixing in (mixup, cutmix):
+        _, (mixed, again) = mixing(
+            images, (targets, 2 * targets), 1.0, 1.0, np.random.default_rng(5)
+        )
+        torch.testing.assert_close(again, 2 * mixed)
+        assert not torch.equal(mixed, targets)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -108,7 +119,7 @@ def test_cutmix_targets_are_the_areas(seed: int) -> None:
     labels = torch.arange(6)
     images = labels.float()[:, None, None, None].expand(6, 3, 17, 11)
     targets = soft_targets(labels, 6, 0.0)
-    mixed, mixed_targets = cutmix(images, targets, 1.0, 1.0, np.random.default_rng(seed))
+    mixed, (mixed_targets,) = cutmix(images, (targets,), 1.0, 1.0, np.random.default_rng(seed))
     for i in range(6):
         areas = torch.bincount(mixed[i, 0].flatten().long(), minlength=6) / (17 * 11)
         torch.testing.assert_close(mixed_targets[i], areas)
@@ -132,7 +143,7 @@ def test_how_often_each(params: TrialParams, mixed_up: float, cut: float) -> Non
     rng = np.random.default_rng(0)
     counts = {"blended": 0, "cut": 0}
     for _ in range(1500):
-        mixed, _ = mix(images, targets, params, rng)
+        mixed, _ = mix(images, (targets,), params, rng)
         if mixed is not images:
             whole = bool(((mixed == 0) | (mixed == 1)).all())
             counts["cut" if whole else "blended"] += 1
@@ -148,7 +159,7 @@ def test_without_cutmix_the_draws_are_mixups_alone() -> None:
     ours, theirs = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(20):
         mixed, expected = (
-            mix(images, targets, params, ours),
-            mixup(images, targets, 0.4, 0.5, theirs),
+            mix(images, (targets,), params, ours),
+            mixup(images, (targets,), 0.4, 0.5, theirs),
         )
-        assert torch.equal(mixed[0], expected[0]) and torch.equal(mixed[1], expected[1])
+        assert torch.equal(mixed[0], expected[0]) and torch.equal(mixed[1][0], expected[1][0])

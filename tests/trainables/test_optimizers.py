@@ -25,9 +25,9 @@ from trainables.optimizers import (
 
 
 def tiny_model() -> nn.Module:
-    """Conv, norm and linear layers."""
+    """Conv, norm and linear layers, in the memory format of trials."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(3, 6, 3, bias=False),
         nn.BatchNorm2d(6),
         nn.ReLU(),
@@ -35,6 +35,7 @@ def tiny_model() -> nn.Module:
         nn.Flatten(),
         nn.Linear(6, 4),
     )
+    return model.to(memory_format=torch.channels_last)
 
 
 LAYERS = {"0.weight": 0, "1.weight": 1, "1.bias": 1, "5.weight": 2, "5.bias": 2}
@@ -58,7 +59,7 @@ def params_of(name: str) -> TrialParams:
 
 
 @pytest.mark.parametrize("name", optimizer_names())
-def test_steps_and_goes_on_as_if_never_interrupted(name: str) -> None:
+def test_steps_resumes_as_if_never_interrupted_and_leaves_frozen_weights(name: str) -> None:
     assert check_optimizer(name) is None
     model = tiny_model()
     optimizer = build_optimizer(model, params_of(name), LAYERS)
@@ -75,6 +76,11 @@ def test_steps_and_goes_on_as_if_never_interrupted(name: str) -> None:
     train(again, resumed, 2, seed=2)
     for undisturbed, restored in zip(weights(model), weights(again), strict=True):
         torch.testing.assert_close(undisturbed, restored, rtol=0, atol=1e-7)
+
+    model[0].requires_grad_(False)
+    frozen = model[0].weight.clone()
+    train(model, optimizer, 2, seed=3)
+    assert torch.equal(model[0].weight, frozen)
 
 
 @pytest.mark.parametrize("name", REFUSED)

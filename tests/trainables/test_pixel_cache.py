@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +81,12 @@ def test_built_once(files: list[Path], decoded: list[Path], session: str | None)
 
 
 def test_a_changed_file_is_decoded_anew(files: list[Path]) -> None:
-    """Of the same size, at the same time."""
+    """Of the same size, with the same time of change."""
     red, blue = (np.full((10, 14, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
     for pixels in (red, blue):
         Image.fromarray(pixels).save(files[0].with_suffix(".bmp"))
         os.utime(files[0].with_suffix(".bmp"), ns=(1, 1))
+        time.sleep(0.05)  # the clock of file systems ticks every few milliseconds
         listed = [files[0].with_suffix(".bmp"), *files[1:]]
         source = open_images(listed, 32, 1, session=str(pixels[0, 0]))
         np.testing.assert_array_equal(source.image(0), pixels)
@@ -145,6 +147,21 @@ def test_jpegs_are_smaller_and_nearly_the_same(tmp_path: Path, own_cache: Path) 
     (name,) = entries(own_cache)
     assert (own_cache / "pixels" / name / "pixels.bin").stat().st_size < exact.size * 2 / 8
     assert pickle.loads(pickle.dumps(source)).image(1).shape == exact.shape
+
+
+def test_sessions_at_the_same_time_do_not_disturb_each_other(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for session in ("a", "b"):
+        open_images(files, 32, 1, session=session)
+    monkeypatch.setattr(cache_build, "_stat", None)
+    for session in ("a", "b"):
+        assert isinstance(open_images(files, 32, 1, session=session), DecodedImages)
+    monkeypatch.undo()
+    monkeypatch.setenv("FOLDRACE_CACHE", str(files[0].parent / "foldrace-cache"))
+    Image.new("RGB", (5, 5), "red").save(files[0])
+    open_images(files, 32, 1, session="c")
+    assert open_images(files, 32, 1, session="a").image(0).shape == (5, 5, 3)
 
 
 def test_travels_to_another_process_as_a_path(files: list[Path]) -> None:

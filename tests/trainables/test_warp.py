@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode, RandomPerspective
 from torchvision.transforms.v2 import functional as tv
 
 from trainables.augment import POLICIES, Policy, augment
-from trainables.warp import homogeneous, perspective, shear
+from trainables.warp import Warper, homogeneous, perspective, shear
 
 SIZE = 65
 BILINEAR = InterpolationMode.BILINEAR
@@ -158,3 +158,18 @@ def test_one_interpolation_is_the_composition() -> None:
     expected = perspective(inset, SIZE)[0] @ step
     whole = perspective(inset, SIZE) @ shear(angle, SIZE) @ homogeneous(affine)
     np.testing.assert_allclose(whole[0] @ points, expected)
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_warper_gives_what_cv2_gives(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    shapes = np.array([[40, 30], [1, 1], [64, 65]])
+    matrix = np.array([[0.9, 0.1, 3], [-0.2, 1.1, 5], [1e-3, 2e-3, 1]])[:rows]
+    warper = Warper(shapes, 24)
+    for height, width in shapes:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        out = np.empty((24, 24, 3), np.uint8)
+        warper.warp(image, matrix, out)
+        warp = cv2.warpAffine if rows == 2 else cv2.warpPerspective
+        expected = warp(image, matrix, (24, 24), borderMode=cv2.BORDER_REPLICATE)
+        np.testing.assert_array_equal(out, expected)

@@ -1,0 +1,116 @@
+"""A fold trial as Ray Tune runs it: in a worker process that is used again and again.
+
+Takes a `TrialJob`, gives the function that Tune calls with what the searcher suggested. A trial on
+one device trains in that process, a trial on several in a group of their own.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from experiment.config import AugmentConfig, TrainingConfig
+from experiment.records import TrialRecord
+from experiment.store import RunStore
+from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
+from search_spaces.params import TrialParams
+
+if TYPE_CHECKING:
+    from trainables.spec import EpochReport, TrialSpec
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every fold trial of a sweep shares; travels to the workers."""
+
+    run: str
+    image_root: str
+    training: TrainingConfig
+    augment: AugmentConfig
+    seed: int
+    cpus: int
+    """Of each device."""
+    use_gpu: bool
+    devices: int
+    """Of each trial."""
+
+
+def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
+    """What Tune calls. The heavy imports are the worker's."""
+
+    def fold_trial(config: dict[str, Any]) -> None:
+        from scheduling.device_group import run_on_devices
+        from trainables.spec import TrialStopped
+        from trainables.trial import run_trial
+
+        spec, monitor = _spec(job, config), _TuneMonitor()
+        try:
+            if job.devices == 1:
+                run_trial(spec, monitor)
+            else:
+                run_on_devices(spec, job.devices, monitor.stop_requested)
+        except TrialStopped:
+            return
+        except Exception:
+            _record_failure(spec, traceback.format_exc())
+            raise  # so that Tune gives the next trial a new process
+
+    return fold_trial
+
+
+def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
+    import ray
+
+    from trainables.spec import TrialSpec
+
+    return TrialSpec(
+        run=job.run,
+        image_root=job.image_root,
+        candidate=config[CANDIDATE],
+        backbone=config[BACKBONE],
+        params=TrialParams.from_dict(config[PARAMS]),
+        fold=config[FOLD],
+        training=job.training,
+        augment=job.augment,
+        seed=job.seed,
+        cpus=job.cpus,
+        use_gpu=job.use_gpu,
+        accelerators=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
+    )
+
+
+class _TuneMonitor:
+    """Epochs to Tune; Tune's wish to stop to the trial."""
+
+    def __init__(self) -> None:
+        # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
+        # and the reset of its process would fail.
+        from ray.train._internal.session import get_session
+
+        self._session = get_session()
+
+    def report(self, epoch: EpochReport) -> None:
+        tune.report(asdict(epoch))
+
+    def stop_requested(self) -> bool:
+        return self._session is not None and self._session.stop_event.is_set()
+
+
+def _record_failure(spec: TrialSpec, error: str) -> None:
+    store = RunStore.open(spec.run)
+    store.save_trial(
+        TrialRecord(
+            candidate=spec.candidate,
+            fold=spec.fold,
+            status="failed",
+            backbone=spec.backbone,
+            params=spec.params.as_dict(),
+            folds_hash=store.folds().hash,
+            seed=0,
+            error=error,
+        )
+    )
