@@ -122,6 +122,8 @@ class EnsembleRecord(_Record):
     last_fold_logloss: float
     members_considered: int
     candidates_considered: int
+    members_without_weights: int = 0
+    """Left out, since their weights are not there any more (`ensemble.keep: blend`)."""
     folds_hash: str
     metrics: tuple[MetricScore, ...] = ()
     """Every metric of the table, of the blend's OOF probabilities."""

@@ -223,6 +223,16 @@ class RunStore:
         """The safetensors file of a variant."""
         return self.files.read(weights_name(candidate, fold, variant))
 
+    def has_weights(self, candidate: str, variant: str) -> bool:
+        """Whether those of all folds are there."""
+        names = (weights_name(candidate, fold, variant) for fold in range(self.fold_count))
+        return all(self.files.exists(name) for name in names)
+
+    def remove_weights(self, candidate: str, variant: str) -> None:
+        """Those of all folds; probabilities and records stay."""
+        for fold in range(self.fold_count):
+            self.files.delete(weights_name(candidate, fold, variant))
+
     # -- OOF
 
     def oof(self, candidate: str, variant: str) -> NDArray[np.float32]:
