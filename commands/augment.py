@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from experiment.config import AugmentConfig, SweepConfig, parse_config
+from commands.plugins import parse_with_plugins
+from experiment.config import AugmentConfig, SweepConfig
 from experiment.errors import DataError, Problem, UserError
 from experiment.files import open_files
 from experiment.images import ImageError
@@ -28,7 +29,7 @@ def augment(
     config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
 ) -> None:
     """Write a PNG: a row an image, first as scored, then as training sees it."""
-    parsed = parse_config(config, overrides)
+    parsed = parse_with_plugins(config, overrides)
     sweep = parsed.require()
     size = _image_size(sweep, parsed.source)
     problems = _problems(sweep.augment, size)

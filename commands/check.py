@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.finish import cores
+from commands.plugins import parse_with_plugins
 from experiment.config import ParsedConfig, parse_config
 from experiment.errors import Problem, RunFolderError
 from experiment.folds import folds_csv, make_folds
@@ -19,7 +20,7 @@ from scheduling.preflight import Plan, preflight
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:
     """Every problem of config and data, or what a run would do."""
-    plan = preflight(parse_config(config, overrides), Path(), this_machine(), cores())
+    plan = preflight(parse_with_plugins(config, overrides), Path(), this_machine(), cores())
     print_plan(plan, console)
 
 

@@ -4,6 +4,7 @@ report."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,17 @@ from experiment.errors import RunFolderError
 from experiment.files import Files, open_files
 from experiment.folds import HELD_OUT
 from experiment.manifest import read_manifest
-from experiment.metrics import accuracy, log_loss
+from experiment.metrics import accuracy, all_metrics, log_loss
 from experiment.records import EnsembleRecord, HeldOutScore
 from experiment.store import RunStore
 from experiment.test_set import read_test_set
+from inference.plugins import use_run_plugins
 from inference.predictor import Predictor
 from inference.submission import Receipt, write_submission
 from inference.tta import find_tta
 from reporting.report import write_report
+
+_IN_WORDS = ("log_loss", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def finish(store: RunStore, console: Console) -> Finished:
 
 def blend(store: RunStore, config: EnsembleConfig, console: Console) -> EnsembleRecord:
     """Write `ensemble/` and print what was chosen."""
+    use_run_plugins(store)
     ensemble = _with_held_out_score(store, blend_run(store, config))
     gain = ensemble.best_single_oof_logloss - ensemble.oof_logloss
     count = len(ensemble.members)
@@ -54,7 +59,7 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
         f"{ensemble.best_single_oof_logloss:.4f} ({gain:+.4f} better); cross-fitted "
         f"{ensemble.crossfit_logloss:.4f} ± {ensemble.crossfit_se:.4f}; at most "
         f"{ensemble.certificate:.1e} above the best possible blend; OOF accuracy "
-        f"{ensemble.oof_accuracy:.4f}"
+        f"{ensemble.oof_accuracy:.4f}{_further(ensemble.metrics)}"
     )
     for member in ensemble.members:
         console.print(f"  {member.weight:.3f}  {member.candidate} {member.variant}")
@@ -62,14 +67,21 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     if held_out is not None:
         console.print(
             f"Held-out rows ({held_out.rows}, seen by no trial): log loss {held_out.logloss:.4f}, "
-            f"accuracy {held_out.accuracy:.4f}"
+            f"accuracy {held_out.accuracy:.4f}{_further(held_out.metrics)}"
         )
     return ensemble
+
+
+def _further(metrics: Mapping[str, float]) -> str:
+    """', macro_f1 0.9012, ...': the metrics beside the two that have their own words."""
+    rest = {name: value for name, value in metrics.items() if name not in _IN_WORDS}
+    return "".join(f", {name} {value:.4f}" for name, value in rest.items())
 
 
 def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
     """Predict the test set with the blend; write the submission and its receipt. `out` None:
     `submission.csv` in the run folder."""
+    use_run_plugins(store)
     find_tta(tta)  # a wrong name is told before the test set is read
     config = store.config()
     test = read_test_set(config.data, store.classes())
@@ -110,7 +122,10 @@ def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord) -> EnsembleR
     prob = Predictor(store, workers=cores()).probabilities(files)
     labels = store.labels()[rows]
     scored = HeldOutScore(
-        rows=len(rows), logloss=log_loss(prob, labels), accuracy=accuracy(prob, labels)
+        rows=len(rows),
+        logloss=log_loss(prob, labels),
+        accuracy=accuracy(prob, labels),
+        metrics=all_metrics(prob, labels),
     )
     ensemble = ensemble.model_copy(update={"held_out": scored})
     store.update_ensemble(ensemble)

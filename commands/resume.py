@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from commands.plugins import open_run
 from commands.run import cluster_for_checks, sweep_and_finish
 from experiment.config import ParsedConfig, SweepConfig, parse_config
 from experiment.errors import Problem, RunFolderError, UserError
@@ -33,7 +34,7 @@ def resume(
     root: str, overrides: Sequence[str], retry_failed: bool, address: str | None, console: Console
 ) -> RunStore:
     """Go on with a run; finished fold trials are kept. Overrides may extend budget and space."""
-    store = RunStore.open(root)
+    store = open_run(root, console)
     parsed = _parse_stored(store, overrides)
     _refuse_other_changes(store, parsed)
     config = parsed.require()

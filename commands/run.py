@@ -11,10 +11,12 @@ from rich.console import Console
 
 from commands.check import already_exists, print_plan
 from commands.finish import cores, finish
+from commands.plugins import parse_with_plugins
 from commands.terminal import log_folder, logging_to, only_driver, only_our_output
-from experiment.config import ParsedConfig, ResourcesConfig, parse_config
+from experiment.config import ParsedConfig, ResourcesConfig
 from experiment.errors import EnvironmentProblem, Interrupted
 from experiment.folds import folds_csv
+from experiment.plugins import loaded
 from experiment.store import RunStore
 from reporting.live import LiveView, print_leaderboard
 from scheduling.cluster import Node, alive_nodes, connect, this_machine, unreachable
@@ -35,7 +37,7 @@ def run(
     console: Console,
 ) -> RunStore:
     """The main job. Raises UserError before anything is written, Interrupted on Ctrl-C."""
-    parsed = parse_config(config, overrides, smoke)
+    parsed = parse_with_plugins(config, overrides, smoke)
     name = parsed.config.name if parsed.config else config.stem
     store = RunStore(out or f"runs/{name}")
     if store.exists:
@@ -45,7 +47,7 @@ def run(
         print_plan(plan, console)
         if not dry_run:
             text = folds_csv(plan.manifest, plan.fold)
-            store.create(plan.config, text, plan.manifest.classes)
+            store.create(plan.config, text, plan.manifest.classes, loaded())
             sweep_and_finish(store, plan.space, str(plan.manifest.image_root), address, console)
     return store
 

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from commands.check import already_exists
 from commands.finish import cores
-from experiment.config import ParsedConfig, parse_config
+from commands.plugins import parse_with_plugins
+from experiment.config import ParsedConfig
 from experiment.errors import RunFailure, UserError
 from experiment.folds import folds_csv
+from experiment.plugins import loaded
 from experiment.store import RunStore
 from scheduling.cluster import this_machine
 from scheduling.preflight import preflight
@@ -30,7 +32,8 @@ def trial(
     console: Console,
 ) -> Path:
     """One fold trial of a backbone's default configuration, in this process, without Ray."""
-    parsed = _one_device(_only_backbone(parse_config(config, overrides), backbone), console)
+    parsed = parse_with_plugins(config, overrides)
+    parsed = _one_device(_only_backbone(parsed, backbone), console)
     plan = preflight(parsed, None, this_machine(), cores())
     store = RunStore(out or tempfile.mkdtemp(prefix="foldrace-trial-"))
     if store.exists:
@@ -38,7 +41,8 @@ def trial(
     if not 0 <= fold < plan.config.folds.k:
         allowed = f"0 to {plan.config.folds.k - 1}"
         raise UserError.single(f"--fold {fold}", f"no such fold; allowed: {allowed}")
-    store.create(plan.config, folds_csv(plan.manifest, plan.fold), plan.manifest.classes)
+    folds = folds_csv(plan.manifest, plan.fold)
+    store.create(plan.config, folds, plan.manifest.classes, loaded())
     spec = TrialSpec(
         run=store.root,
         image_root=str(plan.manifest.image_root),

@@ -20,7 +20,7 @@ from ensemble.crossfit import crossfit
 from ensemble.methods import blend as run_method
 from experiment.config import EnsembleConfig
 from experiment.errors import RunFailure, RunFolderError
-from experiment.metrics import accuracy, log_loss_of_true, normalise
+from experiment.metrics import accuracy, all_metrics, log_loss_of_true, normalise
 from experiment.records import EnsembleRecord, MemberRecord
 from experiment.store import RunStore, suffix
 
@@ -67,6 +67,7 @@ def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
         best_single_oof_logloss=losses[best],
         best_single=f"{members[best].candidate} {members[best].variant}",
         oof_accuracy=float(accuracy(oof, labels)),
+        metrics=all_metrics(oof, labels),
         last_fold_logloss=log_loss_of_true(chosen.weights @ true_prob[:, on_last]),
         members_considered=len(members),
         candidates_considered=len(complete),

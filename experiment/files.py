@@ -27,10 +27,13 @@ class Files(Protocol):
     root: str
 
     def read(self, name: str) -> bytes: ...
-    def write(self, name: str, data: bytes) -> None: ...
+    def write(self, name: str, data: bytes | memoryview) -> None: ...
     def exists(self, name: str) -> bool: ...
     def names(self, folder: str = "") -> list[str]: ...
     def delete(self, name: str) -> None: ...
+    def delete_parts(self, folder: str) -> None:
+        """Remove what killed writers left of files that never came to be. Nobody may be writing
+        into the folder."""
 
 
 def open_files(root: str | Path) -> Files:
@@ -53,7 +56,7 @@ class LocalFiles:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f"{_ASIDE}{uuid.uuid4().hex}-{target.name}")
@@ -84,6 +87,10 @@ class LocalFiles:
         else:
             path.unlink(missing_ok=True)
 
+    def delete_parts(self, folder: str) -> None:
+        for part in (self.path / folder).glob(f"{_ASIDE}*"):
+            part.unlink(missing_ok=True)
+
 
 class RemoteFiles:
     """A folder in an object store, through pyarrow's file systems.
@@ -111,7 +118,7 @@ class RemoteFiles:
         with self._fs.open_input_stream(str(self._path / name)) as stream:
             return bytes(stream.read())
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | memoryview) -> None:
         with self._fs.open_output_stream(str(self._path / name)) as stream:
             stream.write(data)
 
@@ -135,6 +142,9 @@ class RemoteFiles:
             self._fs.delete_dir(str(self._path / name))
         elif found.type == fs.FileType.File:
             self._fs.delete_file(str(self._path / name))
+
+    def delete_parts(self, folder: str) -> None:
+        """An object that was not put whole does not exist."""
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,11 +1,15 @@
 """The one definition of the score, and the classification metrics of the report.
 
 Takes probabilities (n, C) or predicted classes (n,) with labels (n,); gives float64 numbers.
-Wrong input is a ValueError that names the row.
+Wrong input is a ValueError that names the row. `METRICS` is the table of what a blend is told by.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +22,26 @@ _ABOVE_ONE = 1e-6
 """Rounding may lift a float32 probability above 1 by this much; more is an unnormalised row."""
 
 
+_log = logging.getLogger("foldrace")
+
+
 class ClassScores(NamedTuple):
     """Each field (C,) float64; 0 where a class was never predicted or never occurs."""
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     f1: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table. `function`: probabilities (n, C) float64 whose rows sum to 1, and
+    labels (n,) int64 -> a finite number."""
+
+    name: str
+    doc: str
+    function: Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+    greater_is_better: bool
 
 
 def normalise(prob: ArrayLike) -> NDArray[np.float64]:
@@ -159,3 +177,36 @@ def _classes(
         raise ValueError(f"row {row}: the {name} is {classes[row]}, should be {allowed}")
     indices: NDArray[np.int64] = classes.astype(np.int64, copy=False)
     return indices
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("log_loss", "the score: mean of -log p(true class)", log_loss, False),
+        Metric("accuracy", "share of rows whose class is right", accuracy, True),
+        Metric(
+            "macro_f1",
+            "mean F1 over the classes",
+            lambda prob, labels: macro_f1(prob, labels, prob.shape[1]),
+            True,
+        ),
+    )
+}
+
+
+def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Metric -> value for prob (n, C), labels (n,). One that fails or is not finite is left out,
+    with a warning: a blend does not depend on it."""
+    rows = normalise(prob)
+    found: dict[str, float] = {}
+    for metric in METRICS.values():
+        try:
+            value = float(metric.function(rows, labels))
+        except Exception:  # a user's own metric may raise anything
+            _log.warning("metric %s failed and is left out", metric.name, exc_info=True)
+            continue
+        if math.isfinite(value):
+            found[metric.name] = value
+        else:
+            _log.warning("metric %s is %s and is left out", metric.name, value)
+    return found

@@ -95,6 +95,8 @@ class HeldOutScore(_Record):
     rows: int
     logloss: float
     accuracy: float
+    metrics: dict[str, float] = {}
+    """By name, as in `EnsembleRecord`."""
 
 
 class EnsembleRecord(_Record):
@@ -114,6 +116,8 @@ class EnsembleRecord(_Record):
     members_considered: int
     candidates_considered: int
     folds_hash: str
+    metrics: dict[str, float] = {}
+    """Every metric of the table by its name, of the blend's OOF probabilities."""
     held_out: HeldOutScore | None = None
 
 

@@ -6,7 +6,6 @@ blends them. No pickle is ever read.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import defaultdict
@@ -24,6 +23,8 @@ from experiment.errors import RunFolderError
 from experiment.files import Files, LocalFiles, open_files
 from experiment.folds import FoldTable, read_folds
 from experiment.leaderboard import leaderboard_csv, trials_csv
+from experiment.oof import npy, pooled, read_array
+from experiment.plugin_files import PluginFile
 from experiment.records import (
     RAW,
     CandidateRecord,
@@ -35,6 +36,8 @@ from experiment.records import (
 )
 
 _CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
+_PLUGINS = "plugins"
+_RESUME_STATE = "resume.safetensors"
 _FOLD_FOLDER = re.compile(r"fold(\d+)")
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -53,10 +56,18 @@ class RunStore:
     def exists(self) -> bool:
         return self.files.exists(_CONFIG)
 
-    def create(self, config: SweepConfig, folds: str, classes: Sequence[str]) -> None:
+    def create(
+        self,
+        config: SweepConfig,
+        folds: str,
+        classes: Sequence[str],
+        plugins: Sequence[PluginFile] = (),
+    ) -> None:
         """Lay the folder out. `folds` is the text of folds.csv; sweep.yaml comes last, so that
         a folder with it is a run."""
         try:
+            for file in plugins:
+                self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
             self.files.write(_FOLDS, _bytes(folds))
             self.files.write(_CLASSES, _bytes(json.dumps(list(classes), ensure_ascii=False)))
             self.save_config(config)
@@ -86,6 +97,18 @@ class RunStore:
 
     def save_config(self, config: SweepConfig) -> None:
         self.files.write(_CONFIG, _bytes(to_yaml(config)))
+
+    def plugins(self) -> tuple[PluginFile, ...]:
+        """The run's own copies of its plugins, in the order of their names."""
+        names = [name for name in self.files.names(_PLUGINS) if name.endswith(".py")]
+        return tuple(
+            PluginFile(
+                name.removesuffix(".py"),
+                self.files.read(f"{_PLUGINS}/{name}"),
+                f"{self.root}/{_PLUGINS}/{name}",
+            )
+            for name in sorted(names)
+        )
 
     def classes(self) -> tuple[str, ...]:
         return tuple(json.loads(self._text(_CLASSES)))
@@ -124,20 +147,23 @@ class RunStore:
         log: str | None = None,
     ) -> None:
         """Write a fold trial; `trial.json` last, so that a trial with it is whole.
-        `weights` are safetensors files, `log` the text of train_log.csv."""
+        `weights` are safetensors files, `log` the text of train_log.csv. A failed trial's resume
+        state stays, for the next attempt."""
         folder = self.trial_folder(record.candidate, record.fold)
         if log is not None:
             self.files.write(f"{folder}/train_log.csv", _bytes(log))
         if rows is not None:
-            self.files.write(f"{folder}/rows.npy", _npy(rows))
+            self.files.write(f"{folder}/rows.npy", npy(rows))
         for variant, probabilities in (oof or {}).items():
-            self.files.write(f"{folder}/oof{suffix(variant)}.npy", _npy(probabilities.log_prob))
+            self.files.write(f"{folder}/oof{suffix(variant)}.npy", npy(probabilities.log_prob))
             self.files.write(
-                f"{folder}/true_prob{suffix(variant)}.npy", _npy(probabilities.true_prob)
+                f"{folder}/true_prob{suffix(variant)}.npy", npy(probabilities.true_prob)
             )
         for variant, data in (weights or {}).items():
             self.files.write(weights_name(record.candidate, record.fold, variant), data)
         self.files.write(f"{folder}/trial.json", _record_json(record))
+        if record.status != "failed":
+            self.files.delete(f"{folder}/{_RESUME_STATE}")
 
     def trial(self, candidate: str, fold: int) -> TrialRecord | None:
         """The trial's record, or None while it has not ended. A damaged record, or one of other
@@ -166,6 +192,28 @@ class RunStore:
         """Remove what a fold trial left, so that it runs anew."""
         self.files.delete(self.trial_folder(candidate, fold))
 
+    def clear_trial(self, candidate: str, fold: int) -> None:
+        """Remove what an attempt left, but not its resume state: the next one goes on from it."""
+        folder = self.trial_folder(candidate, fold)
+        self.files.delete_parts(folder)
+        for name in self.files.names(folder):
+            if name != _RESUME_STATE:
+                self.files.delete(f"{folder}/{name}")
+
+    def save_resume_state(self, candidate: str, fold: int, data: bytes | memoryview) -> None:
+        """`data` is a safetensors file; it takes the place of an older state."""
+        self.files.write(f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}", data)
+
+    def resume_state(self, candidate: str, fold: int) -> bytes | None:
+        """What an interrupted fold trial goes on from."""
+        name = f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}"
+        return self.files.read(name) if self.files.exists(name) else None
+
+    def forget_resume_states(self, candidate: str) -> None:
+        """Those of a settled candidate's folds."""
+        for fold in range(self.fold_count):
+            self.files.delete(f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}")
+
     def train_log(self, candidate: str, fold: int) -> str | None:
         name = f"{self.trial_folder(candidate, fold)}/train_log.csv"
         return self._text(name) if self.files.exists(name) else None
@@ -186,33 +234,8 @@ class RunStore:
         return self._pooled(candidate, f"true_prob{suffix(variant)}.npy")
 
     def _pooled(self, candidate: str, name: str) -> NDArray[np.float32]:
-        """The folds' arrays put together; RunFolderError unless each scored row is there once."""
-        expected = self.scored_rows()
         folders = [self.trial_folder(candidate, k) for k in range(self.fold_count)]
-        row_parts = [self._array(f"{folder}/rows.npy") for folder in folders]
-        parts = [self._array(f"{folder}/{name}") for folder in folders]
-        rows = np.concatenate(row_parts)
-        order = np.argsort(rows, kind="stable")
-        fits = all(len(r) == len(p) for r, p in zip(row_parts, parts, strict=True))
-        if not fits or not np.array_equal(rows[order], expected):
-            missing = np.setdiff1d(expected, rows)[:5].tolist()
-            raise RunFolderError.single(
-                f"{self.root}/trials/{candidate}/*/{name}",
-                f"does not hold each scored row once ({sum(map(len, parts))} rows for "
-                f"{len(expected)}, missing for example {missing}); delete the candidate's folder "
-                "and resume",
-            )
-        return np.concatenate(parts)[order]
-
-    def _array(self, name: str) -> NDArray[np.float32]:
-        try:
-            data = io.BytesIO(self.files.read(name))
-            array: NDArray[np.float32] = np.lib.format.read_array(data, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise RunFolderError.single(
-                f"{self.root}/{name}", f"cannot be read: {error}"
-            ) from error
-        return array
+        return pooled(self.files, folders, name, self.scored_rows())
 
     # -- derived tables and results
 
@@ -242,7 +265,7 @@ class RunStore:
     ) -> None:
         """`trajectory` is the text of trajectory.csv; `oof` (N, C) log-probabilities."""
         self.files.write("ensemble/trajectory.csv", _bytes(trajectory))
-        self.files.write("ensemble/oof.npy", _npy(oof))
+        self.files.write("ensemble/oof.npy", npy(oof))
         self.update_ensemble(record)
 
     def update_ensemble(self, record: EnsembleRecord) -> None:
@@ -255,7 +278,7 @@ class RunStore:
 
     def ensemble_oof(self) -> NDArray[np.float32]:
         """(N, C) probabilities of the blend on `scored_rows`."""
-        return np.exp(self._array("ensemble/oof.npy").astype(np.float32))
+        return np.exp(read_array(self.files, "ensemble/oof.npy").astype(np.float32))
 
     def trajectory(self) -> str:
         return self._text("ensemble/trajectory.csv")
@@ -333,9 +356,3 @@ def _bytes(text: str) -> bytes:
 
 def _record_json(record: CandidateRecord | TrialRecord | EnsembleRecord) -> bytes:
     return record.model_dump_json(indent=1).encode()
-
-
-def _npy(array: NDArray[np.generic]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 
 from experiment.errors import RunFolderError
 from experiment.metrics import normalise
+from experiment.plugins import naming_plugins
 from experiment.records import MemberRecord
 from experiment.store import RunStore, weights_name
+from inference.plugins import use_run_plugins
 from inference.tta import AveragedViews, find_tta
 from trainables.card import ModelCard
 from trainables.classifier import Classifier
@@ -42,6 +44,7 @@ class Predictor:
     """
 
     def __init__(self, store: RunStore, workers: int = 1, tta: str = "none") -> None:
+        use_run_plugins(store)
         self._tta = find_tta(tta)
         ensemble = store.ensemble()
         if ensemble is None:
@@ -66,6 +69,13 @@ class Predictor:
         self, files: Sequence[Path], on_model: Callable[[int], None] = lambda done: None
     ) -> NDArray[np.float64]:
         """(n, C), rows sum to 1. `on_model` hears how many of `models` are done."""
+        use_run_plugins(self.store)  # another run's may have been loaded since
+        with naming_plugins():
+            return self._blended(files, on_model)
+
+    def _blended(
+        self, files: Sequence[Path], on_model: Callable[[int], None]
+    ) -> NDArray[np.float64]:
         total: NDArray[np.float64] = np.zeros((len(files), len(self.classes)))
         done, session = 0, uuid.uuid4().hex  # of the pixel cache: the files are looked at once
         for member in self.ensemble.members:

@@ -54,6 +54,16 @@ def _weight(ctx: ReportContext, row: dict[str, str]) -> list[Cell]:
     return [Cell("", None) if weight is None else score(weight, 3)]
 
 
+def _hyperparameter(value: str) -> object:
+    """A number, or the name of a table's row."""
+    if not value:
+        return Cell(UNKNOWN, None)
+    try:
+        return Cell(f"{float(value):.4g}", float(value))
+    except ValueError:
+        return value
+
+
 def _cell(column: str, value: str, summary: CandidateSummary) -> object:
     if column in _EXACT:
         return score(_EXACT[column](summary))

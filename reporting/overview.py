@@ -83,6 +83,7 @@ def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
         ("Blend method", blend.method),
         ("Blend members", f"{len(blend.members)} of {blend.members_considered} considered"),
         ("Blend, log loss on the last fold", number(blend.last_fold_logloss)),
+        *((f"Blend, {name}", number(value)) for name, value in blend.metrics.items()),
         (
             "Certificate",
             f"{blend.certificate:.2g}: no weights have an OOF log loss more than this below",

@@ -89,7 +89,12 @@ class FoldSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         flight = self.flights.get(trial_id)
         if flight is not None and "epoch" in result:
-            flight.epoch = int(result["epoch"]) + 1
+            epoch, task = int(result["epoch"]) + 1, flight.task
+            if flight.epoch == 0 and epoch > 1:
+                _log.info(
+                    "%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epoch
+                )
+            flight.epoch = epoch
             flight.val_logloss = float(result["val_logloss"])
 
     def on_trial_complete(
@@ -153,14 +158,23 @@ class FoldSearcher(Searcher):
             consequence = "is tried again" if again else "fails its candidate"
             _log.warning("%s fold%d %s: %s", candidate.candidate, fold, consequence, last_line)
             if again:
-                self._store.forget_trial(candidate.candidate, fold)
+                self._clear(candidate.candidate, fold)
                 return
             record = self._failed(flight.task, reason)
         self._on_trial_end(record)
         settled = self.ledger.end(record)
         if settled is not None:
+            self._store.forget_resume_states(settled.candidate.candidate)
             self._study.tell(settled)
             self._on_settled(settled)
+
+    def _clear(self, candidate: str, fold: int) -> None:
+        """For the next attempt, which goes on from the saved state; but the last of several begins
+        anew, in case that it is the state which breaks the trial."""
+        if self.ledger.last_of_several(candidate, fold):
+            self._store.forget_trial(candidate, fold)
+        else:
+            self._store.clear_trial(candidate, fold)
 
     def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
         record = TrialRecord(

@@ -93,6 +93,10 @@ class Ledger:
         entry.lost[fold] = entry.lost.get(fold, 0) + 1
         return self._again(entry, fold, entry.lost[fold] <= _MAX_LOST)
 
+    def last_of_several(self, candidate: str, fold: int) -> bool:
+        """Whether a fold trial has failed more than once, and may be tried once more."""
+        return 1 < self._entries[candidate].failures.get(fold, 0) == self._max_failures
+
     def summary(self, candidate: str) -> CandidateSummary:
         entry = self._entries[candidate]
         trials = [entry.ended[fold] for fold in sorted(entry.ended)]

@@ -104,7 +104,10 @@ class _Sweep:
         self._study = CandidateStudy(space, config.search, len(store.classes()), journal)
         for summary in store.summaries(running=True):
             self._ledger.add(summary.candidate, summary.trials)
-            self._study.replay(self._ledger.summary(summary.candidate.candidate))
+            replayed = self._ledger.summary(summary.candidate.candidate)
+            self._study.replay(replayed)
+            if replayed.status != "running":  # settled: none of its folds is trained any more
+                store.forget_resume_states(summary.candidate.candidate)
         self.searcher = FoldSearcher(
             store,
             self._study,

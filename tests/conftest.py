@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from PIL import Image
 from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
+from experiment.plugins import load
 from experiment.store import RunStore
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY_CLASSES = ("blue", "green", "red")
 
 
@@ -24,6 +26,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "foldrace-cache"
     monkeypatch.setenv("FOLDRACE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def plugins_end() -> Iterator[None]:
+    """For tests that load plugins: the tables of this process are left as they were."""
+    yield
+    load((), ())
+
+
+@pytest.fixture(scope="session")
+def example_plugin() -> str:
+    """The plugin of docs/plugins.md."""
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    return text.split("```python\n")[1].split("```")[0]
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def _unknown(backbone: str) -> str | None:
         near = [f"{family}/{backbone}" for family in FAMILIES if backbone in _names(family)]
         near = near or closest(backbone, every)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"should look like timm/<name> or torchvision/<name>{hint}"
+        forms = " or ".join(f"{family}/<name>" for family in FAMILIES)
+        return f"should look like {forms}{hint}"
     if prefix == "torchvision" and name in NO_LINEAR_HEAD:
         return "has no linear classifier to replace; use timm's version of it"
     plain = name.split(".")[0] if prefix == "timm" else name
@@ -88,9 +89,13 @@ def _unknown(backbone: str) -> str | None:
     return f"unknown backbone; {f'close matches: {listed}' if near else 'no close match'}"
 
 
-@cache
 def _names(prefix: str) -> frozenset[str]:
-    return frozenset(FAMILIES[prefix].names())
+    return _names_of(FAMILIES[prefix])
+
+
+@cache
+def _names_of(family: Family) -> frozenset[str]:
+    return frozenset(family.names())
 
 
 def _build_one(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Body:

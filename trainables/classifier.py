@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiment.errors import Problem
+from experiment.plugin_files import described, place_of
 from trainables.backbones import Pretrained, build_body
 from trainables.body import Body, drop_final_norm
 from trainables.card import ModelCard
@@ -86,9 +87,14 @@ def _refusal(backbone: str, image_size: int) -> str | None:
             model(torch.zeros(1, 3, image_size, image_size))
     except NotImplementedError:
         return None  # needs real memory to be built: the trial will tell
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # a plugin's backbone may raise anything
         if "meta tensor" in str(error):
             return None
+        place = place_of(error)
+        if place is not None:
+            return f"plugin {place}: {described(error)}"
+        if not isinstance(error, (RuntimeError, AssertionError, ValueError)):
+            raise
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None
 

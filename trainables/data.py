@@ -7,7 +7,7 @@ of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from experiment.config import AugmentConfig
+from experiment.plugin_files import PluginFile
+from experiment.plugins import loaded
 from trainables.augment import POLICIES, augment, resize
 from trainables.meta_features import meta_vectors
 from trainables.pixel_cache import ImageSource
@@ -106,7 +108,12 @@ class Batches(Dataset[Batch]):
         meta: Sequence[str] = (),
     ) -> None:
         self._source, self._image_size, self._meta = source, image_size, tuple(meta)
+        self._config = config
         self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
+
+    def __reduce__(self) -> tuple[Callable[..., Batches], tuple[object, ...]]:
+        """A spawned worker looks the names up in tables of its own: the plugins come along."""
+        return _rebuilt, (loaded(), self._source, self._image_size, self._config, self._meta)
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
@@ -161,6 +168,20 @@ def build_loader(
         prefetch_factor=prefetch_factor if workers > 0 else None,
         generator=torch.Generator(),
     )
+
+
+def _rebuilt(
+    plugins: tuple[PluginFile, ...],
+    source: ImageSource,
+    image_size: int,
+    config: AugmentConfig,
+    meta: tuple[str, ...],
+) -> Batches:
+    if plugins:
+        from trainables.plugins import use_plugins  # heavy: backbones, which a loader does without
+
+        use_plugins(plugins)
+    return Batches(source, image_size, config, meta)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimisers by name: adamw, sgd, and what timm and pytorch-optimizer offer.
+"""Optimisers by name: those of the table, and what timm and pytorch-optimizer offer.
 
 Takes a model and the hyperparameters, gives a torch optimiser over parameter groups: biases and
 norms without weight decay, and with layer decay one learning rate a layer.
@@ -23,8 +23,7 @@ from torch import nn
 from experiment.config import closest
 from experiment.errors import Problem
 from search_spaces.params import TrialParams
-
-Group = dict[str, Any]  # torch's own form of a parameter group
+from trainables.optimizer_table import OPTIMIZERS, Group
 
 _TIMM = "timm/"
 _PYTORCH_OPTIMIZER = "pytorch_optimizer/"
@@ -42,8 +41,8 @@ _REASONS = {
         "pytorch_optimizer/adago pytorch_optimizer/adamuon pytorch_optimizer/distributedmuon "
         "pytorch_optimizer/muon pytorch_optimizer/muonclip pytorch_optimizer/normuon"
     ),
-    "cannot take weights in channels-last order, as trials keep them; take timm/adamp, timm/sgdp or "
-    "adamw": (
+    "cannot take weights in channels-last order, as trials keep them; take timm/adamp, timm/sgdp "
+    "or adamw": (
         "pytorch_optimizer/adamp pytorch_optimizer/nero pytorch_optimizer/sgdp "
         "pytorch_optimizer/swats"
     ),
@@ -78,7 +77,7 @@ REFUSED: dict[str, str] = {
 
 def optimizer_names() -> list[str]:
     """Every name that a config may give."""
-    listed = ["adamw", "sgd", *_library_names()]
+    listed = [*OPTIMIZERS, *_library_names()]
     return [name for name in listed if name not in REFUSED]
 
 
@@ -92,7 +91,8 @@ def check_optimizer(name: str) -> Problem | None:
         return None
     near = closest(name, names) or [n for n in names if n.split("/")[-1] == name.lower()]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    allowed = "adamw, sgd, timm/<name> (timm.optim.list_optimizers()) or pytorch_optimizer/<name>"
+    rows = ", ".join(OPTIMIZERS)
+    allowed = f"{rows}, timm/<name> (timm.optim.list_optimizers()) or pytorch_optimizer/<name>"
     return Problem(where, f"got {name!r}; {hint}allowed: {allowed}")
 
 
@@ -100,17 +100,11 @@ def build_optimizer(
     model: nn.Module, params: TrialParams, layer_ids: Mapping[str, int] | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser of `params.optimizer`; `momentum` is its momentum, or its first beta.
-
-    adamw: Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019. sgd: with
-    Nesterov's momentum (Sutskever et al., On the importance of initialization and momentum in
-    deep learning, ICML 2013). `layer_ids`: see `parameter_groups`.
-    """
+    `layer_ids`: see `parameter_groups`."""
     groups = parameter_groups(model, params, layer_ids)
     name, lr, momentum = params.optimizer, params.lr, params.momentum
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name].build(groups, lr, momentum)
     if name.startswith(_TIMM):
         opt = name.removeprefix(_TIMM)
         extra = _momentum(get_optimizer_class(opt, bind_defaults=False), momentum)

@@ -54,7 +54,9 @@ class EpochReport:
 class Monitor(Protocol):
     """Who watches a trial."""
 
-    def report(self, epoch: EpochReport) -> None: ...
+    def report(self, epoch: EpochReport) -> None:
+        """After each epoch; from a trial that goes on also the last one that it had, first."""
+
     def stop_requested(self) -> bool:
         """Asked before every batch."""
 

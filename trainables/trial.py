@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import torch
 
+from experiment.plugins import naming_plugins
 from experiment.records import EMA, RAW, TrialRecord
 from experiment.store import RunStore
 from search_spaces.params import TrialParams
@@ -24,8 +25,10 @@ from trainables.erasing import erase_
 from trainables.freezing import train_from, trainable_from
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mix, soft_targets
+from trainables.plugins import use_plugins
 from trainables.predict import pack_weights
 from trainables.progressive import training_size
+from trainables.resume_state import ResumeState
 from trainables.schedules import cycle_ends
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
@@ -34,17 +37,28 @@ from trainables.update import Examples, update
 
 
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
-    """Train, score, write. Raises TrialStopped when the monitor asked for it."""
-    started = time.perf_counter()
+    """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
+    Raises TrialStopped when the monitor asked for it."""
     store = RunStore.open(spec.run)
+    with naming_plugins():
+        use_plugins(store.plugins())
+        return _run_trial(spec, store, monitor)
+
+
+def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecord:
+    started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
     data = open_data(spec, store, accelerator)
     learner = build_learner(spec, data, accelerator)
     course = _new_course(spec.params)
-    _train(spec, data, learner, course, monitor)
-    seconds = time.perf_counter() - started
-    record = _record(spec, course, learner, store.folds().hash, seconds)
+    if accelerator.is_main_process:
+        store.clear_trial(spec.candidate, spec.fold)
+    with ResumeState(store, spec, started) as state:
+        if state.restore(learner, course):
+            monitor.report(course.log[-1])
+        _train(spec, data, learner, course, state, monitor)
+    record = _record(spec, course, learner, store.folds().hash, state.seconds)
     if accelerator.is_main_process:
         _write(store, record, course, data)
     accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
@@ -59,10 +73,16 @@ def _new_course(params: TrialParams) -> Course:
 
 
 def _train(
-    spec: TrialSpec, data: TrialData, learner: Learner, course: Course, monitor: Monitor
+    spec: TrialSpec,
+    data: TrialData,
+    learner: Learner,
+    course: Course,
+    state: ResumeState,
+    monitor: Monitor,
 ) -> None:
     """Epoch by epoch, until the schedule's end, no more progress, or a loss that is not finite."""
     for epoch in range(len(course.log), spec.params.epochs):
+        state.save_if_due(learner, course)  # here, where another epoch follows
         started = time.perf_counter()
         train_loss, train_acc = _train_epoch(epoch, learner, data, spec, monitor)
         for model in learner.variants().values():

@@ -137,3 +137,13 @@ def test_every_candidate_settles_once_in_one_state(
         assert summary.status in ("complete", "failed", "diverged")
         whole = [t.fold for t in summary.finished] == list(range(folds))
         assert (summary.status == "complete") == whole
+
+
+@pytest.mark.parametrize(("max_failures", "expected"), [(1, [False]), (3, [False, False, True])])
+def test_the_last_of_several_attempts(max_failures: int, expected: list[bool]) -> None:
+    ledger = Ledger(folds=1, max_failures=max_failures)
+    ledger.add(candidate(0))
+    found = []
+    while ledger.fail("c0000", take(ledger).fold):
+        found.append(ledger.last_of_several("c0000", 0))
+    assert found == expected

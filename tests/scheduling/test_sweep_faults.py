@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,11 +32,13 @@ from scheduling.cluster import connect
 from scheduling.fold_searcher import FoldSearcher
 from search_spaces.sampling import build_space
 from sweep import app
+from trainables.tensor_tree import unpack
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 300.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
+RESUME_STATE = "resume.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,6 +157,43 @@ def test_killed_then_interrupted_then_resumed(
     summaries = RunStore.open(run).summaries()
     assert [s.status for s in summaries] == ["complete"] * CANDIDATES
     assert oof_files(run) == oof_files(undisturbed)
+
+
+def test_a_trial_killed_in_its_middle_goes_on(
+    config: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """From its last saved epoch, to the same bits."""
+    run = tmp_path / "run"
+    often = ("--set", "training.save_every=0.001", "--set", "search.candidates=1")
+    driver = start("run", config, "--out", run, *often)
+    until(lambda: saved_epochs(run) >= 3, "a state after three epochs", driver)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    psutil.wait_procs([p for p in family if not _is_agent(p)], timeout=60)
+    for process in family:
+        _kill(process)
+    interrupted = {p.parent.name for p in run.glob(f"trials/c0000/*/{RESUME_STATE}")}
+    assert interrupted
+
+    driver = start("resume", run)
+    stdout, stderr = driver.communicate(timeout=DEADLINE)
+    assert driver.returncode == 0, f"{stdout}\n{stderr}"
+    log = (run / "logs" / "application.log").read_text(encoding="utf-8")
+    for fold in interrupted:
+        assert re.search(rf"c0000 {fold} goes on from epoch [1-9]", log), log
+    assert not list(run.glob(f"**/*{RESUME_STATE}"))
+    whole = {name: data for name, data in oof_files(undisturbed).items() if "/c0000/" in name}
+    assert oof_files(run) == whole
+
+
+def saved_epochs(run: Path) -> int:
+    """Of the most advanced trial under way."""
+    found = [0]
+    for path in run.glob(f"trials/*/*/{RESUME_STATE}"):
+        with contextlib.suppress(FileNotFoundError):  # its trial has just ended
+            found.append(len(unpack(path.read_bytes())["course"]["log"]))
+    return max(found)
 
 
 def _is_agent(process: psutil.Process) -> bool:

@@ -1,0 +1,37 @@
+"""A config and its plugins, loaded together so that all their problems are told together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from experiment.config import ParsedConfig, parse_config
+from experiment.store import RunStore
+from inference.plugins import check_plugins, use_run_plugins
+
+
+def parse_with_plugins(config: Path, overrides: Sequence[str], smoke: bool = False) -> ParsedConfig:
+    """`parse_config`, with the plugins' rows in the tables and the plugins' problems added."""
+    parsed = parse_config(config, overrides, smoke)
+    found = check_plugins(parsed.config.plugins if parsed.config else ())
+    return replace(parsed, problems=(*parsed.problems, *found))
+
+
+def open_run(root: str, console: Console) -> RunStore:
+    """An existing run, its own copies of its plugins in the tables; a line where the file that one
+    was copied from is another one now."""
+    store = RunStore.open(root)
+    use_run_plugins(store)
+    given = {Path(path).stem: Path(path) for path in store.config().plugins}
+    for plugin in store.plugins():
+        path = given.get(plugin.module)
+        if path is not None and path.is_file() and path.read_bytes() != plugin.source:
+            console.print(
+                f"[yellow]warning[/yellow] {path} has changed since the run was made; the run goes "
+                f"on with its own copy, {plugin.path}",
+                highlight=False,
+            )
+    return store

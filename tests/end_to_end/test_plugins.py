@@ -1,0 +1,165 @@
+"""A user's parts from the command line: checked with everything else, swept, kept in the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from experiment.config import ResourcesConfig
+from experiment.store import RunStore
+from scheduling.cluster import connect
+
+Cli = Callable[..., Result]
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("plugins_end")
+
+
+@pytest.fixture
+def with_plugin(project: Any, example_plugin: str) -> Any:
+    """A project whose config uses every part of the documentation's example."""
+    own = project.folder.parent / "own parts"
+    own.mkdir()
+    (own / "my_parts.py").write_text(example_plugin, encoding="utf-8")
+    project.config["plugins"] = ["../own parts/my_parts.py"]
+    project.config["search"]["backbones"] = ["mine/tiny", "timm/test_resnet"]
+    project.config["search"]["space"] |= {"optimizer": "signed"}
+    project.config["training"] |= {"loss": "poly1"}
+    project.config["augment"] = {
+        "policy": "documents",
+        "transforms": [{"foldrace.Vignette": {"strength": 0.4}}],
+    }
+    return project
+
+
+def plugin_of(project: Any) -> Path:
+    return Path(project.folder.parent / "own parts" / "my_parts.py")
+
+
+def typed(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command line in a process of its own, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "sweep.py", *map(str, arguments)],
+        cwd=folder, env=os.environ, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def test_check_knows_the_parts(with_plugin: Any, cli: Cli) -> None:
+    result = cli("check", with_plugin.write())
+    assert result.exit_code == 0, result.output
+
+
+def test_a_plugins_problems_stand_with_all_others(with_plugin: Any, cli: Cli) -> None:
+    path = plugin_of(with_plugin)
+    source = path.read_text(encoding="utf-8").replace('"poly1"', '"kl"')
+    path.write_text(source.replace("(1 - right)", "undefined"), encoding="utf-8")
+    with_plugin.config["training"]["epochs"] = 0
+    with_plugin.config["plugins"].append("gone.py")
+    with_plugin.config["search"]["backbones"] = ["mine/tinyy"]
+    for command in ("check", "run", "augment"):
+        result = cli(command, with_plugin.write())
+        assert result.exit_code == 2 and "Traceback" not in result.stderr
+        line = source[: source.index('Loss("kl"')].count("\n") + 1
+        assert f"{path} line {line}: loss 'kl' exists already" in result.stderr
+        assert "gone.py: the plugin cannot be read" in result.stderr
+        assert "training.epochs" in result.stderr
+        if command != "augment":
+            assert "mine/tinyy: unknown backbone; close matches: mine/tiny" in result.stderr
+            assert "'poly1'; did you mean" in result.stderr or "got 'poly1'" in result.stderr
+
+
+def test_a_backbone_that_refuses_the_size_names_its_plugin(with_plugin: Any, cli: Cli) -> None:
+    path = plugin_of(with_plugin)
+    source = path.read_text(encoding="utf-8").replace(
+        "    module = nn.Seq", "    {224: 1}[image_size]\n    module = nn.Seq"
+    )
+    path.write_text(source, encoding="utf-8")
+    result = cli("check", with_plugin.write())
+    line = source[: source.index("{224: 1}")].count("\n") + 1
+    assert result.exit_code == 2
+    assert f"mine/tiny: refuses 32 px: plugin {path} line {line}: KeyError: 32" in result.stderr
+
+
+def test_a_trial_that_fails_in_a_plugin_names_it(
+    with_plugin: Any, cli: Cli, tmp_path: Path
+) -> None:
+    path = plugin_of(with_plugin)
+    source = path.read_text(encoding="utf-8").replace("* mean.sign()", "* mean.sign()[:2]")
+    path.write_text(source, encoding="utf-8")
+    with_plugin.config["search"]["space"] |= {"optimizer": "adamw"}
+    source = source.replace("    right = ", "    assert len(logits) < 7, 'too many'\n    right = ")
+    path.write_text(source.replace("mean.sign()[:2]", "mean.sign()"), encoding="utf-8")
+    result = cli(
+        "trial", with_plugin.write(), "--backbone", "mine/tiny", "--out", tmp_path / "trial"
+    )
+    line = source[: source.index("assert len")].count("\n") + 1
+    assert result.exit_code == 1
+    assert f"plugin {path} line {line}: AssertionError: too many" in result.stderr
+
+
+@pytest.mark.slow
+class TestSweep:
+    """One sweep, typed in another folder, whose plugin is deleted afterwards."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def one_cluster(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+            with connect(None, ResourcesConfig()):
+                yield
+
+    def test_run_then_use_without_the_original(
+        self, with_plugin: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        run = tmp_path / "run"
+        result = cli("run", with_plugin.write(), "--out", run)
+        assert result.exit_code == 0, result.output
+        assert "top2_accuracy 0." in result.stdout or "top2_accuracy 1." in result.stdout
+
+        store = RunStore.open(run)
+        assert [s.status for s in store.summaries()] == ["complete"] * 2
+        backbones = {s.candidate.backbone for s in store.summaries()}
+        assert backbones == {"mine/tiny", "timm/test_resnet"}
+        record = json.loads((run / "ensemble/ensemble.json").read_text())
+        prob, labels = store.ensemble_oof(), store.labels()
+        best = np.argsort(-prob, axis=1)[:, :2]
+        assert record["metrics"]["top2_accuracy"] == np.mean((best == labels[:, None]).any(1))
+        assert "top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
+        copy = run / "plugins/my_parts.py"
+        assert copy.read_bytes() == plugin_of(with_plugin).read_bytes()
+
+        plugin_of(with_plugin).unlink()
+        image = with_plugin.folder / "test/t 0.png"
+        first = (run / "submission.csv").read_bytes()
+        (run / "submission.csv").unlink()
+        done = typed(tmp_path / "third", "submit", run)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (run / "submission.csv").read_bytes() == first
+        done = typed(tmp_path / "third", "predict", run, image)
+        assert done.returncode == 0, done.stdout + done.stderr
+        done = typed(tmp_path / "third", "ensemble", run)
+        assert done.returncode == 0 and "top2_accuracy" in done.stdout, done.stderr
+
+        more = ("resume", run, "--set", "search.candidates=3")
+        plugin_of(with_plugin).write_text("PARTS = 1", encoding="utf-8")
+        result = cli(*more)
+        assert result.exit_code == 0, result.output
+        said = result.stdout.replace("\n", " ")
+        assert "has changed since the run was made; the run goes on with its own copy" in said
+        assert len(RunStore.open(run).trials()) == 6
+
+        copy.write_text("raise RuntimeError('damaged')", encoding="utf-8")
+        done = typed(tmp_path / "third", "predict", run, image)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"{copy} line 1: the plugin cannot be imported" in done.stderr

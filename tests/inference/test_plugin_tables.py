@@ -1,0 +1,153 @@
+"""Every table that a plugin may grow: its own rows pass what a plugin's row is tried with, and rows
+that break the table's promise do not."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ensemble.methods import METHODS
+from experiment.config import AugmentConfig
+from experiment.metrics import METRICS
+from experiment.plugin_files import PluginFile
+from experiment.plugins import Kind, Unfit, load
+from inference.plugins import ALL_KINDS
+from inference.tta import TTAS
+from trainables.augment import POLICIES
+from trainables.backbones import FAMILIES, Family
+from trainables.class_weights import CLASS_WEIGHTS
+from trainables.custom_transforms import CUSTOM
+from trainables.data import Batches, BatchRows
+from trainables.heads import HEADS
+from trainables.losses import LOSSES
+from trainables.meta_features import META_FEATURES
+from trainables.optimizer_table import OPTIMIZERS
+from trainables.pixel_cache import EncodedImages
+from trainables.schedules import SCHEDULES
+
+pytestmark = pytest.mark.usefixtures("plugins_end")
+BY_NAME = {kind.record.__name__: kind for kind in ALL_KINDS}
+ROWS = [
+    pytest.param(kind, row, id=f"{kind.noun} {name}")
+    for kind in ALL_KINDS
+    if kind.record is not Family  # the first of timm's has a billion parameters
+    for name, row in kind.table.items()
+]
+
+
+@pytest.mark.parametrize(("kind", "row"), ROWS)
+def test_our_own_rows_are_what_a_plugins_should_be(kind: Kind[Any], row: Any) -> None:
+    kind.try_row(row)
+    assert kind.table[getattr(row, kind.key)] is row
+
+
+def test_a_family_is_tried_with_its_first_name() -> None:
+    small = replace(FAMILIES["timm"], names=lambda: ["test_resnet"])
+    BY_NAME["Family"].try_row(small)
+
+
+def bad_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Any:
+    body = FAMILIES["timm"].build("test_resnet", False, 0.0, image_size)
+    return replace(body, features=7)
+
+
+UNFIT: dict[str, tuple[Any, str]] = {
+    "Loss mean": (
+        replace(LOSSES["kl"], function=lambda x, t, s: x.mean()),
+        "Tensor of the shape () for 6 images, should be a number an image",
+    ),
+    "Loss cut off": (
+        replace(LOSSES["kl"], function=lambda x, t, s: x.detach().sum(1)),
+        "no gradient",
+    ),
+    "Loss below 0": (
+        replace(LOSSES["kl"], function=lambda x, t, s: x.sum(1) - 1),
+        "not below 0",
+    ),
+    "ClassWeights zero": (
+        replace(CLASS_WEIGHTS["none"], function=lambda n, beta: 0 * n),
+        "3 numbers above 0",
+    ),
+    "Optimizer idle": (
+        replace(OPTIMIZERS["sgd"], build=lambda g, lr, m: torch.optim.SGD(g[1:], lr=lr)),
+        "leaves the weights as they are",
+    ),
+    "Optimizer none": (replace(OPTIMIZERS["sgd"], build=lambda g, lr, m: None), "NoneType"),
+    "ScheduleRow negative": (
+        replace(SCHEDULES["cosine"], factor=lambda done, plan, stalls: 1.0 - done),
+        "gives -18.0 after 19 updates",
+    ),
+    "Head width": (
+        replace(HEADS["linear"], build=lambda f, c, d: torch.nn.Linear(f, c + 1)),
+        "(6, 4), should have the shape (6, 3)",
+    ),
+    "MetaFeature width": (replace(META_FEATURES["aspect_ratio"], width=2), "2 finite numbers"),
+    "Custom floats": (
+        replace(CUSTOM["UnsharpMask"], make=lambda p=1.0: lambda image, rng: image / 2),
+        "(height, width, 3) uint8",
+    ),
+    "Family features": (
+        replace(FAMILIES["timm"], names=lambda: ["a"], build=bad_body),
+        "shape (2, 7), as its Body says",
+    ),
+    "Family empty": (replace(FAMILIES["timm"], names=list), "one text or more"),
+    "Metric infinite": (
+        replace(METRICS["accuracy"], function=lambda prob, labels: np.inf),
+        "should be a finite number",
+    ),
+    "TTA size": (
+        replace(TTAS["flip"], views=(lambda images: images[:, :, ::2],)),
+        "changes the shape of the images in view 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_breaks_the_promise_is_told(case: str) -> None:
+    row, message = UNFIT[case]
+    with pytest.raises(Unfit) as caught:
+        BY_NAME[case.split()[0]].try_row(row)
+    assert message in str(caught.value)
+
+
+def test_a_method_is_tried() -> None:
+    greedy = METHODS["greedy"].function
+
+    def halved(true_prob: Any, rounds: int, members: int | None) -> Any:
+        blend = greedy(true_prob, rounds, members)
+        return replace(blend, weights=blend.weights / 2)
+
+    with pytest.raises(ValueError, match="sum to"):
+        BY_NAME["Method"].try_row(replace(METHODS["greedy"], function=halved))
+
+
+def test_a_policy_is_tried() -> None:
+    with pytest.raises(TypeError):
+        BY_NAME["Policy"].try_row(replace(POLICIES["light"], rotate="far"))
+
+
+def _images(batches: Batches, plan: BatchRows) -> Any:
+    return batches.__getitems__(plan).images.numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_loader_processes_have_the_plugins(
+    method: str, example_plugin: str, tiny_images: Path
+) -> None:
+    load([PluginFile("my_parts", example_plugin.encode(), "my_parts.py")], ALL_KINDS)
+    config = AugmentConfig(policy="documents", transforms=({"foldrace.Vignette": {"p": 1.0}},))
+    files = sorted((tiny_images / "red").iterdir())[:4]
+    batches = Batches(EncodedImages(files, 48), 32, config)
+    plan = BatchRows(np.arange(4), (3, 1))
+    here = _images(batches, plan)
+    run: Callable[..., Any] = multiprocessing.get_context(method).Pool(1).apply
+    np.testing.assert_array_equal(run(_images, (batches, plan)), here)
+    assert here[:, 16, 16].mean() > 1.1 * here[:, 0, 0].mean()  # dark corners

@@ -1,0 +1,99 @@
+"""What a fold trial's next attempt finds in the run folder: the searcher on a real store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from experiment.config import SearchConfig
+from experiment.records import TrialRecord, VariantScore
+from experiment.store import RunStore
+from scheduling.fold_searcher import CANDIDATE, FOLD, FoldSearcher
+from scheduling.ledger import Ledger
+from scheduling.study import CandidateStudy
+from search_spaces.sampling import build_space
+
+STATE = b"a state"
+
+
+@pytest.fixture
+def store(make_tiny_run: Any) -> RunStore:
+    store: RunStore = make_tiny_run(k=3).store
+    return store
+
+
+def searcher_for(store: RunStore, max_failures: int) -> FoldSearcher:
+    """One candidate, all of its folds at once."""
+    space, problems = build_space(store.config(), "")
+    assert not problems
+    study = CandidateStudy(space, SearchConfig(backbones=("timm/test_vit",)), 3, None)
+    return FoldSearcher(store, study, Ledger(3, max_failures), 1, lambda: 3)
+
+
+def start(searcher: FoldSearcher, name: str) -> tuple[str, int]:
+    task = searcher.suggest(name)
+    assert isinstance(task, dict)
+    return task[CANDIDATE], task[FOLD]
+
+
+def end(store: RunStore, candidate: str, fold: int, status: str) -> None:
+    """What the worker writes."""
+    score = VariantScore(rows=20, val_logloss=1.0, val_acc=0.3, best_epoch=0)
+    store.save_trial(
+        TrialRecord(
+            candidate=candidate, fold=fold, status=status, backbone="timm/test_vit", params={},  # type: ignore[arg-type]
+            folds_hash=store.folds().hash, seed=0, error="boom" if status == "failed" else None,
+            variants={"raw": score} if status == "finished" else {},
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["an exception", "a killed worker"])
+def test_a_failed_attempt_leaves_its_state_but_to_the_last(store: RunStore, record: bool) -> None:
+    searcher = searcher_for(store, max_failures=2)
+    for attempt, kept in enumerate([STATE, None, None]):
+        candidate, fold = start(searcher, f"try {attempt}")
+        store.save_resume_state(candidate, fold, STATE)
+        store.files.write(f"{store.trial_folder(candidate, fold)}/oof.npy", b"half")
+        if record:
+            end(store, candidate, fold, "failed")
+        searcher.on_trial_complete(f"try {attempt}")
+        assert store.resume_state(candidate, fold) == kept
+        failed = store.trial(candidate, fold)
+        assert (failed is not None) == (attempt == 2)  # for good
+    assert searcher.suggest("nothing more") == searcher.FINISHED
+
+
+def test_a_settled_candidate_keeps_no_state(store: RunStore) -> None:
+    searcher = searcher_for(store, max_failures=2)
+    candidate, _ = start(searcher, "a")
+    start(searcher, "b")
+    for fold in range(2):
+        store.save_resume_state(candidate, fold, STATE)
+    end(store, candidate, 0, "diverged")
+    searcher.on_trial_complete("a")
+    assert store.resume_state(candidate, 0) is None
+    searcher.on_trial_complete("b")  # killed, and not worth another attempt
+    assert store.resume_state(candidate, 1) is None
+
+
+def test_an_interrupted_sweep_keeps_the_states(store: RunStore) -> None:
+    searcher = searcher_for(store, max_failures=0)
+    candidate, fold = start(searcher, "a")
+    store.save_resume_state(candidate, fold, STATE)
+    searcher.stopped = True
+    searcher.on_trial_complete("a")
+    assert store.resume_state(candidate, fold) == STATE
+
+
+def test_a_trial_that_goes_on_says_so(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "foldrace")
+    searcher = searcher_for(store, max_failures=0)
+    for name, first in (("a", 4), ("b", 0)):
+        start(searcher, name)
+        for epoch in (first, first + 1):
+            searcher.on_trial_result(name, {"epoch": epoch, "val_logloss": 1.0})
+        assert searcher.flights[name].epoch == first + 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["c0000 fold0 goes on from epoch 5"]

@@ -1,0 +1,311 @@
+"""A fold trial that was interrupted goes on from its last saved epoch, to the same bits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm.optim
+import torch
+from torch import nn
+
+from experiment.config import AugmentConfig, TrainingConfig
+from experiment.records import Oof
+from search_spaces.params import TrialParams
+from trainables.course import Course
+from trainables.devices import fresh_accelerator, seed_epoch
+from trainables.learner import Learner
+from trainables.resume_state import ResumeState, fingerprint
+from trainables.scoring import Scored
+from trainables.spec import EpochReport, TrialSpec, TrialStopped
+from trainables.tensor_tree import pack, seal, unpack
+from trainables.trial import run_trial
+
+ALWAYS = 1e-6  # seconds between saves: after every epoch
+
+
+class Watcher:
+    """Keeps the reports; asks for the end once so many epochs were reported, after so many more
+    batches of the next one."""
+
+    def __init__(self, epochs: float = math.inf, batches: int = 1) -> None:
+        self.reports: list[EpochReport] = []
+        self._epochs, self._left = epochs, batches
+
+    def report(self, epoch: EpochReport) -> None:
+        self.reports.append(epoch)
+
+    def stop_requested(self) -> bool:
+        if not self.reports or self.reports[-1].epoch + 1 < self._epochs:
+            return False
+        self._left -= 1
+        return self._left < 0
+
+
+def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
+    """Everything that draws random numbers or has a state: dropout, stochastic depth, MixUp,
+    augmentation, averaged weights, snapshots, clipping, micro-batches."""
+    params: dict[str, Any] = {
+        "epochs": 5, "image_size": 32, "batch_size": 14, "lr": 4e-3, "dropout": 0.3,
+        "drop_path": 0.2, "mixup_alpha": 0.4, "mixup_prob": 0.7, "label_smoothing": 0.1,
+        "ema_decay": 0.9, "snapshots": 2,
+    }  # fmt: skip
+    training: dict[str, Any] = {
+        "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
+        "patience": 3,
+    }  # fmt: skip
+    spec: dict[str, Any] = {"backbone": "timm/test_vit", "fold": 0, "seed": 0}
+    for key, value in changes.items():
+        known = TrialParams().as_dict()
+        target = params if key in known else training if key in training else spec
+        target[key] = value
+    transforms = ({"torchvision.ColorJitter": {"brightness": 0.3}},)
+    return TrialSpec(
+        run=run.store.root,
+        image_root=str(run.images),
+        candidate=candidate,
+        params=TrialParams.from_dict(params),
+        training=TrainingConfig.model_validate(training),
+        augment=AugmentConfig(policy="heavy", transforms=transforms),
+        **spec,
+    )
+
+
+def folder_of(spec: TrialSpec) -> Path:
+    return Path(spec.run) / "trials" / spec.candidate / f"fold{spec.fold}"
+
+
+def result_files(spec: TrialSpec) -> dict[str, bytes]:
+    """What a trial computed: all but its times."""
+    kept = [p for p in folder_of(spec).iterdir() if p.suffix in (".npy", ".safetensors")]
+    return {p.name: p.read_bytes() for p in kept}
+
+
+def log_without_times(spec: TrialSpec) -> list[dict[str, str]]:
+    text = (folder_of(spec) / "train_log.csv").read_text(encoding="utf-8")
+    return [row | {"seconds": ""} for row in csv.DictReader(io.StringIO(text))]
+
+
+def interrupted(spec: TrialSpec, epochs: int, batches: int = 1) -> Watcher:
+    watcher = Watcher(epochs, batches)
+    with pytest.raises(TrialStopped):
+        run_trial(spec, watcher)
+    assert [p.name for p in folder_of(spec).iterdir()] == ["resume.safetensors"]
+    return watcher
+
+
+def assert_goes_on(spec: TrialSpec, at_most: int) -> Watcher:
+    """It hears of the last saved epoch, then of each further one. (A save is left out where the
+    one before is still being written, but never the first.)"""
+    watcher = Watcher()
+    record = run_trial(spec, watcher)
+    heard = [report.epoch for report in watcher.reports]
+    assert 0 <= heard[0] < at_most
+    assert heard == list(range(heard[0], record.epochs_trained))
+    return watcher
+
+
+def assert_same_results(spec: TrialSpec, undisturbed: TrialSpec) -> None:
+    assert result_files(spec) == result_files(undisturbed)
+    assert log_without_times(spec) == log_without_times(undisturbed)
+
+
+@pytest.mark.parametrize("backbone", ["timm/test_vit", "timm/test_resnet"])
+def test_interrupted_after_any_epoch_gives_the_same_bits(tiny_run: Any, backbone: str) -> None:
+    undisturbed = spec_for(tiny_run, "c0000", backbone=backbone)
+    whole = run_trial(undisturbed, Watcher())
+    assert {"raw", "ema", "snap1", "snap2"} == set(whole.variants)
+    for epochs in range(1, whole.epochs_trained):
+        spec = replace(undisturbed, candidate=f"c{epochs:04d}")
+        interrupted(spec, epochs)
+        assert_goes_on(spec, epochs)
+        assert_same_results(spec, undisturbed)
+        record = tiny_run.store.trial(spec.candidate, 0)
+        times = {"seconds": 0.0, "candidate": ""}
+        assert record.model_copy(update=times) == whole.model_copy(update=times)
+
+
+def test_interrupted_twice_in_scoring_and_in_training(tiny_run: Any) -> None:
+    undisturbed = spec_for(tiny_run, "c0000", patience=5)
+    run_trial(undisturbed, Watcher())
+    spec = replace(undisturbed, candidate="c0001")
+    interrupted(spec, 1, batches=3)
+    interrupted(spec, 3, batches=0)
+    assert_goes_on(spec, 3)
+    assert_same_results(spec, undisturbed)
+
+
+def test_patience_counts_on(tiny_run: Any) -> None:
+    """A rate of learning that does nothing: no epoch is better than the first."""
+    quick = {"lr": 1e-7, "patience": 2, "ema_decay": 0.0, "epochs": 9, "snapshots": 0}
+    undisturbed = spec_for(tiny_run, "c0000", **quick)
+    trained = run_trial(undisturbed, Watcher()).epochs_trained
+    spec = replace(undisturbed, candidate="c0001")
+    interrupted(spec, trained - 1)
+    assert_goes_on(spec, trained - 1)
+    assert_same_results(spec, undisturbed)
+
+
+def test_seconds_count_all_sessions(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, "c0000")
+    interrupted(spec, 2)
+    state = unpack((folder_of(spec) / "resume.safetensors").read_bytes())
+    state["seconds"] += 1000.0
+    file = pack(state)
+    seal(file)
+    tiny_run.store.save_resume_state("c0000", 0, file)
+    assert run_trial(spec, Watcher()).seconds > 1000.0
+
+
+def test_before_the_first_save_it_starts_anew(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, "c0000", save_every=3600.0)
+    with pytest.raises(TrialStopped):
+        run_trial(spec, Watcher(2))
+    assert not folder_of(spec).exists()
+    watcher = Watcher()
+    run_trial(spec, watcher)
+    assert watcher.reports[0].epoch == 0
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "pickle"])
+def test_a_damaged_state_is_none(
+    tiny_run: Any, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = spec_for(tiny_run, "c0000", epochs=3)
+    run_trial(undisturbed, Watcher())
+    spec = replace(undisturbed, candidate="c0001")
+    interrupted(spec, 2)
+    path = folder_of(spec) / "resume.safetensors"
+    whole = bytearray(path.read_bytes())
+    if damage == "torn":
+        del whole[len(whole) // 2 :]
+    elif damage == "flipped":
+        whole[-1] ^= 255
+    else:
+        whole = bytearray(b"\x80\x05." if damage == "pickle" else b"")
+    path.write_bytes(whole)
+    _assert_starts_anew(spec, "cannot be read", caplog)
+    assert_same_results(spec, undisturbed)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"patience": 4}, {"fold": 1}])
+def test_the_state_of_another_trial_is_none(
+    tiny_run: Any, other: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign = spec_for(tiny_run, "c0001", epochs=3, **other)
+    interrupted(foreign, 2)
+    spec = spec_for(tiny_run, "c0000", epochs=3)
+    data = (folder_of(foreign) / "resume.safetensors").read_bytes()
+    tiny_run.store.save_resume_state("c0000", 0, data)
+    _assert_starts_anew(spec, "of another config or version", caplog)
+    digest = tiny_run.store.folds().hash
+    assert fingerprint(spec, digest) != fingerprint(foreign, digest)
+    assert fingerprint(spec, digest) != fingerprint(spec, "other folds")
+
+
+def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    watcher = Watcher()
+    caplog.clear()
+    run_trial(spec, watcher)
+    assert watcher.reports[0].epoch == 0
+    lines = [r.getMessage() for r in caplog.records if "saved state" in r.getMessage()]
+    assert len(lines) == 1 and reason in lines[0]
+    assert lines[0].startswith(f"{spec.candidate} fold{spec.fold}: begins anew")
+    assert not (folder_of(spec) / "resume.safetensors").exists()
+
+
+def test_a_full_disk_does_not_end_a_training(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(self: object, *arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tiny_run.store), "save_resume_state", full)
+    assert run_trial(spec_for(tiny_run, "c0000", epochs=2), Watcher()).status == "finished"
+    assert "No space left" in caplog.text
+
+
+def test_leftovers_of_a_killed_attempt_go(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, "c0000", epochs=2)
+    folder_of(spec).mkdir(parents=True)
+    (folder_of(spec) / ".part-0123-resume.safetensors").write_bytes(b"half")
+    (folder_of(spec) / "oof_snap7.npy").write_bytes(b"old")
+    run_trial(spec, Watcher())
+    left = {p.name for p in folder_of(spec).iterdir()}
+    assert not left & {".part-0123-resume.safetensors", "oof_snap7.npy", "resume.safetensors"}
+
+
+# -- any optimiser and any schedule
+
+TORCH: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2, fused=True),
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), 1e-2, 0.9, nesterov=True, fused=True),
+}
+TIMM = ("lamb", "adabelief", "muon", "adafactorbv", "madgradw", "adopt", "lion", "nadamw")
+
+
+@pytest.mark.parametrize("name", [*TORCH, *TIMM])
+def test_an_optimisers_state_comes_back(tiny_run: Any, name: str) -> None:
+    undisturbed = _Toy(tiny_run, name)
+    undisturbed.steps(0, 3)
+    saved = _Toy(tiny_run, name)
+    saved.steps(0, 3)
+    with ResumeState(tiny_run.store, saved.spec, started=0.0) as state:
+        state.save_if_due(saved.learner, saved.course)
+    back = _Toy(tiny_run, name)
+    with ResumeState(tiny_run.store, back.spec, started=0.0) as state:
+        assert state.restore(back.learner, back.course)
+    for toy in (undisturbed, back):
+        toy.steps(3, 6)
+    for one, two in zip(
+        undisturbed.learner.bare.parameters(), back.learner.bare.parameters(), strict=True
+    ):
+        assert torch.equal(one, two)
+    assert back.learner.updates == undisturbed.learner.updates == 6
+    assert back.course.log == undisturbed.course.log
+    assert back.course.variants().keys() == {"raw", "snap1"}
+
+
+class _Toy:
+    """A learner of a small convolutional net, channels last, on noise."""
+
+    def __init__(self, run: Any, optimizer: str) -> None:
+        self.spec = spec_for(run, "c0000")
+        accelerator = fresh_accelerator(replace(self.spec, use_gpu=False))
+        torch.manual_seed(0)
+        layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+        model = nn.Sequential(*layers, nn.Linear(4 * 36, 5)).to(memory_format=torch.channels_last)
+        build = TORCH.get(
+            optimizer, lambda m: timm.optim.create_optimizer_v2(m, opt=optimizer, lr=1e-2)
+        )
+        inner = build(model)
+        schedule = timm.scheduler.CosineLRScheduler(inner, 6, t_in_epochs=False)
+        wrapped, prepared = accelerator.prepare(model, inner)
+        self.learner = Learner(
+            accelerator, wrapped, model, None, nn.functional.cross_entropy, prepared, schedule,
+            None, 8,
+        )  # fmt: skip
+        self.course = Course(snapshots=1)
+
+    def steps(self, first: int, end: int) -> None:
+        """An epoch of these updates, which seeds the generators as one does."""
+        seed_epoch(self.spec, first, rank=0)
+        learner = self.learner
+        for i in range(first, end):
+            rng = torch.Generator().manual_seed(i)
+            learner.model(torch.randn(8, 3, 8, 8, generator=rng)).square().mean().backward()
+            learner.optimizer.step()
+            learner.optimizer.zero_grad()
+            learner.updates += 1
+            learner.schedule.step_update(learner.updates)
+        self.course.log.append(EpochReport(len(self.course.log), *[0.5] * 9))
+        oof = Oof(np.zeros((2, 5), np.float16), np.ones(2, np.float32))
+        scored = Scored(0.5, 0.5, 0.5 / end, oof)
+        self.course.keep({"raw": learner.bare}, {"raw": scored})

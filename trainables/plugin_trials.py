@@ -1,0 +1,141 @@
+"""Each kind of part, used once on something tiny, so that a mistake in it shows before the sweep.
+
+Takes a row of a table; raises Unfit, or what the row itself raises.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import torch
+
+from experiment.metrics import Metric
+from experiment.plugins import Unfit
+from search_spaces.params import TrialParams
+from trainables.augment import Policy, augment
+from trainables.backbones import Family
+from trainables.class_weights import ClassWeights
+from trainables.custom_transforms import Custom
+from trainables.heads import Head
+from trainables.losses import Loss, LossSettings
+from trainables.meta_features import MetaFeature
+from trainables.optimizer_table import Optimizer
+from trainables.schedules import Plan, ScheduleRow
+
+_PIXELS = 224  # what every backbone can take
+_ROWS, _CLASSES = 6, 3
+
+
+def loss(row: Loss) -> None:
+    """A number an image, with gradients."""
+    logits = torch.zeros(_ROWS, _CLASSES, requires_grad=True)
+    targets = torch.nn.functional.one_hot(torch.arange(_ROWS) % _CLASSES, _CLASSES).float()
+    counts = torch.full((_CLASSES,), float(_ROWS))
+    value = row.function(logits, targets, LossSettings(2.0, 1.0, counts))
+    if not isinstance(value, torch.Tensor) or value.shape != (_ROWS,):
+        raise Unfit(f"gives {_form(value)} for {_ROWS} images, should be a number an image")
+    if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
+        raise Unfit(f"gives {value.tolist()} for logits of 0, should be finite and not below 0")
+    if not value.requires_grad:
+        raise Unfit("has no gradient; it should be made of torch functions of the logits")
+    value.mean().backward()  # type: ignore[no-untyped-call]
+
+
+def class_weights(row: ClassWeights) -> None:
+    """Of three classes of unlike size."""
+    weights = np.asarray(row.function(np.array([1.0, 10.0, 100.0]), 0.9))
+    if weights.shape != (3,) or not (np.isfinite(weights) & (weights > 0)).all():
+        raise Unfit(f"gives {weights.tolist()} for 3 classes, should be 3 numbers above 0")
+
+
+def optimizer(row: Optimizer) -> None:
+    """One step of a layer and its bias, in two groups."""
+    layer = torch.nn.Linear(4, _CLASSES)
+    groups = [
+        {"params": [layer.weight], "lr": 0.1, "weight_decay": 0.1},
+        {"params": [layer.bias], "lr": 0.05, "weight_decay": 0.0},
+    ]
+    made = row.build(groups, 0.1, 0.9)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise Unfit(f"builds {_form(made)}, should be a torch.optim.Optimizer")
+    before = layer.weight.detach().clone()
+    layer(torch.ones(2, 4)).square().sum().backward()
+    made.step()
+    if bool(torch.equal(before, layer.weight)) or not bool(torch.isfinite(layer.weight).all()):
+        raise Unfit("leaves the weights as they are, or not finite, in a step")
+
+
+def schedule(row: ScheduleRow) -> None:
+    """At the first and the last update of a short training."""
+    plan = Plan(TrialParams(), updates_per_epoch=5, epochs=4)
+    for done in (0, plan.updates - 1):
+        factor = row.factor(done, plan, 0)
+        if not 0 <= factor < math.inf:
+            raise Unfit(f"gives {factor} after {done} updates, should be 0 or more")
+
+
+def head(row: Head) -> None:
+    """Built for a few features."""
+    found = row.build(8, _CLASSES, 0.1)(torch.zeros(_ROWS, 8))
+    if not isinstance(found, torch.Tensor) or found.shape != (_ROWS, _CLASSES):
+        raise Unfit(f"gives {_form(found)}, should have the shape ({_ROWS}, {_CLASSES})")
+
+
+def meta_feature(row: MetaFeature) -> None:
+    """Of a black image."""
+    found = row.compute(np.zeros((16, 20, 3), np.uint8))
+    if len(found) != row.width or not np.isfinite(found).all():
+        raise Unfit(f"gives {found} for a black image, should be {row.width} finite numbers")
+
+
+def family(row: Family) -> None:
+    """Its first backbone is built and sees two images."""
+    names = list(row.names())
+    if not names or not all(isinstance(name, str) for name in names):
+        raise Unfit(f"has the names {names!r}, should be one text or more")
+    if "/" in row.prefix:
+        raise Unfit("should have no / in its prefix")
+    body = row.build(names[0], False, 0.0, _PIXELS)
+    with torch.no_grad():
+        images = body.normalise(torch.zeros(2, 3, _PIXELS, _PIXELS))
+        found = body.module.eval()(images)
+    if not isinstance(found, torch.Tensor) or found.shape != (2, body.features):
+        raise Unfit(
+            f"{names[0]!r}, of 2 images, gives {_form(found)}, should be pooled features of the "
+            f"shape (2, {body.features}), as its Body says"
+        )
+
+
+def policy(row: Policy) -> None:
+    """Noise of two shapes."""
+    rng = np.random.default_rng(0)
+    shapes = ((20, 30, 3), (32, 16, 3))
+    augment([rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes], 16, row, rng)
+
+
+def custom(row: Custom) -> None:
+    """With its default arguments where it has one for each; else the config's list tries it."""
+    parameters = inspect.signature(row.make).parameters
+    if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        return
+    always = {"p": 1.0} if "p" in parameters else {}
+    image = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    found = row.make(**always)(image, np.random.default_rng(0))
+    if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3:
+        raise Unfit(f"gives {_form(found)}, should be an RGB image: (height, width, 3) uint8")
+
+
+def metric(row: Metric) -> None:
+    """Made-up probabilities of rows of every class."""
+    prob = np.random.default_rng(0).dirichlet(np.ones(_CLASSES), 4 * _ROWS)
+    value = row.function(prob, np.arange(4 * _ROWS) % _CLASSES)
+    if not math.isfinite(float(value)):
+        raise Unfit(f"gives {value}, should be a finite number")
+
+
+def _form(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    name = type(value).__name__
+    return name if shape is None else f"{name} of the shape {tuple(shape)}"

@@ -1,0 +1,42 @@
+"""The tables of training that a plugin may add rows to, one entry a table.
+
+Takes a run folder or plugin files, gives their rows to the tables of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiment.metrics import METRICS, Metric
+from experiment.plugin_files import PluginFile
+from experiment.plugins import Kind, load, require
+from trainables import plugin_trials as tried
+from trainables.augment import POLICIES, Policy
+from trainables.backbones import FAMILIES, Family
+from trainables.class_weights import CLASS_WEIGHTS, ClassWeights
+from trainables.custom_transforms import CUSTOM, Custom
+from trainables.heads import HEADS, Head
+from trainables.losses import LOSSES, Loss
+from trainables.meta_features import META_FEATURES, MetaFeature
+from trainables.optimizer_table import OPTIMIZERS, Optimizer
+from trainables.schedules import SCHEDULES, ScheduleRow
+
+KINDS: tuple[Kind[Any], ...] = (
+    Kind(Family, "backbone family", FAMILIES, tried.family, key="prefix"),
+    Kind(Head, "head", HEADS, tried.head),
+    Kind(MetaFeature, "meta feature", META_FEATURES, tried.meta_feature),
+    Kind(Loss, "loss", LOSSES, tried.loss),
+    Kind(ClassWeights, "class weights", CLASS_WEIGHTS, tried.class_weights),
+    Kind(Optimizer, "optimiser", OPTIMIZERS, tried.optimizer),
+    Kind(ScheduleRow, "schedule", SCHEDULES, tried.schedule),
+    Kind(Policy, "augmentation policy", POLICIES, tried.policy),
+    Kind(Custom, "custom transform", CUSTOM, tried.custom),
+    Kind(Metric, "metric", METRICS, tried.metric),
+)
+
+
+def use_plugins(files: Sequence[PluginFile]) -> None:
+    """The tables hold the rows of these files and of no others. Raises ConfigError where a file
+    cannot be loaded here."""
+    require(load(files, KINDS))

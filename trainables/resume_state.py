@@ -1,0 +1,172 @@
+"""The state of a fold trial after an epoch, from which an interrupted trial goes on.
+
+Takes a learner and its course, gives them back as they were: together with what follows from the
+trial's seed and the number of the epoch, that is everything which the next epochs depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import timm
+import torch
+
+from experiment.records import Oof, VariantScore
+from experiment.store import RunStore
+from trainables.course import Course, Kept
+from trainables.learner import Learner
+from trainables.spec import EpochReport, TrialSpec, trial_seed
+from trainables.tensor_tree import UnpackableError, pack, seal, unpack
+
+_log = logging.getLogger("foldrace")
+
+
+class ResumeState:
+    """A fold trial's one resumable state in the run folder. Written beside the training, in a
+    thread; leaving the context waits for the last write."""
+
+    def __init__(self, store: RunStore, spec: TrialSpec, started: float) -> None:
+        """`started` is when the trial began, by `time.perf_counter`."""
+        self._store, self._spec = store, spec
+        self._fingerprint = fingerprint(spec, store.folds().hash)
+        self._started = self._saved = started
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="resume-state")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> ResumeState:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.shutdown()
+
+    @property
+    def seconds(self) -> float:
+        """That this trial took, in all sessions that its state comes from."""
+        return time.perf_counter() - self._started
+
+    def restore(self, learner: Learner, course: Course) -> bool:
+        """Put a new learner and a new course into the saved state. False: there is none that
+        belongs to this trial, and both are as they were."""
+        state = self._read()
+        if state is None:
+            return False
+        _restore_learner(state["learner"], learner)
+        _restore_course(state["course"], course)
+        self._started -= state["seconds"]
+        return True
+
+    def save_if_due(self, learner: Learner, course: Course) -> None:
+        """After an epoch: once in `training.save_every` seconds, and not while the last state is
+        still being written."""
+        now = time.perf_counter()
+        due = now - self._saved >= self._spec.training.save_every
+        busy = self._writing is not None and not self._writing.done()
+        if not course.log or not due or busy or not learner.accelerator.is_main_process:
+            return
+        self._saved = now
+        tree = {
+            "fingerprint": self._fingerprint,
+            "seconds": self.seconds,
+            "learner": _learner_state(learner),
+            "course": _course_state(course),
+        }
+        try:
+            file = pack(tree)
+        except UnpackableError as error:
+            self._warn(f"its state is not saved, since {error}")
+            return
+        self._writing = self._writer.submit(self._write, file)
+
+    def _read(self) -> Any:
+        data = self._store.resume_state(self._spec.candidate, self._spec.fold)
+        if data is None:
+            return None
+        try:
+            state = unpack(data)
+            if state["fingerprint"] == self._fingerprint:
+                return state
+            self._warn("begins anew: its saved state is of another config or version")
+        except (ValueError, KeyError, TypeError) as error:
+            self._warn(f"begins anew: its saved state cannot be read ({error})")
+        return None
+
+    def _write(self, file: memoryview) -> None:
+        seal(file)
+        try:
+            self._store.save_resume_state(self._spec.candidate, self._spec.fold, file)
+        except OSError as error:  # a full disk or a lost connection is no reason to end a training
+            self._warn(f"its state cannot be saved: {error}")
+
+    def _warn(self, message: str) -> None:
+        _log.warning("%s fold%d: %s", self._spec.candidate, self._spec.fold, message)
+
+
+def fingerprint(spec: TrialSpec, folds_hash: str) -> str:
+    """Of all that must be the same for a state to belong to a trial. Library versions are part of
+    it: a newer one may name its parts otherwise, or compute otherwise."""
+    sections = (spec.training.model_dump(mode="json"), spec.augment.model_dump(mode="json"))
+    versions = (str(torch.__version__), str(timm.__version__))
+    key = [trial_seed(spec), folds_hash, *sections, *versions]
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _learner_state(learner: Learner) -> dict[str, Any]:
+    """Generators have no part in it: each epoch seeds its own (`devices.seed_epoch`), and batches
+    follow from the number of the epoch (`data.ShuffledBatches`)."""
+    scaler = learner.accelerator.scaler
+    return {
+        "model": learner.bare.state_dict(),
+        "ema": learner.ema.module.state_dict() if learner.ema is not None else None,
+        "optimizer": learner.optimizer.state_dict(),
+        "schedule": learner.schedule.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "updates": learner.updates,
+        "micro_batch": learner.micro_batch,
+    }
+
+
+def _restore_learner(state: dict[str, Any], learner: Learner) -> None:
+    learner.bare.load_state_dict(state["model"])
+    if learner.ema is not None:
+        learner.ema.module.load_state_dict(state["ema"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.schedule.load_state_dict(state["schedule"])
+    scaler = learner.accelerator.scaler
+    if scaler is not None and state["scaler"] is not None:  # None: saved on another device
+        scaler.load_state_dict(state["scaler"])
+    learner.updates, learner.micro_batch = state["updates"], state["micro_batch"]
+
+
+def _course_state(course: Course) -> dict[str, Any]:
+    return {
+        "log": [asdict(line) for line in course.log],
+        "best": {name: _kept_state(kept) for name, kept in course.best.items()},
+        "further": [_kept_state(kept) for kept in course.further],
+    }
+
+
+def _restore_course(state: dict[str, Any], course: Course) -> None:
+    course.log = [EpochReport(**line) for line in state["log"]]
+    course.best = {name: _kept(kept) for name, kept in state["best"].items()}
+    course.further = [_kept(kept) for kept in state["further"]]
+
+
+def _kept_state(kept: Kept) -> dict[str, Any]:
+    oof = {"log_prob": kept.oof.log_prob, "true_prob": kept.oof.true_prob}
+    return {"score": kept.score.model_dump(), "oof": oof, "weights": kept.state}
+
+
+def _kept(state: dict[str, Any]) -> Kept:
+    return Kept(VariantScore(**state["score"]), Oof(**state["oof"]), state["weights"])
