@@ -6,7 +6,7 @@ Takes a `TrialSpec` and the data's sizes, gives a `Learner`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from trainables.classifier import build_classifier
 from trainables.ema import build_ema
 from trainables.layers import layer_ids
 from trainables.losses import LOSSES, Activation, build_loss
+from trainables.memory import StepStart
 from trainables.optimizers import build_optimizer
 from trainables.schedules import Schedule, build_schedule
 from trainables.sharpness import SharpnessAware
@@ -50,6 +51,10 @@ class Learner:
     micro_batch: int
     """Images on the device at once; halved when memory runs out."""
     updates: int = 0
+    start: StepStart = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = StepStart(self.bare, self.device)
 
     @property
     def device(self) -> torch.device:

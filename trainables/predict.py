@@ -17,6 +17,7 @@ from trainables.activations import log_probs
 from trainables.card import ModelCard, card_from_json, card_to_json
 from trainables.classifier import Classifier, build_classifier
 from trainables.data import Batch, Batches, OrderedBatches, build_loader, to_float
+from trainables.memory import halved, release
 from trainables.pixel_cache import ImageSource
 from trainables.weights_loading import load_tensors
 
@@ -74,15 +75,25 @@ def log_probabilities(
 def all_logits(
     model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """(n, C) float32 on the device, and the (n,) rows they belong to."""
+    """(n, C) float32 on the device, and the (n,) rows they belong to. Where memory runs out the
+    batches are halved."""
     model.eval()
     parts: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
+    most = 1 << 30  # images at once
     for batch in loader:
         images = to_float(batch.images.to(device, non_blocking=True))
-        with autocast:
-            logits = model(images, batch.meta.to(device, non_blocking=True))
-        parts.append(logits.float())
+        meta = batch.meta.to(device, non_blocking=True)
+        while True:
+            shares = zip(torch.split(images, most), torch.split(meta, most), strict=True)
+            try:
+                with autocast:
+                    logits = [model(*share).float() for share in shares]
+                break
+            except RuntimeError as error:
+                most = halved(min(most, len(images)), images, error)
+            release(device)
+        parts.extend(logits)
         rows.append(batch.rows)
     return torch.cat(parts), torch.cat(rows).numpy()
 

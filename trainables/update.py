@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainables.learner import Learner
+from trainables.memory import halved, release
 from trainables.rdrop import rdrop_loss
 from trainables.sharpness import kept_statistics
 
@@ -44,15 +45,18 @@ def update(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tenso
     """The mean loss over this device's images, and their (B, C) logits. `batch_size` counts the
     images of all devices. When the memory of a trial's only device runs out the step is made again
     in smaller micro-batches."""
+    learner.start.mark()
     while True:
         try:
             loss, logits = _step_gradients(learner, examples, batch_size)
             break
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
             # The other devices wait for this one's gradients: only all can start again together.
-            if learner.micro_batch == 1 or learner.accelerator.num_processes > 1:
+            if learner.accelerator.num_processes > 1:
                 raise
-        _halve_micro_batch(learner)  # here, since the error holds on to the failed step's tensors
+            least = learner.start.least_images
+            learner.micro_batch = halved(learner.micro_batch, examples.images, error, least)
+        _start_again(learner)  # here, since the error holds on to the failed step's tensors
     if learner.clip_grad is not None:
         learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.clip_grad)
     learner.optimizer.step()
@@ -111,10 +115,9 @@ def _synchronised(learner: Learner, last: bool) -> contextlib.AbstractContextMan
     return contextlib.nullcontext() if last else learner.accelerator.no_sync(learner.model)
 
 
-def _halve_micro_batch(learner: Learner) -> None:
-    """Same effective batch, less memory."""
+def _start_again(learner: Learner) -> None:
+    """As if the failed step had not been: same effective batch, less memory."""
     learner.optimizer.zero_grad()
-    if learner.device.type == "cuda":
-        torch.cuda.empty_cache()
-    learner.micro_batch = -(-learner.micro_batch // 2)
+    learner.start.back()
+    release(learner.device)
     _log.warning("out of memory: going on in micro-batches of %d", learner.micro_batch)

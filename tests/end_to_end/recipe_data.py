@@ -125,9 +125,7 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
         csv.writer(file).writerows([header, *rows])
 
 
-def _write_sample(
-    folder: Path, id_column: str, ids: Sequence[str], classes: Sequence[str]
-) -> None:
+def _write_sample(folder: Path, id_column: str, ids: Sequence[str], classes: Sequence[str]) -> None:
     """Ids and columns in an order of their own."""
     rng = np.random.default_rng(9)
     columns = [classes[i] for i in rng.permutation(len(classes))]

@@ -1,0 +1,203 @@
+"""Out of memory: a step or a scoring made again in smaller parts gives what smaller parts would
+have given from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor, nn
+
+from experiment.config import AugmentConfig, TrainingConfig
+from experiment.errors import RunFailure
+from search_spaces.params import TrialParams
+from trainables import learner as learner_module
+from trainables.devices import fresh_accelerator, seed_epoch
+from trainables.learner import Learner
+from trainables.memory import is_out_of_memory
+from trainables.spec import EpochReport, TrialSpec
+from trainables.trial import run_trial
+from trainables.update import Examples, update
+
+Limit = Callable[[int], None]
+
+
+class Silent:
+    def report(self, epoch: EpochReport) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def device_of(monkeypatch: pytest.MonkeyPatch) -> Limit:
+    """From then on models raise where they are given more images, when all layers have run: batch
+    norms have seen the images, dropout has drawn."""
+    build = learner_module.build_classifier
+
+    def limit(images: int) -> None:
+        def full(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if len(inputs[0]) > images:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+        def limited(*arguments: Any, **options: Any) -> nn.Module:
+            model: nn.Module = build(*arguments, **options)
+            model.register_forward_hook(full)
+            return model
+
+        monkeypatch.setattr(learner_module, "build_classifier", limited)
+
+    return limit
+
+
+def spec_for(run: Any, candidate: str, micro_batch: int | None = None) -> TrialSpec:
+    params = {"epochs": 2, "image_size": 32, "batch_size": 14, "dropout": 0.3, "drop_path": 0.1}
+    training = {"precision": "fp32", "pretrained": False, "micro_batch": micro_batch}
+    return TrialSpec(
+        run.store.root, str(run.images), candidate, "timm/test_resnet",
+        TrialParams.from_dict(params), 0, TrainingConfig.model_validate(training),
+        AugmentConfig(policy="light"), seed=0, use_gpu=False,
+    )  # fmt: skip
+
+
+def result_files(spec: TrialSpec) -> dict[str, bytes]:
+    folder = Path(spec.run) / "trials" / spec.candidate / "fold0"
+    kept = [p for p in folder.iterdir() if p.suffix in (".npy", ".safetensors")]
+    return {p.name: p.read_bytes() for p in kept}
+
+
+def test_a_trial_out_of_memory_equals_one_of_small_micro_batches(
+    tiny_run: Any, device_of: Limit, caplog: pytest.LogCaptureFixture
+) -> None:
+    device_of(5)
+    whole, small = spec_for(tiny_run, "c0000"), spec_for(tiny_run, "c0001", micro_batch=4)
+    record = run_trial(whole, Silent())
+    assert tiny_run.store.trial("c0000", 0).micro_batch == record.micro_batch == 4  # 14, 7, 4
+    halvings = [r.getMessage() for r in caplog.records if "micro-batches" in r.getMessage()]
+    assert [line.split()[-1] for line in halvings] == ["7", "4"]
+    run_trial(small, Silent())
+    assert result_files(whole) == result_files(small)
+
+
+@pytest.mark.parametrize(("backbone", "least"), [("timm/test_vit", 1), ("timm/test_resnet", 2)])
+def test_an_image_that_does_not_fit_is_a_clear_failure(
+    tiny_run: Any, device_of: Limit, backbone: str, least: int
+) -> None:
+    """Batch norms need two."""
+    device_of(0)
+    with pytest.raises(RunFailure) as caught:
+        run_trial(replace(spec_for(tiny_run, "c0000"), backbone=backbone), Silent())
+    message = str(caught.value)
+    assert f"{least} of a batch of 14 images" in message and "32 x 32 pixels" in message
+    assert "smaller image_size" in message and "gradient_checkpointing" in message
+    assert "\n" not in message
+
+
+def test_other_errors_are_not_swallowed(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = learner_module.build_classifier
+
+    def broken(*arguments: Any, **options: Any) -> nn.Module:
+        model: nn.Module = build(*arguments, **options)
+
+        def fail(module: nn.Module, inputs: object) -> None:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        model.register_forward_pre_hook(fail)
+        return model
+
+    monkeypatch.setattr(learner_module, "build_classifier", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        run_trial(spec_for(tiny_run, "c0000"), Silent())
+
+
+def test_what_is_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 52, dtype=torch.uint8)  # more than a CPU can address
+    assert is_out_of_memory(caught.value)
+    yes = (
+        torch.OutOfMemoryError("anything"),
+        torch.cuda.OutOfMemoryError("anything"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+    )
+    assert all(is_out_of_memory(error) for error in yes)
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+# -- one step that fails in its middle
+
+
+class FailsOnce(nn.Module):
+    """Raises at one call, in the forward or in the backward pass, after everything else."""
+
+    def __init__(self, call: int, backward: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(),
+            nn.Linear(4 * 36, 3),
+        )  # fmt: skip
+        self._calls_left, self._backward = call, backward
+
+    def forward(self, images: Tensor, meta: Tensor) -> Tensor:
+        self._calls_left -= 1
+        logits: Tensor = self.layers(images)
+        if self._calls_left == 0 and not self._backward:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if self._calls_left == 0:
+            logits.register_hook(self._fail)
+        return logits
+
+    @staticmethod
+    def _fail(gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def batches() -> Iterator[Examples]:
+    rng = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        images = torch.rand(8, 3, 8, 8, generator=rng)
+        targets = nn.functional.one_hot(torch.randint(3, (8,), generator=rng), 3).float()
+        yield Examples(images, torch.empty(8, 0), targets)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_step_that_fails_in_its_middle_leaves_no_trace(tiny_run: Any, backward: bool) -> None:
+    """The second micro-batch of the second step fails: the first one's gradients, statistics and
+    dropout masks are taken back."""
+    disturbed = learner_of(tiny_run, FailsOnce(call=4, backward=backward))
+    calm = learner_of(tiny_run, FailsOnce(call=0, backward=backward))
+    results: list[list[Tensor]] = []
+    for learner in (disturbed, calm):
+        seed_epoch(spec_for(tiny_run, "c0000"), 0, 0)
+        found = []
+        for step, examples in enumerate(batches()):
+            if learner is calm and step == 1:
+                learner.micro_batch = 2
+            found += update(learner, examples, 8)
+        results.append(found)
+    assert disturbed.micro_batch == calm.micro_batch == 2
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
+    states = (learner.bare.state_dict() for learner in (disturbed, calm))
+    for one, two in zip(*(state.values() for state in states), strict=True):
+        assert torch.equal(one, two)
+
+
+def learner_of(run: Any, model: nn.Module) -> Learner:
+    """Four of a batch's eight images at once."""
+    accelerator = fresh_accelerator(spec_for(run, "c0000"))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    schedule = CosineLRScheduler(inner, 3, t_in_epochs=False)
+    wrapped, optimizer = accelerator.prepare(model, inner)
+    loss = nn.functional.cross_entropy
+    return Learner(accelerator, wrapped, model, None, loss, optimizer, schedule, 1.0, 4)
