@@ -146,7 +146,7 @@ def test_leaderboard_shows_the_numbers_of_leaderboard_csv(full_run: Run, documen
         assert mine["status"] == row["status"]
         for column in ("oof_logloss", "oof_accuracy", "last_fold_logloss", "hp.lr"):
             _same(mine[column], row[column])
-        assert mine.get("hp.loss") == (row["hp.loss"] or UNKNOWN)
+        assert mine["hp.loss"] == (row["hp.loss"] or "-")
     assert [row["in blend"] for row in shown] == ["0.200"] * 5 + [""] * 3
 
 

@@ -1,0 +1,255 @@
+"""The recipes in `configs/`, each by the very commands at its top, from another folder: to a
+submission in smoke form; and wrong values in them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from experiment.config import ResourcesConfig, load_config
+from scheduling.cluster import connect
+from tests.end_to_end.recipe_data import cars, image_types, sketch_folders, sketches
+
+Cli = Callable[..., Result]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the table: what data it gets here, and what must lie in its first fold trial."""
+
+    name: str
+    write_data: Callable[[Path], None]
+    left_behind: str = "oof.npy"
+    tta: str = "none"
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("used_cars_convnext", lambda p: cars(p, 396, 2), "oof_ema.npy", tta="flip-rotate"),
+        Recipe("used_cars_b5_meta", lambda p: cars(p, 12, 5)),
+        Recipe("sketch_stack", sketches, "oof_snap1.npy"),
+        Recipe("imagenet_sketch", sketch_folders),
+        Recipe("image_type", image_types),
+    )
+}
+
+
+def commands(name: str, data: Path) -> list[list[str]]:
+    """The command lines at the top of a recipe, with the user's PATH filled in."""
+    lines = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = "\n".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    found = [
+        shlex.split(line.removeprefix("python sweep.py "))
+        for line in comment.replace("\\\n#", "").splitlines()
+        if line.startswith("python sweep.py ")
+    ]
+    return [[_filled_in(word, data) for word in words] for words in found]
+
+
+def _filled_in(word: str, data: Path) -> str:
+    return word.replace("=PATH/", f"={data}/").replace("configs/", f"{ROOT}/configs/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this file's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("recipes")
+        patch.setenv("FOLDRACE_CACHE", str(folder / "cache"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """For all runs of this file: a run uses a connection that is there."""
+    with connect(None, ResourcesConfig()):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_of(home: Path) -> Callable[[str], Path]:
+    """The folder of a recipe's data, written once."""
+
+    def data(name: str) -> Path:
+        folder = home / name
+        if not folder.exists():
+            RECIPES[name].write_data(folder)
+        return folder
+
+    return data
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_own_commands_lead_to_a_submission(
+    name: str, data_of: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    launch, *after = commands(name, data_of(name))
+    assert launch[0] == "run"
+    for words in ([*launch, "--smoke"], *after):
+        result = cli(*words)
+        assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    run = tmp_path / "runs" / name
+    check_submission(run, data_of(name), RECIPES[name].tta)
+    assert (run / "report" / "index.html").stat().st_size > 10_000
+    check_techniques(run, name)
+    assert (run / "trials" / "c0000" / "fold0" / RECIPES[name].left_behind).exists()
+
+
+def check_submission(run: Path, data: Path, tta: str) -> None:
+    """Ids, order and columns of the sample; probabilities; a receipt of this very file."""
+    sample, rows = table(data / "sample_submission.csv"), table(run / "submission.csv")
+    assert rows[0] == sample[0]
+    assert [row[0] for row in rows] == [row[0] for row in sample]
+    prob = np.array([row[1:] for row in rows[1:]], float)
+    assert prob.min() >= 0
+    np.testing.assert_allclose(prob.sum(axis=1), 1.0, atol=1e-6)
+    receipt = json.loads((run / "submission.receipt.json").read_text(encoding="utf-8"))
+    assert receipt["sha256"] == hashlib.sha256((run / "submission.csv").read_bytes()).hexdigest()
+    assert receipt["tta"] == tta
+
+
+def check_techniques(run: Path, name: str) -> None:
+    """Every listed backbone of the smoke form was trained, with what the recipe fixes."""
+    smoke = load_config(ROOT / "configs" / f"{name}.yaml", smoke=True)
+    fixed = {k: v for k, v in smoke.search.space.items() if isinstance(v, (int, float, str))}
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in run.glob("trials/*/*/trial.json")]
+    assert {record["backbone"] for record in records} == set(smoke.search.backbones)
+    for record in records:
+        assert record["status"] == "finished"
+        assert {knob: record["params"][knob] for knob in fixed} == fixed
+
+
+def table(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipe_itself_can_start(name: str, data_of: Any, cli: Cli) -> None:
+    """Its real backbones, sizes and transforms. Weights come from a hub, and this machine may have
+    less than the recipe asks for."""
+    data = data_of("used_cars_b5_meta" if name.startswith("used_cars") else name)
+    [_, config, *options] = commands(name, data)[0]
+    own = options[options.index("--set") :]  # `check` has no --out
+    here = ("training.pretrained=false", "resources.cpus_per_trial=1", "resources.gpus_per_trial=0")
+    result = cli("check", config, *own, *(word for key in here for word in ("--set", key)))
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+
+
+def transform(entry: str) -> str:
+    return f"augment.transforms=[{entry}]"
+
+
+WRONG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+    # recipe, what is set, what the message holds
+    ("used_cars_convnext", ("search.space.rdrop_alpha=abc",), ("rdrop_alpha", "'abc'", "a number")),
+    ("used_cars_convnext", ("search.space.sam_rho=-1",), ("sam_rho", "got -1", "0 to 2")),
+    (
+        "used_cars_convnext",
+        ("search.space.dropout=0", "search.space.drop_path=0"),
+        ("search.space.rdrop_alpha", "two passes", "dropout 0"),
+    ),
+    ("used_cars_convnext", ("search.space.head=layernrm",), ("head", "did you mean 'layernorm'?")),
+    ("used_cars_convnext", ("search.space.optimizer=adamww",), ("optimizer", "'adamww'", "adamw")),
+    ("used_cars_convnext", ("augment.policy=vehicle",), ("policy", "did you mean 'vehicles'?")),
+    ("used_cars_convnext", ("training.patience=0",), ("training.patience", "got 0", "greater")),
+    (
+        "used_cars_b5_meta",
+        ("training.meta_features=[mean_color]",),
+        ("training.meta_features", "'mean_color'", "did you mean 'mean_colour'?"),
+    ),
+    ("used_cars_b5_meta", ("training.clip_grad=-1",), ("training.clip_grad", "got -1", "greater")),
+    ("used_cars_b5_meta", ("search.space.schedule=cosin",), ("schedule", "did you mean 'cosine'?")),
+    (
+        "used_cars_b5_meta",
+        ("search.backbones=[timm/tf_efficientnet_b5.ns_jft_in2k]",),
+        ("timm/tf_efficientnet_b5.ns_jft_in2k", "close matches", "b5.ns_jft_in1k"),
+    ),
+    (
+        "sketch_stack",
+        ("search.backbones=['stack(timm/eva02_tiny_patch14_224@28,timm/convnextv2_ato@32)']",),
+        ("timm/convnextv2_ato: unknown backbone", "timm/convnextv2_atto"),
+    ),
+    (
+        "sketch_stack",
+        ("search.backbones=['stack(timm/convnextv2_atto@3200,timm/test_vit)']",),
+        ("timm/convnextv2_atto@3200", "from 16 to 2048"),
+    ),
+    ("sketch_stack", ("search.space.cutmix_prob=25",), ("cutmix_prob", "got 25", "0 to 1")),
+    ("sketch_stack", ("search.space.snapshots=2",), ("snapshots", "2 epochs", "at most 1")),
+    (
+        "sketch_stack",
+        (transform("{albumentations.GaussNoise: {var_limit: [10, 50]}}"),),
+        ("albumentations.GaussNoise", "'var_limit' is gone", "std_range"),
+    ),
+    ("imagenet_sketch", ("search.space.loss=foacl",), ("loss", "'foacl'", "did you mean 'focal'?")),
+    ("imagenet_sketch", ("search.space.focal_alpha=0",), ("focal_alpha", "got 0", "0.01 to 1")),
+    (
+        "imagenet_sketch",
+        (transform("{albumentations.CoarseDropout: {max_holes: 8}}"),),
+        ("albumentations.CoarseDropout", "'max_holes' is gone", "num_holes_range"),
+    ),
+    (
+        "imagenet_sketch",
+        (transform("{foldrace.UnsharpMask: {kernel: 6}}"),),
+        ("foldrace.UnsharpMask", "kernel: got 6", "odd"),
+    ),
+    (
+        "imagenet_sketch",
+        (transform("{albumentations.Normalize: {}}"),),
+        ("albumentations.Normalize", "each model normalises its own input", "remove it"),
+    ),
+    ("image_type", ("search.space.class_weights=balance",), ("did you mean 'balanced'?",)),
+    ("image_type", ("search.space.freeze_epochs=5",), ("freeze_epochs", "more than the 3 epochs")),
+    ("image_type", ("folds.valid_fraction=0.9",), ("valid_fraction", "leaves no training rows")),
+    (
+        "image_type",
+        (transform("{torchvision.RandomRotation: {degree: 15}}"),),
+        ("torchvision.RandomRotation", "'degree'", "did you mean 'degrees'?"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "texts"), WRONG, ids=lambda part: str(part)[:60])
+def test_a_wrong_value_is_one_message(
+    name: str,
+    overrides: tuple[str, ...],
+    texts: tuple[str, ...],
+    data_of: Any,
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for override in overrides for word in ("--set", override)]
+    result = cli(*commands(name, data_of(name))[0], "--smoke", *words)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    [count, message] = result.stderr.splitlines()
+    assert count == "1 problem:"
+    for text in texts:
+        assert text in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sam_refuses_fp16(data_of: Any, cli: Cli, tmp_path: Path) -> None:
+    words = [*commands("used_cars_convnext", data_of("used_cars_convnext"))[0], "--smoke"]
+    result = cli(*words, "--set", "training.precision=fp16")
+    assert result.exit_code == 2, result.output
+    assert "search.space.sam_rho: SAM needs unscaled gradients" in result.stderr
