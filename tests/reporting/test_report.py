@@ -26,7 +26,7 @@ from reporting.blend import classes as classes_section
 from reporting.candidates import log_prob_correlation, similar_side_by_side
 from reporting.charts import Curve, shared_mean
 from reporting.context import ReportContext
-from reporting.markup import UNKNOWN, duration, number, table, text
+from reporting.markup import duration, number, table, text
 from reporting.overview import summary, warnings
 from reporting.page import page
 from reporting.plots import looks, short
