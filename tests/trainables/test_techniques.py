@@ -1,0 +1,125 @@
+"""Every hyperparameter is wired to the training: another value gives another result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from search_spaces.params import KNOBS
+from search_spaces.ranges import Value
+from tests.trainables.test_trial import Watcher, result_files, spec_for
+from trainables.class_weights import CLASS_WEIGHTS
+from trainables.heads import HEADS
+from trainables.losses import LOSSES
+from trainables.schedules import SCHEDULES
+from trainables.trial import run_trial
+
+PLAIN: dict[str, Value] = {
+    "epochs": 4, "dropout": 0.1, "drop_path": 0.0, "mixup_prob": 0.0, "label_smoothing": 0.0,
+    "image_size": 32, "batch_size": 10, "lr": 2e-3, "ema_decay": 0.0,
+}  # fmt: skip
+# knob -> (another value, what must be on for it to matter)
+CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
+    "lr": (1e-3, {}),
+    "weight_decay": (0.5, {}),
+    "warmup": (0.5, {}),
+    "batch_size": (20, {}),
+    "dropout": (0.5, {}),
+    "drop_path": (0.5, {}),
+    "mixup_alpha": (3.0, {"mixup_prob": 1.0}),
+    "mixup_prob": (1.0, {}),
+    "cutmix_alpha": (0.3, {"cutmix_prob": 1.0}),
+    "cutmix_prob": (1.0, {}),
+    "label_smoothing": (0.2, {}),
+    "ema_decay": (0.9, {}),
+    "optimizer": ("sgd", {}),
+    "momentum": (0.5, {}),
+    "layer_decay": (0.5, {}),
+    "schedule": ("one_cycle", {}),
+    "cycles": (2, {}),
+    "lr_factor": (0.5, {"schedule": "step", "lr_patience": 1}),
+    "lr_patience": (1, {"schedule": "step"}),
+    "sam_rho": (0.1, {}),
+    "rdrop_alpha": (2.0, {}),
+    "loss": ("focal", {}),
+    "focal_gamma": (4.0, {"loss": "focal"}),
+    "focal_alpha": (0.5, {"loss": "focal", "optimizer": "sgd"}),
+    "class_weights": ("balanced", {}),
+    "class_weight_beta": (0.5, {"class_weights": "effective"}),
+    "head": ("mlp", {}),
+    "image_size": (48, {}),
+    "epochs": (3, {}),
+    "freeze_epochs": (2, {}),
+    "unfreeze_epochs": (2, {"freeze_epochs": 1}),
+    "policy": ("heavy", {}),
+    "random_erasing": (0.9, {}),
+    "size_start": (0.5, {}),
+    "snapshots": (2, {}),
+}
+
+
+_known: dict[str, dict[str, bytes]] = {}
+
+
+@pytest.fixture
+def train(make_tiny_run: Callable[..., Any]) -> Callable[..., dict[str, bytes]]:
+    """The result files of a trial with these hyperparameters; the same are trained only once."""
+
+    def result(backbone: str = "timm/test_convnext", **knobs: Value) -> dict[str, bytes]:
+        key = repr((backbone, sorted(knobs.items())))
+        if key not in _known:
+            run = make_tiny_run(f"run{len(_known)}")
+            spec = spec_for(run, backbone=backbone, **PLAIN | knobs)
+            assert run_trial(spec, Watcher()).status == "finished"
+            _known[key] = result_files(run, spec)
+        return _known[key]
+
+    return result
+
+
+def test_every_hyperparameter_is_here() -> None:
+    assert set(CHANGES) == set(KNOBS)
+
+
+@pytest.mark.parametrize("knob", CHANGES)
+def test_another_value_gives_another_result(
+    train: Callable[..., dict[str, bytes]], knob: str
+) -> None:
+    value, needed = CHANGES[knob]
+    backbone = "timm/test_resnet" if knob == "size_start" else "timm/test_convnext"
+    assert train(backbone, **needed | {knob: value}) != train(backbone, **needed)
+
+
+ROWS = [
+    *(("loss", name) for name in LOSSES),
+    *(("head", name) for name in HEADS),
+    *(("schedule", name) for name in SCHEDULES),
+    *(("class_weights", name) for name in CLASS_WEIGHTS),
+    ("optimizer", "timm/lamb"),
+    ("optimizer", "pytorch_optimizer/lion"),
+]
+
+
+@pytest.mark.parametrize(("knob", "name"), ROWS)
+def test_every_row_trains(train: Callable[..., dict[str, bytes]], knob: str, name: str) -> None:
+    assert "oof.npy" in train(**{knob: name})
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"sam_rho": 0.05, "rdrop_alpha": 1.0, "mixup_prob": 0.5, "cutmix_prob": 0.5},
+        {"loss": "bce", "rdrop_alpha": 1.0, "label_smoothing": 0.1, "ema_decay": 0.9},
+        {"freeze_epochs": 1, "unfreeze_epochs": 2, "layer_decay": 0.7, "sam_rho": 0.1},
+        {"cycles": 2, "snapshots": 2, "ema_decay": 0.9, "random_erasing": 1.0},
+    ],
+    ids=["used cars", "one-hot", "frozen", "snapshots"],
+)
+def test_techniques_together(
+    train: Callable[..., dict[str, bytes]], knobs: dict[str, Value]
+) -> None:
+    files = train("stack(timm/test_convnext,timm/test_resnet@48)", **knobs)
+    assert ("oof_ema.npy" in files) == ("ema_decay" in knobs)
+    assert ("oof_snap2.npy" in files) == ("snapshots" in knobs)
