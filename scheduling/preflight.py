@@ -24,11 +24,10 @@ from experiment.manifest import Manifest, scan_manifest
 from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node, resource_problems
 from search_spaces.sampling import SearchSpace, build_space
-from trainables.augment import check_policy
 from trainables.backbones import build_body, check_backbone
 from trainables.card import ModelCard
 from trainables.classifier import check_image_size, parameter_count
-from trainables.losses import check_loss
+from trainables.config_checks import training_problems
 from trainables.pixel_cache import cache_bytes
 from trainables.transform_checks import check_transforms
 
@@ -73,7 +72,8 @@ def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) 
     """What these nodes cannot do, whatever the data are."""
     return [
         *_backbone_problems(config, space),
-        *_named_parts(config),
+        *training_problems(config, space),
+        *_blend_problems(config),
         *_transform_problems(config, space),
         *_precision_problems(config, nodes),
         *resource_problems(nodes, config.resources),
@@ -122,14 +122,9 @@ def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) ->
     return ()
 
 
-def _named_parts(config: SweepConfig) -> Iterable[Problem]:
-    """Names that are looked up in tables."""
-    found = (
-        check_policy(config.augment.policy),
-        check_loss(config.training.loss),
-        check_method(config.ensemble.method),
-    )
-    return [problem for problem in found if problem is not None]
+def _blend_problems(config: SweepConfig) -> list[Problem]:
+    problem = check_method(config.ensemble.method)
+    return [] if problem is None else [problem]
 
 
 def _transform_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
