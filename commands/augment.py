@@ -17,8 +17,8 @@ from experiment.images import ImageError
 from experiment.manifest import Manifest, read_manifest
 from reporting.augment_grid import augment_grid
 from search_spaces.sampling import build_space
-from trainables.augment import check_policy
 from trainables.data import Batches, BatchRows
+from trainables.named_parts import check_part
 from trainables.pixel_cache import EncodedImages, stored_side
 from trainables.transform_checks import check_transforms
 
@@ -62,7 +62,7 @@ def _image_size(config: SweepConfig, source: str) -> int:
 
 
 def _problems(config: AugmentConfig, size: int) -> list[Problem]:
-    policy = check_policy(config.policy)
+    policy = check_part("policy", "augment.policy", config.policy)
     return [*([policy] if policy else []), *check_transforms(config.transforms, [size])]
 
 
@@ -71,7 +71,8 @@ def _samples(
 ) -> list[list[NDArray[np.uint8]]]:
     """A row of images each: the scored one, then the same as in as many training batches."""
     files = [manifest.file(int(row)) for row in rows]
-    batches = Batches(EncodedImages(files, stored_side(size)), size, config.augment)
+    source = EncodedImages(files, stored_side(size, config.cache))
+    batches = Batches(source, size, config.augment)
     places = np.arange(len(files))
     seeds = [None, *((config.search.seed, epoch) for epoch in range(_SAMPLES))]
     try:

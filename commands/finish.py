@@ -4,21 +4,21 @@ report."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from ensemble.selection import blend_run
+from ensemble.selection import blend_run, remove_unused_weights
 from experiment.config import EnsembleConfig
 from experiment.errors import RunFolderError
 from experiment.files import Files, open_files
 from experiment.folds import HELD_OUT
 from experiment.manifest import read_manifest
 from experiment.metrics import accuracy, all_metrics, log_loss
-from experiment.records import EnsembleRecord, HeldOutScore
+from experiment.records import EnsembleRecord, HeldOutScore, MetricScore
 from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.plugins import use_run_plugins
@@ -40,10 +40,15 @@ class Finished:
 
 
 def finish(store: RunStore, console: Console) -> Finished:
-    """Blend, score held-out rows, write submission and report."""
-    ensemble = blend(store, store.config().ensemble, console)
-    receipt = submit(store, "none", None, console) if store.config().data.test is not None else None
+    """Blend, score held-out rows, write submission and report; then remove the weights that the
+    config does not keep."""
+    config = store.config()
+    ensemble = blend(store, config.ensemble, console)
+    receipt = submit(store, "none", None, console) if config.data.test is not None else None
     report = write_report(store)
+    if config.ensemble.keep == "blend":
+        count = remove_unused_weights(store, ensemble)
+        console.print(f"Weights removed that the blend does not use: of {_members(count)}")
     return Finished(ensemble, receipt, report)
 
 
@@ -52,9 +57,8 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     use_run_plugins(store)
     ensemble = _with_held_out_score(store, blend_run(store, config))
     gain = ensemble.best_single_oof_logloss - ensemble.oof_logloss
-    count = len(ensemble.members)
     console.print(
-        f"[bold]Blend[/bold] of {count} member{'s' if count > 1 else ''}: OOF log loss "
+        f"[bold]Blend[/bold] of {_members(len(ensemble.members))}: OOF log loss "
         f"[bold]{ensemble.oof_logloss:.4f}[/bold], best single {ensemble.best_single} "
         f"{ensemble.best_single_oof_logloss:.4f} ({gain:+.4f} better); cross-fitted "
         f"{ensemble.crossfit_logloss:.4f} ± {ensemble.crossfit_se:.4f}; at most "
@@ -63,6 +67,11 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     )
     for member in ensemble.members:
         console.print(f"  {member.weight:.3f}  {member.candidate} {member.variant}")
+    if ensemble.members_without_weights:
+        console.print(
+            f"Left out, since their weights were removed (ensemble.keep: blend): "
+            f"{_members(ensemble.members_without_weights)}"
+        )
     held_out = ensemble.held_out
     if held_out is not None:
         console.print(
@@ -72,10 +81,9 @@ def blend(store: RunStore, config: EnsembleConfig, console: Console) -> Ensemble
     return ensemble
 
 
-def _further(metrics: Mapping[str, float]) -> str:
+def _further(metrics: Iterable[MetricScore]) -> str:
     """', macro_f1 0.9012, ...': the metrics beside the two that have their own words."""
-    rest = {name: value for name, value in metrics.items() if name not in _IN_WORDS}
-    return "".join(f", {name} {value:.4f}" for name, value in rest.items())
+    return "".join(f", {m.name} {m.value:.4f}" for m in metrics if m.name not in _IN_WORDS)
 
 
 def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
@@ -104,6 +112,10 @@ def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Rec
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
     return receipt
+
+
+def _members(count: int) -> str:
+    return f"{count} member{'' if count == 1 else 's'}"
 
 
 def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:

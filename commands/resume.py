@@ -15,7 +15,7 @@ from experiment.config import ParsedConfig, SweepConfig, parse_config
 from experiment.errors import Problem, RunFolderError, UserError
 from experiment.manifest import Manifest, read_manifest
 from experiment.store import RunStore, differing_keys
-from scheduling.preflight import config_problems
+from scheduling.config_checks import config_problems
 from search_spaces.sampling import build_space
 
 # What `resume --set` may change: everything else would make old and new trials incomparable.

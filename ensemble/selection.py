@@ -21,7 +21,7 @@ from ensemble.methods import blend as run_method
 from experiment.config import EnsembleConfig
 from experiment.errors import RunFailure, RunFolderError
 from experiment.metrics import accuracy, all_metrics, log_loss_of_true, normalise
-from experiment.records import EnsembleRecord, MemberRecord
+from experiment.records import CandidateSummary, EnsembleRecord, MemberRecord
 from experiment.store import RunStore, suffix
 
 
@@ -34,17 +34,14 @@ class Candidacy:
 
 
 def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
-    """Choose, certify, cross-fit and write the blend. Raises RunFailure where no candidate is
-    complete."""
+    """Choose, certify, cross-fit and write the blend, among members whose weights are there: it is
+    to predict. Raises RunFailure where no candidate is complete."""
     summaries = store.summaries()
     complete = [s for s in summaries if s.status == "complete"]
-    members = [Candidacy(s.candidate.candidate, v) for s in complete for v in s.variants]
+    scored = _candidacies(complete)
+    members = [m for m in scored if store.has_weights(m.candidate, m.variant)]
     if not members:
-        counts = ", ".join(f"{s.candidate.candidate} {s.status}" for s in summaries) or "none"
-        raise RunFailure(
-            f"no complete candidate to blend (candidates: {counts}); see logs/error.log, then "
-            f"`resume {store.root}`, with --retry-failed where trials failed"
-        )
+        raise _nothing_to_blend(store, summaries, without_weights=len(scored))
     true_prob = np.stack([_true_prob(store, member) for member in members])
     folds = store.folds().fold[store.scored_rows()]
     method = partial(
@@ -71,10 +68,43 @@ def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
         last_fold_logloss=log_loss_of_true(chosen.weights @ true_prob[:, on_last]),
         members_considered=len(members),
         candidates_considered=len(complete),
+        members_without_weights=len(scored) - len(members),
         folds_hash=store.folds().hash,
     )
     store.save_ensemble(record, _trajectory(members, chosen), _half_logs(oof))
     return record
+
+
+def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
+    """`keep: blend`: remove the weights of complete candidates that are not in the blend; how many
+    members lost theirs. Other candidates may still become complete, and need theirs then."""
+    complete = [s for s in store.summaries() if s.status == "complete"]
+    used = {Candidacy(member.candidate, member.variant) for member in blend.members}
+    unused = [m for m in _candidacies(complete) if m not in used]
+    there = [m for m in unused if store.has_weights(m.candidate, m.variant)]
+    for member in unused:
+        store.remove_weights(member.candidate, member.variant)
+    return len(there)
+
+
+def _candidacies(complete: Sequence[CandidateSummary]) -> list[Candidacy]:
+    return [Candidacy(s.candidate.candidate, v) for s in complete for v in s.variants]
+
+
+def _nothing_to_blend(
+    store: RunStore, summaries: Sequence[CandidateSummary], without_weights: int
+) -> RunFailure:
+    counts = ", ".join(f"{s.candidate.candidate} {s.status}" for s in summaries) or "none"
+    if without_weights:
+        return RunFailure(
+            f"no member to blend: the weights of all {without_weights} are gone from "
+            f"{store.root}/trials; delete a candidate's fold folders there and `resume "
+            f"{store.root}` to train it anew"
+        )
+    return RunFailure(
+        f"no complete candidate to blend (candidates: {counts}); see logs/error.log, then "
+        f"`resume {store.root}`, with --retry-failed where trials failed"
+    )
 
 
 def _true_prob(store: RunStore, member: Candidacy) -> NDArray[np.float32]:

@@ -425,9 +425,9 @@ def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _without_length(raw: dict[str, Any]) -> dict[str, Any]:
     search = raw.get("search")
-    space = search.get("space") if isinstance(search, dict) else None
-    if not isinstance(space, dict):
+    if not isinstance(search, dict) or not isinstance(search.get("space"), dict):
         return raw
+    space = search["space"]
     kept = {name: form for name, form in space.items() if name not in _NOT_IN_SMOKE}
     return raw | {"search": search | {"space": kept}}
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from experiment.records import MetricScore
+
 CLIP = 1e-15
 """The least probability that a row's true class may have; the score is finite because of it."""
 
@@ -194,11 +196,11 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Metric -> value for prob (n, C), labels (n,). One that fails or is not finite is left out,
-    with a warning: a blend does not depend on it."""
+def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> tuple[MetricScore, ...]:
+    """Every row of the table for prob (n, C), labels (n,). One that fails or is not finite is left
+    out, with a warning: a blend does not depend on it."""
     rows = normalise(prob)
-    found: dict[str, float] = {}
+    found: list[MetricScore] = []
     for metric in METRICS.values():
         try:
             value = float(metric.function(rows, labels))
@@ -206,7 +208,8 @@ def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> dict[str, float]:
             _log.warning("metric %s failed and is left out", metric.name, exc_info=True)
             continue
         if math.isfinite(value):
-            found[metric.name] = value
+            better = metric.greater_is_better
+            found.append(MetricScore(name=metric.name, value=value, greater_is_better=better))
         else:
             _log.warning("metric %s is %s and is left out", metric.name, value)
-    return found
+    return tuple(found)

@@ -89,14 +89,21 @@ class MemberRecord(_Record):
     temperature: float = 1.0
 
 
+class MetricScore(_Record):
+    """What one metric of the table says of a blend."""
+
+    name: str
+    value: float
+    greater_is_better: bool
+
+
 class HeldOutScore(_Record):
     """With `k: 1` and a `test_fraction`: the blend on rows that no trial and no choice has seen."""
 
     rows: int
     logloss: float
     accuracy: float
-    metrics: dict[str, float] = {}
-    """By name, as in `EnsembleRecord`."""
+    metrics: tuple[MetricScore, ...] = ()
 
 
 class EnsembleRecord(_Record):
@@ -115,9 +122,11 @@ class EnsembleRecord(_Record):
     last_fold_logloss: float
     members_considered: int
     candidates_considered: int
+    members_without_weights: int = 0
+    """Left out, since their weights are not there any more (`ensemble.keep: blend`)."""
     folds_hash: str
-    metrics: dict[str, float] = {}
-    """Every metric of the table by its name, of the blend's OOF probabilities."""
+    metrics: tuple[MetricScore, ...] = ()
+    """Every metric of the table, of the blend's OOF probabilities."""
     held_out: HeldOutScore | None = None
 
 

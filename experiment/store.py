@@ -66,6 +66,7 @@ class RunStore:
         """Lay the folder out. `folds` is the text of folds.csv; sweep.yaml comes last, so that
         a folder with it is a run."""
         try:
+            self.files.delete(_PLUGINS)  # of a run that was not made
             for file in plugins:
                 self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
             self.files.write(_FOLDS, _bytes(folds))
@@ -221,6 +222,16 @@ class RunStore:
     def weights(self, candidate: str, fold: int, variant: str) -> bytes:
         """The safetensors file of a variant."""
         return self.files.read(weights_name(candidate, fold, variant))
+
+    def has_weights(self, candidate: str, variant: str) -> bool:
+        """Whether those of all folds are there."""
+        names = (weights_name(candidate, fold, variant) for fold in range(self.fold_count))
+        return all(self.files.exists(name) for name in names)
+
+    def remove_weights(self, candidate: str, variant: str) -> None:
+        """Those of all folds; probabilities and records stay."""
+        for fold in range(self.fold_count):
+            self.files.delete(weights_name(candidate, fold, variant))
 
     # -- OOF
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from experiment.config import closest
-from experiment.errors import Problem, UserError
+from experiment.config import check_name
+from experiment.errors import UserError
 from trainables.activations import log_probs
 
 View = Callable[[Tensor], Tensor]
@@ -63,11 +63,9 @@ TTAS: dict[str, TTA] = {
 
 def find_tta(name: str) -> TTA:
     """Raises UserError, with what is allowed, where there is none of that name."""
-    if name in TTAS:
+    problem = check_name("--tta", name, TTAS)
+    if problem is None:
         return TTAS[name]
-    near = closest(name, TTAS)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    problem = Problem("--tta", f"got {name!r}; {hint}allowed: {', '.join(TTAS)}")
     raise UserError([problem])
 
 

@@ -78,11 +78,3 @@ def _cell(column: str, value: str, summary: CandidateSummary) -> object:
     if column == "status":
         return Html(f'<span class="status {text(value)}">{text(value)}</span>')
     return value
-
-
-def _hyperparameter(value: str) -> object:
-    """A number, or the name of a loss, a head and so on."""
-    try:
-        return Cell(f"{float(value):.4g}", float(value)) if value else Cell(UNKNOWN, None)
-    except ValueError:
-        return value

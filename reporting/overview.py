@@ -9,7 +9,7 @@ import math
 import shlex
 from collections import Counter
 
-from experiment.records import CandidateSummary, EnsembleRecord
+from experiment.records import CandidateSummary, EnsembleRecord, MetricScore
 from reporting.context import ReportContext
 from reporting.markup import (
     UNKNOWN,
@@ -83,7 +83,7 @@ def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
         ("Blend method", blend.method),
         ("Blend members", f"{len(blend.members)} of {blend.members_considered} considered"),
         ("Blend, log loss on the last fold", number(blend.last_fold_logloss)),
-        *((f"Blend, {name}", number(value)) for name, value in blend.metrics.items()),
+        *((f"Blend, {m.name}", _metric(m)) for m in blend.metrics),
         (
             "Certificate",
             f"{blend.certificate:.2g}: no weights have an OOF log loss more than this below",
@@ -93,6 +93,10 @@ def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
             _signed(blend.crossfit_logloss - single),
         ),
     ]
+
+
+def _metric(metric: MetricScore) -> str:
+    return f"{number(metric.value)} ({'greater' if metric.greater_is_better else 'less'} is better)"
 
 
 def _statuses(total: int, statuses: Counter[str]) -> str:

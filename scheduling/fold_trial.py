@@ -32,6 +32,8 @@ class TrialJob:
     training: TrainingConfig
     augment: AugmentConfig
     seed: int
+    session: str
+    """Of this driver: see `TrialSpec.session`."""
     cpus: int
     """Of each device."""
     use_gpu: bool
@@ -77,6 +79,7 @@ def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
         training=job.training,
         augment=job.augment,
         seed=job.seed,
+        session=job.session,
         cpus=job.cpus,
         use_gpu=job.use_gpu,
         accelerators=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),

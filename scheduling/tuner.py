@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from experiment.config import ResourcesConfig, SweepConfig
 from experiment.progress import Progress, RunningTrial
@@ -204,14 +205,15 @@ def run_sweep(
     started = time.monotonic()
     sweep = _Sweep(store, config, space, cluster, on_progress)
     job = TrialJob(
-        store.root,
-        image_root,
-        config.training,
-        config.augment,
-        config.search.seed,
-        config.resources.cpus_per_trial,
-        cluster.gpus_per_trial > 0,
-        config.resources.devices_per_trial,
+        run=store.root,
+        image_root=image_root,
+        training=config.training,
+        augment=config.augment,
+        seed=config.search.seed,
+        session=uuid4().hex,
+        cpus=config.resources.cpus_per_trial,
+        use_gpu=cluster.gpus_per_trial > 0,
+        devices=config.resources.devices_per_trial,
     )
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))

@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import check_name
-from experiment.errors import Problem
 from trainables.warp import Warper, homogeneous, perspective, shear
 
 Image = NDArray[np.uint8]  # (height, width, 3) RGB
@@ -73,11 +71,6 @@ POLICIES: dict[str, Policy] = {
         ),
     )
 }  # fmt: skip
-
-
-def check_policy(name: str) -> Problem | None:
-    """A problem where there is no such policy."""
-    return check_name("augment.policy", name, POLICIES)
 
 
 def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:

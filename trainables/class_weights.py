@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import check_name
-from experiment.errors import Problem
-
 
 @dataclass(frozen=True)
 class ClassWeights:
@@ -64,8 +61,3 @@ def class_weights(name: str, class_counts: NDArray[np.int64], beta: float) -> ND
     found = CLASS_WEIGHTS[name].function(counts, beta)
     weights[present] = found * counts.sum() / (found * counts).sum()
     return weights
-
-
-def check_class_weights(name: str) -> Problem | None:
-    """A problem where there are no such class weights."""
-    return check_name("search.space.class_weights", name, CLASS_WEIGHTS)

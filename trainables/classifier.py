@@ -71,7 +71,7 @@ def check_image_size(backbone: str, image_size: int) -> Problem | None:
     without memory."""
     for member in members(backbone):
         size = member.image_size or image_size
-        message = _refusal(member.backbone, size)
+        message = refusal(member.backbone, size, size)
         if message is not None:
             by = f"{member.backbone} " if is_stack(backbone) else ""
             where = f"search.backbones: {backbone}"
@@ -79,12 +79,13 @@ def check_image_size(backbone: str, image_size: int) -> Problem | None:
     return None
 
 
-def _refusal(backbone: str, image_size: int) -> str | None:
-    """In the backbone's own words."""
+def refusal(backbone: str, image_size: int, seen: int) -> str | None:
+    """What a backbone built for `image_size` says of images of `seen` pixels, where it refuses
+    them; tried without memory."""
     try:
         with torch.device("meta"), torch.no_grad():
             model = build_classifier(ModelCard(backbone, 2, image_size)).eval()
-            model(torch.zeros(1, 3, image_size, image_size))
+            model(torch.zeros(1, 3, seen, seen))
     except NotImplementedError:
         return None  # needs real memory to be built: the trial will tell
     except Exception as error:  # a plugin's backbone may raise anything

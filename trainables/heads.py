@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from experiment.config import closest
-from experiment.errors import Problem
-
 _HIDDEN = 512  # of the mlp head
 _EPS = 1e-6  # as in ConvNeXt (Liu et al., A ConvNet for the 2020s, CVPR 2022)
 
@@ -57,12 +54,3 @@ HEADS: dict[str, Head] = {
         Head("mlp", f"one hidden layer of {_HIDDEN} with layer norm, GELU and dropout", _mlp),
     )
 }  # fmt: skip
-
-
-def check_head(name: str) -> Problem | None:
-    """A problem where there is no such head."""
-    if name in HEADS:
-        return None
-    near = closest(name, HEADS)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return Problem("search.space.head", f"got {name!r}; {hint}allowed: {', '.join(HEADS)}")

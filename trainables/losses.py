@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from experiment.config import check_name
-from experiment.errors import Problem
 from search_spaces.params import TrialParams
 from trainables.class_weights import class_weights
 
@@ -139,8 +137,3 @@ def build_loss(
         return (function(logits.float(), targets, settings) * (targets * weights).sum(1)).mean()
 
     return weighted
-
-
-def check_loss(name: str) -> Problem | None:
-    """A problem where there is no such loss."""
-    return check_name("training.loss", name, LOSSES)

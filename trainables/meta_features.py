@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import closest
+from experiment.config import check_name
 from experiment.errors import Problem
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, in [0, 1]
@@ -71,10 +71,5 @@ def check_meta(names: Sequence[str]) -> list[Problem]:
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    for name in dict.fromkeys(names):
-        if name not in META_FEATURES:
-            near = closest(name, META_FEATURES)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            allowed = ", ".join(META_FEATURES)
-            problems.append(Problem(where, f"got {name!r}; {hint}allowed: {allowed}"))
-    return problems
+    unknown = (check_name(where, name, META_FEATURES) for name in dict.fromkeys(names))
+    return [*problems, *(problem for problem in unknown if problem is not None)]

@@ -81,9 +81,8 @@ def optimizer_names() -> list[str]:
     return [name for name in listed if name not in REFUSED]
 
 
-def check_optimizer(name: str) -> Problem | None:
+def check_optimizer(where: str, name: str) -> Problem | None:
     """A problem where there is no such optimiser, or a trial cannot use it."""
-    where = "search.space.optimizer"
     if name in REFUSED:
         return Problem(where, f"{name} {REFUSED[name]}")
     names = optimizer_names()

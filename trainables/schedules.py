@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from experiment.config import check_name
-from experiment.errors import Problem
 from search_spaces.params import TrialParams
 
 _LOW = 0.01  # of the peak: where a warm-up starts and a cosine ends
@@ -188,8 +186,3 @@ def build_schedule(
     """The schedule of `params.schedule`, set for the first update; also for an optimiser whose
     state was loaded: its groups know their `initial_lr`."""
     return Schedule(optimizer, Plan(params, updates_per_epoch, epochs))
-
-
-def check_schedule(name: str) -> Problem | None:
-    """A problem where there is no such schedule."""
-    return check_name("search.space.schedule", name, SCHEDULES)

@@ -93,11 +93,9 @@ def test_a_trial_that_fails_in_a_plugin_names_it(
     with_plugin: Any, cli: Cli, tmp_path: Path
 ) -> None:
     path = plugin_of(with_plugin)
-    source = path.read_text(encoding="utf-8").replace("* mean.sign()", "* mean.sign()[:2]")
-    path.write_text(source, encoding="utf-8")
-    with_plugin.config["search"]["space"] |= {"optimizer": "adamw"}
+    source = path.read_text(encoding="utf-8")
     source = source.replace("    right = ", "    assert len(logits) < 7, 'too many'\n    right = ")
-    path.write_text(source.replace("mean.sign()[:2]", "mean.sign()"), encoding="utf-8")
+    path.write_text(source, encoding="utf-8")
     result = cli(
         "trial", with_plugin.write(), "--backbone", "mine/tiny", "--out", tmp_path / "trial"
     )
@@ -125,7 +123,6 @@ class TestSweep:
         run = tmp_path / "run"
         result = cli("run", with_plugin.write(), "--out", run)
         assert result.exit_code == 0, result.output
-        assert "top2_accuracy 0." in result.stdout or "top2_accuracy 1." in result.stdout
 
         store = RunStore.open(run)
         assert [s.status for s in store.summaries()] == ["complete"] * 2
@@ -134,8 +131,10 @@ class TestSweep:
         record = json.loads((run / "ensemble/ensemble.json").read_text())
         prob, labels = store.ensemble_oof(), store.labels()
         best = np.argsort(-prob, axis=1)[:, :2]
-        assert record["metrics"]["top2_accuracy"] == np.mean((best == labels[:, None]).any(1))
-        assert "top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
+        share = float(np.mean((best == labels[:, None]).any(axis=1)))
+        expected = {"name": "top2_accuracy", "value": share, "greater_is_better": True}
+        assert record["metrics"][-1] == expected
+        assert "Blend, top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
         copy = run / "plugins/my_parts.py"
         assert copy.read_bytes() == plugin_of(with_plugin).read_bytes()
 
@@ -155,7 +154,7 @@ class TestSweep:
         plugin_of(with_plugin).write_text("PARTS = 1", encoding="utf-8")
         result = cli(*more)
         assert result.exit_code == 0, result.output
-        said = result.stdout.replace("\n", " ")
+        said = " ".join(result.stdout.split())
         assert "has changed since the run was made; the run goes on with its own copy" in said
         assert len(RunStore.open(run).trials()) == 6
 

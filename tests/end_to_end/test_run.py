@@ -298,6 +298,42 @@ def test_blending_again(copied: Run, cli: Cli) -> None:
     assert cli("ensemble", copied.folder, "--max-members", "0").exit_code == 2
 
 
+def test_only_the_weights_of_the_blend_are_kept(copied: Run, tmp_path: Path, cli: Cli) -> None:
+    """Then blend, extend, submit and predict go on with the members that are left."""
+    keep = ("--set", "ensemble.keep=blend", "--set", "ensemble.max_members=1")
+    oof = set(copied.folder.rglob("*.npy"))
+    result = succeeded(cli("resume", copied.folder, *keep))
+    assert "Weights removed that the blend does not use: of 3 members" in result.stdout
+    [member] = copied.json("ensemble/ensemble.json")["members"]
+    assert weights_of(copied) == weights_of_member(member)
+    assert set(copied.folder.rglob("*.npy")) == oof
+
+    result = succeeded(cli("ensemble", copied.folder, "--max-members", "4"))
+    assert "(ensemble.keep: blend): 3 members" in " ".join(result.stdout.split())
+    assert copied.json("ensemble/ensemble.json")["members"] == [member]
+    out = tmp_path / "again.csv"
+    succeeded(cli("submit", copied.folder, "--out", out))
+    assert out.read_bytes() == (copied.folder / "submission.csv").read_bytes()
+    succeeded(cli("predict", copied.folder, copied.project.folder / "test"))
+    succeeded(cli("report", copied.folder))
+
+    succeeded(cli("resume", copied.folder, "--set", "search.candidates=3"))
+    record = copied.json("ensemble/ensemble.json")
+    assert (record["members_considered"], record["members_without_weights"]) == (3, 3)
+    assert weights_of(copied) == weights_of_member(record["members"][0])
+
+
+def weights_of(run: Run) -> set[str]:
+    found = run.folder.glob("trials/*/*/best*.safetensors")
+    return {str(path.relative_to(run.folder)) for path in found}
+
+
+def weights_of_member(member: dict[str, Any]) -> set[str]:
+    suffix = "" if member["variant"] == "raw" else f"_{member['variant']}"
+    folder = f"trials/{member['candidate']}"
+    return {f"{folder}/fold{fold}/best{suffix}.safetensors" for fold in (0, 1)}
+
+
 def test_status_and_report(copied: Run, cli: Cli) -> None:
     result = succeeded(cli("status", copied.folder))
     for text in ("c0000", "timm/test_resnet", "2 candidates: 2 complete", "4 of 4 fold trials"):

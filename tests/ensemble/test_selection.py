@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble.selection import blend_run
+from ensemble.selection import blend_run, remove_unused_weights
 from experiment.config import DataConfig, EnsembleConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.errors import ConfigError, RunFailure, RunFolderError
 from experiment.records import CandidateRecord, Oof, TrialRecord, VariantScore
@@ -18,6 +18,7 @@ from experiment.store import RunStore
 
 ROWS, CLASSES, K = 90, ("a", "b", "c"), 3
 FOLD = np.random.default_rng(1).permutation(ROWS) % K
+SUFFIX = {"raw": "", "ema": "_ema"}
 LABELS = np.random.default_rng(2).integers(0, 3, ROWS)
 
 
@@ -64,7 +65,8 @@ def add(
         scores = {
             v: VariantScore(rows=len(rows), val_logloss=1, val_acc=0, best_epoch=0) for v in oof
         }
-        store.save_trial(_record(store, name, fold, "finished", scores), oof, rows)
+        weights = dict.fromkeys(variants, b"weights")
+        store.save_trial(_record(store, name, fold, "finished", scores), oof, rows, weights)
     if lost is not None:
         store.save_trial(_record(store, name, len(folds), lost, {}))
     return prob
@@ -249,3 +251,44 @@ def test_one_fixed_split_scores_its_validation_rows(tmp_path: Path) -> None:
     assert record.oof_logloss == pytest.approx(loss_of(prob, FOLD == 0), abs=1e-6)
     assert record.last_fold_logloss == pytest.approx(record.oof_logloss)
     assert store.ensemble_oof().shape == ((FOLD == 0).sum(), 3)
+
+
+def test_members_without_weights_are_left_out(store: RunStore) -> None:
+    """One missing fold is enough: the member could not predict."""
+    for number in range(3):
+        add(store, number, noise=0.5 + number, variants=("raw", "ema"))
+    best = blend_run(store, EnsembleConfig(max_members=1)).members[0]
+    store.files.delete(f"trials/{best.candidate}/fold1/best{SUFFIX[best.variant]}.safetensors")
+    again = blend_run(store, EnsembleConfig())
+    assert (again.members_considered, again.members_without_weights) == (5, 1)
+    assert (best.candidate, best.variant) not in {(m.candidate, m.variant) for m in again.members}
+    for summary in store.summaries():
+        for variant in summary.variants:
+            store.remove_weights(summary.candidate.candidate, variant)
+    with pytest.raises(RunFailure, match="the weights of all 6 are gone"):
+        blend_run(store, EnsembleConfig())
+
+
+def test_unused_weights_go_and_all_else_stays(store: RunStore) -> None:
+    for number in range(3):
+        add(store, number, noise=0.5 + number, variants=("raw", "ema"))
+    add(store, 3, noise=0.4, folds=(0, 2))  # to be continued
+    add(store, 4, noise=0.4, folds=(0, 1), lost="failed")  # may be run again
+    record = blend_run(store, EnsembleConfig(max_members=2))
+    root = Path(store.root)
+    before = {p for p in root.rglob("*") if p.is_file()}
+    assert remove_unused_weights(store, record) == 6 - len(record.members)
+    gone = before - {p for p in root.rglob("*") if p.is_file()}
+    used = {(m.candidate, SUFFIX[m.variant]) for m in record.members}
+    expected = {
+        root / f"trials/{candidate}/fold{fold}/best{suffix}.safetensors"
+        for candidate in ("c0000", "c0001", "c0002")
+        for suffix in SUFFIX.values()
+        for fold in range(K)
+        if (candidate, suffix) not in used
+    }
+    assert gone == expected
+    assert remove_unused_weights(store, record) == 0
+    again = blend_run(store, EnsembleConfig(max_members=2))
+    assert again.members == record.members and again.oof_logloss == record.oof_logloss
+    assert again.members_without_weights == 6 - len(record.members)

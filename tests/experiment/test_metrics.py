@@ -165,3 +165,19 @@ def test_wrong_predictions_are_named() -> None:
         metrics.confusion(GOOD, [0, 1], 3)
     with pytest.raises(ValueError, match=r"row 1: the label is 3"):
         metrics.precision_recall_f1([0, 1], [0, 3], 3)
+
+
+def test_the_table_is_scikit_learns_arithmetic() -> None:
+    rng = np.random.default_rng(7)
+    prob, labels = rng.dirichlet(np.ones(4), 50), rng.permutation(np.arange(50) % 4)
+    best = prob.argmax(axis=1)
+    expected = {
+        "log_loss": (sk.log_loss(labels, prob), False),
+        "accuracy": (sk.accuracy_score(labels, best), True),
+        "macro_f1": (sk.f1_score(labels, best, average="macro"), True),
+    }
+    assert expected.keys() == metrics.METRICS.keys()
+    for score in metrics.all_metrics(prob, labels):
+        value, greater_is_better = expected[score.name]
+        assert score.value == pytest.approx(value, rel=1e-12)
+        assert score.greater_is_better == greater_is_better

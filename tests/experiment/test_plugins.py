@@ -143,6 +143,6 @@ def test_a_metric_that_fails_later_costs_a_warning_alone(caplog: pytest.LogCaptu
         "         Metric('none', '', lambda p, t: float('nan'), True)]"
     )
     load([file("own_a", source)], KINDS)
-    values = all_metrics(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))
-    assert list(values) == BUILT_IN and values["accuracy"] == 0.5
+    scores = all_metrics(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))
+    assert [score.name for score in scores] == BUILT_IN and scores[1].value == 0.5
     assert "metric own failed" in caplog.text and "metric none is nan" in caplog.text

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.errors import RunFolderError
+from experiment.plugin_files import PluginFile
 from experiment.records import (
     CandidateRecord,
     EnsembleRecord,
@@ -320,6 +321,41 @@ def test_forgotten_trials_leave_nothing(complete: RunStore, tmp_path: Path) -> N
     ]
 
 
+def test_a_resume_state_stays_until_its_trial_has_ended(store: RunStore, tmp_path: Path) -> None:
+    folder = tmp_path / "run/trials/c0000/fold1"
+    assert store.resume_state("c0000", 1) is None
+    store.save_resume_state("c0000", 1, memoryview(b"old"))
+    store.save_resume_state("c0000", 1, b"new")
+    store.save_trial(trial_record(store, 1, status="failed", error="boom"))
+    (folder / ".part-0123-resume.safetensors").write_bytes(b"half")
+    store.clear_trial("c0000", 1)
+    assert [p.name for p in folder.iterdir()] == ["resume.safetensors"]
+    assert store.resume_state("c0000", 1) == b"new"
+    assert store.trials() == {}
+    save_fold(store, 1, np.full((70, 3), 1 / 3, np.float32))
+    assert store.resume_state("c0000", 1) is None
+    store.clear_trial("c0000", 7)  # nothing there
+
+
+def test_a_settled_candidates_states_go(store: RunStore) -> None:
+    for candidate in ("c0000", "c0001"):
+        for k in (0, 2):
+            store.save_resume_state(candidate, k, b"state")
+    store.forget_resume_states("c0000")
+    states = [store.resume_state(c, k) for c in ("c0000", "c0001") for k in range(3)]
+    assert states == [None, None, None, b"state", None, b"state"]
+
+
+def test_removed_weights_leave_all_else(complete: RunStore, tmp_path: Path) -> None:
+    assert complete.has_weights("c0000", "raw") and not complete.has_weights("c0000", "snap1")
+    before = {p for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    complete.remove_weights("c0000", "ema")
+    complete.remove_weights("c0000", "snap1")
+    assert complete.has_weights("c0000", "raw") and not complete.has_weights("c0000", "ema")
+    gone = before - {p for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert {p.name for p in gone} == {"best_ema.safetensors"} and len(gone) == 3
+
+
 @pytest.mark.parametrize(
     ("name", "read"),
     [
@@ -482,7 +518,25 @@ def test_a_whole_run_in_an_object_store(
     assert [s.status for s in again.summaries()] == ["complete"]
     assert again.true_prob("c0000", "ema").shape == (70,)
     again.write_tables(again.summaries())
+    again.save_resume_state("c0000", 2, memoryview(b"state"))
+    again.clear_trial("c0000", 2)
+    assert again.resume_state("c0000", 2) == b"state"
+    again.forget_resume_states("c0000")
+    assert again.resume_state("c0000", 2) is None
+    save_fold(again, 2, prob)
+    again.remove_weights("c0000", "ema")
+    assert again.has_weights("c0000", "raw") and not again.has_weights("c0000", "ema")
     again.forget_trial("c0000", 1)
     assert sorted(again.trials()) == [("c0000", 0), ("c0000", 2)]
     assert again.files.names("trials/c0000") == ["candidate.json", "fold0", "fold2"]
     assert again.log_folder() is None
+
+
+def test_the_runs_own_copies_of_its_plugins(tmp_path: Path) -> None:
+    assert new_store(tmp_path / "plain", np.array([0, 1])).plugins() == ()
+    files = [PluginFile(name, f"X = '{name}'".encode(), f"/{name}.py") for name in ("b", "a")]
+    store = RunStore(tmp_path / "plugged")
+    store.create(config(), folds_text(np.array([0, 1])), CLASSES, files)
+    found = RunStore.open(store.root).plugins()
+    assert found == (files[1], files[0])  # by name
+    assert found[0].path == f"{store.root}/plugins/a.py"

@@ -4,6 +4,7 @@ that break the table's promise do not."""
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from trainables.optimizer_table import OPTIMIZERS
 from trainables.pixel_cache import EncodedImages
 from trainables.schedules import SCHEDULES
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("plugins_end")
 BY_NAME = {kind.record.__name__: kind for kind in ALL_KINDS}
 ROWS = [
@@ -46,6 +48,24 @@ ROWS = [
 def test_our_own_rows_are_what_a_plugins_should_be(kind: Kind[Any], row: Any) -> None:
     kind.try_row(row)
     assert kind.table[getattr(row, kind.key)] is row
+
+
+def test_every_table_of_records_may_grow() -> None:
+    """But for the libraries of transforms, a transform of one's own being a `Custom`, and for
+    activations, since R-Drop has a divergence for each."""
+    tables = set[str]()
+    for package in ("trainables", "ensemble", "inference", "experiment"):
+        for path in (ROOT / package).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            tables |= set(re.findall(r"^[A-Z]\w+: dict\[str, ([A-Z][A-Za-z]+)\] = ", text, re.M))
+    assert tables - BY_NAME.keys() == {"Library", "Activation"}
+    assert len(BY_NAME) == len(ALL_KINDS)
+
+
+def test_the_guide_lists_every_kind() -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.M)
+    assert dict(listed) == {name: k.record.__module__ for name, k in BY_NAME.items()}
 
 
 def test_a_family_is_tried_with_its_first_name() -> None:

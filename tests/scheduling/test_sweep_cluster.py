@@ -119,16 +119,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path, images: Path, cluster: RunningCluster, gpus: float) -> list[TrialRecord]:
-    """Six fold trials; gives their records."""
-    raw = {
+def sweep(
+    folder: Path, images: Path, cluster: RunningCluster, gpus: float, **more: object
+) -> list[TrialRecord]:
+    """Six fold trials; gives their records. `more` are sections of the config."""
+    raw = more | {
         "data": {"train": str(images)},
         "folds": {"k": 2},
         "search": {"backbones": ["timm/test_resnet"], "candidates": 3, "sampler": "random"},
-        "training": {"epochs": 15, "patience": 15, "image_size": 32, "pretrained": False},
+        "training": {
+            "epochs": 15, "patience": 15, "image_size": 32, "pretrained": False,
+            "loss": "own" if "plugins" in more else "cross_entropy",
+        },
         "augment": {"policy": "none"},
         "resources": {"gpus_per_trial": gpus},
-    }
+    }  # fmt: skip
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps(raw), encoding="utf-8")
     done = subprocess.run(
@@ -180,3 +185,40 @@ def test_halves_of_gpus_on_two_nodes(
     at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
     assert max(at_once) == 3
     assert {trial.accelerators for trial in trials} == {("0",)}
+
+
+PLUGIN = """
+from pathlib import Path
+import os
+import ray
+from trainables.losses import Loss
+from torch.nn import functional
+
+if ray.is_initialized():
+    node = ray.get_runtime_context().get_node_id()
+    Path({seen!r}, f"{{node}} {{os.getpid()}}").write_text(__spec__.origin)
+
+PARTS = [
+    Loss("own", "", "", lambda logits, targets, settings:
+         functional.cross_entropy(logits, targets, reduction="none")),
+]
+"""
+
+
+def test_a_plugin_reaches_the_nodes_from_the_run_folder(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """No process of the cluster has the plugin's folder on its path; each notes where it found
+    the plugin."""
+    cluster.add_node(cpus=1, gpus=1)
+    seen, own = tmp_path / "seen", tmp_path / "own"
+    seen.mkdir()
+    own.mkdir()
+    (own / "own_loss.py").write_text(PLUGIN.format(seen=str(seen)), encoding="utf-8")
+    folder = tmp_path / "plugged"
+    plugins = [str(own / "own_loss.py")]
+    sweep(folder, tiny_images, cluster, gpus=0.5, plugins=plugins)
+    workers = [f for f in seen.iterdir() if f.read_text() == f"{folder}/run/plugins/own_loss.py"]
+    assert len({worker.name.split()[0] for worker in workers}) >= 2
+    drivers = [f for f in seen.iterdir() if f not in workers]
+    assert all(driver.read_text() == plugins[0] for driver in drivers)

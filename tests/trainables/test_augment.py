@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainables.augment import POLICIES, Policy, augment, check_policy, resize
+from trainables.augment import POLICIES, Policy, augment, resize
 
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
@@ -82,13 +82,6 @@ def test_ranges_are_sound(policy: Policy) -> None:
     assert 0 < policy.crop_area[0] <= policy.crop_area[1] <= 1
     assert 0 < policy.crop_ratio[0] <= 1 <= policy.crop_ratio[1]
     assert 0 <= policy.flip <= 1 and 0 <= policy.zoom < 1 and policy.rotate <= 180
-    assert check_policy(policy.name) is None
-
-
-def test_unknown_policy() -> None:
-    problem = check_policy("medum")
-    assert problem is not None and problem.where == "augment.policy"
-    assert "did you mean 'medium'?" in problem.message and "heavy" in problem.message
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(20, 30, 40), (32, 32, 32), (48, 36, 32)])

@@ -9,7 +9,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from trainables.class_weights import (
     CLASS_WEIGHTS,
     ClassWeights,
-    check_class_weights,
     class_weights,
 )
 
@@ -41,7 +40,6 @@ def test_a_class_without_rows_changes_no_other(row: ClassWeights) -> None:
 @each_row
 def test_is_documented_under_its_name(row: ClassWeights) -> None:
     assert CLASS_WEIGHTS[row.name] is row and row.doc
-    assert check_class_weights(row.name) is None
 
 
 def test_none_is_one() -> None:
@@ -65,8 +63,3 @@ def test_effective_goes_from_none_to_balanced() -> None:
     np.testing.assert_allclose(class_weights("effective", COUNTS, 0.0), np.ones(4))
     near_one = class_weights("effective", COUNTS, 0.999999)
     np.testing.assert_allclose(near_one, class_weights("balanced", COUNTS, 0.0), rtol=1e-3)
-
-
-def test_unknown_name() -> None:
-    problem = check_class_weights("ballanced")
-    assert problem is not None and "did you mean 'balanced'?" in problem.message

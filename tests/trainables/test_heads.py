@@ -10,14 +10,14 @@ from torchvision.transforms import v2
 
 from trainables.card import ModelCard
 from trainables.classifier import build_classifier
-from trainables.heads import HEADS, Head, check_head
+from trainables.heads import HEADS, Head
 
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 
 
 @each_head
 def test_features_to_logits_with_dropout_in_training_alone(head: Head) -> None:
-    assert HEADS[head.name] is head and head.doc and check_head(head.name) is None
+    assert HEADS[head.name] is head and head.doc
     torch.manual_seed(0)
     module = head.build(12, 5, 0.5)
     features = torch.randn(6, 12)
@@ -88,14 +88,6 @@ def test_no_pooled_feature_is_normed_twice(backbone: str, norm: str | None) -> N
         normed = build_classifier(ModelCard(backbone, 2, 160, "layernorm"))
     gone = set(plain.body.state_dict()) - set(normed.body.state_dict())
     assert gone == ({f"{norm}.weight", f"{norm}.bias"} if norm else set())
-
-
-def test_a_misspelt_head_is_told() -> None:
-    problem = check_head("layer_norm")
-    assert problem is not None
-    assert problem.message == (
-        "got 'layer_norm'; did you mean 'layernorm'? allowed: linear, layernorm, mlp"
-    )
 
 
 def count(model: nn.Module) -> int:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from search_spaces.params import TrialParams
 from trainables.class_weights import class_weights
-from trainables.losses import LOSSES, Loss, build_loss, check_loss
+from trainables.losses import LOSSES, Loss, build_loss
 from trainables.mixing import soft_targets
 
 COUNTS = np.array([90, 5, 30, 12])
@@ -94,7 +94,6 @@ def test_half_precision_logits_are_scored_in_float32(loss: Loss) -> None:
 @each_loss
 def test_is_documented_under_its_name(loss: Loss) -> None:
     assert LOSSES[loss.name] is loss and loss.doc and loss.source
-    assert check_loss(loss.name) is None
 
 
 def test_cross_entropy_is_scikit_learns() -> None:
@@ -158,9 +157,3 @@ def test_ldam_with_a_class_that_has_no_row() -> None:
     function = build_loss(TrialParams(loss="ldam"), np.array([9, 0, 4, 2]))
     logits, labels = random_batch()
     assert torch.isfinite(function(logits, soft_targets(labels, 4, 0.0)))
-
-
-def test_unknown_loss() -> None:
-    problem = check_loss("cross_entrpy")
-    assert problem is not None and problem.where == "training.loss"
-    assert "did you mean 'cross_entropy'? allowed: cross_entropy" in problem.message

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor, nn
 
 from experiment.config import AugmentConfig, TrainingConfig
@@ -20,6 +19,8 @@ from trainables import learner as learner_module
 from trainables.devices import fresh_accelerator, seed_epoch
 from trainables.learner import Learner
 from trainables.memory import is_out_of_memory
+from trainables.schedules import build_schedule
+from trainables.sharpness import SharpnessAware
 from trainables.spec import EpochReport, TrialSpec
 from trainables.trial import run_trial
 from trainables.update import Examples, update
@@ -168,11 +169,14 @@ def batches() -> Iterator[Examples]:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_step_that_fails_in_its_middle_leaves_no_trace(tiny_run: Any, backward: bool) -> None:
+@pytest.mark.parametrize(("sharp", "call"), [(False, 4), (True, 6), (True, 8)])
+def test_a_step_that_fails_in_its_middle_leaves_no_trace(
+    tiny_run: Any, backward: bool, sharp: bool, call: int
+) -> None:
     """The second micro-batch of the second step fails: the first one's gradients, statistics and
-    dropout masks are taken back."""
-    disturbed = learner_of(tiny_run, FailsOnce(call=4, backward=backward))
-    calm = learner_of(tiny_run, FailsOnce(call=0, backward=backward))
+    dropout masks are taken back; with SAM in the first or the second pass, and the weights too."""
+    disturbed = learner_of(tiny_run, FailsOnce(call, backward), sharp)
+    calm = learner_of(tiny_run, FailsOnce(0, backward), sharp)
     results: list[list[Tensor]] = []
     for learner in (disturbed, calm):
         seed_epoch(spec_for(tiny_run, "c0000"), 0, 0)
@@ -190,14 +194,26 @@ def test_a_step_that_fails_in_its_middle_leaves_no_trace(tiny_run: Any, backward
         assert torch.equal(one, two)
 
 
-def learner_of(run: Any, model: nn.Module) -> Learner:
+def learner_of(run: Any, model: nn.Module, sharp: bool) -> Learner:
     """Four of a batch's eight images at once."""
     accelerator = fresh_accelerator(spec_for(run, "c0000"))
     torch.manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)
     inner = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    schedule = CosineLRScheduler(inner, 3, t_in_epochs=False)
     wrapped, optimizer = accelerator.prepare(model, inner)
-    loss = nn.functional.cross_entropy
-    return Learner(accelerator, wrapped, model, None, loss, optimizer, schedule, 1.0, 4)
+    return Learner(
+        accelerator=accelerator,
+        model=wrapped,
+        bare=model,
+        ema=None,
+        criterion=nn.functional.cross_entropy,
+        optimizer=optimizer,
+        schedule=build_schedule(inner, TrialParams(), 3, 1),
+        sharpness=SharpnessAware(inner, 0.05) if sharp else None,
+        rdrop_alpha=0.0,
+        activation="softmax",
+        layer_ids=None,
+        clip_grad=1.0,
+        micro_batch=4,
+    )

@@ -60,7 +60,7 @@ def params_of(name: str) -> TrialParams:
 
 @pytest.mark.parametrize("name", optimizer_names())
 def test_steps_resumes_as_if_never_interrupted_and_leaves_frozen_weights(name: str) -> None:
-    assert check_optimizer(name) is None
+    assert check_optimizer("search.space.optimizer", name) is None
     model = tiny_model()
     optimizer = build_optimizer(model, params_of(name), LAYERS)
     assert len({group["lr"] for group in optimizer.param_groups}) == 3
@@ -85,7 +85,7 @@ def test_steps_resumes_as_if_never_interrupted_and_leaves_frozen_weights(name: s
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_the_reason(name: str) -> None:
-    problem = check_optimizer(name)
+    problem = check_optimizer("search.space.optimizer", name)
     assert name in _library_names()
     assert problem is not None and problem.where == "search.space.optimizer"
     assert problem.message == f"{name} {REFUSED[name]}"
@@ -110,7 +110,7 @@ def test_refused_because_it_cannot_step(name: str) -> None:
     [("adamv", "adamw"), ("timm/adann", "timm/adan"), ("lion", "timm/lion"), ("SGD", "sgd")],
 )
 def test_unknown_name(name: str, near: str) -> None:
-    problem = check_optimizer(name)
+    problem = check_optimizer("search.space.optimizer", name)
     assert problem is not None and f"got {name!r}; did you mean " in problem.message
     assert near in problem.message.split("?")[0]
 
