@@ -54,7 +54,7 @@ def commands(name: str, data: Path) -> list[list[str]]:
     comment = "\n".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
     found = [
         shlex.split(line.removeprefix("python sweep.py "))
-        for line in comment.replace("\\\n#", "").splitlines()
+        for line in comment.replace("\\\n", "").splitlines()
         if line.startswith("python sweep.py ")
     ]
     return [[_filled_in(word, data) for word in words] for words in found]
@@ -226,7 +226,9 @@ WRONG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "overrides", "texts"), WRONG, ids=lambda part: str(part)[:60])
+@pytest.mark.parametrize(
+    ("name", "overrides", "texts"), WRONG, ids=[f"{name} {' '.join(o)}" for name, o, _ in WRONG]
+)
 def test_a_wrong_value_is_one_message(
     name: str,
     overrides: tuple[str, ...],
