@@ -94,6 +94,29 @@ def test_configs_are_valid_and_say_how_to_run_them(path: Path) -> None:
     assert parse_config(path).problems == ()
 
 
+def technique_rows() -> list[list[str]]:
+    text = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+    table = text.split("| technique |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+@pytest.mark.parametrize("row", technique_rows(), ids=lambda row: row[0])
+def test_techniques_are_where_the_guide_says(row: list[str]) -> None:
+    for file in re.findall(r"`([^`]+)`", row[2]):
+        assert (ROOT / file).is_file(), file
+    tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row[4])
+    assert tests
+    for name, function in tests:
+        [path] = ROOT.glob(f"tests/**/{name}")
+        assert f"def {function}(" in path.read_text(encoding="utf-8"), f"{name}::{function}"
+
+
+def test_every_hyperparameter_of_a_technique_is_in_the_guide() -> None:
+    named = set(re.findall(r"\w+", " ".join(row[1] for row in technique_rows())))
+    plain = {"lr", "batch_size", "image_size", "epochs", "policy"}
+    assert KNOBS.keys() - named == plain
+
+
 if __name__ == "__main__":
     guide = GUIDE.read_text(encoding="utf-8")
     for table in TABLES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -268,6 +269,32 @@ def test_half_precision_on_a_cpu(tiny_run: Any) -> None:
     assert record.status == "finished"
     weights = load(tiny_run.store.weights("c0000", 0, "raw"))
     assert {tensor.dtype for tensor in weights.values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "channels_last",
+        pytest.param(
+            "compile",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="compiles with g++"),
+            ],
+        ),
+    ],
+)
+def test_compiled_and_contiguous_models_train_alike(
+    make_tiny_run: Callable[..., Any], key: str
+) -> None:
+    """Only rounding may differ (and the masks of dropout, which a compiled model draws itself)."""
+    run = make_tiny_run()
+    losses = []
+    for value in (False, True):
+        spec = spec_for(run, candidate=f"c{value:04d}", dropout=0.0, **{key: value})
+        run_trial(spec, Watcher())
+        losses.append([float(row["val_logloss"]) for row in log_rows(run, spec)])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_training_learns_the_colours(tiny_run: Any) -> None:
