@@ -106,6 +106,18 @@ def _softens(drawable: _Drawable, knob: str) -> bool:
     return drawable.most(knob) > 0 and (alpha is None or drawable.most(alpha) > 0)
 
 
+def _more_than_every_batch(drawable: _Drawable) -> Iterator[Problem]:
+    """Ranges that only may add up to more are fine: CutMix then takes what MixUp leaves."""
+    mixup, cutmix = drawable.least("mixup_prob"), drawable.least("cutmix_prob")
+    both_on = drawable.least("mixup_alpha") > 0 and drawable.least("cutmix_alpha") > 0
+    if both_on and mixup + cutmix > 1:
+        yield drawable.problem(
+            "cutmix_prob",
+            f"MixUp on {shown(mixup)} and CutMix on {shown(cutmix)} of the batches are more than "
+            "all, and no batch gets both; lower one, to a sum of 1 at most",
+        )
+
+
 def _snapshots(drawable: _Drawable) -> Iterator[Problem]:
     snapshots, epochs = drawable.most("snapshots"), drawable.least("epochs")
     fewest = _fewest_cycles_above_one(drawable.settings["cycles"])
@@ -166,6 +178,7 @@ _RULES: tuple[Rule, ...] = (
     _sam_in_fp16,
     _rdrop_without_noise,
     _soft_targets_for_a_hard_loss,
+    _more_than_every_batch,
     _snapshots,
     _cycles,
     _freezing,

@@ -192,6 +192,7 @@ WRONG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("timm/convnextv2_atto@3200", "from 16 to 2048"),
     ),
     ("sketch_stack", ("search.space.cutmix_prob=25",), ("cutmix_prob", "got 25", "0 to 1")),
+    ("sketch_stack", ("search.space.cutmix_prob=0.8",), ("cutmix_prob", "0.25", "0.8", "at most")),
     ("sketch_stack", ("search.space.snapshots=2",), ("snapshots", "2 epochs", "at most 1")),
     (
         "sketch_stack",

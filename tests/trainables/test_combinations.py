@@ -59,6 +59,7 @@ def test_defaults_are_sound() -> None:
             "cutmix_prob",
             "one class an image",
         ),
+        ({"mixup_prob": 0.5, "cutmix_prob": 0.6}, {}, "cutmix_prob", "a sum of 1 at most"),
         ({"snapshots": 5}, {"epochs": 5}, "snapshots", "at most 4"),
         ({"snapshots": 3, "cycles": 2}, {}, "snapshots", "2 cycles"),
         ({"snapshots": 3, "cycles": between(1, 6)}, {}, "snapshots", "2 cycles"),
@@ -93,6 +94,8 @@ def test_nonsense(space: dict[str, Any], training: dict[str, Any], knob: str, sa
         ({"loss": "ldam", "label_smoothing": 0, "mixup_alpha": 0}, {}),
         ({"loss": "bce"}, {}),
         ({"loss": "bcee"}, {}),  # left to the check of names
+        ({"mixup_prob": 0.5, "cutmix_prob": 0.5}, {}),
+        ({"cutmix_prob": 0.6}, {}),  # MixUp is searched from 0 to 1
         ({"snapshots": 4}, {"epochs": 5}),
         ({"snapshots": 3, "cycles": 3}, {}),
         ({"snapshots": 3, "cycles": {"choices": [1, 4]}}, {}),
