@@ -302,8 +302,7 @@ def test_only_the_weights_of_the_blend_are_kept(copied: Run, tmp_path: Path, cli
     """Then blend, extend, submit and predict go on with the members that are left."""
     keep = ("--set", "ensemble.keep=blend", "--set", "ensemble.max_members=1")
     oof = set(copied.folder.rglob("*.npy"))
-    result = succeeded(cli("resume", copied.folder, *keep))
-    assert "Weights removed that the blend does not use: of 3 members" in result.stdout
+    succeeded(cli("resume", copied.folder, *keep))
     [member] = copied.json("ensemble/ensemble.json")["members"]
     assert weights_of(copied) == weights_of_member(member)
     assert set(copied.folder.rglob("*.npy")) == oof
