@@ -40,8 +40,10 @@ class ImageSet:
     class_columns: tuple[str, ...]
     """The submission's columns: the classes, in the sample's order."""
     header: tuple[str, ...]
-    """The submission's first line: `id_column` and `class_columns` exactly as the sample writes
-    them (spaces, Unicode form)."""
+    """The submission's first line exactly as the sample writes it (spaces, Unicode form):
+    `id_column` and `class_columns`, or in the label form `id_column` and one column for labels."""
+    labels: bool = False
+    """The sample asks for the most probable class of each row, not for probabilities."""
     table: str | None = None
     """The CSV that the images come from, as messages name it."""
     lines: tuple[int, ...] | None = None
@@ -85,6 +87,8 @@ def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Proble
     if sample is None:
         return None
     columns = sample.columns[1:]
+    if _asks_for_labels(sample, classes):
+        return sample
     for message, names in (
         (
             "columns that are no class of the training data",
@@ -94,9 +98,15 @@ def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Proble
         ("columns that are there twice", twice(columns)),
     ):
         if names:
-            advice = "it needs the id column, then one column per class"
+            advice = "it needs the id column, then one column per class, or one column for labels"
             problems.append(Problem(value, f"{message}: {listing(names)}; {advice}"))
     return sample
+
+
+def _asks_for_labels(sample: Table, classes: Sequence[str]) -> bool:
+    """One column beside the ids, which is not a class's."""
+    columns = sample.columns[1:]
+    return len(columns) == 1 and columns[0] not in classes
 
 
 def _from_table(
@@ -184,12 +194,14 @@ def _in_sample_order(found: ImageSet, sample: Table, problems: list[Problem]) ->
     if problems:
         return found
     rows = [row_of[clean(name)] for name in ids]
+    labels = _asks_for_labels(sample, found.class_columns)
     return replace(
         found,
         image_paths=tuple(found.image_paths[row] for row in rows),
         ids=tuple(ids),
         id_column=sample.columns[0],
-        class_columns=sample.columns[1:],
+        class_columns=found.class_columns if labels else sample.columns[1:],
         header=sample.header,
+        labels=labels,
         lines=None if found.lines is None else tuple(found.lines[row] for row in rows),
     )

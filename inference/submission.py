@@ -85,34 +85,48 @@ def write_submission(
 
 
 def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
-    """Columns in the sample's order, numbers with 9 significant digits."""
+    """Columns in the sample's order, numbers with 9 significant digits; in the label form the most
+    probable class, the first of equal ones."""
     order = [list(classes).index(column) for column in test.class_columns]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(test.header)
     for row_id, row in zip(test.ids, prob[:, order], strict=True):
-        writer.writerow([row_id, *(f"{p:.9g}" for p in row)])
+        cells = [test.class_columns[row.argmax()]] if test.labels else [f"{p:.9g}" for p in row]
+        writer.writerow([row_id, *cells])
     return buffer.getvalue()
 
 
 def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
     """Read a submission back; the checks that passed, or RunFailure with the one that did not."""
     header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
-    values = [[_number(cell) for cell in row[1:]] for row in rows]
-    numbers = np.array([number for row in values for number in row])
-    furthest = max((abs(sum(row) - 1) for row in values), default=0.0)
     results = {
         "columns equal the sample's, in its order": header == list(test.header),
         "every row has one cell per column": all(len(row) == len(header) for row in rows),
         "ids equal the sample's, in its order": [r[0] for r in rows if r] == list(test.ids),
-        "no value is missing or not finite": bool(np.isfinite(numbers).all()),
-        "every value lies in [0, 1]": bool(((numbers >= 0) & (numbers <= 1)).all()),
-        f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM,
     }
+    cells = [row[1:] for row in rows]
+    results |= _label_checks(cells, test) if test.labels else _probability_checks(cells)
     failed = [check for check, passed in results.items() if not passed]
     if failed:
         raise RunFailure(f"the submission is not valid: failed checks: {'; '.join(failed)}")
     return tuple(results)
+
+
+def _label_checks(cells: list[list[str]], test: ImageSet) -> dict[str, bool]:
+    known = set(test.class_columns)
+    return {"every label is a class": all(cell in known for row in cells for cell in row)}
+
+
+def _probability_checks(cells: list[list[str]]) -> dict[str, bool]:
+    values = [[_number(cell) for cell in row] for row in cells]
+    numbers = np.array([number for row in values for number in row])
+    furthest = max((abs(sum(row) - 1) for row in values), default=0.0)
+    return {
+        "no value is missing or not finite": bool(np.isfinite(numbers).all()),
+        "every value lies in [0, 1]": bool(((numbers >= 0) & (numbers <= 1)).all()),
+        f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM,
+    }
 
 
 def _number(cell: str) -> float:

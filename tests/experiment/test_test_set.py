@@ -176,6 +176,30 @@ def test_missing_image_column_says_which_key_to_set(tmp_path: Path) -> None:
     assert found.endswith("Set data.test_image_column")
 
 
+@pytest.mark.parametrize("column", ["label", " label "])
+def test_sample_that_asks_for_labels(tmp_path: Path, column: str) -> None:
+    sample = f"id,{column}\nt3,cat\nt1,cat\nt2,cat\n"
+    data = config(
+        tmp_path,
+        test=write(tmp_path / "test.csv", TEST),
+        sample_submission=write(tmp_path / "sample.csv", sample),
+    )
+    found = read_test_set(data, CLASSES)
+    assert found is not None and found.labels
+    assert (found.ids, found.class_columns) == (("t3", "t1", "t2"), CLASSES)
+    text = submission_csv(found, CLASSES, np.array([[0.1, 0.9], [0.5, 0.5], [0.8, 0.2]]))
+    assert text == f"id,{column}\nt3,dog\nt1,cat\nt2,cat\n"
+    assert "every label is a class" in check_submission(text, found)
+    with pytest.raises(RunFailure, match="every label is a class"):
+        check_submission(text.replace("t1,cat", "t1,0.5"), found)
+
+
+def test_a_single_column_of_a_class_is_no_label_column(tmp_path: Path) -> None:
+    [missing] = failing(tmp_path, TEST, "id,cat\nt1,0\nt2,0\nt3,0\n")
+    assert "training classes without a column: dog" in missing
+    assert "or one column for labels" in missing
+
+
 def test_sample_columns(tmp_path: Path) -> None:
     unknown, missing, twice = failing(tmp_path, TEST, "id,dog,dog,rabbit\nt1,0,0,0\n")
     assert "sample.csv: columns that are no class of the training data: rabbit" in unknown
