@@ -135,7 +135,7 @@ class RangeConfig(_Section):
 
 
 SEARCH = "search"
-KNOB_FORMS = (
+_KNOB_FORMS = (
     "should be a number, a name, `search`, {low, high[, log]} or {choices: [...]}, as the "
     "hyperparameter asks"
 )
@@ -146,7 +146,7 @@ KnobConfig = Annotated[
     Discriminator(
         _form,
         custom_error_type="form",
-        custom_error_message=KNOB_FORMS,
+        custom_error_message=_KNOB_FORMS,
     ),
 ]
 PretrainedConfig = Annotated[

@@ -19,7 +19,6 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from experiment.config import (
-    KNOB_FORMS,
     SEARCH,
     KnobConfig,
     RangeConfig,
@@ -207,7 +206,10 @@ def _range(knob: Knob, form: RangeConfig) -> Range:
 
 def _check_value(knob: Knob, value: Value) -> None:
     if not knob.named and isinstance(value, str):
-        raise ValueError(f"got {value!r}; {KNOB_FORMS} ({knob.doc})")
+        raise ValueError(
+            f"got {value!r}; allowed: a number, {knob.limits}; `search`, {{low, high[, log]}} or "
+            f"{{choices: [...]}} ({knob.doc})"
+        )
     if not knob.limits.contains(value):
         raise ValueError(f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
 

@@ -156,7 +156,7 @@ def test_every_problem_at_once() -> None:
     )
     assert "did you mean" in text[f"per_backbone.{B}.mixup"]
     assert "got -1; allowed" in text[f"per_backbone.{B}.lr"]
-    assert text["space.drop_path"].startswith("got 'serach'; should be a number")
+    assert text["space.drop_path"].startswith("got 'serach'; allowed: a number, 0 to 0.9; `search`")
     assert "is searched by {choices: [...]}" in text["space.optimizer"]
     assert "takes a name or {choices: [...]}" in text["space.schedule"]
     assert "got 3; allowed: a name" in text["space.loss"]
