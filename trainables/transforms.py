@@ -149,6 +149,9 @@ def _installed(package: str) -> bool:
 
 def _make_albumentations(maker: Maker, arguments: dict[str, Any]) -> Any:
     """`strict` makes errors of what it else only warns about, using its defaults instead."""
+    fill = arguments.get("fill")
+    if isinstance(fill, (int, float)):  # cv2 takes one number for red alone in some transforms
+        arguments = arguments | {"fill": [fill] * 3}
     owner = next(c for c in inspect.getmro(maker) if "__init__" in vars(c))  # type: ignore[arg-type]
     strict = {"strict": True} if "InitSchema" in vars(owner) else {}
     with warnings.catch_warnings():

@@ -413,3 +413,21 @@ def test_inner_entries_take_the_short_form_too(tmp_path: Path) -> None:
     config = parse_config(tmp_path / "c.yaml").require()
     inner = config.augment.transforms[0]["albumentations.OneOf"]["transforms"]
     assert inner == [{"albumentations.HorizontalFlip": {}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ElasticTransform", {"alpha": 60, "sigma": 4}),
+        ("Affine", {"rotate": [30, 30]}),
+        ("Rotate", {"limit": [30, 30], "border_mode": 0}),
+        ("GridDistortion", {"distort_limit": [-0.4, -0.4], "border_mode": 0}),
+        ("CoarseDropout", {"num_holes_range": [4, 4]}),
+    ],
+)
+def test_one_number_fills_all_colours(name: str, arguments: dict[str, Any]) -> None:
+    """Of a black image what comes in from outside is white, and nothing is coloured."""
+    black = np.zeros((6, 48, 48, 3), np.uint8)
+    filled = {f"albumentations.{name}": {**arguments, "fill": 255, "p": 1}}
+    changed = varied((filled,), images=black)
+    assert (changed == changed[..., :1]).all() and changed.max() == 255
