@@ -54,13 +54,21 @@ def _weight(ctx: ReportContext, row: dict[str, str]) -> list[Cell]:
     return [Cell("", None) if weight is None else score(weight, 3)]
 
 
+def _setting(value: str) -> Cell:
+    """A hyperparameter: a number, a name, or nothing where the candidate has none of its kind."""
+    try:
+        return Cell(f"{float(value):.4g}", float(value))
+    except ValueError:
+        return Cell(value or UNKNOWN, None)
+
+
 def _cell(column: str, value: str, summary: CandidateSummary) -> object:
     if column in _EXACT:
         return score(_EXACT[column](summary))
     if column in ("gain", "gain_se"):
         return score(float(value)) if value else Cell(UNKNOWN, None)
     if column.startswith("hp."):
-        return Cell(f"{float(value):.4g}", float(value)) if value else Cell(UNKNOWN, None)
+        return _setting(value)
     if column == "seconds":
         return Cell(duration(float(value)), float(value))
     if column in ("folds_done", "epochs_trained"):
