@@ -114,7 +114,9 @@ class _GroupMonitor:
 
 
 def _memory_is_full(error: WorkerGroupError) -> bool:
-    return any("torch.OutOfMemoryError" in str(e) for e in error.worker_failures.values())
+    from torch import OutOfMemoryError
+
+    return any(isinstance(e, OutOfMemoryError) for e in error.worker_failures.values())
 
 
 def _smaller(spec: TrialSpec, devices: int) -> TrialSpec | None:

@@ -132,6 +132,17 @@ WRONG: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
         ("resources.gpus_per_trial: got 99", "at most"),
     ),
     "too many CPUs": (edit("resources", cpus_per_trial=9999), ("got 9999", "at most")),
+    "too many devices": (
+        edit("resources", devices_per_trial=9999),
+        ("resources.devices_per_trial: got 9999", "at most"),
+    ),
+    "a batch too small for its devices": (
+        both(
+            edit("resources", devices_per_trial=2),
+            edit("search", space={"batch_size": {"choices": [2, 16]}}),
+        ),
+        ("search.space.batch_size: may be 2", "at least 4, two images a device"),
+    ),
     "precision of a GPU": (
         both(edit("training", precision="fp16"), edit("resources", gpus_per_trial=0)),
         ("training.precision", "fp16"),
