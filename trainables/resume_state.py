@@ -25,6 +25,8 @@ from trainables.learner import Learner
 from trainables.spec import EpochReport, TrialSpec, trial_seed
 from trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
+_NO_PART_OF_IT = {"save_every", "micro_batch"}
+"""Keys of the training section that change nothing but speed and memory."""
 _log = logging.getLogger("foldrace")
 
 
@@ -116,7 +118,8 @@ class ResumeState:
 def fingerprint(spec: TrialSpec, folds_hash: str) -> str:
     """Of all that must be the same for a state to belong to a trial. Library versions are part of
     it: a newer one may name its parts otherwise, or compute otherwise."""
-    sections = (spec.training.model_dump(mode="json"), spec.augment.model_dump(mode="json"))
+    training = spec.training.model_dump(mode="json", exclude=_NO_PART_OF_IT)
+    sections = (training, spec.augment.model_dump(mode="json"))
     versions = (str(torch.__version__), str(timm.__version__))
     key = [trial_seed(spec), folds_hash, *sections, *versions]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -146,7 +149,8 @@ def _restore_learner(state: dict[str, Any], learner: Learner) -> None:
     scaler = learner.accelerator.scaler
     if scaler is not None and state["scaler"] is not None:  # None: saved on another device
         scaler.load_state_dict(state["scaler"])
-    learner.updates, learner.micro_batch = state["updates"], state["micro_batch"]
+    learner.updates = state["updates"]
+    learner.micro_batch = min(learner.micro_batch, state["micro_batch"])  # what has fitted
 
 
 def _course_state(course: Course) -> dict[str, Any]:
