@@ -119,15 +119,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path, images: Path, cluster: RunningCluster, gpus: float) -> list[TrialRecord]:
-    """Six fold trials; gives their records."""
+def sweep(
+    folder: Path,
+    images: Path,
+    cluster: RunningCluster,
+    gpus: float,
+    candidates: int = 3,
+    **more: int,
+) -> list[TrialRecord]:
+    """Two fold trials a candidate; gives their records. `more`: of the resources."""
     raw = {
         "data": {"train": str(images)},
         "folds": {"k": 2},
-        "search": {"backbones": ["timm/test_resnet"], "candidates": 3, "sampler": "random"},
+        "search": {
+            "backbones": ["timm/test_resnet"],
+            "candidates": candidates,
+            "sampler": "random",
+        },
         "training": {"epochs": 15, "patience": 15, "image_size": 32, "pretrained": False},
         "augment": {"policy": "none"},
-        "resources": {"gpus_per_trial": gpus},
+        "resources": {"gpus_per_trial": gpus, **more},
     }
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -138,7 +149,7 @@ def sweep(folder: Path, images: Path, cluster: RunningCluster, gpus: float) -> l
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     store = RunStore.open(folder / "run")
-    assert [s.status for s in store.summaries()] == ["complete"] * 3
+    assert [s.status for s in store.summaries()] == ["complete"] * candidates
     return list(store.trials().values())
 
 
@@ -180,3 +191,13 @@ def test_halves_of_gpus_on_two_nodes(
     at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
     assert max(at_once) == 3
     assert {trial.accelerators for trial in trials} == {("0",)}
+
+
+def test_the_devices_of_a_trial_on_two_nodes(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """Three devices are more than the first node's two cores."""
+    cluster.add_node(cpus=1, gpus=0)
+    folder = tmp_path / "spread"
+    trials = sweep(folder, tiny_images, cluster, gpus=0, candidates=1, devices_per_trial=3)
+    assert [trial.micro_batch for trial in trials] == [11, 11]  # of 32, shared by three
