@@ -120,19 +120,28 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster
 
 
 def sweep(
-    folder: Path, images: Path, cluster: RunningCluster, gpus: float, **more: object
+    folder: Path,
+    images: Path,
+    cluster: RunningCluster,
+    resources: dict[str, float],
+    candidates: int = 3,
+    **more: object,
 ) -> list[TrialRecord]:
-    """Six fold trials; gives their records. `more` are sections of the config."""
+    """Two fold trials a candidate; gives their records. `more` are sections of the config."""
     raw = more | {
         "data": {"train": str(images)},
         "folds": {"k": 2},
-        "search": {"backbones": ["timm/test_resnet"], "candidates": 3, "sampler": "random"},
+        "search": {
+            "backbones": ["timm/test_resnet"],
+            "candidates": candidates,
+            "sampler": "random",
+        },
         "training": {
             "epochs": 15, "patience": 15, "image_size": 32, "pretrained": False,
             "loss": "own" if "plugins" in more else "cross_entropy",
         },
         "augment": {"policy": "none"},
-        "resources": {"gpus_per_trial": gpus},
+        "resources": resources,
     }  # fmt: skip
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -143,7 +152,7 @@ def sweep(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     store = RunStore.open(folder / "run")
-    assert [s.status for s in store.summaries()] == ["complete"] * 3
+    assert [s.status for s in store.summaries()] == ["complete"] * candidates
     return list(store.trials().values())
 
 
@@ -166,7 +175,7 @@ def together(folder: Path, trials: list[TrialRecord]) -> list[tuple[TrialRecord,
 def test_whole_gpus_are_not_shared(
     cluster: RunningCluster, tmp_path: Path, tiny_images: Path
 ) -> None:
-    trials = sweep(tmp_path / "whole", tiny_images, cluster, gpus=1)
+    trials = sweep(tmp_path / "whole", tiny_images, cluster, {"gpus_per_trial": 1})
     pairs = together(tmp_path / "whole", trials)
     assert pairs, "no two trials ran at the same time"
     for one, other in pairs:
@@ -180,7 +189,7 @@ def test_halves_of_gpus_on_two_nodes(
     The two on the first node have one GPU together, though there is another."""
     cluster.add_node(cpus=1, gpus=1)
     folder = tmp_path / "halves"
-    trials = sweep(folder, tiny_images, cluster, gpus=0.5)
+    trials = sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5})
     moments = [start for start, _, _ in spans(folder, trials)]
     at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
     assert max(at_once) == 3
@@ -217,8 +226,19 @@ def test_a_plugin_reaches_the_nodes_from_the_run_folder(
     (own / "own_loss.py").write_text(PLUGIN.format(seen=str(seen)), encoding="utf-8")
     folder = tmp_path / "plugged"
     plugins = [str(own / "own_loss.py")]
-    sweep(folder, tiny_images, cluster, gpus=0.5, plugins=plugins)
+    sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5}, plugins=plugins)
     workers = [f for f in seen.iterdir() if f.read_text() == f"{folder}/run/plugins/own_loss.py"]
     assert len({worker.name.split()[0] for worker in workers}) >= 2
     drivers = [f for f in seen.iterdir() if f not in workers]
     assert all(driver.read_text() == plugins[0] for driver in drivers)
+
+
+def test_the_devices_of_a_trial_on_two_nodes(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """Three devices are more than the first node's two cores."""
+    cluster.add_node(cpus=1, gpus=0)
+    folder = tmp_path / "spread"
+    resources = {"gpus_per_trial": 0, "devices_per_trial": 3}
+    trials = sweep(folder, tiny_images, cluster, resources, candidates=1)
+    assert [trial.micro_batch for trial in trials] == [11, 11]  # of 32, shared by three

@@ -175,7 +175,7 @@ def test_the_stored_weights_give_the_stored_rows(
         data = run.store.weights("c0000", 0, variant)
         loader = scoring_loader(open_images(files, 32, 1), rows, card_of(data), 5, 0, cpu)
         model = unpack_classifier(data, card_of(data))
-        log_prob, _ = log_probabilities(model, loader, cpu, autocast_for(cpu, "fp32"))
+        log_prob, _ = log_probabilities(model, loader, cpu, autocast_for(cpu, "fp32"), "softmax")
         stored = array(run, "c0000", name).astype(np.float32)
         np.testing.assert_allclose(log_prob, stored, atol=5e-3, rtol=2e-3)
 
