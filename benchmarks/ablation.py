@@ -91,7 +91,7 @@ def _train(job: Job) -> TrialRecord:
             params=TrialParams.from_dict(params | _PLAIN | _ARMS[job.arm]),
             fold=_FOLD,
             training=config.training,
-            augment=config.augment,
+            transforms=config.augment.transforms,
             seed=job.seed,
         )
         return run_trial(spec, _Silent())

@@ -109,7 +109,7 @@ def _spec(config: Path, backbone: str, knobs: dict[str, int | float | str]) -> T
         params=TrialParams.from_dict(plain | knobs),
         fold=0,
         training=parsed.training,
-        augment=parsed.augment,
+        transforms=parsed.augment.transforms,
         seed=0,
         cpus=len(os.sched_getaffinity(0)),
     )

@@ -17,8 +17,8 @@ from experiment.errors import RunFolderError
 from experiment.files import Files, open_files
 from experiment.folds import HELD_OUT
 from experiment.manifest import read_manifest
-from experiment.metrics import accuracy, all_metrics, log_loss
-from experiment.records import EnsembleRecord, HeldOutScore, MetricScore
+from experiment.metrics import MetricScore, accuracy, all_metrics, log_loss
+from experiment.records import EnsembleRecord, HeldOutScore
 from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.plugins import use_run_plugins

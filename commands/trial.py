@@ -51,7 +51,7 @@ def trial(
         params=plan.space.default(backbone),
         fold=fold,
         training=plan.config.training,
-        augment=plan.config.augment,
+        transforms=plan.config.augment.transforms,
         seed=plan.config.search.seed,
         cpus=plan.config.resources.cpus_per_trial,
         use_gpu=plan.config.resources.gpus_per_trial != 0,

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 
 from ensemble.blend import Blend
 from ensemble.greedy import greedy
-from experiment.config import check_name
 from experiment.errors import ConfigError, Problem
+from experiment.names import check_name
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import closest
 from experiment.errors import Problem, listing
 from experiment.images import ImageError, check_image, read_bytes
 from experiment.manifest import Manifest
+from experiment.names import closest
 from experiment.test_set import ImageSet
 
 FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there

@@ -6,7 +6,6 @@ at once. This is the only reader of configuration files.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from pydantic import (
 )
 
 from experiment.errors import ConfigError, Problem
+from experiment.names import closest
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -522,21 +522,6 @@ def _model_at(loc: Iterable[int | str]) -> type[BaseModel]:
 
 def _is_model(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
-    """The names in `allowed` that `name` is probably a misspelling of, best first."""
-    return difflib.get_close_matches(name, list(allowed), n=n, cutoff=0.6)
-
-
-def check_name(where: str, name: str, table: Iterable[str]) -> Problem | None:
-    """A problem with the nearest names where the table has no row `name`."""
-    names = list(table)
-    if name in names:
-        return None
-    near = closest(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return Problem(where, f"got {name!r}; {hint}allowed: {', '.join(names)}")
 
 
 def _short(value: object, limit: int = 80) -> str:

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from experiment.records import MetricScore
-
 CLIP = 1e-15
 """The least probability that a row's true class may have; the score is finite because of it."""
 
@@ -25,6 +23,15 @@ _ABOVE_ONE = 1e-6
 
 
 _log = logging.getLogger("foldrace")
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """What a metric gives for a blend."""
+
+    name: str
+    value: float
+    greater_is_better: bool
 
 
 class ClassScores(NamedTuple):

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from experiment.metrics import MetricScore
+
 RAW = "raw"
 EMA = "ema"
 
@@ -87,14 +89,6 @@ class MemberRecord(_Record):
     variant: str
     weight: float
     temperature: float = 1.0
-
-
-class MetricScore(_Record):
-    """What one metric of the table says of a blend."""
-
-    name: str
-    value: float
-    greater_is_better: bool
 
 
 class HeldOutScore(_Record):

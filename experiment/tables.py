@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from experiment.archive import unpack
-from experiment.config import closest
 from experiment.errors import DataError, Problem, listing
 from experiment.images import IMAGE_SUFFIXES
+from experiment.names import closest
 
 _ROOT_SAMPLE = 50  # so many paths tell whether a wrapping folder has to be left out
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from experiment.config import check_name
 from experiment.errors import UserError
+from experiment.names import check_name
 from trainables.activations import log_probs
 
 View = Callable[[Tensor], Tensor]

@@ -9,7 +9,8 @@ import math
 import shlex
 from collections import Counter
 
-from experiment.records import CandidateSummary, EnsembleRecord, MetricScore
+from experiment.metrics import MetricScore
+from experiment.records import CandidateSummary, EnsembleRecord
 from reporting.context import ReportContext
 from reporting.markup import (
     UNKNOWN,

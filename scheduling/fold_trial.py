@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from experiment.config import AugmentConfig, TrainingConfig
+from experiment.config import TrainingConfig, TransformConfig
 from experiment.records import TrialRecord
 from experiment.store import RunStore
 from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
@@ -30,7 +30,7 @@ class TrialJob:
     run: str
     image_root: str
     training: TrainingConfig
-    augment: AugmentConfig
+    transforms: tuple[TransformConfig, ...]
     seed: int
     session: str
     """Of this driver: see `TrialSpec.session`."""
@@ -77,7 +77,7 @@ def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
         params=TrialParams.from_dict(config[PARAMS]),
         fold=config[FOLD],
         training=job.training,
-        augment=job.augment,
+        transforms=job.transforms,
         seed=job.seed,
         session=job.session,
         cpus=job.cpus,

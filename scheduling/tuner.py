@@ -208,7 +208,7 @@ def run_sweep(
         run=store.root,
         image_root=image_root,
         training=config.training,
-        augment=config.augment,
+        transforms=config.augment.transforms,
         seed=config.search.seed,
         session=uuid4().hex,
         cpus=config.resources.cpus_per_trial,

@@ -18,14 +18,9 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from experiment.config import (
-    SEARCH,
-    KnobConfig,
-    RangeConfig,
-    SweepConfig,
-    closest,
-)
+from experiment.config import SEARCH, KnobConfig, RangeConfig, SweepConfig
 from experiment.errors import Problem
+from experiment.names import closest
 from search_spaces.params import KNOBS, Knob, TrialParams
 from search_spaces.ranges import Choice, Float, Int, Name, Range, Value, shown
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import timm
 
-from experiment.config import closest
 from experiment.errors import EnvironmentProblem, Problem
+from experiment.names import closest
 from trainables.body import Body
 from trainables.stack import check_form, is_stack, members, stacked
 from trainables.timm_bodies import timm_body, timm_names

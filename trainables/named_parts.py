@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from experiment.config import check_name
 from experiment.errors import Problem
+from experiment.names import check_name
 from trainables.augment import POLICIES
 from trainables.class_weights import CLASS_WEIGHTS
 from trainables.heads import HEADS

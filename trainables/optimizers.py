@@ -20,8 +20,8 @@ from timm.optim import (  # type: ignore[attr-defined]
 )
 from torch import nn
 
-from experiment.config import closest
 from experiment.errors import Problem
+from experiment.names import closest
 from search_spaces.params import TrialParams
 from trainables.optimizer_table import OPTIMIZERS, Group
 

@@ -119,7 +119,7 @@ def fingerprint(spec: TrialSpec, folds_hash: str) -> str:
     """Of all that must be the same for a state to belong to a trial. Library versions are part of
     it: a newer one may name its parts otherwise, or compute otherwise."""
     training = spec.training.model_dump(mode="json", exclude=_NO_PART_OF_IT)
-    sections = (training, spec.augment.model_dump(mode="json"))
+    sections = (training, list(spec.transforms))
     versions = (str(torch.__version__), str(timm.__version__))
     key = [trial_seed(spec), folds_hash, *sections, *versions]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

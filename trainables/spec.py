@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Protocol
 
-from experiment.config import AugmentConfig, TrainingConfig
+from experiment.config import TrainingConfig, TransformConfig
 from search_spaces.params import TrialParams
 
 
@@ -23,7 +23,8 @@ class TrialSpec:
     params: TrialParams
     fold: int
     training: TrainingConfig
-    augment: AugmentConfig
+    transforms: tuple[TransformConfig, ...]
+    """After the augmentation policy, which is a hyperparameter."""
     seed: int
     """The sweep's seed; the trial's own follows from it, the hyperparameters and the fold."""
     cpus: int = 1

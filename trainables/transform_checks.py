@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from experiment.config import TransformConfig, closest
+from experiment.config import TransformConfig
 from experiment.errors import EnvironmentProblem, Problem, listing
+from experiment.names import closest
 from trainables.augment import Image
 from trainables.removed_names import new_argument, new_transform
 from trainables.transforms import (

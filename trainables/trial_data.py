@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from experiment.config import AugmentConfig
 from experiment.errors import DataError
 from experiment.folds import HELD_OUT
 from experiment.store import RunStore
@@ -57,7 +58,7 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
     card = _card(spec, len(store.classes()))
-    augment = spec.augment.model_copy(update={"policy": params.policy})
+    augment = AugmentConfig(policy=params.policy, transforms=spec.transforms)
     dataset = Batches(source, params.image_size, augment, card.meta)
     scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
     return TrialData(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from sides.plain_loop import Settings, train
 
-from experiment.config import SweepConfig, parse_config
+from experiment.config import AugmentConfig, SweepConfig, parse_config
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import Manifest, read_manifest
 from experiment.store import RunStore
@@ -87,7 +87,7 @@ class Digits:
             params=TrialParams.from_dict(space.default(backbone).as_dict() | knobs),
             fold=_FOLD,
             training=self._config.training,
-            augment=self._config.augment,
+            transforms=self._config.augment.transforms,
             seed=0,
             cpus=1,
         )
@@ -119,7 +119,8 @@ class Digits:
         source = open_images(files, spec.params.image_size, 1)
         rows = (store.folds().fold != _FOLD).nonzero()[0]
         batches = ShuffledBatches(rows, spec.params.batch_size, 0)
-        dataset = Batches(source, spec.params.image_size, spec.augment)
+        augment = AugmentConfig(policy=spec.params.policy)
+        dataset = Batches(source, spec.params.image_size, augment)
         loader = build_loader(dataset, batches, 0, False)
         started = time.perf_counter()
         for epoch in range(spec.params.epochs):
@@ -131,7 +132,7 @@ class Digits:
     def plain(self, backbone: str) -> TrialRun:
         spec = self._spec(backbone, {})
         params, clip_grad = spec.params, spec.training.clip_grad
-        policy = POLICIES[spec.augment.policy]
+        policy = POLICIES[spec.params.policy]
         store = RunStore.open(spec.run)
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, params.image_size, 1)

@@ -192,7 +192,10 @@ def test_the_leaderboard_is_scikit_learns_arithmetic(finished: Run) -> None:
         assert row.oof_logloss == pytest.approx(min(losses.values()), abs=2e-4)  # float16 files
         assert row.oof_logloss == pytest.approx(losses[row.variant], abs=2e-4)
         prob = finished.oof(row.candidate, row.variant)
-        assert row.oof_accuracy == pytest.approx(accuracy_score(labels, prob.argmax(axis=1)))
+        # The files are float16: of classes that are equal there, either was the larger one.
+        tied = (np.sort(prob, axis=1)[:, -1] == np.sort(prob, axis=1)[:, -2]).mean()
+        accuracy = accuracy_score(labels, prob.argmax(axis=1))
+        assert row.oof_accuracy == pytest.approx(accuracy, abs=tied + 1e-6)
         last = fold == 1
         assert row.last_fold_logloss == pytest.approx(log_loss(labels[last], prob[last]), abs=2e-4)
         assert row.folds_done == 2 and row.epochs_trained == 4

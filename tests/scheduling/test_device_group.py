@@ -21,7 +21,7 @@ from ray import train, tune
 from ray.util import placement_group_table
 from typer.testing import CliRunner
 
-from experiment.config import AugmentConfig, ResourcesConfig, TrainingConfig
+from experiment.config import ResourcesConfig, TrainingConfig
 from experiment.store import RunStore
 from scheduling import device_group
 from scheduling.cluster import connect
@@ -100,10 +100,12 @@ def spec_for(run: Any, **changes: Any) -> TrialSpec:
         image_root=str(run.images),
         candidate="c0000",
         backbone="timm/test_resnet",
-        params=TrialParams(epochs=int(changes.get("epochs", 1)), image_size=32, batch_size=16),
+        params=TrialParams(
+            epochs=int(changes.get("epochs", 1)), image_size=32, batch_size=16, policy="none"
+        ),
         fold=0,
         training=TrainingConfig.model_validate(training),
-        augment=AugmentConfig(policy="none"),
+        transforms=(),
         seed=0,
         use_gpu=False,
     )

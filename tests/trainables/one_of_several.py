@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from trainables import learner, scoring, trial, update
+from trainables import scoring, trial, update
 from trainables.learner import Learner
 
 
@@ -31,11 +31,6 @@ class Watcher:
 
     def stop_requested(self) -> bool:
         return False
-
-
-def plain_sgd(model: nn.Module, params: Any) -> torch.optim.Optimizer:
-    """AdamW divides by the gradient's size, and so turns rounding of tiny gradients into steps."""
-    return torch.optim.SGD(model.parameters(), lr=params.lr)
 
 
 def checksums(seen: dict[str, list[float]]) -> Any:
@@ -62,8 +57,6 @@ def main(spec_file: str, what: str, notes_file: str) -> None:
         distributed.init_process_group("gloo")
     seen: dict[str, list[float]] = {}
     trial.score = checksums(seen)  # type: ignore[assignment]
-    if what == "sgd":
-        learner.build_optimizer = plain_sgd  # type: ignore[assignment]
     if what == "full" and rank == 1:
         update._gradients = without_memory
     watcher = Watcher()

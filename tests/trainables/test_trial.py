@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load
 from sklearn.metrics import accuracy_score, log_loss
 
-from experiment.config import AugmentConfig, TrainingConfig
+from experiment.config import TrainingConfig
 from experiment.metrics import normalise
 from search_spaces.params import TrialParams
 from trainables import trial as trial_module
@@ -55,11 +55,17 @@ def spec_for(run: Any, **changes: Any) -> TrialSpec:
     """test_vit at 32 px for 2 epochs on the tiny run; `changes` of the spec, of the training
     section and of the hyperparameters alike."""
     training = {"precision": "fp32", "pretrained": False}
-    params: dict[str, Any] = {"epochs": 2, "image_size": 32, "batch_size": 14, "lr": 2e-3}
+    params: dict[str, Any] = {
+        "epochs": 2,
+        "image_size": 32,
+        "batch_size": 14,
+        "lr": 2e-3,
+        "policy": "light",
+    }
     spec: dict[str, Any] = {
         "backbone": "timm/test_vit",
         "fold": 0,
-        "augment": AugmentConfig(policy="light"),
+        "transforms": (),
     }
     for key, value in changes.items():
         if key in TrialParams().as_dict():
