@@ -58,6 +58,11 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "size_start": (0.5, {}),
     "snapshots": (2, {}),
 }
+# knob -> the predictions of the weights that are kept beside the raw ones
+FURTHER: dict[str, tuple[str, ...]] = {
+    "ema_decay": ("oof_ema.npy",),
+    "snapshots": ("oof_snap1.npy", "oof_snap2.npy"),
+}
 
 
 _known: dict[str, dict[str, bytes]] = {}
@@ -83,13 +88,23 @@ def test_every_hyperparameter_is_here() -> None:
     assert set(CHANGES) == set(KNOBS)
 
 
-@pytest.mark.parametrize("knob", CHANGES)
-def test_another_value_gives_another_result(
+@pytest.mark.parametrize("knob", [knob for knob in CHANGES if knob not in FURTHER])
+def test_another_value_gives_other_predictions(
     train: Callable[..., dict[str, bytes]], knob: str
 ) -> None:
     value, needed = CHANGES[knob]
     backbone = "timm/test_resnet" if knob == "size_start" else "timm/test_convnext"
-    assert train(backbone, **needed | {knob: value}) != train(backbone, **needed)
+    changed, plain = train(backbone, **needed | {knob: value}), train(backbone, **needed)
+    assert changed["oof.npy"] != plain["oof.npy"]
+
+
+@pytest.mark.parametrize("knob", FURTHER)
+def test_further_weights_predict_otherwise_and_leave_the_raw_ones_alone(
+    train: Callable[..., dict[str, bytes]], knob: str
+) -> None:
+    files, plain = train(**{knob: CHANGES[knob][0]}), train()
+    assert files["oof.npy"] == plain["oof.npy"]
+    assert len({files[name] for name in ("oof.npy", *FURTHER[knob])}) == 1 + len(FURTHER[knob])
 
 
 ROWS = [
