@@ -128,10 +128,11 @@ def _train_epoch(
 
 
 def _training_mode(epoch: int, learner: Learner, params: TrialParams) -> None:
-    learner.model.train()
-    if learner.layer_ids is not None:
-        head = max(learner.layer_ids.values())
-        train_from(learner.bare, learner.layer_ids, trainable_from(epoch, params, head))
+    if learner.layer_ids is None:
+        learner.model.train()
+        return
+    head = max(learner.layer_ids.values())
+    train_from(learner.bare, learner.layer_ids, trainable_from(epoch, params, head))
 
 
 def _examples(
