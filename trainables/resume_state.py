@@ -26,7 +26,9 @@ from trainables.spec import EpochReport, TrialSpec, trial_seed
 from trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
 _NO_PART_OF_IT = {"save_every", "micro_batch"}
-"""Keys of the training section that change nothing but speed and memory."""
+"""Keys of the training section that a state may have been saved with other values of. One changes
+nothing, the other leaves the effective batch as it is but gives batch norms smaller ones: a trial
+that goes on with less memory is worth more than one with the same statistics in every epoch."""
 _log = logging.getLogger("foldrace")
 
 

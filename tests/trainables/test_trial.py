@@ -31,7 +31,6 @@ from trainables.predict import (
 )
 from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
 from trainables.trial import run_trial
-from trainables.update import Examples
 
 CPU = torch.device("cpu")
 
@@ -200,14 +199,6 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
     losses = [float(log_rows(run, s)[0]["train_loss"]) for s in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-@pytest.mark.parametrize(("n", "size", "parts"), [(14, 7, [7, 7]), (15, 7, [5, 5, 5]), (4, 9, [4])])
-def test_micro_batches_are_even(n: int, size: int, parts: list[int]) -> None:
-    images, targets = torch.arange(n), torch.arange(n)
-    found = list(Examples(images, images, targets).micro_batches(size))
-    assert [len(part) for part in found] == parts
-    assert torch.cat([part.targets for part in found]).tolist() == list(range(n))
 
 
 def test_no_progress_ends_a_trial_after_the_patience(
