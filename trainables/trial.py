@@ -117,13 +117,14 @@ def _train_epoch(
     )
     _training_mode(epoch, learner, params)
     labels = torch.from_numpy(data.labels).to(learner.device)
-    sums = torch.zeros(3, device=learner.device)  # loss, right ones, images
+    sums, images = torch.zeros(2, device=learner.device), 0  # loss and right ones
     for batch in _watched(data.training, monitor):
         examples = _examples(batch, labels, data.classes, spec, learner.device, rng)
         loss, logits = update(learner, examples, data.batches.batch_size)
         hits = (logits.argmax(1) == examples.targets.argmax(1)).sum()
-        sums += torch.stack([loss * len(examples), hits, hits.new_tensor(len(examples))])
-    total = learner.accelerator.reduce(sums).tolist()
+        sums += torch.stack([loss * len(examples), hits])
+        images += len(examples)  # on the host: a number sent to a GPU waits for all its work
+    total = learner.accelerator.reduce(torch.cat([sums, sums.new_tensor([images])])).tolist()
     return total[0] / total[2], total[1] / total[2]
 
 
