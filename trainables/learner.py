@@ -76,6 +76,7 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
         dropout=params.dropout,
         drop_path=params.drop_path,
         gradient_checkpointing=training.gradient_checkpointing,
+        channels_last=training.channels_last,
     ).to(accelerator.device)
     if training.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come

@@ -55,7 +55,8 @@ def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
     params: dict[str, Any] = {
         "epochs": 5, "image_size": 32, "batch_size": 14, "lr": 4e-3, "dropout": 0.3,
         "drop_path": 0.2, "mixup_alpha": 0.4, "mixup_prob": 0.7, "label_smoothing": 0.1,
-        "ema_decay": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3, "policy": "heavy",
+        "ema_decay": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
+        "policy": "heavy",
     }  # fmt: skip
     training: dict[str, Any] = {
         "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
