@@ -22,6 +22,7 @@ from experiment.config import TrainingConfig
 from experiment.metrics import normalise
 from search_spaces.params import TrialParams
 from trainables import trial as trial_module
+from trainables.data import loader_settings
 from trainables.learner import Learner
 from trainables.pixel_cache import open_images
 from trainables.predict import (
@@ -35,6 +36,7 @@ from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
 from trainables.trial import run_trial
 
 CPU = torch.device("cpu")
+IN_PROCESS = loader_settings(1, "cpu")
 
 
 class Watcher:
@@ -179,7 +181,7 @@ def test_the_stored_weights_give_the_stored_rows(tiny_run: Any) -> None:
         data = store.weights("c0000", 0, variant)
         card = read_card(data)
         assert (card.backbone, card.classes, card.image_size) == ("timm/test_resnet", 3, 32)
-        loader = scoring_loader(open_images(files, 32, 1), rows, card, 5, 0, CPU)
+        loader = scoring_loader(open_images(files, 32, 1), rows, card, 5, IN_PROCESS)
         model = unpack_classifier(data, card)
         autocast = autocast_for(CPU, "fp32")
         log_prob, scored = log_probabilities(model, loader, CPU, autocast, "softmax")
