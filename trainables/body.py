@@ -49,9 +49,11 @@ def drop_final_norm(module: nn.Module) -> None:
 
 
 def _planes(channels: Tensor, images: Tensor) -> Tensor:
-    """(1, 3, 1, 1) -> (1, 3, H, W), channels-last as the images come: broadcasting along an
-    innermost dimension of 3 would take ten times as long."""
+    """(1, 3, 1, 1) -> (1, 3, H, W), in memory as the images are: broadcasting along an innermost
+    dimension of 3 would take ten times as long."""
     planes = channels.expand(1, -1, *images.shape[2:])
+    if images.is_contiguous():
+        return planes.contiguous()
     return planes.contiguous(memory_format=torch.channels_last)
 
 

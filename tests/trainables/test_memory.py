@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.config import AugmentConfig, TrainingConfig
+from experiment.config import TrainingConfig
 from experiment.errors import RunFailure
 from search_spaces.params import TrialParams
 from trainables import learner as learner_module
@@ -57,12 +57,19 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> Limit:
 
 
 def spec_for(run: Any, candidate: str, micro_batch: int | None = None) -> TrialSpec:
-    params = {"epochs": 2, "image_size": 32, "batch_size": 14, "dropout": 0.3, "drop_path": 0.1}
+    params = {
+        "epochs": 2,
+        "image_size": 32,
+        "batch_size": 14,
+        "dropout": 0.3,
+        "drop_path": 0.1,
+        "policy": "light",
+    }
     training = {"precision": "fp32", "pretrained": False, "micro_batch": micro_batch}
     return TrialSpec(
         run.store.root, str(run.images), candidate, "timm/test_resnet",
         TrialParams.from_dict(params), 0, TrainingConfig.model_validate(training),
-        AugmentConfig(policy="light"), seed=0, use_gpu=False,
+        (), seed=0, use_gpu=False,
     )  # fmt: skip
 
 
@@ -125,7 +132,11 @@ def test_what_is_out_of_memory() -> None:
         torch.cuda.OutOfMemoryError("anything"),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
     )
     assert all(is_out_of_memory(error) for error in yes)
