@@ -17,7 +17,7 @@ from experiment.records import EMA, RAW
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema
 from trainables.layers import layer_ids
-from trainables.losses import LOSSES, Activation, build_loss
+from trainables.losses import LOSSES, build_loss
 from trainables.memory import StepStart
 from trainables.optimizers import build_optimizer
 from trainables.schedules import Schedule, build_schedule
@@ -44,7 +44,7 @@ class Learner:
     schedule: Schedule
     sharpness: SharpnessAware | None
     rdrop_alpha: float
-    activation: Activation
+    activation: str
     layer_ids: dict[str, int] | None
     """Parameter name of `bare` -> depth, where layers are treated differently."""
     clip_grad: float | None

@@ -49,7 +49,7 @@ def typed(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, ROOT / "sweep.py", *map(str, arguments)],
-        cwd=folder, env=os.environ, capture_output=True, text=True, timeout=240,
+        cwd=folder, env=os.environ, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 

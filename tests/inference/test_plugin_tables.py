@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def test_our_own_rows_are_what_a_plugins_should_be(kind: Kind[Any], row: Any) ->
 
 def test_every_table_of_records_may_grow() -> None:
     """But for the libraries of transforms, a transform of one's own being a `Custom`, and for
-    activations, since R-Drop has a divergence for each."""
+    activations, since R-Drop's divergence holds for these two."""
     tables = set[str]()
     for package in ("trainables", "ensemble", "inference", "experiment"):
         for path in (ROOT / package).glob("*.py"):
@@ -168,6 +167,6 @@ def test_loader_processes_have_the_plugins(
     batches = Batches(EncodedImages(files, 48), 32, config)
     plan = BatchRows(np.arange(4), (3, 1))
     here = _images(batches, plan)
-    run: Callable[..., Any] = multiprocessing.get_context(method).Pool(1).apply
-    np.testing.assert_array_equal(run(_images, (batches, plan)), here)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(_images, (batches, plan)), here)
     assert here[:, 16, 16].mean() > 1.1 * here[:, 0, 0].mean()  # dark corners

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from experiment.config import TrainingConfig
+from experiment.plugin_files import PluginFile
 from experiment.records import Oof
 from search_spaces.params import TrialParams
 from trainables.course import Course
@@ -55,7 +56,8 @@ def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
     params: dict[str, Any] = {
         "epochs": 5, "image_size": 32, "batch_size": 14, "lr": 4e-3, "dropout": 0.3,
         "drop_path": 0.2, "mixup_alpha": 0.4, "mixup_prob": 0.7, "label_smoothing": 0.1,
-        "ema_decay": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3, "policy": "heavy",
+        "ema_decay": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
+        "policy": "heavy",
     }  # fmt: skip
     training: dict[str, Any] = {
         "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
@@ -226,8 +228,17 @@ def test_the_state_of_another_trial_is_none(
     tiny_run.store.save_resume_state("c0000", 0, data)
     _assert_starts_anew(spec, "of another config or version", caplog)
     digest = tiny_run.store.folds().hash
-    assert fingerprint(spec, digest) != fingerprint(foreign, digest)
-    assert fingerprint(spec, digest) != fingerprint(spec, "other folds")
+    assert fingerprint(spec, digest, ()) != fingerprint(foreign, digest, ())
+    assert fingerprint(spec, digest, ()) != fingerprint(spec, "other folds", ())
+
+
+def test_plugins_are_part_of_the_fingerprint_wherever_they_lie(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, "c0000")
+    own = PluginFile("own_parts", b"PARTS = []", "/gone/own_parts.py")
+    variants = ((), (own,), (replace(own, source=b"PARTS = list()"),))
+    found = {fingerprint(spec, "folds", plugins) for plugins in variants}
+    moved = replace(own, path="/elsewhere/own_parts.py")
+    assert len(found) == 3 and fingerprint(spec, "folds", (moved,)) in found
 
 
 def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureFixture) -> None:
