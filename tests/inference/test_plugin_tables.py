@@ -72,6 +72,14 @@ def test_a_family_is_tried_with_its_first_name() -> None:
     BY_NAME["Family"].try_row(small)
 
 
+def test_a_family_of_another_size_is_left_to_the_sweeps_own() -> None:
+    def only_384(name: str, pretrained: bool, drop_path: float, image_size: int) -> Any:
+        assert image_size == 384
+        return FAMILIES["timm"].build("test_vit", False, 0.0, image_size)
+
+    BY_NAME["Family"].try_row(Family("own", lambda: ["a"], only_384))
+
+
 def bad_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Any:
     body = FAMILIES["timm"].build("test_resnet", False, 0.0, image_size)
     return replace(body, features=7)
@@ -85,6 +93,10 @@ UNFIT: dict[str, tuple[Any, str]] = {
     "Loss cut off": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.detach().sum(1)),
         "no gradient",
+    ),
+    "Loss activation": (
+        replace(LOSSES["kl"], activation="tanh"),
+        "has the activation 'tanh'; allowed: softmax, sigmoid",
     ),
     "Loss below 0": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.sum(1) - 1),
@@ -121,6 +133,12 @@ UNFIT: dict[str, tuple[Any, str]] = {
         replace(METRICS["accuracy"], function=lambda prob, labels: np.inf),
         "should be a finite number",
     ),
+    "TTA none": (replace(TTAS["flip"], views=()), "one or more"),
+    "TTA type": (
+        replace(TTAS["flip"], views=(lambda images: images.half(),)),
+        "gives torch.float16 in view 0, should be float32 and finite",
+    ),
+    "TTA infinite": (replace(TTAS["flip"], views=(lambda images: images / 0,)), "and finite"),
     "TTA size": (
         replace(TTAS["flip"], views=(lambda images: images[:, :, ::2],)),
         "changes the shape of the images in view 0",
