@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := overhead input_pipeline
+BENCHMARKS := overhead input_pipeline ablation gpu
 
 .PHONY: demo test check bench clean
 

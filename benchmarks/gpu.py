@@ -23,33 +23,30 @@ import numpy as np
 import timm
 import torch
 from harness import Results, options
+from sides.fold_spec import Silent, fold_spec
 from sides.photos import write_photos
 from torch.nn import functional
 
 from experiment.config import parse_config
 from experiment.demo_data import write_demo
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
 from experiment.store import RunStore
-from search_spaces.params import TrialParams
+from search_spaces.ranges import Value
 from trainables.data import to_float
 from trainables.devices import fresh_accelerator, seed_trial
 from trainables.learner import Learner, build_learner
 from trainables.mixing import soft_targets
-from trainables.spec import EpochReport, TrialSpec
+from trainables.spec import TrialSpec
 from trainables.trial import run_trial
 from trainables.trial_data import TrialData, open_data
 from trainables.update import Examples, update
 
 _WARM_UP = 5  # steps
-
-
-class _Silent:
-    def report(self, epoch: EpochReport) -> None:
-        """Nobody listens."""
-
-    def stop_requested(self) -> bool:
-        return False
+_PLAIN: dict[str, Value] = {
+    "mixup_prob": 0.0,
+    "ema_decay": 0.0,
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+}
 
 
 def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> None:
@@ -94,25 +91,11 @@ def _photo_spec(folder: Path, backbone: str, size: int, batch: int, precision: s
     return _spec(config, backbone, {"image_size": size, "batch_size": batch, "policy": "vehicles"})
 
 
-def _spec(config: Path, backbone: str, knobs: dict[str, int | float | str]) -> TrialSpec:
-    """Fold 0 in a new run folder, on all cores; MixUp and EMA off unless `knobs` say otherwise."""
+def _spec(config: Path, backbone: str, knobs: dict[str, Value]) -> TrialSpec:
+    """On all cores; MixUp and EMA off."""
     parsed = parse_config(config).require()
-    manifest = read_manifest(parsed.data)
-    store = RunStore(tempfile.mkdtemp(dir=config.parent))
-    store.create(parsed, folds_csv(manifest, make_folds(manifest, parsed.folds)), manifest.classes)
-    plain = {"mixup_prob": 0.0, "ema_decay": 0.0, "dropout": 0.0, "label_smoothing": 0.0}
-    return TrialSpec(
-        run=store.root,
-        image_root=str(manifest.image_root),
-        candidate="c0000",
-        backbone=backbone,
-        params=TrialParams.from_dict(plain | knobs),
-        fold=0,
-        training=parsed.training,
-        transforms=parsed.augment.transforms,
-        seed=0,
-        cpus=len(os.sched_getaffinity(0)),
-    )
+    cpus = len(os.sched_getaffinity(0))
+    return fold_spec(parsed, config.parent, backbone, _PLAIN | knobs, cpus=cpus)
 
 
 def _from_loader(learner: Learner, data: TrialData) -> Iterator[Examples]:
@@ -193,7 +176,7 @@ def _agreement(results: Results, folder: Path) -> None:
     for name, precision in (("CPU fp32", "fp32"), ("GPU fp32", "fp32"), ("GPU bf16", "bf16")):
         training = base.training.model_copy(update={"precision": precision})
         spec = replace(base, training=training, use_gpu=name != "CPU fp32")
-        run_trial(spec, _Silent())
+        run_trial(spec, Silent())
         store = RunStore.open(spec.run)
         data = store.files.read(f"{store.trial_folder(spec.candidate, 0)}/oof.npy")
         aside = folder / "oof.npy"

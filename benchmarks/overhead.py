@@ -160,8 +160,11 @@ def _fresh_process(side: str, candidates: int, folds: int) -> dict[str, float]:
             [sys.executable, str(script), *given], check=True, env=environment(), text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        process = time.perf_counter() - started
         timing: dict[str, float] = json.loads(out.read_text())
-        return timing | {"process": time.perf_counter() - started}
+    finished, wanted = timing["trials"], candidates * folds
+    assert finished == wanted, f"{side}: {finished} of {wanted} trials finished"
+    return timing | {"process": process}
 
 
 def _sweep(results: Results) -> None:

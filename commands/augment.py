@@ -17,6 +17,7 @@ from experiment.images import ImageError
 from experiment.manifest import Manifest, read_manifest
 from experiment.plugins import naming_plugins
 from reporting.augment_grid import augment_grid
+from search_spaces.params import TrialParams
 from search_spaces.sampling import build_space
 from trainables.data import Batches, BatchRows
 from trainables.named_parts import check_part
@@ -33,17 +34,19 @@ def augment(
     """Write a PNG: a row an image, first as scored, then as training sees it."""
     parsed = parse_with_plugins(config, overrides)
     sweep = parsed.require()
-    size = _image_size(sweep, parsed.source)
-    problems = _problems(sweep.augment, size)
+    params = _first_params(sweep, parsed.source)
+    shown = AugmentConfig(policy=params.policy, transforms=sweep.augment.transforms)
+    size = params.image_size
+    problems = _problems(shown, size)
     if problems:
         raise UserError(problems)
     manifest = read_manifest(sweep.data, sweep.folds.column)
     rows = one_per_class_first(manifest.labels, images)
     labels = [manifest.classes[label] for label in manifest.labels[rows]]
-    samples = _samples(manifest, rows, size, sweep)
-    data = augment_grid(samples, labels, f"{_title(sweep.augment)}; {size} px")
+    samples = _samples(manifest, rows, size, sweep, shown)
+    data = augment_grid(samples, labels, f"{_title(shown)}; {size} px")
     _write(out, data)
-    console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(sweep.augment)}")
+    console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(shown)}")
 
 
 def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -55,12 +58,12 @@ def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int
     return chosen
 
 
-def _image_size(config: SweepConfig, source: str) -> int:
-    """That of the first backbone's first candidate."""
+def _first_params(config: SweepConfig, source: str) -> TrialParams:
+    """Of the first backbone's first candidate."""
     space, problems = build_space(config, source)
     if problems:
         raise UserError(problems)
-    return space.default(config.search.backbones[0]).image_size
+    return space.default(config.search.backbones[0])
 
 
 def _problems(config: AugmentConfig, size: int) -> list[Problem]:
@@ -69,12 +72,16 @@ def _problems(config: AugmentConfig, size: int) -> list[Problem]:
 
 
 def _samples(
-    manifest: Manifest, rows: NDArray[np.int64], size: int, config: SweepConfig
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    size: int,
+    config: SweepConfig,
+    shown: AugmentConfig,
 ) -> list[list[NDArray[np.uint8]]]:
     """A row of images each: the scored one, then the same as in as many training batches."""
     files = [manifest.file(int(row)) for row in rows]
     source = EncodedImages(files, stored_side(size, config.cache))
-    batches = Batches(source, size, config.augment)
+    batches = Batches(source, size, shown)
     places = np.arange(len(files))
     seeds = [None, *((config.search.seed, epoch) for epoch in range(_SAMPLES))]
     try:

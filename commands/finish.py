@@ -21,7 +21,7 @@ from experiment.metrics import MetricScore, accuracy, all_metrics, log_loss
 from experiment.plugins import naming_plugins
 from experiment.records import EnsembleRecord, HeldOutScore
 from experiment.store import RunStore
-from experiment.test_set import read_test_set
+from experiment.test_set import ImageSet, read_test_set
 from inference.plugins import use_run_plugins
 from inference.predictor import Predictor
 from inference.submission import Receipt, write_submission
@@ -111,10 +111,16 @@ def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Rec
     files, name = _target(store, out)
     receipt = write_submission(files, name, test, store.classes(), prob, predictor.ensemble, tta)
     console.print(
-        f"[bold]{receipt.file}[/bold]: {receipt.rows} rows, {len(receipt.columns) - 1} classes, "
+        f"[bold]{receipt.file}[/bold]: {receipt.rows} rows of {_form(test)}, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
     return receipt
+
+
+def _form(test: ImageSet) -> str:
+    """What a submission holds."""
+    classes = len(test.class_columns)
+    return "labels" if test.labels else f"probabilities of {classes} classes"
 
 
 def _members(count: int) -> str:

@@ -25,7 +25,7 @@ from experiment.records import CandidateSummary, EnsembleRecord, MemberRecord
 from experiment.store import RunStore, suffix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Candidacy:
     """A variant of a complete candidate: what a blend may choose."""
 
@@ -80,7 +80,8 @@ def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
     members lost theirs. Other candidates may still become complete, and need theirs then."""
     complete = [s for s in store.summaries() if s.status == "complete"]
     used = {Candidacy(member.candidate, member.variant) for member in blend.members}
-    unused = [m for m in _candidacies(complete) if m not in used]
+    every = {Candidacy(t.candidate, v) for s in complete for t in s.trials for v in t.variants}
+    unused = sorted(every - used)  # also variants that not all folds have
     there = [m for m in unused if store.has_weights(m.candidate, m.variant)]
     for member in unused:
         store.remove_weights(member.candidate, member.variant)

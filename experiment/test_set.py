@@ -38,7 +38,7 @@ class ImageSet:
     """Exactly as the sample writes them, else the test CSV; else the names of the files."""
     id_column: str
     class_columns: tuple[str, ...]
-    """The submission's columns: the classes, in the sample's order."""
+    """The classes, in the order of the sample's columns where it has one for each."""
     header: tuple[str, ...]
     """The submission's first line exactly as the sample writes it (spaces, Unicode form):
     `id_column` and `class_columns`, or in the label form `id_column` and one column for labels."""
@@ -98,15 +98,17 @@ def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Proble
         ("columns that are there twice", twice(columns)),
     ):
         if names:
-            advice = "it needs the id column, then one column per class, or one column for labels"
+            advice = "it needs the id column, then one column per class, or one that holds classes"
             problems.append(Problem(value, f"{message}: {listing(names)}; {advice}"))
     return sample
 
 
 def _asks_for_labels(sample: Table, classes: Sequence[str]) -> bool:
-    """One column beside the ids, which is not a class's."""
+    """One column beside the ids, which is not a class's and holds classes, or nothing."""
     columns = sample.columns[1:]
-    return len(columns) == 1 and columns[0] not in classes
+    if len(columns) != 1 or columns[0] in classes:
+        return False
+    return all(clean(cell) in ("", *classes) for row in sample.rows for cell in row[1:])
 
 
 def _from_table(

@@ -12,6 +12,7 @@ from ensemble.methods import check_method
 from experiment.config import SweepConfig
 from experiment.errors import Problem, UserError
 from scheduling.cluster import Node, resource_problems
+from search_spaces.ranges import Float, Int
 from search_spaces.sampling import SearchSpace
 from trainables.backbones import build_body, check_backbone
 from trainables.classifier import check_image_size, refusal
@@ -20,6 +21,7 @@ from trainables.gradient_checkpointing import check_gradient_checkpointing
 from trainables.meta_features import check_meta
 from trainables.named_parts import NAMED, check_part
 from trainables.progressive import training_size
+from trainables.stochastic_depth import drops_paths
 from trainables.transform_checks import check_transforms
 
 _MANY_EPOCHS = 1000
@@ -31,7 +33,7 @@ def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) 
     return [
         *_backbone_problems(config, space),
         *_name_problems(config, space),
-        *check_combinations(space.settings, config.training),
+        *check_combinations(space.settings, config.training, drops_paths),
         *_transform_problems(config, space),
         *_precision_problems(config, nodes),
         *resource_problems(nodes, config.resources),
@@ -41,7 +43,7 @@ def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) 
 
 def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
     """Unknown names, refused image sizes, weights that cannot be had."""
-    problems: list[Problem] = []
+    problems = list(_size_range_problems(config, space))
     for backbone in dict.fromkeys(config.search.backbones):
         problem = check_backbone(backbone)
         if problem is not None:
@@ -60,8 +62,20 @@ def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]
     return problems
 
 
+def _size_range_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
+    """A range would draw sizes that backbones refuse, and decode all images for each."""
+    wheres = {
+        _key_of(config, backbone, "image_size"): None
+        for backbone, settings in space.settings.items()
+        if isinstance(settings["image_size"].range, (Int, Float))
+    }
+    for where in wheres:
+        message = "is searched by {choices: [192, 224]}, since a range draws sizes such as 193"
+        yield Problem(where, f"{message}, which many backbones refuse")
+
+
 def image_sizes(space: SearchSpace, backbone: str) -> list[int]:
-    """The sizes that a backbone may be given: all, or the ends of a range."""
+    """The sizes that a backbone may be given."""
     return [int(size) for size in space.settings[backbone]["image_size"].values]
 
 
@@ -119,8 +133,30 @@ def _key_of(config: SweepConfig, backbone: str, knob: str) -> str:
 
 
 def _transform_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
-    sizes = {size for backbone in space.backbones for size in image_sizes(space, backbone)}
-    return check_transforms(config.augment.transforms, sizes or {config.training.image_size})
+    """At the sizes that trials are scored at, and where images grow at those of training."""
+    transforms = config.augment.transforms
+    sizes = {size for b in space.backbones for size in image_sizes(space, b)}
+    problems = check_transforms(transforms, sizes or {config.training.image_size})
+    if problems:
+        return problems
+    smaller = {size for b in space.backbones for size in _growing_sizes(space, b)} - sizes
+    return [
+        Problem(p.where, f"{p.message} (a size of search.space.size_start)")
+        for p in check_transforms(transforms, smaller)
+    ]
+
+
+def _growing_sizes(space: SearchSpace, backbone: str) -> set[int]:
+    """Sides of the training images of all epochs, for the values that may be drawn."""
+    settings = space.settings[backbone]
+    starts = [float(value) for value in settings["size_start"].values]
+    epochs = int(max(float(value) for value in settings["epochs"].values))
+    return {
+        training_size(epoch, epochs, size, start)
+        for size in image_sizes(space, backbone)
+        for start in starts
+        for epoch in range(epochs)
+    }
 
 
 def _precision_problems(config: SweepConfig, nodes: list[Node]) -> Iterable[Problem]:

@@ -194,7 +194,7 @@ class TrialParams:
     )  # fmt: skip
     image_size: int = _knob(
         224, Int(16, 2048), None, "pixels",
-        "side of the square image that the model sees",
+        "side of the square image that the model sees; searched by choices",
     )  # fmt: skip
     epochs: int = _knob(
         30, Int(1, 10_000), None, "passes over the training folds",

@@ -23,6 +23,7 @@ class _Drawable:
     backbone: str
     settings: Mapping[str, Setting]
     training: TrainingConfig
+    drops_paths: Callable[[str], bool]
 
     def least(self, knob: str) -> float:
         return min(float(value) for value in self.settings[knob].values)
@@ -31,10 +32,11 @@ class _Drawable:
         return max(float(value) for value in self.settings[knob].values)
 
     def may_be_zero(self, knob: str) -> bool:
-        """A float range draws its lower end with probability 0."""
+        """A float range draws its lower end with probability 0; the first candidate of a backbone
+        has the defaults."""
         setting = self.settings[knob]
         if isinstance(setting.range, Float):
-            return setting.range.high == 0
+            return setting.range.high == 0 or setting.default == 0
         return 0 in setting.values
 
     def names(self, knob: str) -> tuple[Value, ...]:
@@ -51,15 +53,18 @@ Rule = Callable[[_Drawable], Iterator[Problem]]
 
 
 def check_combinations(
-    settings: Mapping[str, Mapping[str, Setting]], training: TrainingConfig
+    settings: Mapping[str, Mapping[str, Setting]],
+    training: TrainingConfig,
+    drops_paths: Callable[[str], bool],
 ) -> list[Problem]:
     """`settings`: backbone -> knob -> setting, of a `SearchSpace`. What holds for several backbones
-    alike is said once; names that are in no table are left to the checks of their tables."""
+    alike is said once; names that are in no table are left to the checks of their tables.
+    `drops_paths` tells whether a backbone has stochastic depth."""
     found = [
         problem
         for backbone, own in settings.items()
         for rule in _RULES
-        for problem in rule(_Drawable(backbone, own, training))
+        for problem in rule(_Drawable(backbone, own, training, drops_paths))
     ]
     return list(dict.fromkeys(found))
 
@@ -74,12 +79,20 @@ def _sam_in_fp16(drawable: _Drawable) -> Iterator[Problem]:
 
 
 def _rdrop_without_noise(drawable: _Drawable) -> Iterator[Problem]:
-    quiet = drawable.may_be_zero("dropout") and drawable.may_be_zero("drop_path")
-    if drawable.most("rdrop_alpha") > 0 and quiet:
+    if drawable.most("rdrop_alpha") == 0 or not drawable.may_be_zero("dropout"):
+        return
+    if drawable.may_be_zero("drop_path"):
         yield drawable.problem(
             "rdrop_alpha",
             "R-Drop compares two passes that drop other units, and with dropout 0 and drop_path 0 "
             "they are the same; keep dropout or drop_path above 0, or set rdrop_alpha 0",
+        )
+    elif not drawable.drops_paths(drawable.backbone):
+        yield drawable.problem(
+            "rdrop_alpha",
+            "R-Drop compares two passes that drop other units, and with dropout 0 they are the "
+            f"same: {drawable.backbone} has no stochastic depth for drop_path to act on; keep "
+            "dropout above 0, or set rdrop_alpha 0",
         )
 
 
@@ -163,6 +176,26 @@ def _cycles(drawable: _Drawable) -> Iterator[Problem]:
         )
 
 
+def _patience(drawable: _Drawable) -> Iterator[Problem]:
+    """A trial that ends before what it waits for."""
+    patience = drawable.training.patience
+    fewest = _fewest_cycles_above_one(drawable.settings["cycles"])
+    if fewest is not None and patience < drawable.most("epochs") / fewest:
+        yield drawable.problem(
+            "cycles",
+            f"a restart raises the loss for most of a cycle, of up to "
+            f"{drawable.most('epochs') / fewest:g} epochs, and training.patience {patience} ends "
+            "the trial before; raise patience to a cycle's length, or cycles",
+        )
+    waits = drawable.least("lr_patience")
+    if "plateau" in drawable.names("schedule") and waits >= patience:
+        yield drawable.problem(
+            "lr_patience",
+            f"plateau waits {shown(waits)} epochs before it lowers the rate, and training.patience "
+            f"{patience} ends the trial first; set lr_patience below patience",
+        )
+
+
 def _freezing(drawable: _Drawable) -> Iterator[Problem]:
     freeze, unfreeze = drawable.most("freeze_epochs"), drawable.most("unfreeze_epochs")
     epochs = drawable.least("epochs")
@@ -181,5 +214,6 @@ _RULES: tuple[Rule, ...] = (
     _more_than_every_batch,
     _snapshots,
     _cycles,
+    _patience,
     _freezing,
 )

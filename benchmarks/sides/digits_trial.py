@@ -8,22 +8,18 @@ before the clock starts.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from sides.fold_spec import FOLD, fold_spec
 from sides.plain_loop import Settings, train
 
-from experiment.config import AugmentConfig, SweepConfig, parse_config
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import Manifest, read_manifest
+from experiment.config import AugmentConfig, parse_config
 from experiment.store import RunStore
-from search_spaces.params import TrialParams
 from search_spaces.ranges import Value
-from search_spaces.sampling import build_space
 from trainables.augment import POLICIES, resize
 from trainables.card import ModelCard
 from trainables.classifier import build_classifier
@@ -31,8 +27,6 @@ from trainables.data import Batches, ShuffledBatches, build_loader
 from trainables.pixel_cache import open_images
 from trainables.spec import EpochReport, TrialSpec
 from trainables.trial import run_trial
-
-_FOLD = 0
 
 
 @dataclass
@@ -69,32 +63,14 @@ class Digits:
 
     def __init__(self, config: Path, epochs: int) -> None:
         self._folder = config.parent
-        parsed = parse_config(config, [f"training.epochs={epochs}"])
-        self._config: SweepConfig = parsed.require()
-        self._manifest: Manifest = read_manifest(self._config.data)
-        self._folds = folds_csv(self._manifest, make_folds(self._manifest, self._config.folds))
+        self._config = parse_config(config, [f"training.epochs={epochs}"]).require()
 
     def _spec(self, backbone: str, knobs: Mapping[str, Value]) -> TrialSpec:
-        """One fold trial of the default configuration with other `knobs`, in a new run folder."""
-        store = RunStore(tempfile.mkdtemp(dir=self._folder))
-        store.create(self._config, self._folds, self._manifest.classes)
-        space, _ = build_space(self._config, "")
-        return TrialSpec(
-            run=store.root,
-            image_root=str(self._manifest.image_root),
-            candidate="c0000",
-            backbone=backbone,
-            params=TrialParams.from_dict(space.default(backbone).as_dict() | knobs),
-            fold=_FOLD,
-            training=self._config.training,
-            transforms=self._config.augment.transforms,
-            seed=0,
-            cpus=1,
-        )
+        return fold_spec(self._config, self._folder, backbone, knobs)
 
     def ours(self, backbone: str, **knobs: Value) -> TrialRun:
         spec = self._spec(backbone, knobs)
-        rows = int((RunStore.open(spec.run).folds().fold == _FOLD).sum())
+        rows = int((RunStore.open(spec.run).folds().fold == FOLD).sum())
         marks = _Marks(scored=-(-rows // (2 * spec.params.batch_size)))
         started, cpu = time.perf_counter(), time.process_time()
         record = run_trial(spec, marks)
@@ -117,7 +93,7 @@ class Digits:
         store = RunStore.open(spec.run)
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, spec.params.image_size, 1)
-        rows = (store.folds().fold != _FOLD).nonzero()[0]
+        rows = (store.folds().fold != FOLD).nonzero()[0]
         batches = ShuffledBatches(rows, spec.params.batch_size, 0)
         augment = AugmentConfig(policy=spec.params.policy)
         dataset = Batches(source, spec.params.image_size, augment)
@@ -158,7 +134,7 @@ class Digits:
             shift=policy.shift,
             threads=1,
         )
-        train_rows, val_rows = (fold != _FOLD).nonzero()[:, 0], (fold == _FOLD).nonzero()[:, 0]
+        train_rows, val_rows = (fold != FOLD).nonzero()[:, 0], (fold == FOLD).nonzero()[:, 0]
         labels = torch.from_numpy(store.labels())
         started, cpu = time.perf_counter(), time.process_time()
         losses, seconds = train(images, labels, train_rows, val_rows, settings)

@@ -20,15 +20,16 @@ from experiment.records import RAW, TrialRecord, VariantScore
 from experiment.store import RunStore
 from scheduling import tuner
 from scheduling.cluster import connect
+from scheduling.fold_trial import TrialJob
 from search_spaces.sampling import build_space
 
 _ROWS = 30
 
 
-def _sleeper(sleep: float) -> Callable[[tuner.TrialJob], Callable[[dict[str, Any]], None]]:
+def _sleeper(sleep: float) -> Callable[[TrialJob], Callable[[dict[str, Any]], None]]:
     """Stands in for the function that makes the trainable of a sweep."""
 
-    def trainable(job: tuner.TrialJob) -> Callable[[dict[str, Any]], None]:
+    def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         def fold_trial(config: dict[str, Any]) -> None:
             from ray import tune
 
@@ -77,7 +78,7 @@ def _run_folder(folder: str, candidates: int, folds: int) -> tuple[RunStore, Swe
 
 
 def main(candidates: int, folds: int, sleep: float, out: Path) -> None:
-    tuner._trainable = _sleeper(sleep)
+    tuner.trainable = _sleeper(sleep)
     with tempfile.TemporaryDirectory() as folder:
         store, config = _run_folder(folder, candidates, folds)
         space, _ = build_space(config, "")

@@ -197,7 +197,13 @@ def test_sample_that_asks_for_labels(tmp_path: Path, column: str) -> None:
 def test_a_single_column_of_a_class_is_no_label_column(tmp_path: Path) -> None:
     [missing] = failing(tmp_path, TEST, "id,cat\nt1,0\nt2,0\nt3,0\n")
     assert "training classes without a column: dog" in missing
-    assert "or one column for labels" in missing
+    assert "or one that holds classes" in missing
+
+
+def test_probabilities_of_two_classes_in_one_column_are_no_labels(tmp_path: Path) -> None:
+    unknown, missing = failing(tmp_path, TEST, "id,target\nt1,0.5\nt2,0.5\nt3,0.5\n")
+    assert "columns that are no class of the training data: target" in unknown
+    assert "training classes without a column: cat, dog" in missing
 
 
 def test_sample_columns(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from experiment.config import SweepConfig, TrainingConfig
 from experiment.errors import Problem
 from search_spaces.sampling import build_space
 from trainables.combinations import check_combinations
+from trainables.stochastic_depth import drops_paths
 
 
 def problems(
@@ -20,11 +21,18 @@ def problems(
     **training: Any,
 ) -> list[Problem]:
     search = {"backbones": backbones, "space": space, "per_backbone": own or {}}
-    raw = {"name": "n", "data": {"train": "."}, "search": search, "training": training}
+    raw = {
+        "name": "n",
+        "data": {"train": "."},
+        "search": search,
+        "training": {"patience": 1000} | training,
+    }
     config = SweepConfig.model_validate_json(json.dumps(raw))
     built, wrong = build_space(config, "c.yaml")
     assert not wrong
-    return check_combinations(built.settings, config.training)
+    return check_combinations(
+        built.settings, config.training, lambda backbone: backbone != "timm/c"
+    )
 
 
 NO_MIX = {"mixup_prob": 0, "label_smoothing": 0}
@@ -36,7 +44,7 @@ def between(low: float, high: float) -> dict[str, float]:
 
 def test_defaults_are_sound() -> None:
     assert problems({}) == []
-    assert check_combinations({}, TrainingConfig()) == []
+    assert check_combinations({}, TrainingConfig(), drops_paths) == []
 
 
 @pytest.mark.parametrize(
@@ -45,6 +53,9 @@ def test_defaults_are_sound() -> None:
         ({"sam_rho": 0.05}, {"precision": "fp16"}, "sam_rho", "bf16 or fp32"),
         ({"sam_rho": "search"}, {"precision": "fp16"}, "sam_rho", "sam_rho 0"),
         ({"rdrop_alpha": 1, "dropout": 0, "drop_path": 0}, {}, "rdrop_alpha", "above 0"),
+        ({"rdrop_alpha": 1, "dropout": 0}, {}, "rdrop_alpha", "drop_path 0"),  # its default
+        ({"cycles": 2}, {"patience": 14}, "cycles", "of up to 15 epochs"),
+        ({"schedule": "plateau", "lr_patience": 5}, {"patience": 5}, "lr_patience", "first"),
         (
             {"rdrop_alpha": 1, "dropout": {"choices": [0, 0.3]}, "drop_path": 0},
             {},
@@ -120,3 +131,13 @@ def test_every_problem_is_told() -> None:
         "snapshots",
         "snapshots",
     ]
+
+
+def test_stochastic_depth_is_no_noise_where_there_is_none() -> None:
+    space = {"rdrop_alpha": 1, "dropout": 0, "drop_path": 0.2}
+    assert problems(space) == []
+    [problem] = problems(space, backbones=("timm/c",))
+    assert "timm/c has no stochastic depth" in problem.message
+    assert drops_paths("timm/test_vit") and drops_paths("torchvision/convnext_tiny")
+    assert not drops_paths("torchvision/resnet18")
+    assert drops_paths("no such backbone")  # whose own check tells

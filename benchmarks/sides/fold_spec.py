@@ -1,0 +1,58 @@
+"""Fold 0 of a config in a new run folder, ready for `run_trial`.
+
+Takes a parsed config and hyperparameters, gives a `TrialSpec`; and a monitor that wants nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiment.config import SweepConfig
+from experiment.folds import folds_csv, make_folds
+from experiment.manifest import read_manifest
+from experiment.store import RunStore
+from search_spaces.params import TrialParams
+from search_spaces.ranges import Value
+from search_spaces.sampling import build_space
+from trainables.spec import EpochReport, TrialSpec
+
+FOLD = 0
+
+
+class Silent:
+    """The monitor of a trial that nobody watches."""
+
+    def report(self, epoch: EpochReport) -> None:
+        """Nobody listens."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def fold_spec(
+    config: SweepConfig,
+    folder: Path,
+    backbone: str,
+    knobs: Mapping[str, Value],
+    seed: int = 0,
+    cpus: int = 1,
+) -> TrialSpec:
+    """The config's default candidate with other `knobs`; the run folder lies in `folder`."""
+    manifest = read_manifest(config.data)
+    store = RunStore(tempfile.mkdtemp(dir=folder))
+    store.create(config, folds_csv(manifest, make_folds(manifest, config.folds)), manifest.classes)
+    default = build_space(config, "")[0].default(backbone).as_dict()
+    return TrialSpec(
+        run=store.root,
+        image_root=str(manifest.image_root),
+        candidate="c0000",
+        backbone=backbone,
+        params=TrialParams.from_dict(default | knobs),
+        fold=FOLD,
+        training=config.training,
+        transforms=config.augment.transforms,
+        seed=seed,
+        cpus=cpus,
+    )
