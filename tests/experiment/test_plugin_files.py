@@ -86,7 +86,10 @@ def test_the_plugin_wins_over_a_module_of_its_name_that_is_there_already(
     ("error", "line"),
     [
         (RuntimeError("\nCUDA error: assert\nCompile with this."), "CUDA error: assert"),
-        (RuntimeError("Caught.\nTraceback (most recent call last):\n  x\nKeyError: 1"), "KeyError: 1"),
+        (
+            RuntimeError("Caught.\nTraceback (most recent call last):\n  x\nKeyError: 1"),
+            "KeyError: 1",
+        ),
         (SyntaxError("invalid syntax"), "invalid syntax"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.config import AugmentConfig, TrainingConfig
+from experiment.config import TrainingConfig
 from experiment.errors import RunFailure
 from experiment.plugin_files import PluginFile
 from search_spaces.params import TrialParams
@@ -58,12 +58,19 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> Limit:
 
 
 def spec_for(run: Any, candidate: str, micro_batch: int | None = None) -> TrialSpec:
-    params = {"epochs": 2, "image_size": 32, "batch_size": 14, "dropout": 0.3, "drop_path": 0.1}
+    params = {
+        "epochs": 2,
+        "image_size": 32,
+        "batch_size": 14,
+        "dropout": 0.3,
+        "drop_path": 0.1,
+        "policy": "light",
+    }
     training = {"precision": "fp32", "pretrained": False, "micro_batch": micro_batch}
     return TrialSpec(
         run.store.root, str(run.images), candidate, "timm/test_resnet",
         TrialParams.from_dict(params), 0, TrainingConfig.model_validate(training),
-        AugmentConfig(policy="light"), seed=0, use_gpu=False,
+        (), seed=0, use_gpu=False,
     )  # fmt: skip
 
 
@@ -111,8 +118,7 @@ def test_a_plugins_loss_without_memory_gets_smaller_micro_batches(make_tiny_run:
     )
     run = make_tiny_run(plugins=(PluginFile("own_loss", source.encode(), "/gone/own_loss.py"),))
     spec = spec_for(run, "c0000")
-    params = spec.params.model_copy(update={"loss": "own"})
-    record = run_trial(replace(spec, params=params), Silent())
+    record = run_trial(replace(spec, params=replace(spec.params, loss="own")), Silent())
     assert (record.status, record.micro_batch) == ("finished", 4)
 
 
