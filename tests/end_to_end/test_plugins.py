@@ -112,6 +112,7 @@ def test_a_transform_that_fails_in_the_picture_names_its_plugin(
     late = "        SEEN.append(1)\n        assert len(SEEN) < 30, 'too many'\n        y, x = "
     source = "SEEN = []\n" + source.replace("        y, x = ", late)
     path.write_text(source, encoding="utf-8")
+    with_plugin.config["augment"]["transforms"] = [{"foldrace.Vignette": {"p": 1}}]
     result = cli("augment", with_plugin.write(), "--out", tmp_path / "grid.png")
     line = source[: source.index("assert len")].count("\n") + 1
     assert result.exit_code == 1
