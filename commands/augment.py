@@ -15,6 +15,7 @@ from experiment.errors import DataError, Problem, UserError
 from experiment.files import open_files
 from experiment.images import ImageError
 from experiment.manifest import Manifest, read_manifest
+from experiment.plugins import naming_plugins
 from reporting.augment_grid import augment_grid
 from search_spaces.params import TrialParams
 from search_spaces.sampling import build_space
@@ -26,6 +27,7 @@ from trainables.transform_checks import check_transforms
 _SAMPLES = 7  # augmented ones of each image
 
 
+@naming_plugins()
 def augment(
     config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
 ) -> None:

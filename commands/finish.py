@@ -18,6 +18,7 @@ from experiment.files import Files, open_files
 from experiment.folds import HELD_OUT
 from experiment.manifest import read_manifest
 from experiment.metrics import MetricScore, accuracy, all_metrics, log_loss
+from experiment.plugins import naming_plugins
 from experiment.records import EnsembleRecord, HeldOutScore
 from experiment.store import RunStore
 from experiment.test_set import ImageSet, read_test_set
@@ -52,6 +53,7 @@ def finish(store: RunStore, console: Console) -> Finished:
     return Finished(ensemble, receipt, report)
 
 
+@naming_plugins()
 def blend(store: RunStore, config: EnsembleConfig, console: Console) -> EnsembleRecord:
     """Write `ensemble/` and print what was chosen."""
     use_run_plugins(store)
@@ -86,6 +88,7 @@ def _further(metrics: Iterable[MetricScore]) -> str:
     return "".join(f", {m.name} {m.value:.4f}" for m in metrics if m.name not in _IN_WORDS)
 
 
+@naming_plugins()
 def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
     """Predict the test set with the blend; write the submission and its receipt. `out` None:
     `submission.csv` in the run folder."""

@@ -28,10 +28,17 @@ def open_run(root: str, console: Console) -> RunStore:
     given = {Path(path).stem: Path(path) for path in store.config().plugins}
     for plugin in store.plugins():
         path = given.get(plugin.module)
-        if path is not None and path.is_file() and path.read_bytes() != plugin.source:
+        if path is not None and _has_changed(path, plugin.source):
             console.print(
                 f"[yellow]warning[/yellow] {path} has changed since the run was made; the run goes "
                 f"on with its own copy, {plugin.path}",
                 highlight=False,
             )
     return store
+
+
+def _has_changed(original: Path, copied: bytes) -> bool:
+    try:
+        return original.read_bytes() != copied
+    except OSError:  # moved, deleted or unreadable: the run does not need it
+        return False

@@ -1,7 +1,8 @@
 """The one definition of the score, and the classification metrics of the report.
 
 Takes probabilities (n, C) or predicted classes (n,) with labels (n,); gives float64 numbers.
-Wrong input is a ValueError that names the row. `METRICS` is the table of what a blend is told by.
+Wrong input is a ValueError that names the row. `METRICS` is the table of what a blend is described
+by.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from experiment.plugin_files import told
+
+Number = TypeVar("Number", np.int64, np.float64)
 
 CLIP = 1e-15
 """The least probability that a row's true class may have; the score is finite because of it."""
 
 _ABOVE_ONE = 1e-6
 """Rounding may lift a float32 probability above 1 by this much; more is an unnormalised row."""
-
 
 _log = logging.getLogger("foldrace")
 
@@ -58,6 +62,13 @@ def normalise(prob: ArrayLike) -> NDArray[np.float64]:
     rows, sums = _rows_and_sums(prob)
     scaled: NDArray[np.float64] = rows / sums[:, None]
     return np.clip(scaled, CLIP, 1.0, out=scaled)
+
+
+def read_only(array: NDArray[Number]) -> NDArray[Number]:
+    """A view for a metric: the next one gets the same numbers."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def true_class_probability(prob: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
@@ -206,13 +217,14 @@ METRICS: dict[str, Metric] = {
 def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> tuple[MetricScore, ...]:
     """Every row of the table for prob (n, C), labels (n,). One that fails or is not finite is left
     out, with a warning: a blend does not depend on it."""
-    rows = normalise(prob)
+    rows, classes = read_only(normalise(prob)), read_only(labels)
     found: list[MetricScore] = []
     for metric in METRICS.values():
         try:
-            value = float(metric.function(rows, labels))
-        except Exception:  # a user's own metric may raise anything
-            _log.warning("metric %s failed and is left out", metric.name, exc_info=True)
+            value = float(metric.function(rows, classes))
+        except Exception as error:  # a user's own metric may raise anything
+            _log.warning("metric %s is left out: %s", metric.name, told(error))
+            _log.debug("metric %s failed", metric.name, exc_info=True)
             continue
         if math.isfinite(value):
             better = metric.greater_is_better

@@ -22,6 +22,7 @@ from types import CodeType, ModuleType
 from experiment.errors import Problem
 
 _FOLDRACE = Path(__file__).resolve().parents[1]
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def import_plugins(files: Sequence[PluginFile]) -> dict[PluginFile, ModuleType |
     for file in files:
         try:
             found[file] = importlib.import_module(file.module)
-        except Exception as error:  # a user's file may raise anything
+        except (Exception, SystemExit) as error:  # a user's file may raise anything
             where = place_of(error) or file.path
             found[file] = Problem(where, f"the plugin cannot be imported: {described(error)}")
     return found
@@ -95,11 +96,19 @@ def place_of(error: BaseException) -> str | None:
 
 
 def described(error: BaseException) -> str:
-    """Type and message in one line."""
-    lines = str(error).strip().splitlines()
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg}"
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    """Type and message in one line: the message's first, since advice and links come after it; of
+    a traceback that another process sent as text, the last."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
+    lines = text.splitlines()
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[-1] if _TRACEBACK in text else lines[0]}"
+
+
+def told(error: BaseException) -> str:
+    """The error in one line, with the plugin's line where it came through one."""
+    place = place_of(error)
+    return described(error) if place is None else f"plugin {place}: {described(error)}"
 
 
 class _Finder(MetaPathFinder, InspectLoader):
@@ -111,7 +120,8 @@ class _Finder(MetaPathFinder, InspectLoader):
     def replace(self, files: Sequence[PluginFile]) -> None:
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)  # first: a node may have another file of that name
-        for module in self.files:
+        # An import of one's own may have found that other file already, or may have stayed.
+        for module in (*self.files, *(file.module for file in files)):
             sys.modules.pop(module, None)
         self.files = {file.module: file for file in files}
 

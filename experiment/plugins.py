@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from experiment.errors import ConfigError, Problem, RunFailure, UserError
-from experiment.plugin_files import PluginFile, described, import_plugins, place_of, read_plugins
+from experiment.plugin_files import (
+    PluginFile,
+    described,
+    import_plugins,
+    place_of,
+    read_plugins,
+    told,
+)
 
 Row = TypeVar("Row")
 PARTS = "PARTS"
@@ -31,6 +38,10 @@ class Kind(Generic[Row]):
     """Uses a row on something tiny; raises whatever the row raises, or Unfit."""
     key: str = "name"
     """The record's field that is the key of the table."""
+
+
+class PluginFailure(RunFailure):
+    """A plugin's code raised; the message says where, and what."""
 
 
 class Unfit(Exception):
@@ -109,16 +120,15 @@ def loaded() -> tuple[PluginFile, ...]:
 
 @contextlib.contextmanager
 def naming_plugins() -> Iterator[None]:
-    """An error out of a plugin's code names its file and line."""
+    """An error out of a plugin's code becomes a PluginFailure, with its file and line."""
     try:
         yield
     except (UserError, RunFailure):
         raise
     except Exception as error:
-        place = place_of(error)
-        if place is None:
+        if place_of(error) is None:
             raise
-        raise RunFailure(f"plugin {place}: {described(error)}") from error
+        raise PluginFailure(told(error)) from error
 
 
 def require(problems: Sequence[Problem]) -> None:

@@ -26,9 +26,14 @@ def _try_method(row: Method) -> None:
 
 def _try_tta(row: TTA) -> None:
     images = torch.rand(2, 3, 16, 24)
+    if not row.views:
+        raise Unfit("has no view, should have one or more")
     for i, view in enumerate(row.views):
-        if view(images).shape != images.shape:
+        found = view(images)
+        if found.shape != images.shape:
             raise Unfit(f"changes the shape of the images in view {i}, should keep it")
+        if found.dtype != images.dtype or not bool(torch.isfinite(found).all()):
+            raise Unfit(f"gives {found.dtype} in view {i}, should be float32 and finite")
 
 
 ALL_KINDS = (

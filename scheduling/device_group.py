@@ -114,9 +114,15 @@ class _GroupMonitor:
 
 
 def _memory_is_full(error: WorkerGroupError) -> bool:
-    from torch import OutOfMemoryError
+    """On any of the devices; a plugin's failure brings the error that it comes from as text."""
+    from experiment.plugins import PluginFailure
+    from trainables.memory import is_out_of_memory
 
-    return any(isinstance(e, OutOfMemoryError) for e in error.worker_failures.values())
+    for failure in error.worker_failures.values():
+        cause = RuntimeError(str(failure)) if isinstance(failure, PluginFailure) else failure
+        if isinstance(cause, RuntimeError) and is_out_of_memory(cause):
+            return True
+    return False
 
 
 def _smaller(spec: TrialSpec, devices: int) -> TrialSpec | None:

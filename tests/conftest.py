@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image
 from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
+from experiment.plugin_files import PluginFile
 from experiment.plugins import load
 from experiment.store import RunStore
 
@@ -69,7 +70,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_tiny_run(tmp_path: Path, tiny_images: Path) -> Callable[..., TinyRun]:
     """Makes run folders over the tiny images: `make_tiny_run("name", k=3)`."""
 
-    def make(name: str = "run", k: int = 3) -> TinyRun:
+    def make(name: str = "run", k: int = 3, plugins: Sequence[PluginFile] = ()) -> TinyRun:
         config = SweepConfig(
             name=name,
             data=DataConfig(train=str(tiny_images)),
@@ -79,7 +80,7 @@ def make_tiny_run(tmp_path: Path, tiny_images: Path) -> Callable[..., TinyRun]:
         manifest = read_manifest(config.data)
         store = RunStore(tmp_path / name)
         folds = folds_csv(manifest, make_folds(manifest, config.folds))
-        store.create(config, folds, manifest.classes)
+        store.create(config, folds, manifest.classes, plugins)
         return TinyRun(store, manifest.image_root)
 
     return make

@@ -12,12 +12,14 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Activation:
-    """One row of the table. `log_probs`: (B, C) logits -> (B, C) natural logarithms of
-    probabilities that sum to 1 in each row."""
+    """One row of the table; both functions of (B, C) logits."""
 
     name: str
     doc: str
     log_probs: Callable[[Tensor], Tensor]
+    """Natural logarithms of probabilities that sum to 1 in each row."""
+    trained: Callable[[Tensor], Tensor]
+    """What the losses train: a distribution over the classes, or one of two outcomes a class."""
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -32,10 +34,16 @@ def _sigmoid(logits: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        Activation("softmax", "classes compete: cross-entropy and its kin", _softmax),
-        Activation("sigmoid", "one sigmoid a class, normalised: binary cross-entropy", _sigmoid),
+        Activation(
+            "softmax", "classes compete: cross-entropy and its kin",
+            _softmax, lambda logits: torch.softmax(logits, dim=1),
+        ),
+        Activation(
+            "sigmoid", "one sigmoid a class, normalised: binary cross-entropy",
+            _sigmoid, torch.sigmoid,
+        ),
     )
-}
+}  # fmt: skip
 
 
 def log_probs(logits: Tensor, activation: str) -> Tensor:

@@ -18,7 +18,7 @@ from trainables.card import ModelCard
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema
 from trainables.layers import layer_ids
-from trainables.losses import LOSSES, Activation, build_loss
+from trainables.losses import LOSSES, build_loss
 from trainables.memory import StepStart
 from trainables.meta_features import meta_width
 from trainables.optimizers import build_optimizer
@@ -46,7 +46,7 @@ class Learner:
     schedule: Schedule
     sharpness: SharpnessAware | None
     rdrop_alpha: float
-    activation: Activation
+    activation: str
     layer_ids: dict[str, int] | None
     """Parameter name of `bare` -> depth, where layers are treated differently."""
     clip_grad: float | None

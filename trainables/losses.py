@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from torch.nn import functional
 
 from search_spaces.params import TrialParams
 from trainables.class_weights import class_weights
-
-Activation = Literal["softmax", "sigmoid"]
 
 _LDAM_SCALE = 30.0  # of the logits in the paper
 _LDAM_MARGIN = 0.5  # of the rarest class, before the scale
@@ -44,8 +41,8 @@ class Loss:
     """(B, C) float32 logits, (B, C) targets, settings -> (B,) losses of the images, not below 0."""
     hard: bool = False
     """Takes one-hot targets only: no mixing, no label smoothing."""
-    activation: Activation = "softmax"
-    """What makes probabilities of the logits that this loss trains."""
+    activation: str = "softmax"
+    """Of `activations.ACTIVATIONS`: what makes probabilities of the logits that this trains."""
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:

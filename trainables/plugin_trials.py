@@ -11,9 +11,10 @@ import math
 import numpy as np
 import torch
 
-from experiment.metrics import Metric
+from experiment.metrics import Metric, read_only
 from experiment.plugins import Unfit
 from search_spaces.params import TrialParams
+from trainables.activations import ACTIVATIONS
 from trainables.augment import Policy, augment
 from trainables.backbones import Family
 from trainables.class_weights import ClassWeights
@@ -24,12 +25,14 @@ from trainables.meta_features import MetaFeature
 from trainables.optimizer_table import Optimizer
 from trainables.schedules import Plan, ScheduleRow
 
-_PIXELS = 224  # what every backbone can take
+_PIXELS = 224  # what most backbones take
 _ROWS, _CLASSES = 6, 3
 
 
 def loss(row: Loss) -> None:
     """A number an image, with gradients."""
+    if row.activation not in ACTIVATIONS:
+        raise Unfit(f"has the activation {row.activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     logits = torch.zeros(_ROWS, _CLASSES, requires_grad=True)
     targets = torch.nn.functional.one_hot(torch.arange(_ROWS) % _CLASSES, _CLASSES).float()
     counts = torch.full((_CLASSES,), float(_ROWS))
@@ -91,16 +94,19 @@ def meta_feature(row: MetaFeature) -> None:
 
 
 def family(row: Family) -> None:
-    """Its first backbone is built and sees two images."""
+    """Its names; its first backbone is built and sees two images, where it takes them."""
     names = list(row.names())
     if not names or not all(isinstance(name, str) for name in names):
         raise Unfit(f"has the names {names!r}, should be one text or more")
     if "/" in row.prefix:
         raise Unfit("should have no / in its prefix")
-    body = row.build(names[0], False, 0.0, _PIXELS)
-    with torch.no_grad():
-        images = body.normalise(torch.zeros(2, 3, _PIXELS, _PIXELS))
-        found = body.module.eval()(images)
+    try:
+        body = row.build(names[0], False, 0.0, _PIXELS)
+        with torch.no_grad():
+            images = body.normalise(torch.zeros(2, 3, _PIXELS, _PIXELS))
+            found = body.module.eval()(images)
+    except Exception:  # it may take another size: the sweep's own is tried with each backbone
+        return
     if not isinstance(found, torch.Tensor) or found.shape != (2, body.features):
         raise Unfit(
             f"{names[0]!r}, of 2 images, gives {_form(found)}, should be pooled features of the "
@@ -130,7 +136,7 @@ def custom(row: Custom) -> None:
 def metric(row: Metric) -> None:
     """Made-up probabilities of rows of every class."""
     prob = np.random.default_rng(0).dirichlet(np.ones(_CLASSES), 4 * _ROWS)
-    value = row.function(prob, np.arange(4 * _ROWS) % _CLASSES)
+    value = row.function(read_only(prob), read_only(np.arange(4 * _ROWS) % _CLASSES))
     if not math.isfinite(float(value)):
         raise Unfit(f"gives {value}, should be a finite number")
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from trainables.losses import Activation
+from trainables.activations import ACTIVATIONS
 
 
 def rdrop_loss(
@@ -19,7 +18,7 @@ def rdrop_loss(
     logits: Tensor,
     targets: Tensor,
     alpha: float,
-    activation: Activation = "softmax",
+    activation: str = "softmax",
 ) -> Tensor:
     """Mean of the two passes' losses + alpha / 2 (KL(p||q) + KL(q||p)), mean over the batch.
 
@@ -29,11 +28,8 @@ def rdrop_loss(
     """
     first, second = logits.float().chunk(2)
     fit = criterion(logits, targets.repeat(2, 1))
+    probabilities = ACTIVATIONS[activation].trained
     # For both activations the symmetric divergence is sum_c (p_c - q_c) (logit p_c - logit q_c).
-    p, q = _probabilities(first, activation), _probabilities(second, activation)
+    p, q = probabilities(first), probabilities(second)
     divergence = ((p - q) * (first - second)).sum(1).mean()
     return fit + alpha / 2 * divergence
-
-
-def _probabilities(logits: Tensor, activation: Activation) -> Tensor:
-    return torch.softmax(logits, 1) if activation == "softmax" else torch.sigmoid(logits)

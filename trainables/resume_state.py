@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from types import TracebackType
@@ -18,6 +19,7 @@ from typing import Any
 import timm
 import torch
 
+from experiment.plugin_files import PluginFile
 from experiment.records import Oof, VariantScore
 from experiment.store import RunStore
 from trainables.course import Course, Kept
@@ -44,7 +46,7 @@ class ResumeState:
     def __init__(self, store: RunStore, spec: TrialSpec, started: float) -> None:
         """`started` is when the trial began, by `time.perf_counter`."""
         self._store, self._spec = store, spec
-        self._fingerprint = fingerprint(spec, store.folds().hash)
+        self._fingerprint = fingerprint(spec, store.folds().hash, store.plugins())
         self._started = self._saved = started
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="resume-state")
         self._writing: Future[None] | None = None
@@ -127,13 +129,14 @@ class ResumeState:
         _log.warning("%s fold%d: %s", self._spec.candidate, self._spec.fold, message)
 
 
-def fingerprint(spec: TrialSpec, folds_hash: str) -> str:
+def fingerprint(spec: TrialSpec, folds_hash: str, plugins: Sequence[PluginFile]) -> str:
     """Of all that must be the same for a state to belong to a trial. Library versions are part of
     it: a newer one may name its parts otherwise, or compute otherwise."""
     training = spec.training.model_dump(mode="json", exclude=_NO_PART_OF_IT)
     sections = (training, list(spec.transforms))
     versions = (str(torch.__version__), str(timm.__version__))
-    key = [trial_seed(spec), folds_hash, *sections, *versions]
+    code = [(file.module, hashlib.sha256(file.source).hexdigest()) for file in plugins]
+    key = [trial_seed(spec), folds_hash, *sections, *versions, code]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 

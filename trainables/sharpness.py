@@ -47,11 +47,6 @@ class SharpnessAware:
             torch._foreach_copy_(self._moved, self._before)
         self._moved, self._before = [], []
 
-    def restore_and_step(self) -> None:
-        """The base optimiser's step from the old weights, with the gradients of the new ones."""
-        self.restore()
-        self._optimizer.step()
-
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:

@@ -49,7 +49,7 @@ def typed(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     folder.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, ROOT / "sweep.py", *map(str, arguments)],
-        cwd=folder, env=os.environ, capture_output=True, text=True, timeout=240,
+        cwd=folder, env=os.environ, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
@@ -102,6 +102,61 @@ def test_a_trial_that_fails_in_a_plugin_names_it(
     line = source[: source.index("assert len")].count("\n") + 1
     assert result.exit_code == 1
     assert f"plugin {path} line {line}: AssertionError: too many" in result.stderr
+
+
+def test_a_transform_that_fails_in_the_picture_names_its_plugin(
+    with_plugin: Any, cli: Cli, tmp_path: Path
+) -> None:
+    path = plugin_of(with_plugin)
+    source = path.read_text(encoding="utf-8")
+    late = "        SEEN.append(1)\n        assert len(SEEN) < 30, 'too many'\n        y, x = "
+    source = "SEEN = []\n" + source.replace("        y, x = ", late)
+    path.write_text(source, encoding="utf-8")
+    with_plugin.config["augment"]["transforms"] = [{"foldrace.Vignette": {"p": 1}}]
+    result = cli("augment", with_plugin.write(), "--out", tmp_path / "grid.png")
+    line = source[: source.index("assert len")].count("\n") + 1
+    assert result.exit_code == 1
+    assert f"plugin {path} line {line}: AssertionError: too many" in result.stderr
+
+
+MORE = """
+from ensemble.greedy import greedy
+from ensemble.methods import Method
+from inference.tta import TTA
+
+
+def few(true_prob, rounds, members):
+    return greedy(true_prob, 1, 1)
+
+
+def fails(*arguments):
+    raise KeyError("mine")
+
+
+PARTS += [
+    Method("few", "the best member", few),
+    Method("broken", "", fails),
+    TTA("mirrored", "upside down too", (lambda x: x, lambda x: x.flip(2))),
+    TTA("broken", "", (fails,)),
+]
+"""
+
+
+def _methods_and_views(run: Path, cli: Cli) -> None:
+    """Those that work, and those that fail; from the run's own copy."""
+    copy = run / "plugins/my_parts.py"
+    before = copy.read_text(encoding="utf-8")
+    copy.write_text(before + MORE, encoding="utf-8")
+    line = (before + MORE).split("raise KeyError")[0].count("\n") + 1
+    result = cli("ensemble", run, "--method", "few")
+    assert result.exit_code == 0, result.output
+    assert len(RunStore.open(run).ensemble().members) == 1  # type: ignore[union-attr]
+    assert cli("submit", run, "--tta", "mirrored").exit_code == 0
+    for arguments in (("ensemble", run, "--method", "broken"), ("submit", run, "--tta", "broken")):
+        result = cli(*arguments)
+        assert result.exit_code == 1
+        assert f"plugin {copy} line {line}: KeyError: 'mine'" in result.stderr
+    copy.write_text(before, encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -157,6 +212,19 @@ class TestSweep:
         said = " ".join(result.stdout.split())
         assert "has changed since the run was made; the run goes on with its own copy" in said
         assert len(RunStore.open(run).trials()) == 6
+
+        _methods_and_views(run, cli)
+        result = cli("resume", run, "--set", "plugins=[]")
+        assert result.exit_code == 2 and "--set plugins: cannot change" in result.stderr
+
+        source = copy.read_text(encoding="utf-8")
+        failing = source.replace("    right = ", "    assert 0\n    right = ")
+        copy.write_text(failing, encoding="utf-8")
+        result = cli("resume", run, "--set", "search.candidates=4")
+        line = failing.split("assert 0")[0].count("\n") + 1
+        errors = [t.error for t in RunStore.open(run).trials().values() if t.status == "failed"]
+        assert errors, result.output
+        assert all(f"plugin {copy} line {line}: AssertionError" in str(e) for e in errors)
 
         copy.write_text("raise RuntimeError('damaged')", encoding="utf-8")
         done = typed(tmp_path / "third", "predict", run, image)

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from experiment.errors import Problem
-from experiment.plugin_files import PluginFile, import_plugins, place_of, read_plugins
+from experiment.plugin_files import PluginFile, described, import_plugins, place_of, read_plugins
 
 pytestmark = pytest.mark.usefixtures("plugins_end")
 
@@ -73,6 +73,31 @@ def test_the_plugin_wins_over_a_file_of_its_name_in_the_working_folder(
     assert isinstance(module, ModuleType) and module.X == "plugin"
 
 
+def test_the_plugin_wins_over_a_module_of_its_name_that_is_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "own_parts", ModuleType("own_parts"))
+    file = PluginFile("own_parts", b"X = 1", "s3://bucket/run/plugins/own_parts.py")
+    [module] = import_plugins([file]).values()
+    assert isinstance(module, ModuleType) and module.X == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("\nCUDA error: assert\nCompile with this."), "CUDA error: assert"),
+        (
+            RuntimeError("Caught.\nTraceback (most recent call last):\n  x\nKeyError: 1"),
+            "KeyError: 1",
+        ),
+        (SyntaxError("invalid syntax"), "invalid syntax"),
+    ],
+)
+def test_an_error_in_one_line(error: Exception, line: str) -> None:
+    assert described(error) == f"{type(error).__name__}: {line}"
+    assert described(ValueError()) == "ValueError"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -117,6 +142,7 @@ def test_imports_that_would_work_here_alone(tmp_path: Path) -> None:
         ("x = 1\ndef f(:\n", 2, "SyntaxError: invalid syntax"),
         ("import math\n\nmath.sqrt(-1)\n", 3, "ValueError: "),
         ("import own_missing\n", 1, "ModuleNotFoundError: No module named 'own_missing'"),
+        ("import sys\nsys.exit(0)\n", 2, "SystemExit: 0"),
         ("open(__file__)\n", 1, "NameError: name '__file__' is not defined"),
     ],
 )

@@ -145,4 +145,15 @@ def test_a_metric_that_fails_later_costs_a_warning_alone(caplog: pytest.LogCaptu
     load([file("own_a", source)], KINDS)
     scores = all_metrics(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))
     assert [score.name for score in scores] == BUILT_IN and scores[1].value == 0.5
-    assert "metric own failed" in caplog.text and "metric none is nan" in caplog.text
+    own = "metric own is left out: plugin /gone/own_a.py line 2: KeyError: 'x'"
+    assert own in caplog.text and "metric none is nan" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_metric_cannot_change_what_the_next_one_gets() -> None:
+    source = HEAD + "PARTS = [Metric('own', '', lambda p, t: p.sort() or t.fill(0) or 1.0, True)]"
+    prob, labels = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])
+    before = all_metrics(prob, labels)
+    load([file("own_a", source)], KINDS)
+    assert all_metrics(prob, labels) == before  # it fails
+    labels[0] = 1  # ours may be written to as ever

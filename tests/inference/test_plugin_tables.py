@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def test_our_own_rows_are_what_a_plugins_should_be(kind: Kind[Any], row: Any) ->
 
 def test_every_table_of_records_may_grow() -> None:
     """But for the libraries of transforms, a transform of one's own being a `Custom`, and for
-    activations, since R-Drop has a divergence for each."""
+    activations, since R-Drop's divergence holds for these two."""
     tables = set[str]()
     for package in ("trainables", "ensemble", "inference", "experiment"):
         for path in (ROOT / package).glob("*.py"):
@@ -73,6 +72,14 @@ def test_a_family_is_tried_with_its_first_name() -> None:
     BY_NAME["Family"].try_row(small)
 
 
+def test_a_family_of_another_size_is_left_to_the_sweeps_own() -> None:
+    def only_384(name: str, pretrained: bool, drop_path: float, image_size: int) -> Any:
+        assert image_size == 384
+        return FAMILIES["timm"].build("test_vit", False, 0.0, image_size)
+
+    BY_NAME["Family"].try_row(Family("own", lambda: ["a"], only_384))
+
+
 def bad_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Any:
     body = FAMILIES["timm"].build("test_resnet", False, 0.0, image_size)
     return replace(body, features=7)
@@ -86,6 +93,10 @@ UNFIT: dict[str, tuple[Any, str]] = {
     "Loss cut off": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.detach().sum(1)),
         "no gradient",
+    ),
+    "Loss activation": (
+        replace(LOSSES["kl"], activation="tanh"),
+        "has the activation 'tanh'; allowed: softmax, sigmoid",
     ),
     "Loss below 0": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.sum(1) - 1),
@@ -122,6 +133,12 @@ UNFIT: dict[str, tuple[Any, str]] = {
         replace(METRICS["accuracy"], function=lambda prob, labels: np.inf),
         "should be a finite number",
     ),
+    "TTA none": (replace(TTAS["flip"], views=()), "one or more"),
+    "TTA type": (
+        replace(TTAS["flip"], views=(lambda images: images.half(),)),
+        "gives torch.float16 in view 0, should be float32 and finite",
+    ),
+    "TTA infinite": (replace(TTAS["flip"], views=(lambda images: images / 0,)), "and finite"),
     "TTA size": (
         replace(TTAS["flip"], views=(lambda images: images[:, :, ::2],)),
         "changes the shape of the images in view 0",
@@ -168,6 +185,6 @@ def test_loader_processes_have_the_plugins(
     batches = Batches(EncodedImages(files, 48), 32, config)
     plan = BatchRows(np.arange(4), (3, 1))
     here = _images(batches, plan)
-    run: Callable[..., Any] = multiprocessing.get_context(method).Pool(1).apply
-    np.testing.assert_array_equal(run(_images, (batches, plan)), here)
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(_images, (batches, plan)), here)
     assert here[:, 16, 16].mean() > 1.1 * here[:, 0, 0].mean()  # dark corners

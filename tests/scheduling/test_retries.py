@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from typing import Any
 
 import pytest
+from ray.train import WorkerGroupError
 
 from experiment.config import SearchConfig
+from experiment.errors import RunFailure
+from experiment.plugin_files import PluginFile
+from experiment.plugins import PluginFailure, load, naming_plugins
 from experiment.records import TrialRecord, VariantScore
 from experiment.store import RunStore
+from scheduling.device_group import _memory_is_full
 from scheduling.fold_searcher import CANDIDATE, FOLD, FoldSearcher
 from scheduling.ledger import Ledger
 from scheduling.study import CandidateStudy
 from search_spaces.sampling import build_space
 
 STATE = b"a state"
+
+
+@pytest.mark.usefixtures("plugins_end")
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')", True),
+        ("RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')", True),
+        ("RuntimeError('shapes cannot be multiplied')", False),
+    ],
+)
+def test_a_group_whose_plugin_has_no_memory_starts_again(error: str, full: bool) -> None:
+    """What a device sends is pickled: without its cause."""
+    source = f"import torch\ndef f():\n    raise {error}\nPARTS = []\n"
+    load([PluginFile("own_loss", source.encode(), "/gone/own_loss.py")], ())
+    with pytest.raises(PluginFailure, match=r"own_loss\.py line 3") as caught, naming_plugins():
+        sys.modules["own_loss"].f()
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert _memory_is_full(WorkerGroupError("one failed", {1: sent})) == full
+    assert not _memory_is_full(WorkerGroupError("one", {0: RunFailure("out of memory with 1")}))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiment.config import TrainingConfig
 from experiment.errors import RunFailure
+from experiment.plugin_files import PluginFile
 from search_spaces.params import TrialParams
 from trainables import learner as learner_module
 from trainables.devices import fresh_accelerator, seed_epoch
@@ -104,6 +105,21 @@ def test_an_image_that_does_not_fit_is_a_clear_failure(
     assert f"{least} of a batch of 14 images" in message and "32 x 32 pixels" in message
     assert "smaller image_size" in message and "gradient_checkpointing" in message
     assert "\n" not in message
+
+
+@pytest.mark.usefixtures("plugins_end")
+def test_a_plugins_loss_without_memory_gets_smaller_micro_batches(make_tiny_run: Any) -> None:
+    source = (
+        "import torch\nfrom trainables.losses import Loss\n"
+        "def f(logits, targets, settings):\n    if logits.requires_grad and len(logits) > 5:\n"
+        "        raise RuntimeError('CUDA error: out of memory')\n"
+        "    return torch.nn.functional.cross_entropy(logits, targets, reduction='none')\n"
+        "PARTS = [Loss('own', '', '', f)]\n"
+    )
+    run = make_tiny_run(plugins=(PluginFile("own_loss", source.encode(), "/gone/own_loss.py"),))
+    spec = spec_for(run, "c0000")
+    record = run_trial(replace(spec, params=replace(spec.params, loss="own")), Silent())
+    assert (record.status, record.micro_batch) == ("finished", 4)
 
 
 def test_other_errors_are_not_swallowed(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from experiment.config import TrainingConfig
+from experiment.plugin_files import PluginFile
 from experiment.records import Oof
 from search_spaces.params import TrialParams
 from trainables.course import Course
@@ -285,8 +286,17 @@ def test_the_state_of_another_trial_is_none(
     tiny_run.store.save_resume_state("c0000", 0, data)
     _assert_starts_anew(spec, "of another config or version", caplog)
     digest = tiny_run.store.folds().hash
-    assert fingerprint(spec, digest) != fingerprint(foreign, digest)
-    assert fingerprint(spec, digest) != fingerprint(spec, "other folds")
+    assert fingerprint(spec, digest, ()) != fingerprint(foreign, digest, ())
+    assert fingerprint(spec, digest, ()) != fingerprint(spec, "other folds", ())
+
+
+def test_plugins_are_part_of_the_fingerprint_wherever_they_lie(tiny_run: Any) -> None:
+    spec = spec_for(tiny_run, "c0000")
+    own = PluginFile("own_parts", b"PARTS = []", "/gone/own_parts.py")
+    variants = ((), (own,), (replace(own, source=b"PARTS = list()"),))
+    found = {fingerprint(spec, "folds", plugins) for plugins in variants}
+    moved = replace(own, path="/elsewhere/own_parts.py")
+    assert len(found) == 3 and fingerprint(spec, "folds", (moved,)) in found
 
 
 def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureFixture) -> None:

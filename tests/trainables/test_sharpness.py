@@ -27,7 +27,8 @@ def test_one_update_of_a_quadratic_by_hand() -> None:
     assert (a.item(), b.item()) == pytest.approx((3 + 0.5 * 3 / 5, 1 + 0.5 * 4 / 5))
     assert a.grad is None and b.grad is None
     ((a**2 + 4 * b**2) / 2).backward()
-    sam.restore_and_step()
+    sam.restore()
+    optimizer.step()
     assert (a.item(), b.item()) == pytest.approx((3 - 0.1 * 3.3, 1 - 0.2 * 4 * 1.4))
 
 
@@ -51,7 +52,8 @@ def ours(model: nn.Module, optimizer: torch.optim.Optimizer, rho: float, steps: 
         sam.perturb()
         with kept_statistics(model):
             loss_of(model, step).backward()
-        sam.restore_and_step()
+        sam.restore()
+        optimizer.step()
         optimizer.zero_grad()
 
 
