@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _POOLED_NORMS = frozenset({"classifier.0", "head.norm", "fc_norm"})  # after the pooling
 
 

@@ -26,6 +26,7 @@ from trainables.erasing import erase_
 from trainables.freezing import train_from, trainable_from
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mix, soft_targets
+from trainables.notes import noting
 from trainables.plugins import use_plugins
 from trainables.predict import pack_weights
 from trainables.progressive import training_size
@@ -41,12 +42,14 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
     Raises TrialStopped when the monitor asked for it."""
     store = RunStore.open(spec.run)
-    with naming_plugins():
+    with naming_plugins(), noting() as notes:
         use_plugins(store.plugins())
-        return _run_trial(spec, store, monitor)
+        return _run_trial(spec, store, monitor, notes)
 
 
-def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecord:
+def _run_trial(
+    spec: TrialSpec, store: RunStore, monitor: Monitor, notes: Iterable[str]
+) -> TrialRecord:
     started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
@@ -59,6 +62,7 @@ def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecor
             monitor.report(course.log[-1])
         _train(spec, data, learner, course, state, monitor)
     record = _record(spec, course, learner, store.folds().hash, state.seconds)
+    record = record.model_copy(update={"notes": tuple(notes)})
     if accelerator.is_main_process:
         _write(store, record, course, data)
     accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
