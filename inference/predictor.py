@@ -58,8 +58,7 @@ class Predictor:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = store.config()
         self._cache = config.cache
-        precision = resolve_precision(self._device, config.training.precision)
-        self._autocast = autocast_for(self._device, precision)
+        self._precision = config.training.precision
 
     @property
     def models(self) -> int:
@@ -100,8 +99,15 @@ class Predictor:
         loader = scoring_loader(source, np.arange(len(files)), card, _BATCH, settings)
         seen = AveragedViews(model, self._tta, card.activation)
         # Averaged log-probabilities: softmax leaves them as they are.
-        log_prob, _ = log_probabilities(seen, loader, self._device, self._autocast, "softmax")
+        autocast = self._autocast(member, fold)
+        log_prob, _ = log_probabilities(seen, loader, self._device, autocast, "softmax")
         return normalise(np.exp(log_prob.astype(np.float64)))
+
+    def _autocast(self, member: MemberRecord, fold: int) -> torch.autocast:
+        """The precision that this device would have scored the model in."""
+        trial = self.store.trial(member.candidate, fold)
+        sam_rho = float(trial.params.get("sam_rho", 0.0)) if trial is not None else 0.0
+        return autocast_for(self._device, resolve_precision(self._device, self._precision, sam_rho))
 
     def _classifier(self, member: MemberRecord, fold: int) -> tuple[Classifier, ModelCard]:
         """A fold's model, on the device."""

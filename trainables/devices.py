@@ -64,10 +64,8 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def precision_of(spec: TrialSpec, device: torch.device) -> str:
-    """SAM's perturbation is wrong on fp16's scaled gradients: `auto` then means fp32 where the
-    device has no bf16."""
-    resolved = resolve_precision(device, spec.training.precision)
-    return "fp32" if resolved == "fp16" and spec.params.sam_rho > 0 else resolved
+    """What the trial trains and is scored in."""
+    return resolve_precision(device, spec.training.precision, spec.params.sam_rho)
 
 
 def seed_trial(spec: TrialSpec) -> None:

@@ -104,10 +104,14 @@ def autocast_for(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def resolve_precision(device: torch.device, asked: str) -> str:
-    """`auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU."""
-    if asked != "auto":
-        return asked
+def resolve_precision(device: torch.device, asked: str, sam_rho: float) -> str:
+    """`auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU. With SAM, whose perturbation is
+    wrong on fp16's scaled gradients, never fp16: also to predict, as its model was scored."""
+    found = _automatic(device) if asked == "auto" else asked
+    return "fp32" if found == "fp16" and sam_rho > 0 else found
+
+
+def _automatic(device: torch.device) -> str:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

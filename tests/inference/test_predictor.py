@@ -21,7 +21,7 @@ from experiment.store import RunStore
 from inference.predictor import Predictor
 from trainables.card import ModelCard
 from trainables.classifier import build_classifier
-from trainables.predict import pack_weights
+from trainables.predict import pack_weights, resolve_precision
 
 K = 2
 MEMBERS = (("c0000", "raw", 0.7), ("c0001", "ema", 0.3))
@@ -131,3 +131,25 @@ def test_unusable_weights_are_named(blend: RunStore, images: list[Path], damage:
         path.write_bytes(path.read_bytes()[:-100] if damage == "torn" else b"")
     with pytest.raises(RunFolderError, match=r"trials/c0001/fold1/best_ema\.safetensors"):
         Predictor(blend).probabilities(images)
+
+
+def test_a_model_is_predicted_as_it_was_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU without bf16 `auto` means fp16, but fp32 for what SAM has trained."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    gpu = torch.device("cuda")
+    assert resolve_precision(gpu, "auto", sam_rho=0.0) == "fp16"
+    assert resolve_precision(gpu, "auto", sam_rho=0.05) == "fp32"
+    assert resolve_precision(gpu, "bf16", sam_rho=0.05) == "bf16"
+
+
+@pytest.mark.parametrize(("sam_rho", "half"), [(0.0, True), (0.05, False)])
+def test_the_precision_follows_the_members_own_trial(
+    blend: RunStore, sam_rho: float, half: bool
+) -> None:
+    trial = blend.trial("c0001", 1)
+    assert trial is not None
+    blend.save_trial(trial.model_copy(update={"params": {"sam_rho": sam_rho}}))
+    predictor = Predictor(blend)
+    predictor._precision = "fp16"
+    found = predictor._autocast(predictor.ensemble.members[1], 1)
+    assert found._enabled is half
