@@ -2,10 +2,10 @@
 
 Each arm is the plain recipe (AdamW, cosine, dropout, the data's own augmentation policy) and one
 technique with a usual setting, nothing tuned. For each seed all arms train the same folds, to the
-last epoch. The figure is a fold's validation log loss at the best epoch (best_) and after the last
-one (last_), of the averaged weights in the EMA arm and of the raw ones in all others, and its
-difference from the plain arm of the same seed, with the standard error over seeds. The best epoch
-is chosen on the very rows that score it; the last one needs no choice.
+last epoch. The figure is a fold's validation log loss at the best epoch and after the last one, of
+the averaged weights in the EMA arm and of the raw ones in all others, and its change from the plain
+arm of the same seed, with the standard error (se) over seeds. The best epoch is chosen on the very
+rows that score it; the last one needs no choice.
 
 digits       scikit-learn's handwritten digits at 32 px, 8 epochs
 sign_digits  photos of hands (Mavi 2020) at 48 px, 16 epochs; `--data` names the folder with its
@@ -68,8 +68,10 @@ class Job:
 class Trained:
     """What a fold trial reached, with the weights that its arm is about."""
 
-    best_logloss: float
-    last_logloss: float
+    best: float
+    """Log loss at the best epoch."""
+    last: float
+    """Log loss after the last epoch."""
     accuracy: float
     """At the best epoch."""
     seconds: float
@@ -95,12 +97,9 @@ def _jobs(
     config: Path, epochs: int, backbone: str, seeds: int, overrides: tuple[str, ...] = ()
 ) -> list[Job]:
     """Seed by seed, so that all arms meet the same load of the machine."""
-    length = (f"training.epochs={epochs}", f"training.patience={epochs}")
-    return [
-        Job(config, (*overrides, *length), backbone, arm, seed)
-        for seed in range(seeds)
-        for arm in _ARMS
-    ]
+    overrides = (*overrides, f"search.backbones=[{backbone}]", f"training.epochs={epochs}",
+                 f"training.patience={epochs}")  # fmt: skip
+    return [Job(config, overrides, backbone, arm, seed) for seed in range(seeds) for arm in _ARMS]
 
 
 def _ablate(results: Results, pool: ProcessPoolExecutor, title: str, jobs: list[Job]) -> None:
@@ -109,12 +108,12 @@ def _ablate(results: Results, pool: ProcessPoolExecutor, title: str, jobs: list[
         own = [trained[job] for job in jobs if job.arm == arm]
         plain = [trained[replace(job, arm="plain")] for job in jobs if job.arm == arm]
         cells: dict[str, float] = {}
-        for name in ("best_logloss", "last_logloss"):
-            losses = np.array([getattr(one, name) for one in own])
-            differences = losses - [getattr(one, name) for one in plain]
-            cells[name] = float(losses.mean())
-            cells[f"{name}_difference"] = float(differences.mean())
-            cells[f"{name}_difference_se"] = _standard_error(differences)
+        for epoch in ("best", "last"):
+            losses = np.array([getattr(one, epoch) for one in own])
+            changes = losses - [getattr(one, epoch) for one in plain]
+            cells[f"{epoch}_logloss"] = float(losses.mean())
+            cells[f"{epoch}_change"] = float(changes.mean())
+            cells[f"{epoch}_se"] = _standard_error(changes)
         results.add(
             title,
             arm=arm,

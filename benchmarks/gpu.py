@@ -3,8 +3,9 @@
 throughput  images a second of training convnext_tiny at 224 px, bf16, batches of 256: the trial's
             own steps fed from the pixel cache by its loader processes, the same steps on one batch
             that stays on the device, and a bare PyTorch loop (timm's model of the same size,
-            AdamW, autocast) on such a batch. The device's share of waiting for data follows from
-            the first two. Peak memory is the allocator's.
+            AdamW, autocast) on such a batch, already normalised. The last two are medians of three
+            runs in turns. The device's share of waiting for data follows from the first two. Peak
+            memory is the allocator's.
 agreement   a short fold trial on the digits, on the GPU in fp32 and in bf16 against the CPU: mean
             absolute difference of the out-of-fold probabilities. Same seeds, no dropout, no EMA.
 """
@@ -16,13 +17,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import timm
 import torch
-from harness import Results, options
+from harness import Results, in_turns, options
 from sides.fold_spec import Silent, fold_spec
 from sides.photos import write_photos
 from torch.nn import functional
@@ -41,6 +44,7 @@ from trainables.trial_data import TrialData, open_data
 from trainables.update import Examples, update
 
 _WARM_UP = 5  # steps
+_TURNS = 3
 _PLAIN: dict[str, Value] = {
     "mixup_prob": 0.0,
     "ema_decay": 0.0,
@@ -50,7 +54,7 @@ _PLAIN: dict[str, Value] = {
 
 
 def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> None:
-    size, batch, steps = (224, 256, 20 if quick else 60) if on_gpu else (32, 16, 5)
+    size, batch, steps = (224, 256, 20 if quick else 60) if on_gpu else (32, 16, 40)
     images = batch * (_WARM_UP + steps + 2)
     write_photos(folder / "photos", min(images, 4096))
     backbone = "timm/convnext_tiny" if on_gpu else "timm/test_convnext"
@@ -65,8 +69,12 @@ def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> No
     fed = _rate(learner, data, _from_loader(learner, data), steps)
     memory = _peak_gb()
     held = next(_from_loader(learner, data))
-    steady = _rate(learner, data, _for_ever(held), steps)
-    bare = _bare_rate(backbone, held, steps, learner.device)
+    turns = in_turns(
+        partial(_rate, learner, data, _for_ever(held), steps),
+        partial(_timed, _bare_step(backbone, held), _for_ever(held), steps, learner.device),
+        _TURNS,
+    )
+    steady, bare = median(turns.a), median(turns.b)
     results.add(
         f"throughput: {backbone}, {size} px, batches of {batch}, {spec.training.precision}",
         from_cache=fed,
@@ -120,8 +128,8 @@ def _rate(learner: Learner, data: TrialData, batches: Iterator[Examples], steps:
                   batches, steps, learner.device)  # fmt: skip
 
 
-def _bare_rate(backbone: str, held: Examples, steps: int, device: torch.device) -> float:
-    classes = held.targets.shape[1]
+def _bare_step(backbone: str, held: Examples) -> Callable[[Examples], object]:
+    classes, device = held.targets.shape[1], held.images.device
     model = timm.create_model(backbone.removeprefix("timm/"), num_classes=classes)
     model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -134,7 +142,7 @@ def _bare_rate(backbone: str, held: Examples, steps: int, device: torch.device) 
         optimizer.step()
         optimizer.zero_grad()
 
-    return _timed(step, _for_ever(held), steps, device)
+    return step
 
 
 def _timed(

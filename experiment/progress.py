@@ -40,3 +40,5 @@ class Progress:
     eta_s: float | None
     best_logloss: float | None
     """Pooled OOF log loss of the best complete candidate."""
+    notes: tuple[str, ...] = ()
+    """What fold trials of this session warned of, each text once, in the order they came."""

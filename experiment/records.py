@@ -65,6 +65,8 @@ class TrialRecord(_Record):
     """Device ids that the scheduler gave to this trial."""
     micro_batch: int = 0
     error: str | None = None
+    notes: tuple[str, ...] = ()
+    """What it warned of, each text once."""
 
     @property
     def best(self) -> str | None:

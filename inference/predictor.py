@@ -24,6 +24,7 @@ from inference.plugins import use_run_plugins
 from inference.tta import AveragedViews, find_tta
 from trainables.card import ModelCard
 from trainables.classifier import Classifier
+from trainables.data import loader_settings
 from trainables.pixel_cache import ImageSource, open_images
 from trainables.predict import (
     autocast_for,
@@ -95,8 +96,8 @@ class Predictor:
         source: ImageSource = open_images(
             files, card.image_size, max(1, self._workers), self._cache, session
         )
-        workers = self._workers if self._device.type == "cuda" else 0
-        loader = scoring_loader(source, np.arange(len(files)), card, _BATCH, workers, self._device)
+        settings = loader_settings(self._workers, self._device.type)
+        loader = scoring_loader(source, np.arange(len(files)), card, _BATCH, settings)
         seen = AveragedViews(model, self._tta, card.activation)
         # Averaged log-probabilities: softmax leaves them as they are.
         log_prob, _ = log_probabilities(seen, loader, self._device, self._autocast, "softmax")

@@ -48,6 +48,7 @@ class LiveView:
                 redirect_stderr=False,
             )
         self._lines = EventLines()
+        self._notes = 0  # of them shown
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -65,6 +66,9 @@ class LiveView:
 
     def update(self, progress: Progress) -> None:
         """Cheap: a terminal is redrawn by a thread of its own, at most 4 times a second."""
+        for note in progress.notes[self._notes :]:  # above the live table, where there is one
+            _print_plain(self._console, f"warning: {note}")
+        self._notes = len(progress.notes)
         if self._live is not None:
             self._live.update(_screen(progress, self._console.height))
             return

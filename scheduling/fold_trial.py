@@ -104,6 +104,8 @@ class _TuneMonitor:
 
 
 def _record_failure(spec: TrialSpec, error: str) -> None:
+    from trainables.spec import trial_seed
+
     store = RunStore.open(spec.run)
     store.save_trial(
         TrialRecord(
@@ -113,7 +115,7 @@ def _record_failure(spec: TrialSpec, error: str) -> None:
             backbone=spec.backbone,
             params=spec.params.as_dict(),
             folds_hash=store.folds().hash,
-            seed=0,
+            seed=trial_seed(spec),
             error=error,
         )
     )

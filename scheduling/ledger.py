@@ -94,8 +94,8 @@ class Ledger:
         return self._again(entry, fold, entry.lost[fold] <= _MAX_LOST)
 
     def last_of_several(self, candidate: str, fold: int) -> bool:
-        """Whether a fold trial has failed more than once, and may be tried once more."""
-        return 1 < self._entries[candidate].failures.get(fold, 0) == self._max_failures
+        """Whether a fold trial has failed, and may be tried once more but not twice."""
+        return 0 < self._entries[candidate].failures.get(fold, 0) == self._max_failures
 
     def summary(self, candidate: str) -> CandidateSummary:
         entry = self._entries[candidate]

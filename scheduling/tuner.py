@@ -122,6 +122,7 @@ class _Sweep:
         self._started = time.monotonic()
         self._told = self._written = 0.0
         self._ended_here: list[float] = []  # seconds of the trials of this session
+        self._notes: dict[str, None] = {}  # of these trials, each text once
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Tune pickles its parts into a state file that nobody reads: a session with its terminal
@@ -161,6 +162,7 @@ class _Sweep:
             elapsed_s=time.monotonic() - self._started,
             eta_s=self._eta(left),
             best_logloss=min((s.pooled_logloss(s.best) for s in complete if s.best), default=None),
+            notes=tuple(self._notes),
         )
 
     def _running(self) -> Iterator[RunningTrial]:
@@ -186,6 +188,10 @@ class _Sweep:
         best = record.best
         score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
         _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
+        for note in record.notes:
+            if note not in self._notes:
+                self._notes[note] = None
+                _log.warning("%s", note)
         self._on_progress(self.progress())
 
     def _candidate_settled(self, summary: CandidateSummary) -> None:

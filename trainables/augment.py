@@ -1,7 +1,8 @@
 """Named augmentation policies: how far a training image may be moved, turned and recoloured.
 
 Takes uint8 images of any size and a NumPy generator, gives square uint8 images. All geometry of a
-policy is one map, affine or a homography, and so one interpolation, straight from the stored image.
+policy is one map, affine or a homography, and so one interpolation, straight from the stored image,
+or from its averages where there are many more pixels than the output has.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.warp import Warper, homogeneous, perspective, shear
+from trainables.warp import Warper, averaged, homogeneous, perspective, shear
 
 Image = NDArray[np.uint8]  # (height, width, 3) RGB
+_DENSE = 1.5  # pixels a pixel of the output; bilinear interpolation skips some where there are more
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,14 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
     more = rng.random((n, 11)) if policy.shear or policy.perspective or policy.hue else None
     shapes = np.array([image.shape[:2] for image in images])
-    maps = _affine(u, shapes, size, policy)
+    crops = _crops(u, shapes, policy)
+    maps = _affine(u, crops, size, policy)
     if more is not None:
         maps = _homography(maps, more, size, policy)
-    warper = Warper(shapes, size)
+    blocks = _block_sides(crops, size)
+    warper = Warper(shapes // blocks, size)
     for i, image in enumerate(images):
-        warper.warp(image, maps[i], out[i])
+        warper.warp(*averaged(image, maps[i], blocks[i]), out[i])
         _recolour(out[i], u[i], policy)
         if more is not None and policy.hue:
             _turn_hue(out[i], float(_both_ways(more[i, 0], policy.hue)))
@@ -103,11 +107,10 @@ def resize(images: list[Image], size: int) -> Image:
     return out
 
 
-def _affine(
-    u: NDArray[np.float64], shapes: NDArray[np.int64], size: int, policy: Policy
+def _crops(
+    u: NDArray[np.float64], shapes: NDArray[np.int64], policy: Policy
 ) -> NDArray[np.float64]:
-    """(n, 2, 3) maps from pixels of the images to pixels of the output: crop, then turn, zoom, flip
-    and shift around the centre. `u` (n, 12), `shapes` (n, 2) height and width."""
+    """(n, 4): left, top, width, height. `u` (n, 12), `shapes` (n, 2) height and width."""
     height, width = shapes.T
     low, high = policy.crop_area
     area = low + (high - low) * u[:, 0]
@@ -116,7 +119,23 @@ def _affine(
     ))  # fmt: skip
     crop_w = np.minimum(1.0, np.sqrt(area * ratio)) * width
     crop_h = np.minimum(1.0, np.sqrt(area / ratio)) * height
-    left, top = u[:, 2] * (width - crop_w), u[:, 3] * (height - crop_h)
+    return np.column_stack(
+        [u[:, 2] * (width - crop_w), u[:, 3] * (height - crop_h), crop_w, crop_h]
+    )
+
+
+def _block_sides(crops: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """(n, 2) rows and columns of the blocks to average, so that about `_DENSE` of them make a
+    pixel of the output. Whole numbers, since cv2 takes five times as long for others."""
+    return np.maximum(1, np.rint(crops[:, :1:-1] / (_DENSE * size))).astype(np.int64)
+
+
+def _affine(
+    u: NDArray[np.float64], crops: NDArray[np.float64], size: int, policy: Policy
+) -> NDArray[np.float64]:
+    """(n, 2, 3) maps from pixels of the images to pixels of the output: crop, then turn, zoom, flip
+    and shift around the centre. `u` (n, 12), `crops` (n, 4)."""
+    left, top, crop_w, crop_h = crops.T
     sx, sy = size / crop_w, size / crop_h
 
     angle = np.deg2rad(_both_ways(u[:, 4], policy.rotate))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _POOLED_NORMS = frozenset({"classifier.0", "head.norm", "fc_norm"})  # after the pooling
 
 
@@ -49,9 +48,11 @@ def drop_final_norm(module: nn.Module) -> None:
 
 
 def _planes(channels: Tensor, images: Tensor) -> Tensor:
-    """(1, 3, 1, 1) -> (1, 3, H, W), channels-last as the images come: broadcasting along an
-    innermost dimension of 3 would take ten times as long."""
+    """(1, 3, 1, 1) -> (1, 3, H, W), in memory as the images are: broadcasting along an innermost
+    dimension of 3 would take ten times as long."""
     planes = channels.expand(1, -1, *images.shape[2:])
+    if images.is_contiguous():
+        return planes.contiguous()
     return planes.contiguous(memory_format=torch.channels_last)
 
 

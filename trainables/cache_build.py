@@ -34,7 +34,7 @@ from trainables.cache_room import new_part, publish, reserve
 
 T = TypeVar("T")
 _CHUNK = 256  # images decoded ahead
-_MARGIN = 1.05  # of an estimate's room, so that it is seldom asked for twice
+_SPARE = 1.05  # of an estimate's room, so that it is seldom asked for twice
 _JPEG_QUALITY = 92
 _SCANNERS = 32  # threads that wait for a network disk
 _SCANNED = 256  # files a task
@@ -117,9 +117,9 @@ def _write_pixels(
         for row, image in enumerate(_stored(files, layout, workers)):
             end = offset + len(image.data)
             expected = end * len(files) // (row + 1)
-            # Known early, since every trial would try again.
+            # Known early, since building for nothing takes long.
             if end > reserved or (row + 1 == _CHUNK and expected > reserved):
-                reserved = max(end, int(expected * _MARGIN))
+                reserved = max(end, int(expected * _SPARE))
                 reserve(folder, reserved, bound)
             pixels.write(image.data)
             done.index[row] = offset, end, image.height, image.width

@@ -26,14 +26,20 @@ class Classifier(nn.Module):
     """(B, 3, H, W) images in [0, 1] and, where built with them, (B, F) meta features ->
     (B, classes) logits."""
 
-    def __init__(self, body: Body, head: nn.Module, meta_width: int) -> None:
+    def __init__(
+        self, body: Body, head: nn.Module, meta_width: int, channels_last: bool = True
+    ) -> None:
+        """`channels_last`: images pass as loaders give them; else they are reordered at once, since
+        layers would otherwise reorder their contiguous weights at every call."""
         super().__init__()
         self.normalise = body.normalise
         self.body = body.module
         self.head = head
-        self._meta_width = meta_width
+        self._meta_width, self._channels_last = meta_width, channels_last
 
     def forward(self, images: Tensor, meta: Tensor | None = None) -> Tensor:
+        if not self._channels_last:
+            images = images.contiguous()
         features = self.body(self.normalise(images))
         if self._meta_width:
             features = torch.cat([features, self._required(meta)], dim=1)
@@ -53,9 +59,10 @@ def build_classifier(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     gradient_checkpointing: bool = False,
+    channels_last: bool = True,
 ) -> Classifier:
-    """Raises EnvironmentProblem where pretrained weights cannot be had, and UserError where the
-    backbone has no gradient checkpointing."""
+    """`channels_last`: see `Classifier`. Raises EnvironmentProblem where pretrained weights cannot
+    be had, and UserError where the backbone has no gradient checkpointing."""
     body = build_body(card.backbone, card.image_size, pretrained, drop_path)
     if gradient_checkpointing:
         checkpoint_gradients(body.module, card.backbone)
@@ -63,7 +70,8 @@ def build_classifier(
     if head.norms_features and not is_stack(card.backbone):  # of a stack: members on one scale
         drop_final_norm(body.module)
     width = meta_width(card.meta)
-    return Classifier(body, head.build(body.features + width, card.classes, dropout), width)
+    end = head.build(body.features + width, card.classes, dropout)
+    return Classifier(body, end, width, channels_last)
 
 
 def check_image_size(backbone: str, image_size: int) -> Problem | None:

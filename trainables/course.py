@@ -73,7 +73,8 @@ class Course:
 
     def _is_next_best(self, new: Scored) -> bool:
         worst = self.further[-1].score.val_logloss if self.further else math.inf
-        return len(self.further) < self.snapshots or new.logloss < worst
+        some_are_kept = self.snapshots > 0  # else every epoch would be copied for nothing
+        return some_are_kept and (len(self.further) < self.snapshots or new.logloss < worst)
 
     def _keep_further(self, kept: Kept) -> None:
         self.further.append(kept)

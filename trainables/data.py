@@ -45,10 +45,6 @@ class Batch:
     rows: Tensor  # (B,) int64, rows of the image source
     meta: Tensor  # (B, F) float32, of the images before augmentation; F is 0 without features
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        tensors = (self.images, self.rows, self.meta)
-        return Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
-
     def pin_memory(self) -> Batch:
         return Batch(self.images.pin_memory(), self.rows.pin_memory(), self.meta.pin_memory())
 

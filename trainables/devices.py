@@ -24,12 +24,15 @@ from trainables.spec import TrialSpec, trial_seed
 def fresh_accelerator(spec: TrialSpec) -> Accelerator:
     """A reused process keeps Accelerate's global state, and changing its precision raises. With
     mixed precision it also keeps the last trial's model, in reference cycles, and its device
-    memory; else the model is gone already, and looking through all objects would take 0.2 s."""
+    memory, as it does when compiled; else the model is gone already, and looking through all
+    objects would take 0.2 s."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     device = PartialState(cpu=not spec.use_gpu).device
     precision = precision_of(spec, device)
-    if device.type == "cuda" or precision != "fp32":
+    if spec.training.compile:
+        _forget_compiled()
+    if device.type == "cuda" or precision != "fp32" or spec.training.compile:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -40,6 +43,16 @@ def fresh_accelerator(spec: TrialSpec) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=freezes)],
     )
+
+
+def _forget_compiled() -> None:
+    """What a process has compiled counts against a limit for the same lines of code, whichever
+    trial they ran in; beyond it they run uncompiled without a word. One trial alone needs more than
+    the usual 8: for each image size, frozen layer and pass of SAM, in training and in scoring."""
+    from torch import _dynamo  # heavy
+
+    _dynamo.reset()
+    _dynamo.config.recompile_limit = 64
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:

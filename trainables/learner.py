@@ -14,11 +14,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from experiment.records import EMA, RAW
+from trainables.card import ModelCard
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema
 from trainables.layers import layer_ids
 from trainables.losses import LOSSES, build_loss
 from trainables.memory import StepStart
+from trainables.meta_features import meta_width
 from trainables.optimizers import build_optimizer
 from trainables.schedules import Schedule, build_schedule
 from trainables.sharpness import SharpnessAware
@@ -67,6 +69,19 @@ class Learner:
         return found if self.ema is None else found | {EMA: self.ema.module}
 
 
+def idle_parameters(classifier: nn.Module, card: ModelCard) -> list[str]:
+    """Names of those that no output depends on, found by a backward pass of two black images;
+    some backbones have some. Generators and batch statistics stay as they are."""
+    parameters = dict(classifier.named_parameters())
+    like = next(iter(parameters.values()))
+    images = like.new_zeros(2, 3, card.image_size, card.image_size)
+    meta = like.new_zeros(2, meta_width(card.meta))
+    classifier.eval()(images, meta).sum().backward()
+    idle = [name for name, parameter in parameters.items() if parameter.grad is None]
+    classifier.train().zero_grad()
+    return idle
+
+
 def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) -> Learner:
     """The same initial weights on every device and in every process."""
     params, training = spec.params, spec.training
@@ -76,6 +91,7 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
         dropout=params.dropout,
         drop_path=params.drop_path,
         gradient_checkpointing=training.gradient_checkpointing,
+        channels_last=training.channels_last,
     ).to(accelerator.device)
     if training.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
@@ -85,6 +101,8 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
     optimizer = build_optimizer(classifier, params, depths)
     schedule = build_schedule(optimizer, params, len(data.batches), params.epochs)
     sharpness = SharpnessAware(optimizer, params.sam_rho) if params.sam_rho > 0 else None
+    if accelerator.num_processes > 1 and idle_parameters(classifier, data.card):
+        accelerator.ddp_handler.find_unused_parameters = True  # else the second update fails
     trained = torch.compile(classifier) if training.compile else classifier
     model, optimizer = accelerator.prepare(trained, optimizer)
     return Learner(

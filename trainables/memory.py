@@ -15,7 +15,9 @@ from experiment.errors import RunFailure
 _MESSAGES = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no room for its workspace
     "CUDNN_STATUS_ALLOC_FAILED",
+    "nable to find an engine to execute this computation",  # cuDNN: each wants too much room
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
 )

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from experiment.errors import Problem
 from experiment.names import check_name
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, in [0, 1]
+from trainables.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class MetaFeature:
 
 
 def _mean_colour(image: NDArray[np.uint8]) -> tuple[float, ...]:
-    means = cv2.mean(image)[:3]
-    return tuple((m / 255 - mean) / std for m, mean, std in zip(means, _MEAN, _STD, strict=True))
+    colours = zip(cv2.mean(image)[:3], IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    return tuple((colour / 255 - mean) / std for colour, mean, std in colours)
 
 
 def _aspect_ratio(image: NDArray[np.uint8]) -> tuple[float, ...]:

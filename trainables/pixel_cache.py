@@ -4,18 +4,15 @@ Takes image files and a size, gives `ImageSource`: row -> uint8 RGB array. Where
 for the file, images are decoded from their own files each time.
 
 What is on disk, under `pixels/` of the cache folder: entries, named by the content of the image
-files (`cache_entry`), and for each list of paths a record of the entry that it leads to.
+files (`cache_entry`), and for each list of paths a record of the entry that it leads to
+(`cache_lists`).
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,13 +24,22 @@ from experiment.archive import cache_dir
 from experiment.config import CacheConfig
 from experiment.images import read_rgb
 from trainables.cache_build import build, find_same, scan
-from trainables.cache_entry import VERSION, Layout, StoredImages
+from trainables.cache_entry import Layout, StoredImages
+from trainables.cache_lists import (
+    Known,
+    Refused,
+    list_hash,
+    of_session,
+    read_known,
+    refused,
+    seen,
+    write_known,
+)
 from trainables.cache_room import NoRoom, find_entry
 
 DEFAULT = CacheConfig()
 _MARGIN = 1.5  # stored side per model input side: room for random crops
 _RAW_BYTES, _JPEG_BYTES = 3.0, 0.5  # a pixel
-_SESSIONS = 16  # that share a list of files at the same time
 _NO_ROOM = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK, errno.ENOSYS)
 )
@@ -88,7 +94,8 @@ def open_images(
     of the program): its first call on a node asks the file system for the size and times of every
     file, and reads them all again where any differs from what was stored; its later calls read
     three small files of the cache. Without a session each call asks. A file whose content was
-    replaced without any trace in its size, mtime and ctime is not noticed.
+    replaced without any trace in its size, mtime and ctime is not noticed. A session that found no
+    room does not try again.
     """
     layout = Layout(stored_side(image_size, config), config.format)
     root = cache_dir() / "pixels"
@@ -96,27 +103,22 @@ def open_images(
         return EncodedImages(files, layout.side)
     try:
         return _open_cached(root, files, layout, int(config.max_gb * 1e9), workers, session)
-    except NoRoom as error:
-        hint = "; cache.format: jpeg takes about a tenth" if config.format == "raw" else ""
-        reason = f"{error}{hint}"
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
+    except Refused as error:
         reason = str(error)
+    except OSError as error:
+        reason = _why_no_room(error, layout)
     _log.warning("pixel cache %s: %s; images are decoded anew in each epoch", root, reason)
     return EncodedImages(files, layout.side)
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Where a list of paths led to."""
-
-    key: str
-    """Of the entry."""
-    state: str
-    """Of the files when they were last compared with it (`Scan.state`)."""
-    sessions: tuple[str, ...]
-    """Those that found them so."""
+def _why_no_room(error: NoRoom | OSError, layout: Layout) -> str:
+    """Raises the error again where it says something else."""
+    if isinstance(error, OSError):
+        if error.errno not in _NO_ROOM:
+            raise error
+        return str(error)
+    hint = "; cache.format: jpeg takes about a tenth" if layout.format == "raw" else ""
+    return f"{error}{hint}"
 
 
 def _open_cached(
@@ -127,56 +129,26 @@ def _open_cached(
     workers: int,
     session: str | None,
 ) -> StoredImages:
-    name = _list_hash(files, layout)
+    name = list_hash(files, layout)
     record, lock = root / f"{name}.json", root / f".{name[:2]}.lock"  # few lock files, for ever
-    stored = _of_session(record, session)
+    stored = of_session(record, session)
     if stored is not None:
         return stored
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        stored = _of_session(record, session)  # by the process that was waited for
+        stored = of_session(record, session)  # by the process that was waited for
         if stored is not None:
             return stored
-        known, found = _read_known(record), scan(files)
+        known, found = read_known(record), scan(files)
         key = known.key if known and known.state == found.state else None
         key = key or find_same(root, files, layout, found.sizes, workers)
         stored = find_entry(root / key) if key else None
         if stored is None:
-            stored = build(root, files, layout, bound, workers)
-        _write_known(record, _seen(known, _Known(stored.key, found.state, ()), session))
+            try:
+                stored = build(root, files, layout, bound, workers)
+            except (NoRoom, OSError) as error:
+                reason = _why_no_room(error, layout)
+                write_known(record, refused(known, session, reason))
+                raise Refused(reason) from error
+        write_known(record, seen(known, Known(stored.key, found.state), session))
         return stored
-
-
-def _of_session(record: Path, session: str | None) -> StoredImages | None:
-    """The entry that was compared with the files in this session, where it is still there."""
-    known = None if session is None else _read_known(record)
-    if known is None or session not in known.sessions:
-        return None
-    return find_entry(record.parent / known.key)
-
-
-def _seen(known: _Known | None, now: _Known, session: str | None) -> _Known:
-    """`now`, with the sessions that found the files in the same state before."""
-    same = known is not None and known.state == now.state
-    sessions = (*(known.sessions if known and same else ()), *([session] if session else []))
-    return replace(now, sessions=sessions[-_SESSIONS:])
-
-
-def _list_hash(files: Sequence[Path], layout: Layout) -> str:
-    paths = [str(file) if file.is_absolute() else os.path.abspath(file) for file in files]
-    listed = json.dumps([VERSION, layout.side, layout.format, paths])
-    return hashlib.sha256(listed.encode()).hexdigest()[:32]
-
-
-def _read_known(record: Path) -> _Known | None:
-    try:
-        return _Known(**json.loads(record.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def _write_known(record: Path, known: _Known) -> None:
-    """Whole or not at all; called with the list's lock."""
-    aside = record.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(known)), encoding="utf-8")
-    aside.replace(record)

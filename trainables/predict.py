@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from experiment.config import AugmentConfig
 from trainables.activations import log_probs
 from trainables.card import ModelCard, card_from_json, card_to_json
 from trainables.classifier import Classifier, build_classifier
-from trainables.data import Batch, Batches, OrderedBatches, build_loader, to_float
+from trainables.data import Batch, Batches, LoaderSettings, OrderedBatches, build_loader, to_float
 from trainables.memory import halved, release
 from trainables.pixel_cache import ImageSource
 from trainables.weights_loading import load_tensors
@@ -49,13 +50,12 @@ def scoring_loader(
     rows: NDArray[np.int64],
     card: ModelCard,
     batch_size: int,
-    workers: int,
-    device: torch.device,
+    settings: LoaderSettings,
 ) -> DataLoader[Batch]:
     """Rows in order, resized only, with the meta features of the card."""
     dataset = Batches(source, card.image_size, AugmentConfig(policy="none"), card.meta)
     sampler = OrderedBatches(rows, batch_size)
-    return build_loader(dataset, sampler, workers, device.type == "cuda")
+    return build_loader(dataset, sampler, **asdict(settings))
 
 
 def log_probabilities(

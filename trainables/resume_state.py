@@ -24,17 +24,24 @@ from experiment.records import Oof, VariantScore
 from experiment.store import RunStore
 from trainables.course import Course, Kept
 from trainables.learner import Learner
-from trainables.spec import EpochReport, TrialSpec, trial_seed
+from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
 from trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
 _NO_PART_OF_IT = {"save_every", "micro_batch"}
-"""Keys of the training section that change nothing but speed and memory."""
+"""Keys of the training section that a state may have been saved with other values of. One changes
+nothing, the other leaves the effective batch as it is but gives batch norms smaller ones: a trial
+that goes on with less memory is worth more than one with the same statistics in every epoch."""
 _log = logging.getLogger("foldrace")
+
+
+class UnfitState(Exception):
+    """A saved state that its own trial cannot go on from."""
 
 
 class ResumeState:
     """A fold trial's one resumable state in the run folder. Written beside the training, in a
-    thread; leaving the context waits for the last write."""
+    thread; leaving the context waits for the last write, except where the trial is asked to stop:
+    then it may be finished, or cut off and cleared away by the next attempt."""
 
     def __init__(self, store: RunStore, spec: TrialSpec, started: float) -> None:
         """`started` is when the trial began, by `time.perf_counter`."""
@@ -53,7 +60,7 @@ class ResumeState:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.shutdown()
+        self._writer.shutdown(wait=not isinstance(error, TrialStopped))
 
     @property
     def seconds(self) -> float:
@@ -62,12 +69,17 @@ class ResumeState:
 
     def restore(self, learner: Learner, course: Course) -> bool:
         """Put a new learner and a new course into the saved state. False: there is none that
-        belongs to this trial, and both are as they were."""
+        belongs to this trial, and both are as they were. Raises UnfitState where they do not take
+        it; both may then be in any state."""
         state = self._read()
         if state is None:
             return False
-        _restore_learner(state["learner"], learner)
-        _restore_course(state["course"], course)
+        try:
+            _restore_learner(state["learner"], learner)
+            _restore_course(state["course"], course)
+        except Exception as error:  # any optimiser may raise anything
+            self._warn(f"begins anew: its saved state does not fit ({error})")
+            raise UnfitState from error
         self._started -= state["seconds"]
         return True
 

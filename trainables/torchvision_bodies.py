@@ -9,7 +9,8 @@ import torchvision
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from trainables.body import IMAGENET_MEAN, IMAGENET_STD, Body, Normalise
+from trainables.body import Body, Normalise
+from trainables.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 NO_LINEAR_HEAD = frozenset({"squeezenet1_0", "squeezenet1_1", "googlenet", "inception_v3"})
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from experiment.plugins import naming_plugins
 from experiment.records import EMA, RAW, TrialRecord
@@ -25,10 +26,11 @@ from trainables.erasing import erase_
 from trainables.freezing import train_from, trainable_from
 from trainables.learner import Learner, build_learner
 from trainables.mixing import mix, soft_targets
+from trainables.notes import noting
 from trainables.plugins import use_plugins
 from trainables.predict import pack_weights
 from trainables.progressive import training_size
-from trainables.resume_state import ResumeState
+from trainables.resume_state import ResumeState, UnfitState
 from trainables.schedules import cycle_ends
 from trainables.scoring import Scored, score
 from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
@@ -40,29 +42,46 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
     Raises TrialStopped when the monitor asked for it."""
     store = RunStore.open(spec.run)
-    with naming_plugins():
+    with naming_plugins(), noting() as notes:
         use_plugins(store.plugins())
-        return _run_trial(spec, store, monitor)
+        return _run_trial(spec, store, monitor, notes)
 
 
-def _run_trial(spec: TrialSpec, store: RunStore, monitor: Monitor) -> TrialRecord:
+def _run_trial(
+    spec: TrialSpec, store: RunStore, monitor: Monitor, notes: Iterable[str]
+) -> TrialRecord:
     started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
     data = open_data(spec, store, accelerator)
-    learner = build_learner(spec, data, accelerator)
-    course = _new_course(spec.params)
     if accelerator.is_main_process:
         store.clear_trial(spec.candidate, spec.fold)
     with ResumeState(store, spec, started) as state:
-        if state.restore(learner, course):
+        learner, course = _begin(spec, data, accelerator, state)
+        if course.log:
             monitor.report(course.log[-1])
         _train(spec, data, learner, course, state, monitor)
     record = _record(spec, course, learner, store.folds().hash, state.seconds)
+    record = record.model_copy(update={"notes": tuple(notes)})
     if accelerator.is_main_process:
         _write(store, record, course, data)
     accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
     return record
+
+
+def _begin(
+    spec: TrialSpec, data: TrialData, accelerator: Accelerator, state: ResumeState
+) -> tuple[Learner, Course]:
+    """As the last attempt left them, where there was one whose state fits; else new ones."""
+    learner, course = build_learner(spec, data, accelerator), _new_course(spec.params)
+    try:
+        state.restore(learner, course)
+        return learner, course
+    except UnfitState:
+        accelerator.free_memory()
+    del learner  # there may be no room for two
+    seed_trial(spec)
+    return build_learner(spec, data, accelerator), _new_course(spec.params)
 
 
 def _new_course(params: TrialParams) -> Course:
@@ -117,21 +136,23 @@ def _train_epoch(
     )
     _training_mode(epoch, learner, params)
     labels = torch.from_numpy(data.labels).to(learner.device)
-    sums = torch.zeros(3, device=learner.device)  # loss, right ones, images
+    sums, images = torch.zeros(2, device=learner.device), 0  # loss and right ones
     for batch in _watched(data.training, monitor):
         examples = _examples(batch, labels, data.classes, spec, learner.device, rng)
         loss, logits = update(learner, examples, data.batches.batch_size)
         hits = (logits.argmax(1) == examples.targets.argmax(1)).sum()
-        sums += torch.stack([loss * len(examples), hits, hits.new_tensor(len(examples))])
-    total = learner.accelerator.reduce(sums).tolist()
+        sums += torch.stack([loss * len(examples), hits])
+        images += len(examples)  # on the host: a number sent to a GPU waits for all its work
+    total = learner.accelerator.reduce(torch.cat([sums, sums.new_tensor([images])])).tolist()
     return total[0] / total[2], total[1] / total[2]
 
 
 def _training_mode(epoch: int, learner: Learner, params: TrialParams) -> None:
-    learner.model.train()
-    if learner.layer_ids is not None:
-        head = max(learner.layer_ids.values())
-        train_from(learner.bare, learner.layer_ids, trainable_from(epoch, params, head))
+    if learner.layer_ids is None:
+        learner.model.train()
+        return
+    head = max(learner.layer_ids.values())
+    train_from(learner.bare, learner.layer_ids, trainable_from(epoch, params, head))
 
 
 def _examples(

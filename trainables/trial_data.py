@@ -68,7 +68,7 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
         rows,
         batches,
         build_loader(dataset, batches, **asdict(loader)),
-        scoring_loader(source, rows[rank::world], card, scored_at_once, loader.workers, device),
+        scoring_loader(source, rows[rank::world], card, scored_at_once, loader),
     )
 
 

@@ -32,12 +32,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
-    def micro_batches(self, size: int) -> Iterator[Examples]:
-        """At most `size` images each, as even as possible: a last one of a single image would
-        have no batch statistics."""
-        count = -(-len(self) // size)
+    def micro_batches(self, size: int, least: int = 1) -> Iterator[Examples]:
+        """At most `size` images each, as even as possible; but no fewer than `least`, even where
+        that makes one larger: batch norms have no statistics of a single image."""
+        count = max(min(-(-len(self) // size), len(self) // least), 1)
         tensors = (self.images, self.meta, self.targets)
-        parts = zip(*(tensor.chunk(count) for tensor in tensors), strict=True)
+        parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
         yield from (Examples(*part) for part in parts)
 
 
@@ -84,7 +84,7 @@ def _step_gradients(learner: Learner, examples: Examples, batch_size: int) -> tu
 def _gradients(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
     """Add the gradients of the mean loss over the whole batch: those of the micro-batches add up,
     and those of the devices are averaged."""
-    parts = list(examples.micro_batches(learner.micro_batch))
+    parts = list(examples.micro_batches(learner.micro_batch, learner.start.least_images))
     world = learner.accelerator.num_processes
     loss = torch.zeros((), device=examples.images.device)
     outputs: list[Tensor] = []
@@ -116,8 +116,14 @@ def _synchronised(learner: Learner, last: bool) -> contextlib.AbstractContextMan
 
 
 def _start_again(learner: Learner) -> None:
-    """As if the failed step had not been: same effective batch, less memory."""
+    """As if the failed step had not been: same effective batch, less memory. Batch norms see each
+    micro-batch alone."""
     learner.optimizer.zero_grad()
     learner.start.back()
     release(learner.device)
-    _log.warning("out of memory: going on in micro-batches of %d", learner.micro_batch)
+    norms = ", smaller batches for batch norms" if learner.start.least_images > 1 else ""
+    _log.warning(
+        "out of memory: the same effective batch%s, from now on in micro-batches of %d",
+        norms,
+        learner.micro_batch,
+    )

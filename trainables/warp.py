@@ -50,6 +50,22 @@ def perspective(inset: NDArray[np.float64], size: int) -> Maps:
     return scaled
 
 
+def averaged(
+    image: NDArray[np.uint8], matrix: NDArray[np.float64], block: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Means of blocks of `block` rows and columns, and the map from there; a rest at the bottom or
+    right that fills no block is left out. `matrix`: (2, 3) affine or (3, 3)."""
+    rows, columns = block.tolist()
+    if rows == columns == 1:
+        return image, matrix
+    height, width = image.shape[0] // rows, image.shape[1] // columns
+    whole = image[: height * rows, : width * columns]
+    means = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    x, y = (columns - 1) / 2, (rows - 1) / 2  # the first block's centre
+    spread = np.array([[columns, 0, x], [0, rows, y], [0, 0, 1]])
+    return np.asarray(means, np.uint8), matrix @ spread
+
+
 class Warper:
     """Pulls RGB images of the given shapes, (n, 2) height and width, to squares. It works on a
     fourth channel that nobody sees: the values are the same, and cv2 takes a third less time."""

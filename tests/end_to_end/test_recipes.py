@@ -156,26 +156,20 @@ def transform(entry: str) -> str:
     return f"augment.transforms=[{entry}]"
 
 
+# Two or three a recipe, of different kinds; each message has its own test where it is written.
 WRONG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     # recipe, what is set, what the message holds
-    ("used_cars_convnext", ("search.space.rdrop_alpha=abc",), ("rdrop_alpha", "'abc'", "a number")),
     ("used_cars_convnext", ("search.space.sam_rho=-1",), ("sam_rho", "got -1", "0 to 2")),
     (
         "used_cars_convnext",
         ("search.space.dropout=0", "search.space.drop_path=0"),
         ("search.space.rdrop_alpha", "two passes", "dropout 0"),
     ),
-    ("used_cars_convnext", ("search.space.head=layernrm",), ("head", "did you mean 'layernorm'?")),
-    ("used_cars_convnext", ("search.space.optimizer=adamww",), ("optimizer", "'adamww'", "adamw")),
-    ("used_cars_convnext", ("augment.policy=vehicle",), ("policy", "did you mean 'vehicles'?")),
-    ("used_cars_convnext", ("training.patience=0",), ("training.patience", "got 0", "greater")),
     (
         "used_cars_b5_meta",
         ("training.meta_features=[mean_color]",),
         ("training.meta_features", "'mean_color'", "did you mean 'mean_colour'?"),
     ),
-    ("used_cars_b5_meta", ("training.clip_grad=-1",), ("training.clip_grad", "got -1", "greater")),
-    ("used_cars_b5_meta", ("search.space.schedule=cosin",), ("schedule", "did you mean 'cosine'?")),
     (
         "used_cars_b5_meta",
         ("search.backbones=[timm/tf_efficientnet_b5.ns_jft_in2k]",),
@@ -186,37 +180,14 @@ WRONG: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("search.backbones=['stack(timm/eva02_tiny_patch14_224@28,timm/convnextv2_ato@32)']",),
         ("timm/convnextv2_ato: unknown backbone", "timm/convnextv2_atto"),
     ),
-    (
-        "sketch_stack",
-        ("search.backbones=['stack(timm/convnextv2_atto@3200,timm/test_vit)']",),
-        ("timm/convnextv2_atto@3200", "from 16 to 2048"),
-    ),
-    ("sketch_stack", ("search.space.cutmix_prob=25",), ("cutmix_prob", "got 25", "0 to 1")),
     ("sketch_stack", ("search.space.cutmix_prob=0.8",), ("cutmix_prob", "0.25", "0.8", "at most")),
     ("sketch_stack", ("search.space.snapshots=2",), ("snapshots", "2 epochs", "at most 1")),
-    (
-        "sketch_stack",
-        (transform("{albumentations.GaussNoise: {var_limit: [10, 50]}}"),),
-        ("albumentations.GaussNoise", "'var_limit' is gone", "std_range"),
-    ),
     ("imagenet_sketch", ("search.space.loss=foacl",), ("loss", "'foacl'", "did you mean 'focal'?")),
-    ("imagenet_sketch", ("search.space.focal_alpha=0",), ("focal_alpha", "got 0", "0.01 to 1")),
     (
         "imagenet_sketch",
         (transform("{albumentations.CoarseDropout: {max_holes: 8}}"),),
         ("albumentations.CoarseDropout", "'max_holes' is gone", "num_holes_range"),
     ),
-    (
-        "imagenet_sketch",
-        (transform("{foldrace.UnsharpMask: {kernel: 6}}"),),
-        ("foldrace.UnsharpMask", "kernel: got 6", "odd"),
-    ),
-    (
-        "imagenet_sketch",
-        (transform("{albumentations.Normalize: {}}"),),
-        ("albumentations.Normalize", "each model normalises its own input", "remove it"),
-    ),
-    ("image_type", ("search.space.class_weights=balance",), ("did you mean 'balanced'?",)),
     ("image_type", ("search.space.freeze_epochs=5",), ("freeze_epochs", "more than the 3 epochs")),
     ("image_type", ("folds.valid_fraction=0.9",), ("valid_fraction", "leaves no training rows")),
     (
@@ -249,10 +220,3 @@ def test_a_wrong_value_is_one_message(
     for text in texts:
         assert text in message
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sam_refuses_fp16(data_of: Any, cli: Cli, tmp_path: Path) -> None:
-    words = [*commands("used_cars_convnext", data_of("used_cars_convnext"))[0], "--smoke"]
-    result = cli(*words, "--set", "training.precision=fp16")
-    assert result.exit_code == 2, result.output
-    assert "search.space.sam_rho: SAM needs unscaled gradients" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -90,6 +91,15 @@ def test_a_trial_that_ends_again_after_a_retry_is_shown_again() -> None:
     assert [line.split("  ")[2].split(":")[0] for line in lines] == [
         "c1 fold0 failed", "c1 failed", "c1 fold0 finished", "c1 fold1 finished", "c1 complete",
     ]  # fmt: skip
+
+
+def test_a_note_is_shown_once_as_a_line() -> None:
+    noted = [replace(_progress(), notes=notes) for notes in ((), ("no [room]",))]
+    more = replace(_progress(), notes=("no [room]", "no\nmemory"))
+    lines = _plain(*noted, noted[1], more, more)
+    assert lines == ["warning: no [room]", "warning: no memory"]
+    screen = _screen(more)
+    assert "warning: no [room]" in screen and "0/18 fold trials" in screen
 
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:

@@ -139,7 +139,9 @@ def test_every_candidate_settles_once_in_one_state(
         assert (summary.status == "complete") == whole
 
 
-@pytest.mark.parametrize(("max_failures", "expected"), [(1, [False]), (3, [False, False, True])])
+@pytest.mark.parametrize(
+    ("max_failures", "expected"), [(0, []), (1, [True]), (3, [False, False, True])]
+)
 def test_the_last_of_several_attempts(max_failures: int, expected: list[bool]) -> None:
     ledger = Ledger(folds=1, max_failures=max_failures)
     ledger.add(candidate(0))

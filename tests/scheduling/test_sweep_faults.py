@@ -82,11 +82,20 @@ def cli(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: None, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """A run that nothing happened to, but that there was no room for its images."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = cli("run", config, "--out", folder)
+    result = cli("run", config, "--out", folder, "--set", "cache.max_gb=1e-6")
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return folder
+
+
+def test_a_warning_of_every_trial_is_logged_once(undisturbed: Path) -> None:
+    for name in ("application.log", "error.log"):
+        log = (undisturbed / "logs" / name).read_text(encoding="utf-8").splitlines()
+        (line,) = [line for line in log if "pixel cache" in line]
+        assert "WARNING" in line and "cache.max_gb" in line
+    trials = RunStore.open(undisturbed).trials().values()
+    assert all(line.endswith(trial.notes[0]) for trial in trials)
 
 
 def oof_files(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from trainables import learner as learner_module
 from trainables import scoring, trial, update
+from trainables.classifier import build_classifier
 from trainables.learner import Learner
 
 
@@ -50,6 +52,13 @@ def without_memory(learner: Learner, *arguments: Any) -> Any:
     raise torch.OutOfMemoryError("no memory left")
 
 
+def with_an_idle_parameter(*arguments: Any, **options: Any) -> nn.Module:
+    """`build_classifier` of a backbone that has a weight which nothing depends on."""
+    model = build_classifier(*arguments, **options)
+    model.body.register_parameter("idle", nn.Parameter(torch.ones(3)))
+    return model
+
+
 def main(spec_file: str, what: str, notes_file: str) -> None:
     spec = pickle.loads(Path(spec_file).read_bytes())
     rank = int(os.environ["RANK"])
@@ -59,6 +68,8 @@ def main(spec_file: str, what: str, notes_file: str) -> None:
     trial.score = checksums(seen)  # type: ignore[assignment]
     if what == "full" and rank == 1:
         update._gradients = without_memory
+    if what == "idle":
+        learner_module.build_classifier = with_an_idle_parameter  # type: ignore[assignment]
     watcher = Watcher()
     record = trial.run_trial(spec, watcher)
     seen["train_loss"] = [e.train_loss for e in watcher.epochs]

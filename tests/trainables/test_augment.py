@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trainables.augment import POLICIES, Policy, augment, resize
+from trainables.pixel_cache import stored_side
 
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
@@ -90,6 +91,35 @@ def test_none_is_a_plain_resize(height: int, width: int, size: int) -> None:
     out = augment([image], size, POLICIES["none"], np.random.default_rng(0))[0]
     expected = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
     assert np.abs(out.astype(int) - expected.astype(int)).max() <= 3
+
+
+@pytest.mark.parametrize("size", [15, 32, 33, 224])
+def test_what_the_cache_stores_by_default_is_interpolated_once(size: int) -> None:
+    side = stored_side(size)
+    image = noise(side, side)
+    scale = size / side
+    matrix = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])
+    expected = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    np.testing.assert_array_equal(apply(image, size, POLICIES["none"]), expected)
+
+
+@pytest.mark.parametrize("name", ["none", "light"])
+@pytest.mark.parametrize(("height", "width", "size"), [(336, 336, 112), (1024, 1000, 224)])
+def test_noise_is_averaged_as_in_scoring(height: int, width: int, size: int, name: str) -> None:
+    image = noise(height, width)
+    out = augment([image] * 4, size, POLICIES[name], np.random.default_rng(0))
+    scored = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    assert out.std() == pytest.approx(scored.std(), rel=0.2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 131), (35, 300), (300, 35), (299, 299)])
+def test_averages_stay_in_their_place(height: int, width: int) -> None:
+    """Also with a rest at the edges that fills no block, which the edge's own pixels replace."""
+    image = smooth(height, width)
+    inner = slice(1, -1)
+    out = apply(image, 24, POLICIES["none"])[inner, inner].astype(int)
+    scored = cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA)[inner, inner]
+    assert np.abs(out - scored).max() <= 8  # one pixel further off it is 14
 
 
 def test_flip_is_exact() -> None:

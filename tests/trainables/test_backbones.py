@@ -88,15 +88,24 @@ def test_stochastic_depth_rises_linearly_in_torchvision(name: str, drop_path: fl
     assert rates == pytest.approx([drop_path * i / (len(rates) - 1) for i in range(len(rates))])
 
 
-@pytest.mark.parametrize("name", ["timm/test_vit2", "timm/swin_tiny_patch4_window7_224"])
-def test_stochastic_depth_is_set_in_timm_also_where_its_default_is_not_zero(name: str) -> None:
-    def rates(drop_path: float) -> list[float]:
-        with torch.device("meta"):
-            model = build_classifier(ModelCard(name, 2, 224), drop_path=drop_path)
-        return [m.drop_prob or 0.0 for m in model.modules() if isinstance(m, DropPath)]
-
-    assert max(rates(0.0), default=0.0) == 0.0
-    assert max(rates(0.3)) == pytest.approx(0.3)
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("timm/vit_tiny_patch16_224", 12),
+        ("timm/swin_tiny_patch4_window7_224", 2 + 2 + 6 + 2),  # its default is not zero
+        ("timm/convnext_tiny", 3 + 3 + 9 + 3),
+    ],
+)
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_stochastic_depth_rises_linearly_in_timm(name: str, depth: int, drop_path: float) -> None:
+    """From 0 in the first block to the whole rate in the last (Huang et al., ECCV 2016)."""
+    with torch.device("meta"):
+        model = build_classifier(ModelCard(name, 2, 224), drop_path=drop_path)
+    found = [m.drop_prob for m in model.modules() if isinstance(m, DropPath) and m.drop_prob]
+    rates = list(dict.fromkeys(found))  # a block may use its own twice
+    assert rates == pytest.approx(
+        [drop_path * i / (depth - 1) for i in range(1, depth) if drop_path]
+    )
 
 
 def test_a_backbone_without_stochastic_depth_ignores_it() -> None:

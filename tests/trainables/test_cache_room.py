@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from experiment.config import CacheConfig
+from trainables import cache_build
 from trainables.cache_entry import DecodedImages
 from trainables.cache_room import NoRoom, new_part, publish, reserve
 from trainables.pixel_cache import EncodedImages, open_images
@@ -85,6 +86,26 @@ def test_what_is_in_use_stays(
     np.testing.assert_array_equal(held[0].image(0), np.asarray(Image.open(lists[0][0])))
     del held
     assert isinstance(open_images(lists[2], SIDE, 1, ROOM_FOR_TWO), DecodedImages)
+
+
+def test_a_session_without_room_does_not_try_again(
+    lists: list[list[Path]],
+    own_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = CacheConfig(longer_side=SIDE, max_gb=100 / 1e9)
+    with monkeypatch.context() as patch:
+        open_images(lists[0], SIDE, 1, small, "a")
+        patch.setattr(cache_build, "_stat", None)  # nor looks at the files
+        patch.setattr(cache_build, "decode_rgb", None)
+        assert isinstance(open_images(lists[0], SIDE, 1, ROOM_FOR_TWO, "a"), EncodedImages)
+        with pytest.raises(TypeError):
+            open_images(lists[0], SIDE, 1, small, "b")
+    first, second = caplog.messages
+    assert first == second and "cache.max_gb" in first  # told once where texts are told once
+    assert isinstance(open_images(lists[0], SIDE, 1, ROOM_FOR_TWO, "b"), DecodedImages)
+    assert isinstance(open_images(lists[0], SIDE, 1, ROOM_FOR_TWO, "a"), DecodedImages)
 
 
 HOLDER = """

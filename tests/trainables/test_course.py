@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from experiment.records import EMA, RAW, Oof
-from trainables.course import Course
+from trainables import course as course_module
+from trainables.course import Course, Kept
 from trainables.scoring import Scored
 from trainables.spec import EpochReport
 
@@ -75,6 +76,22 @@ def test_raw_and_average_each_have_their_best_epoch() -> None:
     assert float(course.best[EMA].state["weight"]) == 102
     assert course.epochs_without_progress() == 0
     assert train(Course(), [0.1, 0.2, 0.3]).epochs_without_progress() == 2
+
+
+@pytest.mark.parametrize(("snapshots", "copies"), [(0, 2), (1, 3), (2, 4)])
+def test_only_what_is_kept_is_copied(
+    monkeypatch: pytest.MonkeyPatch, snapshots: int, copies: int
+) -> None:
+    copied: list[int] = []
+    real = course_module._kept
+
+    def counted(model: nn.Module, scored: Scored, epoch: int) -> Kept:
+        copied.append(epoch)
+        return real(model, scored, epoch)
+
+    monkeypatch.setattr(course_module, "_kept", counted)
+    train(Course(snapshots), [0.3, 0.1, 0.2, 0.25, 0.4])
+    assert len(copied) == copies
 
 
 def test_nothing_of_a_training_that_diverged() -> None:

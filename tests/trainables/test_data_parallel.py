@@ -160,6 +160,7 @@ def test_devices_score_one_model(
 def test_the_stored_weights_give_the_stored_rows(
     make_tiny_run: Callable[..., Any], tmp_path: Path
 ) -> None:
+    from trainables.data import loader_settings
     from trainables.pixel_cache import open_images
     from trainables.predict import (
         autocast_for,
@@ -175,11 +176,26 @@ def test_the_stored_weights_give_the_stored_rows(
     rows = array(run, "c0000", "rows")
     for variant, name in (("raw", "oof"), ("ema", "oof_ema")):
         data = run.store.weights("c0000", 0, variant)
-        loader = scoring_loader(open_images(files, 32, 1), rows, card_of(data), 5, 0, cpu)
+        loader = scoring_loader(
+            open_images(files, 32, 1), rows, card_of(data), 5, loader_settings(1, "cpu")
+        )
         model = unpack_classifier(data, card_of(data))
         log_prob, _ = log_probabilities(model, loader, cpu, autocast_for(cpu, "fp32"), "softmax")
         stored = array(run, "c0000", name).astype(np.float32)
         np.testing.assert_allclose(log_prob, stored, atol=5e-3, rtol=2e-3)
+
+
+def test_a_parameter_without_gradients(make_tiny_run: Callable[..., Any], tmp_path: Path) -> None:
+    """Devices do not wait for it; all others train as if it were not there."""
+    run = make_tiny_run()
+    spec = spec_for(run, "c0001", epochs=1)
+    ended_well(train(spec, 2, tmp_path / "two"))
+    ended_well(train(replace(spec, candidate="c0002"), 2, tmp_path / "idle", "idle"))
+    plain, found = (load(run.store.weights(c, 0, "raw")) for c in ("c0001", "c0002"))
+    assert torch.equal(found.pop("body.idle"), torch.ones(3))
+    assert found.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor)
 
 
 def test_a_fold_too_small_for_its_devices(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.transforms import v2
 
 from trainables.card import ModelCard
@@ -28,6 +31,37 @@ def test_features_to_logits_with_dropout_in_training_alone(head: Head) -> None:
     logits.square().sum().backward()
     assert all(p.grad is not None for p in module.parameters())
     torch.testing.assert_close(module(features[2:3]), logits[2:3])  # each image by itself
+
+
+def linear(x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.dropout(x, dropout) @ weight.T + bias
+
+
+def layernorm(x: Tensor, dropout: float, scale: Tensor, shift: Tensor, *last: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+    return linear((x - mean) / torch.sqrt(variance + 1e-6) * scale + shift, dropout, *last)
+
+
+def mlp(x: Tensor, dropout: float, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+    scale, shift, *last = rest
+    hidden = layernorm(x @ weight.T + bias, 0.0, scale, shift, torch.eye(len(bias)), shift * 0)
+    return linear(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2, dropout, *last)  # GELU
+
+
+BY_HAND: dict[str, Callable[..., Tensor]] = {"linear": linear, "layernorm": layernorm, "mlp": mlp}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_heads_by_hand_with_torchs_dropout(name: str, dropout: float) -> None:
+    torch.manual_seed(0)
+    module = HEADS[name].build(12, 5, dropout)
+    weights = [nn.init.normal_(parameter) for parameter in module.parameters()]
+    features = torch.randn(6, 12)
+    torch.manual_seed(1)
+    logits = module(features)
+    torch.manual_seed(1)
+    torch.testing.assert_close(logits, BY_HAND[name](features, dropout, *weights))
 
 
 @each_head

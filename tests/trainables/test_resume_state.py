@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +101,16 @@ def interrupted(spec: TrialSpec, epochs: int, batches: int = 1) -> Watcher:
     watcher = Watcher(epochs, batches)
     with pytest.raises(TrialStopped):
         run_trial(spec, watcher)
+    until_written()
     assert [p.name for p in folder_of(spec).iterdir()] == ["resume.safetensors"]
     return watcher
+
+
+def until_written() -> None:
+    """A trial that stops does not wait for its state's last write."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("resume-state"):
+            thread.join()
 
 
 def assert_goes_on(spec: TrialSpec, at_most: int) -> Watcher:
@@ -215,6 +225,54 @@ def test_a_damaged_state_is_none(
     path.write_bytes(whole)
     _assert_starts_anew(spec, "cannot be read", caplog)
     assert_same_results(spec, undisturbed)
+
+
+@pytest.mark.parametrize("part", ["optimizer", "schedule", "course"])
+def test_a_state_that_does_not_fit_is_none(
+    tiny_run: Any, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found out when some of it is in the learner already: a new one gives the same bits."""
+    undisturbed = spec_for(tiny_run, "c0000", epochs=3)
+    run_trial(undisturbed, Watcher())
+    spec = replace(undisturbed, candidate="c0001")
+    interrupted(spec, 2)
+    state = unpack((folder_of(spec) / "resume.safetensors").read_bytes())
+    if part == "course":
+        state["course"]["log"][0]["a further column"] = 1.0
+    else:
+        state["learner"][part] = {"of": "another kind"}
+    file = pack(state)
+    seal(file)
+    tiny_run.store.save_resume_state(spec.candidate, 0, file)
+    _assert_starts_anew(spec, "does not fit", caplog)
+    assert_same_results(spec, undisturbed)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_only_a_stop_does_not_wait_for_the_write(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """Tune ends a process that takes 2 seconds to stop."""
+    toy, goes_on, written = _Toy(tiny_run, "sgd"), threading.Event(), threading.Event()
+
+    def slow(self: object, *arguments: object) -> None:
+        goes_on.wait(30)
+        written.set()
+
+    monkeypatch.setattr(type(tiny_run.store), "save_resume_state", slow)
+    toy.steps(0, 1)
+    with (
+        contextlib.suppress(TrialStopped),
+        ResumeState(tiny_run.store, toy.spec, started=0.0) as state,
+    ):
+        state.save_if_due(toy.learner, toy.course)
+        if stopped:
+            raise TrialStopped
+        goes_on.set()
+    assert written.is_set() is not stopped
+    goes_on.set()
+    until_written()
+    assert written.is_set()
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"patience": 4}, {"fold": 1}])

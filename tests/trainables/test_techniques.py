@@ -10,6 +10,7 @@ import pytest
 from search_spaces.params import KNOBS
 from search_spaces.ranges import Value
 from tests.trainables.test_trial import Watcher, result_files, spec_for
+from trainables import devices, trial_data
 from trainables.class_weights import CLASS_WEIGHTS
 from trainables.heads import HEADS
 from trainables.losses import LOSSES
@@ -45,7 +46,7 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "rdrop_alpha": (2.0, {}),
     "loss": ("focal", {}),
     "focal_gamma": (4.0, {"loss": "focal"}),
-    "focal_alpha": (0.5, {"loss": "focal", "optimizer": "sgd"}),
+    "focal_alpha": (0.01, {"loss": "focal", "optimizer": "sgd"}),  # 0.5 is undone by the clipping
     "class_weights": ("balanced", {}),
     "class_weight_beta": (0.5, {"class_weights": "effective"}),
     "head": ("mlp", {}),
@@ -58,14 +59,24 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "size_start": (0.5, {}),
     "snapshots": (2, {}),
 }
+# knob -> the predictions of the weights that are kept beside the raw ones
+FURTHER: dict[str, tuple[str, ...]] = {
+    "ema_decay": ("oof_ema.npy",),
+    "snapshots": ("oof_snap1.npy", "oof_snap2.npy"),
+}
 
 
 _known: dict[str, dict[str, bytes]] = {}
 
 
 @pytest.fixture
-def train(make_tiny_run: Callable[..., Any]) -> Callable[..., dict[str, bytes]]:
-    """The result files of a trial with these hyperparameters; the same are trained only once."""
+def train(
+    make_tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, bytes]]:
+    """The result files of a trial with these hyperparameters; the same are trained only once. All
+    have one seed: else another hyperparameter would change a result by its seed alone."""
+    for module in (devices, trial_data):
+        monkeypatch.setattr(module, "trial_seed", lambda spec: spec.seed)
 
     def result(backbone: str = "timm/test_convnext", **knobs: Value) -> dict[str, bytes]:
         key = repr((backbone, sorted(knobs.items())))
@@ -83,13 +94,23 @@ def test_every_hyperparameter_is_here() -> None:
     assert set(CHANGES) == set(KNOBS)
 
 
-@pytest.mark.parametrize("knob", CHANGES)
-def test_another_value_gives_another_result(
+@pytest.mark.parametrize("knob", [knob for knob in CHANGES if knob not in FURTHER])
+def test_another_value_gives_other_predictions(
     train: Callable[..., dict[str, bytes]], knob: str
 ) -> None:
     value, needed = CHANGES[knob]
     backbone = "timm/test_resnet" if knob == "size_start" else "timm/test_convnext"
-    assert train(backbone, **needed | {knob: value}) != train(backbone, **needed)
+    changed, plain = train(backbone, **needed | {knob: value}), train(backbone, **needed)
+    assert changed["oof.npy"] != plain["oof.npy"]
+
+
+@pytest.mark.parametrize("knob", FURTHER)
+def test_further_weights_predict_otherwise_and_leave_the_raw_ones_alone(
+    train: Callable[..., dict[str, bytes]], knob: str
+) -> None:
+    files, plain = train(**{knob: CHANGES[knob][0]}), train()
+    assert files["oof.npy"] == plain["oof.npy"]
+    assert len({files[name] for name in ("oof.npy", *FURTHER[knob])}) == 1 + len(FURTHER[knob])
 
 
 ROWS = [

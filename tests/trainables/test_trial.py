@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load
 from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
 
 from experiment.config import TrainingConfig
 from experiment.metrics import normalise
 from search_spaces.params import TrialParams
 from trainables import trial as trial_module
+from trainables.data import loader_settings
+from trainables.learner import Learner
 from trainables.pixel_cache import open_images
 from trainables.predict import (
     autocast_for,
@@ -31,9 +34,9 @@ from trainables.predict import (
 )
 from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
 from trainables.trial import run_trial
-from trainables.update import Examples
 
 CPU = torch.device("cpu")
+IN_PROCESS = loader_settings(1, "cpu")
 
 
 class Watcher:
@@ -106,7 +109,7 @@ def test_what_a_trial_writes(tiny_run: Any) -> None:
     assert record.params == spec.params.as_dict()
     assert (record.seed, record.accelerators) == (trial_seed(spec), ("0",))
     assert (record.device, record.micro_batch) == (("cuda" if cuda() else "cpu"), 14)
-    assert set(record.variants) == {"raw", "ema"} and record.seconds > 0
+    assert set(record.variants) == {"raw", "ema"} and record.seconds > 0 and record.notes == ()
     assert set(result_files(tiny_run, spec)) == {
         "rows.npy", "oof.npy", "oof_ema.npy", "true_prob.npy", "true_prob_ema.npy",
         "best.safetensors", "best_ema.safetensors",
@@ -178,7 +181,7 @@ def test_the_stored_weights_give_the_stored_rows(tiny_run: Any) -> None:
         data = store.weights("c0000", 0, variant)
         card = read_card(data)
         assert (card.backbone, card.classes, card.image_size) == ("timm/test_resnet", 3, 32)
-        loader = scoring_loader(open_images(files, 32, 1), rows, card, 5, 0, CPU)
+        loader = scoring_loader(open_images(files, 32, 1), rows, card, 5, IN_PROCESS)
         model = unpack_classifier(data, card)
         autocast = autocast_for(CPU, "fp32")
         log_prob, scored = log_probabilities(model, loader, CPU, autocast, "softmax")
@@ -200,14 +203,6 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
     losses = [float(log_rows(run, s)[0]["train_loss"]) for s in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-@pytest.mark.parametrize(("n", "size", "parts"), [(14, 7, [7, 7]), (15, 7, [5, 5, 5]), (4, 9, [4])])
-def test_micro_batches_are_even(n: int, size: int, parts: list[int]) -> None:
-    images, targets = torch.arange(n), torch.arange(n)
-    found = list(Examples(images, images, targets).micro_batches(size))
-    assert [len(part) for part in found] == parts
-    assert torch.cat([part.targets for part in found]).tolist() == list(range(n))
 
 
 def test_no_progress_ends_a_trial_after_the_patience(
@@ -270,11 +265,71 @@ def test_without_an_average_there_is_the_raw_variant_alone(tiny_run: Any) -> Non
     assert log_rows(tiny_run, spec)[0]["ema_val_logloss"] == "nan"
 
 
-def test_half_precision_on_a_cpu(tiny_run: Any) -> None:
-    record = run_trial(spec_for(tiny_run, precision="bf16", epochs=1), Watcher())
-    assert record.status == "finished"
-    weights = load(tiny_run.store.weights("c0000", 0, "raw"))
+@pytest.fixture
+def learners(monkeypatch: pytest.MonkeyPatch) -> list[Learner]:
+    """Those that trials build."""
+    built: list[Learner] = []
+    build = trial_module.build_learner
+
+    def noted(*arguments: Any) -> Learner:
+        built.append(build(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(trial_module, "build_learner", noted)
+    return built
+
+
+Convolved = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""Input, weight and output of each call of a convolution."""
+
+
+@pytest.fixture
+def convolved() -> Iterator[Convolved]:
+    found: Convolved = []
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            found.append((inputs[0].detach(), module.weight.detach(), output.detach()))
+
+    with nn.modules.module.register_module_forward_hook(note):
+        yield found
+
+
+def test_half_precision_on_a_cpu(tiny_run: Any, convolved: Convolved) -> None:
+    """Layers compute in it, in training and in scoring; weights and what is scored stay whole."""
+    losses, seen = {}, {}
+    for precision in ("fp32", "bf16"):
+        spec = spec_for(tiny_run, candidate=f"c{len(losses):04d}", precision=precision, epochs=1)
+        convolved.clear()
+        assert run_trial(spec, Watcher()).status == "finished"
+        seen[precision] = {output.dtype for _, _, output in convolved}
+        losses[precision] = [
+            float(log_rows(tiny_run, spec)[0][column]) for column in ("train_loss", "val_loss")
+        ]
+    assert seen == {"fp32": {torch.float32}, "bf16": {torch.bfloat16}}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    for half, whole in zip(losses["bf16"], losses["fp32"], strict=True):
+        assert half != whole
+    weights = load(tiny_run.store.weights("c0001", 0, "raw"))
     assert {tensor.dtype for tensor in weights.values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_and_weights_lie_alike_in_memory(
+    tiny_run: Any, convolved: Convolved, channels_last: bool
+) -> None:
+    """In training and in scoring, of the model and of its average: nothing is reordered."""
+    spec = spec_for(
+        tiny_run, backbone="timm/test_resnet", channels_last=channels_last, epochs=1,
+        mixup_alpha=0.4, cutmix_prob=0.5, random_erasing=0.3,
+    )  # fmt: skip
+    run_trial(spec, Watcher())
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    assert convolved
+    for image, weight, output in convolved:
+        assert image.is_contiguous(memory_format=wanted)
+        assert weight.is_contiguous(memory_format=wanted)
+        assert output.is_contiguous(memory_format=wanted)
 
 
 @pytest.mark.parametrize(
@@ -291,16 +346,32 @@ def test_half_precision_on_a_cpu(tiny_run: Any) -> None:
     ],
 )
 def test_compiled_and_contiguous_models_train_alike(
-    make_tiny_run: Callable[..., Any], key: str
+    make_tiny_run: Callable[..., Any], learners: list[Learner], key: str
 ) -> None:
     """Only rounding may differ (and the masks of dropout, which a compiled model draws itself)."""
     run = make_tiny_run()
-    losses = []
+    losses, effects = [], []
+    effect = {"channels_last": _lies_channels_last, "compile": _runs_compiled}[key]
     for value in (False, True):
         spec = spec_for(run, candidate=f"c{value:04d}", dropout=0.0, **{key: value})
         run_trial(spec, Watcher())
         losses.append([float(row["val_logloss"]) for row in log_rows(run, spec)])
+        effects.append(effect(learners[-1]))
+    assert effects == [False, True]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def _lies_channels_last(learner: Learner) -> bool:
+    """See also `test_images_and_weights_lie_alike_in_memory`."""
+    kernels = [p for p in learner.bare.parameters() if p.dim() == 4 and p[0, 0].numel() > 1]
+    return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
+def _runs_compiled(learner: Learner) -> bool:
+    from torch._dynamo import OptimizedModule
+    from torch._dynamo.utils import counters
+
+    return isinstance(learner.model, OptimizedModule) and counters["frames"]["ok"] > 0
 
 
 def test_training_learns_the_colours(tiny_run: Any) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -169,6 +172,19 @@ class _IgnoringMeta(nn.Module):
 
     def forward(self, images: Tensor, meta: Tensor) -> Tensor:
         return self.net(images)  # type: ignore[no-any-return]
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.sampled_from([1, 2]))
+def test_micro_batches_are_even(images: int, size: int, least: int) -> None:
+    """As few as their size allows, in order; batch norms never get a single image of several."""
+    rows = torch.arange(images)
+    parts = list(Examples(rows, rows, rows).micro_batches(size, least))
+    assert torch.cat([part.targets for part in parts]).tolist() == list(range(images))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(least, images)
+    assert max(sizes) <= max(size, 2 * least - 1)  # that many cannot be parted
+    assert len(parts) == math.ceil(images / size) or min(sizes) < 2 * least
 
 
 def test_the_average_and_the_schedule_hear_of_every_step() -> None:
