@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from rich.console import Console
 
+from commands.plugins import open_run
 from experiment.config import ResourcesConfig
+from experiment.plugin_files import PluginFile
 from experiment.store import RunStore
 from scheduling.cluster import connect
 
@@ -117,6 +120,15 @@ def test_a_transform_that_fails_in_the_picture_names_its_plugin(
     line = source[: source.index("assert len")].count("\n") + 1
     assert result.exit_code == 1
     assert f"plugin {path} line {line}: AssertionError: too many" in result.stderr
+
+
+def test_an_original_that_cannot_be_read_does_not_stop_a_resume(make_tiny_run: Any) -> None:
+    store = make_tiny_run(plugins=(PluginFile("own_parts", b"PARTS = []", "own_parts.py"),)).store
+    unreadable = f"/{'long' * 100}/own_parts.py"  # for root too
+    store.save_config(store.config().model_copy(update={"plugins": (unreadable,)}))
+    shown = Console(record=True)
+    assert open_run(store.root, shown).plugins() == store.plugins()
+    assert shown.export_text() == ""
 
 
 MORE = """
