@@ -7,7 +7,6 @@ a Tune trial, which itself holds no device.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -31,7 +30,6 @@ _SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # of a group whose other process has failed
 }
-_log = logging.getLogger("foldrace")
 
 
 def run_on_devices(spec: TrialSpec, devices: int, stop_requested: Callable[[], bool]) -> None:
@@ -131,6 +129,6 @@ def _smaller(spec: TrialSpec, devices: int) -> TrialSpec | None:
     if size == 1:
         return None
     half = -(-size // 2)
-    _log.warning("out of device memory: starting again in micro-batches of %d", half)
+    note = f"out of device memory: starting again in micro-batches of {half}"
     training = spec.training.model_copy(update={"micro_batch": half})
-    return replace(spec, training=training)
+    return replace(spec, training=training, notes=(*spec.notes, note))

@@ -34,6 +34,8 @@ class TrialSpec:
     """Of the driver: within one the image files are taken not to change (`open_images`)."""
     accelerators: tuple[str, ...] = ()
     """Device ids that a scheduler gave to this trial, for the record."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts it has warned of, for the record too."""
 
 
 @dataclass(frozen=True)

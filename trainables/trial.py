@@ -42,7 +42,7 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
     Raises TrialStopped when the monitor asked for it."""
     store = RunStore.open(spec.run)
-    with naming_plugins(), noting() as notes:
+    with naming_plugins(), noting(spec.notes) as notes:
         use_plugins(store.plugins())
         return _run_trial(spec, store, monitor, notes)
 

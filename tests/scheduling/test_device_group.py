@@ -203,6 +203,7 @@ def test_a_device_without_memory_starts_the_group_again(
     device_group._train(spec_for(run), 2, train.UserCallback())
     record = run.store.trial("c0000", 0)
     assert record is not None and (record.status, record.micro_batch) == ("finished", 2)
+    assert [note.split()[-1] for note in record.notes] == ["4", "2"]
 
     _full_above(0, monkeypatch)
     small = replace(spec_for(run), training=TrainingConfig(pretrained=False, micro_batch=1))

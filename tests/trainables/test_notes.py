@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_each_warning_once_in_order_from_every_thread() -> None:
     log = logging.getLogger("foldrace")
-    with noting() as notes:
+    with noting(["its start"]) as notes:
         log.warning("no room: %d GB", 3)
         thread = threading.Thread(target=log.error, args=("not saved",))
         thread.start()
@@ -24,13 +24,13 @@ def test_each_warning_once_in_order_from_every_thread() -> None:
         log.info("an epoch")
         logging.getLogger("other").warning("not ours")
     log.warning("later")
-    assert list(notes) == ["no room: 3 GB", "not saved"]
+    assert list(notes) == ["its start", "no room: 3 GB", "not saved"]
 
 
 def test_a_process_without_handlers_prints_a_warning_as_before() -> None:
     code = (
         "import logging\nfrom trainables.notes import noting\n"
-        "with noting():\n    logging.getLogger('foldrace').warning('no room')"
+        "with noting([]):\n    logging.getLogger('foldrace').warning('no room')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
