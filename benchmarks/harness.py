@@ -21,6 +21,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 _RESULTS = ROOT / "benchmarks" / "results"
+_WIDTH = 160  # columns of a log, so that no figure is cut
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 Run = TypeVar("Run")
 Cell = str | int | float | bool | None
@@ -113,7 +114,7 @@ class Results:
 
     def publish(self, given: Options, console: Console | None = None) -> None:
         """Print the tables; write the JSON."""
-        console = console or Console()
+        console = console or Console(width=None if sys.stdout.isatty() else _WIDTH)
         for part in dict.fromkeys(str(row["part"]) for row in self.rows):
             cells = [
                 {k: v for k, v in row.items() if k != "part"}

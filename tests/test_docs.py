@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from trainables.augment import POLICIES  # noqa: E402
 from trainables.custom_transforms import CUSTOM  # noqa: E402
 
 GUIDE = ROOT / "docs" / "configuration.md"
+TECHNIQUES = ROOT / "docs" / "techniques.md"
 
 
 def knob_table() -> str:
@@ -56,19 +58,46 @@ def _arguments(make: Callable[..., object]) -> str:
     )
 
 
-TABLES = {"knobs": knob_table, "policies": policy_table, "custom transforms": custom_table}
+def ablation_table() -> str:
+    """Of the committed run of benchmarks/ablation.py."""
+    run = json.loads((ROOT / "benchmarks" / "results" / "ablation.json").read_text())
+    rows = [
+        f"| {row['part']} | {row['arm']} | {row['seeds']} | {row['best_logloss']:.4f} | "
+        f"{_change(row['best_change'], row['best_se'])} | "
+        f"{_change(row['last_change'], row['last_se'])} | {row['accuracy']:.4f} | "
+        f"{row['seconds_ratio']:.2f} |"
+        for row in run["rows"]
+    ]
+    head = (
+        "| images, backbone | arm | seeds | log loss, best epoch | change | change, last epoch | "
+        "accuracy | seconds, relative |\n|---|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *rows])
+
+
+def _change(mean: float, error: float) -> str:
+    return f"{mean:+.4f} ± {error:.4f}" if mean or error else ""
+
+
+TABLES = {
+    "knobs": (GUIDE, knob_table),
+    "policies": (GUIDE, policy_table),
+    "custom transforms": (GUIDE, custom_table),
+    "ablation": (TECHNIQUES, ablation_table),
+}
 
 
 def written(text: str, name: str) -> str:
-    """The guide with table `name` after its marker."""
+    """The guide's text with table `name` after its marker."""
     marker = f"<!-- {name}: written by tests/test_docs.py -->"
     pattern = re.escape(marker) + r"\n(?:\n(?:\|.*\n)+)?"
-    return re.sub(pattern, lambda _: f"{marker}\n\n{TABLES[name]()}\n", text)
+    return re.sub(pattern, lambda _: f"{marker}\n\n{TABLES[name][1]()}\n", text)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_current(name: str) -> None:
-    text = GUIDE.read_text(encoding="utf-8")
+    text = TABLES[name][0].read_text(encoding="utf-8")
+    assert f"<!-- {name}: written by" in text
     assert written(text, name) == text, "run: python tests/test_docs.py"
 
 
@@ -95,7 +124,7 @@ def test_configs_are_valid_and_say_how_to_run_them(path: Path) -> None:
 
 
 def technique_rows() -> list[list[str]]:
-    text = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+    text = TECHNIQUES.read_text(encoding="utf-8")
     table = text.split("| technique |")[1].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
@@ -118,7 +147,5 @@ def test_every_hyperparameter_of_a_technique_is_in_the_guide() -> None:
 
 
 if __name__ == "__main__":
-    guide = GUIDE.read_text(encoding="utf-8")
-    for table in TABLES:
-        guide = written(guide, table)
-    GUIDE.write_text(guide, encoding="utf-8")
+    for table, (guide, _) in TABLES.items():
+        guide.write_text(written(guide.read_text(encoding="utf-8"), table), encoding="utf-8")
