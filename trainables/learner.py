@@ -54,9 +54,12 @@ class Learner:
     """Images on the device at once; halved when memory runs out."""
     updates: int = 0
     start: StepStart = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
+    """Of the classifier, looked up once: a walk through its modules each step takes longer."""
 
     def __post_init__(self) -> None:
         self.start = StepStart(self.bare, self.device)
+        self.parameters = list(self.bare.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -104,7 +107,9 @@ def build_learner(spec: TrialSpec, data: TrialData, accelerator: Accelerator) ->
     if accelerator.num_processes > 1 and idle_parameters(classifier, data.card):
         accelerator.ddp_handler.find_unused_parameters = True  # else the second update fails
     trained = torch.compile(classifier) if training.compile else classifier
-    model, optimizer = accelerator.prepare(trained, optimizer)
+    model = accelerator.prepare(trained)
+    if accelerator.scaler is not None:  # fp16; else the wrapper only looks for packages each step
+        optimizer = accelerator.prepare(optimizer)
     return Learner(
         accelerator=accelerator,
         model=model,

@@ -58,7 +58,7 @@ def update(learner: Learner, examples: Examples, batch_size: int) -> tuple[Tenso
             learner.micro_batch = halved(learner.micro_batch, examples.images, error, least)
         _start_again(learner)  # here, since the error holds on to the failed step's tensors
     if learner.clip_grad is not None:
-        learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.clip_grad)
+        learner.accelerator.clip_grad_norm_(learner.parameters, learner.clip_grad)
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     learner.updates += 1
