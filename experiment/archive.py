@@ -29,6 +29,7 @@ _UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
 _CHUNK = 1 << 20
 _PART = ".part-"
 _STALE_SECONDS = 24 * 3600
+# What zipfile raises for damaged, misnamed and unknown content: it has no common base.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
     *(UnicodeDecodeError, NotImplementedError),

@@ -77,7 +77,7 @@ def check_image(data: bytes, path: Path) -> int:
         _draft(image, 1)
         image.load()
         _to_rgb(image.crop((0, 0, 1, 1)))  # one pixel tells whether the mode can be converted
-    except Exception as error:
+    except Exception as error:  # as in read_rgb
         raise ImageError(path, _reason(error)) from error
     return side
 
@@ -125,7 +125,7 @@ def _image_files(folder: Path, prefix: str) -> Iterator[str]:
 def _open(data: bytes, path: Path) -> ImageFile.ImageFile:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Exception as error:
+    except Exception as error:  # as in read_rgb
         raise ImageError(path, _reason(error)) from error
     if min(image.size) < 1:
         raise ImageError(path, f"has no pixels ({image.width} x {image.height})")

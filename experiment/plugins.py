@@ -125,7 +125,7 @@ def naming_plugins() -> Iterator[None]:
         yield
     except (UserError, RunFailure):
         raise
-    except Exception as error:
+    except Exception as error:  # a user's part may raise anything; what is not a plugin's passes on
         if place_of(error) is None:
             raise
         raise PluginFailure(told(error)) from error

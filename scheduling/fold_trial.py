@@ -57,7 +57,7 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
                 run_on_devices(spec, job.devices, monitor.stop_requested)
         except TrialStopped:
             return
-        except Exception:
+        except Exception:  # whatever it is, trial.json says it
             _record_failure(spec, traceback.format_exc())
             raise  # so that Tune gives the next trial a new process
 
