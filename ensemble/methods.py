@@ -1,6 +1,6 @@
 """The table of blend methods: one record a method, looked up by the config's `ensemble.method`.
 
-Takes a name and true_prob (M, N); gives a `Blend`. A new method is one function and one row.
+Takes a name and a `Pool`; gives a `Fit`. A new method is one function and one row.
 """
 
 from __future__ import annotations
@@ -8,43 +8,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from numpy.typing import ArrayLike
-
-from ensemble.blend import Blend
+from ensemble.fit import Fit, Settings, mixture_fit
 from ensemble.greedy import greedy
+from ensemble.pool import Pool
 from experiment.errors import ConfigError, Problem
 from experiment.names import check_name
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to choose the weights."""
+    """One way to combine members."""
 
     name: str
     doc: str
-    function: Callable[[ArrayLike, int, int | None], Blend]
-    """(true_prob (M, N), max_rounds, max_members) -> Blend; without rounds, it ignores them."""
+    function: Callable[[Pool, Settings], Fit]
+
+
+def _greedy(pool: Pool, settings: Settings) -> Fit:
+    return mixture_fit(greedy(pool.true_prob, settings.max_rounds))
 
 
 _ROWS = (
     Method(
         "greedy",
         "adds the member that helps most, round by round, and keeps the best prefix",
-        greedy,
+        _greedy,
     ),
 )
 
 METHODS = {method.name: method for method in _ROWS}
 
 
-def blend(
-    name: str, true_prob: ArrayLike, max_rounds: int = 50, max_members: int | None = None
-) -> Blend:
-    """The blend of true_prob (M, N) by the method of that name; ConfigError if there is none."""
+def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
+    """The method of that name on the pool; ConfigError if there is none."""
     problem = check_method(name)
     if problem is not None:
         raise ConfigError([problem])
-    return METHODS[name].function(true_prob, max_rounds, max_members)
+    return METHODS[name].function(pool, settings)
 
 
 def check_method(name: str) -> Problem | None:

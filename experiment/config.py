@@ -271,6 +271,18 @@ class EnsembleConfig(_Section):
     method: str = "greedy"
     max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 50
     max_members: Annotated[int, Field(ge=1)] | None = None
+    bags: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Greedy: so many random halves of the members are searched and averaged; 0: all, once."""
+    calibrate: bool = True
+    """Temperatures of members and blend, each where it lowers the cross-fitted log loss."""
+    max_ms_per_image: Annotated[float, Field(gt=0)] | None = None
+    """Of all fold models of the blend together, on the machine that blends."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Of the weight files of all fold models of the blend together."""
+    exclude: tuple[str, ...] = ()
+    """Candidates (`c0007`, or one variant: `c0007 ema`) and backbones that may not enter."""
+    include: tuple[str, ...] = ()
+    """Candidates that must have a weight."""
     keep: Literal["all", "blend"] = "all"
     """`blend` removes the weights that the blend does not use; never the OOF."""
 

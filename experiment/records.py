@@ -91,6 +91,76 @@ class MemberRecord(_Record):
     variant: str
     weight: float
     temperature: float = 1.0
+    run: str = ""
+    """The run folder that holds it; empty: this one."""
+    added: bool = False
+    """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
+    gain: float | None = None
+    """How much the blend's OOF log loss rises without it, the others' weights chosen anew."""
+    ms_per_image: float | None = None
+    """Of all its fold models together; None where it was not measured."""
+    weight_bytes: int | None = None
+
+
+class ReliabilityBin(_Record):
+    """Rows whose highest probability lies in one of equally wide bins of [0, 1]."""
+
+    rows: int
+    confidence: float
+    """Mean of the highest probability."""
+    accuracy: float
+
+
+class Reliability(_Record):
+    """How honest the confidence is: cross-fitted predictions."""
+
+    ece: float
+    """Expected calibration error: mean over rows of |confidence - accuracy| of their bin."""
+    bins: tuple[ReliabilityBin, ...]
+
+
+class CalibrationTrial(_Record):
+    """One way to calibrate, cross-fitted."""
+
+    members: bool
+    blend: bool
+    crossfit_logloss: float
+    crossfit_se: float
+
+
+class Calibration(_Record):
+    """Which temperatures were kept, and why."""
+
+    members: bool
+    blend: bool
+    tried: tuple[CalibrationTrial, ...]
+    before: Reliability
+    """Without any temperature."""
+    after: Reliability
+    """With those that were kept."""
+
+
+class CurvePoint(_Record):
+    """The best blend found within a limit of time."""
+
+    ms_per_image: float
+    oof_logloss: float
+    members: int
+
+
+class NearDuplicates(_Record):
+    """Rows that resemble an image of another fold or of the test set."""
+
+    rows: int
+    oof_logloss_without: float | None
+    """Of the blend on the other rows; None where there are none."""
+
+
+class UnvalidatedRecord(_Record):
+    """Test predictions without OOF rows: averaged into the submission, backed by no score."""
+
+    name: str
+    weight: float
 
 
 class HeldOutScore(_Record):
@@ -110,8 +180,9 @@ class EnsembleRecord(_Record):
     oof_logloss: float
     crossfit_logloss: float
     crossfit_se: float
-    certificate: float
-    """Upper bound on `oof_logloss` minus the least loss that any blend could have."""
+    certificate: float | None
+    """Upper bound on `mixture_logloss` minus the least loss that any weights could have; None where
+    the blend is no weighted mean of probabilities."""
     best_single_oof_logloss: float
     best_single: str
     oof_accuracy: float
@@ -124,6 +195,23 @@ class EnsembleRecord(_Record):
     metrics: tuple[MetricScore, ...] = ()
     """Every metric of the table, of the blend's OOF probabilities."""
     held_out: HeldOutScore | None = None
+    pooling: str = "arithmetic"
+    """`arithmetic`, `geometric`, `votes` or `stacking`: how members are combined."""
+    mixture_logloss: float | None = None
+    """Before the temperature of the blend."""
+    blend_temperature: float = 1.0
+    calibration: Calibration | None = None
+    ms_per_image: float | None = None
+    """Of all fold models; None where a member's was not measured."""
+    device: str = ""
+    """What `ms_per_image` was measured on."""
+    weight_bytes: int | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    """With a limit of time: loss against time."""
+    duplicates: tuple[tuple[str, ...], ...] = ()
+    """Members with the same probabilities: only the first of each was considered."""
+    near_duplicates: NearDuplicates | None = None
+    unvalidated: tuple[UnvalidatedRecord, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""The members that a blend may choose from, and the rows that a choice may look at.
+
+`MemberRows` holds everything that is known of M members on N scored rows; it gives a `Pool`, which
+is what a method sees: all rows, or one side of a split with the temperatures fitted on its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ensemble.calibrate import at_temperature
+
+_PARTS = 5
+_SEED = 0
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    """One set of OOF probabilities: a variant of a complete candidate, or predictions made
+    elsewhere. The order of members breaks ties."""
+
+    candidate: str
+    variant: str = "raw"
+    backbone: str = ""
+    run: str = ""
+    """The run folder that holds it; empty: the one that is blended."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """What a method looks at: M members on N rows, after the members' temperatures."""
+
+    members: tuple[Member, ...]
+    true_prob: NDArray[np.floating]
+    """(M, N) probability of the true class."""
+    labels: NDArray[np.int64]
+    """(N,)"""
+    n_classes: int
+    log_prob: Callable[[int], NDArray[np.float32]]
+    """Member -> (N, C) natural-log probabilities; rows of probabilities sum to 1. Read anew at
+    each call: (M, N, C) may be larger than any memory."""
+
+    def take(self, members: NDArray[np.intp]) -> Pool:
+        """Only these members, in this order."""
+        return replace(
+            self,
+            members=tuple(self.members[i] for i in members),
+            true_prob=self.true_prob[members],
+            log_prob=lambda member: self.log_prob(int(members[member])),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MemberRows:
+    """M members on all N scored rows, with the temperatures of every side of the cross-fitting.
+
+    Arrays may be memory-mapped. `parts` are the K parts that are held out in turn.
+    """
+
+    members: tuple[Member, ...]
+    labels: NDArray[np.int64]  # (N,)
+    parts: NDArray[np.int64]  # (N,) 0..K-1
+    n_classes: int
+    temperatures: NDArray[np.float64]
+    """(1 + K, M): [0] fitted on all rows, [1 + k] on the rows outside part k."""
+    raw: NDArray[np.floating]
+    """(M, N) probability of the true class, uncalibrated."""
+    calibrated: NDArray[np.floating]
+    """(1 + K, M, N) the same at `temperatures`."""
+    read: Callable[[int], NDArray[np.float32]]
+    """Member -> (N, C) uncalibrated log-probabilities."""
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.temperatures) - 1
+
+    def pool(self, calibrated: bool) -> Pool:
+        """All rows; calibrated: with the temperatures fitted on them."""
+        return self._side(None, slice(None), calibrated)
+
+    def split(self, part: int, calibrated: bool) -> tuple[Pool, Pool]:
+        """The rows outside the part, and those of it; calibrated: both with the temperatures
+        fitted outside."""
+        held = self.parts == part
+        return self._side(part, ~held, calibrated), self._side(part, held, calibrated)
+
+    def take(self, members: NDArray[np.intp]) -> MemberRows:
+        """Only these members, in this order."""
+        return replace(
+            self,
+            members=tuple(self.members[i] for i in members),
+            temperatures=self.temperatures[:, members],
+            raw=self.raw[members],
+            calibrated=self.calibrated[:, members],
+            read=lambda member: self.read(int(members[member])),
+        )
+
+    def _side(self, part: int | None, rows: slice | NDArray[np.bool_], calibrated: bool) -> Pool:
+        index = 0 if part is None else 1 + part
+        source = self.calibrated[index] if calibrated else self.raw
+        temperatures = self.temperatures[index] if calibrated else np.ones(len(self.members))
+        return Pool(
+            members=self.members,
+            true_prob=source[:, rows],
+            labels=self.labels[rows],
+            n_classes=self.n_classes,
+            log_prob=lambda m: at_temperature(self.read(m)[rows], float(temperatures[m])),
+        )
+
+
+def cross_fit_parts(folds: ArrayLike) -> NDArray[np.int64]:
+    """(N,) the part 0..K-1 of each row: its fold, or a fixed random fifth where all rows are of one
+    fold (`k: 1`). Raises ValueError on fewer than two rows or values that are no integers."""
+    values = np.asarray(folds)
+    if values.ndim != 1:
+        raise ValueError(f"folds have shape {values.shape}, should be (rows,)")
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"folds have the type {values.dtype}, should be an integer type")
+    if len(values) < 2:
+        raise ValueError("one row cannot be cross-fitted: at least 2 are needed")
+    names, parts = np.unique(values, return_inverse=True)
+    if len(names) > 1:
+        return parts.astype(np.int64, copy=False)
+    order = np.random.default_rng(_SEED).permutation(len(values))
+    drawn = np.empty(len(values), dtype=np.int64)
+    drawn[order] = np.arange(len(values)) % min(_PARTS, len(values))
+    return drawn
+
+
+def default_members(count: int) -> tuple[Member, ...]:
+    """For arrays without a run folder: m0000, m0001, ..."""
+    return tuple(Member(f"m{i:04d}") for i in range(count))
+
+
+def check_log_probs(log_probs: Sequence[NDArray[np.floating]], n_rows: int) -> None:
+    """ValueError unless all are (N, C) of one C."""
+    shapes = {array.shape for array in log_probs}
+    if len(shapes) != 1 or next(iter(shapes))[0] != n_rows or len(next(iter(shapes))) != 2:
+        raise ValueError(f"log-probabilities have shapes {sorted(shapes)}, should be (rows, C)")
