@@ -77,4 +77,4 @@ def pool_terms(
 POOLINGS: dict[str, Callable[[NDArray[np.float64], Arrays], Combiner]] = {
     "arithmetic": lambda weights, arrays: ArithmeticMean(weights),
 }
-"""Name -> the combiner from weights (M,) and its further arrays: how a run folder's is read back."""
+"""Name -> the combiner from weights (M,) and its further arrays, as a run folder keeps them."""
