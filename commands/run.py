@@ -13,7 +13,8 @@ from commands.check import already_exists, print_plan
 from commands.finish import cores, finish
 from commands.plugins import parse_with_plugins
 from commands.terminal import log_folder, logging_to, only_driver, only_our_output
-from experiment.config import ParsedConfig, ResourcesConfig
+from experiment.config import ResourcesConfig
+from experiment.config_file import ParsedConfig
 from experiment.errors import EnvironmentProblem, Interrupted
 from experiment.folds import folds_csv
 from experiment.plugins import loaded

@@ -18,7 +18,8 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from experiment.config import SweepConfig, to_yaml
+from experiment.config import SweepConfig
+from experiment.config_file import to_yaml
 from experiment.errors import RunFolderError
 from experiment.files import Files, LocalFiles, open_files
 from experiment.folds import FoldTable, read_folds

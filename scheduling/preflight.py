@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiment.audit import Audit, audit
-from experiment.config import ParsedConfig, SweepConfig
+from experiment.config import SweepConfig
+from experiment.config_file import ParsedConfig
 from experiment.errors import Problem, UserError
 from experiment.folds import make_folds
 from experiment.manifest import Manifest, scan_manifest
