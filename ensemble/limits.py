@@ -53,8 +53,10 @@ class Limits:
     def share(self, members: NDArray[np.intp]) -> NDArray[np.float64]:
         """(m,): the largest part of any budget that each member takes."""
         parts = self.costs[:, members] / np.maximum(self.budgets, 1e-300)[:, None]
-        most = parts.max(axis=0) if len(parts) else np.zeros(len(members))
-        return np.maximum(most, 0.0 if self.max_members is None else 1.0 / self.max_members)
+        most: NDArray[np.float64] = parts.max(axis=0) if len(parts) else np.zeros(len(members))
+        return np.asarray(
+            np.maximum(most, 0.0 if self.max_members is None else 1.0 / self.max_members)
+        )
 
     def within(self, resource: int, budget: float) -> Limits:
         """The same with another budget for one resource."""
@@ -92,24 +94,29 @@ class Point:
 
 
 def trade_off(
-    true_prob: NDArray[np.floating], limits: Limits, resource: int, points: int = 12
+    true_prob: NDArray[np.floating],
+    limits: Limits,
+    resource: int,
+    forced: Support = (),
+    points: int = 12,
 ) -> list[Point]:
-    """Supports at rising budgets of one resource, from its cheapest member to all that the
-    unbounded blend needs; one that is no better than a cheaper one is left out."""
+    """Supports at rising budgets of one resource, from the cheapest that works to what the blend
+    without that limit needs; one that is no better than a cheaper one is left out."""
     costs = limits.costs[resource]
-    free = choose_support(true_prob, limits.within(resource, np.inf))
-    most = max(float(costs[free].sum()), float(costs.min()))
+    free = choose_support(true_prob, limits.within(resource, np.inf), forced)
+    least = float(costs[list(forced)].sum()) if forced else float(costs.min())
+    most = max(float(costs[free].sum()), least)
     found: list[Point] = []
-    least = np.inf
-    for budget in np.geomspace(max(float(costs.min()), most * 1e-3), most, points):
+    best = np.inf
+    for budget in np.geomspace(max(least, most * 1e-3), most, points):
         bounded = limits.within(resource, float(budget))
-        if not any(bounded.admit((m,)) for m in range(len(true_prob))):
+        if not forced and not any(bounded.admit((m,)) for m in range(len(true_prob))):
             continue
-        support = choose_support(true_prob, bounded)
+        support = choose_support(true_prob, bounded, forced)
         loss = optimal(true_prob[support], tolerance=_TOLERANCE).loss
-        if loss < least - _LEAST_GAIN:
+        if loss < best - _LEAST_GAIN:
             found.append(Point(float(costs[support].sum()), support))
-            least = loss
+            best = loss
     return found
 
 
@@ -176,7 +183,8 @@ class _Search:
             gains = self._gains(support)
             if per_cost:
                 shares = self._limits.share(np.array(list(gains), dtype=np.intp))
-                gains = {m: g / max(s, 1e-12) for (m, g), s in zip(gains.items(), shares)}  # noqa: B905
+                prices = np.maximum(shares, 1e-12).tolist()
+                gains = {m: g / p for (m, g), p in zip(gains.items(), prices, strict=True)}
             if not gains:
                 return support
             support = _with(support, max(gains, key=lambda m: (gains[m], -m)))
