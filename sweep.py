@@ -186,7 +186,7 @@ def ensemble(
 ) -> None:
     """Blend again from the stored OOF predictions."""
     with _exit_codes(context):
-        from commands.reblend import Changes, reblend
+        from commands.blend import Changes, reblend
 
         changes = Changes(
             method=method,

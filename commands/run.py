@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.check import already_exists, print_plan
-from commands.finish import cores, finish
+from commands.finish import finish
+from commands.machine import cores
 from commands.plugins import parse_with_plugins
 from commands.terminal import log_folder, logging_to, only_driver, only_our_output
 from experiment.config import ResourcesConfig
