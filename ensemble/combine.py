@@ -199,4 +199,4 @@ POOLINGS: dict[str, Callable[[NDArray[np.float64], Arrays], Combiner]] = {
         arrays["intercept"],
     ),
 }
-"""Name -> the combiner from weights (M,) and its further arrays: how a run folder's is read back."""
+"""Name -> the combiner from weights (M,) and its further arrays: how a run folder is read back."""

@@ -81,8 +81,7 @@ def mean_loss(
 ) -> float:
     """The log loss of stack (m, N, C) for labels (N,), without a penalty."""
     losses = (
-        _block_loss(logits, truth)[0]
-        for _, logits, truth in _blocks(stack, labels, coefficients)
+        _block_loss(logits, truth)[0] for _, logits, truth in _blocks(stack, labels, coefficients)
     )
     return math.fsum(losses) / len(labels)
 
@@ -103,9 +102,7 @@ def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:
     return Coefficients(vector[:m], matrices, vector[m + size :])
 
 
-def _loss_and_gradient(
-    problem: Problem, at: Coefficients
-) -> tuple[float, NDArray[np.float64]]:
+def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArray[np.float64]]:
     """At these coefficients; the gradient as the vector that `_unpacked` reads."""
     n_rows, free = len(problem.labels), math.isfinite(problem.penalty)
     loss, scales = 0.0, np.zeros_like(at.scales)

@@ -22,9 +22,7 @@ def uniform(pool: Pool, settings: Settings) -> Fit:
     return mixture_fit(certified(pool.true_prob, equal_weights(members, len(pool.members))))
 
 
-def equal_weights(
-    members: Sequence[int] | NDArray[np.intp], n_members: int
-) -> NDArray[np.float64]:
+def equal_weights(members: Sequence[int] | NDArray[np.intp], n_members: int) -> NDArray[np.float64]:
     """(n_members,) with 1/k for each of the k members, 0 elsewhere."""
     weights = np.zeros(n_members)
     weights[members] = 1.0 / len(members)
