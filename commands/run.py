@@ -18,6 +18,7 @@ from experiment.config import ResourcesConfig
 from experiment.config_file import ParsedConfig
 from experiment.errors import EnvironmentProblem, Interrupted
 from experiment.folds import folds_csv
+from experiment.near_duplicates import save_near_duplicates
 from experiment.plugins import loaded
 from experiment.store import RunStore
 from reporting.live import LiveView, print_leaderboard
@@ -50,6 +51,7 @@ def run(
         if not dry_run:
             text = folds_csv(plan.manifest, plan.fold)
             store.create(plan.config, text, plan.manifest.classes, loaded())
+            save_near_duplicates(store.files, plan.near_duplicates)
             sweep_and_finish(store, plan.space, str(plan.manifest.image_root), address, console)
     return store
 
