@@ -69,19 +69,21 @@ class Soup(BaseModel):
 
 def make_soups(store: RunStore, workers: int, tell: Tell = lambda line: None) -> tuple[Soup, ...]:
     """Of every architecture with two or more members (raw and EMA weights of complete candidates
-    that are still there). A second call scores nothing again where nothing has changed. DataError
+    that are still there). A second call scores nothing again where nothing has changed, and leaves
+    a soup whose ingredients' weights have been removed since. DataError
     where the training images are gone, RunFolderError where weights are damaged."""
     use_run_plugins(store)
-    known = {soup.key: soup for soup in _read(store)}
+    earlier = _read(store)
     scorer = Scorer(RunModels(store, best_device()), workers)
-    soups = []
     with naming_plugins():
-        for group in _groups(store, scorer.models):
-            key = _key(store, group)
-            soup = known.get(key)
-            if soup is None or not _is_there(store, soup):
-                soup = _cooked(scorer, group, key, tell)
-            soups.append(soup)
+        new = [
+            _soup(scorer, group, earlier, tell)
+            for group in _groups(store, scorer.models)
+            if not _is_last_copy(store, group[0].candidate)
+        ]
+    made_of = {soup.candidate for soup in new}
+    old = [s for s in earlier if s.kept and s.candidate not in made_of and _is_there(store, s)]
+    soups = sorted([*old, *new], key=lambda soup: soup.candidate)
     store.files.write(_FILE, TypeAdapter(list[Soup]).dump_json(soups, indent=1))
     return tuple(soups)
 
@@ -101,6 +103,24 @@ def _ingredients(store: RunStore, summary: CandidateSummary) -> Iterable[Ingredi
     for variant in (RAW, EMA):
         if variant in summary.variants and store.has_weights(candidate, variant):
             yield Ingredient(candidate, variant, summary.pooled_logloss(variant))
+
+
+def _is_last_copy(store: RunStore, candidate: str) -> bool:
+    """Whether a candidate has a soup that could not be made again, as `ensemble.keep: blend`
+    removed what it was made of."""
+    trials = [store.trial(candidate, fold) for fold in range(store.fold_count)]
+    soups = [t.variants[SOUP] for t in trials if t is not None and SOUP in t.variants]
+    names = [name.split() for name in soups[0].ingredients] if soups else []
+    is_whole = len(soups) == store.fold_count and store.has_weights(candidate, SOUP)
+    return is_whole and not all(store.has_weights(name, variant) for name, variant in names)
+
+
+def _soup(scorer: Scorer, group: Sequence[Ingredient], earlier: Sequence[Soup], tell: Tell) -> Soup:
+    """That of an earlier call, where nothing has changed since."""
+    store = scorer.models.store
+    key = _key(store, group)
+    same = [soup for soup in earlier if soup.key == key and _is_there(store, soup)]
+    return same[0] if same else _cooked(scorer, group, key, tell)
 
 
 def _cooked(scorer: Scorer, group: Sequence[Ingredient], key: str, tell: Tell) -> Soup:
