@@ -187,9 +187,8 @@ def _taste(served: Served, stays: bool) -> Taste:
 
 def _line(backbone: str, served: Served, stays: bool) -> str:
     done = "stays" if stays else "is left out"
-    return (
-        f"soup of {backbone}: {served.oof_logloss:.4f} with {served.ingredients[-1].name}: {done}"
-    )
+    name = served.ingredients[-1].name
+    return f"soup of {backbone}: {name} {done}, OOF log loss with it {served.oof_logloss:.4f}"
 
 
 def _is_there(store: RunStore, soup: Soup) -> bool:
