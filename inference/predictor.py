@@ -59,7 +59,7 @@ class Predictor:
         folder is gone or has other folds."""
         use_run_plugins(store)
         self._tta = find_tta(tta)
-        ensemble = store.ensemble()
+        ensemble = store.blend.record()
         if ensemble is None:
             raise RunFolderError.single(
                 store.root, "has no blend yet; `ensemble DIR` makes one from complete candidates"

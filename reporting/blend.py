@@ -93,7 +93,7 @@ def _heaviest_first(record: EnsembleRecord) -> list[MemberRecord]:
 
 def _predicted(ctx: ReportContext) -> NDArray[np.int64]:
     """(N,) the most probable class of each scored row, by the blend."""
-    prob = ctx.store.ensemble_oof()
+    prob = ctx.store.blend.oof()
     expected = (len(ctx.scored_labels), len(ctx.classes))
     if prob.shape != expected:
         raise RunFolderError.single(

@@ -56,7 +56,7 @@ class ReportContext:
     @cached_property
     def ensemble(self) -> EnsembleRecord | None:
         """The blend, unless it was chosen on other folds."""
-        found = self.store.ensemble()
+        found = self.store.blend.record()
         return found if found and found.folds_hash == self.store.folds().hash else None
 
     @cached_property
@@ -86,7 +86,7 @@ class ReportContext:
         """(round, OOF log loss) of the blend's choice; empty for a method without rounds."""
         if not self.store.files.exists("ensemble/trajectory.csv"):
             return []
-        rows = _rows(self.store.trajectory())
+        rows = _rows(self.store.blend.trajectory())
         path = [(int(row["round"]), _float(row["oof_logloss"])) for row in rows if row["round"]]
         return [step for step in path if math.isfinite(step[1])]
 
