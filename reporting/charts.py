@@ -1,4 +1,4 @@
-"""The charts of the report, one function each.
+"""The charts of candidates and classes, one function each.
 
 Takes plain records and arrays, gives the bytes of a PNG.
 """
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from reporting.plots import COLOURS, INK, MARKERS, MUTED, WIDTH, Looks, annotate, heat, png, short
+from reporting.plots import COLOURS, INK, MARKERS, WIDTH, Looks, annotate, heat, png, short
 
 _ROW = 0.27
 """Inches that one row of a chart with horizontal bars takes."""
@@ -42,15 +42,6 @@ class Dot:
     candidate: str
     backbone: str
     accuracy: float
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A blend member's weight."""
-
-    label: str
-    backbone: str
-    weight: float
 
 
 def learning_curves(candidates: Sequence[CandidateCurves]) -> bytes:
@@ -143,49 +134,6 @@ def correlation(values: NDArray[np.float64], ids: list[str], names: list[str]) -
             figure.colorbar(image, ax=axes, shrink=0.7).outline.set_visible(False)  # type: ignore[operator,unused-ignore]
 
     return png(draw, height=min(6.0, 2.2 + 0.25 * n))
-
-
-def weights(bars: Sequence[Bar], look: Looks) -> bytes:
-    """One bar a member, heaviest on top."""
-
-    def draw(axes: Axes) -> None:
-        drawn = axes.barh(
-            range(len(bars)),
-            [bar.weight for bar in bars],
-            color=[look[bar.backbone][0] for bar in bars],
-            height=0.7,
-        )
-        axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8.5, color=MUTED)
-        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
-        axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_xlabel("weight in the blend")
-        axes.margins(x=0.12)
-        axes.grid(axis="y", visible=False)
-
-    return png(draw, height=0.9 + _ROW * len(bars))
-
-
-def trajectory(rounds: Sequence[int], losses: Sequence[float], best_single: float) -> bytes:
-    """The blend's OOF log loss after each round, beside the best single candidate."""
-
-    def draw(axes: Axes) -> None:
-        best = int(np.argmin(losses))
-        axes.plot(rounds, losses, color=COLOURS[0], linewidth=2, label="blend")
-        axes.plot(
-            rounds[best], losses[best], "o", color=COLOURS[1], markersize=8,
-            label=f"least: {losses[best]:.4f} at round {rounds[best]}",
-        )  # fmt: skip
-        if math.isfinite(best_single):
-            axes.axhline(
-                best_single, color=MUTED, linestyle="--", linewidth=1.2,
-                label=f"best single candidate: {best_single:.4f}",
-            )  # fmt: skip
-        axes.set_xlabel("round")
-        axes.set_ylabel("OOF log loss")
-        axes.locator_params(axis="x", integer=True)
-        axes.legend()
-
-    return png(draw, height=3.2)
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:

@@ -55,8 +55,15 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 
 
-def png(draw: Callable[..., None], height: float, columns: int = 1, width: float = WIDTH) -> bytes:
-    """`draw` gets `columns` axes side by side, on a figure of `width` x `height` inches."""
+def png(
+    draw: Callable[..., None],
+    height: float,
+    columns: int = 1,
+    width: float = WIDTH,
+    rows: Sequence[float] = (1.0,),
+) -> bytes:
+    """`draw` gets the axes of a figure of `width` x `height` inches, row by row: `columns` side by
+    side, in `rows` of these relative heights."""
     with (
         matplotlib.rc_context({**_STYLE, "font.family": chart_families()}),
         warnings.catch_warnings(),
@@ -64,7 +71,8 @@ def png(draw: Callable[..., None], height: float, columns: int = 1, width: float
         # A class name may be in a script that no font here has: the page itself shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        draw(*(figure.add_subplot(1, columns, i + 1) for i in range(columns)))
+        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=list(rows))
+        draw(*grid.flat)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
