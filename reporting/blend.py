@@ -48,15 +48,15 @@ def _members_table(members: tuple[BlendMember, ...]) -> Html:
     """Columns in which nothing is known are left out; members from elsewhere are shaded."""
     columns: dict[str, list[object]] = {
         "candidate": [m.record.candidate for m in members],
-        "backbone": [m.backbone for m in members],
         "variant": ["" if m.record.added else m.record.variant for m in members],
-        "from": [m.origin for m in members],
         "weight": [score(m.record.weight) for m in members],
-        "rise of the loss without it": [_gain(m.record.gain) for m in members],
-        "temperature": [score(m.record.temperature) for m in members],
+        "loss rise without it": [_gain(m.record.gain) for m in members],
         "own OOF log loss": [score(m.own_logloss) for m in members],
-        "per image": [_time(m.record.ms_per_image) for m in members],
-        "weights": [_size(m.record.weight_bytes) for m in members],
+        "temperature": [score(m.record.temperature) for m in members],
+        "time per image": [_time(m.record.ms_per_image) for m in members],
+        "weight files": [_size(m.record.weight_bytes) for m in members],
+        "backbone": [m.backbone for m in members],
+        "from": [m.origin for m in members],
     }
     elsewhere = [i for i, m in enumerate(members) if m.record.added or m.record.run]
     if not elsewhere:
@@ -105,7 +105,7 @@ def _path(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
         return None
     rounds, losses = [s.round for s in steps], [s.oof_logloss for s in steps]
     least = bound(record)
-    guarantee = " No weights of any kind reach below the dotted line." if least is not None else ""
+    guarantee = " No weights reach below the dotted line." if least is not None else ""
     return join(
         ctx.show(
             "selection_path",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from experiment.records import CurvePoint, Reliability
 from reporting.markup import difference
@@ -42,7 +42,7 @@ def weights(bars: Sequence[Bar], look: Looks) -> bytes:
     def draw(left: Axes, right: Axes | None = None) -> None:
         values = [bar.weight for bar in bars]
         colours = [look[bar.backbone][0] for bar in bars]
-        _bars(left, values, colours, [f"{value:.3f}" for value in values])
+        _bars(left, values, colours, [_weight(value) for value in values])
         left.set_yticks(range(len(bars)), [bar.label for bar in bars])
         left.set_xlabel("weight in the blend")
         if right is not None:
@@ -50,6 +50,7 @@ def weights(bars: Sequence[Bar], look: Looks) -> bytes:
             shown = ["not measured" if gain is None else difference(gain) for gain in gains]
             _bars(right, [gain or 0.0 for gain in gains], [_GAIN_COLOUR] * len(bars), shown)
             right.set_yticks([])
+            right.spines["left"].set_visible(False)
             right.axvline(0.0, color=INK, linewidth=0.8)
             right.set_xlabel("rise of the OOF log loss without it")
 
@@ -61,12 +62,16 @@ def weights(bars: Sequence[Bar], look: Looks) -> bytes:
     )
 
 
+def _weight(value: float) -> str:
+    return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
 def _bars(axes: Axes, values: list[float], colours: list[str], shown: list[str]) -> None:
     drawn = axes.barh(range(len(values)), values, color=colours, height=0.7)
     axes.bar_label(drawn, shown, padding=3, fontsize=8.5, color=MUTED)
     axes.set_ylim(len(values) - 0.4, -0.6)
     low, high = min(0.0, *values), max(0.0, *values)
-    room = (high - low) * 0.3 or 1.0  # for the numbers beside the bars
+    room = (high - low) * (0.5 if low < 0 else 0.3) or 1.0  # for the numbers beside the bars
     axes.set_xlim(low - room if low < 0 else 0.0, high + room)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.3g}")
@@ -78,23 +83,24 @@ def trajectory(
 ) -> bytes:
     """The blend's OOF log loss after each round, beside the best single candidate and the loss
     that no weights can pass."""
+    digits = 4 if max(losses) - min(losses) > 0.01 else 6
 
     def draw(axes: Axes) -> None:
         best = int(np.argmin(losses))
         axes.plot(rounds, losses, color=COLOURS[0], linewidth=2, label="blend")
         axes.plot(
             rounds[best], losses[best], "o", color=COLOURS[1], markersize=8,
-            label=f"least: {losses[best]:.4f} at round {rounds[best]}",
+            label=f"least: {losses[best]:.{digits}f} at round {rounds[best]}",
         )  # fmt: skip
         if math.isfinite(best_single):
             axes.axhline(
                 best_single, color=MUTED, linestyle="--", linewidth=1.2,
-                label=f"best single candidate: {best_single:.4f}",
+                label=f"best single candidate: {best_single:.{digits}f}",
             )  # fmt: skip
         if bound is not None:
             axes.axhline(
                 bound, color=COLOURS[2], linestyle=":", linewidth=1.8,
-                label=f"no weights are below {bound:.4f}",
+                label=f"no weights are below {bound:.{digits}f}",
             )  # fmt: skip
         axes.set_xlabel("round")
         axes.set_ylabel("OOF log loss")
@@ -135,16 +141,18 @@ def loss_against_time(curve: Sequence[CurvePoint], chosen: tuple[float, float] |
 
 def reliability(before: Reliability, after: Reliability) -> bytes:
     """Accuracy against confidence above, the rows of each bin below; before on the left."""
+    most = max(b.rows for found in (before, after) for b in found.bins)
 
     def draw(left: Axes, right: Axes, rows_left: Axes, rows_right: Axes) -> None:
         for axes, found, title in ((left, before, "Before"), (right, after, "After")):
             _accuracy_of_bins(axes, found)
             axes.set_title(title)
+            axes.tick_params(labelbottom=False)
         left.set_ylabel("accuracy")
         for axes, found in ((rows_left, before), (rows_right, after)):
             _rows_of_bins(axes, found)
-            axes.set_ylim(0.7, 20 * max(b.rows for f in (before, after) for b in f.bins))
-        rows_left.set_ylabel("rows")
+            axes.set_ylim(0.5, 0.5 * (2 * most) ** 2)  # half of it for the numbers
+        rows_left.set_ylabel("rows, log scale")
 
     return png(draw, height=4.9, columns=2, rows=(2.4, 1.0))
 
@@ -160,7 +168,7 @@ def _accuracy_of_bins(axes: Axes, found: Reliability) -> None:
         capsize=2, label=f"ECE {found.ece:.4f}",
     )  # fmt: skip
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.04))
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
 
 
 def _rows_of_bins(axes: Axes, found: Reliability) -> None:
@@ -172,6 +180,8 @@ def _rows_of_bins(axes: Axes, found: Reliability) -> None:
         drawn, [f"{b.rows:,}" for b in bins], rotation=90, padding=2, fontsize=7, color=INK
     )
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("confidence")
     axes.grid(axis="x", visible=False)

@@ -29,6 +29,9 @@ _POOLINGS = {
     ),
 }
 
+_GROUPS = 5
+"""Of duplicates, that are named."""
+
 
 def bound(record: EnsembleRecord) -> float | None:
     """The OOF log loss that no weights can go below, before a temperature of the blend; None
@@ -59,7 +62,6 @@ def facts(record: EnsembleRecord, scored_rows: int) -> list[tuple[str, str]]:
     """(name, value); what was not measured is left out."""
     known = _POOLINGS.get(record.pooling)
     return [
-        ("Method", record.method),
         ("Members are combined by", known[0] if known else record.pooling),
         ("Certificate", certificate_in_words(record)),
         *_temperature(record),
@@ -92,7 +94,9 @@ def _duplicates(record: EnsembleRecord) -> list[tuple[str, str]]:
     groups = [f"{group[0]} = {', '.join(group[1:])}" for group in record.duplicates]
     if not groups:
         return []
-    return [("Same probabilities, only the first was considered", "; ".join(groups))]
+    more = len(groups) - _GROUPS
+    shown = [*groups[:_GROUPS], *([f"and {more} more groups"] if more > 0 else [])]
+    return [("Same probabilities, only the first was considered", "; ".join(shown))]
 
 
 def _near_duplicates(record: EnsembleRecord, scored_rows: int) -> list[tuple[str, str]]:

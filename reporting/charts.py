@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from reporting.plots import COLOURS, INK, MARKERS, WIDTH, Looks, annotate, heat, png, short
+from reporting.plots import COLOURS, INK, MARKERS, WIDTH, Looks, annotate, heat, letters, png, short
 
 _ROW = 0.27
 """Inches that one row of a chart with horizontal bars takes."""
@@ -118,22 +118,26 @@ def accuracy(dots: Sequence[Dot], blend: float | None, look: Looks) -> bytes:
 
 
 def correlation(values: NDArray[np.float64], ids: list[str], names: list[str]) -> bytes:
-    """(M, M) correlations in the order given; the rows have ids and names, the columns ids."""
+    """(M, M) correlations in the order given; the rows have names and ids, the columns ids."""
     n = len(ids)
     rows = [f"{name}  {id_}" for id_, name in zip(ids, names, strict=True)]
     off_diagonal = values[~np.eye(n, dtype=bool)]
     low = min(0.9, math.floor(10 * float(off_diagonal.min())) / 10)
+    size = 9 if n <= 20 else 7.5
+    side = n * (0.4 if n <= 14 else 0.25 if n <= 20 else 0.19)  # inches of the map
+    columns = [short(id_, 18) for id_ in ids]
+    left, below = (size / 72 * 0.62 * max(map(letters, names)) for names in (rows, columns))
 
     def draw(axes: Axes) -> None:
-        image = heat(axes, values, rows, ids, low, 1.0, "cividis", 9 if n <= 20 else 7.5)
+        image = heat(axes, values, rows, columns, low, 1.0, "cividis", size)
         if n <= 14:
             shown = [[f"{v:.2f}" for v in row] for row in values]
-            annotate(axes, image, shown, 8 if n <= 10 else 7)
+            annotate(axes, image, shown, 8)
         figure = axes.get_figure()
         if figure is not None:
             figure.colorbar(image, ax=axes, shrink=0.7).outline.set_visible(False)  # type: ignore[operator,unused-ignore]
 
-    return png(draw, height=min(6.0, 2.2 + 0.25 * n))
+    return png(draw, height=max(1.6, side) + below + 0.2, width=max(WIDTH, side + left + 1.2))
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
@@ -143,7 +147,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
 
     def draw(axes: Axes) -> None:
         size = 9.5 if n <= 15 else 8 if n <= 30 else 7
-        labels = [short(name, 16) for name in names]
+        labels = [short(name, 20) for name in names]
         image = heat(axes, shares, labels, labels, 0.0, 1.0, "Blues", size)
         shown = [[f"{v}" if v else "" for v in row] for row in counts]
         annotate(axes, image, shown, 9 if n <= 15 else 6.5)

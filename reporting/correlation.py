@@ -27,7 +27,7 @@ def correlation(ctx: ReportContext) -> Html | None:
     matrix = log_prob_correlation(columns)
     order = similar_side_by_side(matrix)
     ids = [chosen[i].id for i in order]
-    names = [short(chosen[i].backbone, 32) for i in order]
+    names = [short(chosen[i].backbone, 28) for i in order]
     which = f"the {_SHOWN} heaviest" if len(ctx.members) > _SHOWN else "all"
     return ctx.show(
         "correlation",

@@ -44,7 +44,7 @@ class BlendMember:
     @property
     def label(self) -> str:
         """For an axis: backbone and id."""
-        return f"{short(self.backbone, 34)}  {self.id}"
+        return f"{short(self.backbone, 28)}  {self.id}"
 
     @property
     def origin(self) -> str:
