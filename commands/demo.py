@@ -31,7 +31,7 @@ def demo(folder: Path, console: Console) -> None:
 def _show(store: RunStore, folder: Path, console: Console) -> None:
     console.print(f"The demo exists already in {folder}; it is shown, not run again.")
     print_leaderboard(console, store.summaries(), limit=10)
-    ensemble = store.ensemble()
+    ensemble = store.blend.record()
     if ensemble is None:
         console.print(f"It was interrupted; go on with: foldrace resume {store.root}")
         return

@@ -149,7 +149,7 @@ def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord) -> EnsembleR
         metrics=all_metrics(prob, labels),
     )
     ensemble = ensemble.model_copy(update={"held_out": scored})
-    store.update_ensemble(ensemble)
+    store.blend.update(ensemble)
     return ensemble
 
 

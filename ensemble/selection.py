@@ -71,7 +71,7 @@ def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
         members_without_weights=len(scored) - len(members),
         folds_hash=store.folds().hash,
     )
-    store.save_ensemble(record, _trajectory(members, chosen), _half_logs(oof))
+    store.blend.save(record, _trajectory(members, chosen), _half_logs(oof))
     return record
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -16,7 +17,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from experiment.errors import RunFolderError
 
-_ASIDE = ".part-"
+ASIDE = ".part-"
+"""Files whose names begin so are being written."""
 _OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
 _URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
 
@@ -30,6 +32,13 @@ class Files(Protocol):
     def write(self, name: str, data: bytes | memoryview) -> None: ...
     def exists(self, name: str) -> bool: ...
     def names(self, folder: str = "") -> list[str]: ...
+    def size(self, name: str) -> int:
+        """Of a file, in bytes; OSError where there is none."""
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Every file at any depth below the folder, by its name relative to the root -> a text that
+        changes whenever the file does."""
+
     def delete(self, name: str) -> None: ...
     def delete_parts(self, folder: str) -> None:
         """Remove what killed writers left of files that never came to be. Nobody may be writing
@@ -59,15 +68,15 @@ class LocalFiles:
     def write(self, name: str, data: bytes | memoryview) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f"{_ASIDE}{uuid.uuid4().hex}-{target.name}")
+        part = aside(target)
         try:
-            with aside.open("wb") as file:
+            with part.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(aside, target)
+            os.replace(part, target)
         finally:
-            aside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
         _sync_folder(target.parent)
 
     def exists(self, name: str) -> bool:
@@ -78,7 +87,13 @@ class LocalFiles:
         path = self.path / folder
         if not path.is_dir():
             return []
-        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(_ASIDE))
+        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(ASIDE))
+
+    def size(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        return dict(_stamps(str(self.path / folder), folder))
 
     def delete(self, name: str) -> None:
         path = self.path / name
@@ -88,7 +103,7 @@ class LocalFiles:
             path.unlink(missing_ok=True)
 
     def delete_parts(self, folder: str) -> None:
-        for part in (self.path / folder).glob(f"{_ASIDE}*"):
+        for part in (self.path / folder).glob(f"{ASIDE}*"):
             part.unlink(missing_ok=True)
 
 
@@ -134,6 +149,25 @@ class RemoteFiles:
         selector = fs.FileSelector(str(self._path / folder), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
+    def size(self, name: str) -> int:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(str(self._path / name))
+        if found.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self.root}: no file {name}")
+        return int(found.size)
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        from pyarrow import fs
+
+        where = str(self._path / folder)  # one request lists many files: none is asked for alone
+        selector = fs.FileSelector(where, allow_not_found=True, recursive=True)
+        return {
+            str(PurePosixPath(info.path).relative_to(self._path)): f"{info.size} {info.mtime_ns}"
+            for info in self._fs.get_file_info(selector)
+            if info.type == fs.FileType.File
+        }
+
     def delete(self, name: str) -> None:
         from pyarrow import fs
 
@@ -145,6 +179,30 @@ class RemoteFiles:
 
     def delete_parts(self, folder: str) -> None:
         """An object that was not put whole does not exist."""
+
+
+def aside(target: Path) -> Path:
+    """Where this writer, and no other, writes a file before it is renamed to `target`."""
+    return target.with_name(f"{ASIDE}{uuid.uuid4().hex}-{target.name}")
+
+
+def _stamps(path: str, name: str) -> Iterator[tuple[str, str]]:
+    """(name, stamp) of every file below; with its inode, since each write makes a new file."""
+    try:
+        entries = os.scandir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if entry.name.startswith(ASIDE):
+                continue
+            if entry.is_dir():
+                yield from _stamps(entry.path, f"{name}/{entry.name}")
+                continue
+            with suppress(FileNotFoundError):  # a sweep may be running
+                found = entry.stat()
+                stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+                yield f"{name}/{entry.name}", stamp
 
 
 def _sync_folder(folder: Path) -> None:

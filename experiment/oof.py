@@ -7,13 +7,14 @@ them.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.errors import RunFolderError
+from experiment.errors import Problem, RunFolderError
 from experiment.files import Files
+from experiment.folds import FoldTable
 
 
 def npy(array: NDArray[np.generic]) -> bytes:
@@ -34,22 +35,52 @@ def read_array(files: Files, name: str) -> NDArray[np.float32]:
 
 
 def pooled(
-    files: Files, folders: Sequence[str], name: str, expected: NDArray[np.int64]
+    files: Files, folders: Sequence[str], name: str, folds: FoldTable
 ) -> NDArray[np.float32]:
-    """The arrays `name` of the fold trials' folders in the order of the `expected` rows;
-    RunFolderError unless each of these is there once."""
+    """The arrays `name` of the folders of fold trials 0..K-1, in the order of the scored rows.
+
+    RunFolderError with every fold trial that does not hold each row of its fold once.
+    """
     row_parts = [read_array(files, f"{folder}/rows.npy") for folder in folders]
     parts = [read_array(files, f"{folder}/{name}") for folder in folders]
-    rows = np.concatenate(row_parts)
-    order = np.argsort(rows, kind="stable")
-    fits = all(len(r) == len(p) for r, p in zip(row_parts, parts, strict=True))
-    if not fits or not np.array_equal(rows[order], expected):
-        missing = np.setdiff1d(expected, rows)[:5].tolist()
-        candidate = folders[0].rpartition("/")[0]
-        raise RunFolderError.single(
-            f"{files.root}/{candidate}/*/{name}",
-            f"does not hold each scored row once ({sum(map(len, parts))} rows for "
-            f"{len(expected)}, missing for example {missing}); delete the candidate's folder "
-            "and resume",
-        )
-    return np.concatenate(parts)[order]
+    problems = [
+        Problem(f"{files.root}/{folder}/{name if fits else 'rows.npy'}", message)
+        for fold, (folder, rows, part) in enumerate(zip(folders, row_parts, parts, strict=True))
+        for fits, message in _misfits(fold, rows, part, folds)
+    ]
+    if problems:
+        raise RunFolderError(problems)
+    return np.concatenate(parts)[np.argsort(np.concatenate(row_parts))]
+
+
+def row_name(row: int, folds: FoldTable) -> str:
+    """A row as the user finds it: the header is line 1."""
+    return f"line {row + 2} of folds.csv ({folds.image_paths[row]})"
+
+
+def _misfits(
+    fold: int, rows: NDArray[np.generic], part: NDArray[np.generic], folds: FoldTable
+) -> Iterator[tuple[bool, str]]:
+    """What is wrong with one fold trial, and whether its rows fit."""
+    says, remedy = "does not hold each scored row once", "delete this fold's folder and resume"
+    expected = np.flatnonzero(folds.fold == fold)
+    if rows.shape != expected.shape or not np.array_equal(np.sort(rows), expected):
+        what = _first_wrong_row(rows.ravel(), expected, folds)
+        counts = f"{rows.size} rows for {len(expected)} of fold {fold}"
+        yield False, f"{says}, for example {what} ({counts}); {remedy}"
+    elif part.shape[:1] != rows.shape:
+        yield True, f"{says}: its shape is {part.shape} for {len(rows)} rows; {remedy}"
+
+
+def _first_wrong_row(
+    rows: NDArray[np.generic], expected: NDArray[np.int64], folds: FoldTable
+) -> str:
+    missing = np.setdiff1d(expected, rows)
+    if len(missing):
+        return f"{row_name(int(missing[0]), folds)} is missing"
+    values, counts = np.unique(rows, return_counts=True)
+    strange = np.setdiff1d(values, expected)
+    if len(strange):
+        return f"row {strange[0]} (from 0) is of another fold, or none"
+    twice = values[counts > 1]
+    return f"{row_name(int(twice[0]), folds)} is there twice" if len(twice) else "an odd shape"

@@ -11,26 +11,26 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from experiment.config import SweepConfig, to_yaml
-from experiment.errors import RunFolderError
+from experiment.ensemble_folder import EnsembleFolder
+from experiment.errors import RunFolderError, listing
 from experiment.files import Files, LocalFiles, open_files
 from experiment.folds import FoldTable, read_folds
 from experiment.leaderboard import leaderboard_csv, trials_csv
-from experiment.oof import npy, pooled, read_array
+from experiment.oof import npy, pooled
 from experiment.plugin_files import PluginFile
+from experiment.record_files import read_record, read_text, record_json, to_bytes
 from experiment.records import (
     RAW,
     CandidateRecord,
     CandidateStatus,
     CandidateSummary,
-    EnsembleRecord,
     Oof,
     TrialRecord,
 )
@@ -39,7 +39,6 @@ _CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
 _PLUGINS = "plugins"
 _RESUME_STATE = "resume.safetensors"
 _FOLD_FOLDER = re.compile(r"fold(\d+)")
-Record = TypeVar("Record", bound=BaseModel)
 
 
 class RunStore:
@@ -49,6 +48,11 @@ class RunStore:
         self.files: Files = open_files(root)
         self.root = self.files.root
         self._folds: FoldTable | None = None
+
+    @property
+    def blend(self) -> EnsembleFolder:
+        """What is kept of the blend."""
+        return EnsembleFolder(self.files)
 
     # -- the run as a whole
 
@@ -69,8 +73,8 @@ class RunStore:
             self.files.delete(_PLUGINS)  # of a run that was not made
             for file in plugins:
                 self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
-            self.files.write(_FOLDS, _bytes(folds))
-            self.files.write(_CLASSES, _bytes(json.dumps(list(classes), ensure_ascii=False)))
+            self.files.write(_FOLDS, to_bytes(folds))
+            self.files.write(_CLASSES, to_bytes(json.dumps(list(classes), ensure_ascii=False)))
             self.save_config(config)
         except OSError as error:
             raise RunFolderError.single(self.root, f"cannot be written: {error}") from error
@@ -88,7 +92,7 @@ class RunStore:
 
     def config(self) -> SweepConfig:
         """The resolved config that the run was made with."""
-        text = self._text(_CONFIG)
+        text = read_text(self.files, _CONFIG)
         try:
             return SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
         except (ValidationError, yaml.YAMLError) as error:
@@ -97,7 +101,7 @@ class RunStore:
             ) from error
 
     def save_config(self, config: SweepConfig) -> None:
-        self.files.write(_CONFIG, _bytes(to_yaml(config)))
+        self.files.write(_CONFIG, to_bytes(to_yaml(config)))
 
     def plugins(self) -> tuple[PluginFile, ...]:
         """The run's own copies of its plugins, in the order of their names."""
@@ -112,18 +116,27 @@ class RunStore:
         )
 
     def classes(self) -> tuple[str, ...]:
-        return tuple(json.loads(self._text(_CLASSES)))
+        return tuple(json.loads(read_text(self.files, _CLASSES)))
 
     def folds(self) -> FoldTable:
         """folds.csv, read once."""
         if self._folds is None:
-            self._folds = read_folds(self._text(_FOLDS))
+            self._folds = read_folds(read_text(self.files, _FOLDS))
         return self._folds
 
     def labels(self) -> NDArray[np.int64]:
-        """(n,) class index of every row of folds.csv."""
+        """(n,) class index of every row of folds.csv; RunFolderError where it is of no class."""
         index = {name: i for i, name in enumerate(self.classes())}
-        return np.array([index[target] for target in self.folds().targets], dtype=np.int64)
+        targets = self.folds().targets
+        strange = [i for i, target in enumerate(targets) if target not in index]
+        if strange:
+            first = f"line {strange[0] + 2} has the target {targets[strange[0]]!r}"
+            raise RunFolderError.single(
+                f"{self.root}/{_FOLDS}",
+                f"{len(strange):,} rows are of no class of {_CLASSES}, for example {first}; "
+                f"allowed: {listing(index)}",
+            )
+        return np.array([index[target] for target in targets], dtype=np.int64)
 
     def scored_rows(self) -> NDArray[np.int64]:
         """(N,) rows that some fold trial scores: all, or with k: 1 the validation rows."""
@@ -132,12 +145,12 @@ class RunStore:
     # -- candidates and trials
 
     def save_candidate(self, record: CandidateRecord) -> None:
-        self.files.write(f"trials/{record.candidate}/candidate.json", _record_json(record))
+        self.files.write(f"trials/{record.candidate}/candidate.json", record_json(record))
 
     def candidates(self) -> list[CandidateRecord]:
         """Every candidate ever suggested, by id."""
         paths = [f"trials/{name}/candidate.json" for name in self.files.names("trials")]
-        return [self._record(p, CandidateRecord) for p in paths if self.files.exists(p)]
+        return [read_record(self.files, p, CandidateRecord) for p in paths if self.files.exists(p)]
 
     def save_trial(
         self,
@@ -152,7 +165,7 @@ class RunStore:
         state stays, for the next attempt."""
         folder = self.trial_folder(record.candidate, record.fold)
         if log is not None:
-            self.files.write(f"{folder}/train_log.csv", _bytes(log))
+            self.files.write(f"{folder}/train_log.csv", to_bytes(log))
         if rows is not None:
             self.files.write(f"{folder}/rows.npy", npy(rows))
         for variant, probabilities in (oof or {}).items():
@@ -162,7 +175,7 @@ class RunStore:
             )
         for variant, data in (weights or {}).items():
             self.files.write(weights_name(record.candidate, record.fold, variant), data)
-        self.files.write(f"{folder}/trial.json", _record_json(record))
+        self.files.write(f"{folder}/trial.json", record_json(record))
         if record.status != "failed":
             self.files.delete(f"{folder}/{_RESUME_STATE}")
 
@@ -217,7 +230,7 @@ class RunStore:
 
     def train_log(self, candidate: str, fold: int) -> str | None:
         name = f"{self.trial_folder(candidate, fold)}/train_log.csv"
-        return self._text(name) if self.files.exists(name) else None
+        return read_text(self.files, name) if self.files.exists(name) else None
 
     def weights(self, candidate: str, fold: int, variant: str) -> bytes:
         """The safetensors file of a variant."""
@@ -228,6 +241,11 @@ class RunStore:
         names = (weights_name(candidate, fold, variant) for fold in range(self.fold_count))
         return all(self.files.exists(name) for name in names)
 
+    def weight_bytes(self, candidate: str, variant: str) -> int:
+        """Of all folds together."""
+        names = (weights_name(candidate, fold, variant) for fold in range(self.fold_count))
+        return sum(self.files.size(name) for name in names)
+
     def remove_weights(self, candidate: str, variant: str) -> None:
         """Those of all folds; probabilities and records stay."""
         for fold in range(self.fold_count):
@@ -235,10 +253,14 @@ class RunStore:
 
     # -- OOF
 
+    def oof_log_prob(self, candidate: str, variant: str) -> NDArray[np.float32]:
+        """(N, C) natural-log probabilities of a complete candidate on `scored_rows`, in their
+        order, as rounded to float16."""
+        return self._pooled(candidate, f"oof{suffix(variant)}.npy").astype(np.float32)
+
     def oof(self, candidate: str, variant: str) -> NDArray[np.float32]:
-        """(N, C) probabilities of a complete candidate on `scored_rows`, in their order."""
-        log_prob = self._pooled(candidate, f"oof{suffix(variant)}.npy").astype(np.float32)
-        return np.exp(log_prob)
+        """(N, C) probabilities, as `oof_log_prob`."""
+        return np.exp(self.oof_log_prob(candidate, variant))
 
     def true_prob(self, candidate: str, variant: str) -> NDArray[np.float32]:
         """(N,) probability of the true class on `scored_rows`, in their order."""
@@ -246,7 +268,7 @@ class RunStore:
 
     def _pooled(self, candidate: str, name: str) -> NDArray[np.float32]:
         folders = [self.trial_folder(candidate, k) for k in range(self.fold_count)]
-        return pooled(self.files, folders, name, self.scored_rows())
+        return pooled(self.files, folders, name, self.folds())
 
     # -- derived tables and results
 
@@ -268,31 +290,8 @@ class RunStore:
     def write_tables(self, summaries: Iterable[CandidateSummary]) -> None:
         """leaderboard.csv and trials.csv."""
         listed = list(summaries)
-        self.files.write("leaderboard.csv", _bytes(leaderboard_csv(listed)))
-        self.files.write("trials.csv", _bytes(trials_csv(listed)))
-
-    def save_ensemble(
-        self, record: EnsembleRecord, trajectory: str, oof: NDArray[np.float16]
-    ) -> None:
-        """`trajectory` is the text of trajectory.csv; `oof` (N, C) log-probabilities."""
-        self.files.write("ensemble/trajectory.csv", _bytes(trajectory))
-        self.files.write("ensemble/oof.npy", npy(oof))
-        self.update_ensemble(record)
-
-    def update_ensemble(self, record: EnsembleRecord) -> None:
-        """Write ensemble.json alone."""
-        self.files.write("ensemble/ensemble.json", _record_json(record))
-
-    def ensemble(self) -> EnsembleRecord | None:
-        name = "ensemble/ensemble.json"
-        return self._record(name, EnsembleRecord) if self.files.exists(name) else None
-
-    def ensemble_oof(self) -> NDArray[np.float32]:
-        """(N, C) probabilities of the blend on `scored_rows`."""
-        return np.exp(read_array(self.files, "ensemble/oof.npy").astype(np.float32))
-
-    def trajectory(self) -> str:
-        return self._text("ensemble/trajectory.csv")
+        self.files.write("leaderboard.csv", to_bytes(leaderboard_csv(listed)))
+        self.files.write("trials.csv", to_bytes(trials_csv(listed)))
 
     @staticmethod
     def trial_folder(candidate: str, fold: int) -> str:
@@ -301,21 +300,6 @@ class RunStore:
     def log_folder(self) -> Path | None:
         """Where log files go: they are appended to, which only a mounted folder can do."""
         return self.files.path / "logs" if isinstance(self.files, LocalFiles) else None
-
-    def _text(self, name: str) -> str:
-        try:
-            return self.files.read(name).decode(errors="surrogateescape")
-        except OSError as error:
-            raise RunFolderError.single(
-                f"{self.root}/{name}", f"cannot be read: {error}"
-            ) from error
-
-    def _record(self, name: str, kind: type[Record]) -> Record:
-        try:
-            return kind.model_validate_json(self.files.read(name))
-        except (OSError, ValidationError) as error:
-            where = f"{self.root}/{name}"
-            raise RunFolderError.single(where, f"is damaged: {error}") from error
 
 
 def summarise(
@@ -358,12 +342,3 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
         else:
             found[prefix + key] = value
     return found
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8; a Linux file name may hold bytes that are not, which Python keeps as surrogates."""
-    return text.encode(errors="surrogateescape")
-
-
-def _record_json(record: CandidateRecord | TrialRecord | EnsembleRecord) -> bytes:
-    return record.model_dump_json(indent=1).encode()

@@ -47,7 +47,7 @@ class Predictor:
     def __init__(self, store: RunStore, workers: int = 1, tta: str = "none") -> None:
         use_run_plugins(store)
         self._tta = find_tta(tta)
-        ensemble = store.ensemble()
+        ensemble = store.blend.record()
         if ensemble is None:
             raise RunFolderError.single(
                 store.root, "has no blend yet; `ensemble DIR` makes one from complete candidates"

@@ -139,22 +139,21 @@ def loss_against_time(curve: Sequence[CurvePoint], chosen: tuple[float, float] |
     return png(draw, height=3.2)
 
 
-def reliability(before: Reliability, after: Reliability) -> bytes:
-    """Accuracy against confidence above, the rows of each bin below; before on the left."""
-    most = max(b.rows for found in (before, after) for b in found.bins)
+def reliability(panels: Sequence[tuple[str, Reliability]]) -> bytes:
+    """Accuracy against confidence above, the rows of each bin below: a column a titled panel."""
+    n = len(panels)
+    most = max(b.rows for _, found in panels for b in found.bins)
 
-    def draw(left: Axes, right: Axes, rows_left: Axes, rows_right: Axes) -> None:
-        for axes, found, title in ((left, before, "Before"), (right, after, "After")):
-            _accuracy_of_bins(axes, found)
-            axes.set_title(title)
-            axes.tick_params(labelbottom=False)
-        left.set_ylabel("accuracy")
-        for axes, found in ((rows_left, before), (rows_right, after)):
-            _rows_of_bins(axes, found)
-            axes.set_ylim(0.5, 0.5 * (2 * most) ** 2)  # half of it for the numbers
-        rows_left.set_ylabel("rows, log scale")
+    def draw(*axes: Axes) -> None:
+        for above, below, (title, found) in zip(axes[:n], axes[n:], panels, strict=True):
+            _accuracy_of_bins(above, found)
+            _rows_of_bins(below, found)
+            above.set_title(title)
+            below.set_ylim(0.5, 0.5 * (2 * most) ** 2)  # half of it for the numbers
+        axes[0].set_ylabel("accuracy")
+        axes[n].set_ylabel("rows, log scale")
 
-    return png(draw, height=4.9, columns=2, rows=(2.4, 1.0))
+    return png(draw, height=4.9, columns=n, rows=(2.4, 1.0))
 
 
 def _accuracy_of_bins(axes: Axes, found: Reliability) -> None:
@@ -168,6 +167,7 @@ def _accuracy_of_bins(axes: Axes, found: Reliability) -> None:
         capsize=2, label=f"ECE {found.ece:.4f}",
     )  # fmt: skip
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.04))
+    axes.tick_params(labelbottom=False)
     axes.legend(loc="lower right")
 
 

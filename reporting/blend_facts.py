@@ -15,8 +15,8 @@ _POOLINGS = {
     ),
     "geometric": (
         "weighted mean of the log-probabilities, renormalised",
-        "Weights are exponents and need not sum to 1: a sum above 1 sharpens the blend, a sum "
-        "below 1 flattens it.",
+        "Weights are exponents and need not sum to 1: a sum above 1 sharpens the blend like a "
+        "temperature below 1, a sum below 1 flattens it.",
     ),
     "votes": (
         "shares of votes for the most probable class",
@@ -24,8 +24,8 @@ _POOLINGS = {
     ),
     "stacking": (
         "logistic regression on the members' log-probabilities",
-        "A weight says how strongly the regression follows a member; weights need not sum to 1, "
-        "and each class has coefficients of its own beside them.",
+        "A weight sums up the size of a member's coefficients, which differ from class to class; "
+        "weights need not sum to 1.",
     ),
 }
 

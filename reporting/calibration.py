@@ -10,6 +10,11 @@ from reporting import blend_charts
 from reporting.context import ReportContext
 from reporting.markup import Html, join, note, score, table
 
+_LEGEND = (
+    "A dot is a bin of confidence with its standard error; below it are its rows. Dots under the "
+    "diagonal are overconfident. ECE: the mean distance from the diagonal over all rows."
+)
+
 
 def calibration(ctx: ReportContext) -> Html | None:
     """What was tried, and accuracy against confidence before and after."""
@@ -31,8 +36,9 @@ def _tried(found: Calibration) -> Html:
     headers = ["temperature of", "cross-fitted log loss", "standard error", ""]
     return join(
         note(
-            "A temperature above 1 lowers confidence, one below 1 raises it. It is kept only where",
-            "the cross-fitted log loss says so; inside the cross-fitting it is fitted anew.",
+            "A temperature above 1 lowers confidence, one below 1 raises it. Of what was tried, the",
+            "fewest temperatures are kept that are as good as the best up to the noise of the rows;",
+            "inside the cross-fitting they are fitted anew.",
         ),
         table(headers, rows, kept, name="Calibrations that were tried"),
     )
@@ -51,14 +57,19 @@ def _which(members: bool, blend: bool) -> str:
 def _diagram(ctx: ReportContext, found: Calibration) -> Html | None:
     if not all(any(b.rows for b in r.bins) for r in (found.before, found.after)):
         return None
-    kept = _which(found.members, found.blend)
+    if not found.members and not found.blend:
+        return ctx.show(
+            "reliability",
+            blend_charts.reliability([("Without temperatures", found.before)]),
+            f"Accuracy against confidence: expected calibration error {found.before.ece:.4f}",
+            f"Reliability of the cross-fitted predictions. {_LEGEND}",
+        )
+    panels = [("Without temperatures", found.before), ("With those that were kept", found.after)]
     return ctx.show(
         "reliability",
-        blend_charts.reliability(found.before, found.after),
+        blend_charts.reliability(panels),
         f"Accuracy against confidence: expected calibration error {found.before.ece:.4f} without "
         f"temperatures, {found.after.ece:.4f} with those that were kept",
-        "Reliability of the cross-fitted predictions, without any temperature and with those that "
-        f"were kept (of {kept}). A dot is a bin of confidence with its standard error, below it "
-        "are its rows; dots under the diagonal are overconfident. ECE: the mean distance from the "
-        "diagonal over all rows.",
+        "Reliability of the cross-fitted predictions, without any temperature and with a "
+        f"temperature of {_which(found.members, found.blend)}. {_LEGEND}",
     )

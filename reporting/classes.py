@@ -34,7 +34,7 @@ def classes(ctx: ReportContext) -> Html | None:
 
 def _predicted(ctx: ReportContext) -> NDArray[np.int64]:
     """(N,) the most probable class of each scored row, by the blend."""
-    prob = ctx.store.ensemble_oof()
+    prob = ctx.store.blend.oof()
     expected = (len(ctx.scored_labels), len(ctx.classes))
     if prob.shape != expected:
         raise RunFolderError.single(

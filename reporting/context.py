@@ -68,7 +68,7 @@ class ReportContext:
     @cached_property
     def ensemble(self) -> EnsembleRecord | None:
         """The blend, unless it was chosen on other folds."""
-        found = self.store.ensemble()
+        found = self.store.blend.record()
         return found if found and found.folds_hash == self.store.folds().hash else None
 
     @cached_property
@@ -105,7 +105,7 @@ class ReportContext:
         """How the blend was chosen; empty for a method without rounds."""
         if not self.store.files.exists("ensemble/trajectory.csv"):
             return []
-        rows = _rows(self.store.trajectory())
+        rows = _rows(self.store.blend.trajectory())
         path = [_step(row) for row in rows if row["round"]]
         return [step for step in path if math.isfinite(step.oof_logloss)]
 

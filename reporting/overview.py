@@ -124,7 +124,7 @@ def _statuses(total: int, statuses: Counter[str]) -> str:
 
 
 def _blend_warnings(ctx: ReportContext) -> list[str]:
-    stored, blend, complete = ctx.store.ensemble(), ctx.ensemble, len(ctx.complete)
+    stored, blend, complete = ctx.store.blend.record(), ctx.ensemble, len(ctx.complete)
     again = f"run `python sweep.py ensemble {shlex.quote(ctx.store.root)}`"
     if stored is not None and blend is None:
         return [f"The stored blend was chosen on other folds and is not shown; {again}."]

@@ -162,7 +162,7 @@ def _methods_and_views(run: Path, cli: Cli) -> None:
     line = (before + MORE).split("raise KeyError")[0].count("\n") + 1
     result = cli("ensemble", run, "--method", "few")
     assert result.exit_code == 0, result.output
-    assert len(RunStore.open(run).ensemble().members) == 1  # type: ignore[union-attr]
+    assert len(RunStore.open(run).blend.record().members) == 1  # type: ignore[union-attr]
     assert cli("submit", run, "--tta", "mirrored").exit_code == 0
     for arguments in (("ensemble", run, "--method", "broken"), ("submit", run, "--tta", "broken")):
         result = cli(*arguments)
@@ -196,7 +196,7 @@ class TestSweep:
         backbones = {s.candidate.backbone for s in store.summaries()}
         assert backbones == {"mine/tiny", "timm/test_resnet"}
         record = json.loads((run / "ensemble/ensemble.json").read_text())
-        prob, labels = store.ensemble_oof(), store.labels()
+        prob, labels = store.blend.oof(), store.labels()
         best = np.argsort(-prob, axis=1)[:, :2]
         share = float(np.mean((best == labels[:, None]).any(axis=1)))
         expected = {"name": "top2_accuracy", "value": share, "greater_is_better": True}

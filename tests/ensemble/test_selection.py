@@ -98,7 +98,7 @@ def test_numbers_equal_numpy(store: RunStore) -> None:
         for v, p in add(store, i, noise=0.8 + 0.1 * i, variants=("raw", "ema")).items()
     }
     record = blend_run(store, EnsembleConfig())
-    assert record == store.ensemble()
+    assert record == store.blend.record()
     weights = {(m.candidate, m.variant): m.weight for m in record.members}
     assert sum(weights.values()) == pytest.approx(1)
     assert list(weights.values()) == sorted(weights.values(), reverse=True)
@@ -113,7 +113,7 @@ def test_numbers_equal_numpy(store: RunStore) -> None:
     assert record.oof_logloss <= record.best_single_oof_logloss
     assert (record.members_considered, record.candidates_considered) == (8, 4)
     assert record.folds_hash == store.folds().hash
-    np.testing.assert_allclose(store.ensemble_oof(), blend, atol=2e-3)  # float16 logarithms
+    np.testing.assert_allclose(store.blend.oof(), blend, atol=2e-3)  # float16 logarithms
 
 
 def test_the_certificate_holds_for_random_blends(store: RunStore) -> None:
@@ -139,7 +139,7 @@ def test_the_trajectory_is_caruanas(store: RunStore) -> None:
         losses.append(min(options))
         total = total + true[picks[-1]]
     best = int(np.argmin(losses)) + 1
-    rows = list(csv.DictReader(io.StringIO(store.trajectory())))
+    rows = list(csv.DictReader(io.StringIO(store.blend.trajectory())))
     assert [int(row["round"]) for row in rows] == list(range(1, len(rows) + 1))
     np.testing.assert_allclose(
         [float(r["oof_logloss"]) for r in rows], losses[: len(rows)], atol=1e-8
@@ -192,7 +192,7 @@ def test_no_complete_candidate_says_what_became_of_them(store: RunStore) -> None
     with pytest.raises(RunFailure, match="c0000 unfinished, c0001 failed") as caught:
         blend_run(store, EnsembleConfig())
     assert f"resume {store.root}" in str(caught.value)
-    assert store.ensemble() is None
+    assert store.blend.record() is None
 
 
 @pytest.mark.parametrize("name", ["true_prob.npy", "oof.npy", "rows.npy"])
@@ -209,7 +209,7 @@ def test_damaged_oof_is_named(store: RunStore, name: str, damage: str) -> None:
     with pytest.raises(RunFolderError, match="trials/c0000") as caught:
         blend_run(store, EnsembleConfig())
     assert caught.value.exit_code == 2
-    assert store.ensemble() is None
+    assert store.blend.record() is None
 
 
 def test_rows_of_other_folds_are_refused(store: RunStore) -> None:
@@ -250,7 +250,7 @@ def test_one_fixed_split_scores_its_validation_rows(tmp_path: Path) -> None:
     record = blend_run(store, EnsembleConfig())
     assert record.oof_logloss == pytest.approx(loss_of(prob, FOLD == 0), abs=1e-6)
     assert record.last_fold_logloss == pytest.approx(record.oof_logloss)
-    assert store.ensemble_oof().shape == ((FOLD == 0).sum(), 3)
+    assert store.blend.oof().shape == ((FOLD == 0).sum(), 3)
 
 
 def test_members_without_weights_are_left_out(store: RunStore) -> None:

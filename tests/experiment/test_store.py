@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def ensemble_record(store: RunStore) -> EnsembleRecord:
 
 def test_the_folder_has_the_names_of_the_contract(complete: RunStore, tmp_path: Path) -> None:
     complete.write_tables(complete.summaries())
-    complete.save_ensemble(ensemble_record(complete), "round\n", np.zeros((70, 3), np.float16))
+    complete.blend.save(ensemble_record(complete), "round\n", np.zeros((70, 3), np.float16))
     root = tmp_path / "run"
     names = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
     trial = (
@@ -175,10 +176,10 @@ def test_what_was_put_in_comes_out(complete: RunStore) -> None:
     assert again.weights("c0000", 1, "ema") == b"ema weights"
     assert again.train_log("c0000", 0) == "epoch,train_loss\n0,1\n"
     assert again.train_log("c0000", 7) is None
-    assert again.ensemble() is None
-    again.save_ensemble(ensemble_record(again), "round\n", np.zeros((70, 3), np.float16))
-    assert again.ensemble() == ensemble_record(again)
-    assert again.ensemble_oof().tolist() == np.ones((70, 3)).tolist()
+    assert again.blend.record() is None
+    again.blend.save(ensemble_record(again), "round\n", np.zeros((70, 3), np.float16))
+    assert again.blend.record() == ensemble_record(again)
+    assert again.blend.oof().tolist() == np.ones((70, 3)).tolist()
 
 
 def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
@@ -361,13 +362,13 @@ def test_removed_weights_leave_all_else(complete: RunStore, tmp_path: Path) -> N
     [
         ("sweep.yaml", "config"),
         ("trials/c0000/candidate.json", "candidates"),
-        ("ensemble/ensemble.json", "ensemble"),
+        ("ensemble/ensemble.json", "blend.record"),
     ],
 )
 def test_damaged_files_are_named(complete: RunStore, name: str, read: str) -> None:
     complete.files.write(name, b"{}")
     with pytest.raises(RunFolderError, match="is damaged") as error:
-        getattr(complete, read)()
+        attrgetter(read)(complete)()
     assert error.value.problems[0].where.endswith(name)
 
 

@@ -50,7 +50,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
                 ),
                 weights={variant: pack_weights(model.state_dict(), card)},
             )  # fmt: skip
-    store.update_ensemble(
+    store.blend.update(
         EnsembleRecord(
             method="greedy",
             members=tuple(MemberRecord(candidate=c, variant=v, weight=w) for c, v, w in MEMBERS),

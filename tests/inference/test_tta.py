@@ -164,7 +164,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
             ),
             weights={"raw": pack_weights(model.state_dict(), CARD)},
         )  # fmt: skip
-    store.update_ensemble(
+    store.blend.update(
         EnsembleRecord(
             method="greedy", members=(MemberRecord(candidate="c0", variant="raw", weight=1.0),),
             oof_logloss=1, crossfit_logloss=1, crossfit_se=0, certificate=0,

@@ -195,7 +195,7 @@ def _save_blend(
         candidates_considered=len(prob),
         folds_hash=store.folds().hash,
     )
-    store.save_ensemble(record, _trajectory(prob, labels), np.log(blended).astype(np.float16))
+    store.blend.save(record, _trajectory(prob, labels), np.log(blended).astype(np.float16))
     return blended
 
 

@@ -182,7 +182,7 @@ def test_mistakes_agree_with_scikit_learn(full_run: Run, document: str) -> None:
 
 def test_summary_gives_the_blends_figures(full_run: Run, document: str) -> None:
     words = _Page(summary(ReportContext(full_run.store))).words
-    record = full_run.store.ensemble()
+    record = full_run.store.blend.record()
     for value in (record.oof_logloss, record.crossfit_logloss, record.last_fold_logloss):
         assert f"{value:.4f}" in words
     assert f"{record.oof_logloss - record.best_single_oof_logloss:+.4f}" in words
@@ -212,8 +212,8 @@ def test_without_a_blend_the_report_says_why(kind: str, expected: str, make_run:
 
 def test_a_blend_on_other_folds_is_not_shown(make_run: MakeRun) -> None:
     run = make_run(rows=60)
-    record = run.store.ensemble().model_copy(update={"folds_hash": "other"})
-    run.store.save_ensemble(record, "", np.zeros((1, 1), np.float16))
+    record = run.store.blend.record().model_copy(update={"folds_hash": "other"})
+    run.store.blend.save(record, "", np.zeros((1, 1), np.float16))
     ctx = ReportContext(run.store)
     assert classes_section(ctx) is None
     assert "chosen on other folds" in warnings(ctx)[0]
@@ -221,7 +221,7 @@ def test_a_blend_on_other_folds_is_not_shown(make_run: MakeRun) -> None:
 
 def test_a_blend_of_fewer_candidates_than_are_complete_is_named(make_run: MakeRun) -> None:
     run = make_run(rows=60)
-    record = run.store.ensemble().model_copy(update={"candidates_considered": 3})
+    record = run.store.blend.record().model_copy(update={"candidates_considered": 3})
     run.store.files.write("ensemble/ensemble.json", record.model_dump_json().encode())
     assert "among 3 candidate(s), but 5 are complete" in warnings(ReportContext(run.store))[0]
 
