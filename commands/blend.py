@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from ensemble.added import Added, add_sources, parse_adds
-from inference.soup import make_soups
-from inference.speed import measure_speed
 from rich.console import Console
 
 from commands.machine import cores
+from ensemble.add_spec import parse_adds
+from ensemble.added import NOTHING_ADDED, VARIANT, Added, add_sources
 from ensemble.eligible import Prices
 from ensemble.pool import Member
 from ensemble.selection import Request, blend_run
@@ -28,6 +27,8 @@ from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.plugins import use_run_plugins
 from inference.predictor import Predictor
+from inference.soup import Soup, make_soups
+from inference.speed import measure_speed
 
 _IN_WORDS = ("log_loss", "accuracy")
 
@@ -78,7 +79,7 @@ def blend(
 
 def _added(store: RunStore, texts: Sequence[str]) -> Added:
     if not texts:
-        return Added()
+        return NOTHING_ADDED
     specs = parse_adds(texts)
     return add_sources(store, specs, read_test_set(store.config().data, store.classes()))
 
@@ -88,16 +89,27 @@ def _soups(store: RunStore, console: Console) -> None:
     with console.status("Averaging weights (soups)") as status:
         soups = make_soups(store, cores(), lambda text: status.update(f"Soups: {text}"))
     for soup in soups:
-        console.print(f"  {soup}")
+        console.print(_tasted(soup))
+
+
+def _tasted(soup: Soup) -> str:
+    """What came of one architecture."""
+    if not soup.kept:
+        return f"No soup of {soup.backbone} beats its best model, {soup.ingredients[0]}"
+    return (
+        f"Soup of {soup.backbone}: {' + '.join(soup.ingredients)}, OOF log loss "
+        f"{soup.oof_logloss:.4f} (best alone {soup.best_single_oof_logloss:.4f})"
+    )
 
 
 def _prices(store: RunStore, members: Sequence[Member]) -> Prices:
     """Bytes on the disk, and seconds as this machine predicts."""
     stores = {run: RunStore.open(run) if run else store for run in {m.run for m in members}}
-    stored = [m for m in members if m.variant != "added"]
+    stored = [m for m in members if m.variant != VARIANT]
     sizes = {m: stores[m.run].weight_bytes(m.candidate, m.variant) for m in stored}
     speeds = measure_speed(store, members)
-    return Prices(speeds.ms_per_image, sizes, speeds.device)
+    known = {m: ms for m, ms in speeds.ms_per_image.items() if ms is not None}
+    return Prices(known, sizes, speeds.device)
 
 
 def _print(ensemble: EnsembleRecord, console: Console) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.added import VARIANT
 from ensemble.calibration import CalibrationChoice
 from ensemble.eligible import Prices
-from ensemble.fit import Fit, blend_true_prob
+from ensemble.fit import Fit
 from ensemble.limits import leave_one_out
 from ensemble.pool import Member, MemberRows
 from experiment.metrics import (
@@ -33,8 +34,6 @@ from experiment.records import (
     NearDuplicates,
     UnvalidatedRecord,
 )
-
-_ADDED = "added"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ def record_of(
     best = int(np.argmin(blended.losses))
     true_prob = true_class_probability(blended.prob, rows.labels)
     members = _members(blended)
-    kept = choice.kept
+    crossfit = choice.crossfit
     return EnsembleRecord(
         method=blended.method,
         pooling=fit.combiner.pooling,
@@ -87,9 +86,9 @@ def record_of(
         oof_logloss=log_loss_of_true(true_prob),
         mixture_logloss=None if fit.blend is None else fit.blend.loss,
         certificate=None if fit.blend is None else fit.blend.certificate,
-        crossfit_logloss=kept.loss,
-        crossfit_se=kept.se,
-        last_fold_logloss=kept.fold_losses[-1],
+        crossfit_logloss=crossfit.loss,
+        crossfit_se=crossfit.se,
+        last_fold_logloss=crossfit.fold_losses[-1],
         best_single_oof_logloss=float(blended.losses[best]),
         best_single=member_name(rows.members[best]),
         oof_accuracy=float(accuracy(blended.prob, rows.labels)),
@@ -144,7 +143,7 @@ def _members(blended: Blended) -> list[MemberRecord]:
             candidate=rows.members[i].candidate,
             variant=rows.members[i].variant,
             run=rows.members[i].run,
-            added=rows.members[i].variant == _ADDED,
+            added=rows.members[i].variant == VARIANT,
             weight=float(weights[i]),
             temperature=float(temperatures[i]),
             gain=gains[i],

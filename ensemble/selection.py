@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ensemble.added import Added, keep_only
+from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only
 from ensemble.bounded import fit_within
 from ensemble.calibration import CalibrationChoice, choose_calibration, final_fit
 from ensemble.eligible import Prices, find_limits, forced_members, without_excluded
@@ -40,7 +41,7 @@ class Request:
     for."""
     runs: tuple[str, ...] = ()
     """Further run folders whose members take part."""
-    added: Added = Added()
+    added: Added = NOTHING_ADDED
     """Predictions made elsewhere."""
 
 
@@ -59,7 +60,10 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     prices = request.prices(rows.members if bounded else ())
     limits = find_limits(rows.members, prices, config, forced)
     settings = Settings(max_rounds=config.max_rounds, bags=config.bags, forced=forced)
-    within = partial(fit_within, config.method, settings=settings)
+
+    def within(pool: Pool, limits: Limits) -> Fit:
+        return fit_within(config.method, pool, settings, limits)
+
     fit = partial(within, limits=limits)
     choice = choose_calibration(rows, fit, config.calibrate)
     chosen, temperature, prob = final_fit(rows, fit, choice)
@@ -80,14 +84,15 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         blended,
         considered,
         folds_hash=store.folds().hash,
-        near=near_duplicate_rows(store.files, store.scored_rows()),
+        near=_near_duplicates(store),
         duplicates=matrix.duplicates,
         curve=curve,
         unvalidated=request.added.unvalidated,
     )
     arrays = chosen.combiner.take(chosen.used).arrays()
     store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
-    keep_only(store, [m.candidate for m in record.members if m.added])
+    used_added = [m.candidate for m in record.members if m.added]
+    keep_only(store, [*used_added, *request.added.unvalidated])
     return record
 
 
@@ -109,7 +114,7 @@ def _considered(store: RunStore, sources: Sequence[OofSource]) -> Considered:
     summaries = store.summaries()
     complete = [s for s in summaries if s.status == "complete"]
     scored = sum(len(s.variants) for s in complete)
-    own = sum(1 for s in sources if not s.member.run and s.member.variant != "added")
+    own = sum(1 for s in sources if not s.member.run and s.member.variant != VARIANT)
     if not sources:
         raise _nothing_to_blend(store, summaries, without_weights=scored)
     further = {(s.member.run, s.member.candidate) for s in sources if s.member.run}
@@ -132,6 +137,12 @@ def _nothing_to_blend(
     )
 
 
+def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:
+    """Indices into the scored rows; None where the images were never compared."""
+    rows = near_duplicate_rows(store.files, store.folds())
+    return None if rows is None else np.flatnonzero(np.isin(store.scored_rows(), rows))
+
+
 def _curve(
     rows: MemberRows,
     fit: Callable[[Pool, Limits], Fit],
@@ -143,7 +154,7 @@ def _curve(
     found: list[CurvePoint] = []
     for point in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
         at_most = limits.within(0, point.budget)
-        chosen, _, prob = final_fit(rows, partial(fit, limits=at_most), choice)
+        chosen, _, prob = final_fit(rows, lambda pool, most=at_most: fit(pool, most), choice)
         spent = float(limits.costs[0, chosen.used].sum())
         loss = log_loss_of_true(true_class_probability(prob, rows.labels))
         found.append(CurvePoint(ms_per_image=spent, oof_logloss=loss, members=len(chosen.used)))

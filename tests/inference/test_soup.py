@@ -25,7 +25,6 @@ from inference.soup import make_soups
 from inference.soup_scoring import averaged
 from trainables.card import ModelCard
 from trainables.classifier import build_classifier
-
 from trainables.predict import pack_weights
 
 K = 2
