@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,12 @@ class Request:
     """Further run folders whose members take part."""
     added: Added = NOTHING_ADDED
     """Predictions made elsewhere."""
+
+
+class FitWithin(Protocol):
+    """A method with its settings."""
+
+    def __call__(self, pool: Pool, limits: Limits) -> Fit: ...
 
 
 def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
@@ -145,7 +152,7 @@ def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:
 
 def _curve(
     rows: MemberRows,
-    fit: Callable[[Pool, Limits], Fit],
+    fit: FitWithin,
     limits: Limits,
     forced: tuple[int, ...],
     choice: CalibrationChoice,
@@ -154,7 +161,7 @@ def _curve(
     found: list[CurvePoint] = []
     for point in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
         at_most = limits.within(0, point.budget)
-        chosen, _, prob = final_fit(rows, lambda pool, most=at_most: fit(pool, most), choice)
+        chosen, _, prob = final_fit(rows, partial(fit, limits=at_most), choice)
         spent = float(limits.costs[0, chosen.used].sum())
         loss = log_loss_of_true(true_class_probability(prob, rows.labels))
         found.append(CurvePoint(ms_per_image=spent, oof_logloss=loss, members=len(chosen.used)))
