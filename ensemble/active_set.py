@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 _BLOCK = 1 << 18
 """Numbers converted to float64 at a time: 2 MiB, so that they stay in the cache."""
 _STEPS = 60
-_SEARCH_STEPS = 60
+_SEARCH_STEPS = 100
 ROUNDING = 1e-14
 """Losses closer than this, in nats, are equal."""
 
@@ -51,7 +51,7 @@ class Active:
             ratios += self.fixed[rows]
             ratios /= mixed[rows]
             total += ratios @ ratios.T
-        return total / n_rows
+        return np.asarray(total / n_rows)
 
 
 def settle(active: Active, v: Floats, tolerance: float) -> Floats:
@@ -87,19 +87,24 @@ def settle(active: Active, v: Floats, tolerance: float) -> Floats:
 def line_search(here: Floats, there: Floats) -> float:
     """The step in [0, 1] from mixture here (N,) to there (N,) with the least log loss.
 
-    The loss is convex on the way: Newton on its slope, halving where that leaves the bracket.
+    The loss is convex on the way, and steep near rows that `there` gives nothing. So Newton on its
+    slope takes turns with halving the bracket, until what is left to gain is below rounding.
     """
     way = there - here
     low, high, step = 0.0, 1.0, 1.0
-    for _ in range(_SEARCH_STEPS):
+    for turn in range(_SEARCH_STEPS):
         ratio = way / (here + step * way)
         slope = float(ratio.mean())  # of the gain
-        if abs(slope) <= 1e-14 or (step == 1.0 and slope >= 0.0):
-            break
-        low, high = (step, high) if slope > 0.0 else (low, step)
-        newton = step + slope / float((ratio * ratio).mean())
-        step = newton if low < newton < high else (low + high) / 2.0
-    return step if step == 1.0 else low
+        if slope >= 0.0:
+            low = step
+            if slope * (high - step) <= ROUNDING:
+                break
+        else:
+            high = step
+        newton = step + slope / max(float((ratio * ratio).mean()), 1e-300)
+        halve = turn % 2 == 0 or not low < newton < high
+        step = (low + high) / 2.0 if halve else newton
+    return low
 
 
 def _loss(mixed: Floats) -> float:

@@ -46,6 +46,9 @@ class Added:
     """Those with test predictions alone."""
 
 
+NOTHING_ADDED = Added((), {}, ())
+
+
 class AddedRecord(BaseModel):
     """`added.json`: where a member's arrays come from. Written last, so that a folder with it is
     whole."""

@@ -1,7 +1,7 @@
 """The kernels compiled: one pass over the members at the speed of memory, without a copy.
 
-Each takes members (M, N), which of them (k,), a vector (N,), and fills one float64 each. They release the
-GIL, and keep their machine code beside this file or in the user's cache folder.
+Each takes members (M, N), which of them (k,), a vector (N,), and fills one float64 each. They
+release the GIL, and keep their machine code beside this file or in the user's cache folder.
 """
 
 from __future__ import annotations

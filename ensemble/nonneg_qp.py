@@ -63,6 +63,6 @@ def _minimise_on(
 
 def _solve(h: Floats, b: Floats) -> Floats:
     try:
-        return np.linalg.solve(h, b)
+        return np.asarray(np.linalg.solve(h, b))
     except np.linalg.LinAlgError:
         return np.asarray(np.linalg.lstsq(h, b)[0])

@@ -1,4 +1,4 @@
-"""A look at every image before any training: missing, damaged, duplicate, too few.
+"""A look at every image before any training: missing, damaged, duplicate or nearly so, too few.
 
 Takes a `Manifest`, its folds and the test set, gives problems (nothing can run) and warnings
 (it can, but scores would deceive). Each file is read once.
@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiment.errors import Problem, listing
 from experiment.images import ImageError, check_image, read_bytes
+from experiment.likeness import Fingerprint, Match, fingerprint, nearest, stack
 from experiment.manifest import Manifest
 from experiment.names import closest
+from experiment.near_duplicates import NearDuplicate
 from experiment.test_set import ImageSet
 
 FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there
@@ -40,12 +43,15 @@ class Audit:
     """Pixels: the longest side of all images."""
     images: int
     """How many files were looked at."""
+    near_duplicates: tuple[NearDuplicate, ...] = ()
+    """Training images that nearly equal one of another fold or of the test set."""
 
 
 @dataclass(frozen=True)
 class _Look:
     side: int
     digest: bytes
+    fingerprint: Fingerprint | None
     fault: str | None = None
     missing: bool = False
 
@@ -57,19 +63,27 @@ def audit(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         train_looks = _look_at_all(manifest, pool)
         test_looks = [] if test is None else _look_at_all(test, pool)
+        torn = [] if fold is None else _alike(train_looks, fold, train_looks, fold, pool)
+        leaked = _alike(
+            train_looks, _one_side(train_looks, 0), test_looks, _one_side(test_looks, 1), pool
+        )
     problems = list(_faults("training", "data.train_images", manifest, train_looks))
     warnings = list(_tiny_classes(manifest, fold))
     copies = _copies(train_looks)
     warnings += _duplicates(manifest, fold, copies)
+    warnings += _near_duplicates(manifest, torn, train_looks)
+    near = [_near(manifest, manifest, match, "fold") for match in torn]
     if test is not None:
         problems += _faults("test", "data.test_images", test, test_looks)
         warnings += _leaks(manifest, test, copies, test_looks)
+        warnings += _near_leaks(manifest, test, leaked, train_looks, test_looks)
+        near += [_near(manifest, test, match, "test") for match in leaked]
     looks = train_looks + test_looks
     largest = max((look.side for look in looks), default=0)
-    return Audit(tuple(problems), tuple(warnings), largest, len(looks))
+    return Audit(tuple(problems), tuple(warnings), largest, len(looks), tuple(near))
 
 
-def _look_at_all(images: Manifest | ImageSet, pool: ThreadPoolExecutor) -> list[_Look]:
+def _look_at_all(images: Manifest | ImageSet, pool: Executor) -> list[_Look]:
     looks: list[_Look] = []
     for start in range(0, len(images), _BATCH):
         rows = range(start, min(start + _BATCH, len(images)))
@@ -80,10 +94,10 @@ def _look_at_all(images: Manifest | ImageSet, pool: ThreadPoolExecutor) -> list[
 def _look(path: Path) -> _Look:
     try:
         data = read_bytes(path)
-        side = check_image(data, path)
+        side, small = check_image(data, path)
     except ImageError as error:
-        return _Look(0, b"", error.reason, missing=not os.path.exists(path))
-    return _Look(side, hashlib.blake2b(data, digest_size=16).digest())
+        return _Look(0, b"", None, error.reason, missing=not os.path.exists(path))
+    return _Look(side, hashlib.blake2b(data, digest_size=16).digest(), fingerprint(small))
 
 
 def _faults(
@@ -181,6 +195,55 @@ def _leaks(
     if shared:
         message = f"{len(shared):,} are also training images: {listing(shared)}"
         yield Problem("test images", f"{message}; their scores say nothing about new images")
+
+
+def _alike(
+    looks: Sequence[_Look],
+    sides: NDArray[np.int64],
+    others: Sequence[_Look],
+    other_sides: NDArray[np.int64],
+    pool: Executor,
+) -> list[Match]:
+    images = stack([look.fingerprint for look in looks], sides)
+    return nearest(images, stack([look.fingerprint for look in others], other_sides), pool)
+
+
+def _one_side(looks: Sequence[_Look], side: int) -> NDArray[np.int64]:
+    return np.full(len(looks), side, dtype=np.int64)
+
+
+def _near(
+    manifest: Manifest, others: Manifest | ImageSet, match: Match, kind: Literal["fold", "test"]
+) -> NearDuplicate:
+    path, other = manifest.image_paths[match.row], others.image_paths[match.other]
+    return NearDuplicate(path, other, kind, match.distance)
+
+
+def _near_duplicates(
+    manifest: Manifest, torn: Sequence[Match], looks: Sequence[_Look]
+) -> Iterator[Problem]:
+    """Without the exact copies, which have their own warning."""
+    near = [m for m in torn if looks[m.row].digest != looks[m.other].digest]
+    if near:
+        pairs = dict.fromkeys((min(m.row, m.other), max(m.row, m.other)) for m in near)
+        shown = listing(f"{_named(manifest, a)} ≈ {_named(manifest, b)}" for a, b in pairs)
+        message = f"{len(near):,} nearly equal one of another fold: {shown}"
+        advice = "drop the copies or give them one group (data.group_column)"
+        yield Problem("training images", f"{message}; validation scores may be too good: {advice}")
+
+
+def _near_leaks(
+    manifest: Manifest,
+    test: ImageSet,
+    leaked: Sequence[Match],
+    looks: Sequence[_Look],
+    test_looks: Sequence[_Look],
+) -> Iterator[Problem]:
+    near = [m for m in leaked if looks[m.row].digest != test_looks[m.other].digest]
+    if near:
+        shown = listing(f"{_named(manifest, m.row)} ≈ {_named(test, m.other)}" for m in near)
+        message = f"{len(near):,} nearly equal a test image: {shown}"
+        yield Problem("training images", f"{message}; scores there say little about new images")
 
 
 def _tiny_classes(manifest: Manifest, fold: NDArray[np.int64] | None) -> Iterator[Problem]:

@@ -1,149 +1,143 @@
-"""Report sections about the blend: members and weights, and what it does class by class.
+"""Report section: the blend's members, weights and guarantees, and how it was chosen.
 
-Each takes the `ReportContext` and gives HTML, or None when there is no blend.
+Takes the `ReportContext` and gives HTML, or None when there is no blend.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from experiment.errors import RunFolderError
-from experiment.metrics import confusion, precision_recall_f1
-from experiment.records import EnsembleRecord, MemberRecord
-from reporting import charts
-from reporting.context import ReportContext
-from reporting.markup import Cell, Html, count, heading, join, note, percent, score, table
-from reporting.plots import short
+from experiment.records import EnsembleRecord
+from reporting import blend_charts
+from reporting.blend_facts import bound, facts, meaning_of_weights
+from reporting.context import ReportContext, Step
+from reporting.markup import (
+    UNKNOWN,
+    Cell,
+    Html,
+    count,
+    difference,
+    file_size,
+    folded,
+    join,
+    milliseconds,
+    note,
+    pairs,
+    score,
+    table,
+)
+from reporting.members import BlendMember
 
 _BARS = 40
-_MATRIX_CLASSES = 40
-_MIX_UPS = 20
 
 
 def blend(ctx: ReportContext) -> Html | None:
-    """Members and weights, and how the blend was chosen."""
+    """Members, weights and gains, the certificate, and how the blend was chosen."""
     record = ctx.ensemble
     if record is None or not record.members:
         return None
-    return join(_members_table(ctx, record), _weights_chart(ctx, record), _path(ctx, record))
-
-
-def classes(ctx: ReportContext) -> Html | None:
-    """Precision, recall and F1 of each class, and what is taken for what."""
-    if ctx.ensemble is None:
-        return None
-    predicted = _predicted(ctx)
-    n = len(ctx.classes)
-    counts = confusion(predicted, ctx.scored_labels, n)
     return join(
-        _class_table(ctx, predicted, counts),
-        _mix_ups(ctx, counts),
-        _matrix(ctx, counts) if n <= _MATRIX_CLASSES else None,
+        pairs(facts(record, len(ctx.scored_labels))),
+        note(meaning_of_weights(record)),
+        _members_table(ctx.members),
+        _weights_chart(ctx),
+        _path(ctx, record),
+        _curve(ctx, record),
     )
 
 
-def _members_table(ctx: ReportContext, record: EnsembleRecord) -> Html:
-    rows = [
-        [
-            m.candidate, ctx.backbone(m.candidate), m.variant, score(m.weight),
-            score(m.temperature), score(ctx.single_loss(m.candidate, m.variant)),
-        ]
-        for m in _heaviest_first(record)
-    ]  # fmt: skip
-    headers = ["candidate", "backbone", "variant", "weight", "temperature", "own OOF log loss"]
-    return table(headers, rows, name="Members of the blend")
+def _members_table(members: tuple[BlendMember, ...]) -> Html:
+    """Columns in which nothing is known are left out; members from elsewhere are shaded."""
+    columns: dict[str, list[object]] = {
+        "candidate": [m.record.candidate for m in members],
+        "variant": ["" if m.record.added else m.record.variant for m in members],
+        "weight": [score(m.record.weight) for m in members],
+        "loss rise without it": [_gain(m.record.gain) for m in members],
+        "own OOF log loss": [score(m.own_logloss) for m in members],
+        "temperature": [score(m.record.temperature) for m in members],
+        "time per image": [_time(m.record.ms_per_image) for m in members],
+        "weight files": [_size(m.record.weight_bytes) for m in members],
+        "backbone": [m.backbone for m in members],
+        "from": [m.origin for m in members],
+    }
+    elsewhere = [i for i, m in enumerate(members) if m.record.added or m.record.run]
+    if not elsewhere:
+        del columns["from"]
+    shown = {name: cells for name, cells in columns.items() if any(map(_is_known, cells))}
+    return table(list(shown), zip(*shown.values(), strict=True), elsewhere, "Members of the blend")
 
 
-def _weights_chart(ctx: ReportContext, record: EnsembleRecord) -> Html:
-    members = _heaviest_first(record)
-    bars = [
-        charts.Bar(_bar_label(ctx, m.candidate, m.variant), ctx.backbone(m.candidate), m.weight)
-        for m in members[:_BARS]
-    ]
-    which = f"The {_BARS} heaviest of {len(members)}" if len(members) > _BARS else "All"
+def _gain(gain: float | None) -> Cell:
+    return Cell(difference(gain), gain)
+
+
+def _time(ms: float | None) -> Cell:
+    return Cell(UNKNOWN if ms is None else milliseconds(ms), ms)
+
+
+def _size(n_bytes: int | None) -> Cell:
+    return Cell(UNKNOWN, None) if n_bytes is None else Cell(file_size(n_bytes), float(n_bytes))
+
+
+def _is_known(cell: object) -> bool:
+    return not isinstance(cell, Cell) or cell.value is not None
+
+
+def _weights_chart(ctx: ReportContext) -> Html:
+    shown = ctx.members[:_BARS]
+    bars = [blend_charts.Bar(m.label, m.backbone, m.record.weight, m.record.gain) for m in shown]
+    which = f"The {_BARS} heaviest of {len(ctx.members)}" if len(ctx.members) > _BARS else "All"
+    gains = (
+        " Beside each weight: how much the OOF log loss rises when the blend is chosen anew "
+        "without the member; below 0, the blend would do better without it."
+        if any(bar.gain is not None for bar in bars)
+        else ""
+    )
     return ctx.show(
         "weights",
-        charts.weights(bars, ctx.looks),
+        blend_charts.weights(bars, ctx.looks),
         f"Weights of {len(bars)} members of the blend",
-        f"{which} members, coloured by backbone.",
+        f"{which} members, coloured by backbone.{gains}",
     )
-
-
-def _bar_label(ctx: ReportContext, candidate: str, variant: str) -> str:
-    return f"{short(ctx.backbone(candidate), 34)}  {candidate} {variant}"
 
 
 def _path(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
     steps = ctx.trajectory()
     if len(steps) < 2:
         return None
-    rounds, losses = [s[0] for s in steps], [s[1] for s in steps]
-    return ctx.show(
-        "selection_path",
-        charts.trajectory(rounds, losses, record.best_single_oof_logloss),
-        f"OOF log loss of the blend against round, {len(steps)} rounds",
-        "How the blend was chosen: its OOF log loss after each round.",
-    )
-
-
-def _heaviest_first(record: EnsembleRecord) -> list[MemberRecord]:
-    return sorted(record.members, key=lambda m: (-m.weight, m.candidate, m.variant))
-
-
-def _predicted(ctx: ReportContext) -> NDArray[np.int64]:
-    """(N,) the most probable class of each scored row, by the blend."""
-    prob = ctx.store.blend.oof()
-    expected = (len(ctx.scored_labels), len(ctx.classes))
-    if prob.shape != expected:
-        raise RunFolderError.single(
-            f"{ctx.store.root}/ensemble/oof.npy",
-            f"has the shape {prob.shape}, should have {expected}; blend again with `ensemble DIR`",
-        )
-    return np.asarray(prob.argmax(axis=1), dtype=np.int64)
-
-
-def _class_table(
-    ctx: ReportContext, predicted: NDArray[np.int64], counts: NDArray[np.int64]
-) -> Html:
-    scores = precision_recall_f1(predicted, ctx.scored_labels, len(ctx.classes))
-    rows = [
-        [name, count(int(n)), score(precision), score(recall), score(f1)]
-        for name, n, precision, recall, f1 in zip(
-            ctx.classes, counts.sum(axis=1), *scores, strict=True
-        )
-    ]
+    rounds, losses = [s.round for s in steps], [s.oof_logloss for s in steps]
+    least = bound(record)
+    guarantee = " No weights reach below the dotted line." if least is not None else ""
     return join(
-        note("Out-of-fold predictions of the blend; rows counts the scored rows of the class."),
-        table(["class", "rows", "precision", "recall", "F1"], rows, name="Classes"),
+        ctx.show(
+            "selection_path",
+            blend_charts.trajectory(rounds, losses, record.best_single_oof_logloss, least),
+            f"OOF log loss of the blend against round, {len(steps)} rounds",
+            f"How the blend was chosen: its OOF log loss after each round.{guarantee}",
+        ),
+        _rounds(steps),
     )
 
 
-def _mix_ups(ctx: ReportContext, counts: NDArray[np.int64]) -> Html | None:
-    """The pairs of classes that are mistaken most often."""
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MIX_UPS]
-    pairs = [divmod(int(i), len(ctx.classes)) for i in order if wrong.flat[int(i)] > 0]
-    if not pairs:
+def _rounds(steps: list[Step]) -> Html:
+    rows = [[count(s.round), s.picked, score(s.oof_logloss, 6)] for s in steps]
+    return folded(
+        f"Who was picked in each of the {len(steps)} rounds",
+        join(
+            note("Rounds after the best one count for nothing, and name nobody."),
+            table(["round", "picked", "OOF log loss after it"], rows, name="Rounds"),
+        ),
+    )
+
+
+def _curve(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
+    if not record.curve:
         return None
-    rows = [
-        [ctx.classes[a], ctx.classes[b], count(int(wrong[a, b])), _share(wrong, counts, a, b)]
-        for a, b in pairs
-    ]
-    headers = ["label", "predicted as", "rows", "share of the label's rows"]
-    return join(heading("Most frequent mistakes"), table(headers, rows, name="Mistakes"))
-
-
-def _share(wrong: NDArray[np.int64], counts: NDArray[np.int64], a: int, b: int) -> Cell:
-    share = float(wrong[a, b] / counts[a].sum())
-    return Cell(percent(share), share)
-
-
-def _matrix(ctx: ReportContext, counts: NDArray[np.int64]) -> Html:
+    ms = record.ms_per_image
+    chosen = None if ms is None else (ms, record.oof_logloss)
     return ctx.show(
-        "confusion",
-        charts.confusion(counts, ctx.classes),
-        f"Confusion matrix of {len(ctx.classes)} classes",
-        "Rows of each label by predicted class; the colour is the share of the label's rows.",
+        "loss_against_time",
+        blend_charts.loss_against_time(record.curve, chosen),
+        f"OOF log loss against milliseconds per image, {len(record.curve)} blends",
+        "The least OOF log loss of a blend within each limit of time"
+        f"{f', measured on {record.device}' if record.device else ''}; a number is the members of "
+        "the blend there.",
     )

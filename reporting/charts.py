@@ -1,4 +1,4 @@
-"""The charts of the report, one function each.
+"""The charts of candidates and classes, one function each.
 
 Takes plain records and arrays, gives the bytes of a PNG.
 """
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from reporting.plots import COLOURS, INK, MARKERS, MUTED, WIDTH, Looks, annotate, heat, png, short
+from reporting.plots import COLOURS, INK, MARKERS, WIDTH, Looks, annotate, heat, letters, png, short
 
 _ROW = 0.27
 """Inches that one row of a chart with horizontal bars takes."""
@@ -42,15 +42,6 @@ class Dot:
     candidate: str
     backbone: str
     accuracy: float
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A blend member's weight."""
-
-    label: str
-    backbone: str
-    weight: float
 
 
 def learning_curves(candidates: Sequence[CandidateCurves]) -> bytes:
@@ -127,65 +118,26 @@ def accuracy(dots: Sequence[Dot], blend: float | None, look: Looks) -> bytes:
 
 
 def correlation(values: NDArray[np.float64], ids: list[str], names: list[str]) -> bytes:
-    """(M, M) correlations in the order given; the rows have ids and names, the columns ids."""
+    """(M, M) correlations in the order given; the rows have names and ids, the columns ids."""
     n = len(ids)
     rows = [f"{name}  {id_}" for id_, name in zip(ids, names, strict=True)]
     off_diagonal = values[~np.eye(n, dtype=bool)]
     low = min(0.9, math.floor(10 * float(off_diagonal.min())) / 10)
+    size = 9 if n <= 20 else 7.5
+    side = n * (0.4 if n <= 14 else 0.25 if n <= 20 else 0.19)  # inches of the map
+    columns = [short(id_, 18) for id_ in ids]
+    left, below = (size / 72 * 0.62 * max(map(letters, names)) for names in (rows, columns))
 
     def draw(axes: Axes) -> None:
-        image = heat(axes, values, rows, ids, low, 1.0, "cividis", 9 if n <= 20 else 7.5)
+        image = heat(axes, values, rows, columns, low, 1.0, "cividis", size)
         if n <= 14:
             shown = [[f"{v:.2f}" for v in row] for row in values]
-            annotate(axes, image, shown, 8 if n <= 10 else 7)
+            annotate(axes, image, shown, 8)
         figure = axes.get_figure()
         if figure is not None:
             figure.colorbar(image, ax=axes, shrink=0.7).outline.set_visible(False)  # type: ignore[operator,unused-ignore]
 
-    return png(draw, height=min(6.0, 2.2 + 0.25 * n))
-
-
-def weights(bars: Sequence[Bar], look: Looks) -> bytes:
-    """One bar a member, heaviest on top."""
-
-    def draw(axes: Axes) -> None:
-        drawn = axes.barh(
-            range(len(bars)),
-            [bar.weight for bar in bars],
-            color=[look[bar.backbone][0] for bar in bars],
-            height=0.7,
-        )
-        axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8.5, color=MUTED)
-        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
-        axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_xlabel("weight in the blend")
-        axes.margins(x=0.12)
-        axes.grid(axis="y", visible=False)
-
-    return png(draw, height=0.9 + _ROW * len(bars))
-
-
-def trajectory(rounds: Sequence[int], losses: Sequence[float], best_single: float) -> bytes:
-    """The blend's OOF log loss after each round, beside the best single candidate."""
-
-    def draw(axes: Axes) -> None:
-        best = int(np.argmin(losses))
-        axes.plot(rounds, losses, color=COLOURS[0], linewidth=2, label="blend")
-        axes.plot(
-            rounds[best], losses[best], "o", color=COLOURS[1], markersize=8,
-            label=f"least: {losses[best]:.4f} at round {rounds[best]}",
-        )  # fmt: skip
-        if math.isfinite(best_single):
-            axes.axhline(
-                best_single, color=MUTED, linestyle="--", linewidth=1.2,
-                label=f"best single candidate: {best_single:.4f}",
-            )  # fmt: skip
-        axes.set_xlabel("round")
-        axes.set_ylabel("OOF log loss")
-        axes.locator_params(axis="x", integer=True)
-        axes.legend()
-
-    return png(draw, height=3.2)
+    return png(draw, height=max(1.6, side) + below + 0.2, width=max(WIDTH, side + left + 1.2))
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
@@ -195,7 +147,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
 
     def draw(axes: Axes) -> None:
         size = 9.5 if n <= 15 else 8 if n <= 30 else 7
-        labels = [short(name, 16) for name in names]
+        labels = [short(name, 20) for name in names]
         image = heat(axes, shares, labels, labels, 0.0, 1.0, "Blues", size)
         shown = [[f"{v}" if v else "" for v in row] for row in counts]
         annotate(axes, image, shown, 9 if n <= 15 else 6.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +20,18 @@ from experiment.records import CandidateSummary, EnsembleRecord
 from experiment.store import RunStore
 from reporting.charts import Curve
 from reporting.markup import Html, chart
+from reporting.members import BlendMember, blend_members
 from reporting.plots import Looks, looks
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of the blend's choice."""
+
+    round: int
+    picked: str
+    """`c0007 ema`; empty after the best prefix, as nothing picked there counts."""
+    oof_logloss: float
 
 
 class ReportContext:
@@ -60,17 +72,24 @@ class ReportContext:
         return found if found and found.folds_hash == self.store.folds().hash else None
 
     @cached_property
+    def members(self) -> tuple[BlendMember, ...]:
+        """Of the blend, heaviest first."""
+        return blend_members(self.store, self.summaries, self.ensemble) if self.ensemble else ()
+
+    @cached_property
     def weights(self) -> dict[str, float]:
-        """Candidate -> its weight in the blend, over all its variants."""
+        """Candidate of this run -> its weight in the blend, over all its variants."""
         found: dict[str, float] = {}
         for member in self.ensemble.members if self.ensemble else ():
-            found[member.candidate] = found.get(member.candidate, 0.0) + member.weight
+            if not member.run and not member.added:
+                found[member.candidate] = found.get(member.candidate, 0.0) + member.weight
         return found
 
     @cached_property
     def looks(self) -> Looks:
         """Backbone -> its colour and marker in every chart."""
-        return looks(s.candidate.backbone for s in self.summaries)
+        own = [s.candidate.backbone for s in self.summaries]
+        return looks([*own, *(m.backbone for m in self.members)])
 
     @cached_property
     def scored_labels(self) -> NDArray[np.int64]:
@@ -82,13 +101,13 @@ class ReportContext:
         """The rows of leaderboard.csv."""
         return _rows(leaderboard_csv(self.summaries))
 
-    def trajectory(self) -> list[tuple[int, float]]:
-        """(round, OOF log loss) of the blend's choice; empty for a method without rounds."""
+    def trajectory(self) -> list[Step]:
+        """How the blend was chosen; empty for a method without rounds."""
         if not self.store.files.exists("ensemble/trajectory.csv"):
             return []
         rows = _rows(self.store.blend.trajectory())
-        path = [(int(row["round"]), _float(row["oof_logloss"])) for row in rows if row["round"]]
-        return [step for step in path if math.isfinite(step[1])]
+        path = [_step(row) for row in rows if row["round"]]
+        return [step for step in path if math.isfinite(step.oof_logloss)]
 
     def curve(self, candidate: str, fold: int) -> Curve | None:
         """A fold trial's train_log.csv; None where there is none."""
@@ -101,22 +120,14 @@ class ReportContext:
         }
         return Curve(columns["epoch"], columns["val_logloss"], columns["train_loss"])
 
-    def single_loss(self, candidate: str, variant: str) -> float | None:
-        """A member's own OOF log loss."""
-        for summary in self.summaries:
-            if summary.candidate.candidate == candidate and variant in summary.variants:
-                return summary.pooled_logloss(variant)
-        return None
-
-    def backbone(self, candidate: str) -> str:
-        for summary in self.summaries:
-            if summary.candidate.candidate == candidate:
-                return summary.candidate.backbone
-        return "?"
-
 
 def _rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
+
+
+def _step(row: dict[str, str]) -> Step:
+    picked = f"{row['candidate']} {row['variant']}".strip()
+    return Step(int(row["round"]), picked, _float(row["oof_logloss"]))
 
 
 def _float(value: str | None) -> float:

@@ -59,6 +59,28 @@ def duration(seconds: float) -> str:
     return f"{total // 86400}d{total % 86400 // 3600:02d}h"
 
 
+def difference(value: float | None) -> str:
+    """With its sign; four decimals, or as many as its first two digits need."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:+.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:+.1e}"
+
+
+def file_size(n_bytes: int) -> str:
+    """999 B, 12.3 kB, 1.23 GB: three digits, powers of 1000."""
+    value, unit = float(n_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def milliseconds(value: float) -> str:
+    """0.042 ms, 12.3 ms, 1,230 ms."""
+    return f"{value:,.0f} ms" if value >= 999.5 else f"{value:.3g} ms"
+
+
 def score(value: float | None, digits: int = 4) -> Cell:
     return Cell(number(value, digits), value)
 

@@ -11,6 +11,7 @@ from collections import Counter
 
 from experiment.metrics import MetricScore
 from experiment.records import CandidateSummary, EnsembleRecord
+from reporting.blend_facts import bound
 from reporting.context import ReportContext
 from reporting.markup import (
     UNKNOWN,
@@ -45,7 +46,7 @@ def warnings(ctx: ReportContext) -> list[str]:
 def _headline(blend: EnsembleRecord) -> Html:
     gain = blend.oof_logloss - blend.best_single_oof_logloss
     return cards([
-        ("Blend, OOF log loss", number(blend.oof_logloss), "weights chosen on the same rows"),
+        ("Blend, OOF log loss", number(blend.oof_logloss), _chosen_on_the_same_rows(blend)),
         (
             "Cross-fitted log loss",
             number(blend.crossfit_logloss),
@@ -59,6 +60,13 @@ def _headline(blend: EnsembleRecord) -> Html:
             "below 0 is better",
         ),
     ])  # fmt: skip
+
+
+def _chosen_on_the_same_rows(blend: EnsembleRecord) -> str:
+    """With the guarantee, where there is one for the figure beside it."""
+    least = bound(blend) if blend.blend_temperature == 1.0 else None
+    guarantee = "" if least is None else f"; no weights reach less than {number(least)}"
+    return f"weights chosen on the same rows{guarantee}"
 
 
 def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
@@ -85,14 +93,24 @@ def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
         ("Blend members", f"{len(blend.members)} of {blend.members_considered} considered"),
         ("Blend, log loss on the last fold", number(blend.last_fold_logloss)),
         *((f"Blend, {m.name}", _metric(m)) for m in blend.metrics),
-        (
-            "Certificate",
-            f"{blend.certificate:.2g}: no weights have an OOF log loss more than this below",
-        ),
+        *_held_out(blend),
         (
             "Cross-fitted less best single",
             _signed(blend.crossfit_logloss - single),
         ),
+    ]
+
+
+def _held_out(blend: EnsembleRecord) -> list[tuple[str, str]]:
+    """With `k: 1` and a test fraction."""
+    held = blend.held_out
+    if held is None:
+        return []
+    return [
+        (
+            f"Blend, {held.rows:,} held-out rows that nothing has seen",
+            f"log loss {number(held.logloss)}, accuracy {percent(held.accuracy)}",
+        )
     ]
 
 
@@ -124,6 +142,27 @@ def _blend_warnings(ctx: ReportContext) -> list[str]:
         found.append(
             "The cross-fitted log loss of the blend is not below that of the best single "
             "candidate: blending may gain nothing on new images."
+        )
+    return [*found, *_foreign_warnings(blend)]
+
+
+def _foreign_warnings(blend: EnsembleRecord) -> list[str]:
+    """What the blend's figures do not cover, or cover too kindly."""
+    found = []
+    if blend.unvalidated:
+        names = ", ".join(u.name for u in blend.unvalidated)
+        share = sum(u.weight for u in blend.unvalidated)
+        found.append(
+            f"{percent(share)} of the submission comes from test predictions without OOF rows "
+            f"({names}): no figure on this page says how good they are."
+        )
+    near = blend.near_duplicates
+    without = near.oof_logloss_without if near else None
+    if near and without is not None and without > blend.oof_logloss:
+        found.append(
+            f"{near.rows:,} scored rows resemble an image of another fold or of the test set; "
+            f"without them the OOF log loss of the blend is {number(without)}, not "
+            f"{number(blend.oof_logloss)}."
         )
     return found
 

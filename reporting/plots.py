@@ -7,6 +7,7 @@ that nothing is left behind and any thread may draw.
 from __future__ import annotations
 
 import io
+import itertools
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -55,8 +56,15 @@ _STYLE: dict[RcKeyType, Any] = {
 }
 
 
-def png(draw: Callable[..., None], height: float, columns: int = 1, width: float = WIDTH) -> bytes:
-    """`draw` gets `columns` axes side by side, on a figure of `width` x `height` inches."""
+def png(
+    draw: Callable[..., None],
+    height: float,
+    columns: int = 1,
+    width: float = WIDTH,
+    rows: Sequence[float] = (1.0,),
+) -> bytes:
+    """`draw` gets the axes of a figure of `width` x `height` inches, row by row: `columns` side by
+    side, in `rows` of these relative heights."""
     with (
         matplotlib.rc_context({**_STYLE, "font.family": chart_families()}),
         warnings.catch_warnings(),
@@ -64,17 +72,37 @@ def png(draw: Callable[..., None], height: float, columns: int = 1, width: float
         # A class name may be in a script that no font here has: the page itself shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        draw(*(figure.add_subplot(1, columns, i + 1) for i in range(columns)))
+        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=list(rows))
+        draw(*grid.flat)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()
 
 
 def short(label: str, limit: int = 30) -> str:
-    """A label that leaves room for the data: the middle of a long name goes."""
+    """A label that leaves room for the data: the middle of a long name goes. `limit` counts Latin
+    letters; Hangul and other wide ones take one and a half."""
     clean = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", label))
+    if letters(clean) <= limit:
+        return clean
     half = (limit - 1) // 2
-    return clean if len(clean) <= limit else f"{clean[: limit - 1 - half]}…{clean[-half:]}"
+    tail = _fitting(clean[::-1], half)[::-1]
+    return f"{_fitting(clean, limit - 1 - half)}…{tail}"
+
+
+def letters(label: str) -> float:
+    """How many Latin letters are as wide as the label."""
+    return sum(map(_width, label))
+
+
+def _fitting(text: str, limit: float) -> str:
+    """The start of the text that is no wider than the limit."""
+    widths = itertools.accumulate(map(_width, text))
+    return text[: sum(width <= limit for width in widths)]
+
+
+def _width(character: str) -> float:
+    return 1.5 if unicodedata.east_asian_width(character) in "WF" else 1.0
 
 
 Looks = dict[str, tuple[str, str]]

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reporting import blend, candidates, leaderboard, overview, reproduce
+from reporting import (
+    blend,
+    calibration,
+    candidates,
+    classes,
+    correlation,
+    leaderboard,
+    overview,
+    reproduce,
+)
 from reporting.context import ReportContext
 from reporting.markup import Html
 
@@ -28,8 +37,9 @@ SECTIONS = (
     Section("leaderboard", "Leaderboard", leaderboard.leaderboard),
     Section("curves", "Learning curves", candidates.learning_curves),
     Section("accuracy", "Accuracy", candidates.accuracy),
-    Section("correlation", "Correlation", candidates.correlation),
     Section("blend", "Blend", blend.blend),
-    Section("classes", "Classes", blend.classes),
+    Section("correlation", "Correlation", correlation.correlation),
+    Section("calibration", "Calibration", calibration.calibration),
+    Section("classes", "Classes", classes.classes),
     Section("reproduce", "How to reproduce", reproduce.reproduce),
 )

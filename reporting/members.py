@@ -1,0 +1,105 @@
+"""The members of the blend as the report shows them, wherever their predictions come from: this
+run, another run folder, or a file made elsewhere.
+
+Takes the blend's record and the store, gives `BlendMember`s and their true-class probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.errors import RunFolderError
+from experiment.metrics import log_loss_of_true
+from experiment.oof import read_array
+from experiment.records import CandidateSummary, EnsembleRecord, MemberRecord
+from experiment.store import RunStore
+from reporting.plots import short
+
+ELSEWHERE = "made elsewhere"
+UNKNOWN_BACKBONE = "?"
+
+
+@dataclass(frozen=True)
+class BlendMember:
+    """One member of the blend, and what the report adds to its record."""
+
+    record: MemberRecord
+    backbone: str
+    """`made elsewhere` for added predictions, `?` where its run folder is gone."""
+    own_logloss: float | None
+    """Its OOF log loss alone, before any temperature; None where it cannot be read."""
+
+    @property
+    def id(self) -> str:
+        """`c0007 ema`, with the run's name where it is another run's; an added one's name."""
+        if self.record.added:
+            return short(self.record.candidate, 24)
+        where = f" ({short(_last_part(self.record.run), 16)})" if self.record.run else ""
+        return f"{self.record.candidate} {self.record.variant}{where}"
+
+    @property
+    def label(self) -> str:
+        """For an axis: backbone and id."""
+        return f"{short(self.backbone, 28)}  {self.id}"
+
+    @property
+    def origin(self) -> str:
+        """Where its predictions come from."""
+        return "added" if self.record.added else self.record.run or "this run"
+
+
+def blend_members(
+    store: RunStore, summaries: Sequence[CandidateSummary], blend: EnsembleRecord
+) -> tuple[BlendMember, ...]:
+    """Heaviest first. `summaries` are those of the store's own candidates."""
+    others = sorted({m.run for m in blend.members if m.run and not m.added})
+    runs = {"": _by_candidate(summaries)} | {run: _other_run(run) for run in others}
+    ordered = sorted(blend.members, key=lambda m: (-m.weight, m.candidate, m.variant, m.run))
+    return tuple(
+        _added(store, m) if m.added else _trained(m, runs[m.run].get(m.candidate)) for m in ordered
+    )
+
+
+def true_prob(store: RunStore, member: MemberRecord) -> NDArray[np.float32]:
+    """(N,) probability of the true class on the scored rows, uncalibrated; RunFolderError where it
+    cannot be read."""
+    if member.added:
+        return read_array(store.files, f"ensemble/added/{member.candidate}/true_prob.npy")
+    home = RunStore.open(member.run) if member.run else store
+    return home.true_prob(member.candidate, member.variant)
+
+
+def _added(store: RunStore, member: MemberRecord) -> BlendMember:
+    try:
+        loss = log_loss_of_true(true_prob(store, member))
+    except RunFolderError:
+        loss = None
+    return BlendMember(member, ELSEWHERE, loss)
+
+
+def _trained(member: MemberRecord, summary: CandidateSummary | None) -> BlendMember:
+    if summary is None:
+        return BlendMember(member, UNKNOWN_BACKBONE, None)
+    known = member.variant in summary.variants
+    loss = summary.pooled_logloss(member.variant) if known else None
+    return BlendMember(member, summary.candidate.backbone, loss)
+
+
+def _other_run(root: str) -> dict[str, CandidateSummary]:
+    """Empty where the folder is gone: the blend's record is still worth showing."""
+    try:
+        return _by_candidate(RunStore.open(root).summaries())
+    except (RunFolderError, OSError):
+        return {}
+
+
+def _by_candidate(summaries: Sequence[CandidateSummary]) -> dict[str, CandidateSummary]:
+    return {s.candidate.candidate: s for s in summaries}
+
+
+def _last_part(root: str) -> str:
+    return root.rstrip("/").rpartition("/")[2]
