@@ -43,7 +43,7 @@ class RunModels:
 
     def __init__(self, store: RunStore, device: torch.device) -> None:
         self.store, self.device = store, device
-        self._config = store.config()
+        self._config, self._classes = store.config(), len(store.classes())
 
     def open(self, candidate: str, variant: str, fold: int) -> FoldModel:
         """RunFolderError where the weights are gone or damaged."""
@@ -68,7 +68,7 @@ class RunModels:
         params = trial.params
         return ModelCard(
             trial.backbone,
-            len(self.store.classes()),
+            self._classes,
             int(params.get("image_size", 0)),
             str(params.get("head", "linear")),
             self._config.training.meta_features,

@@ -8,7 +8,7 @@ checkpoints are read, each once.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -172,8 +172,8 @@ def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
             f"combines its members by {ensemble.pooling!r}, known are {', '.join(POOLINGS)}; "
             "blend again: `ensemble DIR`",
         )
-    arrays: Mapping[str, NDArray[np.float64]] = {}
-    return build(np.array([member.weight for member in ensemble.members]), arrays)
+    weights = np.array([member.weight for member in ensemble.members])
+    return build(weights, store.blend.combiner_arrays())
 
 
 def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:

@@ -21,7 +21,6 @@ from ensemble.pool import Member
 from experiment.errors import RunFolderError, listing
 from experiment.files import Files
 from experiment.plugins import naming_plugins
-from experiment.records import TrialRecord
 from experiment.store import RunStore
 from inference.fold_model import BATCH, FoldModel, RunModels, best_device
 from inference.plugins import use_run_plugins
@@ -100,22 +99,24 @@ def device_name(device: torch.device) -> str:
 
 def _subjects(store: RunStore, members: Sequence[Member], device: torch.device) -> list[_Subject]:
     """The members that a run has trained."""
-    runs: dict[str, RunModels] = {}
     subjects = []
-    for member in members:
-        if member.run not in runs:
-            run = RunStore.open(member.run) if member.run else store
-            runs[member.run] = RunModels(run, device)
-        models = runs[member.run]
-        trial = models.store.trial(member.candidate, 0)
-        if trial is not None:
-            use_run_plugins(models.store)
-            subjects.append(_Subject(member, models, _key(models, trial)))
+    for root in sorted({member.run for member in members}):
+        models = RunModels(RunStore.open(root) if root else store, device)
+        use_run_plugins(models.store)
+        of_run = [member for member in members if member.run == root]
+        keys = _keys(models, sorted({member.candidate for member in of_run}))
+        subjects += [_Subject(m, models, keys[m.candidate]) for m in of_run if m.candidate in keys]
     return subjects
 
 
-def _key(models: RunModels, trial: TrialRecord) -> str:
-    return f"{card_to_json(models.card(trial))} {models.precision(trial)}"
+def _keys(models: RunModels, candidates: Sequence[str]) -> dict[str, str]:
+    """Candidate -> what a time is remembered by; without those that have no trial."""
+    trials = ((candidate, models.store.trial(candidate, 0)) for candidate in candidates)
+    return {
+        candidate: f"{card_to_json(models.card(trial))} {models.precision(trial)}"
+        for candidate, trial in trials
+        if trial is not None
+    }
 
 
 def _measured(subjects: Sequence[_Subject], known: dict[str, float]) -> dict[Member, float]:

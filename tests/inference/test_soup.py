@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 
+from experiment.files import LocalFiles
 from experiment.leaderboard import leaderboard_csv
 from experiment.metrics import normalise
 from experiment.records import CandidateRecord, Oof, TrialRecord, VariantScore
@@ -42,6 +44,7 @@ class Kitchen:
         paths = [Path(run.images) / path for path in self.folds.image_paths]
         pixels = [cv2.resize(np.asarray(Image.open(path)), (SIZE, SIZE)) for path in paths]
         self.images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+        self._good = [self._fitted(fold) for fold in range(K)]
 
     def log_prob(self, state: State, fold: int) -> NDArray[np.float32]:
         """(n, C) of the fold's rows."""
@@ -52,6 +55,9 @@ class Kitchen:
         return torch.log_softmax(logits, dim=1).numpy()
 
     def good(self, fold: int) -> State:
+        return {name: tensor.clone() for name, tensor in self._good[fold].items()}
+
+    def _fitted(self, fold: int) -> State:
         """A random body under a head that is fitted to the other folds' rows."""
         torch.manual_seed(fold)
         model = build_classifier(CARD).eval()
@@ -126,7 +132,7 @@ def kitchen(make_tiny_run: Callable[..., Any]) -> Kitchen:
     """c0000's raw and EMA weights lie on two sides of good ones, c0001's far away; c0002 is alone
     with its backbone."""
     kitchen = Kitchen(make_tiny_run("run", k=K))
-    kitchen.add("c0000", raw=lambda k: kitchen.near(k, 0.6), ema=lambda k: kitchen.near(k, -0.7))
+    kitchen.add("c0000", raw=lambda k: kitchen.near(k, -1.0), ema=lambda k: kitchen.near(k, 0.45))
     kitchen.add("c0001", raw=lambda k: kitchen.near(k, 8.0, seed=1))
     return kitchen
 
@@ -199,15 +205,72 @@ def test_a_lost_file_is_made_again(kitchen: Kitchen) -> None:
     assert kitchen.store.has_weights("c0000", "soup")
 
 
+def with_further_ingredient(kitchen: Kitchen) -> None:
+    """Not the best one, so that c0000 keeps the soup."""
+    kitchen.add("c0003", raw=lambda k: kitchen.near(k, 0.85))
+
+
 def test_a_new_ingredient_replaces_the_soup(kitchen: Kitchen) -> None:
     [old] = make_soups(kitchen.store, 1)
-    kitchen.add("c0003", raw=lambda k: kitchen.near(k, 0.65, seed=5))
+    with_further_ingredient(kitchen)
     [new] = make_soups(kitchen.store, 1)
-    assert new.key != old.key and len(new.tried) == 4
-    assert new.candidate == new.ingredients[0].split()[0]
-    if new.candidate == "c0000":
-        trial = kitchen.store.trial("c0000", 1)
-        assert trial is not None and trial.variants["soup"].ingredients == new.ingredients
+    assert new.candidate == old.candidate == "c0000" and len(new.tried) == 4
+    assert len(new.ingredients) == 3 and new.oof_logloss < old.oof_logloss
+    check_whole(kitchen, "c0000")
+
+
+class Breaking(LocalFiles):
+    """A disk that is full after so many files."""
+
+    def __init__(self, path: Path, left: int) -> None:
+        super().__init__(path)
+        self._left = left
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        if self._left == 0:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        self._left -= 1
+        super().write(name, data)
+
+
+def check_whole(kitchen: Kitchen, candidate: str) -> int:
+    """In how many folds a soup's record stands: over its own files."""
+    found = 0
+    for fold in range(K):
+        trial = kitchen.store.trial(candidate, fold)
+        assert trial is not None
+        score = trial.variants.get("soup")
+        if score is None:
+            continue
+        found += 1
+        files = [f"best{'_ema' * name.endswith('ema')}" for name in score.ingredients]
+        states = [
+            kitchen.weights(name.split()[0], fold, f"{file}.safetensors")
+            for name, file in zip(score.ingredients, files, strict=True)
+        ]
+        head = torch.stack([list(state.values())[-1].float() for state in states]).mean(0)
+        written = kitchen.weights(candidate, fold, "best_soup.safetensors")
+        torch.testing.assert_close(list(written.values())[-1].float(), head)
+        folder = Path(kitchen.store.root) / f"trials/{candidate}/fold{fold}"
+        true_prob = np.load(folder / "true_prob_soup.npy").astype(np.float64)
+        assert -np.log(true_prob).mean() == pytest.approx(score.val_logloss, rel=1e-6)
+    return found
+
+
+@pytest.mark.parametrize("writes", [1, 4, 6])
+def test_a_replacement_that_breaks_off_leaves_whole_trials(kitchen: Kitchen, writes: int) -> None:
+    """2 records without the soup, then 4 files a fold."""
+    make_soups(kitchen.store, 1)
+    with_further_ingredient(kitchen)
+    files = kitchen.store.files
+    kitchen.store.files = Breaking(Path(kitchen.store.root), writes)
+    with pytest.raises(OSError, match="no space left"):
+        make_soups(kitchen.store, 1)
+    kitchen.store.files = files
+    expected = {1: 1, 4: 0, 6: 1}
+    assert check_whole(kitchen, "c0000") == expected[writes]
+    [soup] = make_soups(kitchen.store, 1)
+    assert len(soup.ingredients) == 3 and check_whole(kitchen, "c0000") == K
 
 
 def test_what_only_repeats_the_best_is_no_soup(make_tiny_run: Callable[..., Any]) -> None:
@@ -254,15 +317,15 @@ def test_weights_that_give_no_numbers_are_left_out(kitchen: Kitchen) -> None:
 
 def test_averaged() -> None:
     """Half precision is summed in single precision; counters are the first one's."""
-    first = {"w": torch.tensor([1.0, 2.0]), "h": torch.tensor([60000.0], dtype=torch.float16),
+    first = {"w": torch.tensor([1.0, 2.0]), "h": torch.tensor([61440.0], dtype=torch.float16),
              "n": torch.tensor(7)}  # fmt: skip
-    second = {"w": torch.tensor([3.0, 5.0]), "h": torch.tensor([50000.0], dtype=torch.float16),
+    second = {"w": torch.tensor([3.0, 5.0]), "h": torch.tensor([51200.0], dtype=torch.float16),
               "n": torch.tensor(9)}  # fmt: skip
-    third = {"w": torch.tensor([5.0, 5.0]), "h": torch.tensor([40000.0], dtype=torch.float16),
+    third = {"w": torch.tensor([5.0, 5.0]), "h": torch.tensor([40960.0], dtype=torch.float16),
              "n": torch.tensor(1)}  # fmt: skip
     mean = averaged([first, second, third])
     assert mean["w"].tolist() == [3.0, 4.0] and mean["n"].item() == 7
-    assert mean["h"].dtype == torch.float16 and mean["h"].item() == 50000.0
+    assert mean["h"].dtype == torch.float16 and mean["h"].item() == 51200.0
     assert first["w"].tolist() == [1.0, 2.0]  # as it was
     with pytest.raises(ValueError, match="other names or shapes"):
         averaged([first, {"w": torch.zeros(2)}])
