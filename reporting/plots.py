@@ -71,7 +71,7 @@ def png(
     ):
         # A class name may be in a script that no font here has: the page itself shows it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=_DPI, layout="compressed")
         grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=list(rows))
         draw(*grid.flat)
         buffer = io.BytesIO()

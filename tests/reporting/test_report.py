@@ -8,7 +8,6 @@ import re
 import unicodedata
 from base64 import b64decode
 from collections.abc import Callable
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -32,11 +31,11 @@ from reporting.page import page
 from reporting.plots import looks, short
 from reporting.report import write_report
 from reporting.sections import SECTIONS, Section
+from tests.reporting.pages import Page, table_of
 
 Run = Any  # the record that conftest.py makes
 MakeRun = Callable[..., Run]
 
-_VOID = {"meta", "img", "br", "link", "input"}
 _RUNS: dict[str, dict[str, object]] = {
     "full": {},
     "nothing complete": {"complete": 0, "blend": False},
@@ -44,42 +43,6 @@ _RUNS: dict[str, dict[str, object]] = {
     "complete but not blended": {"blend": False},
     "one candidate, k: 1": {"complete": 1, "k": 1, "broken": False},
 }
-
-
-class _Page(HTMLParser):
-    """Fails on unbalanced tags; keeps tables, attributes and text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.loads: list[str] = []
-        self.scripts = 0
-        self.words: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
-        assert not [k for k, _ in attrs if k.startswith("on")]
-        if tag not in _VOID:
-            self.open.append(tag)
-        self.scripts += tag == "script"
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-        if {"td", "th"} & set(self.open):
-            self.tables[-1][-1][-1] += data
 
 
 def _write(run: Run) -> str:
@@ -99,7 +62,7 @@ def test_every_section_gives_balanced_html_or_nothing(
     if kind not in runs:
         runs[kind] = make_run(rows=60, epochs=2, **_RUNS[kind])
     html = section.build(ReportContext(runs[kind].store))
-    assert html is None or (html and _Page(html).words)
+    assert html is None or (html and Page(html).words)
     assert html is not None or kind != "full" or section.id == "calibration"
 
 
@@ -115,7 +78,7 @@ def test_section_ids_are_unique_and_fit_for_links() -> None:
 
 
 def test_page_loads_nothing_from_outside(document: str) -> None:
-    parsed = _Page(document)
+    parsed = Page(document)
     assert all(load.startswith(("data:image/png;base64,", "#")) for load in parsed.loads)
     styles = re.findall(r"url\(([^)]*)\)", document)
     assert styles
@@ -130,7 +93,7 @@ def test_page_fits_phones_and_names_its_language(document: str) -> None:
 
 
 def test_names_from_the_run_are_never_markup(document: str) -> None:
-    parsed = _Page(document)
+    parsed = Page(document)
     assert parsed.scripts == 1
     assert "<script>alert" not in document
     assert "<b>" not in document
@@ -140,7 +103,7 @@ def test_names_from_the_run_are_never_markup(document: str) -> None:
 
 def test_leaderboard_shows_the_numbers_of_leaderboard_csv(full_run: Run, document: str) -> None:
     rows = list(csv.DictReader(io.StringIO(leaderboard_csv(full_run.store.summaries()))))
-    shown = _table(document, "oof_logloss")
+    shown = table_of(document, "oof_logloss")
     assert [row["candidate"] for row in shown] == [row["candidate"] for row in rows]
     for mine, row in zip(shown, rows, strict=True):
         assert mine["status"] == row["status"]
@@ -151,7 +114,7 @@ def test_leaderboard_shows_the_numbers_of_leaderboard_csv(full_run: Run, documen
 
 
 def test_blend_table_shows_each_members_own_loss(full_run: Run, document: str) -> None:
-    for row in _table(document, "own OOF log loss"):
+    for row in table_of(document, "own OOF log loss"):
         prob = full_run.prob[row["candidate"]]
         true = prob[np.arange(len(prob)), full_run.labels]
         assert float(row["own OOF log loss"]) == pytest.approx(-np.log(true).mean(), abs=6e-5)
@@ -161,7 +124,7 @@ def test_blend_table_shows_each_members_own_loss(full_run: Run, document: str) -
 def test_class_table_agrees_with_scikit_learn(full_run: Run, document: str) -> None:
     predicted = full_run.blend.argmax(axis=1)
     expected = precision_recall_fscore_support(full_run.labels, predicted, zero_division=0)
-    rows = _table(document, "precision")
+    rows = table_of(document, "precision")
     columns = ("precision", "recall", "F1", "rows")
     for name, values in zip(columns, expected, strict=True):
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), abs=6e-5)
@@ -172,7 +135,7 @@ def test_mistakes_agree_with_scikit_learn(full_run: Run, document: str) -> None:
     names = full_run.store.classes()
     shown = {
         (row["label"], row["predicted as"]): int(row["rows"])
-        for row in _table(document, "predicted as")
+        for row in table_of(document, "predicted as")
     }
     expected = {
         (names[a], names[b]): int(n) for (a, b), n in np.ndenumerate(counts) if a != b and n
@@ -181,7 +144,7 @@ def test_mistakes_agree_with_scikit_learn(full_run: Run, document: str) -> None:
 
 
 def test_summary_gives_the_blends_figures(full_run: Run, document: str) -> None:
-    words = _Page(summary(ReportContext(full_run.store))).words
+    words = Page(summary(ReportContext(full_run.store))).words
     record = full_run.store.blend.record()
     for value in (record.oof_logloss, record.crossfit_logloss, record.last_fold_logloss):
         assert f"{value:.4f}" in words
@@ -285,8 +248,8 @@ def test_many_classes_have_tables_but_no_matrix(make_run: MakeRun) -> None:
     names = tuple(f"현대_{i}세대" for i in range(396))
     run = make_run(classes=names, rows=800, complete=2, epochs=2, broken=False)
     html = _write(run)
-    assert len(_table(html, "precision")) == 396
-    assert len(_table(html, "predicted as")) == 20
+    assert len(table_of(html, "precision")) == 396
+    assert len(table_of(html, "predicted as")) == 20
     assert "confusion.png" not in run.store.files.names("report")
 
 
@@ -323,7 +286,7 @@ def test_page_carries_the_hangul_that_it_uses_and_no_more(document: str) -> None
     found = re.search(r"url\(data:font/woff;base64,([^)]*)\)", document)
     assert found is not None
     characters = set(TTFont(io.BytesIO(b64decode(found[1]))).getBestCmap())
-    assert characters == {ord(c) for c in "".join(_Page(document).words) if "가" <= c <= "힣"}
+    assert characters == {ord(c) for c in "".join(Page(document).words) if "가" <= c <= "힣"}
     assert {ord(c) for c in "고양이강아지"} <= characters
 
 
@@ -379,17 +342,11 @@ def test_numbers() -> None:
 
 
 def test_table_without_rows() -> None:
-    assert _Page(table(["a"], [])).tables == [
+    assert Page(table(["a"], [])).tables == [
         [
             ["a"],
         ]
     ]
-
-
-def _table(document: str, header: str) -> list[dict[str, str]]:
-    """The first table with that column."""
-    found = next(t for t in _Page(document).tables if header in t[0])
-    return [dict(zip(found[0], row, strict=True)) for row in found[1:]]
 
 
 def _same(shown: str, exact: str) -> None:
