@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble.selection import blend_run, remove_unused_weights
+from ensemble.eligible import Prices
+from ensemble.selection import Request, blend_run, remove_unused_weights
 from experiment.config import DataConfig, EnsembleConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.errors import ConfigError, RunFailure, RunFolderError
-from experiment.records import CandidateRecord, Oof, TrialRecord, VariantScore
+from experiment.records import CandidateRecord, EnsembleRecord, Oof, TrialRecord, VariantScore
 from experiment.store import RunStore
 
 ROWS, CLASSES, K = 90, ("a", "b", "c"), 3
 FOLD = np.random.default_rng(1).permutation(ROWS) % K
 SUFFIX = {"raw": "", "ema": "_ema"}
 LABELS = np.random.default_rng(2).integers(0, 3, ROWS)
+
+
+def blend(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
+    return blend_run(store, config, Request(lambda members: Prices({}, {})))
 
 
 def make_store(root: Path, k: int = K) -> RunStore:
@@ -97,7 +102,7 @@ def test_numbers_equal_numpy(store: RunStore) -> None:
         for i in range(4)
         for v, p in add(store, i, noise=0.8 + 0.1 * i, variants=("raw", "ema")).items()
     }
-    record = blend_run(store, EnsembleConfig())
+    record = blend(store, EnsembleConfig())
     assert record == store.blend.record()
     weights = {(m.candidate, m.variant): m.weight for m in record.members}
     assert sum(weights.values()) == pytest.approx(1)
@@ -118,7 +123,7 @@ def test_numbers_equal_numpy(store: RunStore) -> None:
 
 def test_the_certificate_holds_for_random_blends(store: RunStore) -> None:
     true = np.stack([add(store, i)["raw"][np.arange(ROWS), LABELS] for i in range(4)])
-    record = blend_run(store, EnsembleConfig(max_rounds=3))
+    record = blend(store, EnsembleConfig(max_rounds=3))
     weights = np.random.default_rng(0).dirichlet(np.full(4, 0.5), size=3000)
     least = -np.log(weights @ true).mean(axis=1).min()
     assert record.oof_logloss - record.certificate <= least + 1e-7
@@ -131,7 +136,7 @@ def test_the_trajectory_is_caruanas(store: RunStore) -> None:
         [add(store, i, 0.9 + 0.1 * i)["raw"][np.arange(ROWS), LABELS] for i in range(4)]
     )
     true = true.astype(np.float32).astype(np.float64)
-    record = blend_run(store, EnsembleConfig(max_rounds=12))
+    record = blend(store, EnsembleConfig(max_rounds=12))
     total, picks, losses = np.zeros(ROWS), [], []
     for round_ in range(1, 13):
         options = [-np.log((total + t) / round_).mean() for t in true]
@@ -157,7 +162,7 @@ def test_the_cross_fitted_loss_equals_the_definition(store: RunStore) -> None:
 
     true = np.stack([add(store, i)["raw"][np.arange(ROWS), LABELS] for i in range(3)])
     true = true.astype(np.float32).astype(np.float64)
-    record = blend_run(store, EnsembleConfig())
+    record = blend(store, EnsembleConfig())
     losses = np.empty(ROWS)
     for fold in range(K):
         weights = greedy(true[:, fold != FOLD], max_rounds=50).weights
@@ -173,7 +178,7 @@ def test_only_complete_candidates_enter(store: RunStore) -> None:
     add(store, 2, noise=0.01, folds=(0, 1), lost="failed")
     add(store, 3, noise=0.01, folds=(0, 1), lost="diverged")
     store.save_candidate(CandidateRecord(candidate="c0004", backbone="timm/x", params={}))
-    record = blend_run(store, EnsembleConfig())
+    record = blend(store, EnsembleConfig())
     assert [m.candidate for m in record.members] == ["c0000"]
     assert (record.members_considered, record.candidates_considered) == (1, 1)
 
@@ -183,14 +188,14 @@ def test_a_variant_that_one_fold_lacks_is_no_member(store: RunStore) -> None:
     trial = store.trial("c0000", 1)
     assert trial is not None
     store.save_trial(trial.model_copy(update={"variants": {"raw": trial.variants["raw"]}}))
-    assert blend_run(store, EnsembleConfig()).members_considered == 1
+    assert blend(store, EnsembleConfig()).members_considered == 1
 
 
 def test_no_complete_candidate_says_what_became_of_them(store: RunStore) -> None:
     add(store, 0, folds=(0,))
     add(store, 1, folds=(), lost="failed")
     with pytest.raises(RunFailure, match="c0000 unfinished, c0001 failed") as caught:
-        blend_run(store, EnsembleConfig())
+        blend(store, EnsembleConfig())
     assert f"resume {store.root}" in str(caught.value)
     assert store.blend.record() is None
 
@@ -207,7 +212,7 @@ def test_damaged_oof_is_named(store: RunStore, name: str, damage: str) -> None:
     else:
         np.save(path, np.load(path)[:-1])
     with pytest.raises(RunFolderError, match="trials/c0000") as caught:
-        blend_run(store, EnsembleConfig())
+        blend(store, EnsembleConfig())
     assert caught.value.exit_code == 2
     assert store.blend.record() is None
 
@@ -217,7 +222,7 @@ def test_rows_of_other_folds_are_refused(store: RunStore) -> None:
     path = Path(store.root) / "trials" / "c0000" / "fold1" / "rows.npy"
     np.save(path, np.load(path.with_name("rows.npy").parent.parent / "fold0" / "rows.npy"))
     with pytest.raises(RunFolderError, match="each scored row once"):
-        blend_run(store, EnsembleConfig())
+        blend(store, EnsembleConfig())
 
 
 @pytest.mark.parametrize("value", [np.nan, 1.5, -0.1])
@@ -228,26 +233,26 @@ def test_values_that_are_no_probabilities_are_refused(store: RunStore, value: fl
     column[3] = value
     np.save(path, column)
     with pytest.raises(RunFolderError, match=r"c0000/\*/true_prob.npy.*no probabilities"):
-        blend_run(store, EnsembleConfig())
+        blend(store, EnsembleConfig())
 
 
 def test_unknown_method(store: RunStore) -> None:
     add(store, 0)
     with pytest.raises(ConfigError, match="gredy"):
-        blend_run(store, EnsembleConfig(method="gredy"))
+        blend(store, EnsembleConfig(method="gredy"))
 
 
 def test_max_members(store: RunStore) -> None:
     for i in range(4):
         add(store, i)
-    assert len(blend_run(store, EnsembleConfig()).members) > 1
-    assert len(blend_run(store, EnsembleConfig(max_members=1)).members) == 1
+    assert len(blend(store, EnsembleConfig()).members) > 1
+    assert len(blend(store, EnsembleConfig(max_members=1)).members) == 1
 
 
 def test_one_fixed_split_scores_its_validation_rows(tmp_path: Path) -> None:
     store = make_store(tmp_path / "fixed", k=1)
     prob = add(store, 0, folds=(0,))["raw"]
-    record = blend_run(store, EnsembleConfig())
+    record = blend(store, EnsembleConfig())
     assert record.oof_logloss == pytest.approx(loss_of(prob, FOLD == 0), abs=1e-6)
     assert record.last_fold_logloss == pytest.approx(record.oof_logloss)
     assert store.blend.oof().shape == ((FOLD == 0).sum(), 3)
@@ -257,16 +262,16 @@ def test_members_without_weights_are_left_out(store: RunStore) -> None:
     """One missing fold is enough: the member could not predict."""
     for number in range(3):
         add(store, number, noise=0.5 + number, variants=("raw", "ema"))
-    best = blend_run(store, EnsembleConfig(max_members=1)).members[0]
+    best = blend(store, EnsembleConfig(max_members=1)).members[0]
     store.files.delete(f"trials/{best.candidate}/fold1/best{SUFFIX[best.variant]}.safetensors")
-    again = blend_run(store, EnsembleConfig())
+    again = blend(store, EnsembleConfig())
     assert (again.members_considered, again.members_without_weights) == (5, 1)
     assert (best.candidate, best.variant) not in {(m.candidate, m.variant) for m in again.members}
     for summary in store.summaries():
         for variant in summary.variants:
             store.remove_weights(summary.candidate.candidate, variant)
     with pytest.raises(RunFailure, match="the weights of all 6 are gone"):
-        blend_run(store, EnsembleConfig())
+        blend(store, EnsembleConfig())
 
 
 def test_unused_weights_go_and_all_else_stays(store: RunStore) -> None:
@@ -274,7 +279,7 @@ def test_unused_weights_go_and_all_else_stays(store: RunStore) -> None:
         add(store, number, noise=0.5 + number, variants=("raw", "ema"))
     add(store, 3, noise=0.4, folds=(0, 2))  # to be continued
     add(store, 4, noise=0.4, folds=(0, 1), lost="failed")  # may be run again
-    record = blend_run(store, EnsembleConfig(max_members=2))
+    record = blend(store, EnsembleConfig(max_members=2))
     root = Path(store.root)
     before = {p for p in root.rglob("*") if p.is_file()}
     assert remove_unused_weights(store, record) == 6 - len(record.members)
@@ -289,6 +294,6 @@ def test_unused_weights_go_and_all_else_stays(store: RunStore) -> None:
     }
     assert gone == expected
     assert remove_unused_weights(store, record) == 0
-    again = blend_run(store, EnsembleConfig(max_members=2))
+    again = blend(store, EnsembleConfig(max_members=2))
     assert again.members == record.members and again.oof_logloss == record.oof_logloss
     assert again.members_without_weights == 6 - len(record.members)
