@@ -40,10 +40,10 @@ def _compiled(**options: Any) -> Callable[[_Kernel], _Kernel]:
     return compiled
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def _floored(value: np.floating) -> np.float64:
+@njit(inline="always")
+def _floored(value: np.floating) -> float:
     wide = np.float64(value)
-    return wide if wide > CLIP else CLIP  # type: ignore[return-value]
+    return wide if wide > CLIP else CLIP
 
 
 @_compiled()
