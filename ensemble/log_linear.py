@@ -47,14 +47,23 @@ class Problem:
     """On the scale of the sum over rows; infinite: W and b are 0."""
 
 
-def log_stack(pool: Pool, members: NDArray[np.intp]) -> NDArray[np.float32]:
-    """(m, N, C) centred log-probabilities of these members; one more (N, C) is in memory while they
-    are read."""
-    shape = (len(members), len(pool.labels), pool.n_classes)
-    stack = _empty(shape)
+def log_stack(
+    pool: Pool, members: NDArray[np.intp], rows: NDArray[np.intp] | None = None
+) -> NDArray[np.float32]:
+    """(m, n, C) centred log-probabilities of these members on n rows, or on all; one more (N, C) is
+    in memory while they are read."""
+    kept = np.arange(len(pool.labels)) if rows is None else rows
+    stack = _empty((len(members), len(kept), pool.n_classes))
     for place, member in enumerate(members):
-        stack[place] = centred_logs(pool.log_prob(int(member)))
+        stack[place] = centred_logs(pool.log_prob(int(member))[kept])
     return stack
+
+
+def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
+    """At most so many rows, evenly from all by class and by what the member gives to it: a fair
+    sample in a fair order, and the same whatever the order of the pool's rows."""
+    order = np.lexsort((pool.true_prob[member], pool.labels))
+    return order[:: math.ceil(len(order) / max(1, most))]
 
 
 def minimise(problem: Problem, start: Coefficients) -> Coefficients:

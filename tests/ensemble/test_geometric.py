@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
+import ensemble.geometric
 from ensemble import log_linear
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, heaviest, pooled, scale_bounds
+from ensemble.greedy import greedy
 from ensemble.log_linear import log_stack
 from experiment.metrics import log_loss
 from tests.ensemble.member_pools import made_up, pool_of
@@ -31,7 +33,7 @@ def test_equals_a_convex_solver(forced: tuple[int, ...], seed: int) -> None:
     log_probs, labels = made_up(6, 50, 3, seed)
     pool, settings = pool_of(log_probs, labels), Settings(forced=forced, max_rounds=10)
     fit = geometric(pool, settings)
-    members = heaviest(pool, settings, 20)
+    members = heaviest(pool, settings)
     least = np.where(np.isin(members, forced), 0.1, 0.0)
     expected = solver_optimum(log_probs[members], labels, least)
     assert log_loss(blend_prob(fit, pool), labels) == pytest.approx(expected, abs=2e-6)
@@ -74,10 +76,33 @@ def test_members_worse_than_chance_leave_the_constant() -> None:
 def test_at_most_20_members_but_all_that_are_forced() -> None:
     pool = pool_of(*made_up(40, 30, 3))
     settings = Settings(max_rounds=400, forced=tuple(range(30)))
-    assert sorted(heaviest(pool, settings, 20)) == list(range(30))
-    assert len(heaviest(pool, Settings(bags=20, max_rounds=400), 10)) == 10
-    few = heaviest(pool, Settings(forced=(7,)), 2)
-    assert len(few) == 2 and 7 in few
+    assert sorted(heaviest(pool, settings)) == list(range(30))
+    assert 1 < len(heaviest(pool, Settings())) <= 20
+    assert 7 in heaviest(pool, Settings(forced=(7,)))
+
+
+def test_members_that_only_a_product_wants_are_found() -> None:
+    """The mean has no use for a weak member beside a strong one, the product has."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 4000)
+    noise = np.array([[0.8], [2.5], [2.5]])
+    evidence = rng.normal(0, noise, (3, 4000)) + 2.0 * labels - 1.0
+    ratio = 2 * evidence / noise**2
+    log_probs = -np.logaddexp(0, np.stack([ratio, -ratio], axis=2)).astype(np.float32)
+    pool = pool_of(log_probs, labels)
+    assert greedy(pool.true_prob).weights[0] > 0.9
+    fit = geometric(pool, Settings())
+    np.testing.assert_allclose(fit.combiner.weights, 1.0, atol=0.25)
+
+
+def test_the_rows_on_which_members_are_screened_may_be_thinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = pool_of(*made_up(30, 600, 3))
+    expected = log_loss(blend_prob(geometric(pool, Settings()), pool), pool.labels)
+    monkeypatch.setattr(ensemble.geometric, "_SCREENED_NUMBERS", 30 * 3 * 300)
+    found = log_loss(blend_prob(geometric(pool, Settings()), pool), pool.labels)
+    assert found == pytest.approx(expected, abs=0.01)
 
 
 def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
