@@ -36,7 +36,7 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
     lowers it, W and b are 0.
     """
     members = heaviest(pool, settings)
-    n_matrices = min(len(members), _MOST_MATRICES, _MOST_COEFFICIENTS // pool.n_classes**2)
+    n_matrices = matrices_for(len(members), pool.n_classes)
     bounds = scale_bounds(members, settings)
     stack = log_stack(pool, members)
     rows = thinned_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
@@ -45,11 +45,17 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
     return Fit(_combiner(found, members, len(pool.members)))
 
 
+def matrices_for(n_members: int, n_classes: int) -> int:
+    """How many of the members have a matrix."""
+    return min(n_members, _MOST_MATRICES, _MOST_COEFFICIENTS // n_classes**2)
+
+
 def stacked(problem: Problem, n_matrices: int) -> Coefficients:
-    """The minimum with so many matrices, from the log-linear pooling on."""
+    """The minimum with so many matrices, none where the penalty is infinite."""
     pooling = pooled(problem.stack, problem.labels, problem.bounds)
-    start = _with_matrices(pooling, n_matrices)
-    return minimise(problem, start) if math.isfinite(problem.penalty) else start
+    if math.isinf(problem.penalty):
+        return pooling
+    return minimise(problem, _with_matrices(pooling, n_matrices))
 
 
 def chosen_penalty(
