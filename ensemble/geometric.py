@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 from ensemble.combine import GeometricMean
 from ensemble.fit import Fit, Settings
 from ensemble.greedy import greedy
-from ensemble.log_linear import (
-    LARGEST_SCALE,
-    Coefficients,
-    Problem,
-    log_stack,
-    minimise,
-    thinned_rows,
-)
+from ensemble.log_linear import LARGEST_SCALE, Coefficients, Problem, minimise
+from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
 from ensemble.ranking import distinct_members, own_losses
 

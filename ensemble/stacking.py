@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ensemble.combine import Stacking
 from ensemble.fit import Fit, Settings
 from ensemble.geometric import heaviest, pooled, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, log_stack, mean_loss, minimise, thinned_rows
+from ensemble.log_linear import Coefficients, Problem, mean_loss, minimise
+from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
 
 _MOST_MATRICES = 10

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import resource
+
 import cvxpy as cp
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
 import ensemble.geometric
-from ensemble import log_linear
+import ensemble.log_linear
+import ensemble.log_stack
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, heaviest, pooled, scale_bounds
 from ensemble.greedy import greedy
-from ensemble.log_linear import log_stack
+from ensemble.log_stack import log_stack
+from experiment.errors import EnvironmentProblem
 from experiment.metrics import log_loss
 from tests.ensemble.member_pools import made_up, pool_of
 
@@ -111,9 +115,21 @@ def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     bounds = scale_bounds(members, Settings())
     stack = log_stack(pool, members)
     expected = pooled(stack, labels, bounds).scales
-    monkeypatch.setattr(log_linear, "_IN_MEMORY", 0)
-    monkeypatch.setattr(log_linear, "_BLOCK", 7 * 20 + 1)
+    monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
+    monkeypatch.setattr(ensemble.log_linear, "_BLOCK", 7 * 20 + 1)
     in_file = log_stack(pool, members)
     assert isinstance(in_file, np.memmap) and type(stack) is np.ndarray
     np.testing.assert_array_equal(in_file, stack)
     np.testing.assert_allclose(pooled(in_file, labels, bounds).scales, expected, atol=1e-3)
+
+
+def test_no_room_for_the_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(*made_up(5, 70, 4))
+    monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(EnvironmentProblem, match=r"file of 5,600 bytes cannot be .*TMPDIR"):
+            log_stack(pool, np.arange(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

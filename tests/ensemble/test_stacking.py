@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from ensemble.combine import Stacking
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, log_stack, mean_loss
+from ensemble.log_linear import Coefficients, Problem, mean_loss
+from ensemble.log_stack import log_stack
 from ensemble.stacking import chosen_penalty, matrices_for, stacked, stacking
 from experiment.metrics import log_loss
 from tests.ensemble.member_pools import made_up, pool_of
