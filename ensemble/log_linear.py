@@ -1,27 +1,20 @@
 """The loss of softmax(sum of a_m z_m + sum of z_m W_m + b), and where it is least.
 
-Takes centred log-probabilities z of a few members as a stack (m, N, C) float32, in memory or in a
-temporary file; every pass converts one block of rows after another to float64. The loss is convex.
+Takes centred log-probabilities z of a few members as a stack (m, N, C), see `ensemble.log_stack`;
+every pass converts one block of rows after another to float64. The loss is convex.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.combine import centred_logs
-from ensemble.pool import Pool
-
 LARGEST_SCALE = 20.0
 """Of a_m: where every row is right, the loss falls for ever with the sum of the a_m."""
-_IN_MEMORY = 1 << 27
-"""Numbers in a stack that is kept in memory: 512 MiB. A larger one lies in a file, from which the
-system keeps what fits."""
 _BLOCK = 1 << 17
 """Numbers converted to float64 at a time: 1 MiB, so that they stay in the cache."""
 
@@ -45,16 +38,6 @@ class Problem:
     """(m, 2) the least and the largest a_m."""
     penalty: float = math.inf
     """On the scale of the sum over rows; infinite: W and b are 0."""
-
-
-def log_stack(pool: Pool, members: NDArray[np.intp]) -> NDArray[np.float32]:
-    """(m, N, C) centred log-probabilities of these members; one more (N, C) is in memory while they
-    are read."""
-    shape = (len(members), len(pool.labels), pool.n_classes)
-    stack = _empty(shape)
-    for place, member in enumerate(members):
-        stack[place] = centred_logs(pool.log_prob(int(member)))
-    return stack
 
 
 def minimise(problem: Problem, start: Coefficients) -> Coefficients:
@@ -84,13 +67,6 @@ def mean_loss(
         _block_loss(logits, truth)[0] for _, logits, truth in _blocks(stack, labels, coefficients)
     )
     return math.fsum(losses) / len(labels)
-
-
-def _empty(shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    if math.prod(shape) <= _IN_MEMORY:
-        return np.empty(shape, dtype=np.float32)
-    with tempfile.TemporaryFile() as file:  # removed by the system when the array is gone
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:
