@@ -163,8 +163,7 @@ def _problems(source: OofSource, fault: _Fault, scored: ScoredRows) -> Iterator[
         more = f" (and {len(of_fold) - 1:,} more rows of this fold)" if len(of_fold) > 1 else ""
         yield Problem(
             _file(source, fault.array, int(k)),
-            f"{_name(source)}, fold {k}, {row}: {fault.says(first)}{more}; "
-            f"{_remedy(source)}",
+            f"{_name(source)}, fold {k}, {row}: {fault.says(first)}{more}; {_remedy(source)}",
         )
 
 
