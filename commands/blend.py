@@ -27,7 +27,8 @@ from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.plugins import use_run_plugins
 from inference.predictor import Predictor
-from inference.soup import Soup, make_soups
+from inference.soup import make_soups
+from inference.soup_files import Soup
 from inference.speed import measure_speed
 
 _IN_WORDS = ("log_loss", "accuracy")
