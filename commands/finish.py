@@ -60,8 +60,8 @@ def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Rec
         )
     predictor = Predictor(store, cores(), tta)
     with console.status(f"Predicting {len(test)} test images") as status:
-        prob = predictor.probabilities(
-            [test.file(row) for row in range(len(test))],
+        prob = predictor.test_probabilities(
+            test,
             lambda done: status.update(
                 f"Predicting {len(test)} test images: model {done} of {predictor.models}"
             ),

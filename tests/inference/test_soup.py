@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 
+from commands.blend import blend
+from experiment.config import EnsembleConfig
 from experiment.files import LocalFiles
 from experiment.leaderboard import leaderboard_csv
 from experiment.metrics import normalise
 from experiment.records import CandidateRecord, Oof, TrialRecord, VariantScore
 from experiment.store import RunStore
+from inference.predictor import Predictor
 from inference.soup import make_soups
 from inference.soup_scoring import averaged
 from trainables.card import ModelCard
@@ -41,17 +45,21 @@ class Kitchen:
     def __init__(self, run: Any) -> None:
         self.store: RunStore = run.store
         self.folds, self.labels = self.store.folds(), self.store.labels()
-        paths = [Path(run.images) / path for path in self.folds.image_paths]
-        pixels = [cv2.resize(np.asarray(Image.open(path)), (SIZE, SIZE)) for path in paths]
+        self.files = [Path(run.images) / path for path in self.folds.image_paths]
+        pixels = [cv2.resize(np.asarray(Image.open(path)), (SIZE, SIZE)) for path in self.files]
         self.images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
         self._good = [self._fitted(fold) for fold in range(K)]
 
     def log_prob(self, state: State, fold: int) -> NDArray[np.float32]:
         """(n, C) of the fold's rows."""
+        return self.forward(state, np.flatnonzero(self.folds.fold == fold))
+
+    def forward(self, state: State, rows: Sequence[int]) -> NDArray[np.float32]:
+        """(n, C) log-probabilities."""
         model = build_classifier(CARD)
         model.load_state_dict(state)
         with torch.no_grad():
-            logits = model.eval()(self.images[self.folds.fold == fold])
+            logits = model.eval()(self.images[list(rows)])
         return torch.log_softmax(logits, dim=1).numpy()
 
     def good(self, fold: int) -> State:
@@ -190,6 +198,22 @@ def test_a_soup_judges_no_candidate(kitchen: Kitchen) -> None:
     assert soup.best_single_oof_logloss == pytest.approx(
         before[0].pooled_logloss(str(before[0].best)), rel=1e-5
     )
+
+
+def test_a_soup_is_chosen_and_predicts_like_any_member(kitchen: Kitchen) -> None:
+    store = kitchen.store
+    make_soups(store, 1)
+    config = EnsembleConfig(method="top-k", max_members=1, calibrate=False)
+    record = blend(store, config, Console(quiet=True))
+    assert [(m.candidate, m.variant) for m in record.members] == [("c0000", "soup")]
+    assert record.ms_per_image is not None and record.weight_bytes is not None
+    rows = range(0, len(kitchen.labels), 9)
+    prob = Predictor(store).probabilities([kitchen.files[row] for row in rows])
+    by_fold = [
+        np.exp(kitchen.forward(kitchen.weights("c0000", fold, "best_soup.safetensors"), rows))
+        for fold in range(K)
+    ]
+    np.testing.assert_allclose(prob, np.mean(by_fold, axis=0), atol=1e-5)
 
 
 def test_a_second_call_does_nothing_again(kitchen: Kitchen) -> None:
