@@ -159,12 +159,44 @@ def ensemble(
     folder: Folder,
     method: Annotated[str | None, typer.Option(help="Default: the config's.")] = None,
     max_members: Annotated[int | None, typer.Option(min=1)] = None,
+    max_ms_per_image: Annotated[
+        float | None, typer.Option(help="Of all models of the blend, on this machine.")
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Of the weight files of the blend.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="A candidate, one variant ('c0001 ema') or a backbone; repeatable."),
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="One that must have a weight; repeatable.")
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=OOF[:TEST]",
+            help="Predictions made elsewhere, CSV or npy; NAME=:TEST has no OOF. Repeatable.",
+        ),
+    ] = None,
+    run_: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="DIR", help="A further run folder to blend; repeatable."),
+    ] = None,
 ) -> None:
     """Blend again from the stored OOF predictions."""
     with _exit_codes(context):
-        from commands.finish import reblend as command
+        from commands.blend import Changes, reblend
 
-        command(folder, method, max_members, _console())
+        changes = Changes(
+            method=method,
+            max_members=max_members,
+            max_ms_per_image=max_ms_per_image,
+            max_bytes=max_bytes,
+            exclude=tuple(exclude or ()),
+            include=tuple(include or ()),
+        )
+        reblend(folder, changes, add or (), run_ or (), _console())
 
 
 @app.command()

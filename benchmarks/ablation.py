@@ -29,7 +29,7 @@ from harness import ROOT, Results, machine, options
 from numpy.typing import NDArray
 from sides.fold_spec import FOLD, Silent, fold_spec
 
-from experiment.config import parse_config
+from experiment.config_file import parse_config
 from experiment.demo_data import write_demo
 from experiment.records import EMA, RAW
 from experiment.store import RunStore

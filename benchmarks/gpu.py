@@ -30,7 +30,7 @@ from sides.fold_spec import Silent, fold_spec
 from sides.photos import write_photos
 from torch.nn import functional
 
-from experiment.config import parse_config
+from experiment.config_file import parse_config
 from experiment.demo_data import write_demo
 from experiment.store import RunStore
 from search_spaces.ranges import Value

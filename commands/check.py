@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.finish import cores
+from commands.machine import cores
 from commands.plugins import parse_with_plugins
-from experiment.config import ParsedConfig, parse_config
+from experiment.config_file import ParsedConfig, parse_config
 from experiment.errors import Problem, RunFolderError
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest

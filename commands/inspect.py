@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from commands.finish import cores
+from commands.machine import cores
 from experiment.errors import Problem, RunFailure, UserError
 from experiment.files import open_files
 from experiment.images import ImageError, find_images, read_rgb

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiment.config import ParsedConfig, parse_config
+from experiment.config_file import ParsedConfig, parse_config
 from experiment.store import RunStore
 from inference.plugins import check_plugins, use_run_plugins
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from commands.plugins import open_run
 from commands.run import cluster_for_checks, sweep_and_finish
-from experiment.config import ParsedConfig, SweepConfig, parse_config
+from experiment.config import SweepConfig
+from experiment.config_file import ParsedConfig, parse_config
 from experiment.errors import Problem, RunFolderError, UserError
 from experiment.manifest import Manifest, read_manifest
 from experiment.store import RunStore, differing_keys

@@ -10,12 +10,15 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.check import already_exists, print_plan
-from commands.finish import cores, finish
+from commands.finish import finish
+from commands.machine import cores
 from commands.plugins import parse_with_plugins
 from commands.terminal import log_folder, logging_to, only_driver, only_our_output
-from experiment.config import ParsedConfig, ResourcesConfig
+from experiment.config import ResourcesConfig
+from experiment.config_file import ParsedConfig
 from experiment.errors import EnvironmentProblem, Interrupted
 from experiment.folds import folds_csv
+from experiment.near_duplicates import save_near_duplicates
 from experiment.plugins import loaded
 from experiment.store import RunStore
 from reporting.live import LiveView, print_leaderboard
@@ -48,6 +51,7 @@ def run(
         if not dry_run:
             text = folds_csv(plan.manifest, plan.fold)
             store.create(plan.config, text, plan.manifest.classes, loaded())
+            save_near_duplicates(store.files, plan.near_duplicates)
             sweep_and_finish(store, plan.space, str(plan.manifest.image_root), address, console)
     return store
 

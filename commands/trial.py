@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from commands.check import already_exists
-from commands.finish import cores
+from commands.machine import cores
 from commands.plugins import parse_with_plugins
-from experiment.config import ParsedConfig
+from experiment.config_file import ParsedConfig
 from experiment.errors import RunFailure, UserError
 from experiment.folds import folds_csv
 from experiment.plugins import loaded

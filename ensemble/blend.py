@@ -6,6 +6,7 @@ methods; gives the record `Blend`. With rows that sum to 1, a blend's log loss n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,15 +38,32 @@ def checked_members(true_prob: ArrayLike) -> NDArray[np.floating]:
     names member and row.
     """
     members = np.asarray(true_prob)
-    if members.dtype not in (np.float32, np.float64):
+    if members.dtype not in (np.float32, np.float64) or not members.dtype.isnative:
         members = members.astype(np.float64)
     if members.ndim != 2 or members.size == 0:
         raise ValueError(f"true_prob has shape {members.shape}, should be (members, rows)")
-    if not (members.min() >= 0.0 and members.max() <= 1.0):
+    if not _all_within_0_and_1(members):
         member, row = np.argwhere(~((members >= 0.0) & (members <= 1.0)))[0]
         value = members[member, row]
         raise ValueError(f"member {member}, row {row}: {value} is not a probability in [0, 1]")
     return members
+
+
+def _all_within_0_and_1(members: NDArray[np.floating]) -> bool:
+    """False on NaN. In one pass: the bits of floats from 0 to 1 are ordered as unsigned integers,
+    and those of NaN and of negative numbers lie above them."""
+    bits = np.dtype(f"u{members.itemsize}")
+    if members.view(bits).max() <= np.ones(1, members.dtype).view(bits)[0]:
+        return True
+    return bool(members.min() >= 0.0 and members.max() <= 1.0)  # -0.0 has the bits of a negative
+
+
+def checked_forced(forced: Sequence[int], n_members: int) -> tuple[int, ...]:
+    """Each index once, in order; ValueError unless all are members."""
+    wrong = [member for member in forced if not 0 <= member < n_members]
+    if wrong:
+        raise ValueError(f"forced members {wrong} do not exist, should be in 0..{n_members - 1}")
+    return tuple(dict.fromkeys(int(member) for member in forced))
 
 
 def checked_weights(weights: ArrayLike, n_members: int) -> NDArray[np.float64]:

@@ -101,17 +101,17 @@ def _faults(
     yield _Fault(
         "oof",
         off,
-        lambda i: f"the probabilities sum to {sums[i]:.6g}, should be 1 within {allowed:.2g}",
+        lambda i: f"the probabilities sum to {sums[i]:.4g}, should be 1 within {allowed:.2g}",
     )
     beyond = ~((true_prob >= 0.0) & (true_prob <= 1.0))
-    yield _Fault("true_prob", beyond, lambda i: f"is {true_prob[i]}, should be in [0, 1]")
+    yield _Fault("true_prob", beyond, lambda i: f"true_prob is {true_prob[i]}, should be in [0, 1]")
     stored = log_prob[np.arange(len(scored.labels)), scored.labels]
     apart = ~(odd | off | beyond) & _differ(stored, true_prob)
     yield _Fault(
         "true_prob",
         apart,
         lambda i: (
-            f"is {true_prob[i]:.6g}, but the OOF probabilities give its class "
+            f"true_prob is {true_prob[i]:.6g}, but the OOF probabilities give its class "
             f"{scored.classes[scored.labels[i]]} {math.exp(stored[i]):.6g}: rows or labels are "
             "mixed up"
         ),
@@ -163,7 +163,7 @@ def _problems(source: OofSource, fault: _Fault, scored: ScoredRows) -> Iterator[
         more = f" (and {len(of_fold) - 1:,} more rows of this fold)" if len(of_fold) > 1 else ""
         yield Problem(
             _file(source, fault.array, int(k)),
-            f"{_name(source)}, fold {k}, {row}: {fault.array} {fault.says(first)}{more}; "
+            f"{_name(source)}, fold {k}, {row}: {fault.says(first)}{more}; "
             f"{_remedy(source)}",
         )
 

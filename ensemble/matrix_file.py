@@ -31,7 +31,7 @@ _ALIGN = 4096
 _ABANDONED = 24 * 3600.0
 """Seconds after which an unfinished file is of a killed process."""
 _DIGEST_LENGTH = 32
-_TYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32)}
+_BYTES = {"F64": 8, "F32": 4}
 Number = TypeVar("Number", np.float32, np.float64)
 
 
@@ -142,7 +142,7 @@ class MatrixWriter:
         return found
 
     def _write(self, tensor: _Tensor, side: int, slot: int, values: NDArray[np.floating]) -> None:
-        numbers = np.ascontiguousarray(values, dtype=_TYPES[tensor.dtype])
+        numbers = np.ascontiguousarray(values, dtype=f"<f{_BYTES[tensor.dtype]}")
         place = (side * self._room + slot) * numbers.nbytes
         self._file.seek(self._start + tensor.begin + place)
         self._file.write(numbers.tobytes())
@@ -156,7 +156,7 @@ class _Tensor:
 
     @property
     def end(self) -> int:
-        return self.begin + _TYPES[self.dtype].itemsize * math.prod(self.shape)
+        return self.begin + _BYTES[self.dtype] * math.prod(self.shape)
 
 
 def _layout(room: int, n_rows: int, n_sides: int) -> dict[str, _Tensor]:

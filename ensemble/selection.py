@@ -1,77 +1,105 @@
 """The blend of a run: from the store's complete candidates to `ensemble.json`.
 
-Takes a run folder, gives the `EnsembleRecord` that it wrote. The methods themselves see only
-arrays.
+Takes a run folder, further run folders and predictions made elsewhere; gives the `EnsembleRecord`
+that it wrote. The methods themselves see only arrays.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.blend import Blend
-from ensemble.crossfit import crossfit
-from ensemble.methods import blend as run_method
+from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only
+from ensemble.bounded import fit_within
+from ensemble.calibration import CalibrationChoice, choose_calibration, final_fit
+from ensemble.eligible import Prices, find_limits, forced_members, without_excluded
+from ensemble.fit import Fit, Settings
+from ensemble.limits import Limits, trade_off
+from ensemble.matrix import open_matrix
+from ensemble.oof_source import OofSource
+from ensemble.outcome import Blended, Considered, half_logs, record_of, trajectory
+from ensemble.pool import Member, MemberRows, Pool
+from ensemble.sources import other_runs, run_sources
 from experiment.config import EnsembleConfig
-from experiment.errors import RunFailure, RunFolderError
-from experiment.metrics import accuracy, all_metrics, log_loss_of_true, normalise
-from experiment.records import CandidateSummary, EnsembleRecord, MemberRecord
-from experiment.store import RunStore, suffix
+from experiment.errors import RunFailure
+from experiment.metrics import log_loss_of_true, true_class_probability
+from experiment.near_duplicates import near_duplicate_rows
+from experiment.records import CandidateSummary, CurvePoint, EnsembleRecord
+from experiment.store import RunStore
 
 
-@dataclass(frozen=True, order=True)
-class Candidacy:
-    """A variant of a complete candidate: what a blend may choose."""
+@dataclass(frozen=True)
+class Request:
+    """What a blend is made of beside the run folder and its config."""
 
-    candidate: str
-    variant: str
+    prices: Callable[[Sequence[Member]], Prices]
+    """Time and bytes of members; time has to be measured, so only those that matter are asked
+    for."""
+    runs: tuple[str, ...] = ()
+    """Further run folders whose members take part."""
+    added: Added = NOTHING_ADDED
+    """Predictions made elsewhere."""
 
 
-def blend_run(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
-    """Choose, certify, cross-fit and write the blend, among members whose weights are there: it is
-    to predict. Raises RunFailure where no candidate is complete."""
-    summaries = store.summaries()
-    complete = [s for s in summaries if s.status == "complete"]
-    scored = _candidacies(complete)
-    members = [m for m in scored if store.has_weights(m.candidate, m.variant)]
-    if not members:
-        raise _nothing_to_blend(store, summaries, without_weights=len(scored))
-    true_prob = np.stack([_true_prob(store, member) for member in members])
-    folds = store.folds().fold[store.scored_rows()]
-    method = partial(
-        run_method, config.method, max_rounds=config.max_rounds, max_members=config.max_members
-    )
-    chosen = method(true_prob)
-    fitted = crossfit(true_prob, folds, method)
-    losses = [log_loss_of_true(row) for row in true_prob]
-    best = int(np.argmin(losses))
-    oof = _blend_oof(store, members, chosen.weights)
-    labels = store.labels()[store.scored_rows()]
-    on_last = folds == folds.max()
-    record = EnsembleRecord(
+class FitWithin(Protocol):
+    """A method with its settings."""
+
+    def __call__(self, pool: Pool, limits: Limits) -> Fit: ...
+
+
+def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
+    """Check, choose, certify, cross-fit and write the blend, among members whose weights are there:
+    it is to predict. Raises RunFailure where no candidate is complete, UserError for wrong arrays,
+    names and limits."""
+    sources = [*run_sources(store), *other_runs(store, request.runs), *request.added.sources]
+    considered = _considered(store, sources)
+    kept = without_excluded([s.member for s in sources], config.exclude)
+    matrix = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
+    rows = matrix.rows
+    losses = np.array([log_loss_of_true(column) for column in rows.raw])
+    forced = forced_members(rows.members, losses, config.include)
+    bounded = config.max_ms_per_image is not None or config.max_bytes is not None
+    prices = request.prices(rows.members if bounded else ())
+    limits = find_limits(rows.members, prices, config, forced)
+    settings = Settings(max_rounds=config.max_rounds, bags=config.bags, forced=forced)
+
+    def within(pool: Pool, limits: Limits) -> Fit:
+        return fit_within(config.method, pool, settings, limits)
+
+    fit = partial(within, limits=limits)
+    choice = choose_calibration(rows, fit, config.calibrate)
+    chosen, temperature, prob = final_fit(rows, fit, choice)
+    used = [rows.members[i] for i in chosen.used]
+    blended = Blended(
         method=config.method,
-        members=tuple(_records(members, chosen.weights)),
-        oof_logloss=chosen.loss,
-        crossfit_logloss=fitted.loss,
-        crossfit_se=fitted.se,
-        certificate=chosen.certificate,
-        best_single_oof_logloss=losses[best],
-        best_single=f"{members[best].candidate} {members[best].variant}",
-        oof_accuracy=float(accuracy(oof, labels)),
-        metrics=all_metrics(oof, labels),
-        last_fold_logloss=log_loss_of_true(chosen.weights @ true_prob[:, on_last]),
-        members_considered=len(members),
-        candidates_considered=len(complete),
-        members_without_weights=len(scored) - len(members),
-        folds_hash=store.folds().hash,
+        rows=rows,
+        fit=chosen,
+        choice=choice,
+        temperature=temperature,
+        prob=prob,
+        losses=losses,
+        prices=prices if bounded else request.prices(used),
     )
-    store.blend.save(record, _trajectory(members, chosen), _half_logs(oof))
+    timed = config.max_ms_per_image is not None
+    curve = _curve(rows, within, limits, forced, choice) if timed else []
+    record = record_of(
+        blended,
+        considered,
+        folds_hash=store.folds().hash,
+        near=_near_duplicates(store),
+        duplicates=matrix.duplicates,
+        curve=curve,
+        unvalidated=request.added.unvalidated,
+    )
+    arrays = chosen.combiner.take(chosen.used).arrays()
+    store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
+    used_added = [m.candidate for m in record.members if m.added]
+    keep_only(store, [*used_added, *request.added.unvalidated])
     return record
 
 
@@ -79,17 +107,25 @@ def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
     """`keep: blend`: remove the weights of complete candidates that are not in the blend; how many
     members lost theirs. Other candidates may still become complete, and need theirs then."""
     complete = [s for s in store.summaries() if s.status == "complete"]
-    used = {Candidacy(member.candidate, member.variant) for member in blend.members}
-    every = {Candidacy(t.candidate, v) for s in complete for t in s.trials for v in t.variants}
+    used = {(member.candidate, member.variant) for member in blend.members if not member.run}
+    every = {(t.candidate, v) for s in complete for t in s.trials for v in t.variants}
     unused = sorted(every - used)  # also variants that not all folds have
-    there = [m for m in unused if store.has_weights(m.candidate, m.variant)]
+    there = [member for member in unused if store.has_weights(*member)]
     for member in unused:
-        store.remove_weights(member.candidate, member.variant)
+        store.remove_weights(*member)
     return len(there)
 
 
-def _candidacies(complete: Sequence[CandidateSummary]) -> list[Candidacy]:
-    return [Candidacy(s.candidate.candidate, v) for s in complete for v in s.variants]
+def _considered(store: RunStore, sources: Sequence[OofSource]) -> Considered:
+    """RunFailure where there is nothing to blend."""
+    summaries = store.summaries()
+    complete = [s for s in summaries if s.status == "complete"]
+    scored = sum(len(s.variants) for s in complete)
+    own = sum(1 for s in sources if not s.member.run and s.member.variant != VARIANT)
+    if not sources:
+        raise _nothing_to_blend(store, summaries, without_weights=scored)
+    further = {(s.member.run, s.member.candidate) for s in sources if s.member.run}
+    return Considered(len(complete) + len(further), scored - own)
 
 
 def _nothing_to_blend(
@@ -108,51 +144,25 @@ def _nothing_to_blend(
     )
 
 
-def _true_prob(store: RunStore, member: Candidacy) -> NDArray[np.float32]:
-    """(N,) of a member; RunFolderError where the file holds anything but probabilities."""
-    column = store.true_prob(member.candidate, member.variant)
-    if not bool(((column >= 0) & (column <= 1)).all()):
-        raise RunFolderError.single(
-            f"{store.root}/trials/{member.candidate}/*/true_prob{suffix(member.variant)}.npy",
-            "holds values that are no probabilities; delete the candidate's folder and resume",
-        )
-    return column
+def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:
+    """Indices into the scored rows; None where the images were never compared."""
+    rows = near_duplicate_rows(store.files, store.folds())
+    return None if rows is None else np.flatnonzero(np.isin(store.scored_rows(), rows))
 
 
-def _records(members: Sequence[Candidacy], weights: NDArray[np.float64]) -> list[MemberRecord]:
-    """Members with weight, the heaviest first."""
-    order = np.argsort(-weights, kind="stable")
-    return [
-        MemberRecord(
-            candidate=members[i].candidate, variant=members[i].variant, weight=float(weights[i])
-        )
-        for i in order
-        if weights[i] > 0
-    ]
-
-
-def _blend_oof(
-    store: RunStore, members: Sequence[Candidacy], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(N, C) probabilities of the blend, one member in memory at a time."""
-    total: NDArray[np.float64] = np.zeros((len(store.scored_rows()), len(store.classes())))
-    for member, weight in zip(members, weights, strict=True):
-        if weight > 0:
-            total += weight * normalise(store.oof(member.candidate, member.variant))
-    return total
-
-
-def _half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
-    return np.log(normalise(prob)).astype(np.float16)
-
-
-def _trajectory(members: Sequence[Candidacy], chosen: Blend) -> str:
-    """The text of trajectory.csv: who came in at each round, and the loss after it; the rounds
-    after the best prefix have a loss alone."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["round", "candidate", "variant", "oof_logloss"])
-    for i, loss in enumerate(chosen.path_losses):
-        picked = members[chosen.path[i]] if i < len(chosen.path) else Candidacy("", "")
-        writer.writerow([i + 1, picked.candidate, picked.variant, f"{loss:.9g}"])
-    return buffer.getvalue()
+def _curve(
+    rows: MemberRows,
+    fit: FitWithin,
+    limits: Limits,
+    forced: tuple[int, ...],
+    choice: CalibrationChoice,
+) -> list[CurvePoint]:
+    """Loss against time: what the same method and calibration give at other limits of time."""
+    found: list[CurvePoint] = []
+    for point in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
+        at_most = limits.within(0, point.budget)
+        chosen, _, prob = final_fit(rows, partial(fit, limits=at_most), choice)
+        spent = float(limits.costs[0, chosen.used].sum())
+        loss = log_loss_of_true(true_class_probability(prob, rows.labels))
+        found.append(CurvePoint(ms_per_image=spent, oof_logloss=loss, members=len(chosen.used)))
+    return found

@@ -1,4 +1,4 @@
-"""A look at every image before any training: missing, damaged, duplicate, too few.
+"""A look at every image before any training: missing, damaged, duplicate or nearly so, too few.
 
 Takes a `Manifest`, its folds and the test set, gives problems (nothing can run) and warnings
 (it can, but scores would deceive). Each file is read once.
@@ -6,7 +6,6 @@ Takes a `Manifest`, its folds and the test set, gives problems (nothing can run)
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +15,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from experiment.duplicates import exact_copies, near_copies
 from experiment.errors import Problem, listing
-from experiment.images import ImageError, check_image, read_bytes
+from experiment.looks import Look, look_at_all
 from experiment.manifest import Manifest
 from experiment.names import closest
+from experiment.near_duplicates import NearDuplicate
 from experiment.test_set import ImageSet
 
 FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there
 FEW_IMAGES = 10  # the same where there are no folds yet
 
-_BATCH = 4096  # images queued at once
 _SHOWN = 20
 _FUZZY_LIMIT = 2000  # so many file names are compared in tolerable time
 
@@ -40,14 +40,8 @@ class Audit:
     """Pixels: the longest side of all images."""
     images: int
     """How many files were looked at."""
-
-
-@dataclass(frozen=True)
-class _Look:
-    side: int
-    digest: bytes
-    fault: str | None = None
-    missing: bool = False
+    near_duplicates: tuple[NearDuplicate, ...] = ()
+    """Training images that nearly equal one of another fold or of the test set."""
 
 
 def audit(
@@ -55,39 +49,24 @@ def audit(
 ) -> Audit:
     """Read, hash and decode every image, `workers` at a time."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        train_looks = _look_at_all(manifest, pool)
-        test_looks = [] if test is None else _look_at_all(test, pool)
-    problems = list(_faults("training", "data.train_images", manifest, train_looks))
-    warnings = list(_tiny_classes(manifest, fold))
-    copies = _copies(train_looks)
-    warnings += _duplicates(manifest, fold, copies)
+        looks = look_at_all(manifest, pool)
+        test_looks = [] if test is None else look_at_all(test, pool)
+        near = near_copies(manifest, looks, fold, test, test_looks, pool)
+    problems = list(_faults("training", "data.train_images", manifest, looks))
     if test is not None:
         problems += _faults("test", "data.test_images", test, test_looks)
-        warnings += _leaks(manifest, test, copies, test_looks)
-    looks = train_looks + test_looks
-    largest = max((look.side for look in looks), default=0)
-    return Audit(tuple(problems), tuple(warnings), largest, len(looks))
-
-
-def _look_at_all(images: Manifest | ImageSet, pool: ThreadPoolExecutor) -> list[_Look]:
-    looks: list[_Look] = []
-    for start in range(0, len(images), _BATCH):
-        rows = range(start, min(start + _BATCH, len(images)))
-        looks.extend(pool.map(_look, (images.file(row) for row in rows)))
-    return looks
-
-
-def _look(path: Path) -> _Look:
-    try:
-        data = read_bytes(path)
-        side = check_image(data, path)
-    except ImageError as error:
-        return _Look(0, b"", error.reason, missing=not os.path.exists(path))
-    return _Look(side, hashlib.blake2b(data, digest_size=16).digest())
+    warnings = [
+        *_tiny_classes(manifest, fold),
+        *exact_copies(manifest, looks, fold, test, test_looks),
+        *near.warnings,
+    ]
+    every = looks + test_looks
+    largest = max((look.side for look in every), default=0)
+    return Audit(tuple(problems), tuple(warnings), largest, len(every), near.found)
 
 
 def _faults(
-    kind: str, key: str, images: Manifest | ImageSet, looks: Sequence[_Look]
+    kind: str, key: str, images: Manifest | ImageSet, looks: Sequence[Look]
 ) -> Iterator[Problem]:
     where = f"{kind} images in {images.image_root}"
     missing = [row for row, look in enumerate(looks) if look.missing]
@@ -117,11 +96,6 @@ def _missing(path: Path) -> str:
     return f"missing; {path} does not exist{hint}; correct the path or remove the row"
 
 
-def _named(images: Manifest | ImageSet, row: int) -> str:
-    path = images.image_paths[row]
-    return path if images.lines is None else f"{path} (line {images.lines[row]})"
-
-
 def _similar_name(path: Path) -> str | None:
     """A file beside `path` with another case or extension, else with a similar name."""
     if not path.parent.is_dir():
@@ -133,54 +107,6 @@ def _similar_name(path: Path) -> str | None:
             return name
     near = closest(path.name, names, n=1) if len(names) <= _FUZZY_LIMIT else []
     return near[0] if near else None
-
-
-def _copies(looks: Sequence[_Look]) -> dict[bytes, list[int]]:
-    """Rows by content."""
-    rows: dict[bytes, list[int]] = {}
-    for row, look in enumerate(looks):
-        if look.fault is None:
-            rows.setdefault(look.digest, []).append(row)
-    return rows
-
-
-def _duplicates(
-    manifest: Manifest, fold: NDArray[np.int64] | None, copies: dict[bytes, list[int]]
-) -> Iterator[Problem]:
-    several = [rows for rows in copies.values() if len(rows) > 1]
-    conflicting = [rows for rows in several if len(set(manifest.labels[rows])) > 1]
-    if conflicting:
-        shown = listing(
-            " = ".join(
-                f"{_named(manifest, row)} [{manifest.classes[manifest.labels[row]]}]"
-                for row in rows
-            )
-            for rows in conflicting
-        )
-        message = f"identical files with different labels: {shown}; one label of each is wrong"
-        yield Problem("training images", message)
-    torn = [] if fold is None else [rows for rows in several if len(set(fold[rows])) > 1]
-    if torn:
-        shown = listing(" = ".join(_named(manifest, row) for row in rows) for rows in torn)
-        message = f"identical files in different folds: {shown}; validation scores are too good"
-        advice = "drop the copies or give them one group (data.group_column)"
-        yield Problem("training images", f"{message}: {advice}")
-
-
-def _leaks(
-    manifest: Manifest,
-    test: ImageSet,
-    copies: dict[bytes, list[int]],
-    test_looks: Sequence[_Look],
-) -> Iterator[Problem]:
-    shared = [
-        f"{_named(test, row)} = {_named(manifest, copies[look.digest][0])}"
-        for row, look in enumerate(test_looks)
-        if look.fault is None and look.digest in copies
-    ]
-    if shared:
-        message = f"{len(shared):,} are also training images: {listing(shared)}"
-        yield Problem("test images", f"{message}; their scores say nothing about new images")
 
 
 def _tiny_classes(manifest: Manifest, fold: NDArray[np.int64] | None) -> Iterator[Problem]:

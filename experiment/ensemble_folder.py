@@ -59,7 +59,7 @@ class EnsembleFolder:
             self._files.delete(_COMBINER)
             return
         # safetensors writes the memory as it lies, whatever the strides say.
-        wide = {name: np.ascontiguousarray(a, dtype=np.float64) for name, a in arrays.items()}
+        wide = {name: np.array(a, dtype=np.float64, order="C") for name, a in arrays.items()}
         self._files.write(_COMBINER, save(wide))
 
     def record(self) -> EnsembleRecord | None:

@@ -35,6 +35,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the image upright
 
+SMALL_SIDE = 64
+"""Pixels of the longer side of what `check_image` gives."""
+_SHRINKS_WELL = ("RGB", "L", "RGBA", "CMYK")  # before RGB is made of them, which then costs less
 _DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this multiple of the final size
 
 
@@ -68,18 +71,22 @@ def decode_rgb(data: bytes, path: Path, longer_side: int | None = None) -> Image
         raise ImageError(path, _reason(error)) from error
 
 
-def check_image(data: bytes, path: Path) -> int:
-    """Decode the file in `data` to its end and give its longer side in pixels. Cheaper than
-    `read_rgb`: a JPEG's data are all read, but only an eighth of its resolution is computed."""
+def check_image(data: bytes, path: Path) -> tuple[int, Image.Image]:
+    """Decode the file in `data` to its end; gives its longer side in pixels and the upright RGB
+    image at `SMALL_SIDE` or less. Cheaper than `read_rgb`: a JPEG's data are all read, but not more
+    of its resolution is computed than the small image needs."""
     image = _open(data, path)
     side = max(image.size)
     try:
-        _draft(image, 1)
+        _draft(image, SMALL_SIDE)
         image.load()
-        _to_rgb(image.crop((0, 0, 1, 1)))  # one pixel tells whether the mode can be converted
+        small = image if image.mode in _SHRINKS_WELL else _to_rgb(image)
+        small.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = _to_rgb(small)
+        return side, rgb if turn is None else rgb.transpose(turn)
     except Exception as error:  # as in read_rgb
         raise ImageError(path, _reason(error)) from error
-    return side
 
 
 def read_bytes(path: Path) -> bytes:

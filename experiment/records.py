@@ -43,6 +43,9 @@ class VariantScore(_Record):
     val_logloss: float
     val_acc: float
     best_epoch: int
+    ingredients: tuple[str, ...] = ()
+    """Of a soup: the members whose weights were averaged, `c0003 ema`, the best first. Several
+    candidates are in it, so it judges none of them."""
 
 
 class TrialRecord(_Record):
@@ -70,10 +73,9 @@ class TrialRecord(_Record):
 
     @property
     def best(self) -> str | None:
-        """The variant with the lower log loss; raw on a tie."""
-        if not self.variants:
-            return None
-        return min(self.variants, key=lambda v: (self.variants[v].val_logloss, v != RAW, v))
+        """The variant with the lower log loss, soups left out; raw on a tie."""
+        own = [name for name, score in self.variants.items() if not score.ingredients]
+        return min(own, key=lambda v: (self.variants[v].val_logloss, v != RAW, v), default=None)
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,11 @@ class CandidateSummary:
 
     @property
     def best(self) -> str | None:
-        """The variant with the lower pooled log loss; raw on a tie."""
-        return min(self.variants, key=self.pooled_logloss) if self.variants else None
+        """The variant with the lower pooled log loss, soups left out; raw on a tie."""
+        own = [
+            v for v in self.variants if not any(t.variants[v].ingredients for t in self.finished)
+        ]
+        return min(own, key=self.pooled_logloss, default=None)
 
     @property
     def last_fold_logloss(self) -> float | None:

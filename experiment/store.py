@@ -17,7 +17,8 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from experiment.config import SweepConfig, to_yaml
+from experiment.config import SweepConfig
+from experiment.config_file import to_yaml
 from experiment.ensemble_folder import EnsembleFolder
 from experiment.errors import RunFolderError, listing
 from experiment.files import Files, LocalFiles, open_files

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -27,6 +27,16 @@ _ROW_SUM = 1e-6
 
 
 @dataclass(frozen=True)
+class Unvalidated:
+    """Test predictions without out-of-fold rows."""
+
+    name: str
+    share: float
+    """Of the submission."""
+    warning: str = "made without out-of-fold rows: no score says how good it is"
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What was written, from what, and which checks passed."""
 
@@ -37,8 +47,15 @@ class Receipt:
     created: str
     oof_logloss: float
     crossfit_logloss: float
-    certificate: float
+    certificate: float | None
+    """None: the blend is no weighted mean of probabilities."""
+    pooling: str
+    """How the members are combined."""
+    blend_temperature: float
     members: tuple[dict[str, object], ...]
+    """Weight, temperature, run folder (empty: this one) and whether it was `added` from a file."""
+    unvalidated: tuple[Unvalidated, ...]
+    """Files that were averaged in although no score backs them; the scores are of the rest."""
     folds_hash: str
     tta: str
     """Test-time augmentation: the views that were averaged."""
@@ -74,12 +91,15 @@ def write_submission(
         oof_logloss=ensemble.oof_logloss,
         crossfit_logloss=ensemble.crossfit_logloss,
         certificate=ensemble.certificate,
+        pooling=ensemble.pooling,
+        blend_temperature=ensemble.blend_temperature,
         members=tuple(member.model_dump() for member in ensemble.members),
+        unvalidated=tuple(Unvalidated(u.name, u.weight) for u in ensemble.unvalidated),
         folds_hash=ensemble.folds_hash,
         tta=tta,
         checks=checks,
     )
-    text = json.dumps(receipt.__dict__, indent=1, ensure_ascii=False)
+    text = json.dumps(asdict(receipt), indent=1, ensure_ascii=False)
     files.write(f"{name.removesuffix('.csv')}.receipt.json", text.encode())
     return receipt
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 import shlex
 
-from experiment.config import to_yaml
+from experiment.config_file import to_yaml
 from reporting.context import ReportContext
 from reporting.markup import UNKNOWN, Html, code, folded, heading, join, note, pairs
 

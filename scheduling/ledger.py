@@ -143,6 +143,6 @@ def _is_lost(entry: _Entry) -> bool:
 
 
 def _promise(entry: _Entry) -> tuple[bool, float, str]:
-    scores = [min(s.val_logloss for s in t.variants.values()) for t in entry.ended.values()]
+    scores = [t.variants[t.best].val_logloss for t in entry.ended.values() if t.best]
     mean = sum(scores) / len(scores) if scores else 0.0
     return not scores, mean, entry.record.candidate

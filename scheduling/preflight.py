@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiment.audit import Audit, audit
-from experiment.config import ParsedConfig, SweepConfig
+from experiment.config import SweepConfig
+from experiment.config_file import ParsedConfig
 from experiment.errors import Problem, UserError
 from experiment.folds import make_folds
 from experiment.manifest import Manifest, scan_manifest
+from experiment.near_duplicates import NearDuplicate
 from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node
 from scheduling.config_checks import config_problems, image_sizes
@@ -43,6 +45,7 @@ class Plan:
     test: ImageSet | None
     disk_bytes: int
     warnings: tuple[Problem, ...]
+    near_duplicates: tuple[NearDuplicate, ...]
 
 
 def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int) -> Plan:
@@ -62,7 +65,8 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
     problem = _disk_problem(disk, folder)
     if problem is not None:
         raise UserError([problem])
-    return Plan(config, space, manifest, fold, test, disk, checked.warnings)
+    found_alike = checked.near_duplicates
+    return Plan(config, space, manifest, fold, test, disk, checked.warnings, found_alike)
 
 
 def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:

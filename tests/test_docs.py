@@ -16,7 +16,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiment.config import SweepConfig, parse_config  # noqa: E402  (also run as a script)
+from experiment.config import SweepConfig  # noqa: E402  (also run as a script)
+from experiment.config_file import parse_config  # noqa: E402  (also run as a script)
 from search_spaces.params import KNOBS, Knob  # noqa: E402
 from search_spaces.ranges import shown  # noqa: E402
 from trainables.augment import POLICIES  # noqa: E402

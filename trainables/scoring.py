@@ -61,16 +61,21 @@ def score(
     targets = soft_targets(on_device, data.classes, spec.params.label_smoothing)
     loss = learner.criterion(logits, targets)
     log_prob = log_probs(logits, data.card.activation).cpu().numpy()
-    true_log_prob = log_prob[np.arange(len(rows)), labels]
-    true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
+    oof = oof_of(log_prob, labels)
     finite = bool(np.isfinite(log_prob).all())
-    stored = np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16)
     return Scored(
         float(loss),
         float((log_prob.argmax(1) == labels).mean()),
-        log_loss_of_true(true_prob) if finite else math.nan,
-        Oof(stored, true_prob),
+        log_loss_of_true(oof.true_prob) if finite else math.nan,
+        oof,
     )
+
+
+def oof_of(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> Oof:
+    """What the run folder keeps of log-probabilities (n, C) for labels (n,)."""
+    true_log_prob = log_prob[np.arange(len(labels)), labels]
+    true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
+    return Oof(np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16), true_prob)
 
 
 def _gathered(logits: Tensor, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:

@@ -17,7 +17,8 @@ import torch
 from sides.fold_spec import FOLD, fold_spec
 from sides.plain_loop import Settings, train
 
-from experiment.config import AugmentConfig, parse_config
+from experiment.config import AugmentConfig
+from experiment.config_file import parse_config
 from experiment.store import RunStore
 from search_spaces.ranges import Value
 from trainables.augment import POLICIES, resize

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from experiment.config import load_config
+from experiment.config_file import load_config
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
 from experiment.store import RunStore

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiment.config import ParsedConfig, RangeConfig, load_config, parse_config, to_yaml
+from experiment.config import RangeConfig
+from experiment.config_file import ParsedConfig, load_config, parse_config, to_yaml
 from experiment.errors import ConfigError
 
 MINIMAL = "data: {train: train.csv}\nsearch: {backbones: [timm/resnet18]}\n"

@@ -53,6 +53,35 @@ def test_contract_of_every_kind_of_folder(files: Files) -> None:
         files.read("a/d.txt")
 
 
+def test_sizes(files: Files) -> None:
+    files.write("a/빈 파일", b"")
+    files.write("a/c.bin", bytes(1234))
+    assert (files.size("a/빈 파일"), files.size("a/c.bin")) == (0, 1234)
+    with pytest.raises(FileNotFoundError):
+        files.size("a/never there")
+
+
+def test_stamps_follow_the_files(files: Files) -> None:
+    assert files.stamps("a") == {}
+    for name in ("a/x", "a/b/c/빈 파일", "a/b/y", "other/z"):
+        files.write(name, b"one")
+    before = files.stamps("a")
+    assert before.keys() == {"a/x", "a/b/c/빈 파일", "a/b/y"}
+    assert files.stamps("a") == before
+    files.write("a/b/y", b"other")
+    files.delete("a/x")
+    after = files.stamps("a")
+    assert after.keys() == {"a/b/c/빈 파일", "a/b/y"}
+    assert after["a/b/c/빈 파일"] == before["a/b/c/빈 파일"] and after["a/b/y"] != before["a/b/y"]
+
+
+def test_files_being_written_have_no_stamps(tmp_path: Path) -> None:
+    LocalFiles(tmp_path).write("a/x", OLD)
+    (tmp_path / "a" / ".part-0123-y").write_bytes(b"half")
+    (tmp_path / "a" / "broken").symlink_to(tmp_path / "nowhere")
+    assert LocalFiles(tmp_path).stamps("a").keys() == {"a/x"}
+
+
 def test_file_urls_are_local(tmp_path: Path) -> None:
     assert isinstance(open_files(tmp_path.as_uri()), LocalFiles)
 

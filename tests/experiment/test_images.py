@@ -126,6 +126,42 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     np.testing.assert_array_equal(np.asarray(read_rgb(tmp_path / "x.png")), upright)
 
 
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_the_small_image_of_a_check_is_upright(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    upright = photo(1200, 800)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](np.asarray(upright)))
+    path = tmp_path / f"x{suffix}"
+    Image.fromarray(stored).save(path, exif=exif)
+    side, small = check_image(path.read_bytes(), path)
+    assert (side, small.mode, small.size) == (1200, "RGB", (64, 43))
+    reference = upright.resize(small.size, Image.Resampling.BOX)
+    difference = np.abs(np.asarray(small, dtype=float) - np.asarray(reference, dtype=float))
+    assert difference.max() < 4
+
+
+WHITE_IN: dict[str, int | tuple[int, ...]] = {
+    **{"1": 1, "L": 255, "P": 255, "I;16": 65535, "LA": (255, 255)},
+    **{"RGBA": (255, 255, 255, 255), "CMYK": (0, 0, 0, 0)},
+}
+
+
+@pytest.mark.parametrize("mode", WHITE_IN)
+def test_the_small_image_is_rgb_whatever_the_mode(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    image = Image.new(mode, (200, 100), WHITE_IN[mode])
+    if mode == "P":
+        image.putpalette([255] * 768)
+    image.save(path)
+    side, small = check_image(path.read_bytes(), path)
+    assert (side, small.mode, small.size) == (200, "RGB", (64, 32))
+    np.testing.assert_array_equal(np.asarray(small), 255)
+
+
 def test_damaged_exif_does_not_spoil_the_image(tmp_path: Path) -> None:
     photo(16, 8).save(tmp_path / "x.jpg", exif=b"Exif\0\0not a TIFF header")
     assert read_rgb(tmp_path / "x.jpg").size == (16, 8)
@@ -193,7 +229,7 @@ def test_truncation_is_found_also_in_draft_mode(
     with pytest.raises(ImageError):
         check_image(path.read_bytes(), path)
     assert str(path) in str(full.value)
-    assert check_image(whole, path) == 64
+    assert check_image(whole, path)[0] == 64
 
 
 @pytest.mark.parametrize(

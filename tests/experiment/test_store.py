@@ -182,6 +182,48 @@ def test_what_was_put_in_comes_out(complete: RunStore) -> None:
     assert again.blend.oof().tolist() == np.ones((70, 3)).tolist()
 
 
+def test_what_the_combiner_knows_comes_back_bit_for_bit(complete: RunStore) -> None:
+    record, oof = ensemble_record(complete), np.zeros((70, 3), np.float16)
+    assert complete.blend.combiner_arrays() == {}
+    wide = np.random.default_rng(0).normal(size=(3, 4))
+    arrays = {"coefficients": wide.T, "bias": np.array(-0.25), "none": np.empty((0, 2))}
+    complete.blend.save(record, "round\n", oof, arrays)
+    found = RunStore.open(complete.root).blend.combiner_arrays()
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (np.float64, array.shape)
+        np.testing.assert_array_equal(found[name], array)
+    complete.blend.update(record)
+    assert complete.blend.combiner_arrays().keys() == arrays.keys()
+    complete.blend.save(record, "round\n", oof)  # one that knows nothing more
+    assert complete.blend.combiner_arrays() == {}
+    assert complete.files.names("ensemble") == ["ensemble.json", "oof.npy", "trajectory.csv"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64])
+def test_damaged_combiner_arrays_are_named(complete: RunStore, content: bytes) -> None:
+    complete.files.write("ensemble/combiner.safetensors", content)
+    with pytest.raises(
+        RunFolderError, match=r"combiner\.safetensors: cannot be read.*blends again"
+    ):
+        complete.blend.combiner_arrays()
+
+
+def test_bytes_of_the_weights_are_those_of_all_folds(complete: RunStore) -> None:
+    assert complete.weight_bytes("c0000", "raw") == 3 * len(b"raw weights")
+    assert complete.weight_bytes("c0000", "ema") == 3 * len(b"ema weights")
+
+
+def test_targets_of_no_class_are_named(complete: RunStore) -> None:
+    complete.files.write("classes.json", json.dumps(["가", "b"]).encode())
+    with pytest.raises(RunFolderError) as error:
+        complete.labels()
+    assert str(error.value) == (
+        f"{complete.root}/folds.csv: 23 rows are of no class of classes.json, for example line 4 "
+        "has the target 'c'; allowed: 가, b"
+    )
+
+
 def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     name = b"caf\xe9.png".decode(errors="surrogateescape")
     store = RunStore(tmp_path / "run")
@@ -194,6 +236,9 @@ def test_pooled_arrays_are_in_the_order_of_the_rows(
     complete: RunStore, prob: NDArray[np.float32]
 ) -> None:
     np.testing.assert_allclose(complete.oof("c0000", "raw"), prob, rtol=0.003)
+    stored = np.log(prob).astype(np.float16)
+    np.testing.assert_array_equal(complete.oof_log_prob("c0000", "raw"), stored)
+    assert complete.oof_log_prob("c0000", "raw").dtype == np.float32
     true = prob[np.arange(70), complete.labels()]
     np.testing.assert_array_equal(complete.true_prob("c0000", "raw"), true)
     sharp = sharpened(prob)[np.arange(70), complete.labels()]
@@ -261,6 +306,47 @@ def test_incomplete_or_damaged_rows_never_reach_a_blend(
     damage(tmp_path / "run" / "trials" / "c0000" / "fold1")
     with pytest.raises(RunFolderError, match="trials/c0000"):
         complete.true_prob("c0000", "raw")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda rows: rows[1:], "line {first} of folds.csv ({path}) is missing (19 rows for 20"),
+        (
+            lambda rows: np.append(rows, rows[0]),
+            "line {first} of folds.csv ({path}) is there twice",
+        ),
+        (lambda rows: np.append(rows, 999), "row 999 (from 0) is of another fold, or none (21"),
+        (lambda rows: rows.reshape(4, 5), "an odd shape (20 rows for 20 of fold 1)"),
+        (lambda rows: np.array(7), " is missing (1 rows for 20 of fold 1)"),
+    ],
+)
+def test_the_row_that_is_not_there_once_is_named(
+    complete: RunStore, tmp_path: Path, damage: object, says: str
+) -> None:
+    assert callable(damage)
+    folder = tmp_path / "run" / "trials" / "c0000" / "fold1"
+    rows = np.load(folder / "rows.npy")
+    np.save(folder / "rows.npy", damage(rows))
+    with pytest.raises(RunFolderError) as error:
+        complete.oof("c0000", "raw")
+    (problem,) = error.value.problems
+    expected = says.format(first=rows[0] + 2, path=f"{rows[0]}.png")
+    assert problem.where == f"{complete.root}/trials/c0000/fold1/rows.npy"
+    assert expected in problem.message and "each scored row once" in problem.message
+
+
+def test_every_fold_that_lacks_rows_is_listed(complete: RunStore, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "trials" / "c0000"
+    damage_row_twice(folder / "fold0")
+    damage_shorter(folder / "fold2")
+    with pytest.raises(RunFolderError) as error:
+        complete.true_prob("c0000", "raw")
+    assert [p.where.rpartition("c0000/")[2] for p in error.value.problems] == [
+        "fold0/rows.npy",
+        "fold2/true_prob.npy",
+    ]
+    assert "its shape is (3,) for 10 rows" in error.value.problems[1].message
 
 
 def test_swapped_lengths_are_noticed(complete: RunStore, tmp_path: Path) -> None:
@@ -518,6 +604,11 @@ def test_a_whole_run_in_an_object_store(
     assert again.weights("c0000", 2, "raw") == b"raw weights"
     assert [s.status for s in again.summaries()] == ["complete"]
     assert again.true_prob("c0000", "ema").shape == (70,)
+    assert again.weight_bytes("c0000", "raw") == 3 * len(b"raw weights")
+    again.blend.save(ensemble_record(again), "", np.zeros((70, 3), np.float16), {"a": np.ones(2)})
+    assert again.blend.combiner_arrays()["a"].tolist() == [1, 1]
+    again.blend.save(ensemble_record(again), "", np.zeros((70, 3), np.float16))
+    assert again.blend.combiner_arrays() == {}
     again.write_tables(again.summaries())
     again.save_resume_state("c0000", 2, memoryview(b"state"))
     again.clear_trial("c0000", 2)

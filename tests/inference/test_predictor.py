@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
+from ensemble.add_spec import AddSpec
+from ensemble.added import add_sources
 from experiment.errors import RunFolderError
-from experiment.records import CandidateRecord, EnsembleRecord, MemberRecord, TrialRecord
+from experiment.records import (
+    CandidateRecord,
+    EnsembleRecord,
+    MemberRecord,
+    TrialRecord,
+    UnvalidatedRecord,
+)
 from experiment.store import RunStore
+from experiment.test_set import ImageSet
+from inference.fold_model import RunModels
 from inference.predictor import Predictor
 from trainables.card import ModelCard
 from trainables.classifier import build_classifier
@@ -73,12 +84,11 @@ def images(tmp_path: Path) -> list[Path]:
     return files
 
 
-def by_hand(store: RunStore, files: list[Path]) -> NDArray[np.float64]:
-    """Softmax of each fold's model, the mean over folds, the weighted mean over members."""
-    blended = np.zeros((len(files), 3))
-    for name, variant, weight in MEMBERS:
+def of_models(store: RunStore, files: list[Path]) -> NDArray[np.float64]:
+    """(K, M, n, C): softmax of each fold's model."""
+    found = np.empty((K, len(MEMBERS), len(files), 3))
+    for number, (name, variant, _) in enumerate(MEMBERS):
         backbone, size = BACKBONES[name]
-        per_fold = []
         for fold in range(K):
             path = Path(store.root) / f"trials/{name}/fold{fold}/best{SUFFIX[variant]}.safetensors"
             state = {k: torch.from_numpy(v.copy()) for k, v in load_file(path).items()}
@@ -94,9 +104,34 @@ def by_hand(store: RunStore, files: list[Path]) -> NDArray[np.float64]:
             tensor = torch.from_numpy(((batch - mean) / std).transpose(0, 3, 1, 2)).float()
             with torch.no_grad():
                 logits = (body.eval()(tensor) @ weights.T + bias).double().numpy()
-            per_fold.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
-        blended += weight * np.mean(per_fold, axis=0)
-    return blended
+            found[fold, number] = rows_to_one(np.exp(logits))
+    return found
+
+
+def rows_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values / values.sum(axis=-1, keepdims=True)
+
+
+def by_hand(
+    store: RunStore, files: list[Path], temperatures: tuple[float, ...] = (1, 1), final: float = 1
+) -> NDArray[np.float64]:
+    """Per fold the weighted mean over the members, then the mean over the folds."""
+    prob = of_models(store, files)  # (K, M, n, C)
+    cooled = rows_to_one(prob ** (1 / np.array(temperatures)[:, None, None]))
+    mixed = np.tensordot([weight for _, _, weight in MEMBERS], cooled, axes=(0, 1))  # (K, n, C)
+    return rows_to_one(mixed ** (1 / final)).mean(axis=0)
+
+
+def change(store: RunStore, *members: MemberRecord, **fields: Any) -> None:
+    """Of the blend's record."""
+    record = store.blend.record()
+    assert record is not None
+    store.blend.update(record.model_copy(update={"members": members or record.members, **fields}))
+
+
+def member(number: int, **fields: Any) -> MemberRecord:
+    candidate, variant, weight = MEMBERS[number]
+    return MemberRecord(**{"candidate": candidate, "variant": variant, "weight": weight} | fields)
 
 
 def test_mean_over_folds_then_blend(blend: RunStore, images: list[Path]) -> None:
@@ -108,6 +143,145 @@ def test_mean_over_folds_then_blend(blend: RunStore, images: list[Path]) -> None
     assert np.ptp(prob, axis=0).max() > 1e-4  # the images do differ
     assert done == [1, 2, 3, 4] and predictor.models == 4
     assert predictor.classes == ("blue", "green", "red")
+
+
+def test_temperatures_of_members_and_of_the_blend(blend: RunStore, images: list[Path]) -> None:
+    temperatures = (0.4, 2.5)
+    members = [member(i, temperature=t) for i, t in enumerate(temperatures)]
+    change(blend, *members, blend_temperature=0.6)
+    prob = Predictor(blend).probabilities(images)
+    np.testing.assert_allclose(prob, by_hand(blend, images, temperatures, 0.6), atol=2e-6)
+    assert np.abs(prob - by_hand(blend, images)).max() > 0.02
+    other_order = rows_to_one(by_hand(blend, images, temperatures) ** (1 / 0.6))
+    assert np.abs(prob - other_order).max() > 1e-4
+
+
+def test_other_poolings(blend: RunStore, images: list[Path]) -> None:
+    prob = of_models(blend, images)
+    change(blend, member(0, weight=0.9), member(1, weight=0.5), pooling="geometric")
+    log_linear = rows_to_one(np.exp(0.9 * np.log(prob[:, 0]) + 0.5 * np.log(prob[:, 1])))
+    found = Predictor(blend).probabilities(images)
+    np.testing.assert_allclose(found, log_linear.mean(axis=0), atol=2e-6)
+    blend.blend.save_combiner({"constant": np.array([0.1])})
+    change(blend, member(0), member(1), pooling="votes")
+    votes = np.eye(3)[prob.argmax(axis=-1)]  # (K, M, n, C)
+    shares = 0.9 * (0.7 * votes[:, 0] + 0.3 * votes[:, 1]) + 0.1 / 3
+    found = Predictor(blend).probabilities(images)
+    np.testing.assert_allclose(found, shares.mean(axis=0), atol=2e-6)
+
+
+def test_a_pooling_of_another_version(blend: RunStore) -> None:
+    change(blend, pooling="harmonic")
+    with pytest.raises(RunFolderError, match=r"by 'harmonic', known are arithmetic, .*blend again"):
+        Predictor(blend)
+
+
+def test_a_member_without_weight_runs_no_model(blend: RunStore, images: list[Path]) -> None:
+    gone = MemberRecord(candidate="c0009", variant="raw", weight=0.0)
+    change(blend, member(0), gone, member(1))
+    predictor = Predictor(blend)
+    np.testing.assert_allclose(predictor.probabilities(images), by_hand(blend, images), atol=2e-6)
+    assert predictor.models == 4
+
+
+def test_members_of_another_run(
+    blend: RunStore, images: list[Path], make_tiny_run: Callable[..., Any]
+) -> None:
+    other: RunStore = make_tiny_run("other", k=K).store
+    expected = by_hand(blend, images)
+    moved = Path(other.root) / "trials"
+    moved.mkdir()
+    (Path(blend.root) / "trials/c0001").rename(moved / "c0001")
+    change(blend, member(0), member(1, run=other.root))
+    prob = Predictor(blend).probabilities(images)
+    np.testing.assert_allclose(prob, expected, atol=2e-6)
+
+
+def test_another_run_with_other_folds_or_none(
+    blend: RunStore, make_tiny_run: Callable[..., Any]
+) -> None:
+    other: RunStore = make_tiny_run("other", k=K + 1).store
+    change(blend, member(0), member(1, run=other.root))
+    with pytest.raises(RunFolderError, match=r"other: has other folds than the blend of .*again"):
+        Predictor(blend)
+    change(blend, member(0), member(1, run=f"{other.root}-gone"))
+    with pytest.raises(RunFolderError, match="other-gone: is no run folder"):
+        Predictor(blend)
+
+
+@pytest.fixture
+def photos(images: list[Path]) -> ImageSet:
+    return ImageSet(
+        image_root=images[0].parent, image_paths=tuple(file.name for file in images),
+        ids=tuple(file.name for file in images), id_column="ID",
+        class_columns=("blue", "green", "red"), header=("ID", "blue", "green", "red"),
+    )  # fmt: skip
+
+
+def elsewhere(store: RunStore, test: ImageSet, folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Two files of predictions made elsewhere: `resnet` with OOF rows, `lonely` without."""
+    rng = np.random.default_rng(8)
+    found = {name: rng.dirichlet(np.ones(3), size=len(test)) for name in ("resnet", "lonely")}
+    for name, prob in found.items():
+        np.save(folder / f"{name}.npy", prob)
+    np.save(folder / "oof.npy", rng.dirichlet(np.ones(3), size=len(store.scored_rows())))
+    specs = (
+        AddSpec("resnet", folder / "oof.npy", folder / "resnet.npy"),
+        AddSpec("lonely", None, folder / "lonely.npy"),
+    )
+    add_sources(store, specs, test)
+    return found
+
+
+def test_predictions_made_elsewhere_take_part_in_a_submission(
+    blend: RunStore, images: list[Path], photos: ImageSet, tmp_path: Path
+) -> None:
+    files = elsewhere(blend, photos, tmp_path)
+    foreign = MemberRecord(
+        candidate="resnet", variant="added", weight=0.2, temperature=1.7, added=True
+    )
+    members = [member(0, weight=0.5), foreign, member(1, weight=0.3)]
+    change(
+        blend, *members, blend_temperature=0.8,
+        unvalidated=(UnvalidatedRecord(name="lonely", weight=0.25),),
+    )  # fmt: skip
+    prob = of_models(blend, images)
+    cooled = rows_to_one(files["resnet"] ** (1 / 1.7))
+    mixed = 0.5 * prob[:, 0] + 0.2 * cooled + 0.3 * prob[:, 1]
+    expected = rows_to_one(mixed ** (1 / 0.8)).mean(axis=0)
+    done: list[int] = []
+    predictor = Predictor(blend)
+    found = predictor.test_probabilities(photos, done.append)
+    np.testing.assert_allclose(found, 0.25 * files["lonely"] + 0.75 * expected, atol=2e-6)
+    assert done == [1, 2, 3, 4] and predictor.models == 4
+    with pytest.raises(RunFolderError, match=r"elsewhere \(resnet\).*without them.*without --add"):
+        predictor.probabilities(images)
+
+
+def test_what_no_score_backs_is_never_in_a_prediction(
+    blend: RunStore, images: list[Path], photos: ImageSet, tmp_path: Path
+) -> None:
+    files = elsewhere(blend, photos, tmp_path)
+    change(blend, unvalidated=(UnvalidatedRecord(name="lonely", weight=0.25),))
+    predictor, alone = Predictor(blend), by_hand(blend, images)
+    np.testing.assert_allclose(predictor.probabilities(images), alone, atol=2e-6)
+    both = predictor.test_probabilities(photos)
+    np.testing.assert_allclose(both, 0.25 * files["lonely"] + 0.75 * alone, atol=2e-6)
+
+
+def test_another_photos_is_told_before_a_model_runs(
+    blend: RunStore, photos: ImageSet, tmp_path: Path
+) -> None:
+    elsewhere(blend, photos, tmp_path)
+    change(
+        blend,
+        member(0),
+        MemberRecord(candidate="resnet", variant="added", weight=0.3, added=True),
+    )
+    done: list[int] = []
+    with pytest.raises(RunFolderError, match="resnet are of other images"):
+        Predictor(blend).test_probabilities(replace(photos, ids=("a", "b", "c")), done.append)
+    assert done == []
 
 
 def test_a_row_does_not_depend_on_its_neighbours(blend: RunStore, images: list[Path]) -> None:
@@ -149,7 +323,8 @@ def test_the_precision_follows_the_members_own_trial(
     trial = blend.trial("c0001", 1)
     assert trial is not None
     blend.save_trial(trial.model_copy(update={"params": {"sam_rho": sam_rho}}))
-    predictor = Predictor(blend)
-    predictor._precision = "fp16"
-    found = predictor._autocast(predictor.ensemble.members[1], 1)
+    config = blend.config()
+    training = config.training.model_copy(update={"precision": "fp16"})
+    blend.save_config(config.model_copy(update={"training": training}))
+    found = RunModels(blend, torch.device("cpu")).autocast("c0001", 1)
     assert found._enabled is half

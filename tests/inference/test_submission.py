@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from experiment.errors import RunFailure
 from experiment.files import LocalFiles
-from experiment.records import EnsembleRecord, MemberRecord
+from experiment.records import EnsembleRecord, MemberRecord, UnvalidatedRecord
 from experiment.test_set import ImageSet
 from inference.submission import check_submission, submission_csv, write_submission
 
@@ -133,6 +133,31 @@ def test_the_receipt_is_of_the_file(tmp_path: Path) -> None:
     assert stored["folds_hash"] == "abc" and stored["oof_logloss"] == 0.5
     assert stored["members"][0]["candidate"] == "c0001"
     assert list(stored["checks"]) == list(check_submission(data.decode(), image_set()))
+
+
+def test_the_receipt_says_what_backs_the_scores(tmp_path: Path) -> None:
+    members = (
+        MemberRecord(candidate="c0001", variant="ema", weight=0.6, temperature=1.3, run="/runs/b"),
+        MemberRecord(candidate="resnet", variant="added", weight=0.4, added=True),
+    )
+    ensemble = record().model_copy(
+        update={
+            "members": members, "pooling": "geometric", "blend_temperature": 0.9,
+            "certificate": None, "unvalidated": (UnvalidatedRecord(name="눈", weight=0.25),),
+        }
+    )  # fmt: skip
+    write_submission(LocalFiles(tmp_path), "s.csv", image_set(), CLASSES, probabilities(), ensemble)
+    stored = json.loads((tmp_path / "s.receipt.json").read_text(encoding="utf-8"))
+    assert (stored["pooling"], stored["blend_temperature"]) == ("geometric", 0.9)
+    assert stored["certificate"] is None
+    keys = ("candidate", "weight", "temperature", "run", "added")
+    assert [[m[key] for key in keys] for m in stored["members"]] == [
+        ["c0001", 0.6, 1.3, "/runs/b", False],
+        ["resnet", 0.4, 1.0, "", True],
+    ]
+    [file] = stored["unvalidated"]
+    assert (file["name"], file["share"]) == ("눈", 0.25)
+    assert "no score" in file["warning"]
 
 
 def test_an_invalid_submission_leaves_no_file(tmp_path: Path) -> None:

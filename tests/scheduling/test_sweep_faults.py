@@ -24,7 +24,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import scheduling.tuner as tuner
-from experiment.config import ResourcesConfig, load_config
+from experiment.config import ResourcesConfig
+from experiment.config_file import load_config
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
 from experiment.store import RunStore

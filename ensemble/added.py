@@ -1,0 +1,214 @@
+"""Predictions made elsewhere as members of the blend: `ensemble DIR --add NAME=oof.csv:test.csv`.
+
+Takes the option's values and a run, keeps what the files hold in `ensemble/added/NAME/`, and gives
+the members' OOF sources now and their test predictions when the blend predicts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ensemble.add_spec import AddSpec
+from ensemble.oof_source import OofSource
+from ensemble.pool import Member
+from experiment.errors import DataError, Problem, RunFolderError
+from experiment.metrics import normalise
+from experiment.oof import npy, read_array
+from experiment.predictions_file import ExpectedRows, read_predictions
+from experiment.store import RunStore
+from experiment.tables import clean
+from experiment.test_set import ImageSet
+
+VARIANT = "added"
+"""Of every added member: no trial's variant has this name."""
+
+_FOLDER = "ensemble/added"
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """What all `--add` together brought in."""
+
+    sources: tuple[OofSource, ...]
+    """Those with OOF predictions, in the order given."""
+    tests: Mapping[str, NDArray[np.float32] | None]
+    """Name -> (n_test, C) probabilities in the order of the test set; None: OOF alone."""
+    unvalidated: tuple[str, ...]
+    """Those with test predictions alone."""
+
+
+NOTHING_ADDED = Added((), {}, ())
+
+
+class AddedRecord(BaseModel):
+    """`added.json`: where a member's arrays come from. Written last, so that a folder with it is
+    whole."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    unvalidated: bool
+    folds_hash: str
+    oof_file: str | None = None
+    oof_sha256: str | None = None
+    test_file: str | None = None
+    test_sha256: str | None = None
+    test_ids_hash: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The files of one spec: probabilities (n, C) float64."""
+
+    spec: AddSpec
+    oof: NDArray[np.float64] | None
+    test: NDArray[np.float64] | None
+
+
+def add_sources(store: RunStore, specs: Sequence[AddSpec], test: ImageSet | None) -> Added:
+    """Read and check all files, then write `ensemble/added/NAME/` of each.
+
+    `test` is the run's test set, None where it has none. Raises DataError with every problem of
+    every file before anything is written.
+    """
+    problems: list[Problem] = []
+    read = [_read(store, spec, test, problems) for spec in specs]
+    if problems:
+        raise DataError(problems)
+    for one in read:
+        _write(store, one, test)
+    return Added(
+        sources=tuple(_source(store, one.spec) for one in read if one.oof is not None),
+        tests={r.spec.name: None if r.test is None else r.test.astype(np.float32) for r in read},
+        unvalidated=tuple(one.spec.name for one in read if one.oof is None),
+    )
+
+
+def added_test(store: RunStore, name: str, test_ids: Sequence[str]) -> NDArray[np.float32]:
+    """(n, C) probabilities of an added member for these test images, in their order.
+
+    Raises RunFolderError where it has none, or has those of other images.
+    """
+    record = added_record(store, name)
+    again = f"ensemble --add {name}=oof.csv:test.csv"
+    if record.test_file is None:
+        raise RunFolderError.single(
+            store.root, f"{name} was added without test predictions: {again}"
+        )
+    if record.test_ids_hash != _ids_hash(test_ids):
+        message = (
+            f"the test predictions of {name} are of other images, or of another order, than the "
+            f"test set now ({len(test_ids)} images): {again}"
+        )
+        raise RunFolderError.single(store.root, message)
+    return read_array(store.files, f"{_FOLDER}/{name}/test.npy")
+
+
+def added_record(store: RunStore, name: str) -> AddedRecord:
+    """Where an added member comes from; RunFolderError where it is not in the run folder."""
+    file = f"{_FOLDER}/{name}/added.json"
+    try:
+        return AddedRecord.model_validate_json(store.files.read(file))
+    except (OSError, ValidationError) as error:
+        message = f"cannot be read: {error}; add the member again: ensemble --add {name}=..."
+        raise RunFolderError.single(f"{store.root}/{file}", message) from error
+
+
+def keep_only(store: RunStore, names: Collection[str]) -> None:
+    """Remove the added members that a new blend has not: call it once that blend is written."""
+    for name in store.files.names(_FOLDER):
+        if name not in names:
+            store.files.delete(f"{_FOLDER}/{name}")
+
+
+def _read(store: RunStore, spec: AddSpec, test: ImageSet | None, problems: list[Problem]) -> _Read:
+    oof = tested = None
+    if spec.oof is not None:
+        oof = read_predictions(spec.oof, _scored(store), problems)
+    if spec.test is not None and test is None:
+        message = f"{spec.test} holds test predictions, but the run has no test set (data.test)"
+        problems.append(Problem(f"--add {spec.name}", f"{message}; leave that file out"))
+    if spec.test is not None and test is not None:
+        tested = read_predictions(spec.test, _tested(store, test), problems)
+    return _Read(spec, oof, tested)
+
+
+def _scored(store: RunStore) -> ExpectedRows:
+    paths = store.folds().image_paths
+    return ExpectedRows(
+        kind="scored row",
+        ids=tuple(paths[row] for row in store.scored_rows()),
+        id_columns=(store.config().data.image_column, "image_path", "id"),
+        order="the rows of folds.csv whose fold is not negative",
+        classes=store.classes(),
+    )
+
+
+def _tested(store: RunStore, test: ImageSet) -> ExpectedRows:
+    data = store.config().data
+    return ExpectedRows(
+        kind="test image",
+        ids=test.ids,
+        id_columns=(test.id_column, "id", data.test_image_column or data.image_column),
+        order="the submission's ids",
+        classes=store.classes(),
+    )
+
+
+def _write(store: RunStore, read: _Read, test: ImageSet | None) -> None:
+    """The old folder goes first: its record must not speak for new arrays."""
+    folder = f"{_FOLDER}/{read.spec.name}"
+    store.files.delete(folder)
+    if read.oof is not None:
+        prob = normalise(read.oof)
+        true_prob = prob[np.arange(len(prob)), store.labels()[store.scored_rows()]]
+        # float32, where a trial's are float16: these are few, and nobody has the softmax of them
+        store.files.write(f"{folder}/oof.npy", npy(np.log(prob).astype(np.float32)))
+        store.files.write(f"{folder}/true_prob.npy", npy(true_prob.astype(np.float32)))
+    if read.test is not None:
+        store.files.write(f"{folder}/test.npy", npy(read.test.astype(np.float32)))
+    record = _record(store, read.spec, test)
+    store.files.write(f"{folder}/added.json", record.model_dump_json(indent=1).encode())
+
+
+def _record(store: RunStore, spec: AddSpec, test: ImageSet | None) -> AddedRecord:
+    return AddedRecord(
+        name=spec.name,
+        unvalidated=spec.oof is None,
+        folds_hash=store.folds().hash,
+        oof_file=None if spec.oof is None else str(spec.oof),
+        oof_sha256=None if spec.oof is None else _sha256(spec.oof),
+        test_file=None if spec.test is None else str(spec.test),
+        test_sha256=None if spec.test is None else _sha256(spec.test),
+        test_ids_hash=None if spec.test is None or test is None else _ids_hash(test.ids),
+    )
+
+
+def _source(store: RunStore, spec: AddSpec) -> OofSource:
+    folder = f"{_FOLDER}/{spec.name}"
+    record = added_record(store, spec.name)
+    return OofSource(
+        member=Member(spec.name, VARIANT),
+        where=f"{store.root}/{folder}/oof.npy",
+        fingerprint=f"{record.oof_sha256} {record.folds_hash}",
+        log_prob=partial(read_array, store.files, f"{folder}/oof.npy"),
+        true_prob=partial(read_array, store.files, f"{folder}/true_prob.npy"),
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _ids_hash(ids: Sequence[str]) -> str:
+    """Of the test ids in their order, as compared."""
+    return hashlib.sha256(json.dumps([clean(name) for name in ids]).encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""Any method within limits: the members that fit are chosen first, then the method combines them.
+
+Takes a `Pool`, `Settings` and `Limits`; gives a `Fit` over all members of the pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.blend import Blend
+from ensemble.certificate import certified
+from ensemble.combine import Arrays, Combiner
+from ensemble.fit import Fit, Settings
+from ensemble.limits import Limits, choose_support
+from ensemble.methods import fit_method
+from ensemble.pool import Pool
+
+
+@dataclass(frozen=True, eq=False)
+class AmongMore:
+    """A combiner of few members, seen from a pool of more."""
+
+    inner: Combiner
+    support: NDArray[np.intp]
+    """(m,) ascending: which members of the pool the inner ones are."""
+    n_members: int
+
+    @property
+    def pooling(self) -> str:
+        return self.inner.pooling
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        return _spread(self.inner.weights, self.support, self.n_members)
+
+    def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        return self.inner.term(int(np.searchsorted(self.support, member)), log_prob)
+
+    def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.inner.finish(total)
+
+    def arrays(self) -> Arrays:
+        return self.inner.arrays()
+
+    def take(self, members: NDArray[np.intp]) -> Combiner:
+        return self.inner.take(np.searchsorted(self.support, members))
+
+
+def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> Fit:
+    """The method of that name on the members that `choose_support` picks. Its certificate compares
+    with the best blend of all members of the pool: the limits' price is in it."""
+    if not limits.bounded:
+        return fit_method(method, pool, settings)
+    support = choose_support(pool.true_prob, limits, settings.forced)
+    forced = tuple(int(i) for i in np.searchsorted(support, np.array(settings.forced, dtype=int)))
+    fit = fit_method(method, pool.take(support), replace(settings, forced=forced))
+    combiner = AmongMore(fit.combiner, support, len(pool.members))
+    return Fit(combiner, None if fit.blend is None else _among_all(fit.blend, support, pool))
+
+
+def _among_all(blend: Blend, support: NDArray[np.intp], pool: Pool) -> Blend:
+    weights = _spread(blend.weights, support, len(pool.members))
+    path = [int(support[i]) for i in blend.path]
+    return certified(pool.true_prob, weights, path, blend.path_losses)
+
+
+def _spread(
+    weights: NDArray[np.float64], support: NDArray[np.intp], n_members: int
+) -> NDArray[np.float64]:
+    spread = np.zeros(n_members)
+    spread[support] = weights
+    return spread

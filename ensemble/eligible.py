@@ -1,0 +1,120 @@
+"""Which members the config lets into a blend: names that are excluded, forced in, or too dear.
+
+Takes members and the config's wishes, gives indices and `Limits`; every wish that cannot be met is
+told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.limits import Limits
+from ensemble.pool import Member
+from experiment.config import EnsembleConfig
+from experiment.errors import ConfigError, Problem, listing
+
+_TIME, _BYTES = "ensemble.max_ms_per_image", "ensemble.max_bytes"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a prediction with each member costs, all its fold models together."""
+
+    ms_per_image: Mapping[Member, float]
+    """Members that could not be measured are missing."""
+    weight_bytes: Mapping[Member, int]
+    device: str = ""
+    """What the time was measured on."""
+
+
+def without_excluded(members: Sequence[Member], exclude: Sequence[str]) -> list[int]:
+    """Indices of the members that no name excludes; ConfigError for names of nothing, and where
+    nothing is left."""
+    require_names(members, exclude, "exclude")
+    kept = [i for i, m in enumerate(members) if not any(_is_named(m, name) for name in exclude)]
+    if members and not kept:
+        raise ConfigError.single("ensemble.exclude", f"excludes all {len(members)} members")
+    return kept
+
+
+def forced_members(
+    members: Sequence[Member], losses: NDArray[np.float64], include: Sequence[str]
+) -> tuple[int, ...]:
+    """Of each name the member with the least own loss (M,)."""
+    require_names(members, include, "include")
+    named = ([i for i, m in enumerate(members) if _is_named(m, name)] for name in include)
+    return tuple(sorted({min(found, key=lambda i: (losses[i], i)) for found in named}))
+
+
+def require_names(members: Sequence[Member], names: Sequence[str], key: str) -> None:
+    """ConfigError with every name that no member has."""
+    unknown = [name for name in names if not any(_is_named(m, name) for m in members)]
+    if unknown:
+        known = listing(dict.fromkeys([m.candidate for m in members]))
+        backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
+        allowed = f"candidates: {known}; backbones: {backbones}; a variant: `c0001 ema`"
+        raise ConfigError(
+            [Problem(f"ensemble.{key}", f"{n!r} names no member; {allowed}") for n in unknown]
+        )
+
+
+def find_limits(
+    members: Sequence[Member], prices: Prices, config: EnsembleConfig, forced: Sequence[int]
+) -> Limits:
+    """ConfigError where a limit is set whose price is unknown, or that nothing can meet."""
+    rows, budgets, problems = [], [], []
+    asked = (
+        (_TIME, config.max_ms_per_image, prices.ms_per_image, "ms per image"),
+        (_BYTES, config.max_bytes, prices.weight_bytes, "bytes"),
+    )
+    for key, budget, price, unit in asked:
+        if budget is None:
+            continue
+        unknown = [_name(m) for m in members if m not in price]
+        if unknown:
+            problems.append(
+                Problem(key, f"cannot hold: {listing(unknown)} could not be measured; exclude them")
+            )
+            continue
+        costs = np.array([float(price[m]) for m in members])
+        problems += _too_dear(key, float(budget), unit, members, costs, forced)
+        rows.append(costs)
+        budgets.append(float(budget))
+    if config.max_members is not None and len(forced) > config.max_members:
+        message = f"is {config.max_members}, but ensemble.include forces {len(forced)} in"
+        problems.append(Problem("ensemble.max_members", message))
+    if problems:
+        raise ConfigError(problems)
+    costs_table = np.array(rows).reshape(len(rows), len(members))
+    return Limits(costs_table, np.array(budgets), config.max_members)
+
+
+def _too_dear(
+    key: str,
+    budget: float,
+    unit: str,
+    members: Sequence[Member],
+    costs: NDArray[np.float64],
+    forced: Sequence[int],
+) -> list[Problem]:
+    if forced and costs[list(forced)].sum() > budget:
+        named = listing(_name(members[i]) for i in forced)
+        needed = float(costs[list(forced)].sum())
+        return [Problem(key, f"is {budget:g}; ensemble.include ({named}) needs {needed:g} {unit}")]
+    least = int(np.argmin(costs))
+    if not forced and costs[least] > budget:
+        cheapest = f"the cheapest member, {_name(members[least])}, needs {costs[least]:g} {unit}"
+        return [Problem(key, f"is {budget:g}; {cheapest}")]
+    return []
+
+
+def _is_named(member: Member, name: str) -> bool:
+    return name in (member.candidate, _name(member), member.backbone)
+
+
+def _name(member: Member) -> str:
+    return f"{member.candidate} {member.variant}"

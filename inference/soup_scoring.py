@@ -1,0 +1,142 @@
+"""Several checkpoints' mean weights, scored on each fold's own validation images.
+
+Takes a run's members of one architecture; gives what a fold trial would have written had it ended
+with these weights.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiment.manifest import read_manifest
+from experiment.metrics import log_loss_of_true
+from experiment.records import Oof, VariantScore
+from experiment.tables import on_disk
+from inference.fold_model import BATCH, RunModels, State
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
+from trainables.data import loader_settings
+from trainables.predict import log_probabilities, scoring_loader
+from trainables.scoring import oof_of
+from trainables.weights_loading import load_tensors
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A member that a soup may be made of."""
+
+    candidate: str
+    variant: str
+    oof_logloss: float
+    """Of its trials' records, in nats."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.candidate} {self.variant}"
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """The mean of some members' weights, fold by fold."""
+
+    ingredients: tuple[Ingredient, ...]
+    folds: tuple[Oof, ...]
+    accuracies: tuple[float, ...]
+
+    @property
+    def oof_logloss(self) -> float:
+        """Pooled over all rows; infinite where a probability is no number."""
+        true_prob = np.concatenate([oof.true_prob for oof in self.folds])
+        return log_loss_of_true(true_prob) if np.isfinite(true_prob).all() else math.inf
+
+    def score(self, fold: int, best_epoch: int) -> VariantScore:
+        """For the fold trial's record."""
+        oof = self.folds[fold]
+        return VariantScore(
+            rows=len(oof.true_prob),
+            val_logloss=log_loss_of_true(oof.true_prob),
+            val_acc=self.accuracies[fold],
+            best_epoch=best_epoch,
+            ingredients=tuple(ingredient.name for ingredient in self.ingredients),
+        )
+
+
+class Scorer:
+    """Scores as fold trials do, on this process's device."""
+
+    def __init__(self, models: RunModels, workers: int) -> None:
+        self.models, self._workers = models, workers
+        self._session = uuid.uuid4().hex  # of the pixel cache: the files are looked at once
+
+    def serve(self, ingredients: Sequence[Ingredient], card: ModelCard) -> Served:
+        """The mean of the ingredients' weights, for each fold of that fold's checkpoints."""
+        folds, accuracies = [], []
+        for fold in range(self.models.store.fold_count):
+            rows, labels = self._rows(fold)
+            log_prob = self._log_prob(ingredients, card, fold, rows)
+            folds.append(oof_of(log_prob, labels))
+            accuracies.append(float((log_prob.argmax(axis=1) == labels).mean()))
+        return Served(tuple(ingredients), tuple(folds), tuple(accuracies))
+
+    def weights(self, ingredients: Sequence[Ingredient], fold: int) -> State:
+        """The mean of one fold's checkpoints, on the CPU."""
+        return averaged(self.models.state(i.candidate, i.variant, fold) for i in ingredients)
+
+    def _log_prob(
+        self, ingredients: Sequence[Ingredient], card: ModelCard, fold: int, rows: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        models = self.models
+        module = build_classifier(card)
+        load_tensors(module, self.weights(ingredients, fold))
+        source = models.images(self._files, card, self._workers, self._session)
+        settings = loader_settings(self._workers, models.device.type)
+        loader = scoring_loader(source, rows, card, BATCH, settings)
+        autocast = models.autocast(ingredients[0].candidate, fold)
+        module = module.to(models.device)
+        return log_probabilities(module, loader, models.device, autocast, card.activation)[0]
+
+    def _rows(self, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) rows of the fold, and their labels."""
+        rows = np.flatnonzero(self.models.store.folds().fold == fold)
+        return rows, self.models.store.labels()[rows]
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        """Of every row, as the trials listed them: they share one entry of the pixel cache."""
+        config, table = self.models.store.config(), self.models.store.folds()
+        root = read_manifest(config.data, config.folds.column).image_root
+        return [on_disk(root, path) for path in table.image_paths]
+
+
+def averaged(states: Iterable[State]) -> State:
+    """The mean of equally shaped weights, two of them in memory at a time: floating tensors summed
+    in float32, also the running statistics of batch norms (a mean of statistics, not those of the
+    mean weights, which would need a pass over training images); whatever counts in integers is the
+    first one's. ValueError on other names or shapes."""
+    first: State = {}
+    total: State = {}
+    count = 0
+    for state in states:
+        count += 1
+        if count == 1:
+            first = state
+            total = {n: t.float().clone() for n, t in state.items() if t.is_floating_point()}
+            continue
+        _require_equal_shapes(first, state)
+        for name, tensor in total.items():
+            tensor += state[name].float()
+    mean = {name: (tensor / count).to(first[name].dtype) for name, tensor in total.items()}
+    return first | mean
+
+
+def _require_equal_shapes(first: State, other: State) -> None:
+    if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in other.items()}:
+        raise ValueError("weights of other names or shapes cannot be averaged")

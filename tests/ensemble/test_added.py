@@ -1,0 +1,209 @@
+"""Predictions made elsewhere: what --add says, what lies in the run folder, what comes back."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import log_loss
+
+from ensemble.add_spec import AddSpec, parse_adds
+from ensemble.added import VARIANT, add_sources, added_record, added_test, keep_only
+from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from experiment.errors import ConfigError, DataError, RunFolderError
+from experiment.metrics import log_loss_of_true
+from experiment.store import RunStore
+from experiment.test_set import ImageSet
+
+CLASSES = ("가", "b", "c")
+FOLD = np.array([0, 1, 2, -1, 0, 1, 2, 0, 1, 2])
+SCORED = np.flatnonzero(FOLD >= 0)
+LABELS = np.arange(len(FOLD)) % 3
+TEST_IDS = ("T1", "T2", "T3", "T4")
+TEST = ImageSet(Path(), ("1", "2", "3", "4"), TEST_IDS, "ID", CLASSES, ("ID", *CLASSES))
+
+
+def drawn(rows: int, seed: int) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).dirichlet(np.ones(len(CLASSES)), size=rows)
+
+
+OOF, TESTED = drawn(len(SCORED), 0), drawn(len(TEST_IDS), 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    config = SweepConfig(
+        name="test",
+        data=DataConfig(train="/data/train.csv", image_column="file"),
+        folds=FoldsConfig(k=3),
+        search=SearchConfig(backbones=("timm/resnet18",)),
+    )
+    lines = [f"{i}.png,{CLASSES[LABELS[i]]},,{f}" for i, f in enumerate(FOLD)]
+    store = RunStore(tmp_path / "run")
+    text = "\n".join(["image_path,target,group,fold", *lines]) + "\n"
+    store.create(config, text, CLASSES)
+    return store
+
+
+def write_csv(path: Path, ids: list[str], prob: NDArray[np.float64], id_name: str) -> Path:
+    """Rows and classes backwards."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([id_name, *CLASSES[::-1]])
+        writer.writerows(
+            [name, *row[::-1]] for name, row in list(zip(ids, prob, strict=True))[::-1]
+        )
+    return path
+
+
+def oof_csv(folder: Path, prob: NDArray[np.float64] = OOF) -> Path:
+    return write_csv(folder / "oof.csv", [f"{i}.png" for i in SCORED], prob, "file")
+
+
+def csv_of_tests(folder: Path) -> Path:
+    return write_csv(folder / "test.csv", list(TEST_IDS), TESTED, "ID")
+
+
+def test_what_add_may_say() -> None:
+    texts = ["a=o.csv:t.csv", "B-2.x=d/o.npy", "u=:t.NPY", "e=o.csv:"]
+    assert parse_adds(texts) == (
+        AddSpec("a", Path("o.csv"), Path("t.csv")),
+        AddSpec("B-2.x", Path("d/o.npy"), None),
+        AddSpec("u", None, Path("t.NPY")),
+        AddSpec("e", Path("o.csv"), None),
+    )
+    assert parse_adds(["a=~/o.csv"])[0].oof == Path.home() / "o.csv"
+
+
+def test_every_wrong_add_is_told() -> None:
+    texts = [
+        "o.csv",
+        "c0001=o.csv",
+        "../x=o.csv",
+        "a=o.csv:t.csv:u.csv",
+        "b=:",
+        "d=o.txt",
+        "b=o.csv",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        parse_adds(texts)
+    needed = "needed: NAME=oof.csv[:test.csv] or NAME=:test.csv, each file a .csv or .npy"
+    assert [str(p).removesuffix(f"; {needed}") for p in caught.value.problems] == [
+        "--add o.csv: has no =",
+        "--add c0001=o.csv: the name 'c0001' is that of a candidate of the run",
+        "--add ../x=o.csv: the name '../x' is not 1 to 64 of A-Z a-z 0-9 . _ - (first a letter or "
+        "digit)",
+        "--add a=o.csv:t.csv:u.csv: 2 colons: one parts the two files, and their paths may hold "
+        "none",
+        "--add b=:: names no file",
+        "--add d=o.txt: o.txt is neither .csv nor .npy",
+        "--add: the name 'b' is there twice; give each its own",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy"])
+def test_a_member_with_oof_and_test(tmp_path: Path, store: RunStore, kind: str) -> None:
+    files = (oof_csv(tmp_path), csv_of_tests(tmp_path))
+    if kind == "npy":
+        files = (tmp_path / "oof.npy", tmp_path / "test.npy")
+        np.save(files[0], OOF)
+        np.save(files[1], TESTED)
+    added = add_sources(store, [AddSpec("mine", *files)], TEST)
+    (source,) = added.sources
+    assert (source.member.candidate, source.member.variant) == ("mine", VARIANT)
+    assert source.where == f"{store.root}/ensemble/added/mine/oof.npy"
+    np.testing.assert_allclose(np.exp(source.log_prob()), OOF, rtol=1e-5)
+    truth = LABELS[SCORED]
+    np.testing.assert_allclose(source.true_prob(), OOF[np.arange(len(OOF)), truth], rtol=1e-6)
+    expected = log_loss(truth, OOF, labels=range(3))
+    assert log_loss_of_true(source.true_prob()) == pytest.approx(expected, abs=1e-6)
+    tested = added.tests["mine"]
+    assert tested is not None
+    np.testing.assert_allclose(tested, TESTED, rtol=1e-6)
+    np.testing.assert_allclose(added_test(store, "mine", TEST_IDS), TESTED, rtol=1e-6)
+    assert added.unvalidated == ()
+    assert not added_record(store, "mine").unvalidated
+
+
+def test_a_certain_zero_stays_finite(tmp_path: Path, store: RunStore) -> None:
+    certain = np.eye(3)[(LABELS[SCORED] + 1) % 3]
+    (source,) = add_sources(store, [AddSpec("m", oof_csv(tmp_path, certain), None)], None).sources
+    np.testing.assert_allclose(source.true_prob(), 1e-15, rtol=1e-6)
+    assert np.isfinite(source.log_prob()).all()
+
+
+def test_test_predictions_alone_are_unvalidated(tmp_path: Path, store: RunStore) -> None:
+    added = add_sources(store, [AddSpec("u", None, csv_of_tests(tmp_path))], TEST)
+    assert (added.sources, added.unvalidated) == ((), ("u",))
+    assert added_record(store, "u").unvalidated
+    np.testing.assert_allclose(added_test(store, "u", TEST_IDS), TESTED, rtol=1e-6)
+
+
+def test_oof_alone_cannot_predict(tmp_path: Path, store: RunStore) -> None:
+    added = add_sources(store, [AddSpec("o", oof_csv(tmp_path), None)], None)
+    assert added.tests == {"o": None}
+    with pytest.raises(RunFolderError) as caught:
+        added_test(store, "o", TEST_IDS)
+    assert str(caught.value).endswith(
+        ": o was added without test predictions: ensemble --add o=oof.csv:test.csv"
+    )
+
+
+@pytest.mark.parametrize("ids", [TEST_IDS[:3], TEST_IDS[::-1], (*TEST_IDS[:3], "T5")])
+def test_another_test_set_is_refused(tmp_path: Path, store: RunStore, ids: tuple[str, ...]) -> None:
+    add_sources(store, [AddSpec("u", None, csv_of_tests(tmp_path))], TEST)
+    with pytest.raises(RunFolderError, match="of other images, or of another order"):
+        added_test(store, "u", ids)
+    with pytest.raises(RunFolderError, match=r"added/no/added.json: cannot be read"):
+        added_test(store, "no", TEST_IDS)
+
+
+def test_faults_of_all_files_at_once_and_nothing_written(tmp_path: Path, store: RunStore) -> None:
+    bad = OOF.copy()
+    bad[0, 0] = 1.5
+    test = write_csv(tmp_path / "t.csv", ["T1", "T2", "T3", "x"], TESTED, "ID")
+    specs = [
+        AddSpec("good", None, csv_of_tests(tmp_path)),
+        AddSpec("a", oof_csv(tmp_path, bad), test),
+        AddSpec("b", tmp_path / "no.csv", None),
+    ]
+    with pytest.raises(DataError) as caught:
+        add_sources(store, specs, TEST)
+    texts = [str(p) for p in caught.value.problems]
+    assert [text.split(":")[0] for text in texts] == [
+        str(tmp_path / name) for name in ("oof.csv", "t.csv", "t.csv", "no.csv")
+    ]
+    assert "line 10, column '가': '1.5'" in texts[0]
+    assert "ids that are no test image of this run: 'x' (line 2)" in texts[1]
+    assert "1 of 4 test images are not in it: T4" in texts[2]
+    assert store.files.names("ensemble/added") == []
+
+
+def test_a_row_that_no_trial_scores_is_unknown(tmp_path: Path, store: RunStore) -> None:
+    ids = [f"{i}.png" for i in range(len(FOLD))]
+    path = write_csv(tmp_path / "all.csv", ids, drawn(len(FOLD), 2), "file")
+    with pytest.raises(DataError, match=r"no scored row of this run: '3.png' \(line 8\)"):
+        add_sources(store, [AddSpec("a", path, None)], None)
+
+
+def test_without_a_test_set(tmp_path: Path, store: RunStore) -> None:
+    with pytest.raises(DataError, match=r"--add u: .*but the run has no test set \(data.test\)"):
+        add_sources(store, [AddSpec("u", None, csv_of_tests(tmp_path))], None)
+
+
+def test_added_anew_and_removed(tmp_path: Path, store: RunStore) -> None:
+    both = AddSpec("m", oof_csv(tmp_path), csv_of_tests(tmp_path))
+    (first,) = add_sources(store, [both], TEST).sources
+    (again,) = add_sources(store, [both], TEST).sources
+    assert first.fingerprint == again.fingerprint
+    other = AddSpec("m", oof_csv(tmp_path, OOF[::-1]), None)
+    (changed,) = add_sources(store, [other], TEST).sources
+    assert changed.fingerprint != first.fingerprint
+    names = store.files.names("ensemble/added/m")
+    assert names == ["added.json", "oof.npy", "true_prob.npy"]
+    add_sources(store, [AddSpec("n", oof_csv(tmp_path), None)], TEST)
+    keep_only(store, {"n"})
+    assert store.files.names("ensemble/added") == ["n"]

@@ -1,0 +1,123 @@
+"""Supports within limits, against the search of all supports."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from ensemble.limits import Limits, choose_support, leave_one_out, no_limits, trade_off
+from ensemble.optimal import optimal
+
+
+def members(seed: int, m: int, n: int = 300) -> NDArray[np.float64]:
+    """(m, n) true-class probabilities of members that are each good at other rows."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(1.0, 1.0, n) + rng.normal(0.0, 1.5, (m, n)) + rng.normal(0, 0.4, (m, 1))
+    return 1.0 / (1.0 + np.exp(-logits))
+
+
+def least_loss(true_prob: NDArray[np.float64]) -> float:
+    return optimal(true_prob, tolerance=1e-9).loss
+
+
+def all_supports(limits: Limits, m: int) -> list[tuple[int, ...]]:
+    sizes = range(1, m + 1)
+    return [s for k in sizes for s in combinations(range(m), k) if limits.admit(s)]
+
+
+def test_close_to_the_best_of_all_supports_and_never_beyond_the_limits() -> None:
+    regrets = []
+    for seed in range(25):
+        rng = np.random.default_rng(1000 + seed)
+        t = members(seed, 8)
+        costs = rng.uniform(0.5, 5.0, (2, 8))
+        limits = Limits(costs, costs.sum(axis=1) * rng.uniform(0.2, 0.5, 2), max_members=4)
+        feasible = all_supports(limits, 8)
+        if not feasible:
+            continue
+        support = tuple(choose_support(t, limits).tolist())
+        assert limits.admit(support)
+        best = min(least_loss(t[list(s)]) for s in feasible)
+        regrets.append(least_loss(t[list(support)]) - best)
+    assert len(regrets) >= 20
+    assert max(regrets) < 0.01
+    assert np.mean(np.array(regrets) < 1e-6) >= 0.9
+
+
+def test_without_a_limit_the_support_is_that_of_the_optimum() -> None:
+    t = members(3, 12)
+    support = choose_support(t, no_limits(12))
+    assert least_loss(t[support]) == pytest.approx(least_loss(t), abs=1e-6)
+
+
+def test_forced_members_are_in_and_fill_the_limit() -> None:
+    t = members(5, 6)
+    t[4] = 0.05  # nobody would choose it
+    limits = Limits(np.ones((1, 6)), np.array([3.0]))
+    support = choose_support(t, limits, forced=(4,))
+    assert 4 in support
+    others = min(least_loss(t[[4, *pair]]) for pair in combinations([0, 1, 2, 3, 5], 2))
+    assert least_loss(t[support]) == pytest.approx(others, abs=1e-6)
+
+
+def test_two_cheap_members_beat_a_dear_one() -> None:
+    t = members(7, 3, n=4000)
+    t[0] = t[1:].mean(axis=0) * 0.999  # as good as both others together, at a higher price
+    limits = Limits(np.array([[10.0, 3.0, 3.0]]), np.array([6.0]))
+    assert choose_support(t, limits).tolist() == [1, 2]
+
+
+def test_more_members_than_the_shortlist() -> None:
+    t = members(11, 400, n=120)
+    limits = Limits(np.linspace(1.0, 9.0, 400)[None], np.array([12.0]))
+    support = choose_support(t, limits)
+    assert limits.admit(tuple(support.tolist()))
+    fitting = np.flatnonzero(limits.costs[0] <= 12.0)
+    assert least_loss(t[support]) < min(least_loss(t[[m]]) for m in fitting)
+
+
+def test_what_cannot_fit_is_told() -> None:
+    t = members(1, 3)
+    limits = Limits(np.array([[4.0, 5.0, 6.0]]), np.array([3.0]))
+    with pytest.raises(ValueError, match="no member is within the limits"):
+        choose_support(t, limits)
+    with pytest.raises(ValueError, match="must enter"):
+        choose_support(t, limits.within(0, 8.0), forced=(0, 1))
+
+
+def test_the_trade_off_rises_in_price_and_falls_in_loss() -> None:
+    t = members(2, 9)
+    limits = Limits(np.random.default_rng(0).uniform(1, 4, (1, 9)), np.array([np.inf]))
+    points = trade_off(t, limits, 0)
+    prices = [p.budget for p in points]
+    losses = [least_loss(t[p.support]) for p in points]
+    assert len(points) >= 3
+    assert prices == sorted(prices) and losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(least_loss(t), abs=1e-6)
+
+
+def test_leaving_out_agrees_with_another_solver() -> None:
+    t = members(4, 4, n=200)
+
+    def reference(columns: NDArray[np.float64]) -> float:
+        def loss(z: NDArray[np.float64]) -> float:
+            w = np.exp(z - z.max())
+            return -float(np.log(w / w.sum() @ columns).mean())
+
+        starts = [np.zeros(len(columns)), *(6 * np.eye(len(columns)))]
+        options = {"xatol": 1e-8, "fatol": 1e-12, "maxiter": 8000, "maxfev": 8000}
+        return min(minimize(loss, s, method="Nelder-Mead", options=options).fun for s in starts)
+
+    rises = [reference(np.delete(t, m, axis=0)) - reference(t) for m in range(4)]
+    np.testing.assert_allclose(leave_one_out(t), np.maximum(rises, 0), atol=2e-6)
+
+
+def test_a_copy_is_not_missed_and_one_member_has_no_others() -> None:
+    t = members(6, 2)
+    assert leave_one_out(np.vstack([t, t[1]]))[1:].max() < 1e-6
+    with pytest.raises(ValueError, match="one member"):
+        leave_one_out(t[:1])

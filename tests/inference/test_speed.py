@@ -1,0 +1,141 @@
+"""How long members take: what is timed, what is remembered, what is not known."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ensemble.pool import Member
+from experiment.records import CandidateRecord, TrialRecord
+from experiment.store import RunStore
+from inference.fold_model import FoldModel
+from inference.speed import device_name, measure_speed, ms_per_image
+from trainables.card import ModelCard
+from trainables.classifier import build_classifier
+from trainables.predict import autocast_for, pack_weights
+
+K = 3
+CPU = torch.device("cpu")
+
+
+def add(store: RunStore, candidate: str, backbone: str, size: int, sam_rho: float = 0.0) -> Member:
+    """A candidate with untrained weights of all folds."""
+    card = ModelCard(f"timm/{backbone}", 3, size)
+    store.save_candidate(CandidateRecord(candidate=candidate, backbone=card.backbone, params={}))
+    data = pack_weights(build_classifier(card).state_dict(), card)
+    for fold in range(K):
+        trial = TrialRecord(
+            candidate=candidate, fold=fold, status="finished", backbone=card.backbone,
+            params={"image_size": size, "sam_rho": sam_rho}, folds_hash=store.folds().hash, seed=0,
+        )  # fmt: skip
+        store.save_trial(trial, weights={"raw": data, "ema": data})
+    return Member(candidate, "raw", card.backbone)
+
+
+@pytest.fixture
+def store(make_tiny_run: Callable[..., Any]) -> RunStore:
+    return make_tiny_run("run", k=K).store  # type: ignore[no-any-return]
+
+
+def remembered(store: RunStore) -> dict[str, dict[str, float]]:
+    return json.loads((Path(store.root) / "ensemble/speed.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_one_time_for_each_architecture(store: RunStore) -> None:
+    first, second = add(store, "c0000", "test_resnet", 32), add(store, "c0001", "test_resnet", 32)
+    larger = add(store, "c0002", "test_resnet", 128)
+    ema = Member("c0000", "ema", first.backbone)
+    speeds = measure_speed(store, [first, second, larger, ema])
+    times = speeds.ms_per_image
+    assert speeds.device == device_name(CPU if not torch.cuda.is_available() else torch.device(0))
+    assert times[first] is not None and times[larger] is not None
+    assert times[first] == times[second] == times[ema] > 0
+    assert times[larger] > times[first]  # 16 times the pixels
+    [(device, of_one)] = remembered(store).items()
+    assert device == speeds.device and len(of_one) == 2
+    assert sorted(K * ms for ms in of_one.values()) == sorted({times[first], times[larger]})
+
+
+def test_what_is_known_is_not_timed_again(store: RunStore) -> None:
+    member = add(store, "c0000", "test_resnet", 32)
+    first = measure_speed(store, [member])
+    written = (Path(store.root) / "ensemble/speed.json").stat().st_mtime_ns
+    store.remove_weights("c0000", "raw")  # nothing is read
+    assert measure_speed(store, [member]) == first
+    assert (Path(store.root) / "ensemble/speed.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"cpu": {"a": "fast"}}', '{"cpu": 1}'])
+def test_a_file_of_something_else_is_written_anew(store: RunStore, text: str) -> None:
+    member = add(store, "c0000", "test_resnet", 32)
+    store.files.write("ensemble/speed.json", text.encode())
+    speeds = measure_speed(store, [member])
+    assert list(remembered(store)) == [speeds.device]
+
+
+def test_another_device_is_kept_beside(store: RunStore) -> None:
+    store.files.write("ensemble/speed.json", b'{"another GPU": {"a card": 0.25}}')
+    speeds = measure_speed(store, [add(store, "c0000", "test_resnet", 32)])
+    found = remembered(store)
+    assert found["another GPU"] == {"a card": 0.25} and speeds.device in found
+
+
+def test_what_cannot_be_timed(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Predictions made elsewhere have no model, which is nothing to warn of."""
+    there = add(store, "c0000", "test_resnet", 32)
+    gone, torn = add(store, "c0001", "test_vit", 32), add(store, "c0002", "test_efficientnet", 32)
+    store.remove_weights("c0001", "raw")
+    store.files.write("trials/c0002/fold0/best.safetensors", b"torn")
+    added = Member("resnet50", "added")
+    with caplog.at_level(logging.WARNING, "foldrace"):
+        times = measure_speed(store, [there, gone, torn, added]).ms_per_image
+    assert times[there] is not None
+    assert times[gone] is times[torn] is times[added] is None
+    [message] = [record.getMessage() for record in caplog.records if record.name == "foldrace"]
+    assert "c0001 raw, c0002 raw" in message and "c0001/fold0/best.safetensors" in message
+
+
+def test_a_variant_whose_weights_are_there_stands_for_the_others(store: RunStore) -> None:
+    raw = add(store, "c0000", "test_resnet", 32)
+    ema = Member("c0000", "ema", raw.backbone)
+    store.remove_weights("c0000", "raw")
+    times = measure_speed(store, [raw, ema]).ms_per_image
+    assert times[raw] == times[ema] is not None
+
+
+def test_members_of_another_run(store: RunStore, make_tiny_run: Callable[..., Any]) -> None:
+    other: RunStore = make_tiny_run("other", k=K).store
+    add(other, "c0000", "test_resnet", 32)
+    member = Member("c0000", "raw", "timm/test_resnet", other.root)
+    times = measure_speed(store, [member]).ms_per_image
+    assert times[member] is not None
+    assert not (Path(other.root) / "ensemble").exists()
+
+
+class Slow(nn.Module):
+    """Takes 5 ms an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor, meta: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        time.sleep(0.005 * len(images))
+        return torch.zeros(len(images), 3)
+
+
+def test_the_time_of_an_image() -> None:
+    module = Slow()
+    card = ModelCard("timm/none", 3, 8)
+    model = FoldModel(module, card, autocast_for(CPU, "fp32"))  # type: ignore[arg-type]
+    assert 5.0 <= ms_per_image(model, CPU) < 50.0
+    assert max(module.batches) <= 64 and len(module.batches) >= 6
