@@ -171,8 +171,8 @@ def test_the_facts_are_in_words(rich: Run) -> None:
     found = dict(facts(_record(rich), 60))
     assert found == {
         "Members are combined by": "weighted mean of the probabilities",
-        "Certificate": "no weights are better by more than 1.2e-01: none has an OOF log loss "
-        "below 0.6250, before the temperature of the blend",
+        "Certificate": "no weights of the members considered are better by more than 1.2e-01: "
+        "none has an OOF log loss below 0.6250, before the temperature of the blend",
         "Temperature of the blend": "1.2500 (OOF log loss 0.7500 before it)",
         "Time per image, all fold models": "23.4 ms on NVIDIA <H200>",
         "Weight files, all fold models": "1.23 GB",
@@ -305,7 +305,7 @@ def test_an_ensemble_json_of_an_older_version_is_shown(make_run: MakeRun) -> Non
     assert "This section cannot be shown" not in html
     (first, *_) = table_of(html, "own OOF log loss")
     assert not {"from", "loss rise without it", "time per image", "weight files"} & first.keys()
-    assert "no weights are better by more than 3.2e-04: none has an OOF log loss below" in html
+    assert "are better by more than 3.2e-04: none has an OOF log loss below" in html
     assert calibration_section(ReportContext(store)) is None
 
 
