@@ -98,7 +98,7 @@ def _duplicates(record: EnsembleRecord) -> list[tuple[str, str]]:
     if not groups:
         return []
     more = len(groups) - _GROUPS
-    shown = [*groups[:_GROUPS], *([f"and {more} more groups"] if more > 0 else [])]
+    shown = [*groups[:_GROUPS], *([f"and {more} more"] if more > 0 else [])]
     return [("Same probabilities, only the first was considered", "; ".join(shown))]
 
 

@@ -189,7 +189,7 @@ def test_many_duplicates_are_counted(rich: Run) -> None:
     found = dict(facts(_record(rich, duplicates=groups), 60))
     shown = found["Same probabilities, only the first was considered"]
     assert shown.startswith("c0000 raw = c0000 ema; ")
-    assert shown.endswith("c0004 raw = c0004 ema; and 4 more groups")
+    assert shown.endswith("c0004 raw = c0004 ema; and 4 more")
 
 
 def test_the_bound_is_that_of_the_mixture(rich: Run) -> None:
