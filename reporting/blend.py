@@ -86,8 +86,8 @@ def _weights_chart(ctx: ReportContext) -> Html:
     bars = [blend_charts.Bar(m.label, m.backbone, m.record.weight, m.record.gain) for m in shown]
     which = f"The {_BARS} heaviest of {len(ctx.members)}" if len(ctx.members) > _BARS else "All"
     gains = (
-        " Beside each weight: how much the OOF log loss rises when the blend is chosen anew "
-        "without the member; below 0, the blend would do better without it."
+        " Beside each weight: how much the OOF log loss rises without the member, the others' "
+        "weights chosen anew; near 0, the others make up for it."
         if any(bar.gain is not None for bar in bars)
         else ""
     )

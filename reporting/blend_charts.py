@@ -81,7 +81,7 @@ def _bars(axes: Axes, values: list[float], colours: list[str], shown: list[str])
 def trajectory(
     rounds: Sequence[int], losses: Sequence[float], best_single: float, bound: float | None
 ) -> bytes:
-    """The blend's OOF log loss after each round, beside the best single candidate and the loss
+    """The blend's OOF log loss after each round, beside the best single member and the loss
     that no weights can pass."""
     digits = 4 if max(losses) - min(losses) > 0.01 else 6
 
@@ -95,7 +95,7 @@ def trajectory(
         if math.isfinite(best_single):
             axes.axhline(
                 best_single, color=MUTED, linestyle="--", linewidth=1.2,
-                label=f"best single candidate: {best_single:.{digits}f}",
+                label=f"best single, uncalibrated: {best_single:.{digits}f}",
             )  # fmt: skip
         if bound is not None:
             axes.axhline(

@@ -49,7 +49,10 @@ def certificate_in_words(record: EnsembleRecord) -> str:
     least = bound(record)
     known = "" if least is None else f": none has an OOF log loss below {number(least)}"
     before = ", before the temperature of the blend" if record.blend_temperature != 1.0 else ""
-    return f"no weights are better by more than {record.certificate:.1e}{known}{before}"
+    return (
+        "no weights of the members considered are better by more than "
+        f"{record.certificate:.1e}{known}{before}"
+    )
 
 
 def meaning_of_weights(record: EnsembleRecord) -> str:
@@ -95,7 +98,7 @@ def _duplicates(record: EnsembleRecord) -> list[tuple[str, str]]:
     if not groups:
         return []
     more = len(groups) - _GROUPS
-    shown = [*groups[:_GROUPS], *([f"and {more} more groups"] if more > 0 else [])]
+    shown = [*groups[:_GROUPS], *([f"and {more} more"] if more > 0 else [])]
     return [("Same probabilities, only the first was considered", "; ".join(shown))]
 
 

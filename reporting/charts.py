@@ -147,7 +147,7 @@ def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
 
     def draw(axes: Axes) -> None:
         size = 9.5 if n <= 15 else 8 if n <= 30 else 7
-        labels = [short(name, 20) for name in names]
+        labels = [short(name, 24) for name in names]
         image = heat(axes, shares, labels, labels, 0.0, 1.0, "Blues", size)
         shown = [[f"{v}" if v else "" for v in row] for row in counts]
         annotate(axes, image, shown, 9 if n <= 15 else 6.5)

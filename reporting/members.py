@@ -66,11 +66,22 @@ def blend_members(
 
 def true_prob(store: RunStore, member: MemberRecord) -> NDArray[np.float32]:
     """(N,) probability of the true class on the scored rows, uncalibrated; RunFolderError where it
-    cannot be read."""
-    if member.added:
-        return read_array(store.files, f"ensemble/added/{member.candidate}/true_prob.npy")
+    cannot be read, or is of other rows than this run's by now."""
     home = RunStore.open(member.run) if member.run else store
-    return home.true_prob(member.candidate, member.variant)
+    added = f"ensemble/added/{member.candidate}/true_prob.npy"
+    column = (
+        read_array(store.files, added)
+        if member.added
+        else home.true_prob(member.candidate, member.variant)
+    )
+    expected = store.scored_rows().shape
+    if column.shape != expected:
+        raise RunFolderError.single(
+            f"{home.root}, {member.candidate} {member.variant}",
+            f"has probabilities of shape {column.shape}, should have {expected}; blend again with "
+            f"`ensemble {store.root}`",
+        )
+    return column
 
 
 def _added(store: RunStore, member: MemberRecord) -> BlendMember:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import image
 from numpy.typing import NDArray
 
-from ensemble.greedy import greedy
 from ensemble.reliability import reliability
 from experiment.oof import npy
 from experiment.records import (
@@ -25,12 +22,9 @@ from experiment.records import (
     HeldOutScore,
     MemberRecord,
     NearDuplicates,
-    Reliability,
-    ReliabilityBin,
     UnvalidatedRecord,
 )
 from experiment.store import RunStore
-from reporting import blend_charts, charts
 from reporting.blend import blend as blend_section
 from reporting.blend_facts import bound, facts, meaning_of_weights
 from reporting.calibration import calibration as calibration_section
@@ -39,14 +33,11 @@ from reporting.correlation import correlation as correlation_section
 from reporting.leaderboard import leaderboard
 from reporting.members import true_prob
 from reporting.overview import summary, warnings
-from reporting.plots import looks, short
 from reporting.report import write_report
 from tests.reporting.pages import Page, table_of
 
 Run = Any  # the record that conftest.py makes
 MakeRun = Callable[..., Run]
-_LONG = "stack(timm/caformer_b36.sail_in22k_ft_in1k_384,timm/tf_efficientnetv2_xl.in21k_ft_in1k)"
-_HANGUL = "나의_플러그인/한글이름이_아주_긴_백본_모델_이름_대형_384_사전학습"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +140,14 @@ def test_the_correlation_reads_each_member_where_it_is(rich: Run, other: Run) ->
     assert "of all members of the blend" in (correlation_section(ctx) or "")
 
 
+def test_an_added_member_of_other_rows_costs_its_section_only(rich: Run, tmp_path: Path) -> None:
+    store = _copy(rich, tmp_path)
+    store.files.write("ensemble/added/kernel.v2/true_prob.npy", npy(np.full(7, 0.5, np.float32)))
+    html = store.files.read(write_report(store)).decode()
+    assert "kernel.v2 added: has probabilities of shape (7,), should have (60,)" in html
+    assert [r["own OOF log loss"] for r in table_of(html, "from")][1] == "-"
+
+
 def test_another_runs_member_does_not_mark_the_own_candidate(rich: Run) -> None:
     rows = table_of(leaderboard(ReportContext(rich.store)) or "", "in blend")
     assert {r["candidate"]: r["in blend"] for r in rows} == {
@@ -159,8 +158,7 @@ def test_another_runs_member_does_not_mark_the_own_candidate(rich: Run) -> None:
 def test_a_blend_whose_other_run_is_gone_is_still_shown(
     rich: Run, other: Run, tmp_path: Path
 ) -> None:
-    shutil.copytree(rich.store.root, tmp_path / "copy")
-    store = RunStore(tmp_path / "copy")
+    store = _copy(rich, tmp_path)
     text = store.files.read("ensemble/ensemble.json").decode()
     store.files.write("ensemble/ensemble.json", text.replace(other.store.root, "/nowhere").encode())
     html = store.files.read(write_report(store)).decode()
@@ -173,8 +171,8 @@ def test_the_facts_are_in_words(rich: Run) -> None:
     found = dict(facts(_record(rich), 60))
     assert found == {
         "Members are combined by": "weighted mean of the probabilities",
-        "Certificate": "no weights are better by more than 1.2e-01: none has an OOF log loss "
-        "below 0.6250, before the temperature of the blend",
+        "Certificate": "no weights of the members considered are better by more than 1.2e-01: "
+        "none has an OOF log loss below 0.6250, before the temperature of the blend",
         "Temperature of the blend": "1.2500 (OOF log loss 0.7500 before it)",
         "Time per image, all fold models": "23.4 ms on NVIDIA <H200>",
         "Weight files, all fold models": "1.23 GB",
@@ -191,7 +189,7 @@ def test_many_duplicates_are_counted(rich: Run) -> None:
     found = dict(facts(_record(rich, duplicates=groups), 60))
     shown = found["Same probabilities, only the first was considered"]
     assert shown.startswith("c0000 raw = c0000 ema; ")
-    assert shown.endswith("c0004 raw = c0004 ema; and 4 more groups")
+    assert shown.endswith("c0004 raw = c0004 ema; and 4 more")
 
 
 def test_the_bound_is_that_of_the_mixture(rich: Run) -> None:
@@ -307,7 +305,7 @@ def test_an_ensemble_json_of_an_older_version_is_shown(make_run: MakeRun) -> Non
     assert "This section cannot be shown" not in html
     (first, *_) = table_of(html, "own OOF log loss")
     assert not {"from", "loss rise without it", "time per image", "weight files"} & first.keys()
-    assert "no weights are better by more than 3.2e-04: none has an OOF log loss below" in html
+    assert "are better by more than 3.2e-04: none has an OOF log loss below" in html
     assert calibration_section(ReportContext(store)) is None
 
 
@@ -320,73 +318,3 @@ def test_a_blend_of_one_member_has_no_correlation(rich: Run, tmp_path: Path) -> 
 def _copy(run: Run, folder: Path) -> RunStore:
     shutil.copytree(run.store.root, folder / "copy")
     return RunStore(folder / "copy")
-
-
-_BACKBONES = (_LONG, _HANGUL, "timm/x", "torchvision/convnext_tiny")
-
-
-def _bars(members: int, gains: float | None) -> list[blend_charts.Bar]:
-    rng = np.random.default_rng(members)
-    weights = np.sort(rng.dirichlet(np.full(members, 0.5)))[::-1]
-    return [
-        blend_charts.Bar(
-            f"{short(_BACKBONES[i % 4], 28)}  c{i:04d} ema (실험_두번째_자동차)",
-            _BACKBONES[i % 4],
-            float(weight),
-            None if gains is None or i == 1 else float(gains * rng.normal()),
-        )
-        for i, weight in enumerate(weights)
-    ]
-
-
-@pytest.mark.parametrize("members", [1, 2, 12, 40])
-@pytest.mark.parametrize("gains", [None, 1e-8, 0.01, 30.0])
-def test_weights_chart_is_never_cut(members: int, gains: float | None) -> None:
-    _assert_uncut(blend_charts.weights(_bars(members, gains), looks(_BACKBONES)))
-
-
-def test_gains_below_zero_are_never_cut() -> None:
-    bars = [
-        blend_charts.Bar(f"c{i:04d}", "timm/x", 0.5, gain) for i, gain in enumerate((-2.0, 0.0))
-    ]
-    _assert_uncut(blend_charts.weights(bars, looks(_BACKBONES)))
-
-
-@pytest.mark.parametrize("members", [2, 12, 15, 30])
-def test_correlation_chart_is_never_cut(members: int) -> None:
-    matrix = np.corrcoef(np.random.default_rng(0).random((members, 50)))
-    names = [short(_BACKBONES[i % 4], 28) for i in range(members)]
-    ids = [f"c{i:04d} ema (실험_두번째_자동차)" for i in range(members)]
-    _assert_uncut(charts.correlation(matrix, ids, names))
-
-
-@pytest.mark.parametrize("rows", [1, 1_000_000])
-def test_reliability_chart_is_never_cut(rows: int) -> None:
-    bins = tuple(
-        ReliabilityBin(rows=0 if i % 3 else rows, confidence=(i + 0.5) / 15, accuracy=i / 14)
-        for i in range(15)
-    )
-    found = Reliability(ece=0.1, bins=bins)
-    _assert_uncut(blend_charts.reliability([("Before", found)]))
-    _assert_uncut(blend_charts.reliability([("Before", found), ("After", found)]))
-
-
-def test_path_and_curve_charts_are_never_cut() -> None:
-    true_prob = np.random.default_rng(0).random((4, 50))
-    path = greedy(true_prob)
-    rounds = list(range(1, 1 + len(path.path_losses)))
-    least = path.loss - path.certificate
-    _assert_uncut(blend_charts.trajectory(rounds, path.path_losses, 1.0, least))
-    one = [CurvePoint(ms_per_image=0.0, oof_logloss=1e-6, members=1)]
-    many = [CurvePoint(ms_per_image=10.0**i, oof_logloss=1 / i, members=i) for i in range(1, 7)]
-    for curve in (one, many, many * 3):
-        _assert_uncut(blend_charts.loss_against_time(curve, (5000.0, 0.2)))
-        _assert_uncut(blend_charts.loss_against_time(curve, None))
-
-
-def _assert_uncut(png: bytes) -> None:
-    """Nothing is drawn on the outermost pixels: what is cut off would be."""
-    pixels = image.imread(io.BytesIO(png))[..., :3]
-    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
-    assert all((edge == 1.0).all() for edge in edges)
-    assert (pixels < 1.0).any()
