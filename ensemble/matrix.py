@@ -80,7 +80,7 @@ def open_matrix(store: RunStore, sources: Sequence[OofSource], calibrate: bool =
     With `calibrate`, the temperatures are fitted; else they are 1. Raises RunFolderError with every
     violation of every source before anything is written.
     """
-    ordered = sorted(sources, key=lambda source: source.member)
+    ordered = sorted(sources, key=lambda source: source.member.rank)
     scored = ScoredRows.of(store)
     sides = _Sides(scored, cross_fit_parts(scored.fold), calibrate)
     path = store.blend.matrix_path()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.calibrate import at_temperature, part_temperatures, true_prob_at
+from experiment.records import RAW
 
 _PARTS = 5
 _SEED = 0
@@ -20,16 +21,21 @@ _ABOVE_ZERO = 1e-3
 """Rounding may lift a float16 log-probability above 0, by less than this."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Member:
     """One set of OOF probabilities: a variant of a complete candidate, or predictions made
-    elsewhere. The order of members breaks ties."""
+    elsewhere."""
 
     candidate: str
-    variant: str = "raw"
+    variant: str = RAW
     backbone: str = ""
     run: str = ""
     """The run folder that holds it; empty: the one that is blended."""
+
+    @property
+    def rank(self) -> tuple[str, str, bool, str]:
+        """Ties go to the member of the lowest rank: this run's, the oldest candidate's, raw."""
+        return self.run, self.candidate, self.variant != RAW, self.variant
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,9 +36,8 @@ def _tried(found: Calibration) -> Html:
     headers = ["temperature of", "cross-fitted log loss", "standard error", ""]
     return join(
         note(
-            "A temperature above 1 lowers confidence, one below 1 raises it. Kept are the fewest",
-            "temperatures that are as good as the best up to the noise of the rows; inside the",
-            "cross-fitting they are fitted anew.",
+            "A temperature above 1 lowers confidence, one below 1 raises it. Kept is what has the",
+            "least cross-fitted loss; inside the cross-fitting all temperatures are fitted anew.",
         ),
         table(headers, rows, kept, name="Calibrations that were tried"),
     )
