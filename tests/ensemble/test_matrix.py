@@ -197,8 +197,8 @@ def test_exact_duplicates_are_merged_into_the_first(store: RunStore, tmp_path: P
         assert matrix.duplicates == (
             (
                 Member("c0000", "raw", "timm/x"),
-                Member("c0000", "raw", "timm/x", other.root),
                 Member("c0004", "raw", "timm/x"),
+                Member("c0000", "raw", "timm/x", other.root),
             ),
             (Member("c0005", "raw", "timm/x"), Member("c0007", "raw", "timm/x", other.root)),
         )
