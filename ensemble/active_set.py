@@ -12,14 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import clipped, mixture
+from ensemble.kernels import BLOCK
 from ensemble.nonneg_qp import nonneg_qp
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 1 << 18
-"""Numbers converted to float64 at a time: 2 MiB, so that they stay in the cache."""
 _STEPS = 60
+"""Far more than needed where rounding does not interfere: convergence is quadratic."""
 _SEARCH_STEPS = 100
+"""Half of them halve the bracket: enough for any float64."""
+_BLAS_ALONE = 1 << 17
+"""Multiplications; OpenBLAS starts threads from twice as many."""
+_TILE = 64
+"""Members on a side of one product."""
 ROUNDING = 1e-14
 """Losses closer than this, in nats, are equal."""
 
@@ -42,7 +47,7 @@ class Active:
     def hessian(self, mixed: Floats) -> Floats:
         """(k, k) mean_i r_ai r_bi with r_a = (fixed + share * t_a) / q: of -mean log q in v."""
         k, n_rows = self.members.shape
-        step = max(1, _BLOCK // k)
+        step = max(1, BLOCK // k)
         total = np.zeros((k, k))
         for start in range(0, n_rows, step):
             rows = slice(start, start + step)
@@ -50,8 +55,21 @@ class Active:
             ratios *= self.share
             ratios += self.fixed[rows]
             ratios /= mixed[rows]
-            total += ratios @ ratios.T
+            _add_gram(ratios, total)
         return np.asarray(total / n_rows)
+
+
+def _add_gram(ratios: Floats, total: Floats) -> None:
+    """total (k, k) += ratios @ ratios.T, for ratios (k, n), in products too small for BLAS to share
+    among threads: on a busy machine those wait for each other a hundred times longer."""
+    k, n_rows = ratios.shape
+    tiles = [slice(first, first + _TILE) for first in range(0, k, _TILE)]
+    step = _BLAS_ALONE // min(k, _TILE) ** 2
+    for start in range(0, n_rows, step):
+        part = ratios[:, start : start + step]
+        for a in tiles:
+            for b in tiles:
+                total[a, b] += part[a] @ part[b].T
 
 
 def settle(active: Active, v: Floats, tolerance: float) -> Floats:
