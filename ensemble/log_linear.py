@@ -40,23 +40,36 @@ class Problem:
     """On the scale of the sum over rows; infinite: W and b are 0."""
 
 
+def scales_alone(scales: NDArray[np.float64], n_classes: int, n_matrices: int = 0) -> Coefficients:
+    """Log-linear pooling; with matrices of zeros for a search to start from."""
+    return Coefficients(scales, np.zeros((n_matrices, n_classes, n_classes)), np.zeros(n_classes))
+
+
 def minimise(problem: Problem, start: Coefficients) -> Coefficients:
     """The minimum, by L-BFGS-B from `start`, whose matrices say how many there are."""
     from scipy.optimize import minimize
 
     free = math.isfinite(problem.penalty)
     others = start.matrices.size + start.intercept.size if free else 0
-    first = np.concatenate([start.scales, start.matrices.ravel(), start.intercept])
     bounds = np.concatenate([problem.bounds, np.tile([-np.inf, np.inf], (others, 1))])
+    # The penalty curves the loss far more than the data do: in these units both do alike.
+    units = np.ones(len(bounds))
+    units[len(start.scales) :] /= math.sqrt(1.0 + problem.penalty / len(problem.labels))
+
+    def scaled(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        loss, gradient = _loss_and_gradient(problem, _unpacked(vector * units, start))
+        return loss, gradient * units
+
+    first = np.concatenate([start.scales, start.matrices.ravel(), start.intercept])
     found = minimize(
-        lambda vector: _loss_and_gradient(problem, _unpacked(vector, start)),
-        first[: len(bounds)],
+        scaled,
+        first[: len(bounds)] / units,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"maxiter": 300, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-7},
     )
-    return _unpacked(found.x, start)
+    return _unpacked(found.x * units, start)
 
 
 def mean_loss(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ensemble.combine import Stacking
 from ensemble.fit import Fit, Settings
 from ensemble.geometric import heaviest, pooled, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, mean_loss, minimise
+from ensemble.log_linear import Coefficients, Problem, mean_loss, minimise, scales_alone
 from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
 
@@ -36,13 +36,13 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
     (C, C). The penalty has the least loss in 3 inner parts of the pool's rows; where no finite one
     lowers it, W and b are 0.
     """
-    members = heaviest(pool, settings)
+    members, first = heaviest(pool, settings)
     n_matrices = matrices_for(len(members), pool.n_classes)
     bounds = scale_bounds(members, settings)
     stack = log_stack(pool, members)
     rows = thinned_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
-    penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, n_matrices)
-    found = stacked(Problem(stack, pool.labels, bounds, penalty), n_matrices)
+    penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, first, n_matrices)
+    found = stacked(Problem(stack, pool.labels, bounds, penalty), first, n_matrices)
     return Fit(_combiner(found, members, len(pool.members)))
 
 
@@ -51,18 +51,19 @@ def matrices_for(n_members: int, n_classes: int) -> int:
     return min(n_members, _MOST_MATRICES, _MOST_COEFFICIENTS // n_classes**2)
 
 
-def stacked(problem: Problem, n_matrices: int) -> Coefficients:
-    """The minimum with so many matrices, none where the penalty is infinite."""
-    pooling = pooled(problem.stack, problem.labels, problem.bounds)
+def stacked(problem: Problem, first: NDArray[np.float64], n_matrices: int) -> Coefficients:
+    """The minimum with so many matrices, none where the penalty is infinite, sought from the scales
+    `first` (m,)."""
     if math.isinf(problem.penalty):
-        return pooling
-    return minimise(problem, _with_matrices(pooling, n_matrices))
+        return pooled(problem.stack, problem.labels, problem.bounds, first)
+    return minimise(problem, scales_alone(first, problem.stack.shape[2], n_matrices))
 
 
 def chosen_penalty(
     stack: NDArray[np.float32],
     labels: NDArray[np.int64],
     bounds: NDArray[np.float64],
+    first: NDArray[np.float64],
     n_matrices: int,
 ) -> float:
     """The penalty with the least cross-fitted loss on stack (m, N, C), whose rows are dealt to the
@@ -71,10 +72,8 @@ def chosen_penalty(
         return math.inf
     part = np.arange(len(labels)) % _PARTS
     sides = [(part != k, part == k) for k in range(_PARTS)]
-    fits = [
-        _with_matrices(pooled(stack[:, inside], labels[inside], bounds), n_matrices)
-        for inside, _ in sides
-    ]
+    poolings = [pooled(stack[:, inside], labels[inside], bounds, first) for inside, _ in sides]
+    fits = [scales_alone(pooling.scales, stack.shape[2], n_matrices) for pooling in poolings]
     best, best_loss = math.inf, _held_loss(stack, labels, sides, fits)
     for penalty in _PENALTIES:
         fits = [
@@ -99,13 +98,6 @@ def _held_loss(
         mean_loss(stack[:, outside], labels[outside], fit) * int(outside.sum())
         for (_, outside), fit in zip(sides, fits, strict=True)
     ) / len(labels)
-
-
-def _with_matrices(pooling: Coefficients, n_matrices: int) -> Coefficients:
-    n_classes = len(pooling.intercept)
-    return Coefficients(
-        pooling.scales, np.zeros((n_matrices, n_classes, n_classes)), pooling.intercept
-    )
 
 
 def _combiner(found: Coefficients, members: NDArray[np.intp], n_members: int) -> Stacking:

@@ -37,7 +37,7 @@ def test_equals_a_convex_solver(forced: tuple[int, ...], seed: int) -> None:
     log_probs, labels = made_up(6, 50, 3, seed)
     pool, settings = pool_of(log_probs, labels), Settings(forced=forced, max_rounds=10)
     fit = geometric(pool, settings)
-    members = heaviest(pool, settings)
+    members, _ = heaviest(pool, settings)
     least = np.where(np.isin(members, forced), 0.1, 0.0)
     expected = solver_optimum(log_probs[members], labels, least)
     assert log_loss(blend_prob(fit, pool), labels) == pytest.approx(expected, abs=2e-6)
@@ -80,9 +80,9 @@ def test_members_worse_than_chance_leave_the_constant() -> None:
 def test_at_most_20_members_but_all_that_are_forced() -> None:
     pool = pool_of(*made_up(40, 30, 3))
     settings = Settings(max_rounds=400, forced=tuple(range(30)))
-    assert sorted(heaviest(pool, settings)) == list(range(30))
-    assert 1 < len(heaviest(pool, Settings())) <= 20
-    assert 7 in heaviest(pool, Settings(forced=(7,)))
+    assert sorted(heaviest(pool, settings)[0]) == list(range(30))
+    assert 1 < len(heaviest(pool, Settings())[0]) <= 20
+    assert 7 in heaviest(pool, Settings(forced=(7,)))[0]
 
 
 def test_members_that_only_a_product_wants_are_found() -> None:
@@ -113,14 +113,14 @@ def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     log_probs, labels = made_up(5, 70, 4)
     pool, members = pool_of(log_probs, labels), np.arange(5)
     bounds = scale_bounds(members, Settings())
-    stack = log_stack(pool, members)
-    expected = pooled(stack, labels, bounds).scales
+    stack, first = log_stack(pool, members), np.full(5, 0.2)
+    expected = pooled(stack, labels, bounds, first).scales
     monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
     monkeypatch.setattr(ensemble.log_linear, "_BLOCK", 7 * 20 + 1)
     in_file = log_stack(pool, members)
     assert isinstance(in_file, np.memmap) and type(stack) is np.ndarray
     np.testing.assert_array_equal(in_file, stack)
-    np.testing.assert_allclose(pooled(in_file, labels, bounds).scales, expected, atol=1e-3)
+    np.testing.assert_allclose(pooled(in_file, labels, bounds, first).scales, expected, atol=1e-3)
 
 
 def test_no_room_for_the_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,9 @@ def test_without_scales_it_is_logistic_regression(
     log_probs, labels = made_up(members, 150, classes)
     pool = pool_of(log_probs, labels)
     stack = log_stack(pool, np.arange(members))
-    found = stacked(Problem(stack, labels, np.zeros((members, 2)), penalty), members)
+    found = stacked(
+        Problem(stack, labels, np.zeros((members, 2)), penalty), np.zeros(members), members
+    )
     # A column of ones: scikit-learn's own intercept has no penalty.
     features = np.concatenate([*stack, np.ones((150, 1))], axis=1).astype(np.float64)
     peer = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000)
@@ -55,7 +57,7 @@ def test_without_scales_it_is_logistic_regression(
 def test_two_classes_too() -> None:
     log_probs, labels = made_up(2, 80, 2)
     stack = log_stack(pool_of(log_probs, labels), np.arange(2))
-    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 1.0), 2)
+    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 1.0), np.zeros(2), 2)
     # For two classes scikit-learn fits one difference d of two columns: |d|^2 / 2 = |W|^2.
     features = np.concatenate([*stack, np.ones((80, 1))], axis=1).astype(np.float64)
     peer = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
@@ -71,7 +73,7 @@ def test_a_heavy_penalty_gives_log_linear_pooling(penalty: float) -> None:
     members = expected.used
     stack = log_stack(pool, members)
     bounds = scale_bounds(members, Settings())
-    found = stacked(Problem(stack, labels, bounds, penalty), 2)
+    found = stacked(Problem(stack, labels, bounds, penalty), np.full(len(members), 0.1), 2)
     np.testing.assert_allclose(probabilities(found, stack), blend_prob(expected, pool), atol=1e-3)
 
 
@@ -102,7 +104,7 @@ def test_pure_noise_is_not_learned() -> None:
     log_probs = np.log(rng.dirichlet(np.ones(4), (4, 90))).astype(np.float32)
     stack = log_stack(pool_of(log_probs, labels), np.arange(4))
     bounds = scale_bounds(np.arange(4), Settings())
-    assert chosen_penalty(stack, labels, bounds, 4) >= 100
+    assert chosen_penalty(stack, labels, bounds, np.full(4, 0.1), 4) >= 100
 
 
 @pytest.mark.parametrize(
