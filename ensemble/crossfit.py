@@ -1,7 +1,7 @@
-"""The honest loss of a blend method: weights chosen on the other folds, scored on this one.
+"""The honest loss of a blend method: chosen on the other parts of the rows, scored on this one.
 
-Takes true_prob (M, N), the fold of each row and a method; gives the `CrossFit` loss with its
-standard error.
+Takes true_prob (M, N) with the fold of each row, or `MemberRows`, and a method; gives the
+`CrossFit` loss with its standard error.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.blend import Blend, checked_members, mixture
-from experiment.metrics import row_losses
-
-_PARTS = 5
-_SEED = 0
+from ensemble.calibrate import at_temperature, fit_temperature
+from ensemble.fit import Fit, blend_prob
+from ensemble.pool import MemberRows, Pool, cross_fit_parts
+from experiment.metrics import normalise, row_losses
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,19 @@ class CrossFit:
     """Standard error of that mean over rows: sd of the row losses / sqrt(N), with the chosen
     weights taken as given."""
     fold_losses: tuple[float, ...]
-    """The mean over the rows of each fold, in ascending order of the folds."""
+    """The mean over the rows of each part, in ascending order of the folds."""
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFitRows(CrossFit):
+    """The same with what was predicted for each row."""
+
+    true_prob: NDArray[np.float64]
+    """(N,) probability of the true class."""
+    confidence: NDArray[np.float64]
+    """(N,) the highest probability."""
+    hits: NDArray[np.bool_]
+    """(N,) whether the class with the highest probability is the true one."""
 
 
 def crossfit(
@@ -44,35 +56,65 @@ def crossfit(
     ValueError on wrong shapes or values, and on fewer than two rows.
     """
     members = checked_members(true_prob)
-    fold_of_row = _at_least_two_folds(_checked_folds(folds, members.shape[1]))
-    losses = np.empty(members.shape[1])
-    names = np.unique(fold_of_row)
-    for name in names:
-        held = fold_of_row == name
-        losses[held] = row_losses(mixture(members[:, held], method(members[:, ~held]).weights))
-    return CrossFit(
-        loss=float(losses.mean()),
-        se=float(losses.std(ddof=1) / math.sqrt(len(losses))),
-        fold_losses=tuple(float(losses[fold_of_row == name].mean()) for name in names),
+    if np.shape(folds) != members.shape[1:]:
+        raise ValueError(f"folds have shape {np.shape(folds)}, should be {members.shape[1:]}")
+    parts = cross_fit_parts(folds)
+    held_prob = np.empty(members.shape[1])
+    for part in range(int(parts.max()) + 1):
+        held = parts == part
+        held_prob[held] = mixture(members[:, held], method(members[:, ~held]).weights)
+    return CrossFit(*_score(held_prob, parts))
+
+
+def crossfit_rows(
+    rows: MemberRows, fit: Callable[[Pool], Fit], calibrated: bool
+) -> tuple[CrossFitRows, CrossFitRows]:
+    """Cross-fits `fit`: as it is, and with a temperature of the blend on top.
+
+    calibrated: with the members' temperatures. All temperatures are those of the training side,
+    the blend's one is fitted there to the blend's own probabilities.
+    """
+    plain, tempered = _Predictions(rows), _Predictions(rows)
+    for part in range(rows.n_parts):
+        held = rows.parts == part
+        chosen = fit(rows.split(part, calibrated)[0])
+        prob = normalise(blend_prob(chosen, rows.scored(part, calibrated)))
+        plain.add(held, prob[held])
+        log_prob = np.log(prob, out=prob)
+        temperature = fit_temperature(log_prob[~held], rows.labels[~held])
+        tempered.add(held, np.exp(at_temperature(log_prob[held], temperature)))
+    return plain.scored(), tempered.scored()
+
+
+class _Predictions:
+    """What is predicted for each row, filled part by part."""
+
+    def __init__(self, rows: MemberRows) -> None:
+        self._rows = rows
+        count = len(rows.labels)
+        self._true_prob, self._confidence = np.empty(count), np.empty(count)
+        self._hits = np.empty(count, dtype=np.bool_)
+
+    def add(self, held: NDArray[np.bool_], prob: NDArray[np.floating]) -> None:
+        """prob: (n, C) of the n held rows."""
+        labels = self._rows.labels[held]
+        self._true_prob[held] = prob[np.arange(len(labels)), labels]
+        self._confidence[held] = prob.max(axis=1)
+        self._hits[held] = prob.argmax(axis=1) == labels
+
+    def scored(self) -> CrossFitRows:
+        score = _score(self._true_prob, self._rows.parts)
+        return CrossFitRows(*score, self._true_prob, self._confidence, self._hits)
+
+
+def _score(
+    true_prob: NDArray[np.float64], parts: NDArray[np.int64]
+) -> tuple[float, float, tuple[float, ...]]:
+    """Loss, its standard error and the loss of each part, from (N,) and (N,)."""
+    losses = row_losses(true_prob)
+    counts = np.bincount(parts)
+    return (
+        float(losses.mean()),
+        float(losses.std(ddof=1) / math.sqrt(len(losses))),
+        tuple(float(total) for total in np.bincount(parts, weights=losses) / counts),
     )
-
-
-def _checked_folds(folds: ArrayLike, n_rows: int) -> NDArray[np.int64]:
-    values = np.asarray(folds)
-    if values.shape != (n_rows,):
-        raise ValueError(f"folds have shape {values.shape}, should be ({n_rows},)")
-    if not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"folds have the type {values.dtype}, should be an integer type")
-    if n_rows < 2:
-        raise ValueError("one row cannot be cross-fitted: at least 2 are needed")
-    return values.astype(np.int64, copy=False)
-
-
-def _at_least_two_folds(folds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The folds (N,) as they are, or a fixed random split if there is only one."""
-    if (folds != folds[0]).any():
-        return folds
-    order = np.random.default_rng(_SEED).permutation(len(folds))
-    parts = np.empty_like(folds)
-    parts[order] = np.arange(len(folds)) % _PARTS
-    return parts

@@ -6,16 +6,18 @@ is what a method sees: all rows, or one side of a split with the temperatures fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.calibrate import at_temperature
+from ensemble.calibrate import at_temperature, part_temperatures, true_prob_at
 
 _PARTS = 5
 _SEED = 0
+_ABOVE_ZERO = 1e-3
+"""Rounding may lift a float16 log-probability above 0, by less than this."""
 
 
 @dataclass(frozen=True, order=True)
@@ -88,6 +90,10 @@ class MemberRows:
         held = self.parts == part
         return self._side(part, ~held, calibrated), self._side(part, held, calibrated)
 
+    def scored(self, part: int, calibrated: bool) -> Pool:
+        """Both sides of `split` in one: all rows, the temperatures fitted outside the part."""
+        return self._side(part, slice(None), calibrated)
+
     def take(self, members: NDArray[np.intp]) -> MemberRows:
         """Only these members, in this order."""
         return replace(
@@ -131,6 +137,68 @@ def cross_fit_parts(folds: ArrayLike) -> NDArray[np.int64]:
     return drawn
 
 
+def member_rows(
+    log_probs: Sequence[NDArray[np.floating]],
+    labels: ArrayLike,
+    folds: ArrayLike,
+    members: Sequence[Member] | None = None,
+) -> MemberRows:
+    """M members held in memory, with their temperatures fitted.
+
+    log_probs: for each member its (N, C) natural-log probabilities, -inf allowed; labels (N,) in
+    0..C-1; folds (N,) as for `cross_fit_parts`. Raises ValueError on other shapes or values.
+    """
+    truth, parts = np.asarray(labels), cross_fit_parts(folds)
+    check_log_probs(log_probs, len(truth))
+    _check_labels(truth, len(parts), log_probs[0].shape[1])
+    named = default_members(len(log_probs)) if members is None else tuple(members)
+    if len(named) != len(log_probs):
+        raise ValueError(f"{len(named)} members are named, should be {len(log_probs)}")
+    columns = [_columns(log_prob, truth, parts) for log_prob in _checked(log_probs)]
+    return MemberRows(
+        members=named,
+        labels=truth.astype(np.int64, copy=False),
+        parts=parts,
+        n_classes=log_probs[0].shape[1],
+        temperatures=np.stack([temperatures for temperatures, _ in columns], axis=1),
+        raw=np.stack([true_prob[0] for _, true_prob in columns]),
+        calibrated=np.stack([true_prob[1:] for _, true_prob in columns], axis=1),
+        read=lambda member: np.asarray(log_probs[member], dtype=np.float32),
+    )
+
+
+def _columns(
+    log_prob: NDArray[np.floating], labels: NDArray[np.int64], parts: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Of one member: its temperatures (1 + K,), and the probability of the true class (2 + K, N)
+    without and with each of them."""
+    temperatures = part_temperatures(log_prob, labels, parts)
+    return temperatures, np.stack([true_prob_at(log_prob, labels, t) for t in (1, *temperatures)])
+
+
+def _checked(log_probs: Sequence[NDArray[np.floating]]) -> Iterator[NDArray[np.floating]]:
+    """Each member's; ValueError where one is no logarithm of a probability."""
+    for member, log_prob in enumerate(log_probs):
+        wrong = ~(log_prob <= _ABOVE_ZERO).all(axis=1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            value = log_prob[row][~(log_prob[row] <= _ABOVE_ZERO)][0]
+            raise ValueError(
+                f"member {member}, row {row}: {value} is not the logarithm of a probability"
+            )
+        yield log_prob
+
+
+def _check_labels(labels: NDArray[np.int64], n_rows: int, n_classes: int) -> None:
+    if labels.shape != (n_rows,) or not np.issubdtype(labels.dtype, np.integer):
+        given = f"labels have shape {labels.shape} and the type {labels.dtype}"
+        raise ValueError(f"{given}, should be ({n_rows},) like the folds, of an integer type")
+    wrong = (labels < 0) | (labels >= n_classes)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"row {row}: the label is {labels[row]}, should be 0 to {n_classes - 1}")
+
+
 def default_members(count: int) -> tuple[Member, ...]:
     """For arrays without a run folder: m0000, m0001, ..."""
     return tuple(Member(f"m{i:04d}") for i in range(count))
@@ -138,6 +206,8 @@ def default_members(count: int) -> tuple[Member, ...]:
 
 def check_log_probs(log_probs: Sequence[NDArray[np.floating]], n_rows: int) -> None:
     """ValueError unless all are (N, C) of one C."""
-    shapes = {array.shape for array in log_probs}
-    if len(shapes) != 1 or next(iter(shapes))[0] != n_rows or len(next(iter(shapes))) != 2:
-        raise ValueError(f"log-probabilities have shapes {sorted(shapes)}, should be (rows, C)")
+    shapes = sorted({array.shape for array in log_probs})
+    if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != n_rows or shapes[0][1] == 0:
+        raise ValueError(
+            f"log-probabilities have shapes {shapes}, should all have one, ({n_rows}, classes)"
+        )
