@@ -1,0 +1,96 @@
+"""How a side of the blend's benchmarks measures itself, in a process of its own: no package of ours.
+
+`DATA OUT ROUNDS SIDE` on the command line: loads the arrays in DATA, calls the side, writes OUT.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import synthetic
+from numpy.typing import NDArray
+
+_ENOUGH = 2.0  # seconds of calls, after which no further one is made
+_MOST = 15
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a side is given."""
+
+    folder: Path
+    true_prob: NDArray[np.float32]  # (M, N)
+    labels: NDArray[np.int64]  # (N,)
+
+    def full(self) -> NDArray[np.floating]:
+        """(M, N, C) probabilities: the file's, else made from the true ones."""
+        path = self.folder / "prob.npy"
+        if path.is_file():
+            return np.load(path)
+        return synthetic.full_rows(self.true_prob, self.labels, int(self.labels.max()) + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a side gives: either the weights, or the blend's own probabilities of the true class."""
+
+    weights: NDArray[np.float64] | None = None  # (M,)
+    blended: NDArray[np.float64] | None = None  # (N,)
+    members: int = 0
+
+
+Side = Callable[[Data, int], Callable[[], Answer]]
+"""Data and rounds -> the call that is measured; what comes before it is not."""
+
+
+def main(sides: Mapping[str, Side], more: Callable[[Data, str, int], dict[str, float]]) -> None:
+    """`more`: further figures, taken after the measured calls."""
+    folder, out, rounds, name = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    mapped = "r" if (folder / "mapped").exists() else None
+    data = Data(
+        folder, np.load(folder / "true_prob.npy", mmap_mode=mapped), np.load(folder / "labels.npy")
+    )
+    call = sides[name](data, rounds)
+    gc.collect()
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    seconds, answer = _timed(call)
+    extra = _memory("VmHWM") - before
+    times = [seconds]
+    while sum(times) < _ENOUGH and len(times) < _MOST:
+        times.append(_timed(call)[0])
+    blended = answer.blended
+    if blended is None:
+        assert answer.weights is not None
+        blended = answer.weights @ data.true_prob
+    figures = {
+        "seconds": median(times),
+        "repeats": len(times),
+        "extra_mb": extra / 1e6,
+        "peak_mb": _memory("VmHWM") / 1e6,
+        "members": answer.members or int(np.count_nonzero(answer.weights)),
+        "loss": float(-np.log(np.maximum(blended, 1e-15)).mean()),
+    }
+    out.write_text(json.dumps(figures | more(data, name, rounds)))
+
+
+def _timed(call: Callable[[], Answer]) -> tuple[float, Answer]:
+    mark = time.perf_counter()
+    answer = call()
+    return time.perf_counter() - mark, answer
+
+
+def _memory(key: str) -> float:
+    """Bytes; VmRSS is what is held now, VmHWM the peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return float(line.split()[1]) * 1024
+    raise KeyError(key)
