@@ -1,6 +1,6 @@
 """The blend: arrays in, arrays out.
 
-`from ensemble import greedy, crossfit` gives the functions of the modules of that name;
+`from ensemble import greedy, optimal, crossfit` gives the functions of those modules;
 `certify` is `ensemble.certificate.certificate`. The table of methods is `ensemble.methods`.
 """
 
@@ -8,5 +8,6 @@ from ensemble.blend import Blend
 from ensemble.certificate import certificate as certify
 from ensemble.crossfit import CrossFit, crossfit
 from ensemble.greedy import greedy
+from ensemble.optimal import optimal
 
-__all__ = ["Blend", "CrossFit", "certify", "crossfit", "greedy"]
+__all__ = ["Blend", "CrossFit", "certify", "crossfit", "greedy", "optimal"]

@@ -6,12 +6,15 @@ The same record pools OOF rows and, when the blend predicts, new images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from experiment.metrics import CLIP
 
 Arrays = Mapping[str, NDArray[np.float64]]
 
@@ -61,6 +64,116 @@ class ArithmeticMean:
         return ArithmeticMean(self.weights[members])
 
 
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """Shares of votes, mixed with the constant 1/C: each member votes for its most probable class,
+    the lowest one on a tie."""
+
+    weights: NDArray[np.float64]  # (M,) sums to 1
+    constant: float
+    """The weight of 1/C, in [0, 1]."""
+    pooling: str = "votes"
+
+    def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        shares = np.zeros(log_prob.shape)
+        shares[np.arange(len(log_prob)), log_prob.argmax(axis=1)] = self.weights[member]
+        return shares
+
+    def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        shares = total / total.sum(axis=1, keepdims=True)
+        return np.asarray((1.0 - self.constant) * shares + self.constant / total.shape[1])
+
+    def arrays(self) -> Arrays:
+        return {"constant": np.array([self.constant])}
+
+    def take(self, members: NDArray[np.intp]) -> Votes:
+        return Votes(self.weights[members], self.constant)
+
+
+@dataclass(frozen=True, eq=False)
+class GeometricMean:
+    """softmax(sum of w_m log p_m): the product of p_m ** w_m, renormalised. The weights need not
+    sum to 1: their sum is the inverse of a temperature."""
+
+    weights: NDArray[np.float64]  # (M,) >= 0
+    pooling: str = "geometric"
+
+    def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        return np.asarray(self.weights[member] * centred_logs(log_prob))
+
+    def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        return softmax(total)
+
+    def arrays(self) -> Arrays:
+        return {}
+
+    def take(self, members: NDArray[np.intp]) -> GeometricMean:
+        return GeometricMean(self.weights[members])
+
+
+@dataclass(frozen=True, eq=False)
+class Stacking:
+    """softmax(sum of a_m z_m + sum of z_m W_m + b) of the centred log-probabilities z_m."""
+
+    weights: NDArray[np.float64]
+    """(M,) the size of a member's coefficients, a_m where W_m is 0: no more than a summary."""
+    scales: NDArray[np.float64]
+    """(M,) a_m."""
+    matrices: NDArray[np.float64]
+    """(J, C, C) W_m of some members."""
+    owners: NDArray[np.intp]
+    """(J,) whose matrix each one is."""
+    intercept: NDArray[np.float64]
+    """(C,) b."""
+    pooling: str = "stacking"
+
+    def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        logs = centred_logs(log_prob)
+        added = self.scales[member] * logs
+        for matrix in self.matrices[self.owners == member]:
+            added += logs @ matrix
+        return np.asarray(added)
+
+    def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        return softmax(total + self.intercept)
+
+    def arrays(self) -> Arrays:
+        return {
+            "scales": self.scales,
+            "matrices": self.matrices,
+            "owners": self.owners.astype(np.float64),
+            "intercept": self.intercept,
+        }
+
+    def take(self, members: NDArray[np.intp]) -> Stacking:
+        place = np.full(len(self.weights), -1)
+        place[members] = np.arange(len(members))
+        owners = place[self.owners]
+        there = owners >= 0
+        return Stacking(
+            self.weights[members],
+            self.scales[members],
+            self.matrices[there],
+            owners[there],
+            self.intercept,
+        )
+
+
+def centred_logs(log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(n, C) log-probabilities, clipped like the score and with a mean of 0 in each row: softmax
+    does not see the mean, but a matrix of coefficients would."""
+    logs = np.maximum(log_prob.astype(np.float64), math.log(CLIP))
+    logs -= logs.mean(axis=1, keepdims=True)
+    return np.asarray(logs)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, C) -> probabilities (n, C)."""
+    prob = np.exp(logits - logits.max(axis=1, keepdims=True))
+    prob /= prob.sum(axis=1, keepdims=True)
+    return np.asarray(prob)
+
+
 def pool_terms(
     combiner: Combiner, log_probs: Iterable[tuple[int, NDArray[np.floating]]]
 ) -> NDArray[np.float64]:
@@ -76,5 +189,14 @@ def pool_terms(
 
 POOLINGS: dict[str, Callable[[NDArray[np.float64], Arrays], Combiner]] = {
     "arithmetic": lambda weights, arrays: ArithmeticMean(weights),
+    "votes": lambda weights, arrays: Votes(weights, float(arrays["constant"][0])),
+    "geometric": lambda weights, arrays: GeometricMean(weights),
+    "stacking": lambda weights, arrays: Stacking(
+        weights,
+        arrays["scales"],
+        arrays["matrices"],
+        arrays["owners"].astype(np.intp),
+        arrays["intercept"],
+    ),
 }
-"""Name -> the combiner from weights (M,) and its further arrays: how a run folder's is read back."""
+"""Name -> the combiner from weights (M,) and its further arrays: how a run folder is read back."""

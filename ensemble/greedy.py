@@ -7,6 +7,7 @@ ICML 2004; bags are its section 2.3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.blend import Blend, checked_forced, checked_members, clipped
 from ensemble.certificate import certified
 from ensemble.kernels import Backend, MemberSums, member_sums
-from experiment.metrics import log_loss_of_true
 
 TIE = 1e-12
 """Losses closer than this, in nats, are equal: rounding must not choose between members."""
@@ -101,16 +101,21 @@ def _rounds(
 ) -> tuple[list[int], list[float]]:
     """The pick and the loss of every round, from the members in pool (ascending)."""
     total = np.zeros(sums.members.shape[1])  # (N,) sum of the picks
+    height = 0.0  # mean log total, once there is one
     bounds = np.full(len(sums.members), np.inf)  # (M,) of the gains
     path: list[int] = []
     losses: list[float] = []
     while len(path) < max_rounds:
         waiting = len(path) < len(forced)
-        path.append(forced[len(path)] if waiting else _best_addition(sums, pool, total, bounds))
+        if waiting:
+            path.append(forced[len(path)])
+        else:
+            path.append(_best_addition(sums, pool, total, height, bounds))
         if len(path) == 1:
             bounds[:] = np.inf  # gains over nothing at all: no bound on any later one
         total += clipped(sums.members[path[-1]])
-        losses.append(log_loss_of_true(total / len(path)))
+        height = float(np.log(total).mean())
+        losses.append(math.log(len(path)) - height)
         if len(path) >= len(forced) and len(set(path)) == max_members:
             pool = np.unique(path)
     return path, losses
@@ -120,10 +125,11 @@ def _best_addition(
     sums: MemberSums,
     pool: NDArray[np.intp],
     total: NDArray[np.float64],
+    height: float,
     bounds: NDArray[np.float64],
 ) -> int:
-    """The member of the pool with the highest gain = mean_i log(1 + t_mi / total_i), the lowest one
-    on a tie. `bounds` (M,) holds gains of earlier rounds and takes those computed now.
+    """The member of the pool with the highest gain = mean_i log(total_i + t_mi) - height, the
+    lowest one on a tie. `bounds` (M,) holds gains of earlier rounds and takes those computed now.
 
     A gain only falls as the total grows, so an old one still bounds it from above. Members are
     scored from the highest bound down, until no bound reaches the best score: the result of
@@ -133,20 +139,12 @@ def _best_addition(
     order = pool[np.argsort(-bounds[pool], kind="stable")]
     lead, rest = order[:_LEAD], order[_LEAD:]
     gains = np.full(len(bounds), -np.inf)
-    gains[lead] = _gains(sums, lead, total)
+    gains[lead] = sums.mean_logs(lead, total) - height
     rest = np.sort(rest[bounds[rest] >= gains.max() - TIE])
-    gains[rest] = _gains(sums, rest, total)
+    gains[rest] = sums.mean_logs(rest, total) - height
     scored = np.isfinite(gains)
     bounds[scored] = gains[scored] + TIE
     return _first_within_tie(gains)
-
-
-def _gains(
-    sums: MemberSums, index: NDArray[np.intp], total: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(k,) mean_i log(1 + t_mi / total_i); without a total yet, mean_i log t_mi."""
-    before = np.log(total).mean() if total.any() else 0.0
-    return sums.mean_logs(index, total) - before
 
 
 def _first_within_tie(scores: NDArray[np.float64]) -> int:

@@ -19,8 +19,9 @@ from ensemble import kernels_numpy
 
 Backend = Literal["numba", "numpy"]
 Floats = NDArray[np.float64]
-Kernel = Callable[[NDArray[np.floating], Floats, Floats], None]
-"""(k, N) rows of members, a vector (N,) and the (k,) to fill. Values below CLIP count as CLIP."""
+Kernel = Callable[[NDArray[np.floating], NDArray[np.intp], Floats, Floats], None]
+"""Members (M, N), the (k,) to take, a vector (N,), the (k,) to fill. Values below CLIP count as
+CLIP."""
 
 BLOCK = 1 << 18
 """Numbers handled at a time: 2 MiB in float64, so that they stay in the cache."""
@@ -50,26 +51,25 @@ class MemberSums:
     def _each(self, kernel: Kernel, index: NDArray[np.intp], vector: Floats) -> Floats:
         sums = np.empty(len(index))
         step = max(1, BLOCK // self.members.shape[1])
-        starts = range(0, len(index), step)
+        blocks = [slice(start, start + step) for start in range(0, len(index), step)]
 
-        def block(start: int) -> None:
-            chosen = index[start : start + step]
-            kernel(self._rows(chosen), vector, sums[start : start + step])
+        def fill(block: slice) -> None:
+            kernel(*self._rows(index[block]), vector, sums[block])
 
-        if self.backend == "numpy" or len(starts) < 2:
-            for start in starts:
-                block(start)
+        if len(blocks) < 2 or _cores() < 2:
+            for block in blocks:
+                fill(block)
         else:
-            with ThreadPoolExecutor(min(_cores(), len(starts))) as threads:
-                list(threads.map(block, starts))
+            with ThreadPoolExecutor(min(_cores(), len(blocks))) as threads:
+                list(threads.map(fill, blocks))
         return sums
 
-    def _rows(self, index: NDArray[np.intp]) -> NDArray[np.floating]:
-        """(k, N) with adjacent rows; neighbours in index and in memory are not copied."""
-        first, last = int(index[0]), int(index[-1])
-        neighbours = last - first + 1 == len(index) and bool((np.diff(index) == 1).all())
-        rows = self.members[first : last + 1] if neighbours else self.members[index]
-        return np.ascontiguousarray(rows)
+    def _rows(self, index: NDArray[np.intp]) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
+        """An array with adjacent rows that holds the members, and where: a copy of the block only
+        where the members themselves do not lie row by row."""
+        if self.members.flags.c_contiguous:
+            return self.members, index
+        return np.ascontiguousarray(self.members[index]), np.arange(len(index))
 
 
 def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -> MemberSums:
@@ -79,6 +79,8 @@ def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -
         backend = "numba" if members.size >= _NUMBA_FROM else "numpy"
     if backend not in ("numba", "numpy"):
         raise ValueError(f"backend is {backend!r}, should be 'numba', 'numpy' or None")
+    members = members.view(np.ndarray)
+    members.flags.writeable = False  # one type to compile for, memory-mapped or not
     if backend == "numpy":
         return MemberSums(members, backend, kernels_numpy.mean_log, kernels_numpy.mean_product)
     from ensemble import kernels_numba  # costs a good part of a second

@@ -1,7 +1,7 @@
 """The kernels compiled: one pass over the members at the speed of memory, without a copy.
 
-Each takes rows of members (k, N), a vector (N,), and fills one float64 a member. They release the
-GIL, and keep their machine code beside this file or in the user's cache folder.
+Each takes members (M, N), which of them (k,), a vector (N,), and fills one float64 each. They
+release the GIL, and keep their machine code beside this file or in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from experiment.metrics import CLIP
 
-_Kernel = Callable[[NDArray[np.floating], NDArray[np.float64], NDArray[np.float64]], None]
+_Kernel = Callable[
+    [NDArray[np.floating], NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]], None
+]
 _LANES = 64
 _FACTORS = 16
 """Multiplied before the exponent is taken off: sums of at least 1e-15 and at most 1e5 (rounds and
@@ -40,7 +42,10 @@ def _compiled(**options: Any) -> Callable[[_Kernel], _Kernel]:
 
 @_compiled()
 def mean_log(
-    rows: NDArray[np.floating], offset: NDArray[np.float64], means: NDArray[np.float64]
+    members: NDArray[np.floating],
+    index: NDArray[np.intp],
+    offset: NDArray[np.float64],
+    means: NDArray[np.float64],
 ) -> None:
     """means (k,) = mean_i log(offset_i + t_mi), with _LANES logarithms a member.
 
@@ -48,13 +53,13 @@ def mean_log(
     product can leave the range of float64, its exponent goes to an integer and the fraction stays.
     N multiplications of relative error 1e-16 in a mean of N terms: an error of about 1e-16.
     """
-    n_rows = rows.shape[1]
+    n_rows = members.shape[1]
     product = np.empty(_LANES)
     bits = product.view(np.int64)
     chunk = _LANES * _FACTORS
     whole = n_rows - n_rows % chunk
-    for k in range(rows.shape[0]):
-        row = rows[k]
+    for k in range(len(index)):
+        row = members[index[k]]
         product[:] = 1.0
         exponent = 0
         for start in range(0, whole, chunk):
@@ -78,12 +83,15 @@ def mean_log(
 # below N * 1e-16, and in practice below that of adding one by one.
 @_compiled(fastmath={"reassoc", "contract"})
 def mean_product(
-    rows: NDArray[np.floating], factor: NDArray[np.float64], means: NDArray[np.float64]
+    members: NDArray[np.floating],
+    index: NDArray[np.intp],
+    factor: NDArray[np.float64],
+    means: NDArray[np.float64],
 ) -> None:
     """means (k,) = mean_i t_mi * factor_i."""
-    n_rows = rows.shape[1]
-    for k in range(rows.shape[0]):
-        row = rows[k]
+    n_rows = members.shape[1]
+    for k in range(len(index)):
+        row = members[index[k]]
         total = 0.0
         for i in range(n_rows):
             value = np.float64(row[i])

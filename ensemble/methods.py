@@ -8,9 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from ensemble.certificate import certified
 from ensemble.fit import Fit, Settings, mixture_fit
+from ensemble.geometric import geometric
 from ensemble.greedy import greedy
+from ensemble.optimal import optimal
 from ensemble.pool import Pool
+from ensemble.ranking import own_losses
+from ensemble.snapshot import snapshot
+from ensemble.stacking import stacking
+from ensemble.top_k import top_k
+from ensemble.uniform import equal_weights, uniform
+from ensemble.voting import hard_vote, soft_vote
 from experiment.errors import ConfigError, Problem
 from experiment.names import check_name
 
@@ -22,10 +33,44 @@ class Method:
     name: str
     doc: str
     function: Callable[[Pool, Settings], Fit]
+    """(members and rows to look at, the config's wishes) -> the combination found. It must not
+    depend on the order of members or rows; a user's mistake is a ConfigError."""
 
 
 def _greedy(pool: Pool, settings: Settings) -> Fit:
-    return mixture_fit(greedy(pool.true_prob, settings.max_rounds))
+    return mixture_fit(
+        greedy(
+            pool.true_prob,
+            max_rounds=settings.max_rounds,
+            bags=settings.bags,
+            forced=settings.forced,
+            seed=settings.seed,
+        )
+    )
+
+
+def _optimal(pool: Pool, settings: Settings) -> Fit:
+    """Forced members get what one round of `greedy` would give them."""
+    least = 1.0 / max(settings.max_rounds, len(settings.forced))
+    return mixture_fit(optimal(pool.true_prob, forced=settings.forced, min_weight=least))
+
+
+def _soup(pool: Pool, settings: Settings) -> Fit:
+    """The soup with the least OOF loss, alone; the lowest on a tie."""
+    if settings.forced:
+        raise ConfigError.single(
+            "ensemble.include",
+            "the method 'soup' takes one soup alone and can force no member in; empty the list or "
+            "use another method",
+        )
+    soups = [i for i, member in enumerate(pool.members) if member.variant == "soup"]
+    if not soups:
+        raise ConfigError.single(
+            "ensemble.method",
+            "'soup' needs soups, and no member is one; `ensemble DIR --method soup` makes them",
+        )
+    best = soups[int(np.argmin(own_losses(pool)[soups]))]
+    return mixture_fit(certified(pool.true_prob, equal_weights([best], len(pool.members))))
 
 
 _ROWS = (
@@ -34,6 +79,15 @@ _ROWS = (
         "adds the member that helps most, round by round, and keeps the best prefix",
         _greedy,
     ),
+    Method("optimal", "the weights of the least OOF loss, to 1e-6", _optimal),
+    Method("uniform", "all members with the same weight", uniform),
+    Method("top-k", "the best k members with the same weight, k by the OOF loss", top_k),
+    Method("soft-vote", "the mean of one variant a candidate", soft_vote),
+    Method("hard-vote", "one vote a candidate for its most probable class", hard_vote),
+    Method("snapshot", "the mean of one candidate's last snapshots", snapshot),
+    Method("geometric", "product of up to 20 members' probabilities to fitted powers", geometric),
+    Method("stacking", "logistic regression on up to 10 members' log-probabilities", stacking),
+    Method("soup", "the best average of one candidate's or backbone's weights, alone", _soup),
 )
 
 METHODS = {method.name: method for method in _ROWS}

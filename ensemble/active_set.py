@@ -1,0 +1,111 @@
+"""The best weights of a few members: sequential quadratic programming on the log loss.
+
+Takes an `Active` set of members and weights on it; gives weights whose certificate within the set
+is at most a tolerance. `ensemble.optimal` decides who is in the set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.blend import clipped, mixture
+from ensemble.nonneg_qp import nonneg_qp
+
+Floats = NDArray[np.float64]
+
+_BLOCK = 1 << 18
+"""Numbers converted to float64 at a time: 2 MiB, so that they stay in the cache."""
+_STEPS = 60
+_SEARCH_STEPS = 100
+ROUNDING = 1e-14
+"""Losses closer than this, in nats, are equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Active:
+    """Mixtures q = fixed + share * (v @ members) with v on the simplex."""
+
+    members: NDArray[np.floating]  # (k, N)
+    fixed: Floats  # (N,) the part of the mixture that v has no say in
+    share: float  # what v may give away: 1 where nothing is fixed
+
+    def mixed(self, v: Floats) -> Floats:
+        """(N,) q at v (k,)."""
+        mixed = mixture(self.members, v)
+        mixed *= self.share
+        mixed += self.fixed
+        return mixed
+
+    def hessian(self, mixed: Floats) -> Floats:
+        """(k, k) mean_i r_ai r_bi with r_a = (fixed + share * t_a) / q: of -mean log q in v."""
+        k, n_rows = self.members.shape
+        step = max(1, _BLOCK // k)
+        total = np.zeros((k, k))
+        for start in range(0, n_rows, step):
+            rows = slice(start, start + step)
+            ratios = clipped(self.members[:, rows])
+            ratios *= self.share
+            ratios += self.fixed[rows]
+            ratios /= mixed[rows]
+            total += ratios @ ratios.T
+        return np.asarray(total / n_rows)
+
+
+def settle(active: Active, v: Floats, tolerance: float) -> Floats:
+    """(k,) weights from which no member of the set lowers the loss by more than tolerance (nats),
+    as far as rounding allows; never a higher loss than at v (k,).
+
+    The minimum of mean(-log q(v)) + sum(v) over v >= 0 lies on the simplex, so a step needs no
+    equality: with slopes g = Hv it goes to the minimiser of 1/2 u'Hu - (2g - 1)'u over u >= 0,
+    scaled to the simplex, or to the best point on the way there.
+    """
+    mixed = active.mixed(v)
+    loss, bound = _loss(mixed), np.inf
+    for _ in range(_STEPS):
+        hessian = active.hessian(mixed)
+        slopes = hessian @ v  # since v @ ratios = 1 on every row
+        before, bound = bound, float(slopes.max()) - 1.0
+        if bound <= tolerance:
+            break
+        target = nonneg_qp(hessian, 2.0 * slopes - 1.0, v)
+        target /= target.sum()
+        aim = active.mixed(target)
+        if _loss(aim) > loss + ROUNDING:
+            step = line_search(mixed, aim)
+            target = (1.0 - step) * v + step * target
+            aim = active.mixed(target)
+        gained = loss - _loss(aim)
+        if gained < -ROUNDING or (gained < ROUNDING and bound >= before):
+            break
+        v, mixed, loss = target, aim, loss - gained
+    return v
+
+
+def line_search(here: Floats, there: Floats) -> float:
+    """The step in [0, 1] from mixture here (N,) to there (N,) with the least log loss.
+
+    The loss is convex on the way, and steep near rows that `there` gives nothing. So Newton on its
+    slope takes turns with halving the bracket, until what is left to gain is below rounding.
+    """
+    way = there - here
+    low, high, step = 0.0, 1.0, 1.0
+    for turn in range(_SEARCH_STEPS):
+        ratio = way / (here + step * way)
+        slope = float(ratio.mean())  # of the gain
+        if slope >= 0.0:
+            low = step
+            if slope * (high - step) <= ROUNDING:
+                break
+        else:
+            high = step
+        newton = step + slope / max(float((ratio * ratio).mean()), 1e-300)
+        halve = turn % 2 == 0 or not low < newton < high
+        step = (low + high) / 2.0 if halve else newton
+    return low
+
+
+def _loss(mixed: Floats) -> float:
+    return -float(np.log(mixed).mean())

@@ -1,0 +1,154 @@
+"""The loss of softmax(sum of a_m z_m + sum of z_m W_m + b), and where it is least.
+
+Takes centred log-probabilities z of a few members as a stack (m, N, C) float32, in memory or in a
+temporary file; every pass converts one block of rows after another to float64. The loss is convex.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.combine import centred_logs
+from ensemble.pool import Pool
+
+LARGEST_SCALE = 20.0
+"""Of a_m: where every row is right, the loss falls for ever with the sum of the a_m."""
+_IN_MEMORY = 1 << 27
+"""Numbers in a stack that is kept in memory: 512 MiB. A larger one lies in a file, from which the
+system keeps what fits."""
+_BLOCK = 1 << 17
+"""Numbers converted to float64 at a time: 1 MiB, so that they stay in the cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """Of m members, the first J of which have a matrix."""
+
+    scales: NDArray[np.float64]  # (m,) a
+    matrices: NDArray[np.float64]  # (J, C, C) W
+    intercept: NDArray[np.float64]  # (C,) b
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is minimised: the mean loss + penalty / (2 N) * (|W|^2 + |b|^2)."""
+
+    stack: NDArray[np.float32]  # (m, N, C)
+    labels: NDArray[np.int64]  # (N,)
+    bounds: NDArray[np.float64]
+    """(m, 2) the least and the largest a_m."""
+    penalty: float = math.inf
+    """On the scale of the sum over rows; infinite: W and b are 0."""
+
+
+def log_stack(pool: Pool, members: NDArray[np.intp]) -> NDArray[np.float32]:
+    """(m, N, C) centred log-probabilities of these members; one more (N, C) is in memory while they
+    are read."""
+    shape = (len(members), len(pool.labels), pool.n_classes)
+    stack = _empty(shape)
+    for place, member in enumerate(members):
+        stack[place] = centred_logs(pool.log_prob(int(member)))
+    return stack
+
+
+def minimise(problem: Problem, start: Coefficients) -> Coefficients:
+    """The minimum, by L-BFGS-B from `start`, whose matrices say how many there are."""
+    from scipy.optimize import minimize
+
+    free = math.isfinite(problem.penalty)
+    others = start.matrices.size + start.intercept.size if free else 0
+    first = np.concatenate([start.scales, start.matrices.ravel(), start.intercept])
+    bounds = np.concatenate([problem.bounds, np.tile([-np.inf, np.inf], (others, 1))])
+    found = minimize(
+        lambda vector: _loss_and_gradient(problem, _unpacked(vector, start)),
+        first[: len(bounds)],
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 300, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-7},
+    )
+    return _unpacked(found.x, start)
+
+
+def mean_loss(
+    stack: NDArray[np.float32], labels: NDArray[np.int64], coefficients: Coefficients
+) -> float:
+    """The log loss of stack (m, N, C) for labels (N,), without a penalty."""
+    losses = (
+        _block_loss(logits, truth)[0] for _, logits, truth in _blocks(stack, labels, coefficients)
+    )
+    return math.fsum(losses) / len(labels)
+
+
+def _empty(shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    if math.prod(shape) <= _IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    with tempfile.TemporaryFile() as file:  # removed by the system when the array is gone
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+
+
+def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:
+    """The coefficients in a vector; one that ends after the scales has W = 0 and b = 0."""
+    m, size = len(like.scales), like.matrices.size
+    if len(vector) == m:
+        return Coefficients(vector, np.zeros_like(like.matrices), np.zeros_like(like.intercept))
+    matrices = vector[m : m + size].reshape(like.matrices.shape)
+    return Coefficients(vector[:m], matrices, vector[m + size :])
+
+
+def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArray[np.float64]]:
+    """At these coefficients; the gradient as the vector that `_unpacked` reads."""
+    n_rows, free = len(problem.labels), math.isfinite(problem.penalty)
+    loss, scales = 0.0, np.zeros_like(at.scales)
+    matrices, intercept = np.zeros_like(at.matrices), np.zeros_like(at.intercept)
+    for logs, logits, truth in _blocks(problem.stack, problem.labels, at):
+        block_loss, residual = _block_loss(logits, truth)
+        loss += block_loss
+        scales += logs.reshape(len(logs), -1) @ residual.ravel()
+        if free:
+            intercept += residual.sum(axis=0)
+            for owner in range(len(matrices)):
+                matrices[owner] += logs[owner].T @ residual
+    if not free:
+        return loss / n_rows, scales / n_rows
+    loss += problem.penalty / 2 * float((at.matrices**2).sum() + (at.intercept**2).sum())
+    matrices += problem.penalty * at.matrices
+    intercept += problem.penalty * at.intercept
+    return loss / n_rows, np.concatenate([scales, matrices.ravel(), intercept]) / n_rows
+
+
+def _blocks(
+    stack: NDArray[np.float32], labels: NDArray[np.int64], at: Coefficients
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
+    """Blocks of n rows: logs (m, n, C), logits (n, C), labels (n,)."""
+    m, n_rows, n_classes = stack.shape
+    step = max(1, _BLOCK // (m * n_classes))
+    has_matrices = bool(at.matrices.any())
+    for start in range(0, n_rows, step):
+        logs = stack[:, start : start + step].astype(np.float64)
+        logits = (at.scales @ logs.reshape(m, -1)).reshape(-1, n_classes)
+        logits += at.intercept
+        if has_matrices:
+            for owner, matrix in enumerate(at.matrices):
+                logits += logs[owner] @ matrix
+        yield logs, logits, labels[start : start + step]
+
+
+def _block_loss(
+    logits: NDArray[np.float64], labels: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """The sum of the log losses, and p - y (n, C), made in the memory of the logits."""
+    rows = np.arange(len(labels))
+    logits -= logits.max(axis=1, keepdims=True)
+    of_truth = float(logits[rows, labels].sum())
+    residual = np.exp(logits, out=logits)
+    sums = residual.sum(axis=1, keepdims=True)
+    residual /= sums
+    residual[rows, labels] -= 1.0
+    return float(np.log(sums).sum()) - of_truth, residual
