@@ -30,7 +30,6 @@ _SIGNS = (
     "training.epochs=10",
     "training.image_size=40",
     "training.patience=10",
-    "race.rule=none",
     "data.test=null",
     "data.test_images=null",
     "data.sample_submission=null",

@@ -69,9 +69,7 @@ def oof_log_prob(
     folds: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """(M, N, C), a model at a time on each core."""
-    rows = Parallel(n_jobs=-1)(
-        delayed(_one)(model, pixels, labels, folds) for _, model in models
-    )
+    rows = Parallel(n_jobs=-1)(delayed(_one)(model, pixels, labels, folds) for _, model in models)
     return np.stack(rows)
 
 
@@ -181,8 +179,14 @@ def _bayes() -> Iterator[tuple[str, Model]]:
     for threshold in (4.0, 8.0, 12.0):
         yield f"bernoulli nb {threshold:g}", BernoulliNB(binarize=threshold)
     for alpha in (0.1, 1.0, 10.0):
-        yield f"multinomial nb {alpha:g}", make_pipeline(MinMaxScaler(clip=True), MultinomialNB(alpha=alpha))
-        yield f"complement nb {alpha:g}", make_pipeline(MinMaxScaler(clip=True), ComplementNB(alpha=alpha))
+        yield (
+            f"multinomial nb {alpha:g}",
+            make_pipeline(MinMaxScaler(clip=True), MultinomialNB(alpha=alpha)),
+        )
+        yield (
+            f"complement nb {alpha:g}",
+            make_pipeline(MinMaxScaler(clip=True), ComplementNB(alpha=alpha)),
+        )
     for components in (8, 16, 24, 32):
         yield f"gaussian nb pca={components}", _reduced(components, GaussianNB())
 
@@ -205,6 +209,7 @@ def _boosted() -> Iterator[tuple[str, Model]]:
         yield f"boosting rate={rate:g} n={rounds}", model
     for depth, rate in product((2, 4), (0.3, 1.0)):
         tree = DecisionTreeClassifier(max_depth=depth, random_state=0)
-        yield f"adaboost depth={depth} rate={rate:g}", AdaBoostClassifier(
-            tree, n_estimators=30, learning_rate=rate, random_state=0
+        yield (
+            f"adaboost depth={depth} rate={rate:g}",
+            AdaBoostClassifier(tree, n_estimators=30, learning_rate=rate, random_state=0),
         )

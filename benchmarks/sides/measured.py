@@ -47,8 +47,18 @@ class Answer:
     members: int = 0
 
 
-Side = Callable[[Data, int], Callable[[], Answer]]
-"""Data and rounds -> the call that is measured; what comes before it is not."""
+@dataclass(frozen=True)
+class Prepared:
+    """A side that has its data in the form it wants."""
+
+    call: Callable[[], Answer]
+    """What is measured."""
+    held: int
+    """Bytes of that data."""
+
+
+Side = Callable[[Data, int], Prepared]
+"""Data and rounds -> what is measured."""
 
 
 def main(sides: Mapping[str, Side], more: Callable[[Data, str, int], dict[str, float]]) -> None:
@@ -58,26 +68,23 @@ def main(sides: Mapping[str, Side], more: Callable[[Data, str, int], dict[str, f
     data = Data(
         folder, np.load(folder / "true_prob.npy", mmap_mode=mapped), np.load(folder / "labels.npy")
     )
-    call = sides[name](data, rounds)
+    side = sides[name](data, rounds)
     gc.collect()
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    seconds, answer = _timed(call)
-    extra = _memory("VmHWM") - before
+    seconds, answer = _timed(side.call)
+    peak = _memory("VmHWM")
     times = [seconds]
     while sum(times) < _ENOUGH and len(times) < _MOST:
-        times.append(_timed(call)[0])
-    blended = answer.blended
-    if blended is None:
-        assert answer.weights is not None
-        blended = answer.weights @ data.true_prob
+        times.append(_timed(side.call)[0])
     figures = {
         "seconds": median(times),
         "repeats": len(times),
-        "extra_mb": extra / 1e6,
-        "peak_mb": _memory("VmHWM") / 1e6,
+        "data_mb": side.held / 1e6,
+        "extra_mb": (peak - before) / 1e6,
+        "peak_mb": peak / 1e6,
         "members": answer.members or int(np.count_nonzero(answer.weights)),
-        "loss": float(-np.log(np.maximum(blended, 1e-15)).mean()),
+        "loss": float(-np.log(np.maximum(_blended(answer, data), 1e-15)).mean()),
     }
     out.write_text(json.dumps(figures | more(data, name, rounds)))
 
@@ -86,6 +93,15 @@ def _timed(call: Callable[[], Answer]) -> tuple[float, Answer]:
     mark = time.perf_counter()
     answer = call()
     return time.perf_counter() - mark, answer
+
+
+def _blended(answer: Answer, data: Data) -> NDArray[np.float64]:
+    """(N,)"""
+    if answer.weights is None:
+        assert answer.blended is not None
+        return answer.blended
+    used = np.flatnonzero(answer.weights)
+    return np.asarray(answer.weights[used] @ data.true_prob[used])
 
 
 def _memory(key: str) -> float:

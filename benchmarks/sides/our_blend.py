@@ -12,7 +12,7 @@ from collections.abc import Callable
 from statistics import median
 
 import numpy as np
-from measured import Answer, Data, Side, main
+from measured import Answer, Data, Prepared, Side, main
 from numpy.typing import NDArray
 
 from ensemble import Blend, greedy, optimal
@@ -40,9 +40,11 @@ _METHODS: dict[str, Method] = {
 
 
 def _side(method: Method) -> Side:
-    def side(data: Data, rounds: int) -> Callable[[], Answer]:
+    def side(data: Data, rounds: int) -> Prepared:
         method(_WARM, 2)
-        return lambda: Answer(weights=method(data.true_prob, rounds).weights)
+        return Prepared(
+            lambda: Answer(weights=method(data.true_prob, rounds).weights), data.true_prob.nbytes
+        )
 
     return side
 
@@ -80,9 +82,9 @@ def _read_seconds(matrix: NDArray[np.float32]) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["first_call"]:
+    if sys.argv[1] == "first_call":
         mark = time.perf_counter()
-        _METHODS["greedy (numba)"](_WARM, 2)
+        _METHODS[sys.argv[2]](_WARM, 2)
         print(time.perf_counter() - mark)
     else:
         main({name: _side(method) for name, method in _METHODS.items()}, _more)

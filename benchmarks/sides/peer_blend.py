@@ -12,15 +12,16 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from measured import Answer, Data, Side, main
+from measured import Answer, Data, Prepared, Side, main
 from numpy.typing import NDArray
 
 
-def _autogluon(data: Data, rounds: int) -> Callable[[], Answer]:
+def _autogluon(data: Data, rounds: int) -> Prepared:
     from autogluon.core.metrics import log_loss
     from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
 
-    members = list(data.full())
+    full = data.full()
+    members = list(full)
 
     def call() -> Answer:
         selection = EnsembleSelection(
@@ -28,15 +29,13 @@ def _autogluon(data: Data, rounds: int) -> Callable[[], Answer]:
         )
         return Answer(weights=selection.fit(members, data.labels).weights_)
 
-    return call
+    return Prepared(call, full.nbytes)
 
 
 Metric = Callable[[NDArray[np.int64], NDArray[np.floating]], float]
 
 
-def _amltk(
-    data: Data, rounds: int, members: NDArray[np.floating], metric: Metric
-) -> Callable[[], Answer]:
+def _amltk(data: Data, rounds: int, members: NDArray[np.floating], metric: Metric) -> Prepared:
     from amltk.ensembling.weighted_ensemble_caruana import weighted_ensemble_caruana
 
     named = dict(enumerate(members))
@@ -54,10 +53,10 @@ def _amltk(
         weights[list(chosen)] = list(chosen.values())
         return Answer(weights=weights)
 
-    return call
+    return Prepared(call, members.nbytes)
 
 
-def _amltk_log_loss(data: Data, rounds: int) -> Callable[[], Answer]:
+def _amltk_log_loss(data: Data, rounds: int) -> Prepared:
     from sklearn.metrics import log_loss
 
     classes = np.arange(data.labels.max() + 1)
@@ -65,7 +64,7 @@ def _amltk_log_loss(data: Data, rounds: int) -> Callable[[], Answer]:
     return _amltk(data, rounds, data.full(), metric)
 
 
-def _amltk_true_class(data: Data, rounds: int) -> Callable[[], Answer]:
+def _amltk_true_class(data: Data, rounds: int) -> Prepared:
     """The metric looks at the true class alone; the blend is still made of full rows."""
     rows = np.arange(len(data.labels))
 
@@ -75,7 +74,7 @@ def _amltk_true_class(data: Data, rounds: int) -> Callable[[], Answer]:
     return _amltk(data, rounds, data.full(), metric)
 
 
-def _amltk_columns(data: Data, rounds: int) -> Callable[[], Answer]:
+def _amltk_columns(data: Data, rounds: int) -> Prepared:
     """What a user gains who knows that the true class's column is enough."""
 
     def metric(labels: NDArray[np.int64], prob: NDArray[np.floating]) -> float:
@@ -84,13 +83,14 @@ def _amltk_columns(data: Data, rounds: int) -> Callable[[], Answer]:
     return _amltk(data, rounds, data.true_prob, metric)
 
 
-def _hillclimbers(data: Data, rounds: int) -> Callable[[], Answer]:
+def _hillclimbers(data: Data, rounds: int) -> Prepared:
     """It has no number of rounds: it stops when no member at any of 50 weights helps."""
     import pandas as pd
     from hillclimbers import climb_hill, partial
 
     columns = pd.DataFrame(
-        data.true_prob.T.astype(np.float64), columns=[f"m{i:04d}" for i in range(len(data.true_prob))]
+        data.true_prob.T.astype(np.float64),
+        columns=[f"m{i:04d}" for i in range(len(data.true_prob))],
     )
     train = pd.DataFrame({"label": data.labels})
 
@@ -112,7 +112,7 @@ def _hillclimbers(data: Data, rounds: int) -> Callable[[], Answer]:
             )
         return Answer(blended=blended, members=1 + printed.getvalue().count("Model added"))
 
-    return call
+    return Prepared(call, columns.to_numpy().nbytes)
 
 
 _SIDES: dict[str, Side] = {
