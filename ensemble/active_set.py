@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import clipped, mixture
+from ensemble.kernels import BLOCK
 from ensemble.nonneg_qp import nonneg_qp
 
 Floats = NDArray[np.float64]
 
-_BLOCK = 1 << 18
-"""Numbers converted to float64 at a time: 2 MiB, so that they stay in the cache."""
 _STEPS = 60
 _SEARCH_STEPS = 100
 ROUNDING = 1e-14
@@ -42,7 +41,7 @@ class Active:
     def hessian(self, mixed: Floats) -> Floats:
         """(k, k) mean_i r_ai r_bi with r_a = (fixed + share * t_a) / q: of -mean log q in v."""
         k, n_rows = self.members.shape
-        step = max(1, _BLOCK // k)
+        step = max(1, BLOCK // k)
         total = np.zeros((k, k))
         for start in range(0, n_rows, step):
             rows = slice(start, start + step)

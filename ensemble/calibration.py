@@ -5,7 +5,6 @@ Takes `MemberRows` and a method; gives the `CalibrationChoice`, and with it the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,11 +16,11 @@ from ensemble.crossfit import CrossFitRows, crossfit_rows
 from ensemble.fit import Fit, blend_prob
 from ensemble.pool import MemberRows, Pool
 from ensemble.reliability import reliability
-from experiment.metrics import normalise, row_losses
+from experiment.metrics import normalise
 from experiment.records import Calibration, CalibrationTrial
 
-_MARGIN = 1.0
-"""Standard errors."""
+_TIE = 1e-6
+"""Losses closer than this, in nats, are equal: log-probabilities are float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +37,14 @@ class CalibrationChoice:
 def choose_calibration(
     rows: MemberRows, fit: Callable[[Pool], Fit], enabled: bool = True
 ) -> CalibrationChoice:
-    """Cross-fits none, a temperature of the blend, one a member, and both; keeps the fewest that
-    are as good as the best. Without `enabled` only none is tried."""
+    """Cross-fits none, a temperature of the blend, one a member, and both; keeps what has
+    the least loss, the fewest temperatures on a tie. Without `enabled` only none is tried."""
     plain, blend = crossfit_rows(rows, fit, calibrated=False)
     tried = {(False, False): plain}
     if enabled:
         members, both = crossfit_rows(rows, fit, calibrated=True)
         tried |= {(False, True): blend, (True, False): members, (True, True): both}
-    kept = _fewest_as_good(tried)
+    kept = _least(tried)
     return CalibrationChoice(*kept, tried[kept], _record(kept, tried))
 
 
@@ -64,18 +63,14 @@ def final_fit(
     return chosen, temperature, np.exp(at_temperature(log_prob, temperature), dtype=np.float64)
 
 
-def _fewest_as_good(tried: dict[tuple[bool, bool], CrossFitRows]) -> tuple[bool, bool]:
-    """The first, in ascending number of temperatures, whose loss is within the margin of the
-    least one's."""
-    least = min(tried.values(), key=lambda crossfit: crossfit.loss)
-    return next(kept for kept, crossfit in tried.items() if _as_good(crossfit, least))
+def _least(tried: dict[tuple[bool, bool], CrossFitRows]) -> tuple[bool, bool]:
+    """The least loss; of equal ones the first, tried in ascending number of temperatures.
 
-
-def _as_good(crossfit: CrossFitRows, least: CrossFitRows) -> bool:
-    """The rows are the same, so the standard error is that of their differences."""
-    excess = row_losses(crossfit.true_prob) - row_losses(least.true_prob)
-    se = float(excess.std(ddof=1)) / math.sqrt(len(excess))
-    return float(excess.mean()) <= _MARGIN * se
+    No margin for noise: asking for a paired gain of one standard error gave the higher held-out
+    loss in 7 of 8 settings at 200 rows (digits, 8 or 20 members, greedy or their mean).
+    """
+    least = min(crossfit.loss for crossfit in tried.values())
+    return next(kept for kept, crossfit in tried.items() if crossfit.loss <= least + _TIE)
 
 
 def _record(kept: tuple[bool, bool], tried: dict[tuple[bool, bool], CrossFitRows]) -> Calibration:

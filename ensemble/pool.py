@@ -176,9 +176,10 @@ def _columns(
     return temperatures, np.stack([true_prob_at(log_prob, labels, t) for t in (1, *temperatures)])
 
 
-def _checked(log_probs: Sequence[NDArray[np.floating]]) -> Iterator[NDArray[np.floating]]:
+def _checked(log_probs: Sequence[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
     """Each member's; ValueError where one is no logarithm of a probability."""
-    for member, log_prob in enumerate(log_probs):
+    for member, given in enumerate(log_probs):
+        log_prob = np.asarray(given, dtype=np.float32)
         wrong = ~(log_prob <= _ABOVE_ZERO).all(axis=1)
         if wrong.any():
             row = int(wrong.argmax())

@@ -21,7 +21,7 @@ _MOST_MEMBERS = 10
 _MOST_COEFFICIENTS = 1 << 14
 """Of all matrices together: 10 members have one up to C = 40, one member up to C = 128, none
 beyond. Members without a matrix still have their scale."""
-_PENALTIES = (1e4, 1e3, 1e2, 1e1, 1e0)
+_PENALTIES = (1e5, 1e4, 1e3, 1e2, 1e1, 1e0)
 _PARTS = 3
 _INNER_NUMBERS = 1 << 22
 """Numbers in the stack on which the penalty is chosen: more rows than that are thinned out. The

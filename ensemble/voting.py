@@ -50,8 +50,8 @@ def _voters(pool: Pool, forced: tuple[int, ...]) -> NDArray[np.intp]:
     for member in np.argsort(losses, kind="stable"):
         best.setdefault(_candidate(pool, int(member)), [int(member)])
     voters = np.array(sorted(m for chosen in best.values() for m in chosen), dtype=np.intp)
-    kept_forced = np.flatnonzero(np.isin(voters, forced))
-    return voters[distinct_members(pool.take(voters), kept_forced.tolist())]
+    kept = tuple(np.flatnonzero(np.isin(voters, forced)).tolist())
+    return voters[distinct_members(pool.take(voters), kept)]
 
 
 def _candidate(pool: Pool, member: int) -> tuple[str, str]:

@@ -9,19 +9,57 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ensemble.blend import checked_weights
+from ensemble.combine import POOLINGS
+from ensemble.fit import Fit, Settings, blend_prob
 from ensemble.methods import METHODS, Method
+from ensemble.pool import Member, Pool
 from experiment.errors import Problem
 from experiment.plugins import Kind, Unfit, check, load, require
+from experiment.records import RAW
 from experiment.store import RunStore
 from inference.tta import TTA, TTAS
 from trainables.plugins import KINDS
 
 
 def _try_method(row: Method) -> None:
-    true_prob = np.random.default_rng(0).random((3, 20))
-    checked_weights(row.function(true_prob, 5, None).weights, len(true_prob))
+    pool = _tiny_pool()
+    fit = row.function(pool, Settings(max_rounds=5))
+    if not isinstance(fit, Fit):
+        raise Unfit(f"gives {type(fit).__name__}, should be a Fit")
+    weights = np.asarray(fit.combiner.weights)
+    if weights.shape != (len(pool.members),):
+        raise Unfit(f"gives weights of the shape {weights.shape}, should be a number a member")
+    if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.any()):
+        raise Unfit(f"gives the weights {weights}, should be finite, >= 0 and not all 0")
+    if fit.combiner.pooling not in POOLINGS:
+        names = ", ".join(POOLINGS)
+        raise Unfit(f"gives the pooling {fit.combiner.pooling!r}, should be one of: {names}")
+    if fit.combiner.pooling == "arithmetic":
+        checked_weights(weights, len(pool.members))
+    prob = blend_prob(fit, pool)
+    if prob.shape != (len(pool.labels), pool.n_classes) or not _sum_to_one(prob):
+        raise Unfit("gives a blend whose rows are no probabilities that sum to 1")
+
+
+def _tiny_pool() -> Pool:
+    """3 members on 20 rows of 3 classes, one of each kind that a method may look for."""
+    rng = np.random.default_rng(0)
+    prob = rng.dirichlet(np.ones(3), size=(3, 20)).astype(np.float32)
+    labels = np.arange(20) % 3
+    return Pool(
+        members=tuple(Member("c0000", variant, "tiny") for variant in (RAW, "snap1", "soup")),
+        true_prob=prob[:, np.arange(20), labels],
+        labels=labels,
+        n_classes=3,
+        log_prob=lambda member: np.log(prob[member]),
+    )
+
+
+def _sum_to_one(prob: NDArray[np.float64]) -> bool:
+    return bool((prob >= 0.0).all() and np.allclose(prob.sum(axis=1), 1.0))
 
 
 def _try_tta(row: TTA) -> None:

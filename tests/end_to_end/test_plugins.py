@@ -132,13 +132,14 @@ def test_an_original_that_cannot_be_read_does_not_stop_a_resume(make_tiny_run: A
 
 
 MORE = """
+from ensemble.fit import mixture_fit
 from ensemble.greedy import greedy
 from ensemble.methods import Method
 from inference.tta import TTA
 
 
-def few(true_prob, rounds, members):
-    return greedy(true_prob, 1, 1)
+def few(pool, settings):
+    return mixture_fit(greedy(pool.true_prob, max_rounds=1))
 
 
 def fails(*arguments):

@@ -9,9 +9,7 @@ import numpy as np
 from ensemble.pool import Member, Pool, default_members
 
 
-def made_up(
-    members: int, rows: int, classes: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def made_up(members: int, rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities (M, N, C) float32 of members of different skill and confidence that err
     together in part, and labels (N,)."""
     rng = np.random.default_rng(seed)

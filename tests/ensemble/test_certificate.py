@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import cvxpy as cp
 import numpy as np
@@ -83,11 +84,12 @@ def test_float32_members_are_certified_in_float64() -> None:
     assert certificate(t, w) == certificate(t.astype(np.float64), w)
 
 
-def test_blocks_do_not_change_the_result() -> None:
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+def test_blocks_do_not_change_the_result(backend: Literal["numba", "numpy"]) -> None:
     t = np.random.default_rng(2).uniform(0.01, 1, size=(40, 33_000))
     w = np.full(40, 1 / 40)
     expected = math.log((t / (w @ t)).mean(axis=1).max())
-    assert certificate(t, w) == pytest.approx(expected, abs=1e-13)
+    assert certificate(t, w, backend) == pytest.approx(expected, abs=1e-13)
 
 
 def test_certified_carries_loss_bound_and_path() -> None:

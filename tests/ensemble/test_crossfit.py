@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
 from ensemble import Blend, crossfit, greedy
 from ensemble.certificate import certified
+from ensemble.crossfit import crossfit_rows
+from ensemble.fit import Fit, mixture_fit
+from ensemble.pool import MemberRows, Pool, member_rows
+from experiment.metrics import log_loss
 
 
 def uniform(t: NDArray[np.floating]) -> Blend:
@@ -92,3 +99,99 @@ def test_chance_has_no_spread() -> None:
 def test_wrong_input_is_named(true: object, folds: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         crossfit(true, folds, greedy)
+
+
+ROWS, CLASSES = 120, 4
+
+
+def greedy_fit(pool: Pool) -> Fit:
+    return mixture_fit(greedy(pool.true_prob, max_rounds=8))
+
+
+def drawn_members(k: int = 3) -> tuple[list[NDArray[np.float64]], NDArray[np.int64], MemberRows]:
+    """Overconfident members, the labels, and both as `MemberRows`."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(scale=1.5, size=(ROWS, CLASSES))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    noisy = [sharp * (logits + rng.normal(size=logits.shape)) for sharp in (1, 2, 3, 4)]
+    members = [log_softmax(z, axis=1) for z in noisy]
+    folds = rng.permutation(np.arange(ROWS) % k)
+    return members, labels, member_rows(members, labels, folds)
+
+
+def best_temperature(log_prob: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    found = minimize_scalar(
+        lambda beta: log_loss(np.exp(log_softmax(beta * log_prob, axis=1)), labels),
+        bounds=(0.05, 20.0),
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return 1.0 / float(found.x)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_rows_equal_a_plain_loop_with_scipy_temperatures(calibrated: bool) -> None:
+    members, labels, rows = drawn_members()
+    plain, tempered = np.empty((ROWS, CLASSES)), np.empty((ROWS, CLASSES))
+    for part in range(3):
+        held = rows.parts == part
+        probs = [
+            np.exp(log_softmax(z / best_temperature(z[~held], labels[~held]), axis=1))
+            if calibrated
+            else np.exp(z)
+            for z in members
+        ]
+        true = np.stack([p[~held, labels[~held]] for p in probs])
+        mixed = np.einsum("m,mnc->nc", greedy(true, max_rounds=8).weights, np.stack(probs))
+        temperature = best_temperature(np.log(mixed[~held]), labels[~held])
+        plain[held] = mixed[held]
+        tempered[held] = np.exp(log_softmax(np.log(mixed[held]) / temperature, axis=1))
+    got_both = crossfit_rows(rows, greedy_fit, calibrated)
+    for got, prob in zip(got_both, (plain, tempered), strict=True):
+        losses = -np.log(prob[np.arange(ROWS), labels])
+        assert got.loss == pytest.approx(losses.mean(), abs=1e-5)
+        assert got.se == pytest.approx(losses.std(ddof=1) / math.sqrt(ROWS), abs=1e-5)
+        by_part = [losses[rows.parts == part].mean() for part in range(3)]
+        assert got.fold_losses == pytest.approx(by_part, abs=1e-5)
+        np.testing.assert_allclose(got.true_prob, prob[np.arange(ROWS), labels], atol=1e-3)
+        np.testing.assert_allclose(got.confidence, prob.max(axis=1), atol=1e-3)
+        np.testing.assert_array_equal(got.hits, prob.argmax(axis=1) == labels)
+
+
+def test_rows_without_temperatures_equal_the_arrays() -> None:
+    _, _, rows = drawn_members(k=1)
+    got, _ = crossfit_rows(rows, greedy_fit, calibrated=False)
+    arrays = crossfit(rows.raw, np.zeros(ROWS, int), lambda t: greedy(t, max_rounds=8))
+    assert got.loss == pytest.approx(arrays.loss, abs=1e-6)
+    assert got.se == pytest.approx(arrays.se, abs=1e-6)
+    assert got.fold_losses == pytest.approx(arrays.fold_losses, abs=1e-6)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_held_labels_have_no_say_in_what_is_predicted(calibrated: bool) -> None:
+    members, labels, rows = drawn_members()
+    held = rows.parts == 1
+    other = np.where(held, (labels + 1) % CLASSES, labels)
+    changed = member_rows(members, other, rows.parts)
+    for before, after in zip(
+        crossfit_rows(rows, greedy_fit, calibrated),
+        crossfit_rows(changed, greedy_fit, calibrated),
+        strict=True,
+    ):
+        np.testing.assert_allclose(before.confidence[held], after.confidence[held], rtol=1e-4)
+        assert not np.allclose(before.confidence[~held], after.confidence[~held], rtol=1e-4)
+
+
+def test_each_member_is_read_once_a_part_and_only_if_it_counts() -> None:
+    _, _, rows = drawn_members()
+    seen: list[int] = []
+
+    def read(member: int) -> NDArray[np.float32]:
+        seen.append(member)
+        return rows.read(member)
+
+    def second(pool: Pool) -> Fit:
+        return mixture_fit(certified(pool.true_prob, [0.0, 1.0, 0.0, 0.0]))
+
+    crossfit_rows(replace(rows, read=read), second, calibrated=True)
+    assert seen == [1, 1, 1]

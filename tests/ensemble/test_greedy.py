@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from hypothesis import strategies as st
 
 import ensemble
 from ensemble import Blend, greedy
+
+Backend = Literal["numba", "numpy"]
+BACKENDS: tuple[Backend, ...] = ("numba", "numpy")
 
 
 def exact_path(t: list[list[Fraction]], rounds: int, most: int) -> list[int]:
@@ -27,20 +33,30 @@ def exact_path(t: list[list[Fraction]], rounds: int, most: int) -> list[int]:
     return path
 
 
-def eager_path(t: np.ndarray, rounds: int) -> tuple[list[int], list[float]]:
+def eager_path(
+    t: np.ndarray, rounds: int, forced: Sequence[int] = ()
+) -> tuple[list[int], list[float]]:
     """All members' losses in every round, in float64."""
     t = np.clip(t.astype(np.float64), 1e-15, 1)
     total, path, losses = np.zeros(t.shape[1]), [], []
     for r in range(1, rounds + 1):
         candidates = -np.log((total + t) / r).mean(axis=1)
-        path.append(int(np.flatnonzero(candidates <= candidates.min() + 1e-12)[0]))
+        best = int(np.flatnonzero(candidates <= candidates.min() + 1e-12)[0])
+        path.append(forced[r - 1] if r <= len(forced) else best)
         losses.append(float(candidates[path[-1]]))
         total = total + t[path[-1]]
     return path, losses
 
 
-def best_prefix(losses: list[float] | tuple[float, ...]) -> int:
-    return 1 + next(i for i, loss in enumerate(losses) if loss <= min(losses) + 1e-12)
+def best_prefix(losses: Sequence[float], at_least: int = 1) -> int:
+    least = min(losses[at_least - 1 :]) + 1e-12
+    return next(n for n in range(at_least, len(losses) + 1) if losses[n - 1] <= least)
+
+
+def eager_weights(t: np.ndarray, rounds: int, forced: Sequence[int] = ()) -> np.ndarray:
+    path, losses = eager_path(t, rounds, forced)
+    length = best_prefix(losses, max(1, len(forced)))
+    return np.bincount(path[:length], minlength=len(t)) / length
 
 
 # Values k/64, at most 4 rows and 6 rounds: sums are exact in floats, and two different products
@@ -51,10 +67,18 @@ grids = st.integers(1, 4).flatmap(
 
 
 @settings(max_examples=200, deadline=None)
-@given(grid=grids, rounds=st.integers(1, 6), most=st.integers(1, 6), single=st.booleans())
-def test_equals_exact_greedy(grid: list[list[int]], rounds: int, most: int, single: bool) -> None:
+@given(
+    grid=grids,
+    rounds=st.integers(1, 6),
+    most=st.integers(1, 6),
+    single=st.booleans(),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_equals_exact_greedy(
+    grid: list[list[int]], rounds: int, most: int, single: bool, backend: Backend
+) -> None:
     t = np.array(grid, dtype=np.float32 if single else np.float64) / 64
-    got = greedy(t, max_rounds=rounds, max_members=most)
+    got = greedy(t, max_rounds=rounds, max_members=most, backend=backend)
     exact = exact_path([[Fraction(k, 64) for k in row] for row in grid], rounds, most)
     assert len(got.path_losses) == rounds
     length = best_prefix(got.path_losses)
@@ -79,10 +103,13 @@ def _correlated(members: int, rows: int, seed: int, zeros: float) -> np.ndarray:
     [(60, 1500, 0.0), (60, 1500, 0.001), (150, 40, 0.1), (5, 513, 0.3), (1, 7, 0.5), (9, 1, 0.2)],
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equals_eager_greedy(dtype: type, members: int, rows: int, zeros: float, seed: int) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_eager_greedy(
+    dtype: type, members: int, rows: int, zeros: float, seed: int, backend: Backend
+) -> None:
     t = _correlated(members, rows, seed, zeros).astype(dtype)
     path, losses = eager_path(t, 25)
-    got = greedy(t, max_rounds=25)
+    got = greedy(t, max_rounds=25, backend=backend)
     assert list(got.path) == path[: best_prefix(losses)]
     np.testing.assert_allclose(got.path_losses, losses, rtol=0, atol=1e-12)
     assert got.loss == pytest.approx(min(losses), abs=2e-12)
@@ -138,6 +165,68 @@ def test_max_members_bounds_the_distinct_members(most: int) -> None:
         np.testing.assert_array_equal(bound.weights, free.weights)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("forced", [(4,), (11, 0), (3, 7, 5)])
+def test_forced_members_come_first_and_stay(forced: tuple[int, ...], backend: Backend) -> None:
+    t = _correlated(12, 300, 8, 0.001)
+    t[5] = 0.01  # a bad one: no shorter prefix may leave it out
+    got = greedy(t, max_rounds=20, forced=forced, backend=backend)
+    assert got.path[: len(forced)] == forced
+    np.testing.assert_allclose(got.weights, eager_weights(t, 20, forced), atol=1e-15)
+    assert (got.weights[list(forced)] > 0).all()
+    assert list(got.path_losses) == pytest.approx(eager_path(t, 20, forced)[1], abs=1e-12)
+
+
+def test_forced_members_count_among_max_members() -> None:
+    t = _correlated(12, 300, 9, 0.0)
+    assert set(np.flatnonzero(greedy(t, max_members=2, forced=(3, 5, 3)).weights)) == {3, 5}
+    got = greedy(t, max_members=3, forced=(3, 5))
+    assert {3, 5} < set(np.flatnonzero(got.weights)) or np.count_nonzero(got.weights) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_bag_is_greedy_on_a_half_of_the_members(seed: int) -> None:
+    t = _correlated(7, 80, 10, 0.0)
+    got = greedy(t, max_rounds=10, bags=1, seed=seed)
+    halves = [list(half) for half in combinations(range(7), 4)]
+    losses = []
+    for half in halves:
+        weights = np.zeros(7)
+        weights[half] = eager_weights(t[half], 10)
+        losses.append(float(np.abs(weights - got.weights).max()))
+    assert min(losses) < 1e-12
+    assert (got.path, got.path_losses) == ((), ())
+
+
+def test_bags_are_averaged_by_the_seed() -> None:
+    t = _correlated(30, 200, 11, 0.0)
+    first, same, other = (greedy(t, 10, bags=8, seed=seed) for seed in (0, 0, 1))
+    assert first.weights.tolist() == same.weights.tolist() != other.weights.tolist()
+    assert first.weights.sum() == pytest.approx(1.0, abs=1e-12)
+    assert np.count_nonzero(first.weights) > np.count_nonzero(greedy(t, 10, bags=1).weights)
+    mixed = first.weights @ t
+    assert first.loss == pytest.approx(float(-np.log(mixed).mean()), abs=1e-12)
+
+
+def test_bags_obey_forced_and_max_members() -> None:
+    t = _correlated(30, 200, 12, 0.0)
+    t[17] = 0.01
+    got = greedy(t, 10, max_members=4, bags=9, forced=(17, 2))
+    assert np.count_nonzero(got.weights) <= 4
+    assert got.weights[17] >= 0.1 - 1e-12
+    assert got.weights[2] > 0
+    free = greedy(t, 10, bags=9, forced=(17, 2))
+    assert np.count_nonzero(free.weights) > 4
+
+
+def test_backends_agree_on_a_large_problem() -> None:
+    t = _correlated(200, 2500, 13, 0.001).astype(np.float32)
+    one, other = (greedy(t, 30, bags=0, backend=backend) for backend in BACKENDS)
+    assert one.path == other.path
+    np.testing.assert_array_equal(one.weights, other.weights)
+    assert one.certificate == pytest.approx(other.certificate, abs=1e-12)
+
+
 def test_the_input_is_left_alone() -> None:
     t = _correlated(5, 50, 6, 0.1)
     t.setflags(write=False)
@@ -174,14 +263,22 @@ def test_wrong_limits_are_named() -> None:
         greedy([[0.5]], max_rounds=0)
     with pytest.raises(ValueError, match="max_members is 0, should be at least 1"):
         greedy([[0.5]], max_members=0)
+    for name in ("max_rounds", "max_members"):
+        with pytest.raises(ValueError, match=f"{name} is 1, should be at least 2 for 2 forced"):
+            greedy([[0.5], [0.25]], forced=(1, 0), **{name: 1})
+    with pytest.raises(ValueError, match="bags is -1, should be at least 0"):
+        greedy([[0.5]], bags=-1)
+    with pytest.raises(ValueError, match=r"forced members \[-1, 1\] do not exist, should be in 0"):
+        greedy([[0.5]], forced=(-1, 0, 1))
 
 
 def test_the_package_gives_functions_and_stays_light() -> None:
     assert all(callable(getattr(ensemble, name)) for name in ensemble.__all__)
-    assert set(ensemble.__all__) == {"Blend", "CrossFit", "certify", "crossfit", "greedy"}
+    names = {"Blend", "CrossFit", "certify", "crossfit", "greedy", "optimal"}
+    assert set(ensemble.__all__) == names
     code = (
         "import sys, ensemble, ensemble.methods, experiment.metrics;"
-        "heavy = {'torch', 'ray', 'optuna', 'sklearn', 'scipy', 'pandas', 'pydantic'};"
+        "heavy = {'torch', 'ray', 'optuna', 'sklearn', 'scipy', 'numba', 'pandas', 'pydantic'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.methods import METHODS
+from ensemble.combine import ArithmeticMean, Combiner, GeometricMean, Votes
+from ensemble.fit import Fit, Settings
+from ensemble.methods import METHODS, Method
+from ensemble.pool import Pool
 from experiment.config import AugmentConfig
 from experiment.metrics import METRICS
 from experiment.plugin_files import PluginFile
 from experiment.plugins import Kind, Unfit, load
-from inference.plugins import ALL_KINDS
+from inference.plugins import ALL_KINDS, check_plugins
 from inference.tta import TTAS
 from trainables.augment import POLICIES
 from trainables.backbones import FAMILIES, Family
@@ -85,6 +88,10 @@ def bad_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> 
     return replace(body, features=7)
 
 
+def _method(combiner: Combiner) -> Method:
+    return replace(METHODS["greedy"], function=lambda pool, settings: Fit(combiner))
+
+
 UNFIT: dict[str, tuple[Any, str]] = {
     "Loss mean": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.mean()),
@@ -120,6 +127,18 @@ UNFIT: dict[str, tuple[Any, str]] = {
         "(6, 4), should have the shape (6, 3)",
     ),
     "MetaFeature width": (replace(META_FEATURES["aspect_ratio"], width=2), "2 finite numbers"),
+    "Method weights": (
+        replace(METHODS["greedy"], function=lambda pool, settings: pool.true_prob.mean(1)),
+        "gives ndarray, should be a Fit",
+    ),
+    "Method shape": (_method(GeometricMean(np.ones(2))), "the shape (2,), should be a number a"),
+    "Method negative": (_method(GeometricMean(np.array([1.0, -1.0, 0.0]))), "finite, >= 0"),
+    "Method nobody": (_method(GeometricMean(np.zeros(3))), "not all 0"),
+    "Method pooling": (
+        _method(GeometricMean(np.ones(3), pooling="median")),
+        "gives the pooling 'median', should be one of: arithmetic, votes, geometric, stacking",
+    ),
+    "Method sum": (_method(Votes(np.ones(3) / 3, constant=-9.0)), "no probabilities"),
     "Custom floats": (
         replace(CUSTOM["UnsharpMask"], make=lambda p=1.0: lambda image, rng: image / 2),
         "(height, width, 3) uint8",
@@ -155,11 +174,11 @@ def test_what_breaks_the_promise_is_told(case: str) -> None:
 
 
 def test_a_method_is_tried() -> None:
+    """Weights that are no mixture are told with what they sum to."""
     greedy = METHODS["greedy"].function
 
-    def halved(true_prob: Any, rounds: int, members: int | None) -> Any:
-        blend = greedy(true_prob, rounds, members)
-        return replace(blend, weights=blend.weights / 2)
+    def halved(pool: Pool, settings: Settings) -> Fit:
+        return Fit(ArithmeticMean(greedy(pool, settings).combiner.weights / 2))
 
     with pytest.raises(ValueError, match="sum to"):
         BY_NAME["Method"].try_row(replace(METHODS["greedy"], function=halved))
@@ -188,3 +207,11 @@ def test_loader_processes_have_the_plugins(
     with multiprocessing.get_context(method).Pool(1) as pool:
         np.testing.assert_array_equal(pool.apply(_images, (batches, plan)), here)
     assert here[:, 16, 16].mean() > 1.1 * here[:, 0, 0].mean()  # dark corners
+
+
+def test_the_guides_blend_method_works(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    source = text.split("```python\n")[2].split("```")[0]
+    (tmp_path / "my_blend.py").write_text(source, encoding="utf-8")
+    assert check_plugins([str(tmp_path / "my_blend.py")]) == []
+    assert "bayes" in METHODS

@@ -1,0 +1,122 @@
+"""Stacking against scikit-learn's logistic regression and against log-linear pooling."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from ensemble.combine import Stacking
+from ensemble.fit import Settings, blend_prob
+from ensemble.geometric import geometric, scale_bounds
+from ensemble.log_linear import Coefficients, Problem, log_stack, mean_loss
+from ensemble.stacking import chosen_penalty, stacked, stacking
+from experiment.metrics import log_loss
+from tests.ensemble.member_pools import made_up, of_variants, pool_of
+
+
+def probabilities(found: Coefficients, stack: np.ndarray) -> np.ndarray:
+    m, _, classes = stack.shape
+    padded = np.zeros((m, classes, classes))
+    padded[: len(found.matrices)] = found.matrices
+    logits = np.einsum("m,mnc->nc", found.scales, stack)
+    logits += np.einsum("mnc,mcd->nd", stack, padded) + found.intercept
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("penalty", [0.3, 30.0])
+@pytest.mark.parametrize(("members", "classes"), [(1, 3), (3, 4)])
+def test_without_scales_it_is_logistic_regression(
+    penalty: float, members: int, classes: int
+) -> None:
+    log_probs, labels = made_up(members, 150, classes)
+    pool = pool_of(log_probs, labels)
+    stack = log_stack(pool, np.arange(members))
+    found = stacked(Problem(stack, labels, np.zeros((members, 2)), penalty), members)
+    # A column of ones: scikit-learn's own intercept has no penalty.
+    features = np.concatenate([*stack, np.ones((150, 1))], axis=1).astype(np.float64)
+    peer = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    expected = peer.fit(features, labels).predict_proba(features)
+    got = probabilities(found, stack)
+
+    def objective(prob: np.ndarray, size: float) -> float:
+        return 150 * log_loss(prob, labels) + penalty / 2 * size
+
+    mine = float((found.matrices**2).sum() + (found.intercept**2).sum())
+    theirs = objective(expected, float((peer.coef_**2).sum()))
+    assert objective(got, mine) == pytest.approx(theirs, abs=1e-4)
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+    assert mean_loss(stack, labels, found) == pytest.approx(log_loss(got, labels), abs=1e-9)
+
+
+def test_two_classes_too() -> None:
+    log_probs, labels = made_up(2, 80, 2)
+    stack = log_stack(pool_of(log_probs, labels), np.arange(2))
+    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 1.0), 2)
+    # For two classes scikit-learn fits one difference d of two columns: |d|^2 / 2 = |W|^2.
+    features = np.concatenate([*stack, np.ones((80, 1))], axis=1).astype(np.float64)
+    peer = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    expected = peer.fit(features, labels).predict_proba(features)
+    np.testing.assert_allclose(probabilities(found, stack), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("penalty", [1e9, math.inf])
+def test_a_heavy_penalty_gives_log_linear_pooling(penalty: float) -> None:
+    log_probs, labels = made_up(5, 120, 4)
+    pool = pool_of(log_probs, labels)
+    expected = geometric(pool, Settings())
+    members = expected.used
+    stack = log_stack(pool, members)
+    bounds = scale_bounds(members, Settings())
+    found = stacked(Problem(stack, labels, bounds, penalty), 2)
+    np.testing.assert_allclose(probabilities(found, stack), blend_prob(expected, pool), atol=1e-3)
+
+
+def confused(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Members that take every second image of class 0 for class 1, and never 1 for 0."""
+    log_probs, labels = made_up(3, rows, 3, seed)
+    rng = np.random.default_rng(seed)
+    swapped = (labels == 0) & (rng.random(rows) < 0.5)
+    log_probs[:, swapped] = log_probs[:, swapped][:, :, [1, 0, 2]]
+    return log_probs, labels
+
+
+def test_it_learns_which_classes_are_confused() -> None:
+    log_probs, labels = confused(600, 0)
+    pool = pool_of(log_probs, labels)
+    fit = stacking(pool, Settings())
+    unseen = pool_of(*confused(600, 1))
+    plain = geometric(pool, Settings())
+    gain = log_loss(blend_prob(plain, unseen), unseen.labels) - log_loss(
+        blend_prob(fit, unseen), unseen.labels
+    )
+    assert gain > 0.02
+
+
+def test_pure_noise_is_not_learned() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 90)
+    log_probs = np.log(rng.dirichlet(np.ones(4), (4, 90))).astype(np.float32)
+    stack = log_stack(pool_of(log_probs, labels), np.arange(4))
+    bounds = scale_bounds(np.arange(4), Settings())
+    assert chosen_penalty(stack, labels, bounds, 4) >= 100
+
+
+def test_matrices_are_few_where_classes_are_many() -> None:
+    for classes, matrices in ((10, 10), (60, 4), (128, 1), (129, 0)):
+        log_probs, labels = made_up(16, 40, classes)
+        pool = pool_of(log_probs, labels, of_variants(16, ("raw",)))
+        combiner = stacking(pool, Settings()).combiner
+        assert isinstance(combiner, Stacking)
+        assert len(combiner.matrices) == min(matrices, len(combiner.owners))
+        assert len(combiner.matrices) <= matrices
+        assert np.count_nonzero(combiner.weights) <= 10
+
+
+def test_a_weight_is_the_scale_where_there_is_no_matrix() -> None:
+    pool = pool_of(*made_up(4, 30, 129))
+    combiner = stacking(pool, Settings()).combiner
+    assert isinstance(combiner, Stacking)
+    np.testing.assert_array_equal(combiner.weights, combiner.scales)
