@@ -18,6 +18,7 @@ import numpy as np
 from harness import ROOT, environment
 from numpy.typing import NDArray
 
+from ensemble.pool import Member
 from experiment.metrics import normalise
 from experiment.store import RunStore
 
@@ -41,7 +42,7 @@ class OofData:
     """M members on N rows of C classes."""
 
     name: str
-    names: tuple[str, ...]  # (M,) candidate, variant and family, separated by |
+    members: tuple[Member, ...]
     log_prob: NDArray[np.float32]  # (M, N, C)
     labels: NDArray[np.int64]  # (N,)
     folds: NDArray[np.int64]  # (N,)
@@ -70,8 +71,10 @@ def digits(quick: bool = False) -> OofData:
         models = models[:: len(models) // _QUICK_MEMBERS] if quick else models
         pixels, labels, folds = digit_models.noised_digits()
         log_prob = digit_models.oof_log_prob(models, pixels, labels, folds)
-        names = tuple(f"c{i:04d}|raw|{name}" for i, (name, _) in enumerate(models))
-        return OofData("digits", names, log_prob, labels, folds)
+        members = tuple(
+            Member(f"c{i:04d}", backbone=name) for i, (name, _) in enumerate(models)
+        )
+        return OofData("digits", members, log_prob, labels, folds)
 
     return _kept("digits_quick" if quick else "digits", make)
 
@@ -99,15 +102,15 @@ def run_folder(root: Path) -> OofData:
     store = RunStore.open(root)
     scored = store.scored_rows()
     members = [
-        (summary.candidate.candidate, variant, summary.candidate.backbone)
+        Member(summary.candidate.candidate, variant, summary.candidate.backbone)
         for summary in store.summaries()
         if summary.status == "complete"
         for variant in summary.variants
     ]
-    log_prob = [np.log(normalise(store.oof(name, variant))) for name, variant, _ in members]
+    log_prob = [np.log(normalise(store.oof(m.candidate, m.variant))) for m in members]
     return OofData(
         name=root.name,
-        names=tuple("|".join(member) for member in members),
+        members=tuple(members),
         log_prob=np.stack(log_prob).astype(np.float32),
         labels=store.labels()[scored],
         folds=store.folds().fold[scored],
@@ -119,22 +122,31 @@ def real_image_set(data: Path) -> OofData:
     return run_folder(data) if (data / "sweep.yaml").is_file() else sign_digits(data)
 
 
+def save(data: OofData, path: Path) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"aside-{path.name}")
+    np.savez(
+        aside,
+        name=np.array(data.name),
+        members=np.array([(m.candidate, m.variant, m.backbone) for m in data.members]),
+        log_prob=data.log_prob,
+        labels=data.labels,
+        folds=data.folds,
+    )
+    aside.replace(path)
+
+
+def load(path: Path) -> OofData:
+    """What `save` wrote."""
+    with np.load(path, allow_pickle=False) as kept:
+        members = tuple(Member(*(str(text) for text in texts)) for texts in kept["members"])
+        name = str(kept["name"])
+        return OofData(name, members, kept["log_prob"], kept["labels"], kept["folds"])
+
+
 def _kept(name: str, make: Callable[[], OofData]) -> OofData:
     path = CACHE / f"{name}.npz"
     if not path.is_file():
-        made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{name}.aside.npz")
-        np.savez(
-            aside,
-            names=np.array(made.names),
-            log_prob=made.log_prob,
-            labels=made.labels,
-            folds=made.folds,
-        )
-        aside.replace(path)
-    with np.load(path, allow_pickle=False) as kept:
-        names = tuple(str(member) for member in kept["names"])
-        return OofData(
-            name.removesuffix("_quick"), names, kept["log_prob"], kept["labels"], kept["folds"]
-        )
+        save(make(), path)
+    return load(path)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -48,7 +49,7 @@ FOLDS = 5
 _NOISE = 4.0
 _HALF, _THIRD = 0.5, 1 / 3
 
-Model = BaseEstimator
+Model: TypeAlias = BaseEstimator
 
 
 def noised_digits() -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
@@ -179,14 +180,9 @@ def _bayes() -> Iterator[tuple[str, Model]]:
     for threshold in (4.0, 8.0, 12.0):
         yield f"bernoulli nb {threshold:g}", BernoulliNB(binarize=threshold)
     for alpha in (0.1, 1.0, 10.0):
-        yield (
-            f"multinomial nb {alpha:g}",
-            make_pipeline(MinMaxScaler(clip=True), MultinomialNB(alpha=alpha)),
-        )
-        yield (
-            f"complement nb {alpha:g}",
-            make_pipeline(MinMaxScaler(clip=True), ComplementNB(alpha=alpha)),
-        )
+        for name, kind in (("multinomial", MultinomialNB), ("complement", ComplementNB)):
+            steps = make_pipeline(MinMaxScaler(clip=True), kind(alpha=alpha))
+            yield f"{name} nb {alpha:g}", steps
     for components in (8, 16, 24, 32):
         yield f"gaussian nb pca={components}", _reduced(components, GaussianNB())
 

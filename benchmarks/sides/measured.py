@@ -1,4 +1,4 @@
-"""How a side of the blend's benchmarks measures itself, in a process of its own: no package of ours.
+"""How a side of `ensemble_peers.py` measures itself, in its own process, without our packages.
 
 `DATA OUT ROUNDS SIDE` on the command line: loads the arrays in DATA, calls the side, writes OUT.
 """

@@ -2,8 +2,8 @@
 
 Row i has a difficulty and 12 families have each their own view of it; a member mixes two views, and
 has its skill, its own errors and its own sharpness (some are over-, some under-confident). The
-margin of the true class is their sum; its probability is the logistic function of it. Full rows, where a
-side wants them, spread the rest over the other classes by weights that all members share.
+margin of the true class is their sum; its probability is the logistic function of it. Full rows,
+where a side wants them, spread the rest over the other classes by weights that all members share.
 """
 
 from __future__ import annotations
