@@ -71,9 +71,7 @@ def digits(quick: bool = False) -> OofData:
         models = models[:: len(models) // _QUICK_MEMBERS] if quick else models
         pixels, labels, folds = digit_models.noised_digits()
         log_prob = digit_models.oof_log_prob(models, pixels, labels, folds)
-        members = tuple(
-            Member(f"c{i:04d}", backbone=name) for i, (name, _) in enumerate(models)
-        )
+        members = tuple(Member(f"c{i:04d}", backbone=name) for i, (name, _) in enumerate(models))
         return OofData("digits", members, log_prob, labels, folds)
 
     return _kept("digits_quick" if quick else "digits", make)
