@@ -18,7 +18,9 @@ from ensemble.nonneg_qp import nonneg_qp
 Floats = NDArray[np.float64]
 
 _STEPS = 60
+"""Far more than needed where rounding does not interfere: convergence is quadratic."""
 _SEARCH_STEPS = 100
+"""Half of them halve the bracket: enough for any float64."""
 ROUNDING = 1e-14
 """Losses closer than this, in nats, are equal."""
 

@@ -24,7 +24,8 @@ class Blend:
     loss: float
     """Log loss of the blend on the rows it was chosen on, in nats."""
     certificate: float
-    """No weights have a loss below `loss - certificate`."""
+    """No weights have a loss below `loss - certificate`; from `optimal` with a least weight for
+    forced members: no weights that obey it."""
     path: tuple[int, ...] = ()
     """The member picked at each round, up to the best prefix; empty for a method without rounds."""
     path_losses: tuple[float, ...] = ()

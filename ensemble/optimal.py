@@ -19,10 +19,12 @@ from ensemble.active_set import ROUNDING, Active, line_search, settle
 from ensemble.blend import Blend, checked_forced, checked_members, mixture
 from ensemble.duplicates import first_of_equals
 from ensemble.kernels import Backend, MemberSums, member_sums
+from experiment.metrics import log_loss_of_true
 
 Floats = NDArray[np.float64]
 
 _AT_START = 20
+"""So many members, the best single ones, are the first few."""
 _ADDED = 20
 """At most so many members join at a time."""
 _PASSES = 200
@@ -55,7 +57,7 @@ def optimal(
     if not tolerance >= 0.0:
         raise ValueError(f"tolerance is {tolerance}, should be at least 0")
     problem = _Problem(
-        member_sums(members, backend), mixture(members, lower), 1.0 - float(lower.sum())
+        member_sums(members, backend), mixture(members, lower), max(0.0, 1.0 - float(lower.sum()))
     )
     found = _search(problem, tolerance)
     weights = lower.copy()
@@ -133,7 +135,7 @@ def _settled(
     mixed = active.mixed(v)
     slopes = problem.slopes(pool, mixed)
     certificate = max(0.0, math.log(float(slopes.max())))
-    return _Found(index, v, -float(np.log(mixed).mean()), certificate), slopes
+    return _Found(index, v, log_loss_of_true(mixed), certificate), slopes
 
 
 def _joined(
@@ -142,8 +144,8 @@ def _joined(
     """The members with a weight and the steepest others (or the steepest of all, where no other
     would lower the loss), at the best point on the way to the mean of those."""
     used = found.index[found.v > 0.0]
-    others = np.isin(pool, used, invert=True) & (slopes > 1.0)
-    steepest = np.argsort(np.where(others, -slopes, np.inf), kind="stable")[: others.sum()][:_ADDED]
+    others = np.flatnonzero(np.isin(pool, used, invert=True) & (slopes > 1.0))
+    steepest = others[np.argsort(-slopes[others], kind="stable")[:_ADDED]]
     joining = pool[steepest] if len(steepest) else pool[[slopes.argmax()]]
     index = np.union1d(used, joining)
     v = np.zeros(len(index))
