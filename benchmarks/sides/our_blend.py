@@ -29,13 +29,13 @@ def _greedy(backend: Backend) -> Method:
 
 
 def _optimal(true_prob: NDArray[np.floating], rounds: int) -> Blend:
-    return optimal(true_prob, tolerance=1e-6, backend="numba")
+    return optimal(true_prob, tolerance=1e-6)
 
 
 _METHODS: dict[str, Method] = {
     "greedy (numba)": _greedy("numba"),
     "greedy (numpy)": _greedy("numpy"),
-    "optimal (numba)": _optimal,
+    "optimal": _optimal,
 }
 
 
