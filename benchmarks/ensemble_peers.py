@@ -9,159 +9,70 @@ synthetic    33,000 rows, 396 classes, and 20, 200 or 1,000 correlated members m
 on disk      10,000 members, 33,000 rows: a memory-mapped file, ours alone
 
 Each side runs alone in a process of its own: the peers in an environment of their own, with what
-their interface asks for, all else by default; `optimal` chooses its own backend. `seconds` are those of the call with its data in
-memory (median of several calls where one takes less than 2 s); what numba compiles or loads is in
-the part `first call` and not in them. `times` is relative to greedy (numba); `above_optimum` is the
-loss above that of `optimal`, whose certificate is at most 1e-6. `extra_mb` is the peak memory of
-the call beyond what was there with the data loaded. `passes`: members read in the call / members;
-`reads_per_pass`: seconds a pass (greedy: a round) / seconds that reading the matrix once takes.
-"amltk, columns" is given the true class's column alone, which no interface of a peer suggests;
-hillclimbers knows nothing else, and no number of rounds. A side that needs more memory than there
-is, or more time than its limit, says so.
+their interface asks for, all else by default; `optimal` chooses its own backend. `seconds` are
+those of the call with its data in memory (median of several calls where one takes less than 2 s);
+what numba compiles or loads is in the part `first call` and not in them. `times` is relative to
+greedy (numba); `above_optimum` is the loss above that of `optimal`, whose certificate is at most
+1e-6. `extra_mb` is the peak memory of the call beyond what was there with the data loaded.
+`passes`: members read in the call / members; `reads_per_pass`: seconds a pass (greedy: a round) /
+seconds that reading the matrix once takes. "amltk, columns" is given the true class's column alone,
+which no interface of a peer suggests; hillclimbers knows nothing else, and no number of rounds. A
+side that needs more memory than there is, or more time than its limit, says so.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import oof_data
-from harness import ROOT, Cell, Results, environment, options
-from oof_data import OofData
-from sides import synthetic
-from sides.peer_venv import peer_python
+from harness import Cell, Results, environment, options
+from sides.blend_case import (
+    COLUMNS,
+    FULL,
+    OURS,
+    SIDES,
+    Case,
+    Figures,
+    made_case,
+    real_case,
+    run_side,
+)
 
-_SIDES = ROOT / "benchmarks" / "sides"
-_OURS = ("greedy (numba)", "greedy (numpy)", "optimal")
-_FULL = ("AutoGluon EnsembleSelection", "amltk, log loss", "amltk, true class")
-_COLUMNS = ("amltk, columns", "hillclimbers")
 _ROUNDS = 50
 _MANY = 1_000  # members
-_LIMIT = 900.0  # seconds a side, its data included
-_WORK = 8  # further (N, C) float64 arrays that a peer with full rows makes
 _CACHED_MB = 20.0  # a matrix that lies in the processor's cache is not read from memory
 _SHOWN = ("seconds", "loss", "members", "data_mb", "extra_mb", "certificate", "passes")
-
-Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One table: its data lie in `folder`."""
-
-    part: str
-    folder: Path
-    rounds: int
-    members: int
-    rows: int
-    classes: int
-
-    @property
-    def name(self) -> str:
-        """For a goal."""
-        size = f" M={self.members:,} N={self.rows:,}" if self.part == "synthetic" else ""
-        return self.part + size
-
-    @property
-    def title(self) -> str:
-        """Of the table."""
-        sizes = f"{self.members:,} members, {self.rows:,} rows, {self.classes} classes"
-        return f"{self.part}: {sizes}, {self.rounds} rounds"
-
-    @property
-    def full_bytes(self) -> int:
-        """What a side with full float32 rows needs at least."""
-        each = self.rows * self.classes
-        return 4 * self.members * each + 8 * _WORK * each
-
-
-def _real(top: Path, data: OofData, rounds: int) -> Case:
-    folder = Path(tempfile.mkdtemp(dir=top))
-    true_prob = data.true_prob
-    prob = np.exp(data.log_prob.astype(np.float64))
-    np.save(folder / "prob.npy", prob / prob.sum(axis=2, keepdims=True))
-    np.save(folder / "true_prob.npy", true_prob)
-    np.save(folder / "labels.npy", data.labels)
-    return Case(data.name, folder, rounds, *prob.shape)
-
-
-def _made(top: Path, members: int, rows: int, classes: int, rounds: int) -> Case:
-    """Synthetic; written block by block."""
-    folder = Path(tempfile.mkdtemp(dir=top))
-    shape = (members, rows)
-    path = folder / "true_prob.npy"
-    matrix = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    start = 0
-    for block in synthetic.true_prob_blocks(members, rows):
-        matrix[start : start + len(block)] = block
-        start += len(block)
-    matrix.flush()
-    np.save(folder / "labels.npy", synthetic.labels(rows, classes))
-    return Case("synthetic", folder, rounds, members, rows, classes)
-
-
-def _run(case: Case, side: str) -> Figures | str:
-    """The side's figures, or why there are none."""
-    if side in _FULL and case.full_bytes > _available():
-        return f"not run: needs {case.full_bytes / 1e9:.0f} GB of memory"
-    ours = side in _OURS
-    script = _SIDES / ("our_blend.py" if ours else "peer_blend.py")
-    python = sys.executable if ours else str(peer_python())
-    out = case.folder / "figures.json"
-    command = [python, str(script), str(case.folder), str(out), str(case.rounds), side]
-    try:
-        ended = subprocess.run(
-            command,
-            timeout=_LIMIT,
-            env=environment() if ours else os.environ | {"PYTHONWARNINGS": "ignore"},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        return f"stopped after {_LIMIT:g} s"
-    assert ended.returncode == 0
-    figures: Figures = json.loads(out.read_text())
-    return figures
-
-
-def _available() -> float:
-    """Bytes that processes may still take."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
-    return float("inf")
 
 
 def _table(results: Results, case: Case) -> dict[str, Figures]:
     """A row a side; the figures of those that ran."""
-    sides = (*_OURS, *_FULL, *_COLUMNS)
+    sides = (*OURS, *FULL, *COLUMNS)
     ran: dict[str, Figures] = {}
     notes: dict[str, str] = {}
     for side in sides:
-        figures = _run(case, side)
+        figures = run_side(case, side)
         if isinstance(figures, str):
             notes[side] = figures
         else:
             ran[side] = figures
-    greedy, optimal = ran["greedy (numba)"], ran["optimal"]
     for side in sides:
-        if side in notes:
-            results.add(case.title, side=side, note=notes[side])
-            continue
-        own = ran[side]
-        cells: dict[str, Cell] = {key: own[key] for key in _SHOWN if key in own}
-        cells["times"] = own["seconds"] / greedy["seconds"]
-        cells["above_optimum"] = own["loss"] - optimal["loss"]
-        if side in _OURS and own["data_mb"] > _CACHED_MB:
-            cells["reads_per_pass"] = _reads_per_pass(own, side, case.rounds)
+        cells: dict[str, Cell] = {"note": notes[side]} if side in notes else _cells(case, side, ran)
         results.add(case.title, side=side, **cells)
     return ran
+
+
+def _cells(case: Case, side: str, ran: dict[str, Figures]) -> dict[str, Cell]:
+    own = ran[side]
+    cells: dict[str, Cell] = {key: own[key] for key in _SHOWN if key in own}
+    cells["times"] = own["seconds"] / ran["greedy (numba)"]["seconds"]
+    cells["above_optimum"] = own["loss"] - ran["optimal"]["loss"]
+    if side in OURS and own["data_mb"] > _CACHED_MB:
+        cells["reads_per_pass"] = _reads_per_pass(own, side, case.rounds)
+    return cells
 
 
 def _reads_per_pass(figures: Figures, side: str, rounds: int) -> float:
@@ -172,11 +83,11 @@ def _reads_per_pass(figures: Figures, side: str, rounds: int) -> float:
 def _ratio_goals(results: Results, case: Case, ran: dict[str, Figures]) -> None:
     """Against the peers, on real OOF data."""
     for peer, ours, least in (
-        (_FULL[0], "greedy (numba)", 1000.0),
-        (_FULL[1], "greedy (numba)", 1000.0),
-        (_FULL[0], "greedy (numpy)", 200.0),
-        (_FULL[1], "greedy (numpy)", 200.0),
-        (_FULL[2], "greedy (numba)", 20.0),
+        (FULL[0], "greedy (numba)", 1000.0),
+        (FULL[1], "greedy (numba)", 1000.0),
+        (FULL[0], "greedy (numpy)", 200.0),
+        (FULL[1], "greedy (numpy)", 200.0),
+        (FULL[2], "greedy (numba)", 20.0),
     ):
         if peer in ran:
             times = ran[peer]["seconds"] / ran[ours]["seconds"]
@@ -212,7 +123,7 @@ def _first_calls(results: Results) -> None:
             ("nothing to compile", "greedy (numpy)", empty),
         ):
             ended = subprocess.run(
-                [sys.executable, str(_SIDES / "our_blend.py"), "first_call", side],
+                [sys.executable, str(SIDES / "our_blend.py"), "first_call", side],
                 env=environment(NUMBA_CACHE_DIR=cache),
                 capture_output=True,
                 text=True,
@@ -224,7 +135,7 @@ def _first_calls(results: Results) -> None:
 def _on_disk(results: Results, case: Case) -> None:
     (case.folder / "mapped").touch()
     for side in ("greedy (numba)", "optimal"):
-        figures = _run(case, side)
+        figures = run_side(case, side)
         assert not isinstance(figures, str), figures
         shown = {key: figures[key] for key in (*_SHOWN, "peak_mb")}
         results.add(f"on disk: {case.title}", side=side, **shown)
@@ -245,9 +156,9 @@ def _compare(results: Results, case: Case, quick: bool) -> None:
 def _synthetic(results: Results, top: Path) -> None:
     for members, rounds in ((20, 10), (200, 2), (_MANY, _ROUNDS)):
         with tempfile.TemporaryDirectory(dir=top) as folder:
-            _compare(results, _made(Path(folder), members, 33_000, 396, rounds), quick=False)
+            _compare(results, made_case(Path(folder), members, 33_000, 396, rounds), quick=False)
     with tempfile.TemporaryDirectory(dir=top) as folder:
-        _on_disk(results, _made(Path(folder), 10_000, 33_000, 396, _ROUNDS))
+        _on_disk(results, made_case(Path(folder), 10_000, 33_000, 396, _ROUNDS))
 
 
 def main() -> None:
@@ -257,12 +168,12 @@ def main() -> None:
     results = Results("ensemble_peers")
     with tempfile.TemporaryDirectory() as top:
         digits = oof_data.digits(given.quick).rows(np.arange(1257))
-        _compare(results, _real(Path(top), digits, 10 if given.quick else _ROUNDS), given.quick)
+        _compare(results, real_case(Path(top), digits, 10 if given.quick else _ROUNDS), given.quick)
         if given.data is not None:
             photos = oof_data.real_image_set(given.data)
-            _compare(results, _real(Path(top), photos, _ROUNDS), given.quick)
+            _compare(results, real_case(Path(top), photos, _ROUNDS), given.quick)
         if given.quick:
-            _compare(results, _made(Path(top), 20, 2_000, 50, rounds=5), given.quick)
+            _compare(results, made_case(Path(top), 20, 2_000, 50, rounds=5), given.quick)
         else:
             _synthetic(results, Path(top))
     _first_calls(results)
