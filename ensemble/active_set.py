@@ -21,6 +21,10 @@ _STEPS = 60
 """Far more than needed where rounding does not interfere: convergence is quadratic."""
 _SEARCH_STEPS = 100
 """Half of them halve the bracket: enough for any float64."""
+_BLAS_ALONE = 1 << 17
+"""Multiplications; OpenBLAS starts threads from twice as many."""
+_TILE = 64
+"""Members on a side of one product."""
 ROUNDING = 1e-14
 """Losses closer than this, in nats, are equal."""
 
@@ -51,8 +55,21 @@ class Active:
             ratios *= self.share
             ratios += self.fixed[rows]
             ratios /= mixed[rows]
-            total += ratios @ ratios.T
+            _add_gram(ratios, total)
         return np.asarray(total / n_rows)
+
+
+def _add_gram(ratios: Floats, total: Floats) -> None:
+    """total (k, k) += ratios @ ratios.T, for ratios (k, n), in products too small for BLAS to share
+    among threads: on a busy machine those wait for each other a hundred times longer."""
+    k, n_rows = ratios.shape
+    tiles = [slice(first, first + _TILE) for first in range(0, k, _TILE)]
+    step = _BLAS_ALONE // min(k, _TILE) ** 2
+    for start in range(0, n_rows, step):
+        part = ratios[:, start : start + step]
+        for a in tiles:
+            for b in tiles:
+                total[a, b] += part[a] @ part[b].T
 
 
 def settle(active: Active, v: Floats, tolerance: float) -> Floats:

@@ -12,26 +12,54 @@ from numpy.typing import NDArray
 from ensemble.combine import GeometricMean
 from ensemble.fit import Fit, Settings
 from ensemble.greedy import greedy
-from ensemble.log_linear import LARGEST_SCALE, Coefficients, Problem, log_stack, minimise
+from ensemble.log_linear import LARGEST_SCALE, Coefficients, Problem, minimise, scales_alone
+from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
+from ensemble.ranking import distinct_members, own_losses
 
 _MOST_MEMBERS = 20
+_SCREENED = 64
+_SCREENED_NUMBERS = 1 << 24
+"""Numbers in the stack of screened members: of more rows than that, some are left out."""
 _LEAST = 1e-6
 """Of the heaviest member: with all powers 0 there would be nothing to predict from."""
 
 
 def geometric(pool: Pool, settings: Settings) -> Fit:
-    """Powers >= 0 of the least OOF loss, for the 20 heaviest members of the greedy blend and the
-    forced ones. The powers need not sum to 1: their sum is the inverse of a temperature."""
-    members = heaviest(pool, settings, _MOST_MEMBERS)
-    found = pooled(log_stack(pool, members), pool.labels, scale_bounds(members, settings))
+    """Powers >= 0 of the least OOF loss, for at most 20 members or all that are forced. The powers
+    need not sum to 1: their sum is the inverse of a temperature."""
+    members, first = heaviest(pool, settings)
+    stack, bounds = log_stack(pool, members), scale_bounds(members, settings)
     weights = np.zeros(len(pool.members))
-    weights[members] = found.scales
+    weights[members] = pooled(stack, pool.labels, bounds, first).scales
     return Fit(GeometricMean(weights))
 
 
-def heaviest(pool: Pool, settings: Settings, most: int) -> NDArray[np.intp]:
-    """The heaviest members of the greedy blend first, at most so many or all that are forced."""
+def heaviest(pool: Pool, settings: Settings) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The members that move the logits most in the pooling of the screened ones, the heaviest
+    first, and their powers there.
+
+    A product wants other members than a mean: those of the greedy blend alone gave a held-out loss
+    of 0.546, these 0.494 (digits, 24 members, 1,437 rows).
+    """
+    screened = _screened(pool, settings)
+    most = _SCREENED_NUMBERS // (len(screened) * pool.n_classes)
+    rows = thinned_rows(pool, int(screened[0]), most)
+    stack, bounds = log_stack(pool, screened, rows), scale_bounds(screened, settings)
+    equal = np.clip(np.full(len(screened), 1.0 / len(screened)), *bounds.T)
+    powers = pooled(stack, pool.labels[rows], bounds, equal).scales
+    weights = powers * np.sqrt(np.square(stack).mean(axis=(1, 2)))
+    is_forced = np.isin(screened, settings.forced)
+    order = np.lexsort((-weights, ~is_forced))
+    kept = order[: max(_MOST_MEMBERS, int(is_forced.sum()))]
+    kept = kept[weights[kept] > 0.0]
+    kept = kept[np.argsort(-weights[kept], kind="stable")]
+    return screened[kept], powers[kept]
+
+
+def _screened(pool: Pool, settings: Settings) -> NDArray[np.intp]:
+    """The best member first; the forced ones, those of the greedy blend, and the best others until
+    there are 64; no duplicates."""
     blend = greedy(
         pool.true_prob,
         max_rounds=settings.max_rounds,
@@ -39,11 +67,12 @@ def heaviest(pool: Pool, settings: Settings, most: int) -> NDArray[np.intp]:
         forced=settings.forced,
         seed=settings.seed,
     )
-    used = np.flatnonzero(blend.weights)
-    is_forced = np.isin(used, settings.forced)
-    first = used[np.lexsort((-blend.weights[used], ~is_forced))]
-    kept = first[: max(most, int(is_forced.sum()))]
-    return kept[np.argsort(-blend.weights[kept], kind="stable")]
+    members = distinct_members(pool, settings.forced)
+    losses = own_losses(pool)[members]
+    is_forced = np.isin(members, settings.forced)
+    order = np.lexsort((losses, -blend.weights[members], ~is_forced))
+    kept = order[: max(_SCREENED, int(is_forced.sum()))]
+    return members[kept[np.argsort(losses[kept], kind="stable")]]
 
 
 def scale_bounds(members: NDArray[np.intp], settings: Settings) -> NDArray[np.float64]:
@@ -54,12 +83,10 @@ def scale_bounds(members: NDArray[np.intp], settings: Settings) -> NDArray[np.fl
 
 
 def pooled(
-    stack: NDArray[np.float32], labels: NDArray[np.int64], bounds: NDArray[np.float64]
+    stack: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    bounds: NDArray[np.float64],
+    first: NDArray[np.float64],
 ) -> Coefficients:
-    """Scales alone, for stack (m, N, C)."""
-    m, _, n_classes = stack.shape
-    start = Coefficients(
-        np.clip(np.full(m, 1.0 / m), *bounds.T), np.zeros((0, n_classes, n_classes)),
-        np.zeros(n_classes),
-    )  # fmt: skip
-    return minimise(Problem(stack, labels, bounds), start)
+    """The best powers of stack (m, N, C), sought from the powers `first` (m,)."""
+    return minimise(Problem(stack, labels, bounds), scales_alone(first, stack.shape[2]))

@@ -39,6 +39,7 @@ def mean_product(
     factor: NDArray[np.float64],
     means: NDArray[np.float64],
 ) -> None:
-    """means (k,) = mean_i t_mi * factor_i."""
-    np.matmul(clipped(members[index]), factor, out=means)
-    means /= len(factor)
+    """means (k,) = mean_i t_mi * factor_i; no BLAS, whose threads would fight with ours."""
+    products = clipped(members[index])
+    products *= factor
+    products.mean(axis=1, out=means)

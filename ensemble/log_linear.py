@@ -1,27 +1,20 @@
 """The loss of softmax(sum of a_m z_m + sum of z_m W_m + b), and where it is least.
 
-Takes centred log-probabilities z of a few members as a stack (m, N, C) float32, in memory or in a
-temporary file; every pass converts one block of rows after another to float64. The loss is convex.
+Takes centred log-probabilities z of a few members as a stack (m, N, C), see `ensemble.log_stack`;
+every pass converts one block of rows after another to float64. The loss is convex.
 """
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.combine import centred_logs
-from ensemble.pool import Pool
-
 LARGEST_SCALE = 20.0
 """Of a_m: where every row is right, the loss falls for ever with the sum of the a_m."""
-_IN_MEMORY = 1 << 27
-"""Numbers in a stack that is kept in memory: 512 MiB. A larger one lies in a file, from which the
-system keeps what fits."""
 _BLOCK = 1 << 17
 """Numbers converted to float64 at a time: 1 MiB, so that they stay in the cache."""
 
@@ -47,14 +40,9 @@ class Problem:
     """On the scale of the sum over rows; infinite: W and b are 0."""
 
 
-def log_stack(pool: Pool, members: NDArray[np.intp]) -> NDArray[np.float32]:
-    """(m, N, C) centred log-probabilities of these members; one more (N, C) is in memory while they
-    are read."""
-    shape = (len(members), len(pool.labels), pool.n_classes)
-    stack = _empty(shape)
-    for place, member in enumerate(members):
-        stack[place] = centred_logs(pool.log_prob(int(member)))
-    return stack
+def scales_alone(scales: NDArray[np.float64], n_classes: int, n_matrices: int = 0) -> Coefficients:
+    """Log-linear pooling; with matrices of zeros for a search to start from."""
+    return Coefficients(scales, np.zeros((n_matrices, n_classes, n_classes)), np.zeros(n_classes))
 
 
 def minimise(problem: Problem, start: Coefficients) -> Coefficients:
@@ -63,17 +51,25 @@ def minimise(problem: Problem, start: Coefficients) -> Coefficients:
 
     free = math.isfinite(problem.penalty)
     others = start.matrices.size + start.intercept.size if free else 0
-    first = np.concatenate([start.scales, start.matrices.ravel(), start.intercept])
     bounds = np.concatenate([problem.bounds, np.tile([-np.inf, np.inf], (others, 1))])
+    # The penalty curves the loss far more than the data do: in these units both do alike.
+    units = np.ones(len(bounds))
+    units[len(start.scales) :] /= math.sqrt(1.0 + problem.penalty / len(problem.labels))
+
+    def scaled(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        loss, gradient = _loss_and_gradient(problem, _unpacked(vector * units, start))
+        return loss, gradient * units
+
+    first = np.concatenate([start.scales, start.matrices.ravel(), start.intercept])
     found = minimize(
-        lambda vector: _loss_and_gradient(problem, _unpacked(vector, start)),
-        first[: len(bounds)],
+        scaled,
+        first[: len(bounds)] / units,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"maxiter": 300, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-7},
     )
-    return _unpacked(found.x, start)
+    return _unpacked(found.x * units, start)
 
 
 def mean_loss(
@@ -84,13 +80,6 @@ def mean_loss(
         _block_loss(logits, truth)[0] for _, logits, truth in _blocks(stack, labels, coefficients)
     )
     return math.fsum(losses) / len(labels)
-
-
-def _empty(shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    if math.prod(shape) <= _IN_MEMORY:
-        return np.empty(shape, dtype=np.float32)
-    with tempfile.TemporaryFile() as file:  # removed by the system when the array is gone
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:

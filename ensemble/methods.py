@@ -86,7 +86,7 @@ _ROWS = (
     Method("hard-vote", "one vote a candidate for its most probable class", hard_vote),
     Method("snapshot", "the mean of one candidate's last snapshots", snapshot),
     Method("geometric", "product of up to 20 members' probabilities to fitted powers", geometric),
-    Method("stacking", "logistic regression on up to 10 members' log-probabilities", stacking),
+    Method("stacking", "logistic regression on up to 20 members' log-probabilities", stacking),
     Method("soup", "the best average of one candidate's or backbone's weights, alone", _soup),
 )
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from ensemble.combine import Stacking
 from ensemble.fit import Fit, Settings
 from ensemble.geometric import heaviest, pooled, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, log_stack, mean_loss, minimise
+from ensemble.log_linear import Coefficients, Problem, mean_loss, minimise, scales_alone
+from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
 
-_MOST_MEMBERS = 10
+_MOST_MATRICES = 10
 _MOST_COEFFICIENTS = 1 << 14
 """Of all matrices together: 10 members have one up to C = 40, one member up to C = 128, none
 beyond. Members without a matrix still have their scale."""
@@ -31,31 +32,38 @@ penalty is on the scale of the sum over rows, a prior on the coefficients, and s
 def stacking(pool: Pool, settings: Settings) -> Fit:
     """softmax(sum of a_m z_m + sum of z_m W_m + b) with a_m >= 0 and an L2 penalty on W and b.
 
-    The 10 heaviest members of the greedy blend, and the forced ones, have a scale a_m, the first of
-    them a matrix W_m (C, C). The penalty has the least loss in 3 inner parts of the pool's rows;
-    where no finite one lowers it, W and b are 0.
+    The members of the log-linear pooling have a scale a_m, the heaviest 10 of them a matrix W_m
+    (C, C). The penalty has the least loss in 3 inner parts of the pool's rows; where no finite one
+    lowers it, W and b are 0.
     """
-    members = heaviest(pool, settings, _MOST_MEMBERS)
-    n_matrices = min(len(members), _MOST_COEFFICIENTS // pool.n_classes**2)
+    members, first = heaviest(pool, settings)
+    n_matrices = matrices_for(len(members), pool.n_classes)
     bounds = scale_bounds(members, settings)
     stack = log_stack(pool, members)
-    rows = _dealt_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
-    penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, n_matrices)
-    found = stacked(Problem(stack, pool.labels, bounds, penalty), n_matrices)
+    rows = thinned_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
+    penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, first, n_matrices)
+    found = stacked(Problem(stack, pool.labels, bounds, penalty), first, n_matrices)
     return Fit(_combiner(found, members, len(pool.members)))
 
 
-def stacked(problem: Problem, n_matrices: int) -> Coefficients:
-    """The minimum with so many matrices, from the log-linear pooling on."""
-    pooling = pooled(problem.stack, problem.labels, problem.bounds)
-    start = _with_matrices(pooling, n_matrices)
-    return minimise(problem, start) if math.isfinite(problem.penalty) else start
+def matrices_for(n_members: int, n_classes: int) -> int:
+    """How many of the members have a matrix."""
+    return min(n_members, _MOST_MATRICES, _MOST_COEFFICIENTS // n_classes**2)
+
+
+def stacked(problem: Problem, first: NDArray[np.float64], n_matrices: int) -> Coefficients:
+    """The minimum with so many matrices, none where the penalty is infinite, sought from the scales
+    `first` (m,)."""
+    if math.isinf(problem.penalty):
+        return pooled(problem.stack, problem.labels, problem.bounds, first)
+    return minimise(problem, scales_alone(first, problem.stack.shape[2], n_matrices))
 
 
 def chosen_penalty(
     stack: NDArray[np.float32],
     labels: NDArray[np.int64],
     bounds: NDArray[np.float64],
+    first: NDArray[np.float64],
     n_matrices: int,
 ) -> float:
     """The penalty with the least cross-fitted loss on stack (m, N, C), whose rows are dealt to the
@@ -64,10 +72,8 @@ def chosen_penalty(
         return math.inf
     part = np.arange(len(labels)) % _PARTS
     sides = [(part != k, part == k) for k in range(_PARTS)]
-    fits = [
-        _with_matrices(pooled(stack[:, inside], labels[inside], bounds), n_matrices)
-        for inside, _ in sides
-    ]
+    poolings = [pooled(stack[:, inside], labels[inside], bounds, first) for inside, _ in sides]
+    fits = [scales_alone(pooling.scales, stack.shape[2], n_matrices) for pooling in poolings]
     best, best_loss = math.inf, _held_loss(stack, labels, sides, fits)
     for penalty in _PENALTIES:
         fits = [
@@ -92,20 +98,6 @@ def _held_loss(
         mean_loss(stack[:, outside], labels[outside], fit) * int(outside.sum())
         for (_, outside), fit in zip(sides, fits, strict=True)
     ) / len(labels)
-
-
-def _dealt_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
-    """At most so many rows, by class and by what the member gives to it: parts and thinning are
-    fair, and the same whatever the order of the rows."""
-    order = np.lexsort((pool.true_prob[member], pool.labels))
-    return order[:: math.ceil(len(order) / max(1, most))]
-
-
-def _with_matrices(pooling: Coefficients, n_matrices: int) -> Coefficients:
-    n_classes = len(pooling.intercept)
-    return Coefficients(
-        pooling.scales, np.zeros((n_matrices, n_classes, n_classes)), pooling.intercept
-    )
 
 
 def _combiner(found: Coefficients, members: NDArray[np.intp], n_members: int) -> Stacking:

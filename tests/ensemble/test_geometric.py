@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import resource
+
 import cvxpy as cp
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from ensemble import log_linear
+import ensemble.geometric
+import ensemble.log_linear
+import ensemble.log_stack
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, heaviest, pooled, scale_bounds
-from ensemble.log_linear import log_stack
+from ensemble.greedy import greedy
+from ensemble.log_stack import log_stack
+from experiment.errors import EnvironmentProblem
 from experiment.metrics import log_loss
 from tests.ensemble.member_pools import made_up, pool_of
 
@@ -31,7 +37,7 @@ def test_equals_a_convex_solver(forced: tuple[int, ...], seed: int) -> None:
     log_probs, labels = made_up(6, 50, 3, seed)
     pool, settings = pool_of(log_probs, labels), Settings(forced=forced, max_rounds=10)
     fit = geometric(pool, settings)
-    members = heaviest(pool, settings, 20)
+    members, _ = heaviest(pool, settings)
     least = np.where(np.isin(members, forced), 0.1, 0.0)
     expected = solver_optimum(log_probs[members], labels, least)
     assert log_loss(blend_prob(fit, pool), labels) == pytest.approx(expected, abs=2e-6)
@@ -74,21 +80,56 @@ def test_members_worse_than_chance_leave_the_constant() -> None:
 def test_at_most_20_members_but_all_that_are_forced() -> None:
     pool = pool_of(*made_up(40, 30, 3))
     settings = Settings(max_rounds=400, forced=tuple(range(30)))
-    assert sorted(heaviest(pool, settings, 20)) == list(range(30))
-    assert len(heaviest(pool, Settings(bags=20, max_rounds=400), 10)) == 10
-    few = heaviest(pool, Settings(forced=(7,)), 2)
-    assert len(few) == 2 and 7 in few
+    assert sorted(heaviest(pool, settings)[0]) == list(range(30))
+    assert 1 < len(heaviest(pool, Settings())[0]) <= 20
+    assert 7 in heaviest(pool, Settings(forced=(7,)))[0]
+
+
+def test_members_that_only_a_product_wants_are_found() -> None:
+    """The mean has no use for a weak member beside a strong one, the product has."""
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 4000)
+    noise = np.array([[0.8], [2.5], [2.5]])
+    evidence = rng.normal(0, noise, (3, 4000)) + 2.0 * labels - 1.0
+    ratio = 2 * evidence / noise**2
+    log_probs = -np.logaddexp(0, np.stack([ratio, -ratio], axis=2)).astype(np.float32)
+    pool = pool_of(log_probs, labels)
+    assert greedy(pool.true_prob).weights[0] > 0.9
+    fit = geometric(pool, Settings())
+    np.testing.assert_allclose(fit.combiner.weights, 1.0, atol=0.25)
+
+
+def test_the_rows_on_which_members_are_screened_may_be_thinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = pool_of(*made_up(30, 600, 3))
+    expected = log_loss(blend_prob(geometric(pool, Settings()), pool), pool.labels)
+    monkeypatch.setattr(ensemble.geometric, "_SCREENED_NUMBERS", 30 * 3 * 300)
+    found = log_loss(blend_prob(geometric(pool, Settings()), pool), pool.labels)
+    assert found == pytest.approx(expected, abs=0.01)
 
 
 def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     log_probs, labels = made_up(5, 70, 4)
     pool, members = pool_of(log_probs, labels), np.arange(5)
     bounds = scale_bounds(members, Settings())
-    stack = log_stack(pool, members)
-    expected = pooled(stack, labels, bounds).scales
-    monkeypatch.setattr(log_linear, "_IN_MEMORY", 0)
-    monkeypatch.setattr(log_linear, "_BLOCK", 7 * 20 + 1)
+    stack, first = log_stack(pool, members), np.full(5, 0.2)
+    expected = pooled(stack, labels, bounds, first).scales
+    monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
+    monkeypatch.setattr(ensemble.log_linear, "_BLOCK", 7 * 20 + 1)
     in_file = log_stack(pool, members)
     assert isinstance(in_file, np.memmap) and type(stack) is np.ndarray
     np.testing.assert_array_equal(in_file, stack)
-    np.testing.assert_allclose(pooled(in_file, labels, bounds).scales, expected, atol=1e-3)
+    np.testing.assert_allclose(pooled(in_file, labels, bounds, first).scales, expected, atol=1e-3)
+
+
+def test_no_room_for_the_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = pool_of(*made_up(5, 70, 4))
+    monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(EnvironmentProblem, match=r"file of 5,600 bytes cannot be .*TMPDIR"):
+            log_stack(pool, np.arange(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

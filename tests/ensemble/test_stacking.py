@@ -11,16 +11,17 @@ from sklearn.linear_model import LogisticRegression
 from ensemble.combine import Stacking
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, log_stack, mean_loss
-from ensemble.stacking import chosen_penalty, stacked, stacking
+from ensemble.log_linear import Coefficients, Problem, mean_loss
+from ensemble.log_stack import log_stack
+from ensemble.stacking import chosen_penalty, matrices_for, stacked, stacking
 from experiment.metrics import log_loss
-from tests.ensemble.member_pools import made_up, of_variants, pool_of
+from tests.ensemble.member_pools import made_up, pool_of
 
 
 def probabilities(found: Coefficients, stack: np.ndarray) -> np.ndarray:
     m, _, classes = stack.shape
     padded = np.zeros((m, classes, classes))
-    padded[: len(found.matrices)] = found.matrices
+    padded[: len(found.matrices)] = found.matrices  # the others have none
     logits = np.einsum("m,mnc->nc", found.scales, stack)
     logits += np.einsum("mnc,mcd->nd", stack, padded) + found.intercept
     return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
@@ -34,7 +35,9 @@ def test_without_scales_it_is_logistic_regression(
     log_probs, labels = made_up(members, 150, classes)
     pool = pool_of(log_probs, labels)
     stack = log_stack(pool, np.arange(members))
-    found = stacked(Problem(stack, labels, np.zeros((members, 2)), penalty), members)
+    found = stacked(
+        Problem(stack, labels, np.zeros((members, 2)), penalty), np.zeros(members), members
+    )
     # A column of ones: scikit-learn's own intercept has no penalty.
     features = np.concatenate([*stack, np.ones((150, 1))], axis=1).astype(np.float64)
     peer = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-10, max_iter=10_000)
@@ -54,7 +57,7 @@ def test_without_scales_it_is_logistic_regression(
 def test_two_classes_too() -> None:
     log_probs, labels = made_up(2, 80, 2)
     stack = log_stack(pool_of(log_probs, labels), np.arange(2))
-    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 1.0), 2)
+    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 1.0), np.zeros(2), 2)
     # For two classes scikit-learn fits one difference d of two columns: |d|^2 / 2 = |W|^2.
     features = np.concatenate([*stack, np.ones((80, 1))], axis=1).astype(np.float64)
     peer = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
@@ -70,7 +73,7 @@ def test_a_heavy_penalty_gives_log_linear_pooling(penalty: float) -> None:
     members = expected.used
     stack = log_stack(pool, members)
     bounds = scale_bounds(members, Settings())
-    found = stacked(Problem(stack, labels, bounds, penalty), 2)
+    found = stacked(Problem(stack, labels, bounds, penalty), np.full(len(members), 0.1), 2)
     np.testing.assert_allclose(probabilities(found, stack), blend_prob(expected, pool), atol=1e-3)
 
 
@@ -101,18 +104,15 @@ def test_pure_noise_is_not_learned() -> None:
     log_probs = np.log(rng.dirichlet(np.ones(4), (4, 90))).astype(np.float32)
     stack = log_stack(pool_of(log_probs, labels), np.arange(4))
     bounds = scale_bounds(np.arange(4), Settings())
-    assert chosen_penalty(stack, labels, bounds, 4) >= 100
+    assert chosen_penalty(stack, labels, bounds, np.full(4, 0.1), 4) >= 100
 
 
-def test_matrices_are_few_where_classes_are_many() -> None:
-    for classes, matrices in ((10, 10), (60, 4), (128, 1), (129, 0)):
-        log_probs, labels = made_up(16, 40, classes)
-        pool = pool_of(log_probs, labels, of_variants(16, ("raw",)))
-        combiner = stacking(pool, Settings()).combiner
-        assert isinstance(combiner, Stacking)
-        assert len(combiner.matrices) == min(matrices, len(combiner.owners))
-        assert len(combiner.matrices) <= matrices
-        assert np.count_nonzero(combiner.weights) <= 10
+@pytest.mark.parametrize(
+    ("members", "classes", "matrices"),
+    [(20, 10, 10), (20, 40, 10), (3, 10, 3), (20, 64, 4), (20, 128, 1), (20, 129, 0), (1, 2, 1)],
+)
+def test_matrices_are_few_where_classes_are_many(members: int, classes: int, matrices: int) -> None:
+    assert matrices_for(members, classes) == matrices
 
 
 def test_a_weight_is_the_scale_where_there_is_no_matrix() -> None:

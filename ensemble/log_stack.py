@@ -1,0 +1,70 @@
+"""The log-probabilities of a few members on all rows, read once for many passes over them.
+
+Takes a `Pool`, gives centred log-probabilities (m, n, C) float32: in memory, or in a temporary file
+where they are many.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.combine import centred_logs
+from ensemble.pool import Pool
+from experiment.errors import EnvironmentProblem
+
+_IN_MEMORY = 1 << 27
+"""Numbers in a stack that is kept in memory: 512 MiB. A larger one lies in a file, from which the
+system keeps what fits."""
+
+
+def log_stack(
+    pool: Pool, members: NDArray[np.intp], rows: NDArray[np.intp] | None = None
+) -> NDArray[np.float32]:
+    """(m, n, C) centred log-probabilities of these members on n rows, or on all; one more (N, C) is
+    in memory while they are read."""
+    kept = np.arange(len(pool.labels)) if rows is None else rows
+    shape = (len(members), len(kept), pool.n_classes)
+    logs = (centred_logs(pool.log_prob(int(m))[kept]).astype(np.float32) for m in members)
+    if math.prod(shape) > _IN_MEMORY:
+        return _in_file(logs, shape)
+    stack = np.empty(shape, dtype=np.float32)
+    for place, of_member in enumerate(logs):
+        stack[place] = of_member
+    return stack
+
+
+def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
+    """At most so many rows, evenly from all by class and by what the member gives to it: a fair
+    sample in a fair order, and the same whatever the order of the pool's rows."""
+    order = np.lexsort((pool.true_prob[member], pool.labels))
+    return order[:: math.ceil(len(order) / max(1, most))]
+
+
+def _in_file(
+    logs: Iterable[NDArray[np.float32]], shape: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Read-only; the file has no name and goes with the array. It is written before it is mapped:
+    a full disk is then an error and not the end of the process."""
+    with tempfile.TemporaryFile(buffering=0) as file:
+        for of_member in logs:
+            _append(file, of_member.data.cast("B"), 4 * math.prod(shape))
+        return np.memmap(file, dtype=np.float32, mode="r", shape=shape)
+
+
+def _append(file: IO[bytes], left: memoryview, size: int) -> None:
+    """All that is left; one write may take a part of it."""
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise EnvironmentProblem.single(
+            tempfile.gettempdir(),
+            f"a temporary file of {size:,} bytes cannot be written ({error.strerror}); set TMPDIR "
+            "to a folder with more room, or use another ensemble.method",
+        ) from error
