@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := overhead input_pipeline ablation gpu
+BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation
 
 .PHONY: demo test check bench clean
 
