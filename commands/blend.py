@@ -114,11 +114,12 @@ def _prices(store: RunStore, members: Sequence[Member]) -> Prices:
 
 
 def _print(ensemble: EnsembleRecord, console: Console) -> None:
-    gain = ensemble.best_single_oof_logloss - ensemble.oof_logloss
+    gain = ensemble.fair_single_logloss - ensemble.oof_logloss
     console.print(
         f"[bold]Blend[/bold] of {count_members(len(ensemble.members))} ({ensemble.method}): OOF "
         f"log loss [bold]{ensemble.oof_logloss:.4f}[/bold], best single {ensemble.best_single} "
-        f"{ensemble.best_single_oof_logloss:.4f} ({gain:+.4f} better); cross-fitted "
+        f"{ensemble.best_single_oof_logloss:.4f}{_calibrated(ensemble)} ({gain:+.4f} better); "
+        "cross-fitted "
         f"{ensemble.crossfit_logloss:.4f} ± {ensemble.crossfit_se:.4f}, on the last fold "
         f"{ensemble.last_fold_logloss:.4f}; {_distance(ensemble)}; OOF accuracy "
         f"{ensemble.oof_accuracy:.4f}{_further(ensemble.metrics)}{_price(ensemble)}"
@@ -137,6 +138,12 @@ def _distance(ensemble: EnsembleRecord) -> str:
     if ensemble.certificate is None:
         return f"no certificate ({ensemble.pooling} pooling)"
     return f"at most {ensemble.certificate:.1e} above the best possible weights"
+
+
+def _calibrated(ensemble: EnsembleRecord) -> str:
+    """Beside the best single's loss, so that calibration is not taken for blending."""
+    loss = ensemble.best_single_calibrated_logloss
+    return "" if loss is None else f", at best {loss:.4f} with a temperature of its own"
 
 
 def _price(ensemble: EnsembleRecord) -> str:

@@ -37,7 +37,7 @@ def _show(store: RunStore, folder: Path, console: Console) -> None:
         return
     console.print(
         f"Blend of {len(ensemble.members)} members: OOF log loss {ensemble.oof_logloss:.4f}, best "
-        f"single {ensemble.best_single} {ensemble.best_single_oof_logloss:.4f}"
+        f"single {ensemble.best_single} {ensemble.fair_single_logloss:.4f}"
     )
     _print_hidden_score(store, folder, console)
     console.print(f"Report: {store.root}/report/index.html")

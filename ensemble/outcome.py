@@ -91,6 +91,7 @@ def record_of(
         last_fold_logloss=crossfit.fold_losses[-1],
         best_single_oof_logloss=float(blended.losses[best]),
         best_single=member_name(rows.members[best]),
+        best_single_calibrated_logloss=_best_calibrated(blended),
         oof_accuracy=float(accuracy(blended.prob, rows.labels)),
         metrics=all_metrics(blended.prob, rows.labels),
         blend_temperature=blended.temperature,
@@ -119,11 +120,11 @@ def trajectory(members: Sequence[Member], fit: Fit) -> str:
     after the best prefix have a loss alone."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["round", "candidate", "variant", "oof_logloss"])
+    writer.writerow(["round", "candidate", "variant", "oof_logloss", "run"])
     path, losses = (fit.blend.path, fit.blend.path_losses) if fit.blend else ((), ())
     for i, loss in enumerate(losses):
         picked = members[path[i]] if i < len(path) else Member("", "")
-        writer.writerow([i + 1, picked.candidate, picked.variant, f"{loss:.9g}"])
+        writer.writerow([i + 1, picked.candidate, picked.variant, f"{loss:.9g}", picked.run])
     return buffer.getvalue()
 
 
@@ -152,6 +153,12 @@ def _members(blended: Blended) -> list[MemberRecord]:
         )
         for i in used[np.argsort(-weights[used], kind="stable")].tolist()
     ]
+
+
+def _best_calibrated(blended: Blended) -> float | None:
+    if not (blended.choice.members or blended.choice.blend):
+        return None
+    return min(log_loss_of_true(column) for column in blended.rows.calibrated[0])
 
 
 def _gains(blended: Blended) -> list[float | None]:

@@ -159,10 +159,12 @@ def _curve(
 ) -> list[CurvePoint]:
     """Loss against time: what the same method and calibration give at other limits of time."""
     found: list[CurvePoint] = []
-    for point in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
-        at_most = limits.within(0, point.budget)
+    for step in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
+        at_most = limits.within(0, step.budget)
         chosen, _, prob = final_fit(rows, partial(fit, limits=at_most), choice)
         spent = float(limits.costs[0, chosen.used].sum())
         loss = log_loss_of_true(true_class_probability(prob, rows.labels))
-        found.append(CurvePoint(ms_per_image=spent, oof_logloss=loss, members=len(chosen.used)))
+        if not found or loss < found[-1].oof_logloss:  # greedy may not use what the time allows
+            point = CurvePoint(ms_per_image=spent, oof_logloss=loss, members=len(chosen.used))
+            found.append(point)
     return found

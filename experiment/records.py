@@ -187,6 +187,9 @@ class EnsembleRecord(_Record):
     the blend is no weighted mean of probabilities."""
     best_single_oof_logloss: float
     best_single: str
+    best_single_calibrated_logloss: float | None = None
+    """The least OOF loss of one member at a temperature of its own: what of the blend's gain is
+    calibration; None without calibration."""
     oof_accuracy: float
     last_fold_logloss: float
     members_considered: int
@@ -214,6 +217,12 @@ class EnsembleRecord(_Record):
     """Members with the same probabilities: only the first of each was considered."""
     near_duplicates: NearDuplicates | None = None
     unvalidated: tuple[UnvalidatedRecord, ...] = ()
+
+    @property
+    def fair_single_logloss(self) -> float:
+        """The best single member treated as the blend is: calibrated where the blend is."""
+        calibrated = self.best_single_calibrated_logloss
+        return self.best_single_oof_logloss if calibrated is None else calibrated
 
 
 @dataclass(frozen=True)

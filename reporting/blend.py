@@ -109,7 +109,7 @@ def _path(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
     return join(
         ctx.show(
             "selection_path",
-            blend_charts.trajectory(rounds, losses, record.best_single_oof_logloss, least),
+            blend_charts.trajectory(rounds, losses, record.fair_single_logloss, least),
             f"OOF log loss of the blend against round, {len(steps)} rounds",
             f"How the blend was chosen: its OOF log loss after each round.{guarantee}",
         ),

@@ -95,7 +95,7 @@ def trajectory(
         if math.isfinite(best_single):
             axes.axhline(
                 best_single, color=MUTED, linestyle="--", linewidth=1.2,
-                label=f"best single, uncalibrated: {best_single:.{digits}f}",
+                label=f"best single member: {best_single:.{digits}f}",
             )  # fmt: skip
         if bound is not None:
             axes.axhline(

@@ -44,7 +44,7 @@ def warnings(ctx: ReportContext) -> list[str]:
 
 
 def _headline(blend: EnsembleRecord) -> Html:
-    gain = blend.oof_logloss - blend.best_single_oof_logloss
+    gain = blend.oof_logloss - blend.fair_single_logloss
     return cards([
         ("Blend, OOF log loss", number(blend.oof_logloss), _chosen_on_the_same_rows(blend)),
         (
@@ -56,10 +56,16 @@ def _headline(blend: EnsembleRecord) -> Html:
         (
             "Against the best single",
             _signed(gain),
-            f"{blend.best_single} alone: {number(blend.best_single_oof_logloss)}; "
-            "below 0 is better",
+            f"{blend.best_single} alone: {number(blend.best_single_oof_logloss)}"
+            f"{_calibrated(blend)}; below 0 is better",
         ),
     ])  # fmt: skip
+
+
+def _calibrated(blend: EnsembleRecord) -> str:
+    """So that calibration is not taken for blending."""
+    loss = blend.best_single_calibrated_logloss
+    return "" if loss is None else f", at best {number(loss)} with a temperature of its own"
 
 
 def _chosen_on_the_same_rows(blend: EnsembleRecord) -> str:
@@ -87,7 +93,7 @@ def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
 
 
 def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
-    single = blend.best_single_oof_logloss
+    single = blend.fair_single_logloss
     return [
         ("Blend method", blend.method),
         ("Blend members", f"{len(blend.members)} of {blend.members_considered} considered"),
@@ -138,7 +144,7 @@ def _blend_warnings(ctx: ReportContext) -> list[str]:
             f"The blend was chosen among {blend.candidates_considered} candidate(s), but {complete}"
             f" are complete now; {again}."
         )
-    if complete > 1 and blend.crossfit_logloss > blend.best_single_oof_logloss:
+    if complete > 1 and blend.crossfit_logloss > blend.fair_single_logloss:
         found.append(
             "The cross-fitted log loss of the blend is not below that of the best single "
             "candidate: blending may gain nothing on new images."
