@@ -105,11 +105,13 @@ def _path(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
         return None
     rounds, losses = [s.round for s in steps], [s.oof_logloss for s in steps]
     least = bound(record)
+    calibrated = record.calibration is not None and record.calibration.members
+    single = record.fair_single_logloss if calibrated else record.best_single_oof_logloss
     guarantee = " No weights reach below the dotted line." if least is not None else ""
     return join(
         ctx.show(
             "selection_path",
-            blend_charts.trajectory(rounds, losses, record.fair_single_logloss, least),
+            blend_charts.trajectory(rounds, losses, single, least),
             f"OOF log loss of the blend against round, {len(steps)} rounds",
             f"How the blend was chosen: its OOF log loss after each round.{guarantee}",
         ),
