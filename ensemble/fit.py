@@ -26,6 +26,11 @@ class Settings:
     """Members (indices into the pool) that must have a weight."""
     seed: int = 0
 
+    @property
+    def rounds(self) -> int:
+        """`max_rounds`, but one for each forced member at least."""
+        return max(self.max_rounds, len(set(self.forced)))
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:

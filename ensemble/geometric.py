@@ -62,7 +62,7 @@ def _screened(pool: Pool, settings: Settings) -> NDArray[np.intp]:
     there are 64; no duplicates."""
     blend = greedy(
         pool.true_prob,
-        max_rounds=settings.max_rounds,
+        max_rounds=settings.rounds,
         bags=settings.bags,
         forced=settings.forced,
         seed=settings.seed,
@@ -77,7 +77,7 @@ def _screened(pool: Pool, settings: Settings) -> NDArray[np.intp]:
 
 def scale_bounds(members: NDArray[np.intp], settings: Settings) -> NDArray[np.float64]:
     """(m, 2) the least and the largest power of each member."""
-    least = np.where(np.isin(members, settings.forced), 1.0 / settings.max_rounds, 0.0)
+    least = np.where(np.isin(members, settings.forced), 1.0 / settings.rounds, 0.0)
     least[0] = max(least[0], _LEAST)
     return np.stack([least, np.full(len(members), LARGEST_SCALE)], axis=1)
 

@@ -41,7 +41,7 @@ def _greedy(pool: Pool, settings: Settings) -> Fit:
     return mixture_fit(
         greedy(
             pool.true_prob,
-            max_rounds=settings.max_rounds,
+            max_rounds=settings.rounds,
             bags=settings.bags,
             forced=settings.forced,
             seed=settings.seed,
@@ -51,7 +51,7 @@ def _greedy(pool: Pool, settings: Settings) -> Fit:
 
 def _optimal(pool: Pool, settings: Settings) -> Fit:
     """Forced members get what one round of `greedy` would give them."""
-    least = 1.0 / max(settings.max_rounds, len(settings.forced))
+    least = 1.0 / settings.rounds
     return mixture_fit(optimal(pool.true_prob, forced=settings.forced, min_weight=least))
 
 

@@ -169,7 +169,7 @@ def test_one_member_is_the_blend_or_a_clear_error(name: str, variant: str) -> No
 
 
 @every_method
-@pytest.mark.parametrize("settings", [Settings(), Settings(max_rounds=3), Settings(bags=4)])
+@pytest.mark.parametrize("settings", [Settings(), Settings(max_rounds=1), Settings(bags=4)])
 def test_forced_members_count(name: str, settings: Settings) -> None:
     pool = POOLS["usual"]
     losses = [log_loss_of_true(row) for row in pool.true_prob]
