@@ -80,8 +80,8 @@ def digits(quick: bool = False) -> OofData:
 
 
 def sign_digits(folder: Path) -> OofData:
-    """From the folder with sign_digits' train.zip; trains for a quarter of an hour or more the first
-    time, and goes on where that was interrupted."""
+    """From the folder with sign_digits' train.zip; trains for a quarter of an hour or more the
+    first time, and goes on where that was interrupted."""
     run = CACHE / "sign_digits"
     if not (run / "ensemble" / "ensemble.json").is_file():
         sets = [f"data.train={(folder / 'train.zip').resolve()}", *_SIGNS]
