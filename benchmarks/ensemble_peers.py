@@ -44,7 +44,7 @@ from sides.blend_case import (
 
 _ROUNDS = 50
 _MANY = 1_000  # members
-_CACHED_MB = 20.0  # a matrix that lies in the processor's cache is not read from memory
+_CACHED_MB = 100.0  # a matrix that lies in the processor's cache is not read from memory
 _SHOWN = ("seconds", "loss", "members", "data_mb", "extra_mb", "certificate", "passes")
 
 
