@@ -12,12 +12,13 @@ Columns: the loss without temperatures, with those of the members, with that of 
 both, and with those that the cross-fitted loss on the selection rows kept, as in a run (`kept`,
 `keeps`: members/blend, the share of the draws). `from_greedy` is the mean over draws of the
 difference to greedy, both as kept, `se` its standard error over draws; as draws share rows, it is
-too small rather than too large. `calibration` gives the same for greedy's temperatures against
+too small rather than too large. `calibration of greedy` gives the same for its temperatures against
 none. `soup` is left out (it needs weights), `snapshot` where no member is a snapshot.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import tempfile
@@ -44,7 +45,6 @@ from ensemble.pool import MemberRows, Pool, member_rows
 from experiment.metrics import log_loss_of_true, normalise
 
 _HELD = 0.3
-_ALL = 0  # of the selection rows
 _GREEDY = "greedy"
 _NONE, _MEMBERS, _BLEND, _BOTH, _KEPT = "none", "member", "blend", "both", "kept"
 _COLUMNS = (_NONE, _MEMBERS, _BLEND, _BOTH, _KEPT)
@@ -61,15 +61,15 @@ def _methods(data: OofData) -> dict[str, Finder]:
     """Those of the table that the members allow, and greedy with other settings."""
     has_snapshots = any(member.variant.startswith("snap") for member in data.members)
     left_out = {"soup"} if has_snapshots else {"soup", "snapshot"}
-    table = {
+    table: dict[str, Finder] = {
         name: partial(fit_method, name, settings=Settings())
         for name in METHODS
         if name not in left_out
     }
-    rounds = {
+    rounds: dict[str, Finder] = {
         f"greedy, {count} rounds": partial(_greedy, max_rounds=count) for count in (10, 25, 100)
     }
-    members = {
+    members: dict[str, Finder] = {
         f"greedy, {count} members": partial(_greedy, max_members=count) for count in (3, 5, 10)
     }
     return table | rounds | {"greedy, 20 bags": partial(_greedy, bags=20)} | members | {
@@ -118,7 +118,7 @@ def _draw(labels: NDArray[np.int64], job: Job) -> tuple[NDArray[np.intp], NDArra
     chosen, held = train_test_split(
         np.arange(len(labels)), test_size=_HELD, stratify=labels, random_state=job.draw
     )
-    if job.size != _ALL:
+    if job.size < len(chosen):
         chosen, _ = train_test_split(
             chosen, train_size=job.size, stratify=labels[chosen], random_state=job.draw
         )
@@ -162,9 +162,10 @@ def _loss(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     return log_loss_of_true(np.exp(log_prob[np.arange(len(labels)), labels], dtype=np.float64))
 
 
-def _report(results: Results, data: OofData, size: int, draws: Sequence[dict[str, Scored]]) -> None:
-    rows = size or len(data.labels) - round(_HELD * len(data.labels))
-    part = f"{data.name}, {rows:,} selection rows, {len(draws)} draws"
+Draws = Sequence[dict[str, Scored]]
+
+
+def _by_method(results: Results, part: str, draws: Draws) -> None:
     base = _column(draws, _GREEDY, _KEPT)
     for name in draws[0]:
         keeps = [draw[name].kept for draw in draws]
@@ -179,22 +180,22 @@ def _report(results: Results, data: OofData, size: int, draws: Sequence[dict[str
             se=_standard_error(change),
             seconds=float(np.median([draw[name].seconds for draw in draws])),
         )
-    _calibration(results, part, draws)
 
 
-def _calibration(results: Results, part: str, draws: Sequence[dict[str, Scored]]) -> None:
+def _by_temperatures(results: Results, part: str, draws: Draws) -> None:
     """Of greedy; and the goal that what is kept costs nothing."""
     none = _column(draws, _GREEDY, _NONE)
     for key in _COLUMNS[1:]:
         change = _column(draws, _GREEDY, key) - none
         se = _standard_error(change)
         results.add(
-            "calibration: greedy", data=part, kind=key, from_none=float(change.mean()), se=se
+            "calibration of greedy", data=part, kind=key, from_none=float(change.mean()), se=se
         )
-    results.at_most(f"{part}: greedy, temperatures kept - none", 0.0, float(change.mean()))
+    kept = float((_column(draws, _GREEDY, _KEPT) - none).mean())
+    results.at_most(f"{part}: greedy, temperatures kept - none", 0.0, kept)
 
 
-def _column(draws: Sequence[dict[str, Scored]], method: str, key: str) -> NDArray[np.float64]:
+def _column(draws: Draws, method: str, key: str) -> NDArray[np.float64]:
     """(draws,)"""
     return np.array([draw[method].losses[key] for draw in draws])
 
@@ -203,17 +204,23 @@ def _standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
+def _sizes(data: OofData, quick: bool) -> list[int]:
+    """Numbers of selection rows, all of them last."""
+    most = len(data.labels) - math.ceil(_HELD * len(data.labels))
+    return [size for size in ((200,) if quick else (200, 1_000)) if size < most] + [most]
+
+
 def main() -> None:
     given = options(
         __doc__, data="a run folder, or the folder with sign_digits' train.zip (trains on it)"
     )
     results = Results("generalisation")
-    draws, sizes = (3, (200, _ALL)) if given.quick else (20, (200, 1_000, _ALL))
     sources = [oof_data.digits(given.quick)]
     if given.data is not None:
         sources.append(oof_data.real_image_set(given.data))
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker process a core
     context = multiprocessing.get_context("spawn")
+    scored: dict[str, Draws] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(machine().cores, context) as pool,
@@ -221,10 +228,14 @@ def main() -> None:
         for i, data in enumerate(sources):
             path = Path(folder) / f"{i}.npz"
             oof_data.save(data, path)
-            most = len(data.labels) - round(_HELD * len(data.labels))
-            for size in (size for size in sizes if size < most):
-                jobs = [Job(path, draw, size) for draw in range(draws)]
-                _report(results, data, size, list(pool.map(_score, jobs)))
+            for size in _sizes(data, given.quick):
+                jobs = [Job(path, draw, size) for draw in range(3 if given.quick else 20)]
+                part = f"{data.name}, {size:,} selection rows, {len(jobs)} draws"
+                scored[part] = list(pool.map(_score, jobs))
+    for part, draws in scored.items():
+        _by_method(results, part, draws)
+    for part, draws in scored.items():
+        _by_temperatures(results, part, draws)
     results.publish(given)
 
 

@@ -8,6 +8,7 @@ any run      the members of a run folder that is there already
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,12 +26,12 @@ from experiment.store import RunStore
 CACHE = ROOT / "build" / "bench"
 _QUICK_MEMBERS = 24
 _SIGNS = (
-    "search.candidates=24",
+    "search.candidates=16",
     "search.space.snapshots=2",
     "folds.k=5",
-    "training.epochs=10",
+    "training.epochs=8",
     "training.image_size=40",
-    "training.patience=10",
+    "training.patience=8",
     "data.test=null",
     "data.test_images=null",
     "data.sample_submission=null",
@@ -74,11 +75,13 @@ def digits(quick: bool = False) -> OofData:
         members = tuple(Member(f"c{i:04d}", backbone=name) for i, (name, _) in enumerate(models))
         return OofData("digits", members, log_prob, labels, folds)
 
-    return _kept("digits_quick" if quick else "digits", make)
+    source = hashlib.sha256(Path(digit_models.__file__).read_bytes()).hexdigest()[:12]
+    return _kept(f"digits-{'quick-' if quick else ''}{source}", make)
 
 
 def sign_digits(folder: Path) -> OofData:
-    """From the folder with sign_digits' train.zip; a quarter of an hour or more the first time."""
+    """From the folder with sign_digits' train.zip; trains for a quarter of an hour or more the
+    first time, and goes on where that was interrupted."""
     run = CACHE / "sign_digits"
     if not (run / "ensemble" / "ensemble.json").is_file():
         sets = [f"data.train={(folder / 'train.zip').resolve()}", *_SIGNS]
@@ -92,7 +95,7 @@ def sign_digits(folder: Path) -> OofData:
             stdout=subprocess.DEVNULL,
             env=environment(FOLDRACE_CACHE=str(CACHE / "pixels")),
         )
-    return replace(run_folder(run), name="sign_digits")
+    return run_folder(run)
 
 
 def run_folder(root: Path) -> OofData:
@@ -107,7 +110,7 @@ def run_folder(root: Path) -> OofData:
     ]
     log_prob = [np.log(normalise(store.oof(m.candidate, m.variant))) for m in members]
     return OofData(
-        name=root.name,
+        name=store.config().name,
         members=tuple(members),
         log_prob=np.stack(log_prob).astype(np.float32),
         labels=store.labels()[scored],

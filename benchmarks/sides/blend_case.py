@@ -20,7 +20,7 @@ from sides import synthetic
 from sides.peer_venv import peer_python
 
 SIDES = ROOT / "benchmarks" / "sides"
-OURS = ("greedy (numba)", "greedy (numpy)", "optimal")
+OURS = ("greedy (numba)", "greedy (numpy)", "optimal (numba)", "optimal (numpy)")
 FULL = ("AutoGluon EnsembleSelection", "amltk, log loss", "amltk, true class")
 """Peers that are given (N, C) probabilities a member."""
 COLUMNS = ("amltk, columns", "hillclimbers")

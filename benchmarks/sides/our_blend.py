@@ -28,14 +28,15 @@ def _greedy(backend: Backend) -> Method:
     return lambda true_prob, rounds: greedy(true_prob, rounds, backend=backend)
 
 
-def _optimal(true_prob: NDArray[np.floating], rounds: int) -> Blend:
-    return optimal(true_prob, tolerance=1e-6)
+def _optimal(backend: Backend) -> Method:
+    return lambda true_prob, rounds: optimal(true_prob, tolerance=1e-6, backend=backend)
 
 
 _METHODS: dict[str, Method] = {
     "greedy (numba)": _greedy("numba"),
     "greedy (numpy)": _greedy("numpy"),
-    "optimal": _optimal,
+    "optimal (numba)": _optimal("numba"),
+    "optimal (numpy)": _optimal("numpy"),
 }
 
 

@@ -46,7 +46,8 @@ def _member(rng: np.random.Generator, views: NDArray[np.float64]) -> NDArray[np.
     share = rng.uniform(0.5, 1.0)
     margin = sharpness * (skill + share * views[one] + (1 - share) * views[other] + errors)
     prob = 1.0 / (1.0 + np.exp(-margin))
-    return np.clip(prob, _EDGE, 1 - _EDGE).astype(np.float32)
+    clipped: NDArray[np.float32] = np.clip(prob, _EDGE, 1 - _EDGE).astype(np.float32)
+    return clipped
 
 
 def labels(rows: int, classes: int) -> NDArray[np.int64]:
