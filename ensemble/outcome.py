@@ -66,14 +66,16 @@ class Considered:
 def record_of(
     blended: Blended,
     considered: Considered,
+    folds: NDArray[np.int64],
     folds_hash: str,
     near: NDArray[np.int64] | None,
     duplicates: Sequence[tuple[Member, ...]],
     curve: Sequence[CurvePoint],
     unvalidated: Sequence[str],
 ) -> EnsembleRecord:
-    """`ensemble.json`. `near` are the rows (indices into the N scored ones) with a near-duplicate
-    image elsewhere; None: nobody has looked."""
+    """`ensemble.json`. `folds` (N,) are those of the scored rows, not the parts that a single one
+    is split into; `near` are the rows (indices into the N scored ones) with a near-duplicate image
+    elsewhere, None: nobody has looked."""
     rows, fit, choice = blended.rows, blended.fit, blended.choice
     best = int(np.argmin(blended.losses))
     true_prob = true_class_probability(blended.prob, rows.labels)
@@ -88,7 +90,7 @@ def record_of(
         certificate=None if fit.blend is None else fit.blend.certificate,
         crossfit_logloss=crossfit.loss,
         crossfit_se=crossfit.se,
-        last_fold_logloss=crossfit.fold_losses[-1],
+        last_fold_logloss=log_loss_of_true(crossfit.true_prob[folds == folds.max()]),
         best_single_oof_logloss=float(blended.losses[best]),
         best_single=member_name(rows.members[best]),
         oof_accuracy=float(accuracy(blended.prob, rows.labels)),

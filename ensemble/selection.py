@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only
+from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only, save_added
 from ensemble.bounded import fit_within
 from ensemble.calibration import CalibrationChoice, choose_calibration, final_fit
 from ensemble.eligible import Prices, find_limits, forced_members, without_excluded
@@ -90,6 +90,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     record = record_of(
         blended,
         considered,
+        folds=store.folds().fold[store.scored_rows()],
         folds_hash=store.folds().hash,
         near=_near_duplicates(store),
         duplicates=matrix.duplicates,
@@ -97,9 +98,10 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         unvalidated=request.added.unvalidated,
     )
     arrays = chosen.combiner.take(chosen.used).arrays()
+    names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
+    save_added(store, request.added, names)
     store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
-    used_added = [m.candidate for m in record.members if m.added]
-    keep_only(store, [*used_added, *request.added.unvalidated])
+    keep_only(store, names)
     return record
 
 
