@@ -116,6 +116,13 @@ def member_name(member: Member) -> str:
     return f"{member.candidate} {member.variant}"
 
 
+def heaviest_first(fit: Fit) -> NDArray[np.intp]:
+    """The members that count, in the order of `ensemble.json`: what is kept of the combiner beside
+    it must have the same."""
+    weights = fit.combiner.weights[fit.used]
+    return fit.used[np.argsort(-weights, kind="stable")]
+
+
 def trajectory(members: Sequence[Member], fit: Fit) -> str:
     """The text of trajectory.csv: who came in at each round, and the loss after it; the rounds
     after the best prefix have a loss alone."""
@@ -135,7 +142,7 @@ def half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
 
 
 def _members(blended: Blended) -> list[MemberRecord]:
-    """Members that count, the heaviest first."""
+    """With gains and prices."""
     rows, weights = blended.rows, blended.fit.combiner.weights
     used = blended.fit.used
     gains = dict(zip(used.tolist(), _gains(blended), strict=True))
@@ -152,7 +159,7 @@ def _members(blended: Blended) -> list[MemberRecord]:
             ms_per_image=blended.prices.ms_per_image.get(rows.members[i]),
             weight_bytes=blended.prices.weight_bytes.get(rows.members[i]),
         )
-        for i in used[np.argsort(-weights[used], kind="stable")].tolist()
+        for i in heaviest_first(blended.fit).tolist()
     ]
 
 

@@ -29,7 +29,14 @@ from ensemble.fit import Fit, Settings
 from ensemble.limits import Limits, trade_off
 from ensemble.matrix import open_matrix
 from ensemble.oof_source import OofSource
-from ensemble.outcome import Blended, Considered, half_logs, record_of, trajectory
+from ensemble.outcome import (
+    Blended,
+    Considered,
+    half_logs,
+    heaviest_first,
+    record_of,
+    trajectory,
+)
 from ensemble.pool import Member, MemberRows, Pool
 from ensemble.sources import other_runs, run_sources
 from experiment.config import EnsembleConfig
@@ -106,7 +113,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         curve=curve,
         unvalidated=request.added.unvalidated,
     )
-    arrays = chosen.combiner.take(chosen.used).arrays()
+    arrays = chosen.combiner.take(heaviest_first(chosen)).arrays()
     names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
     save_added(store, request.added, names)
     store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
