@@ -1,16 +1,15 @@
 """Predictions made elsewhere as members of the blend: `ensemble DIR --add NAME=oof.csv:test.csv`.
 
-Takes the option's values and a run, keeps what the files hold in `ensemble/added/NAME/`, and gives
-the members' OOF sources now and their test predictions when the blend predicts.
+Takes the option's values and a run, gives the members' OOF sources; once a blend has them, keeps
+what the files hold in `ensemble/added/NAME/`, and gives the test predictions when it predicts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +33,6 @@ VARIANT = "added"
 _FOLDER = "ensemble/added"
 
 
-@dataclass(frozen=True, eq=False)
-class Added:
-    """What all `--add` together brought in."""
-
-    sources: tuple[OofSource, ...]
-    """Those with OOF predictions, in the order given."""
-    tests: Mapping[str, NDArray[np.float32] | None]
-    """Name -> (n_test, C) probabilities in the order of the test set; None: OOF alone."""
-    unvalidated: tuple[str, ...]
-    """Those with test predictions alone."""
-
-
-NOTHING_ADDED = Added((), {}, ())
-
-
 class AddedRecord(BaseModel):
     """`added.json`: where a member's arrays come from. Written last, so that a folder with it is
     whole."""
@@ -66,31 +50,63 @@ class AddedRecord(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """The files of one spec: probabilities (n, C) float64."""
+class AddedMember:
+    """One `--add`, checked and in memory."""
 
-    spec: AddSpec
-    oof: NDArray[np.float64] | None
-    test: NDArray[np.float64] | None
+    record: AddedRecord
+    log_prob: NDArray[np.float32] | None
+    """(N, C) natural-log OOF probabilities: float32, where a trial's are float16, for these are few
+    and nobody has the softmax of them. None: test predictions alone."""
+    true_prob: NDArray[np.float32] | None
+    """(N,) OOF probability of the true class."""
+    test: NDArray[np.float32] | None
+    """(n_test, C) probabilities in the order of the test set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """What all `--add` together brought in, in the order given."""
+
+    members: tuple[AddedMember, ...]
+
+    @property
+    def sources(self) -> tuple[OofSource, ...]:
+        """Of those with OOF predictions."""
+        return tuple(
+            _source(one.record, one.log_prob, one.true_prob)
+            for one in self.members
+            if one.log_prob is not None and one.true_prob is not None
+        )
+
+    @property
+    def unvalidated(self) -> tuple[str, ...]:
+        """Those with test predictions alone."""
+        return tuple(one.record.name for one in self.members if one.record.unvalidated)
+
+
+NOTHING_ADDED = Added(())
 
 
 def add_sources(store: RunStore, specs: Sequence[AddSpec], test: ImageSet | None) -> Added:
-    """Read and check all files, then write `ensemble/added/NAME/` of each.
+    """Read and check all files; the run folder stays as it is, for its blend may have a member of
+    the same name.
 
     `test` is the run's test set, None where it has none. Raises DataError with every problem of
-    every file before anything is written.
+    every file.
     """
     problems: list[Problem] = []
-    read = [_read(store, spec, test, problems) for spec in specs]
+    members = [_read(store, spec, test, problems) for spec in specs]
     if problems:
         raise DataError(problems)
-    for one in read:
-        _write(store, one, test)
-    return Added(
-        sources=tuple(_source(store, one.spec) for one in read if one.oof is not None),
-        tests={r.spec.name: None if r.test is None else r.test.astype(np.float32) for r in read},
-        unvalidated=tuple(one.spec.name for one in read if one.oof is None),
-    )
+    return Added(tuple(members))
+
+
+def save_added(store: RunStore, added: Added, names: Collection[str]) -> None:
+    """Write `ensemble/added/NAME/` of the members with these names: call it right before the blend
+    that has them is written."""
+    for one in added.members:
+        if one.record.name in names:
+            _write(store, one)
 
 
 def added_test(store: RunStore, name: str, test_ids: Sequence[str]) -> NDArray[np.float32]:
@@ -130,7 +146,9 @@ def keep_only(store: RunStore, names: Collection[str]) -> None:
             store.files.delete(f"{_FOLDER}/{name}")
 
 
-def _read(store: RunStore, spec: AddSpec, test: ImageSet | None, problems: list[Problem]) -> _Read:
+def _read(
+    store: RunStore, spec: AddSpec, test: ImageSet | None, problems: list[Problem]
+) -> AddedMember:
     oof = tested = None
     if spec.oof is not None:
         oof = read_predictions(spec.oof, _scored(store), problems)
@@ -139,7 +157,17 @@ def _read(store: RunStore, spec: AddSpec, test: ImageSet | None, problems: list[
         problems.append(Problem(f"--add {spec.name}", f"{message}; leave that file out"))
     if spec.test is not None and test is not None:
         tested = read_predictions(spec.test, _tested(store, test), problems)
-    return _Read(spec, oof, tested)
+    log_prob = true_prob = None
+    if oof is not None:
+        prob = normalise(oof)
+        log_prob = np.log(prob).astype(np.float32)
+        true_prob = prob[np.arange(len(prob)), store.labels()[store.scored_rows()]]
+    return AddedMember(
+        record=_record(store, spec, test),
+        log_prob=log_prob,
+        true_prob=None if true_prob is None else true_prob.astype(np.float32),
+        test=None if tested is None else tested.astype(np.float32),
+    )
 
 
 def _scored(store: RunStore) -> ExpectedRows:
@@ -164,20 +192,15 @@ def _tested(store: RunStore, test: ImageSet) -> ExpectedRows:
     )
 
 
-def _write(store: RunStore, read: _Read, test: ImageSet | None) -> None:
+def _write(store: RunStore, member: AddedMember) -> None:
     """The old folder goes first: its record must not speak for new arrays."""
-    folder = f"{_FOLDER}/{read.spec.name}"
+    folder = f"{_FOLDER}/{member.record.name}"
     store.files.delete(folder)
-    if read.oof is not None:
-        prob = normalise(read.oof)
-        true_prob = prob[np.arange(len(prob)), store.labels()[store.scored_rows()]]
-        # float32, where a trial's are float16: these are few, and nobody has the softmax of them
-        store.files.write(f"{folder}/oof.npy", npy(np.log(prob).astype(np.float32)))
-        store.files.write(f"{folder}/true_prob.npy", npy(true_prob.astype(np.float32)))
-    if read.test is not None:
-        store.files.write(f"{folder}/test.npy", npy(read.test.astype(np.float32)))
-    record = _record(store, read.spec, test)
-    store.files.write(f"{folder}/added.json", record.model_dump_json(indent=1).encode())
+    arrays = {"oof": member.log_prob, "true_prob": member.true_prob, "test": member.test}
+    for name, array in arrays.items():
+        if array is not None:
+            store.files.write(f"{folder}/{name}.npy", npy(array))
+    store.files.write(f"{folder}/added.json", member.record.model_dump_json(indent=1).encode())
 
 
 def _record(store: RunStore, spec: AddSpec, test: ImageSet | None) -> AddedRecord:
@@ -186,26 +209,29 @@ def _record(store: RunStore, spec: AddSpec, test: ImageSet | None) -> AddedRecor
         unvalidated=spec.oof is None,
         folds_hash=store.folds().hash,
         oof_file=None if spec.oof is None else str(spec.oof),
-        oof_sha256=None if spec.oof is None else _sha256(spec.oof),
+        oof_sha256=_sha256(spec.oof),
         test_file=None if spec.test is None else str(spec.test),
-        test_sha256=None if spec.test is None else _sha256(spec.test),
+        test_sha256=_sha256(spec.test),
         test_ids_hash=None if spec.test is None or test is None else _ids_hash(test.ids),
     )
 
 
-def _source(store: RunStore, spec: AddSpec) -> OofSource:
-    folder = f"{_FOLDER}/{spec.name}"
-    record = added_record(store, spec.name)
+def _source(
+    record: AddedRecord, log_prob: NDArray[np.float32], true_prob: NDArray[np.float32]
+) -> OofSource:
     return OofSource(
-        member=Member(spec.name, VARIANT),
-        where=f"{store.root}/{folder}/oof.npy",
+        member=Member(record.name, VARIANT),
+        where=str(record.oof_file),
         fingerprint=f"{record.oof_sha256} {record.folds_hash}",
-        log_prob=partial(read_array, store.files, f"{folder}/oof.npy"),
-        true_prob=partial(read_array, store.files, f"{folder}/true_prob.npy"),
+        log_prob=lambda: log_prob,
+        true_prob=lambda: true_prob,
     )
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path | None) -> str | None:
+    """None where there is no such file: `read_predictions` has told."""
+    if path is None or not path.is_file():
+        return None
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""Any method within limits: the members that fit are chosen first, then the method combines them.
+"""Any method within limits: where its own choice is beyond them, the members that fit are chosen
+first, then the method combines those.
 
 Takes a `Pool`, `Settings` and `Limits`; gives a `Fit` over all members of the pool.
 """
@@ -50,10 +51,12 @@ class AmongMore:
 
 
 def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> Fit:
-    """The method of that name on the members that `choose_support` picks. Its certificate compares
-    with the best blend of all members of the pool: the limits' price is in it."""
-    if not limits.bounded:
-        return fit_method(method, pool, settings)
+    """The method of that name on all members, where the limits admit what it then uses; else on the
+    members that `choose_support` picks. Its certificate compares with the best blend of all members
+    of the pool: the limits' price is in it."""
+    free = fit_method(method, pool, settings)
+    if limits.admit(tuple(free.used.tolist())):
+        return free
     support = choose_support(pool.true_prob, limits, settings.forced)
     forced = tuple(int(i) for i in np.searchsorted(support, np.array(settings.forced, dtype=int)))
     fit = fit_method(method, pool.take(support), replace(settings, forced=forced))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.limits import Limits
+from ensemble.methods import check_method
 from ensemble.pool import Member
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError, Problem, listing
@@ -31,10 +32,21 @@ class Prices:
     """What the time was measured on."""
 
 
+def check_wishes(members: Sequence[Member], config: EnsembleConfig) -> None:
+    """ConfigError with everything that can be known to be wrong before any array is read: the
+    method, names of nothing."""
+    method = check_method(config.method)
+    unknown = (
+        *_unknown(members, config.exclude, "exclude"),
+        *_unknown(members, config.include, "include"),
+    )
+    problems = [*([] if method is None else [method]), *unknown]
+    if problems:
+        raise ConfigError(problems)
+
+
 def without_excluded(members: Sequence[Member], exclude: Sequence[str]) -> list[int]:
-    """Indices of the members that no name excludes; ConfigError for names of nothing, and where
-    nothing is left."""
-    require_names(members, exclude, "exclude")
+    """Indices of the members that no name excludes; ConfigError where nothing is left."""
     kept = [i for i, m in enumerate(members) if not any(_is_named(m, name) for name in exclude)]
     if members and not kept:
         raise ConfigError.single("ensemble.exclude", f"excludes all {len(members)} members")
@@ -44,22 +56,13 @@ def without_excluded(members: Sequence[Member], exclude: Sequence[str]) -> list[
 def forced_members(
     members: Sequence[Member], losses: NDArray[np.float64], include: Sequence[str]
 ) -> tuple[int, ...]:
-    """Of each name the member with the least own loss (M,)."""
-    require_names(members, include, "include")
+    """Of each name the member with the least own loss (M,); ConfigError with every name that no
+    member has: those of excluded ones."""
+    unknown = _unknown(members, include, "include")
+    if unknown:
+        raise ConfigError(unknown)
     named = ([i for i, m in enumerate(members) if _is_named(m, name)] for name in include)
     return tuple(sorted({min(found, key=lambda i: (losses[i], i)) for found in named}))
-
-
-def require_names(members: Sequence[Member], names: Sequence[str], key: str) -> None:
-    """ConfigError with every name that no member has."""
-    unknown = [name for name in names if not any(_is_named(m, name) for m in members)]
-    if unknown:
-        known = listing(dict.fromkeys([m.candidate for m in members]))
-        backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
-        allowed = f"candidates: {known}; backbones: {backbones}; a variant: `c0001 ema`"
-        raise ConfigError(
-            [Problem(f"ensemble.{key}", f"{n!r} names no member; {allowed}") for n in unknown]
-        )
 
 
 def find_limits(
@@ -110,6 +113,18 @@ def _too_dear(
         cheapest = f"the cheapest member, {_name(members[least])}, needs {costs[least]:g} {unit}"
         return [Problem(key, f"is {budget:g}; {cheapest}")]
     return []
+
+
+def _unknown(members: Sequence[Member], names: Sequence[str], key: str) -> list[Problem]:
+    """Every name that no member has."""
+    known = listing(dict.fromkeys([m.candidate for m in members]))
+    backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
+    allowed = f"candidates: {known}; backbones: {backbones}; a variant: `c0001 ema`"
+    return [
+        Problem(f"ensemble.{key}", f"{name!r} names no member; {allowed}")
+        for name in names
+        if not any(_is_named(m, name) for m in members)
+    ]
 
 
 def _is_named(member: Member, name: str) -> bool:

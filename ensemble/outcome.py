@@ -66,14 +66,16 @@ class Considered:
 def record_of(
     blended: Blended,
     considered: Considered,
+    folds: NDArray[np.int64],
     folds_hash: str,
     near: NDArray[np.int64] | None,
     duplicates: Sequence[tuple[Member, ...]],
     curve: Sequence[CurvePoint],
     unvalidated: Sequence[str],
 ) -> EnsembleRecord:
-    """`ensemble.json`. `near` are the rows (indices into the N scored ones) with a near-duplicate
-    image elsewhere; None: nobody has looked."""
+    """`ensemble.json`. `folds` (N,) are those of the scored rows, not the parts that a single one
+    is split into; `near` are the rows (indices into the N scored ones) with a near-duplicate image
+    elsewhere, None: nobody has looked."""
     rows, fit, choice = blended.rows, blended.fit, blended.choice
     best = int(np.argmin(blended.losses))
     true_prob = true_class_probability(blended.prob, rows.labels)
@@ -88,7 +90,7 @@ def record_of(
         certificate=None if fit.blend is None else fit.blend.certificate,
         crossfit_logloss=crossfit.loss,
         crossfit_se=crossfit.se,
-        last_fold_logloss=crossfit.fold_losses[-1],
+        last_fold_logloss=log_loss_of_true(crossfit.true_prob[folds == folds.max()]),
         best_single_oof_logloss=float(blended.losses[best]),
         best_single=member_name(rows.members[best]),
         best_single_calibrated_logloss=_best_calibrated(blended),
@@ -115,6 +117,13 @@ def member_name(member: Member) -> str:
     return f"{member.candidate} {member.variant}"
 
 
+def heaviest_first(fit: Fit) -> NDArray[np.intp]:
+    """The members that count, in the order of `ensemble.json`: what is kept of the combiner beside
+    it must have the same."""
+    weights = fit.combiner.weights[fit.used]
+    return fit.used[np.argsort(-weights, kind="stable")]
+
+
 def trajectory(members: Sequence[Member], fit: Fit) -> str:
     """The text of trajectory.csv: who came in at each round, and the loss after it; the rounds
     after the best prefix have a loss alone."""
@@ -134,7 +143,7 @@ def half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
 
 
 def _members(blended: Blended) -> list[MemberRecord]:
-    """Members that count, the heaviest first."""
+    """With gains and prices."""
     rows, weights = blended.rows, blended.fit.combiner.weights
     used = blended.fit.used
     gains = dict(zip(used.tolist(), _gains(blended), strict=True))
@@ -151,7 +160,7 @@ def _members(blended: Blended) -> list[MemberRecord]:
             ms_per_image=blended.prices.ms_per_image.get(rows.members[i]),
             weight_bytes=blended.prices.weight_bytes.get(rows.members[i]),
         )
-        for i in used[np.argsort(-weights[used], kind="stable")].tolist()
+        for i in heaviest_first(blended.fit).tolist()
     ]
 
 

@@ -9,20 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only
+from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only, save_added
 from ensemble.bounded import fit_within
-from ensemble.calibration import CalibrationChoice, choose_calibration, final_fit
-from ensemble.eligible import Prices, find_limits, forced_members, without_excluded
+from ensemble.calibration import choose_calibration, final_fit
+from ensemble.eligible import (
+    Prices,
+    check_wishes,
+    find_limits,
+    forced_members,
+    without_excluded,
+)
 from ensemble.fit import Fit, Settings
 from ensemble.limits import Limits, trade_off
 from ensemble.matrix import open_matrix
 from ensemble.oof_source import OofSource
-from ensemble.outcome import Blended, Considered, half_logs, record_of, trajectory
+from ensemble.outcome import (
+    Blended,
+    Considered,
+    half_logs,
+    heaviest_first,
+    record_of,
+    trajectory,
+)
 from ensemble.pool import Member, MemberRows, Pool
 from ensemble.sources import other_runs, run_sources
 from experiment.config import EnsembleConfig
@@ -58,13 +72,15 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     names and limits."""
     sources = [*run_sources(store), *other_runs(store, request.runs), *request.added.sources]
     considered = _considered(store, sources)
-    kept = without_excluded([s.member for s in sources], config.exclude)
+    members = [s.member for s in sources]
+    check_wishes(members, config)
+    kept = without_excluded(members, config.exclude)
     matrix = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
     rows = matrix.rows
     losses = np.array([log_loss_of_true(column) for column in rows.raw])
     forced = forced_members(rows.members, losses, config.include)
     bounded = config.max_ms_per_image is not None or config.max_bytes is not None
-    prices = request.prices(rows.members if bounded else ())
+    prices = request.prices(rows.members) if bounded else Prices({}, {})
     limits = find_limits(rows.members, prices, config, forced)
     settings = Settings(max_rounds=config.max_rounds, bags=config.bags, forced=forced)
 
@@ -86,20 +102,22 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         prices=prices if bounded else request.prices(used),
     )
     timed = config.max_ms_per_image is not None
-    curve = _curve(rows, within, limits, forced, choice) if timed else []
+    curve = _curve(blended, within, limits, forced) if timed else []
     record = record_of(
         blended,
         considered,
+        folds=store.folds().fold[store.scored_rows()],
         folds_hash=store.folds().hash,
         near=_near_duplicates(store),
         duplicates=matrix.duplicates,
         curve=curve,
         unvalidated=request.added.unvalidated,
     )
-    arrays = chosen.combiner.take(chosen.used).arrays()
+    arrays = chosen.combiner.take(heaviest_first(chosen)).arrays()
+    names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
+    save_added(store, request.added, names)
     store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
-    used_added = [m.candidate for m in record.members if m.added]
-    keep_only(store, [*used_added, *request.added.unvalidated])
+    keep_only(store, names)
     return record
 
 
@@ -151,20 +169,24 @@ def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:
 
 
 def _curve(
-    rows: MemberRows,
-    fit: FitWithin,
-    limits: Limits,
-    forced: tuple[int, ...],
-    choice: CalibrationChoice,
+    blended: Blended, fit: FitWithin, limits: Limits, forced: tuple[int, ...]
 ) -> list[CurvePoint]:
-    """Loss against time: what the same method and calibration give at other limits of time."""
-    found: list[CurvePoint] = []
-    for step in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
-        at_most = limits.within(0, step.budget)
+    """Loss against time: the blend, and what the same method and calibration give at other limits
+    of time; what is no better than something faster is left out."""
+    rows, choice = blended.rows, blended.choice
+    found = [_point(rows, limits, blended.fit, blended.prob)]
+    for point in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
+        at_most = limits.within(0, point.budget)
         chosen, _, prob = final_fit(rows, partial(fit, limits=at_most), choice)
-        spent = float(limits.costs[0, chosen.used].sum())
-        loss = log_loss_of_true(true_class_probability(prob, rows.labels))
-        if not found or loss < found[-1].oof_logloss:  # greedy may not use what the time allows
-            point = CurvePoint(ms_per_image=spent, oof_logloss=loss, members=len(chosen.used))
-            found.append(point)
-    return found
+        found.append(_point(rows, limits, chosen, prob))
+    found.sort(key=lambda point: (point.ms_per_image, point.oof_logloss))
+    least = accumulate((point.oof_logloss for point in found), min, initial=np.inf)
+    return [p for p, before in zip(found, least, strict=False) if p.oof_logloss < before]
+
+
+def _point(rows: MemberRows, limits: Limits, fit: Fit, prob: NDArray[np.float64]) -> CurvePoint:
+    return CurvePoint(
+        ms_per_image=float(limits.costs[0, fit.used].sum()),
+        oof_logloss=log_loss_of_true(true_class_probability(prob, rows.labels)),
+        members=len(fit.used),
+    )

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
 from ensemble.add_spec import AddSpec, parse_adds
-from ensemble.added import VARIANT, add_sources, added_record, added_test, keep_only
+from ensemble.added import (
+    VARIANT,
+    Added,
+    add_sources,
+    added_record,
+    added_test,
+    keep_only,
+    save_added,
+)
 from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.errors import ConfigError, DataError, RunFolderError
 from experiment.metrics import log_loss_of_true
@@ -67,6 +75,18 @@ def csv_of_tests(folder: Path) -> Path:
     return write_csv(folder / "test.csv", list(TEST_IDS), TESTED, "ID")
 
 
+def kept(store: RunStore, *specs: AddSpec, test: ImageSet | None = TEST) -> Added:
+    """As a blend that has them all leaves them."""
+    added = add_sources(store, specs, test)
+    save_added(store, added, {spec.name for spec in specs})
+    return added
+
+
+def arrays(store: RunStore, name: str) -> dict[str, NDArray[np.float32]]:
+    folder = Path(store.root) / "ensemble" / "added" / name
+    return {path.stem: np.load(path, allow_pickle=False) for path in folder.glob("*.npy")}
+
+
 def test_what_add_may_say() -> None:
     texts = ["a=o.csv:t.csv", "B-2.x=d/o.npy", "u=:t.NPY", "e=o.csv:"]
     assert parse_adds(texts) == (
@@ -111,18 +131,19 @@ def test_a_member_with_oof_and_test(tmp_path: Path, store: RunStore, kind: str) 
         files = (tmp_path / "oof.npy", tmp_path / "test.npy")
         np.save(files[0], OOF)
         np.save(files[1], TESTED)
-    added = add_sources(store, [AddSpec("mine", *files)], TEST)
+    added = kept(store, AddSpec("mine", *files))
     (source,) = added.sources
     assert (source.member.candidate, source.member.variant) == ("mine", VARIANT)
-    assert source.where == f"{store.root}/ensemble/added/mine/oof.npy"
+    assert source.where == str(files[0])  # a fault is to be corrected there
     np.testing.assert_allclose(np.exp(source.log_prob()), OOF, rtol=1e-5)
     truth = LABELS[SCORED]
     np.testing.assert_allclose(source.true_prob(), OOF[np.arange(len(OOF)), truth], rtol=1e-6)
     expected = log_loss(truth, OOF, labels=range(3))
     assert log_loss_of_true(source.true_prob()) == pytest.approx(expected, abs=1e-6)
-    tested = added.tests["mine"]
-    assert tested is not None
-    np.testing.assert_allclose(tested, TESTED, rtol=1e-6)
+    stored = arrays(store, "mine")
+    np.testing.assert_array_equal(stored["oof"], source.log_prob())
+    np.testing.assert_array_equal(stored["true_prob"], source.true_prob())
+    np.testing.assert_allclose(stored["test"], TESTED, rtol=1e-6)
     np.testing.assert_allclose(added_test(store, "mine", TEST_IDS), TESTED, rtol=1e-6)
     assert added.unvalidated == ()
     assert not added_record(store, "mine").unvalidated
@@ -136,15 +157,15 @@ def test_a_certain_zero_stays_finite(tmp_path: Path, store: RunStore) -> None:
 
 
 def test_test_predictions_alone_are_unvalidated(tmp_path: Path, store: RunStore) -> None:
-    added = add_sources(store, [AddSpec("u", None, csv_of_tests(tmp_path))], TEST)
+    added = kept(store, AddSpec("u", None, csv_of_tests(tmp_path)))
     assert (added.sources, added.unvalidated) == ((), ("u",))
     assert added_record(store, "u").unvalidated
     np.testing.assert_allclose(added_test(store, "u", TEST_IDS), TESTED, rtol=1e-6)
 
 
 def test_oof_alone_cannot_predict(tmp_path: Path, store: RunStore) -> None:
-    added = add_sources(store, [AddSpec("o", oof_csv(tmp_path), None)], None)
-    assert added.tests == {"o": None}
+    kept(store, AddSpec("o", oof_csv(tmp_path), None), test=None)
+    assert sorted(arrays(store, "o")) == ["oof", "true_prob"]
     with pytest.raises(RunFolderError) as caught:
         added_test(store, "o", TEST_IDS)
     assert str(caught.value).endswith(
@@ -154,7 +175,7 @@ def test_oof_alone_cannot_predict(tmp_path: Path, store: RunStore) -> None:
 
 @pytest.mark.parametrize("ids", [TEST_IDS[:3], TEST_IDS[::-1], (*TEST_IDS[:3], "T5")])
 def test_another_test_set_is_refused(tmp_path: Path, store: RunStore, ids: tuple[str, ...]) -> None:
-    add_sources(store, [AddSpec("u", None, csv_of_tests(tmp_path))], TEST)
+    kept(store, AddSpec("u", None, csv_of_tests(tmp_path)))
     with pytest.raises(RunFolderError, match="of other images, or of another order"):
         added_test(store, "u", ids)
     with pytest.raises(RunFolderError, match=r"added/no/added.json: cannot be read"):
@@ -196,14 +217,42 @@ def test_without_a_test_set(tmp_path: Path, store: RunStore) -> None:
 
 def test_added_anew_and_removed(tmp_path: Path, store: RunStore) -> None:
     both = AddSpec("m", oof_csv(tmp_path), csv_of_tests(tmp_path))
-    (first,) = add_sources(store, [both], TEST).sources
-    (again,) = add_sources(store, [both], TEST).sources
+    (first,) = kept(store, both).sources
+    (again,) = kept(store, both).sources
     assert first.fingerprint == again.fingerprint
     other = AddSpec("m", oof_csv(tmp_path, OOF[::-1]), None)
-    (changed,) = add_sources(store, [other], TEST).sources
+    (changed,) = kept(store, other).sources
     assert changed.fingerprint != first.fingerprint
     names = store.files.names("ensemble/added/m")
     assert names == ["added.json", "oof.npy", "true_prob.npy"]
-    add_sources(store, [AddSpec("n", oof_csv(tmp_path), None)], TEST)
+    kept(store, AddSpec("n", oof_csv(tmp_path), None))
     keep_only(store, {"n"})
     assert store.files.names("ensemble/added") == ["n"]
+
+
+def test_nothing_is_written_before_a_blend_has_it(tmp_path: Path, store: RunStore) -> None:
+    """The blend that is there may have a member of the same name."""
+    kept(store, AddSpec("m", oof_csv(tmp_path), csv_of_tests(tmp_path)))
+    before, record = arrays(store, "m"), added_record(store, "m")
+    specs = [
+        AddSpec("m", oof_csv(tmp_path, OOF[::-1]), None),
+        AddSpec("n", oof_csv(tmp_path), None),
+    ]
+    added = add_sources(store, specs, TEST)
+    assert store.files.names("ensemble/added") == ["m"]
+    assert added_record(store, "m") == record
+    for name, array in arrays(store, "m").items():
+        np.testing.assert_array_equal(array, before[name])
+    save_added(store, added, {"n"})
+    assert added_record(store, "m") == record
+    assert sorted(arrays(store, "n")) == ["oof", "true_prob"]
+
+
+def test_what_was_read_is_what_is_kept(tmp_path: Path, store: RunStore) -> None:
+    """Whatever becomes of the file meanwhile."""
+    path = oof_csv(tmp_path)
+    added = add_sources(store, [AddSpec("m", path, None)], None)
+    path.unlink()
+    (source,) = added.sources
+    save_added(store, added, {"m"})
+    np.testing.assert_array_equal(arrays(store, "m")["oof"], source.log_prob())

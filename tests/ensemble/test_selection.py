@@ -1,4 +1,4 @@
-"""The blend of a run folder, against numpy written here anew."""
+"""The uncalibrated blend of a run folder, against numpy written here anew; who may enter it."""
 
 from __future__ import annotations
 
@@ -8,87 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from ensemble.eligible import Prices
-from ensemble.selection import Request, blend_run, remove_unused_weights
-from experiment.config import DataConfig, EnsembleConfig, FoldsConfig, SearchConfig, SweepConfig
+from ensemble import greedy
+from ensemble.selection import remove_unused_weights
+from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError, RunFailure, RunFolderError
-from experiment.records import CandidateRecord, EnsembleRecord, Oof, TrialRecord, VariantScore
+from experiment.records import CandidateRecord
 from experiment.store import RunStore
-
-ROWS, CLASSES, K = 90, ("a", "b", "c"), 3
-FOLD = np.random.default_rng(1).permutation(ROWS) % K
-SUFFIX = {"raw": "", "ema": "_ema"}
-LABELS = np.random.default_rng(2).integers(0, 3, ROWS)
-
-
-def blend(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
-    return blend_run(store, config, Request(lambda members: Prices({}, {})))
-
-
-def make_store(root: Path, k: int = K) -> RunStore:
-    """An empty run. With k: 1 a third of the rows are scored."""
-    fold = FOLD if k > 1 else np.where(FOLD == 0, 0, -1)
-    config = SweepConfig(
-        name="synthetic",
-        data=DataConfig(train="/nowhere/train.csv"),
-        folds=FoldsConfig(k=k),
-        search=SearchConfig(backbones=("timm/x",)),
-    )
-    lines = [
-        f"{i}.png,{CLASSES[c]},,{f}" for i, (c, f) in enumerate(zip(LABELS, fold, strict=True))
-    ]
-    store = RunStore(root)
-    store.create(config, "image_path,target,group,fold\n" + "\n".join(lines) + "\n", CLASSES)
-    return store
-
-
-def add(
-    store: RunStore,
-    number: int,
-    noise: float = 1.0,
-    folds: tuple[int, ...] = (0, 1, 2),
-    variants: tuple[str, ...] = ("raw",),
-    lost: str | None = None,
-) -> dict[str, NDArray[np.float64]]:
-    """A candidate with these finished folds; `lost` is the status of one more. Gives variant ->
-    (ROWS, C) as it is stored."""
-    name = f"c{number:04d}"
-    store.save_candidate(CandidateRecord(candidate=name, backbone="timm/x", params={"lr": 0.1}))
-    rng = np.random.default_rng((7, number))
-    prob: dict[str, NDArray[np.float64]] = {}
-    for variant in variants:
-        logits = 1.5 * np.eye(3)[LABELS] + noise * rng.normal(size=(ROWS, 3))
-        prob[variant] = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    for fold in folds:
-        rows = np.flatnonzero(store.folds().fold == fold)
-        oof = {}
-        for v in variants:
-            true = prob[v][rows, LABELS[rows]]
-            oof[v] = Oof(np.log(prob[v][rows]).astype(np.float16), true.astype(np.float32))
-        scores = {
-            v: VariantScore(rows=len(rows), val_logloss=1, val_acc=0, best_epoch=0) for v in oof
-        }
-        weights = dict.fromkeys(variants, b"weights")
-        store.save_trial(_record(store, name, fold, "finished", scores), oof, rows, weights)
-    if lost is not None:
-        store.save_trial(_record(store, name, len(folds), lost, {}))
-    return prob
-
-
-def _record(
-    store: RunStore, name: str, fold: int, status: str, scores: dict[str, VariantScore]
-) -> TrialRecord:
-    return TrialRecord(
-        candidate=name, fold=fold, status=status, backbone="timm/x", params={"lr": 0.1},  # type: ignore[arg-type]
-        folds_hash=store.folds().hash, seed=1, variants=scores,
-    )  # fmt: skip
-
-
-def loss_of(prob: NDArray[np.float64], rows: NDArray[np.bool_] | None = None) -> float:
-    true = prob[np.arange(ROWS), LABELS]
-    return float(-np.log(true if rows is None else true[rows]).mean())
+from tests.ensemble.selection_runs import (
+    FOLD,
+    LABELS,
+    PLAIN,
+    ROWS,
+    SUFFIX,
+    K,
+    add,
+    blend,
+    loss_of,
+    make_store,
+    stored,
+    true_column,
+)
 
 
 @pytest.fixture
@@ -102,41 +42,41 @@ def test_numbers_equal_numpy(store: RunStore) -> None:
         for i in range(4)
         for v, p in add(store, i, noise=0.8 + 0.1 * i, variants=("raw", "ema")).items()
     }
-    record = blend(store, EnsembleConfig())
+    record = blend(store, PLAIN)
     assert record == store.blend.record()
     weights = {(m.candidate, m.variant): m.weight for m in record.members}
     assert sum(weights.values()) == pytest.approx(1)
     assert list(weights.values()) == sorted(weights.values(), reverse=True)
-    blend = sum(w * prob[key] for key, w in weights.items())
-    assert isinstance(blend, np.ndarray)
-    assert record.oof_logloss == pytest.approx(loss_of(blend), abs=1e-6)  # float32 on disk
-    assert record.last_fold_logloss == pytest.approx(loss_of(blend, K - 1 == FOLD), abs=1e-6)
-    assert record.oof_accuracy == pytest.approx((blend.argmax(axis=1) == LABELS).mean())
+    mixed = sum(w * stored(prob[key]) for key, w in weights.items())
+    assert isinstance(mixed, np.ndarray)
+    assert record.oof_logloss == pytest.approx(loss_of(mixed), abs=1e-6)  # float32 logarithms
+    chosen_on = sum(w * true_column(prob[key]) for key, w in weights.items())
+    assert record.mixture_logloss == pytest.approx(-np.log(chosen_on).mean(), abs=1e-9)
+    assert record.oof_accuracy == pytest.approx((mixed.argmax(axis=1) == LABELS).mean())
     best = min(prob, key=lambda key: loss_of(prob[key]))
     assert record.best_single == " ".join(best)
     assert record.best_single_oof_logloss == pytest.approx(loss_of(prob[best]), abs=1e-6)
-    assert record.oof_logloss <= record.best_single_oof_logloss
+    assert record.mixture_logloss <= record.best_single_oof_logloss
     assert (record.members_considered, record.candidates_considered) == (8, 4)
     assert record.folds_hash == store.folds().hash
-    np.testing.assert_allclose(store.blend.oof(), blend, atol=2e-3)  # float16 logarithms
+    assert {m.temperature for m in record.members} == {1.0} and record.blend_temperature == 1
+    np.testing.assert_allclose(store.blend.oof(), mixed, atol=2e-3)  # float16 logarithms
 
 
 def test_the_certificate_holds_for_random_blends(store: RunStore) -> None:
     true = np.stack([add(store, i)["raw"][np.arange(ROWS), LABELS] for i in range(4)])
-    record = blend(store, EnsembleConfig(max_rounds=3))
+    record = blend(store, EnsembleConfig(max_rounds=3, calibrate=False))
     weights = np.random.default_rng(0).dirichlet(np.full(4, 0.5), size=3000)
     least = -np.log(weights @ true).mean(axis=1).min()
-    assert record.oof_logloss - record.certificate <= least + 1e-7
+    assert record.mixture_logloss is not None and record.certificate is not None
+    assert record.mixture_logloss - record.certificate <= least + 1e-7
 
 
 def test_the_trajectory_is_caruanas(store: RunStore) -> None:
     """Round by round the one that helps most, with replacement; the best prefix gives the
     weights."""
-    true = np.stack(
-        [add(store, i, 0.9 + 0.1 * i)["raw"][np.arange(ROWS), LABELS] for i in range(4)]
-    )
-    true = true.astype(np.float32).astype(np.float64)
-    record = blend(store, EnsembleConfig(max_rounds=12))
+    true = np.stack([true_column(add(store, i, 0.9 + 0.1 * i)["raw"]) for i in range(4)])
+    record = blend(store, EnsembleConfig(max_rounds=12, calibrate=False))
     total, picks, losses = np.zeros(ROWS), [], []
     for round_ in range(1, 13):
         options = [-np.log((total + t) / round_).mean() for t in true]
@@ -153,22 +93,22 @@ def test_the_trajectory_is_caruanas(store: RunStore) -> None:
     assert chosen == [f"c{i:04d}" for i in picks[:best]]
     for member in record.members:
         assert member.weight == pytest.approx(chosen.count(member.candidate) / best)
-    assert record.oof_logloss == pytest.approx(min(losses), abs=1e-9)
+    assert record.mixture_logloss == pytest.approx(min(losses), abs=1e-9)
 
 
 def test_the_cross_fitted_loss_equals_the_definition(store: RunStore) -> None:
-    """Weights chosen on two folds, scored on the third."""
-    from ensemble import greedy
-
-    true = np.stack([add(store, i)["raw"][np.arange(ROWS), LABELS] for i in range(3)])
-    true = true.astype(np.float32).astype(np.float64)
-    record = blend(store, EnsembleConfig())
+    """Weights chosen on two folds, scored on the third; the last fold's part of it beside it."""
+    prob = [add(store, i)["raw"] for i in range(3)]
+    record = blend(store, PLAIN)
+    true = np.stack([true_column(p) for p in prob])
+    scored = np.stack([stored(p)[np.arange(ROWS), LABELS] for p in prob])
     losses = np.empty(ROWS)
     for fold in range(K):
         weights = greedy(true[:, fold != FOLD], max_rounds=50).weights
-        losses[fold == FOLD] = -np.log(weights @ true[:, fold == FOLD])
-    assert record.crossfit_logloss == pytest.approx(losses.mean(), abs=1e-9)
-    assert record.crossfit_se == pytest.approx(losses.std(ddof=1) / np.sqrt(ROWS), abs=1e-9)
+        losses[fold == FOLD] = -np.log(weights @ scored[:, fold == FOLD])
+    assert record.crossfit_logloss == pytest.approx(losses.mean(), abs=1e-6)
+    assert record.crossfit_se == pytest.approx(losses.std(ddof=1) / np.sqrt(ROWS), abs=1e-6)
+    assert record.last_fold_logloss == pytest.approx(losses[FOLD == K - 1].mean(), abs=1e-6)
 
 
 def test_only_complete_candidates_enter(store: RunStore) -> None:
@@ -227,13 +167,20 @@ def test_rows_of_other_folds_are_refused(store: RunStore) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, 1.5, -0.1])
 def test_values_that_are_no_probabilities_are_refused(store: RunStore, value: float) -> None:
+    """The message says where: file, member, fold and row."""
     add(store, 0)
     path = Path(store.root) / "trials" / "c0000" / "fold1" / "true_prob.npy"
     column = np.load(path)
     column[3] = value
     np.save(path, column)
-    with pytest.raises(RunFolderError, match=r"c0000/\*/true_prob.npy.*no probabilities"):
+    row = int(np.flatnonzero(FOLD == 1)[3])
+    with pytest.raises(RunFolderError) as caught:
         blend(store, EnsembleConfig())
+    (problem,) = caught.value.problems
+    where = f"c0000 raw, fold 1, line {row + 2} of folds.csv ({row}.png)"
+    assert str(problem).startswith(f"{path}: {where}: true_prob is {np.float32(value)}")
+    assert "should be in [0, 1]" in str(problem)
+    assert store.blend.record() is None
 
 
 def test_unknown_method(store: RunStore) -> None:
@@ -242,19 +189,23 @@ def test_unknown_method(store: RunStore) -> None:
         blend(store, EnsembleConfig(method="gredy"))
 
 
-def test_max_members(store: RunStore) -> None:
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_max_members(store: RunStore, calibrate: bool) -> None:
     for i in range(4):
         add(store, i)
-    assert len(blend(store, EnsembleConfig()).members) > 1
-    assert len(blend(store, EnsembleConfig(max_members=1)).members) == 1
+    config = EnsembleConfig(calibrate=calibrate)
+    assert len(blend(store, config).members) > 1
+    assert len(blend(store, config.model_copy(update={"max_members": 1})).members) == 1
 
 
 def test_one_fixed_split_scores_its_validation_rows(tmp_path: Path) -> None:
+    """They are all of the last fold, which is the only one."""
     store = make_store(tmp_path / "fixed", k=1)
     prob = add(store, 0, folds=(0,))["raw"]
-    record = blend(store, EnsembleConfig())
-    assert record.oof_logloss == pytest.approx(loss_of(prob, FOLD == 0), abs=1e-6)
-    assert record.last_fold_logloss == pytest.approx(record.oof_logloss)
+    record = blend(store, PLAIN)
+    assert record.mixture_logloss == pytest.approx(loss_of(prob, FOLD == 0), abs=1e-6)
+    assert record.oof_logloss == pytest.approx(loss_of(stored(prob), FOLD == 0), abs=1e-6)
+    assert record.last_fold_logloss == pytest.approx(record.oof_logloss, abs=1e-6)
     assert store.blend.oof().shape == ((FOLD == 0).sum(), 3)
 
 

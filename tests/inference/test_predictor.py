@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ensemble.add_spec import AddSpec
-from ensemble.added import add_sources
+from ensemble.added import add_sources, save_added
 from experiment.errors import RunFolderError
 from experiment.records import (
     CandidateRecord,
@@ -229,7 +229,7 @@ def elsewhere(store: RunStore, test: ImageSet, folder: Path) -> dict[str, NDArra
         AddSpec("resnet", folder / "oof.npy", folder / "resnet.npy"),
         AddSpec("lonely", None, folder / "lonely.npy"),
     )
-    add_sources(store, specs, test)
+    save_added(store, add_sources(store, specs, test), {spec.name for spec in specs})
     return found
 
 
