@@ -13,7 +13,9 @@ both, and with those that the cross-fitted loss on the selection rows kept, as i
 `keeps`: members/blend, the share of the draws). `from_greedy` is the mean over draws of the
 difference to greedy, both as kept, `se` its standard error over draws; as draws share rows, it is
 too small rather than too large. `calibration of greedy` gives the same for its temperatures against
-none. `soup` is left out (it needs weights), `snapshot` where no member is a snapshot.
+none. `auto` is what the cross-fitted loss chooses among greedy, geometric and stacking; `members` is
+the mean number that a blend uses. `soup` is left out (it needs weights), `snapshot` where no member
+is a snapshot.
 """
 
 from __future__ import annotations
@@ -36,11 +38,12 @@ from numpy.typing import NDArray
 from oof_data import OofData
 from sklearn.model_selection import train_test_split
 
+from ensemble.automatic import TRIED
 from ensemble.calibrate import at_temperature, fit_temperature
 from ensemble.calibration import choose_calibration
 from ensemble.fit import Fit, Settings, blend_prob, mixture_fit
 from ensemble.greedy import greedy
-from ensemble.methods import METHODS, fit_method
+from ensemble.methods import AUTO, METHODS, fit_method
 from ensemble.pool import MemberRows, Pool, member_rows
 from experiment.metrics import log_loss_of_true, normalise
 
@@ -97,6 +100,9 @@ class Scored:
     losses: dict[str, float]
     """Held-out log loss under each of none, member, blend, both, kept."""
     kept: str
+    crossfit: float
+    """With those kept, on the selection rows."""
+    members: int
     seconds: float
     """Of one fit on the selection rows."""
 
@@ -110,7 +116,8 @@ def _score(job: Job) -> dict[str, Scored]:
     chosen, held = _draw(data.labels, job)
     rows = _member_rows(data.rows(chosen))
     scored = {calibrated: _held(data.rows(held), rows, calibrated) for calibrated in (False, True)}
-    return {name: _one(rows, scored, find) for name, find in _methods(data).items()}
+    found = {name: _one(rows, scored, find) for name, find in _methods(data).items()}
+    return found | {AUTO: min((found[name] for name in TRIED), key=lambda s: s.crossfit)}
 
 
 def _draw(labels: NDArray[np.int64], job: Job) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -155,7 +162,8 @@ def _one(rows: MemberRows, held: dict[bool, Pool], find: Finder) -> Scored:
         losses[_TEMPERATURES[calibrated, True]] = _loss(tempered, scored.labels)
     choice = choose_calibration(rows, find)
     kept = _TEMPERATURES[choice.members, choice.blend]
-    return Scored(losses | {_KEPT: losses[kept]}, kept, seconds)
+    used = len(find(rows.pool(choice.members)).used)
+    return Scored(losses | {_KEPT: losses[kept]}, kept, choice.crossfit.loss, used, seconds)
 
 
 def _loss(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -178,6 +186,7 @@ def _by_method(results: Results, part: str, draws: Draws) -> None:
             keeps=f"{most} {keeps.count(most)}/{len(keeps)}",
             from_greedy=float(change.mean()),
             se=_standard_error(change),
+            members=float(np.mean([draw[name].members for draw in draws])),
             seconds=float(np.median([draw[name].seconds for draw in draws])),
         )
 

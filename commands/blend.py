@@ -165,6 +165,9 @@ def _further(metrics: Iterable[MetricScore]) -> str:
 
 def _remarks(ensemble: EnsembleRecord) -> Iterator[str]:
     """What a user should know beside the figures."""
+    if ensemble.methods_tried:
+        tried = (f"{t.method} {t.crossfit_logloss:.4f}" for t in ensemble.methods_tried)
+        yield f"Method {ensemble.method}, of the least cross-fitted loss: {', '.join(tried)}"
     calibration = ensemble.calibration
     if calibration is not None and (calibration.members or calibration.blend):
         kept = [

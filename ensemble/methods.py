@@ -90,6 +90,9 @@ _ROWS = (
     Method("soup", "the best average of one candidate's or backbone's weights, alone", _soup),
 )
 
+AUTO = "auto"
+"""In place of a name: the method with the least cross-fitted loss (`ensemble.automatic`)."""
+
 METHODS = {method.name: method for method in _ROWS}
 
 
@@ -103,4 +106,4 @@ def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
 
 def check_method(name: str) -> Problem | None:
     """What is wrong with the name, or None."""
-    return check_name("ensemble.method", name, METHODS)
+    return check_name("ensemble.method", name, (*METHODS, AUTO))

@@ -31,6 +31,7 @@ from experiment.records import (
     CurvePoint,
     EnsembleRecord,
     MemberRecord,
+    MethodTrial,
     NearDuplicates,
     UnvalidatedRecord,
 )
@@ -41,6 +42,7 @@ class Blended:
     """A chosen combination and what it was chosen from."""
 
     method: str
+    methods_tried: tuple[MethodTrial, ...]
     rows: MemberRows
     fit: Fit
     choice: CalibrationChoice
@@ -83,6 +85,7 @@ def record_of(
     crossfit = choice.crossfit
     return EnsembleRecord(
         method=blended.method,
+        methods_tried=blended.methods_tried,
         pooling=fit.combiner.pooling,
         members=tuple(members),
         oof_logloss=log_loss_of_true(true_prob),
@@ -165,7 +168,7 @@ def _members(blended: Blended) -> list[MemberRecord]:
 
 
 def _best_calibrated(blended: Blended) -> float | None:
-    if not (blended.choice.members or blended.choice.blend):
+    if len(blended.choice.record.tried) < 2:  # nothing was to be calibrated
         return None
     return min(log_loss_of_true(column) for column in blended.rows.calibrated[0])
 

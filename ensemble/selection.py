@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only, save_added
+from ensemble.automatic import choose_method, methods_to_try
 from ensemble.bounded import fit_within
-from ensemble.calibration import choose_calibration, final_fit
+from ensemble.calibration import final_fit
 from ensemble.eligible import (
     Prices,
     check_wishes,
@@ -84,25 +85,26 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     limits = find_limits(rows.members, prices, config, forced)
     settings = Settings(max_rounds=config.max_rounds, bags=config.bags, forced=forced)
 
-    def within(pool: Pool, limits: Limits) -> Fit:
-        return fit_within(config.method, pool, settings, limits)
+    def within(method: str, pool: Pool, limits: Limits = limits) -> Fit:
+        return fit_within(method, pool, settings, limits)
 
-    fit = partial(within, limits=limits)
-    choice = choose_calibration(rows, fit, config.calibrate)
-    chosen, temperature, prob = final_fit(rows, fit, choice)
+    choice = choose_method(rows, methods_to_try(config.method), within, config.calibrate)
+    fit = partial(within, choice.method)
+    chosen, temperature, prob = final_fit(rows, fit, choice.calibration)
     used = [rows.members[i] for i in chosen.used]
     blended = Blended(
-        method=config.method,
+        method=choice.method,
+        methods_tried=choice.tried,
         rows=rows,
         fit=chosen,
-        choice=choice,
+        choice=choice.calibration,
         temperature=temperature,
         prob=prob,
         losses=losses,
         prices=prices if bounded else request.prices(used),
     )
     timed = config.max_ms_per_image is not None
-    curve = _curve(blended, within, limits, forced) if timed else []
+    curve = _curve(blended, fit, limits, forced) if timed else []
     record = record_of(
         blended,
         considered,

@@ -142,6 +142,14 @@ class Calibration(_Record):
     """With those that were kept."""
 
 
+class MethodTrial(_Record):
+    """One method that `ensemble.method: auto` tried, with the temperatures that suit it."""
+
+    method: str
+    crossfit_logloss: float
+    crossfit_se: float
+
+
 class CurvePoint(_Record):
     """The best blend found within a limit of time."""
 
@@ -206,6 +214,8 @@ class EnsembleRecord(_Record):
     """Before the temperature of the blend."""
     blend_temperature: float = 1.0
     calibration: Calibration | None = None
+    methods_tried: tuple[MethodTrial, ...] = ()
+    """With `ensemble.method: auto`: `method` is the one of these with the least loss."""
     ms_per_image: float | None = None
     """Of all fold models; None where a member's was not measured."""
     device: str = ""
