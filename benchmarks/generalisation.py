@@ -14,8 +14,8 @@ both, and with those that the cross-fitted loss on the selection rows kept, as i
 difference to greedy, both as kept, `se` its standard error over draws; as draws share rows, it is
 too small rather than too large. `calibration of greedy` gives the same for its temperatures against
 none. `auto` is what the cross-fitted loss chooses among greedy, geometric and stacking; `members`
-is the mean number that a blend uses. `soup` is left out (it needs weights), `snapshot` where no member
-is a snapshot.
+is the mean number that a blend uses. `soup` is left out (it needs weights), and so is `snapshot`
+where no member is a snapshot.
 """
 
 from __future__ import annotations
