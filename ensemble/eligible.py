@@ -79,9 +79,8 @@ def find_limits(
             continue
         unknown = [_name(m) for m in members if m not in price]
         if unknown:
-            problems.append(
-                Problem(key, f"cannot hold: {listing(unknown)} could not be measured; exclude them")
-            )
+            message = f"cannot hold: {listing(unknown)} could not be measured; exclude them"
+            problems.append(Problem(key, f"{message} (or leave out their --add)"))
             continue
         costs = np.array([float(price[m]) for m in members])
         problems += _too_dear(key, float(budget), unit, members, costs, forced)
