@@ -95,3 +95,20 @@ def test_no_member_fits(pool: Pool) -> None:
     limits = Limits(np.full((1, COUNT), 2.0), np.array([1.0]))
     with pytest.raises(ValueError, match="no member is within the limits"):
         fit_within("greedy", pool, Settings(), limits)
+
+
+@pytest.mark.parametrize(
+    ("method", "variants"), [("soup", ("raw", "soup")), ("snapshot", ("raw", "snap1", "snap2"))]
+)
+def test_methods_that_take_few_choose_among_those(method: str, variants: tuple[str, ...]) -> None:
+    """However good the others are."""
+    members = of_variants(2, variants)
+    log_probs, labels = made_up(len(members), 240, 4, seed=3)
+    raw = [i for i, member in enumerate(members) if member.variant == "raw"]
+    log_probs[raw] = np.log(0.96 * np.eye(4)[labels] + 0.01)
+    pool = pool_of(log_probs, labels, members)
+    costs = np.where([m.variant == "raw" for m in members], 1.0, 2.0)
+    costs[fit_method(method, pool, Settings()).used] = 3.0
+    fit = fit_within(method, pool, Settings(), Limits(costs[None], np.array([2.0]), max_members=1))
+    (used,) = fit.used
+    assert members[used].variant != "raw" and costs[used] == 2.0

@@ -119,3 +119,25 @@ def test_every_limit_that_cannot_be_held_at_once() -> None:
     ]
     with pytest.raises(ConfigError, match="the cheapest member, c0001 ema, needs 10 bytes"):
         find_limits(MEMBERS, known, EnsembleConfig(max_bytes=9), ())
+
+
+def test_each_limit_can_be_met_but_not_both() -> None:
+    known = prices([1, 2, 3, 4, 5], [50, 40, 30, 20, 10])
+    config = EnsembleConfig(max_ms_per_image=2, max_bytes=30)
+    with pytest.raises(ConfigError) as caught:
+        find_limits(MEMBERS, known, config, ())
+    assert [str(p) for p in caught.value.problems] == [
+        "ensemble.max_ms_per_image: no member meets both this and ensemble.max_bytes; raise one of "
+        "them"
+    ]
+
+
+def test_only_members_that_the_method_takes_must_fit() -> None:
+    """What a snapshot costs decides where only snapshots may enter."""
+    members = (Member("c0001"), Member("c0001", "snap1"), Member("c0001", "snap2"))
+    sizes = Prices({}, dict(zip(members, (10, 30, 20), strict=True)))
+    config = EnsembleConfig(method="snapshot", max_bytes=15)
+    with pytest.raises(ConfigError, match="is 15; the cheapest member, c0001 snap2, needs 20 byte"):
+        find_limits(members, sizes, config, ())
+    find_limits(members, sizes, config.model_copy(update={"method": "greedy"}), ())
+    find_limits(members[:1], sizes, config, ())  # that there is none, the method tells
