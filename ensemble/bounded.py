@@ -16,7 +16,7 @@ from ensemble.certificate import certified
 from ensemble.combine import Arrays, Combiner
 from ensemble.fit import Fit, Settings
 from ensemble.limits import Limits, choose_support
-from ensemble.methods import fit_method
+from ensemble.methods import METHODS, fit_method
 from ensemble.pool import Pool
 
 
@@ -57,11 +57,21 @@ def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> F
     free = fit_method(method, pool, settings)
     if limits.admit(tuple(free.used.tolist())):
         return free
-    support = choose_support(pool.true_prob, limits, settings.forced)
+    support = _support(method, pool, limits, settings.forced)
     forced = tuple(int(i) for i in np.searchsorted(support, np.array(settings.forced, dtype=int)))
     fit = fit_method(method, pool.take(support), replace(settings, forced=forced))
     combiner = AmongMore(fit.combiner, support, len(pool.members))
     return Fit(combiner, None if fit.blend is None else _among_all(fit.blend, support, pool))
+
+
+def _support(method: str, pool: Pool, limits: Limits, forced: tuple[int, ...]) -> NDArray[np.intp]:
+    """Among the members that the method takes."""
+    able = np.flatnonzero([METHODS[method].takes(member) for member in pool.members])
+    if len(able) == len(pool.members):
+        return choose_support(pool.true_prob, limits, forced)
+    among = replace(limits, costs=limits.costs[:, able])
+    places = tuple(int(i) for i in np.searchsorted(able, np.array(forced, dtype=int)))
+    return able[choose_support(pool.true_prob[able], among, places)]
 
 
 def _among_all(blend: Blend, support: NDArray[np.intp], pool: Pool) -> Blend:

@@ -6,14 +6,14 @@ told at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.limits import Limits
-from ensemble.methods import check_method
+from ensemble.methods import METHODS, check_method
 from ensemble.pool import Member
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError, Problem, listing
@@ -68,8 +68,10 @@ def forced_members(
 def find_limits(
     members: Sequence[Member], prices: Prices, config: EnsembleConfig, forced: Sequence[int]
 ) -> Limits:
-    """ConfigError where a limit is set whose price is unknown, or that nothing can meet."""
+    """ConfigError where a limit is set whose price is unknown, or that nothing can meet that the
+    method takes."""
     rows, budgets, problems = [], [], []
+    able = [i for i, m in enumerate(members) if METHODS[config.method].takes(m)]
     asked = (
         (_TIME, config.max_ms_per_image, prices.ms_per_image, "ms per image"),
         (_BYTES, config.max_bytes, prices.weight_bytes, "bytes"),
@@ -79,12 +81,13 @@ def find_limits(
             continue
         unknown = [_name(m) for m in members if m not in price]
         if unknown:
-            problems.append(
-                Problem(key, f"cannot hold: {listing(unknown)} could not be measured; exclude them")
-            )
+            message = f"cannot hold: {listing(unknown)} could not be measured; exclude them"
+            problems.append(Problem(key, f"{message} (or leave out their --add)"))
             continue
         costs = np.array([float(price[m]) for m in members])
-        problems += _too_dear(key, float(budget), unit, members, costs, forced)
+        named = [_name(m) for m in members]
+        dear = _too_dear(budget, costs, named, forced, able)
+        problems += [Problem(key, f"is {budget:g}; {d} {unit}") for d in dear]
         rows.append(costs)
         budgets.append(float(budget))
     if config.max_members is not None and len(forced) > config.max_members:
@@ -93,26 +96,28 @@ def find_limits(
     if problems:
         raise ConfigError(problems)
     costs_table = np.array(rows).reshape(len(rows), len(members))
-    return Limits(costs_table, np.array(budgets), config.max_members)
+    limits = Limits(costs_table, np.array(budgets), config.max_members)
+    if able and not forced and not any(limits.admit((i,)) for i in able):
+        message = f"no member meets both this and {_BYTES}; raise one of them"
+        raise ConfigError.single(_TIME, message)
+    return limits
 
 
 def _too_dear(
-    key: str,
     budget: float,
-    unit: str,
-    members: Sequence[Member],
     costs: NDArray[np.float64],
+    names: Sequence[str],
     forced: Sequence[int],
-) -> list[Problem]:
-    if forced and costs[list(forced)].sum() > budget:
-        named = listing(_name(members[i]) for i in forced)
-        needed = float(costs[list(forced)].sum())
-        return [Problem(key, f"is {budget:g}; ensemble.include ({named}) needs {needed:g} {unit}")]
-    least = int(np.argmin(costs))
-    if not forced and costs[least] > budget:
-        cheapest = f"the cheapest member, {_name(members[least])}, needs {costs[least]:g} {unit}"
-        return [Problem(key, f"is {budget:g}; {cheapest}")]
-    return []
+    able: Sequence[int],
+) -> Iterator[str]:
+    """What needs more than the budget, though it must be possible: the forced members together,
+    else the cheapest of those that the method takes."""
+    needed = float(costs[list(forced)].sum())
+    if forced and needed > budget:
+        yield f"ensemble.include ({listing(names[i] for i in forced)}) needs {needed:g}"
+    least = min(able, key=lambda i: costs[i], default=None)
+    if not forced and least is not None and costs[least] > budget:
+        yield f"the cheapest member, {names[least]}, needs {costs[least]:g}"
 
 
 def _unknown(members: Sequence[Member], names: Sequence[str], key: str) -> list[Problem]:

@@ -15,9 +15,9 @@ from ensemble.fit import Fit, Settings, mixture_fit
 from ensemble.geometric import geometric
 from ensemble.greedy import greedy
 from ensemble.optimal import optimal
-from ensemble.pool import Pool
+from ensemble.pool import Member, Pool
 from ensemble.ranking import own_losses
-from ensemble.snapshot import snapshot
+from ensemble.snapshot import is_snapshot, snapshot
 from ensemble.stacking import stacking
 from ensemble.top_k import top_k
 from ensemble.uniform import equal_weights, uniform
@@ -35,6 +35,8 @@ class Method:
     function: Callable[[Pool, Settings], Fit]
     """(members and rows to look at, the config's wishes) -> the combination found. It must not
     depend on the order of members or rows; a user's mistake is a ConfigError."""
+    takes: Callable[[Member], bool] = lambda member: True
+    """Whether it can use a member at all: limits are to be met by such members."""
 
 
 def _greedy(pool: Pool, settings: Settings) -> Fit:
@@ -63,7 +65,7 @@ def _soup(pool: Pool, settings: Settings) -> Fit:
             "the method 'soup' takes one soup alone and can force no member in; empty the list or "
             "use another method",
         )
-    soups = [i for i, member in enumerate(pool.members) if member.variant == "soup"]
+    soups = [i for i, member in enumerate(pool.members) if _is_soup(member)]
     if not soups:
         raise ConfigError.single(
             "ensemble.method",
@@ -71,6 +73,10 @@ def _soup(pool: Pool, settings: Settings) -> Fit:
         )
     best = soups[int(np.argmin(own_losses(pool)[soups]))]
     return mixture_fit(certified(pool.true_prob, equal_weights([best], len(pool.members))))
+
+
+def _is_soup(member: Member) -> bool:
+    return member.variant == "soup"
 
 
 _ROWS = (
@@ -84,10 +90,15 @@ _ROWS = (
     Method("top-k", "the best k members with the same weight, k by the OOF loss", top_k),
     Method("soft-vote", "the mean of one variant a candidate", soft_vote),
     Method("hard-vote", "one vote a candidate for its most probable class", hard_vote),
-    Method("snapshot", "the mean of one candidate's last snapshots", snapshot),
+    Method("snapshot", "the mean of one candidate's last snapshots", snapshot, is_snapshot),
     Method("geometric", "product of up to 20 members' probabilities to fitted powers", geometric),
     Method("stacking", "logistic regression on up to 20 members' log-probabilities", stacking),
-    Method("soup", "the best average of one candidate's or backbone's weights, alone", _soup),
+    Method(
+        "soup",
+        "the best average of one candidate's or backbone's weights, alone",
+        _soup,
+        _is_soup,
+    ),
 )
 
 AUTO = "auto"

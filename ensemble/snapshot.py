@@ -13,12 +13,17 @@ from itertools import groupby
 from ensemble.blend import clipped
 from ensemble.certificate import certified
 from ensemble.fit import Fit, Settings, mixture_fit
-from ensemble.pool import Pool
+from ensemble.pool import Member, Pool
 from ensemble.uniform import equal_weights
 from experiment.errors import ConfigError
 from experiment.metrics import log_loss_of_true
 
 _SNAPSHOT = re.compile(r"snap(\d+)")
+
+
+def is_snapshot(member: Member) -> bool:
+    """Whether it is the end of a cycle, or one of the next best epochs."""
+    return _SNAPSHOT.fullmatch(member.variant) is not None
 
 
 def snapshot(pool: Pool, settings: Settings) -> Fit:

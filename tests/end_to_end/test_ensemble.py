@@ -1,0 +1,285 @@
+"""`ensemble DIR` as people type it, on a real run: every method and option, then what predicts with
+the blend, and what happens when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import Result
+from numpy.typing import NDArray
+
+from ensemble.methods import METHODS
+from experiment.config import ResourcesConfig
+from scheduling.cluster import connect
+from tests.conftest import ROOT
+
+Cli = Callable[..., Result]
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    project: Any
+
+    @property
+    def blend(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "ensemble/ensemble.json").read_text())
+        return found
+
+    @property
+    def classes(self) -> list[str]:
+        return list(json.loads((self.folder / "classes.json").read_text(encoding="utf-8")))
+
+    def folds(self) -> pd.DataFrame:
+        return pd.read_csv(self.folder / "folds.csv")
+
+    def good(self, noise: float) -> NDArray[np.float64]:
+        """(rows, C) OOF probabilities that are better than those of the trials."""
+        labels = [self.classes.index(name) for name in self.folds()["target"]]
+        shape = len(labels), len(self.classes)
+        logits = 4 * np.eye(shape[1])[labels] + noise * np.random.default_rng(1).normal(size=shape)
+        return np.asarray(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+
+    def test_ids(self) -> list[str]:
+        """In the order of the submission."""
+        return [row[0] for row in self.project.rows("sample submission.csv")[1:]]
+
+    def submission(self) -> NDArray[np.float64]:
+        """(n, C) with the columns in the order of the classes."""
+        return np.asarray(pd.read_csv(self.folder / "submission.csv")[self.classes])
+
+    def contents(self) -> dict[str, bytes]:
+        """Of all files but logs and what is derived."""
+        derived = {"matrix.safetensors", "speed.json"}
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {
+            str(path.relative_to(self.folder)): path.read_bytes()
+            for path in files
+            if path.name not in derived and path.parent.name != "logs"
+        }
+
+
+def succeeded(result: Result) -> Result:
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def refused(result: Result) -> str:
+    """What is told, in one line."""
+    assert result.exit_code == 2, f"{result.output}\n{result.exception!r}"
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, make_project: Callable[[Path], Any], cli: Cli
+) -> Run:
+    """Never changed: two candidates with raw, EMA and snapshot weights."""
+    root = tmp_path_factory.mktemp("finished")
+    project = make_project(root / "project")
+    project.config["search"]["space"] |= {"snapshots": 1, "lr": 5e-3}
+    with connect(None, ResourcesConfig()):
+        succeeded(cli("run", project.write(), "--out", root / "run"))
+    return Run(root / "run", project)
+
+
+@pytest.fixture(scope="module")
+def shared(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """For tests that blend anew and need no particular blend before."""
+    folder = tmp_path_factory.mktemp("shared") / "run"
+    shutil.copytree(finished.folder, folder)
+    return Run(folder, finished.project)
+
+
+@pytest.fixture
+def copied(finished: Run, tmp_path: Path) -> Run:
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    return Run(tmp_path / "copy", finished.project)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "soup"])
+def test_every_method_blends_and_submits(shared: Run, cli: Cli, method: str) -> None:
+    result = succeeded(cli("ensemble", shared.folder, "--method", method))
+    assert f"({method})" in result.output and "cross-fitted" in result.output
+    blend = shared.blend
+    assert blend["method"] == method and np.isfinite(blend["oof_logloss"])
+    assert blend["ms_per_image"] > 0 and blend["weight_bytes"] > 0
+    succeeded(cli("submit", shared.folder))
+    prob = shared.submission()
+    assert prob.shape == (9, 3) and np.isfinite(prob).all()
+    np.testing.assert_allclose(prob.sum(axis=1), 1, atol=1e-6)
+
+
+def test_soup(shared: Run, cli: Cli) -> None:
+    """Kept only where the mean of weights is better than each model."""
+    result = cli("ensemble", shared.folder, "--method", "soup")
+    if "Soup of" in result.output:
+        succeeded(result)
+        assert [m["variant"] for m in shared.blend["members"]] == ["soup"]
+    else:
+        assert "No soup of" in result.output
+        assert "'soup' needs soups" in refused(result)
+
+
+def test_the_command_line_itself(shared: Run) -> None:
+    command = [sys.executable, "sweep.py", "ensemble", str(shared.folder), "--method", "uniform"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "(uniform)" in done.stdout
+    weights = [member["weight"] for member in shared.blend["members"]]
+    np.testing.assert_allclose(weights, 1 / len(weights))
+
+
+def test_what_is_wrong_goes_to_stderr(shared: Run, cli: Cli) -> None:
+    result = cli("ensemble", shared.folder, "--exclude", "c0042")
+    assert "c0042" in refused(result)
+    assert "c0042" in result.stderr and "c0042" not in result.stdout
+
+
+def test_names(shared: Run, cli: Cli) -> None:
+    uniform = "ensemble", shared.folder, "--method", "uniform"
+    succeeded(cli(*uniform, "--exclude", "c0000", "--exclude", "c0001 ema"))
+    members = {(m["candidate"], m["variant"]) for m in shared.blend["members"]}
+    assert members and not members & {("c0000", "raw"), ("c0000", "ema"), ("c0001", "ema")}
+    for wish in ("c0000", "c0001"):
+        succeeded(cli("ensemble", shared.folder, "--include", wish))
+        assert wish in {m["candidate"] for m in shared.blend["members"]}
+
+
+def test_limits(shared: Run, cli: Cli) -> None:
+    succeeded(cli("ensemble", shared.folder, "--method", "uniform"))
+    free = shared.blend
+    every = [m["ms_per_image"] for m in free["members"]]
+    limit = 1.001 * min(every)
+    succeeded(cli("ensemble", shared.folder, "--max-ms-per-image", limit))
+    assert shared.blend["ms_per_image"] <= limit and len(shared.blend["members"]) == 1
+    assert shared.blend["curve"] and shared.blend["device"]
+    sizes = [m["weight_bytes"] for m in free["members"]]
+    folder = shared.folder / "trials" / free["members"][0]["candidate"]
+    suffix = {"raw": "", "ema": "_ema"}.get(free["members"][0]["variant"], "_snap1")
+    on_disk = sum(f.stat().st_size for f in folder.glob(f"fold*/best{suffix}.safetensors"))
+    assert free["members"][0]["weight_bytes"] == on_disk
+    succeeded(cli("ensemble", shared.folder, "--max-bytes", min(sizes)))
+    assert shared.blend["weight_bytes"] <= min(sizes)
+    text = refused(cli("ensemble", shared.folder, "--max-bytes", 10, "--max-ms-per-image", 1e-9))
+    assert "ensemble.max_bytes: is 10; the cheapest member" in text
+    assert "ensemble.max_ms_per_image: is 1e-09; the cheapest member" in text
+
+
+def test_another_run_folder(copied: Run, finished: Run, cli: Cli) -> None:
+    """A member that only the other folder has; it predicts with the weights there."""
+    shutil.rmtree(copied.folder / "trials" / "c0001")
+    other = "--run", finished.folder, "--include", "c0001"
+    succeeded(cli("ensemble", copied.folder, *other))
+    runs = {m["candidate"]: m["run"] for m in copied.blend["members"]}
+    assert runs["c0001"] == str(finished.folder)
+    assert runs.get("c0000", "") == ""
+    succeeded(cli("submit", copied.folder))
+    succeeded(cli("predict", copied.folder, copied.project.folder / "test"))
+    text = refused(cli("ensemble", copied.folder, "--run", copied.project.folder, *other[:2] * 2))
+    assert f"{copied.project.folder}: " in text and "is named twice" in text
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy"])
+def test_predictions_made_elsewhere(copied: Run, tmp_path: Path, cli: Cli, kind: str) -> None:
+    run, oof = copied, copied.good(0.5)
+    tested = np.random.default_rng(0).dirichlet(np.ones(3), size=9)
+    files = tmp_path / f"oof.{kind}", tmp_path / f"test.{kind}"
+    if kind == "npy":
+        np.save(files[0], oof)
+        np.save(files[1], tested)
+    else:
+        names = run.folds()["image_path"].tolist()
+        for file, ids, prob in ((files[0], names, oof), (files[1], run.test_ids(), tested)):
+            table = pd.DataFrame(prob, columns=run.classes)
+            table.insert(0, "image_path" if ids is names else "id", ids)
+            table.sample(frac=1, random_state=3).to_csv(file, index=False)
+    add = f"mine={files[0]}:{files[1]}"
+    result = succeeded(cli("ensemble", run.folder, "--add", add, "--max-members", 1))
+    (member,) = run.blend["members"]
+    assert "mine added" in result.output and run.blend["best_single"] == "mine added"
+    labels = [run.classes.index(name) for name in run.folds()["target"]]
+    expected = -np.log(oof[np.arange(len(oof)), labels]).mean()
+    assert run.blend["best_single_oof_logloss"] == pytest.approx(expected, abs=1e-6)
+    succeeded(cli("submit", run.folder))
+    powered = tested ** (1 / (member["temperature"] * run.blend["blend_temperature"]))
+    expected_rows = powered / powered.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(run.submission(), expected_rows, atol=1e-5)
+    before = run.contents()
+    text = refused(cli("predict", run.folder, run.project.folder / "test"))
+    assert "mine" in text and "without --add" in text
+    assert run.contents() == before
+
+
+def test_predictions_of_the_test_set_alone(copied: Run, tmp_path: Path, cli: Cli) -> None:
+    """Averaged into the submission, and said to be backed by nothing."""
+    succeeded(cli("ensemble", copied.folder))
+    succeeded(cli("submit", copied.folder))
+    alone = copied.submission()
+    tested = np.random.default_rng(0).dirichlet(np.ones(3), size=9)
+    np.save(tmp_path / "test.npy", tested)
+    result = succeeded(cli("ensemble", copied.folder, "--add", f"theirs=:{tmp_path}/test.npy"))
+    assert "Unvalidated: theirs has no OOF predictions" in " ".join(result.output.split())
+    assert copied.blend["unvalidated"] == [{"name": "theirs", "weight": 0.5}]
+    succeeded(cli("submit", copied.folder))
+    np.testing.assert_allclose(copied.submission(), 0.5 * alone + 0.5 * tested, atol=1e-5)
+    succeeded(cli("predict", copied.folder, copied.project.folder / "test"))
+
+
+def test_all_that_is_wrong_is_told_and_nothing_lost(copied: Run, tmp_path: Path, cli: Cli) -> None:
+    good = tmp_path / "good.npy"
+    np.save(good, copied.good(0.5))
+    succeeded(cli("ensemble", copied.folder, "--add", f"mine={good}"))
+    before = copied.contents()
+    assert "ensemble/added/mine/oof.npy" in before
+    wishes = "--method", "gredy", "--include", "c0077", "--exclude", "x/y"
+    text = refused(cli("ensemble", copied.folder, *wishes))
+    assert "did you mean 'greedy'" in text and "'c0077'" in text and "'x/y'" in text
+    broken = tmp_path / "broken.csv"
+    table = pd.DataFrame(copied.good(0.5), columns=copied.classes)
+    table.insert(0, "image_path", copied.folds()["image_path"])
+    table.drop(index=5).to_csv(tmp_path / "short.csv", index=False)
+    table.loc[3, copied.classes[1]] = 7.0
+    table.to_csv(broken, index=False)
+    names = {"mine": broken.name, "short": "short.csv", "other": "absent.csv"}
+    adds = [word for name, file in names.items() for word in ("--add", f"{name}={tmp_path / file}")]
+    text = refused(cli("ensemble", copied.folder, *adds))
+    where = f"line 5, column {copied.classes[1]!r}: '7.0'"
+    assert f"{broken}: values that are no probability: {where}" in text
+    assert "1 of 60 scored rows are not in it" in text and "absent.csv: is no file" in text
+    np.save(good, copied.good(0.9))
+    refused(cli("ensemble", copied.folder, "--add", f"mine={good}", "--max-bytes", 1))
+    assert copied.contents() == before
+
+
+def test_a_nan_in_stored_predictions(copied: Run, cli: Cli) -> None:
+    file = copied.folder / "trials" / "c0001" / "fold1" / "oof.npy"
+    array = np.load(file)
+    array[4, 1] = np.nan
+    np.save(file, array)
+    row = int(np.load(file.with_name("rows.npy"))[4])
+    before = copied.contents()
+    text = refused(cli("ensemble", copied.folder))
+    image = copied.folds()["image_path"][row]
+    where = f"{file}: c0001 raw, fold 1, line {row + 2} of folds.csv ({image})"
+    assert "".join(where.split()) in "".join(text.split())
+    assert copied.contents() == before
