@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.automatic import methods_to_try
 from ensemble.limits import Limits
 from ensemble.methods import METHODS, check_method
 from ensemble.pool import Member
@@ -71,7 +72,8 @@ def find_limits(
     """ConfigError where a limit is set whose price is unknown, or that nothing can meet that the
     method takes."""
     rows, budgets, problems = [], [], []
-    able = [i for i, m in enumerate(members) if METHODS[config.method].takes(m)]
+    methods = [METHODS[name] for name in methods_to_try(config.method)]
+    able = [i for i, m in enumerate(members) if any(method.takes(m) for method in methods)]
     asked = (
         (_TIME, config.max_ms_per_image, prices.ms_per_image, "ms per image"),
         (_BYTES, config.max_bytes, prices.weight_bytes, "bytes"),

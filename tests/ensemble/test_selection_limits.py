@@ -121,7 +121,7 @@ def test_the_curve_is_the_optimum_at_each_time(run: Run) -> None:
         assert point.oof_logloss == pytest.approx(run.least(ms=point.ms_per_image), abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["greedy", "optimal", "uniform", "top-k", "geometric"])
+@pytest.mark.parametrize("method", ["greedy", "optimal", "uniform", "top-k", "geometric", "auto"])
 def test_a_limit_that_the_blend_meets_changes_nothing(run: Run, method: str) -> None:
     free = run.blend(EnsembleConfig(method=method))
     for limit in ({"max_members": 5}, {"max_bytes": sum(BYTES)}, {"max_ms_per_image": sum(MS)}):
