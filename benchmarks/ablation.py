@@ -31,8 +31,8 @@ from sides.fold_spec import FOLD, Silent, fold_spec
 
 from experiment.config_file import parse_config
 from experiment.demo_data import write_demo
-from experiment.records import EMA, RAW
 from experiment.store import RunStore
+from experiment.variants import EMA, RAW
 from search_spaces.ranges import Value
 from trainables.trial import run_trial
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ensemble.calibrate import at_temperature, part_temperatures, true_prob_at
-from experiment.records import RAW
+from experiment.variants import RAW
 
 _PARTS = 5
 _SEED = 0

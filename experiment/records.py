@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from experiment.metrics import MetricScore
-
-RAW = "raw"
-EMA = "ema"
+from experiment.variants import RAW
 
 TrialStatus = Literal["finished", "diverged", "failed"]
 CandidateStatus = Literal["running", "complete", "stopped", "unfinished", "diverged", "failed"]

@@ -27,14 +27,8 @@ from experiment.leaderboard import leaderboard_csv, trials_csv
 from experiment.oof import npy, pooled
 from experiment.plugin_files import PluginFile
 from experiment.record_files import read_record, read_text, record_json, to_bytes
-from experiment.records import (
-    RAW,
-    CandidateRecord,
-    CandidateStatus,
-    CandidateSummary,
-    Oof,
-    TrialRecord,
-)
+from experiment.records import CandidateRecord, CandidateStatus, CandidateSummary, Oof, TrialRecord
+from experiment.variants import RAW
 
 _CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
 _PLUGINS = "plugins"

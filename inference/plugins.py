@@ -18,8 +18,8 @@ from ensemble.methods import METHODS, Method
 from ensemble.pool import Member, Pool
 from experiment.errors import Problem
 from experiment.plugins import Kind, Unfit, check, load, require
-from experiment.records import RAW
 from experiment.store import RunStore
+from experiment.variants import RAW
 from inference.tta import TTA, TTAS
 from trainables.plugins import KINDS
 

@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from experiment.plugins import naming_plugins
-from experiment.records import EMA, RAW, CandidateSummary
+from experiment.records import CandidateSummary
 from experiment.store import RunStore
+from experiment.variants import EMA, RAW
 from inference.fold_model import RunModels, best_device
 from inference.plugins import use_run_plugins
 from inference.soup_files import (

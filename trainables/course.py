@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 
 from torch import Tensor, nn
 
-from experiment.records import RAW, Oof, VariantScore
+from experiment.records import Oof, VariantScore
+from experiment.variants import RAW
 from trainables.scoring import Scored
 from trainables.spec import EpochReport
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from experiment.records import EMA, RAW
+from experiment.variants import EMA, RAW
 from trainables.card import ModelCard
 from trainables.classifier import build_classifier
 from trainables.ema import build_ema

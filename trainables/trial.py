@@ -16,8 +16,9 @@ import torch
 from accelerate import Accelerator
 
 from experiment.plugins import naming_plugins
-from experiment.records import EMA, RAW, TrialRecord
+from experiment.records import TrialRecord
 from experiment.store import RunStore
+from experiment.variants import EMA, RAW
 from search_spaces.params import TrialParams
 from trainables.course import Course
 from trainables.data import Batch, to_float

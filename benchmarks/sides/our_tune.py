@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from experiment.config import SweepConfig
-from experiment.records import RAW, TrialRecord, VariantScore
+from experiment.records import TrialRecord, VariantScore
 from experiment.store import RunStore
+from experiment.variants import RAW
 from scheduling import tuner
 from scheduling.cluster import connect
 from scheduling.fold_trial import TrialJob

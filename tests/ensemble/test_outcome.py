@@ -41,7 +41,7 @@ def blended(method: str = "greedy", calibrate: bool = True, **changes: Any) -> B
     choice = choose_calibration(rows, fit, calibrate)
     chosen, temperature, prob = final_fit(rows, fit, choice)
     given: dict[str, Any] = {
-        "method": method, "rows": rows, "fit": chosen, "choice": choice,
+        "method": method, "methods_tried": (), "rows": rows, "fit": chosen, "choice": choice,
         "temperature": temperature, "prob": prob,
         "losses": np.array([-np.log(column).mean() for column in rows.raw]),
         "prices": Prices(dict.fromkeys(MEMBERS, 2.5), dict.fromkeys(MEMBERS, 7), "abacus"),

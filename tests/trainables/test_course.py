@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from experiment.records import EMA, RAW, Oof
+from experiment.records import Oof
+from experiment.variants import EMA, RAW
 from trainables import course as course_module
 from trainables.course import Course, Kept
 from trainables.scoring import Scored
