@@ -154,10 +154,10 @@ def test_the_trajectory() -> None:
     np.testing.assert_allclose(
         [float(r["oof_logloss"]) for r in rows], blend.path_losses, rtol=1e-8
     )
-    named = [(r["candidate"], r["variant"]) for r in rows]
-    picked = [(MEMBERS[i].candidate, MEMBERS[i].variant) for i in blend.path]
-    assert named == picked + [("", "")] * (len(rows) - len(picked))
-    header = "round,candidate,variant,oof_logloss\n"
+    named = [(r["candidate"], r["variant"], r["run"]) for r in rows]
+    picked = [(MEMBERS[i].candidate, MEMBERS[i].variant, MEMBERS[i].run) for i in blend.path]
+    assert named == picked + [("", "", "")] * (len(rows) - len(picked))
+    header = "round,candidate,variant,oof_logloss,run\n"
     assert trajectory(MEMBERS, blended("stacking").fit) == header
 
 
