@@ -65,10 +65,6 @@ class Limits:
         return replace(self, budgets=budgets)
 
 
-def no_limits(n_members: int) -> Limits:
-    return Limits(np.zeros((0, n_members)), np.zeros(0))
-
-
 def choose_support(
     true_prob: NDArray[np.floating], limits: Limits, forced: Support = ()
 ) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from ensemble.limits import Limits, choose_support, leave_one_out, no_limits, trade_off
+from ensemble.limits import Limits, choose_support, leave_one_out, trade_off
 from ensemble.optimal import optimal
 
 
@@ -50,7 +50,7 @@ def test_close_to_the_best_of_all_supports_and_never_beyond_the_limits() -> None
 
 def test_without_a_limit_the_support_is_that_of_the_optimum() -> None:
     t = members(3, 12)
-    support = choose_support(t, no_limits(12))
+    support = choose_support(t, Limits(np.zeros((0, 12)), np.zeros(0)))
     assert least_loss(t[support]) == pytest.approx(least_loss(t), abs=1e-6)
 
 
