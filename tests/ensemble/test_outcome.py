@@ -116,6 +116,18 @@ def test_gains_are_losses_without_each_member() -> None:
     assert {m.gain for m in record(blended("stacking")).members} == {None}
 
 
+@pytest.mark.parametrize("method", ["uniform", "top-k", "soft-vote"])
+def test_gains_of_equal_weights_are_those_of_the_mean(method: str) -> None:
+    of = blended(method)
+    true = of.rows.pool(of.choice.members).true_prob[of.fit.used].astype(np.float64)
+    names = [MEMBERS[i].candidate for i in of.fit.used]
+    gains = {m.candidate: m.gain for m in record(of).members}
+    for place, name in enumerate(names):
+        others = np.delete(true, place, axis=0).mean(axis=0)
+        expected = np.log(true.mean(axis=0)).mean() - np.log(others).mean()
+        assert gains[name] == pytest.approx(expected, abs=1e-9)
+
+
 def test_prices_are_summed_where_all_are_known() -> None:
     found = record(blended("uniform"))
     assert (found.ms_per_image, found.weight_bytes, found.device) == (12.5, 35, "abacus")
