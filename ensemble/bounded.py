@@ -15,9 +15,11 @@ from ensemble.blend import Blend
 from ensemble.certificate import certified
 from ensemble.combine import Arrays, Combiner
 from ensemble.fit import Fit, Settings
-from ensemble.limits import Limits, choose_support
+from ensemble.limits import Limits
 from ensemble.methods import METHODS, fit_method
 from ensemble.pool import Pool
+from ensemble.support_search import choose_support
+from ensemble.trade_off import trade_off
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +59,50 @@ def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> F
     free = fit_method(method, pool, settings)
     if limits.admit(tuple(free.used.tolist())):
         return free
-    support = _support(method, pool, limits, settings.forced)
-    forced = tuple(int(i) for i in np.searchsorted(support, np.array(settings.forced, dtype=int)))
+    able = _able(method, pool, limits, settings)
+    support = choose_support(able.true_prob, able.limits, able.forced)
+    return fit_on(method, pool, settings, able.members[support])
+
+
+def fit_on(method: str, pool: Pool, settings: Settings, support: NDArray[np.intp]) -> Fit:
+    """The method of that name on the members of the support (m,), ascending, which has the forced
+    ones; its certificate compares with the best blend of all members of the pool."""
+    forced = _places(settings.forced, support)
     fit = fit_method(method, pool.take(support), replace(settings, forced=forced))
     combiner = AmongMore(fit.combiner, support, len(pool.members))
     return Fit(combiner, None if fit.blend is None else _among_all(fit.blend, support, pool))
 
 
-def _support(method: str, pool: Pool, limits: Limits, forced: tuple[int, ...]) -> NDArray[np.intp]:
-    """Among the members that the method takes."""
-    able = np.flatnonzero([METHODS[method].takes(member) for member in pool.members])
-    if len(able) == len(pool.members):
-        return choose_support(pool.true_prob, limits, forced)
-    among = replace(limits, costs=limits.costs[:, able])
-    places = tuple(int(i) for i in np.searchsorted(able, np.array(forced, dtype=int)))
-    return able[choose_support(pool.true_prob[able], among, places)]
+def supports_by_price(
+    method: str, pool: Pool, settings: Settings, limits: Limits, resource: int
+) -> list[NDArray[np.intp]]:
+    """What the method is to combine at rising budgets of one resource, as in `trade_off`."""
+    able = _able(method, pool, limits, settings)
+    points = trade_off(able.true_prob, able.limits, resource, able.forced)
+    return [able.members[point.support] for point in points]
+
+
+@dataclass(frozen=True, eq=False)
+class _Able:
+    """The members that a method takes."""
+
+    members: NDArray[np.intp]
+    true_prob: NDArray[np.floating]
+    limits: Limits
+    forced: tuple[int, ...]
+    """Places in `members`."""
+
+
+def _able(method: str, pool: Pool, limits: Limits, settings: Settings) -> _Able:
+    members = np.flatnonzero([METHODS[method].takes(member) for member in pool.members])
+    if len(members) == len(pool.members):
+        return _Able(members, pool.true_prob, limits, settings.forced)
+    among = replace(limits, costs=limits.costs[:, members])
+    return _Able(members, pool.true_prob[members], among, _places(settings.forced, members))
+
+
+def _places(members: tuple[int, ...], among: NDArray[np.intp]) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.searchsorted(among, np.array(members, dtype=np.intp)))
 
 
 def _among_all(blend: Blend, support: NDArray[np.intp], pool: Pool) -> Blend:

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only, save_added
 from ensemble.automatic import choose_method, methods_to_try
-from ensemble.bounded import fit_within
+from ensemble.bounded import fit_on, fit_within, supports_by_price
 from ensemble.calibration import final_fit
 from ensemble.eligible import (
     Prices,
@@ -40,7 +38,7 @@ from ensemble.outcome import (
 )
 from ensemble.pool import Member, MemberRows, Pool
 from ensemble.sources import other_runs, run_sources
-from ensemble.trade_off import trade_off
+from ensemble.trade_off import VISIBLE
 from experiment.config import EnsembleConfig
 from experiment.errors import RunFailure
 from experiment.metrics import log_loss_of_true, true_class_probability
@@ -62,12 +60,6 @@ class Request:
     """Predictions made elsewhere."""
 
 
-class FitWithin(Protocol):
-    """A method with its settings."""
-
-    def __call__(self, pool: Pool, limits: Limits) -> Fit: ...
-
-
 def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
     """Check, choose, certify, cross-fit and write the blend, among members whose weights are there:
     it is to predict. Raises RunFailure where no candidate is complete, UserError for wrong arrays,
@@ -86,7 +78,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     limits = find_limits(rows.members, prices, config, forced)
     settings = Settings(max_rounds=config.max_rounds, bags=config.bags, forced=forced)
 
-    def within(method: str, pool: Pool, limits: Limits = limits) -> Fit:
+    def within(method: str, pool: Pool) -> Fit:
         return fit_within(method, pool, settings, limits)
 
     choice = choose_method(rows, methods_to_try(config.method), within, config.calibrate)
@@ -105,7 +97,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         prices=prices if bounded else request.prices(used),
     )
     timed = config.max_ms_per_image is not None
-    curve = _curve(blended, fit, limits, forced) if timed else []
+    curve = _curve(blended, settings, limits) if timed else []
     record = record_of(
         blended,
         considered,
@@ -171,20 +163,21 @@ def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:
     return None if rows is None else np.flatnonzero(np.isin(store.scored_rows(), rows))
 
 
-def _curve(
-    blended: Blended, fit: FitWithin, limits: Limits, forced: tuple[int, ...]
-) -> list[CurvePoint]:
+def _curve(blended: Blended, settings: Settings, limits: Limits) -> list[CurvePoint]:
     """Loss against time: the blend, and what the same method and calibration give at other limits
-    of time; what is no better than something faster is left out."""
+    of time; what is not visibly better than something faster is left out."""
     rows, choice = blended.rows, blended.choice
     found = [_point(rows, limits, blended.fit, blended.prob)]
-    for point in trade_off(rows.pool(choice.members).true_prob, limits, 0, forced):
-        at_most = limits.within(0, point.budget)
-        chosen, _, prob = final_fit(rows, partial(fit, limits=at_most), choice)
+    pool = rows.pool(choice.members)
+    for support in supports_by_price(blended.method, pool, settings, limits, 0):
+        fit = partial(fit_on, blended.method, settings=settings, support=support)
+        chosen, _, prob = final_fit(rows, fit, choice)
         found.append(_point(rows, limits, chosen, prob))
-    found.sort(key=lambda point: (point.ms_per_image, point.oof_logloss))
-    least = accumulate((point.oof_logloss for point in found), min, initial=np.inf)
-    return [p for p, before in zip(found, least, strict=False) if p.oof_logloss < before]
+    kept: list[CurvePoint] = []
+    for point in sorted(found, key=lambda point: (point.ms_per_image, point.oof_logloss)):
+        if not kept or point.oof_logloss < kept[-1].oof_logloss * (1.0 - VISIBLE):
+            kept.append(point)
+    return kept
 
 
 def _point(rows: MemberRows, limits: Limits, fit: Fit, prob: NDArray[np.float64]) -> CurvePoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.bounded import AmongMore, fit_within
+from ensemble.bounded import AmongMore, fit_on, fit_within, supports_by_price
 from ensemble.certificate import certified
 from ensemble.combine import pool_terms
 from ensemble.fit import Settings, blend_prob
@@ -90,6 +90,28 @@ def test_the_combiner_counts_the_pools_members(pool: Pool, method: str) -> None:
         np.testing.assert_array_equal(kept.weights, fit.combiner.weights[order])
         terms = ((place, pool.log_prob(int(m))) for place, m in enumerate(order))
         np.testing.assert_allclose(pool_terms(kept, terms), blend_prob(fit, pool), atol=1e-12)
+
+
+def test_on_given_members_alone(pool: Pool) -> None:
+    support = np.array([1, 4, 5])
+    fit = fit_on("uniform", pool, Settings(forced=(4,)), support)
+    np.testing.assert_allclose(fit.combiner.weights, [0, 1 / 3, 0, 0, 1 / 3, 1 / 3])
+    whole = certified(pool.true_prob, fit.combiner.weights)
+    assert fit.blend is not None
+    assert fit.blend.certificate == pytest.approx(whole.certificate, abs=1e-12)
+    forced = fit_on("optimal", pool, Settings(forced=(4,)), support)
+    assert {4} <= set(forced.used.tolist()) <= set(support.tolist())
+
+
+def test_supports_by_price_are_of_members_that_the_method_takes() -> None:
+    members = of_variants(3, ("raw", "snap1"))
+    log_probs, labels = made_up(6, 240, 4, seed=3)
+    costs = np.array([[1.0, 2.0, 1.0, 3.0, 1.0, 4.0]])
+    pool, limits = pool_of(log_probs, labels, members), Limits(costs, np.array([9.0]))
+    supports = supports_by_price("snapshot", pool, Settings(), limits, 0)
+    assert supports and all(m in (1, 3, 5) for support in supports for m in support)
+    every = supports_by_price("greedy", pool, Settings(forced=(2,)), limits, 0)
+    assert len(every) > 1 and all(2 in support for support in every)
 
 
 def test_no_member_fits(pool: Pool) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble.limits import Limits, choose_support
+from ensemble.limits import Limits
 from ensemble.optimal import optimal
+from ensemble.support_search import choose_support
 
 
 def members(seed: int, m: int, n: int = 300) -> NDArray[np.float64]:
@@ -43,8 +44,8 @@ def test_close_to_the_best_of_all_supports_and_never_beyond_the_limits() -> None
         best = min(least_loss(t[list(s)]) for s in feasible)
         regrets.append(least_loss(t[list(support)]) - best)
     assert len(regrets) >= 20
-    assert max(regrets) < 0.01
-    assert np.mean(np.array(regrets) < 1e-6) >= 0.9
+    assert max(regrets) < 1e-3
+    assert np.mean(np.array(regrets) < 1e-9) >= 0.9
 
 
 def test_without_a_limit_the_support_is_that_of_the_optimum() -> None:

@@ -107,10 +107,10 @@ def test_the_curve_falls_with_time(run: Run, method: str, calibrate: bool) -> No
     losses = [point.oof_logloss for point in record.curve]
     assert len(record.curve) > 1
     assert all(a < b for a, b in pairwise(times))
-    assert all(a > b for a, b in pairwise(losses))
+    assert all(a * (1 - 1e-4) > b for a, b in pairwise(losses))  # four digits tell them apart
     assert times[0] < 6.0
     within = [loss for ms, loss in zip(times, losses, strict=True) if ms <= 6.0]
-    assert within[-1] <= record.oof_logloss
+    assert within[-1] * (1 - 1e-4) <= record.oof_logloss
     if method in ("greedy", "optimal"):  # the others' members are chosen for the best weights
         assert within[-1] == pytest.approx(record.oof_logloss, abs=1e-4)
         assert losses[-1] < record.oof_logloss and times[-1] > 6.0  # what more time would give
