@@ -208,9 +208,10 @@ class SupportSearch:
 
     def _optimum(self) -> Support:
         """The members of the unbounded optimum, and the forced ones."""
+        if not len(self._pool):  # the forced members fill the limits
+            return self._forced
         weights = optimal(self._true_prob[self._pool], tolerance=_TOLERANCE).weights
-        used = self._pool[weights > 0].tolist() if len(self._pool) else []
-        return tuple(sorted({*used, *self._forced}))
+        return tuple(sorted({*self._pool[weights > 0].tolist(), *self._forced}))
 
     def _shortlist(self, fitting: NDArray[np.intp]) -> NDArray[np.intp]:
         """Members of the optimum, the best alone, the best of each price, and the cheapest."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ensemble import support_search
+from ensemble.active_set import settle
 from ensemble.limits import Limits
 from ensemble.optimal import optimal
 from ensemble.support_search import choose_support
@@ -87,3 +90,39 @@ def test_what_cannot_fit_is_told() -> None:
         choose_support(t, limits)
     with pytest.raises(ValueError, match="must enter"):
         choose_support(t, limits.within(0, 8.0), forced=(0, 1))
+
+
+@pytest.mark.parametrize("case", ["zeros", "copies", "all wrong", "all right", "one row"])
+@pytest.mark.parametrize("forced", [(), (1, 3)])
+def test_odd_members(case: str, forced: tuple[int, ...]) -> None:
+    t = members(8, 7, n=1 if case == "one row" else 60)
+    if case == "zeros":
+        t[np.random.default_rng(0).random(t.shape) < 0.3] = 0.0
+    if case == "copies":
+        t = t[[0, 1, 0, 1, 0, 2, 2]]
+    if case.startswith("all"):
+        t[:] = case == "all right"
+    for most in (2, 3, 7):
+        support = tuple(choose_support(t, Limits(np.ones((0, 7)), np.ones(0), most), forced))
+        assert 1 <= len(support) <= most and set(forced) <= set(support)
+
+
+def test_forced_members_may_leave_no_room() -> None:
+    t = members(5, 6)
+    limits = Limits(np.ones((1, 6)), np.array([2.0]))
+    assert choose_support(t, limits, forced=(0, 4)).tolist() == [0, 4]
+
+
+def test_one_solve_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solves are what the search takes its time for, many more if each member that could leave were
+    left out in turn."""
+    solved = []
+
+    def counted(*given: Any) -> NDArray[np.float64]:
+        solved.append(given)
+        return settle(*given)
+
+    monkeypatch.setattr(support_search, "settle", counted)
+    costs = np.random.default_rng(0).uniform(1, 5, (1, 60))
+    choose_support(members(1, 60, 500), Limits(costs, np.array([15.0])))
+    assert 0 < len(solved) <= 40
