@@ -109,7 +109,7 @@ METHODS = {method.name: method for method in _ROWS}
 
 def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
     """The method of that name on the pool; ConfigError if there is none."""
-    problem = check_method(name)
+    problem = check_name("ensemble.method", name, METHODS)  # `auto` is none of them
     if problem is not None:
         raise ConfigError([problem])
     return METHODS[name].function(pool, settings)
