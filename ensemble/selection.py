@@ -27,7 +27,7 @@ from ensemble.eligible import (
     without_excluded,
 )
 from ensemble.fit import Fit, Settings
-from ensemble.limits import Limits, trade_off
+from ensemble.limits import Limits
 from ensemble.matrix import open_matrix
 from ensemble.oof_source import OofSource
 from ensemble.outcome import (
@@ -40,6 +40,7 @@ from ensemble.outcome import (
 )
 from ensemble.pool import Member, MemberRows, Pool
 from ensemble.sources import other_runs, run_sources
+from ensemble.trade_off import trade_off
 from experiment.config import EnsembleConfig
 from experiment.errors import RunFailure
 from experiment.metrics import log_loss_of_true, true_class_probability
