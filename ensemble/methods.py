@@ -71,7 +71,8 @@ def _soup(pool: Pool, settings: Settings) -> Fit:
     if not soups:
         raise ConfigError.single(
             "ensemble.method",
-            "'soup' needs soups, and no member is one; `ensemble DIR --method soup` makes them",
+            "'soup' needs soups, and no member is one: `ensemble DIR --method soup` tries them and "
+            "keeps those that beat the best of their models; use another method",
         )
     best = soups[int(np.argmin(own_losses(pool)[soups]))]
     return mixture_fit(certified(pool.true_prob, equal_weights([best], len(pool.members))))
