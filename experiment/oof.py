@@ -24,14 +24,23 @@ def npy(array: NDArray[np.generic]) -> bytes:
     return buffer.getvalue()
 
 
+def array_of(data: bytes) -> NDArray[np.float32]:
+    """The inverse of `npy`; ValueError where these are not the bytes of an array of numbers."""
+    try:
+        array: NDArray[np.float32] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (EOFError, OverflowError, MemoryError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{error}") from error  # damaged headers have many ways to fail
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"it holds {array.dtype}, should hold numbers")
+    return array
+
+
 def read_array(files: Files, name: str) -> NDArray[np.float32]:
     """RunFolderError where the file is missing or damaged."""
     try:
-        data = io.BytesIO(files.read(name))
-        array: NDArray[np.float32] = np.lib.format.read_array(data, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        return array_of(files.read(name))
+    except (OSError, ValueError) as error:
         raise RunFolderError.single(f"{files.root}/{name}", f"cannot be read: {error}") from error
-    return array
 
 
 def pooled(
