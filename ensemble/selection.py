@@ -130,10 +130,12 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     )
     arrays = chosen.combiner.take(heaviest_first(chosen)).arrays()
     names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
-    save_added(store, request.added, names)
-    store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
-    keep_only(store, names)
-    return record
+    rounds = trajectory(rows.members, chosen)
+    with store.blend.only_writer():  # the added members must be those of the record at its end
+        save_added(store, request.added, names)
+        written = store.blend.save(record, rounds, half_logs(prob), arrays, names)
+        keep_only(store, names)
+    return written
 
 
 def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
