@@ -167,7 +167,10 @@ def ensemble(
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(help="A candidate, one variant ('c0001 ema') or a backbone; repeatable."),
+        typer.Option(
+            help="A candidate, one variant ('c0001 ema') or a backbone, with RUN: before it of one "
+            "run folder (':c0001': of DIR); repeatable."
+        ),
     ] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="One that must have a weight; repeatable.")
@@ -185,7 +188,7 @@ def ensemble(
     ] = None,
 ) -> None:
     """Blend again from the stored OOF predictions."""
-    with _exit_codes(context):
+    with _exit_codes(context, "interrupted; the old blend is unchanged"):
         from commands.blend import Changes, reblend
 
         changes = Changes(
@@ -246,13 +249,16 @@ def _console() -> Console:
 
 
 @contextmanager
-def _exit_codes(context: typer.Context) -> Iterator[None]:
+def _exit_codes(
+    context: typer.Context,
+    interrupted: str = "interrupted; `foldrace resume DIR` goes on with a run that had begun",
+) -> Iterator[None]:
     """Errors become messages on stderr and the exit codes of `experiment.errors`."""
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         yield
     except KeyboardInterrupt as error:
-        screen.print("interrupted; `foldrace resume DIR` goes on with a run that had begun")
+        screen.print(interrupted)
         raise typer.Exit(Interrupted.exit_code) from error
     except FoldraceError as error:
         if context.obj:

@@ -1,28 +1,32 @@
-"""`ensemble DIR`, and the blend at the end of a sweep: soups, prices, the blend, what to print.
+"""`ensemble DIR`, and the blend at the end of a sweep: soups, prices, the blend.
 
 Takes a run folder and the config's wishes; writes `ensemble/` and tells what was chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from rich.console import Console
 
+from commands.blend_lines import blend_lines, not_chosen
 from commands.machine import cores
 from ensemble.add_spec import parse_adds
-from ensemble.added import NOTHING_ADDED, VARIANT, Added, add_sources
+from ensemble.added import VARIANT, add_sources
 from ensemble.eligible import Prices
 from ensemble.pool import Member
 from ensemble.selection import Request, blend_run
 from experiment.config import EnsembleConfig
+from experiment.errors import ConfigError, DataError, Problem
 from experiment.folds import HELD_OUT
 from experiment.manifest import read_manifest
-from experiment.metrics import MetricScore, accuracy, all_metrics, log_loss
+from experiment.metrics import accuracy, all_metrics, log_loss
 from experiment.plugins import naming_plugins
-from experiment.records import EnsembleRecord, HeldOutScore, MemberRecord
+from experiment.records import EnsembleRecord, HeldOutScore
 from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from inference.plugins import use_run_plugins
@@ -31,7 +35,7 @@ from inference.soup import make_soups
 from inference.soup_files import Soup
 from inference.speed import measure_speed
 
-_IN_WORDS = ("log_loss", "accuracy")
+_NOTHING = Request(lambda members: Prices({}, {}))
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,19 @@ class Changes:
     include: tuple[str, ...] = ()
 
     def of(self, config: EnsembleConfig) -> EnsembleConfig:
-        """The config with the changes. Raises ConfigError."""
+        """The config with the changes. ConfigError with every value that is not allowed."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return config.model_copy(update={key: value for key, value in given.items() if value})
+        asked = {key: value for key, value in given.items() if value not in (None, ())}
+        try:
+            return EnsembleConfig.model_validate({**config.model_dump(), **asked})
+        except ValidationError as error:
+            raise ConfigError([_wrong_option(d) for d in error.errors()]) from error
+
+
+def _wrong_option(detail: ErrorDetails) -> Problem:
+    option = f"--{str(detail['loc'][0]).replace('_', '-')}"
+    rule = detail["msg"].replace("Input should be", "allowed:")
+    return Problem(option, f"got {detail['input']}; {rule}; leave it out for no limit")
 
 
 def reblend(
@@ -70,19 +84,27 @@ def blend(
     """Write `ensemble/` and print what was chosen."""
     use_run_plugins(store)
     added = _added(store, add)
-    if config.method == "soup":
+    if config.method == "soup" and not added.problems:
         _soups(store, console)
-    ensemble = blend_run(store, config, Request(lambda m: _prices(store, m), tuple(runs), added))
+    request = replace(added, prices=lambda m: _prices(store, m), runs=tuple(runs))
+    ensemble = blend_run(store, config, request)
     ensemble = _with_held_out_score(store, ensemble)
-    _print(ensemble, console)
+    for line in (*blend_lines(ensemble), *not_chosen(ensemble, request.added)):
+        console.print(line)
     return ensemble
 
 
-def _added(store: RunStore, texts: Sequence[str]) -> Added:
+def _added(store: RunStore, texts: Sequence[str]) -> Request:
+    """Of the request what the option `--add` says, with all that is wrong in its files."""
     if not texts:
-        return NOTHING_ADDED
-    specs = parse_adds(texts)
-    return add_sources(store, specs, read_test_set(store.config().data, store.classes()))
+        return _NOTHING
+    try:
+        specs = parse_adds(texts)
+        test = read_test_set(store.config().data, store.classes())
+        return replace(_NOTHING, added=add_sources(store, specs, test))
+    except (ConfigError, DataError) as error:
+        unread = tuple(Member(text.partition("=")[0], VARIANT) for text in texts)
+        return replace(_NOTHING, problems=error.problems, unread=unread)
 
 
 def _soups(store: RunStore, console: Console) -> None:
@@ -91,6 +113,8 @@ def _soups(store: RunStore, console: Console) -> None:
         soups = make_soups(store, cores(), lambda text: status.update(f"Soups: {text}"))
     for soup in soups:
         console.print(_tasted(soup))
+    if not soups:
+        console.print("No soup: no two members that are there have the same architecture")
 
 
 def _tasted(soup: Soup) -> str:
@@ -111,102 +135,6 @@ def _prices(store: RunStore, members: Sequence[Member]) -> Prices:
     speeds = measure_speed(store, members)
     known = {m: ms for m, ms in speeds.ms_per_image.items() if ms is not None}
     return Prices(known, sizes, speeds.device)
-
-
-def _print(ensemble: EnsembleRecord, console: Console) -> None:
-    gain = ensemble.fair_single_logloss - ensemble.oof_logloss
-    console.print(
-        f"[bold]Blend[/bold] of {count_members(len(ensemble.members))} ({ensemble.method}): OOF "
-        f"log loss [bold]{ensemble.oof_logloss:.4f}[/bold], best single {ensemble.best_single} "
-        f"{ensemble.best_single_oof_logloss:.4f}{_calibrated(ensemble)} ({gain:+.4f} better); "
-        "cross-fitted "
-        f"{ensemble.crossfit_logloss:.4f} ± {ensemble.crossfit_se:.4f}, on the last fold "
-        f"{ensemble.last_fold_logloss:.4f}; {_distance(ensemble)}; OOF accuracy "
-        f"{ensemble.oof_accuracy:.4f}{_further(ensemble.metrics)}{_price(ensemble)}"
-    )
-    for member in ensemble.members:
-        console.print(f"  {member.weight:.3f}  {member.candidate} {member.variant}{_of(member)}")
-    for line in _remarks(ensemble):
-        console.print(line)
-
-
-def count_members(count: int) -> str:
-    return f"{count} member{'' if count == 1 else 's'}"
-
-
-def _distance(ensemble: EnsembleRecord) -> str:
-    if ensemble.certificate is None:
-        return f"no certificate ({ensemble.pooling} pooling)"
-    return f"at most {ensemble.certificate:.1e} above the best possible weights"
-
-
-def _calibrated(ensemble: EnsembleRecord) -> str:
-    """Beside the best single's loss, so that calibration is not taken for blending."""
-    loss = ensemble.best_single_calibrated_logloss
-    return "" if loss is None else f", at best {loss:.4f} with a temperature of its own"
-
-
-def _price(ensemble: EnsembleRecord) -> str:
-    """', 12.3 ms per image on cpu': nothing where it was not measured."""
-    if ensemble.ms_per_image is None:
-        return ""
-    return f"; {ensemble.ms_per_image:.3g} ms per image on {ensemble.device}"
-
-
-def _of(member: MemberRecord) -> str:
-    warm = f", temperature {member.temperature:.3f}" if member.temperature != 1 else ""
-    return f"{warm}{f', of {member.run}' if member.run else ''}"
-
-
-def _further(metrics: Iterable[MetricScore]) -> str:
-    """', macro_f1 0.9012, ...': the metrics beside the two that have their own words."""
-    return "".join(f", {m.name} {m.value:.4f}" for m in metrics if m.name not in _IN_WORDS)
-
-
-def _remarks(ensemble: EnsembleRecord) -> Iterator[str]:
-    """What a user should know beside the figures."""
-    if ensemble.methods_tried:
-        tried = (f"{t.method} {t.crossfit_logloss:.4f}" for t in ensemble.methods_tried)
-        yield f"Method {ensemble.method}, of the least cross-fitted loss: {', '.join(tried)}"
-    calibration = ensemble.calibration
-    if calibration is not None and (calibration.members or calibration.blend):
-        kept = [
-            *(["one temperature a member"] if calibration.members else []),
-            *([f"temperature {ensemble.blend_temperature:.3f} of the blend"] * calibration.blend),
-        ]
-        yield (
-            f"Calibrated: {' and '.join(kept)}; expected calibration error "
-            f"{calibration.before.ece:.4f} -> {calibration.after.ece:.4f}"
-        )
-    if ensemble.duplicates:
-        same = "; ".join(" = ".join(names) for names in ensemble.duplicates)
-        yield f"Same predictions, so only the first was considered: {same}"
-    if ensemble.members_without_weights:
-        yield (
-            "Left out, since their weights were removed (ensemble.keep: blend): "
-            f"{count_members(ensemble.members_without_weights)}"
-        )
-    near = ensemble.near_duplicates
-    if near is not None and near.rows:
-        without = near.oof_logloss_without
-        rest = "" if without is None else f"; without them the OOF log loss is {without:.4f}"
-        yield f"{near.rows} rows resemble an image of another fold or of the test set{rest}"
-    for point in ensemble.curve:
-        yield (
-            f"  {point.ms_per_image:9.3f} ms per image: {point.oof_logloss:.4f} with "
-            f"{count_members(point.members)}"
-        )
-    for unvalidated in ensemble.unvalidated:
-        yield (
-            f"[bold]Unvalidated[/bold]: {unvalidated.name} has no OOF predictions; it gets "
-            f"{unvalidated.weight:.3f} of the submission, and no figure here covers it"
-        )
-    held_out = ensemble.held_out
-    if held_out is not None:
-        yield (
-            f"Held-out rows ({held_out.rows}, seen by no trial): log loss {held_out.logloss:.4f}, "
-            f"accuracy {held_out.accuracy:.4f}{_further(held_out.metrics)}"
-        )
 
 
 def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord) -> EnsembleRecord:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.blend import blend, count_members
+from commands.blend import blend
+from commands.blend_lines import count_members
 from commands.machine import cores
 from ensemble.selection import remove_unused_weights
 from experiment.errors import RunFolderError
@@ -72,6 +73,9 @@ def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Rec
         f"[bold]{receipt.file}[/bold]: {receipt.rows} rows of {_form(test)}, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
+    if receipt.unvalidated:
+        shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
+        console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")
     return receipt
 
 

@@ -41,8 +41,9 @@ def resume(
     config = parsed.require()
     space, problems = build_space(config, f"{store.root}/sweep.yaml")
     manifest = _same_data(store, config)
+    earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
     with cluster_for_checks(parsed, address) as nodes:
-        problems += config_problems(config, space, nodes)
+        problems += config_problems(config, space, nodes, earlier)
         if problems:
             raise UserError(problems)
         store.save_config(config)

@@ -54,8 +54,13 @@ def true_prob_at(
     log_prob: NDArray[np.floating], labels: NDArray[np.int64], temperature: float
 ) -> NDArray[np.float32]:
     """(n,) probability of the true class at the temperature, from log_prob (n, C)."""
-    rows = np.arange(len(labels))
-    return np.exp(at_temperature(log_prob, temperature)[rows, labels])
+    true = np.empty(len(labels), dtype=np.float32)
+    for rows in _blocks(log_prob):
+        block = _below_peak(log_prob[rows])
+        block *= np.float32(1.0 / temperature)
+        own = block[np.arange(len(block)), labels[rows]]
+        true[rows] = own - np.log(np.exp(block, out=block).sum(axis=1))
+    return np.exp(np.maximum(true, np.float32(LOG_CLIP)))
 
 
 def fit_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -136,6 +141,6 @@ def _below_peak(log_prob: NDArray[np.floating]) -> NDArray[np.float32]:
     return below
 
 
-def _blocks(array: NDArray[np.float32]) -> Iterator[slice]:
+def _blocks(array: NDArray[np.floating]) -> Iterator[slice]:
     step = max(1, _BLOCK // array.shape[1])
     return (slice(start, start + step) for start in range(0, len(array), step))

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from posixpath import basename
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.added import VARIANT
 from ensemble.automatic import methods_to_try
 from ensemble.limits import Limits
+from ensemble.member_names import is_named, member_name
 from ensemble.methods import METHODS, check_method
 from ensemble.pool import Member
 from experiment.config import EnsembleConfig
@@ -33,36 +37,44 @@ class Prices:
     """What the time was measured on."""
 
 
-def check_wishes(members: Sequence[Member], config: EnsembleConfig) -> None:
-    """ConfigError with everything that can be known to be wrong before any array is read: the
-    method, names of nothing."""
+def wish_problems(
+    members: Sequence[Member], config: EnsembleConfig, without_weights: Sequence[Member] = ()
+) -> list[Problem]:
+    """Everything that can be known to be wrong before any array is read: the method, names of
+    nothing, forced names of what may not enter or cannot predict."""
     method = check_method(config.method)
-    unknown = (
-        *_unknown(members, config.exclude, "exclude"),
-        *_unknown(members, config.include, "include"),
-    )
-    problems = [*([] if method is None else [method]), *unknown]
-    if problems:
-        raise ConfigError(problems)
+    every = (*members, *without_weights)
+    return [
+        *([] if method is None else [method]),
+        *_unknown(every, config.exclude, "exclude"),
+        *_unknown(every, config.include, "include"),
+        *_barred(members, without_weights, config),
+        *_nothing_left(members, config.exclude),
+    ]
 
 
 def without_excluded(members: Sequence[Member], exclude: Sequence[str]) -> list[int]:
     """Indices of the members that no name excludes; ConfigError where nothing is left."""
-    kept = [i for i, m in enumerate(members) if not any(_is_named(m, name) for name in exclude)]
-    if members and not kept:
-        raise ConfigError.single("ensemble.exclude", f"excludes all {len(members)} members")
-    return kept
+    problems = _nothing_left(members, exclude)
+    if problems:
+        raise ConfigError(problems)
+    return [i for i, member in enumerate(members) if not _excluding(member, exclude)]
 
 
 def forced_members(
-    members: Sequence[Member], losses: NDArray[np.float64], include: Sequence[str]
+    members: Sequence[Member],
+    losses: NDArray[np.float64],
+    include: Sequence[str],
+    duplicates: Sequence[tuple[Member, ...]] = (),
 ) -> tuple[int, ...]:
-    """Of each name the member with the least own loss (M,); ConfigError with every name that no
-    member has: those of excluded ones."""
-    unknown = _unknown(members, include, "include")
+    """Of each name the member with the least own loss (M,); for a name of copies alone the one
+    that is kept, the first of its `duplicates`. ConfigError with every name that no member has."""
+    unknown = _unknown((*members, *chain(*duplicates)), include, "include")
     if unknown:
         raise ConfigError(unknown)
-    named = ([i for i, m in enumerate(members) if _is_named(m, name)] for name in include)
+    kept = {member: members.index(same[0]) for same in duplicates for member in same}
+    meant = ([*members, *kept], [*range(len(members)), *kept.values()])
+    named = ([i for m, i in zip(*meant, strict=True) if is_named(m, name)] for name in include)
     return tuple(sorted({min(found, key=lambda i: (losses[i], i)) for found in named}))
 
 
@@ -71,7 +83,8 @@ def find_limits(
 ) -> Limits:
     """ConfigError where a limit is set whose price is unknown, or that nothing can meet that the
     method takes."""
-    rows, budgets, problems = [], [], []
+    rows, budgets = [], []
+    problems: list[Problem] = []
     methods = [METHODS[name] for name in methods_to_try(config.method)]
     able = [i for i, m in enumerate(members) if any(method.takes(m) for method in methods)]
     asked = (
@@ -81,13 +94,12 @@ def find_limits(
     for key, budget, price, unit in asked:
         if budget is None:
             continue
-        unknown = [_name(m) for m in members if m not in price]
+        unknown = [m for m in members if m not in price]
         if unknown:
-            message = f"cannot hold: {listing(unknown)} could not be measured; exclude them"
-            problems.append(Problem(key, f"{message} (or leave out their --add)"))
+            problems += _unpriced(key, unknown)
             continue
         costs = np.array([float(price[m]) for m in members])
-        named = [_name(m) for m in members]
+        named = [member_name(m) for m in members]
         dear = _too_dear(budget, costs, named, forced, able)
         problems += [Problem(key, f"is {budget:g}; {d} {unit}") for d in dear]
         rows.append(costs)
@@ -103,6 +115,17 @@ def find_limits(
         message = f"no member meets both this and {_BYTES}; raise one of them"
         raise ConfigError.single(_TIME, message)
     return limits
+
+
+def _unpriced(key: str, unknown: Sequence[Member]) -> Iterator[Problem]:
+    """Predictions made elsewhere have no price at all; others may be damaged."""
+    added = listing(member_name(m) for m in unknown if m.variant == VARIANT)
+    unmeasured = listing(member_name(m) for m in unknown if m.variant != VARIANT)
+    if added:
+        message = "limits of time and bytes know nothing of predictions made elsewhere"
+        yield Problem(key, f"cannot hold with {added}: {message}: leave out --add or the limit")
+    if unmeasured:
+        yield Problem(key, f"cannot hold: {unmeasured} could not be measured; exclude them")
 
 
 def _too_dear(
@@ -122,21 +145,42 @@ def _too_dear(
         yield f"the cheapest member, {names[least]}, needs {costs[least]:g}"
 
 
+def _nothing_left(members: Sequence[Member], exclude: Sequence[str]) -> list[Problem]:
+    if not members or not all(_excluding(member, exclude) for member in members):
+        return []
+    return [Problem("ensemble.exclude", f"excludes all {len(members)} members")]
+
+
 def _unknown(members: Sequence[Member], names: Sequence[str], key: str) -> list[Problem]:
     """Every name that no member has."""
     known = listing(dict.fromkeys([m.candidate for m in members]))
     backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
+    runs = listing(dict.fromkeys([basename(m.run.rstrip("/")) for m in members if m.run]))
     allowed = f"candidates: {known}; backbones: {backbones}; a variant: `c0001 ema`"
+    of_run = f"; those of one run folder: `RUN:c0001`, RUN one of {runs}" if runs else ""
     return [
-        Problem(f"ensemble.{key}", f"{name!r} names no member; {allowed}")
+        Problem(f"ensemble.{key}", f"{name!r} names no member; {allowed}{of_run}")
         for name in names
-        if not any(_is_named(m, name) for m in members)
+        if not any(is_named(m, name) for m in members)
     ]
 
 
-def _is_named(member: Member, name: str) -> bool:
-    return name in (member.candidate, _name(member), member.backbone)
+def _barred(
+    members: Sequence[Member], without_weights: Sequence[Member], config: EnsembleConfig
+) -> Iterator[Problem]:
+    """Forced names, all members of which are excluded or cannot predict."""
+    for name in config.include:
+        named = [m for m in members if is_named(m, name)]
+        bars = dict.fromkeys([bar for m in named for bar in _excluding(m, config.exclude)])
+        gone = any(is_named(m, name) for m in without_weights)
+        if named and all(_excluding(m, config.exclude) for m in named):
+            message = f"{name!r} is excluded by ensemble.exclude ({listing(map(repr, bars))})"
+            yield Problem("ensemble.include", f"{message}; leave it out of one of the two")
+        if gone and not named:
+            message = f"{name!r} cannot predict: its weights are gone from the run folder"
+            yield Problem("ensemble.include", f"{message}; leave it out, or train it anew")
 
 
-def _name(member: Member) -> str:
-    return f"{member.candidate} {member.variant}"
+def _excluding(member: Member, exclude: Sequence[str]) -> list[str]:
+    """The names that exclude it."""
+    return [name for name in exclude if is_named(member, name)]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.calibrate import LOG_CLIP
+from ensemble.member_names import member_name
 from ensemble.oof_source import OofSource
 from experiment.errors import Problem
 from experiment.folds import FoldTable
@@ -168,7 +169,7 @@ def _problems(source: OofSource, fault: _Fault, scored: ScoredRows) -> Iterator[
 
 
 def _name(source: OofSource) -> str:
-    return f"{source.member.candidate} {source.member.variant}"
+    return member_name(source.member)
 
 
 def _of_trials(source: OofSource) -> bool:

@@ -71,7 +71,8 @@ def _soup(pool: Pool, settings: Settings) -> Fit:
     if not soups:
         raise ConfigError.single(
             "ensemble.method",
-            "'soup' needs soups, and no member is one; `ensemble DIR --method soup` makes them",
+            "'soup' needs soups, and no member is one: `ensemble DIR --method soup` tries them and "
+            "keeps those that beat the best of their models; use another method",
         )
     best = soups[int(np.argmin(own_losses(pool)[soups]))]
     return mixture_fit(certified(pool.true_prob, equal_weights([best], len(pool.members))))
@@ -111,7 +112,7 @@ METHODS = {method.name: method for method in _ROWS}
 
 def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
     """The method of that name on the pool; ConfigError if there is none."""
-    problem = check_method(name)
+    problem = check_name("ensemble.method", name, METHODS)  # `auto` is none of them
     if problem is not None:
         raise ConfigError([problem])
     return METHODS[name].function(pool, settings)

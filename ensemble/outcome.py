@@ -19,6 +19,7 @@ from ensemble.calibration import CalibrationChoice
 from ensemble.eligible import Prices
 from ensemble.fit import Fit
 from ensemble.leave_one_out import rise_of_least_loss, rise_of_mixture
+from ensemble.member_names import member_name
 from ensemble.pool import Member, MemberRows
 from experiment.metrics import (
     accuracy,
@@ -118,11 +119,6 @@ def record_of(
         near_duplicates=_near(true_prob, near),
         unvalidated=_equal_parts(unvalidated),
     )
-
-
-def member_name(member: Member) -> str:
-    """As messages and tables call it: `c0007 ema`."""
-    return f"{member.candidate} {member.variant}"
 
 
 def heaviest_first(fit: Fit) -> NDArray[np.intp]:

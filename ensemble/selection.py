@@ -19,9 +19,9 @@ from ensemble.bounded import fit_on, fit_within, supports_by_price
 from ensemble.calibration import final_fit
 from ensemble.eligible import (
     Prices,
-    check_wishes,
     find_limits,
     forced_members,
+    wish_problems,
     without_excluded,
 )
 from ensemble.fit import Fit, Settings
@@ -40,11 +40,21 @@ from ensemble.pool import Member, MemberRows, Pool
 from ensemble.sources import other_runs, run_sources
 from ensemble.trade_off import VISIBLE
 from experiment.config import EnsembleConfig
-from experiment.errors import RunFailure
+from experiment.errors import (
+    ConfigError,
+    DataError,
+    Problem,
+    RunFailure,
+    RunFolderError,
+    UserError,
+)
 from experiment.metrics import log_loss_of_true, true_class_probability
 from experiment.near_duplicates import near_duplicate_rows
 from experiment.records import CandidateSummary, CurvePoint, EnsembleRecord
 from experiment.store import RunStore
+
+_KINDS = (ConfigError, DataError, RunFolderError)
+"""Of wrong wishes, of predictions made elsewhere, of further run folders."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +68,23 @@ class Request:
     """Further run folders whose members take part."""
     added: Added = NOTHING_ADDED
     """Predictions made elsewhere."""
+    problems: tuple[Problem, ...] = ()
+    """What is known to be wrong with them: told with all other wrong wishes."""
+    unread: tuple[Member, ...] = ()
+    """Those with problems: names may mean them."""
 
 
 def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
     """Check, choose, certify, cross-fit and write the blend, among members whose weights are there:
     it is to predict. Raises RunFailure where no candidate is complete, UserError for wrong arrays,
     names and limits."""
-    sources = [*run_sources(store), *other_runs(store, request.runs), *request.added.sources]
+    sources = _sources(store, config, request)
     considered = _considered(store, sources)
-    members = [s.member for s in sources]
-    check_wishes(members, config)
-    kept = without_excluded(members, config.exclude)
+    kept = without_excluded([s.member for s in sources], config.exclude)
     matrix = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
     rows = matrix.rows
     losses = np.array([log_loss_of_true(column) for column in rows.raw])
-    forced = forced_members(rows.members, losses, config.include)
+    forced = forced_members(rows.members, losses, config.include, matrix.duplicates)
     bounded = config.max_ms_per_image is not None or config.max_bytes is not None
     prices = request.prices(rows.members) if bounded else Prices({}, {})
     limits = find_limits(rows.members, prices, config, forced)
@@ -110,10 +122,12 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     )
     arrays = chosen.combiner.take(heaviest_first(chosen)).arrays()
     names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
-    save_added(store, request.added, names)
-    store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
-    keep_only(store, names)
-    return record
+    rounds = trajectory(rows.members, chosen)
+    with store.blend.only_writer():  # the added members must be those of the record at its end
+        save_added(store, request.added, names)
+        written = store.blend.save(record, rounds, half_logs(prob), arrays, names)
+        keep_only(store, names)
+    return written
 
 
 def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
@@ -129,16 +143,58 @@ def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
     return len(there)
 
 
+def _sources(store: RunStore, config: EnsembleConfig, request: Request) -> list[OofSource]:
+    """Of all members; UserError with every wish that cannot be met: no array has been read yet."""
+    further, problems = _further(store, request.runs)
+    own = run_sources(store)
+    sources = [*own, *further, *request.added.sources]
+    named = [*(s.member for s in sources), *request.unread]
+    lost = _without_weights(store, [s.member for s in own])
+    wishes = wish_problems(named, config, lost)
+    told = [*wishes, *request.problems, *problems]
+    if told and (named or lost or request.problems or problems):  # else: nothing to blend
+        raise _kind(wishes, request.problems, problems)(told)
+    return sources
+
+
+def _further(store: RunStore, runs: Sequence[str]) -> tuple[list[OofSource], tuple[Problem, ...]]:
+    """Of further run folders, and what is wrong with these."""
+    try:
+        return other_runs(store, runs), ()
+    except UserError as error:
+        return [], error.problems
+
+
+def _kind(
+    wishes: Sequence[Problem], added: Sequence[Problem], runs: Sequence[Problem]
+) -> type[UserError]:
+    """The class of an error with all of them."""
+    kinds = [k for k, found in zip(_KINDS, (wishes, added, runs), strict=True) if found]
+    return kinds[0] if len(kinds) == 1 else UserError
+
+
+def _without_weights(store: RunStore, members: Sequence[Member]) -> list[Member]:
+    """Members of complete candidates that are not among these."""
+    there = {(m.candidate, m.variant) for m in members}
+    return [
+        Member(s.candidate.candidate, variant, s.candidate.backbone)
+        for s in store.summaries()
+        if s.status == "complete"
+        for variant in s.variants
+        if (s.candidate.candidate, variant) not in there
+    ]
+
+
 def _considered(store: RunStore, sources: Sequence[OofSource]) -> Considered:
     """RunFailure where there is nothing to blend."""
+    own = [s.member for s in sources if not s.member.run and s.member.variant != VARIANT]
+    lost = _without_weights(store, own)
     summaries = store.summaries()
-    complete = [s for s in summaries if s.status == "complete"]
-    scored = sum(len(s.variants) for s in complete)
-    own = sum(1 for s in sources if not s.member.run and s.member.variant != VARIANT)
     if not sources:
-        raise _nothing_to_blend(store, summaries, without_weights=scored)
+        raise _nothing_to_blend(store, summaries, without_weights=len(lost))
+    complete = sum(1 for s in summaries if s.status == "complete")
     further = {(s.member.run, s.member.candidate) for s in sources if s.member.run}
-    return Considered(len(complete) + len(further), scored - own)
+    return Considered(complete + len(further), len(lost))
 
 
 def _nothing_to_blend(

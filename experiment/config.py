@@ -265,7 +265,7 @@ class EnsembleConfig(_Section):
     """Greedy: so many random halves of the members are searched and averaged; 0: all, once."""
     calibrate: bool = True
     """Temperatures of members and blend, each where it lowers the cross-fitted log loss."""
-    max_ms_per_image: Annotated[float, Field(gt=0)] | None = None
+    max_ms_per_image: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Of all fold models of the blend together, on the machine that blends."""
     max_bytes: Annotated[int, Field(ge=1)] | None = None
     """Of the weight files of all fold models of the blend together."""

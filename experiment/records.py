@@ -228,6 +228,11 @@ class EnsembleRecord(_Record):
     """Members with the same probabilities: only the first of each was considered."""
     near_duplicates: NearDuplicates | None = None
     unvalidated: tuple[UnvalidatedRecord, ...] = ()
+    combiner: str = "combiner.safetensors"
+    """The file in `ensemble/` with what the combiner knows beyond the weights; empty: nothing."""
+    digests: dict[str, str] = {}
+    """File in `ensemble/` -> blake2b of its bytes: only a file that has it is of this blend.
+    Empty in those of a version that wrote none."""
 
     @property
     def fair_single_logloss(self) -> float:

@@ -6,12 +6,12 @@ Takes a config with its search space and the cluster's nodes, gives every proble
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from ensemble.methods import check_method
 from experiment.config import SweepConfig
 from experiment.errors import Problem, UserError
 from scheduling.cluster import Node, resource_problems
+from scheduling.ensemble_checks import ensemble_problems
 from search_spaces.ranges import Float, Int
 from search_spaces.sampling import SearchSpace
 from trainables.backbones import build_body, check_backbone
@@ -28,11 +28,18 @@ _MANY_EPOCHS = 1000
 _OTHER_KEYS = {"loss": "training.loss", "policy": "augment.policy"}
 
 
-def config_problems(config: SweepConfig, space: SearchSpace, nodes: list[Node]) -> list[Problem]:
-    """What these nodes cannot do, whatever the data are."""
+def config_problems(
+    config: SweepConfig,
+    space: SearchSpace,
+    nodes: list[Node],
+    earlier: Mapping[str, str] | None = None,
+) -> list[Problem]:
+    """What these nodes cannot do, whatever the data are. `earlier`: the candidates of a run that
+    goes on -> their backbones."""
     return [
         *_backbone_problems(config, space),
         *_name_problems(config, space),
+        *ensemble_problems(config, space, earlier),
         *check_combinations(space.settings, config.training, drops_paths),
         *_transform_problems(config, space),
         *_precision_problems(config, nodes),
@@ -107,9 +114,6 @@ def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) ->
 
 def _name_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
     """Names that are looked up in tables, each told once."""
-    method = check_method(config.ensemble.method)
-    if method is not None:
-        yield method
     yield from check_meta(config.training.meta_features)
     given = {
         (_key_of(config, backbone, knob), knob, str(value)): None

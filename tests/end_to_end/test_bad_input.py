@@ -84,6 +84,15 @@ def both(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
 
 SAMPLE = "sample submission.csv"
 WRONG: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
+    "what no blend can meet": (
+        edit("ensemble", method="snapshot", exclude=["c0001"], include=["c0001", "c0042"]),
+        (
+            "'c0042' is neither a candidate nor a backbone",
+            "'c0001' is excluded by ensemble.exclude",
+            "'snapshot' needs snapshots",
+        ),
+    ),
+    "no limit of time": (edit("ensemble", max_ms_per_image=0), ("ensemble.max_ms_per_image",)),
     "unknown key": (edit("training", epoch=3), ("training.epoch", "did you mean 'epochs'?")),
     "unknown section": (edit("trainning"), ("trainning", "did you mean 'training'?")),
     "out of range": (edit("training", epochs=0), ("training.epochs", "got 0", "greater than")),

@@ -216,11 +216,18 @@ def test_the_blend_is_what_it_says(finished: Run) -> None:
     record, labels = finished.json("ensemble/ensemble.json"), finished.labels()
     weights = [member["weight"] for member in record["members"]]
     assert sum(weights) == pytest.approx(1) and min(weights) > 0
-    parts = [m["weight"] * finished.oof(m["candidate"], m["variant"]) for m in record["members"]]
-    blend = np.sum(parts, axis=0)
+    powered = [
+        finished.oof(m["candidate"], m["variant"]) ** (1 / m["temperature"])
+        for m in record["members"]
+    ]
+    parts = [p / p.sum(axis=1, keepdims=True) for p in powered]
+    mixed = np.sum([w * p for w, p in zip(weights, parts, strict=True)], axis=0)
+    assert record["mixture_logloss"] == pytest.approx(log_loss(labels, mixed), abs=2e-4)
+    blend = mixed ** (1 / record["blend_temperature"])
+    blend /= blend.sum(axis=1, keepdims=True)
     assert record["oof_logloss"] == pytest.approx(log_loss(labels, blend), abs=2e-4)
     assert record["oof_accuracy"] == pytest.approx((blend.argmax(axis=1) == labels).mean())
-    assert record["oof_logloss"] <= record["best_single_oof_logloss"] + 1e-12
+    assert record["mixture_logloss"] <= record["best_single_oof_logloss"] + 1e-12
     assert record["certificate"] >= 0 and record["members_considered"] == 4
     best = finished.table("leaderboard.csv")["oof_logloss"].min()
     assert record["best_single_oof_logloss"] == pytest.approx(best, abs=1e-5)
@@ -292,7 +299,11 @@ def test_blending_again(copied: Run, cli: Cli) -> None:
     result = succeeded(cli("ensemble", copied.folder, "--max-members", "1"))
     record = copied.json("ensemble/ensemble.json")
     assert [m["weight"] for m in record["members"]] == [1.0]
-    assert record["oof_logloss"] == pytest.approx(record["best_single_oof_logloss"])
+    name = "{candidate} {variant}".format(**record["members"][0])
+    if record["blend_temperature"] == record["members"][0]["temperature"] == 1:
+        assert name == record["best_single"]
+        assert record["oof_logloss"] == pytest.approx(record["best_single_oof_logloss"])
+    assert record["mixture_logloss"] <= record["best_single_oof_logloss"] + 1e-12
     assert f"{record['oof_logloss']:.4f}" in result.stdout
     succeeded(cli("submit", copied.folder))
     single = record["members"][0]
@@ -311,7 +322,7 @@ def test_only_the_weights_of_the_blend_are_kept(copied: Run, tmp_path: Path, cli
     assert set(copied.folder.rglob("*.npy")) == oof
 
     result = succeeded(cli("ensemble", copied.folder, "--max-members", "4"))
-    assert "(ensemble.keep: blend): 3 members" in " ".join(result.stdout.split())
+    assert "their weights are not there: 3 members" in " ".join(result.stdout.split())
     assert copied.json("ensemble/ensemble.json")["members"] == [member]
     out = tmp_path / "again.csv"
     succeeded(cli("submit", copied.folder, "--out", out))
@@ -344,6 +355,13 @@ def test_status_and_report(copied: Run, cli: Cli) -> None:
     succeeded(cli("report", copied.folder))
     page = (copied.folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "timm/test_resnet" in page and "빨간 사과" in page
+
+
+def test_resume_writes_no_wish_that_no_blend_can_meet(copied: Run, cli: Cli) -> None:
+    before = (copied.folder / "sweep.yaml").read_bytes()
+    result = cli("resume", copied.folder, "--set", "ensemble.include=[c0099]")
+    assert result.exit_code == 2 and "'c0099' is neither a candidate nor" in result.stderr
+    assert (copied.folder / "sweep.yaml").read_bytes() == before
 
 
 def test_a_finished_run_is_extended(copied: Run, cli: Cli) -> None:

@@ -7,11 +7,12 @@ import pytest
 
 from ensemble.eligible import (
     Prices,
-    check_wishes,
     find_limits,
     forced_members,
+    wish_problems,
     without_excluded,
 )
+from ensemble.member_names import is_named, member_name
 from ensemble.pool import Member
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError
@@ -66,20 +67,74 @@ def test_forced(include: tuple[str, ...], forced: tuple[int, ...]) -> None:
 
 def test_every_wrong_wish_at_once() -> None:
     config = EnsembleConfig(method="optimum", exclude=("x", "c0001"), include=("y", "c0002 ema"))
-    with pytest.raises(ConfigError) as caught:
-        check_wishes(MEMBERS, config)
-    found = [str(p) for p in caught.value.problems]
+    found = [str(p) for p in wish_problems(MEMBERS, config)]
     assert found[0].startswith("ensemble.method: got 'optimum'; did you mean 'optimal'?")
     allowed = (
         "names no member; candidates: c0001, c0002, mine; backbones: timm/a, timm/b; a variant: "
-        "`c0001 ema`"
+        "`c0001 ema`; those of one run folder: `RUN:c0001`, RUN one of other"
     )
     assert found[1:] == [
         f"ensemble.exclude: 'x' {allowed}",
         f"ensemble.include: 'y' {allowed}",
         f"ensemble.include: 'c0002 ema' {allowed}",
     ]
-    check_wishes(MEMBERS, EnsembleConfig(exclude=("timm/a",), include=("mine",)))
+    assert wish_problems(MEMBERS, EnsembleConfig(exclude=("timm/a",), include=("mine",))) == []
+
+
+def test_forced_names_that_may_not_enter_or_cannot_predict() -> None:
+    config = EnsembleConfig(
+        exclude=("c0001", "timm/b"), include=("c0001 ema", "c0009", "mine", "timm/a", "other:c0002")
+    )
+    gone = [Member("c0009", "raw", "timm/c")]
+    assert [str(p) for p in wish_problems(MEMBERS, config, gone)] == [
+        "ensemble.include: 'c0001 ema' is excluded by ensemble.exclude ('c0001'); leave it out of "
+        "one of the two",
+        "ensemble.include: 'c0009' cannot predict: its weights are gone from the run folder; leave "
+        "it out, or train it anew",
+        "ensemble.include: 'timm/a' is excluded by ensemble.exclude ('c0001'); leave it out of one "
+        "of the two",
+        "ensemble.include: 'other:c0002' is excluded by ensemble.exclude ('timm/b'); leave it out "
+        "of one of the two",
+    ]
+    half = EnsembleConfig(exclude=("c0001 ema",), include=("c0001",))
+    assert wish_problems(MEMBERS, half, gone) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("c0002", [0, 1, 2]),
+        ("other:c0002", [1]),
+        ("runs/other:c0002 raw", [1]),
+        ("runs/other/:timm/b", [1]),
+        ("s3://bucket/sweep:c0002", [2]),
+        ("sweep:c0002", [2]),
+        (":c0002", [0]),
+        (":timm/b", [0]),
+        ("hub:org/x", [3]),
+        ("other:", []),
+        ("no:c0002", []),
+        ("other:c0003", []),
+    ],
+)
+def test_names_with_a_run_folder(name: str, expected: list[int]) -> None:
+    members = [
+        Member("c0002", "raw", "timm/b"),
+        Member("c0002", "raw", "timm/b", run="runs/other"),
+        Member("c0002", "raw", "timm/b", run="s3://bucket/sweep"),
+        Member("c0003", "raw", "hub:org/x"),
+    ]
+    assert [i for i, m in enumerate(members) if is_named(m, name)] == expected
+
+
+def test_members_are_told_apart_by_their_run_folder() -> None:
+    assert [member_name(m) for m in MEMBERS[2:4]] == ["c0002 raw", "c0002 raw of other"]
+
+
+def test_a_copy_is_forced_in_as_the_member_that_is_kept() -> None:
+    copies = [(MEMBERS[2], Member("c0005", "raw", "timm/b")), (MEMBERS[0], Member("c0006"))]
+    for include, forced in (("c0005", (2,)), ("c0006 raw", (0,)), ("timm/b", (3,))):
+        assert forced_members(MEMBERS, LOSSES, (include,), copies) == forced
 
 
 def prices(ms: list[float], size: list[int]) -> Prices:
@@ -112,8 +167,8 @@ def test_every_limit_that_cannot_be_held_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         find_limits(MEMBERS, known, config, (0, 1))
     assert [str(p) for p in caught.value.problems] == [
-        "ensemble.max_ms_per_image: cannot hold: mine added could not be measured; exclude them "
-        "(or leave out their --add)",
+        "ensemble.max_ms_per_image: cannot hold with mine added: limits of time and bytes know "
+        "nothing of predictions made elsewhere: leave out --add or the limit",
         "ensemble.max_bytes: is 29; ensemble.include (c0001 ema, c0001 raw) needs 30 bytes",
         "ensemble.max_members: is 1, but ensemble.include forces 2 in",
     ]

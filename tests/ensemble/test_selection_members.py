@@ -17,9 +17,10 @@ from ensemble.calibrate import at_temperature
 from ensemble.combine import POOLINGS, pool_terms
 from ensemble.eligible import Prices
 from ensemble.methods import METHODS
+from ensemble.pool import Member
 from ensemble.selection import Request, blend_run
 from experiment.config import EnsembleConfig
-from experiment.errors import ConfigError, RunFolderError
+from experiment.errors import ConfigError, Problem, RunFolderError, UserError
 from experiment.near_duplicates import NearDuplicate, save_near_duplicates
 from experiment.records import EnsembleRecord
 from experiment.store import RunStore
@@ -114,7 +115,7 @@ def test_all_unknown_names_are_told_before_any_array_is_read(store: RunStore) ->
 
 def test_a_name_both_excluded_and_forced_in(store: RunStore) -> None:
     config = EnsembleConfig(exclude=("c0001",), include=("c0001",))
-    with pytest.raises(ConfigError, match=r"ensemble\.include: 'c0001' names no member"):
+    with pytest.raises(ConfigError, match=r"include: 'c0001' is excluded by ensemble\.exclude"):
         blend(store, config)
 
 
@@ -147,6 +148,34 @@ def test_every_wrong_run_is_told(store: RunStore, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError) as caught:
         blend_run(store, EnsembleConfig(), Request(lambda members: Prices({}, {}), roots))
     assert [str(p).split(":")[0] for p in caught.value.problems] == list(roots)
+
+
+def test_all_wrong_wishes_are_one_message(store: RunStore) -> None:
+    """Of config, further runs and files that could not be read, whose names are known."""
+    config = EnsembleConfig(method="gredy", include=("c0009", "mine"))
+    bad = Problem("mine.csv", "is no file")
+    request = Request(
+        lambda members: Prices({}, {}), ("/nowhere/run",), problems=(bad,),
+        unread=(Member("mine", "added"),),
+    )  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        blend_run(store, config, request)
+    wheres = ["ensemble.method", "ensemble.include", "mine.csv", "/nowhere/run"]
+    assert [p.where for p in caught.value.problems] == wheres
+    assert "'c0009' names no member" in caught.value.problems[1].message
+
+
+def test_a_forced_copy_is_the_member_that_is_kept(tmp_path: Path) -> None:
+    """Copies of two run folders are told apart by name."""
+    store, other = make_store(tmp_path / "run"), make_store(tmp_path / "other")
+    for number, noise in enumerate((0.3, 2.0)):
+        add(store, number, noise)
+        add(other, number, noise)
+    config = EnsembleConfig(include=("other:c0001",))
+    record = blend_with(store, config, other)
+    assert ("c0001", "raw") in names(record)
+    same = ("c0000 raw", f"c0000 raw of {other.root}"), ("c0001 raw", f"c0001 raw of {other.root}")
+    assert record.duplicates == same
 
 
 def elsewhere(folder: Path, name: str, prob: NDArray[np.float64] | None) -> AddSpec:
@@ -197,7 +226,9 @@ def test_predictions_of_the_test_set_alone(store: RunStore, tmp_path: Path) -> N
     record = blend_with(store, EnsembleConfig(), added=add_sources(store, specs, TEST))
     assert [(u.name, u.weight) for u in record.unvalidated] == [("one", 1 / 3), ("two", 1 / 3)]
     assert store.files.names("ensemble/added") == ["one", "two"]
-    assert blend(store, EnsembleConfig()) == record.model_copy(update={"unvalidated": ()})
+    alone = blend(store, EnsembleConfig())
+    kept = {name: d for name, d in record.digests.items() if not name.startswith("added/")}
+    assert alone == record.model_copy(update={"unvalidated": (), "digests": kept})
 
 
 def damage(store: RunStore) -> EnsembleConfig:
@@ -289,7 +320,7 @@ def test_every_method(tmp_path: Path, method: str, calibrate: bool) -> None:
     assert record.crossfit_se > 0 and record.last_fold_logloss > 0
     assert calibrate or record.blend_temperature == 1
     weights = np.array([m.weight for m in record.members])
-    combiner = POOLINGS[record.pooling](weights, store.blend.combiner_arrays())
+    combiner = POOLINGS[record.pooling](weights, store.blend.combiner_arrays(record))
     terms = (
         (i, at_temperature(store.oof_log_prob(m.candidate, m.variant), m.temperature))
         for i, m in enumerate(record.members)

@@ -56,14 +56,59 @@ def test_any_order_and_encoding(tmp_path: Path, encoding: str, id_name: str) -> 
     np.testing.assert_allclose(values, PROB, rtol=0, atol=1e-15)
 
 
-def test_an_unknown_id_name_must_come_first(tmp_path: Path) -> None:
+def test_an_unknown_id_name_is_refused(tmp_path: Path) -> None:
+    """Also in the first column: its values may be anything. The numbers are told with it."""
     rows = [[row[1], row[0], *row[2:]] for row in usual("file")]
-    assert read_rows(tmp_path, rows) == []
-    first, *_ = read_rows(tmp_path, usual("file"))
+    rows[1][2] = 7
+    first, other, values = read_rows(tmp_path, rows)
     assert first == (
-        "has no column of ids: the first one, 'owl, grey', is a class; put a column 'image_path' "
-        "before it"
+        "has no column of ids; its columns: 'file', 'owl, grey', 'cat', '개'; allowed names: "
+        "'image_path', 'id'"
     )
+    assert other.startswith("columns that are no class: file")
+    assert values.startswith("values that are no probability: line 2, column 'cat': '7'")
+
+
+@pytest.mark.parametrize(("mark", "comma"), [(";", ","), (";", "."), ("\t", "."), ("|", ".")])
+def test_another_separator(tmp_path: Path, mark: str, comma: str) -> None:
+    lines = ["image_path;cat;개;owl", *(f"{i}.jpg;0{comma}5;0{comma}5;0" for i in range(3))]
+    path = tmp_path / "oof.csv"
+    path.write_text("\n".join(lines).replace(";", mark), encoding="utf-8")
+    (problem,) = read(path)[1]
+    assert problem == f"is separated by {mark!r}; save it with commas, decimals with a point"
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        (PROB * 100, "percent: divide them by 100"),
+        (4 * PROB - 2, "logits: give the softmax of each row"),
+        (np.log(PROB + 1e-9) - 3, "logits: give the softmax of each row"),
+        (np.log(PROB + 1e-9).astype(np.float16), "log-probabilities: give exp of them"),
+    ],
+)
+def test_what_the_numbers_look_like(
+    tmp_path: Path, values: NDArray[np.floating], hint: str
+) -> None:
+    np.save(tmp_path / "oof.npy", values)
+    first, *_ = read(tmp_path / "oof.npy")[1]
+    assert first.endswith(f"; allowed: numbers from 0 to 1; these look like {hint}")
+
+
+def test_one_wrong_row_gets_no_hint(tmp_path: Path) -> None:
+    values = PROB.copy()
+    values[0] = [-1, 1, 1]
+    np.save(tmp_path / "oof.npy", values)
+    assert read(tmp_path / "oof.npy")[1][0].endswith("allowed: numbers from 0 to 1")
+
+
+def test_missing_rows_and_values_of_an_npy_are_told_together(tmp_path: Path) -> None:
+    values = np.vstack([PROB, PROB])
+    values[7, 0] = 7
+    np.save(tmp_path / "oof.npy", values)
+    shape, number = read(tmp_path / "oof.npy")[1]
+    assert shape.startswith("has the shape (8, 3) and the type float64; needed: (4, 3)")
+    assert number.startswith("values that are no probability: row 7, column 'cat': 7.0")
 
 
 def test_another_column_with_an_id_name_is_left_alone(tmp_path: Path) -> None:
@@ -189,5 +234,5 @@ def test_many_faults_are_capped(tmp_path: Path) -> None:
     np.save(tmp_path / "oof.npy", np.full((500, 3), 2.0))
     expected = ExpectedRows("test image", ids, ("id",), "the ids", CLASSES)
     assert read_predictions(tmp_path / "oof.npy", expected, problems) is None
-    assert "column 'owl, grey': 2.0" in problems[0].message
-    assert "and 1,480 more; allowed" in problems[0].message
+    assert problems[0].message.count("column 'owl, grey': 2.0") == 1
+    assert "and 1,495 more; allowed" in problems[0].message

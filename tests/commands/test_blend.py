@@ -1,0 +1,137 @@
+"""`ensemble DIR` without a model: what its options may say, and what the terminal tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from commands.blend import Changes
+from commands.blend_lines import blend_lines, not_chosen
+from ensemble.add_spec import AddSpec
+from ensemble.added import add_sources
+from ensemble.eligible import Prices
+from ensemble.selection import Request, blend_run
+from experiment.config import EnsembleConfig
+from experiment.errors import ConfigError
+from experiment.records import EnsembleRecord
+from experiment.store import RunStore
+from sweep import app
+from tests.ensemble.selection_runs import LABELS, add, blend, make_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    store = make_store(tmp_path / "run")
+    for number in range(3):
+        add(store, number, 0.8 + 0.2 * number)
+    return store
+
+
+def shown(record: EnsembleRecord) -> list[str]:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        for line in blend_lines(record):
+            console.print(line)
+    return capture.get().splitlines()
+
+
+def test_only_what_is_asked_changes() -> None:
+    config = EnsembleConfig(max_members=3, exclude=("c0001",), max_bytes=7)
+    assert Changes().of(config) == config
+    changed = Changes(method="optimal", max_ms_per_image=0.5, exclude=("c0002",)).of(config)
+    expected = {"method": "optimal", "max_ms_per_image": 0.5, "exclude": ("c0002",)}
+    assert changed == config.model_copy(update=expected)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_none_is_refused(value: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Changes(max_ms_per_image=value, max_members=0).of(EnsembleConfig())
+    members, time = map(str, caught.value.problems)
+    assert members.startswith("--max-members: got 0; allowed: greater than or equal to 1")
+    assert time.startswith(f"--max-ms-per-image: got {value}; allowed: ")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_exit_code_2(store: RunStore, value: str) -> None:
+    done = CliRunner().invoke(app, ["ensemble", store.root, f"--max-ms-per-image={value}"])
+    assert done.exit_code == 2 and "--max-ms-per-image: got " in done.stderr
+    assert store.blend.record() is None
+
+
+def test_wishes_runs_and_files_are_one_message(store: RunStore, tmp_path: Path) -> None:
+    """A name of a file that cannot be read is a name."""
+    asked = ["--method", "gredy", "--exclude", "c0009", "--include", "mine", "--run", "/no/run"]
+    adds = ["--add", f"mine={tmp_path}/absent.npy"]
+    done = CliRunner().invoke(app, ["ensemble", store.root, *asked, *adds])
+    assert done.exit_code == 2 and "4 problems:" in done.stderr
+    for text in ("'gredy'", "'c0009' names no member", "absent.npy: is no file", "/no/run: "):
+        assert text in done.stderr
+
+
+def test_ctrl_c_leaves_the_old_blend(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("commands.blend.reblend", interrupted)
+    done = CliRunner().invoke(app, ["ensemble", store.root])
+    assert done.exit_code == 130 and done.stderr == "interrupted; the old blend is unchanged\n"
+
+
+def test_one_line_a_figure(store: RunStore) -> None:
+    record = blend(store, EnsembleConfig(calibrate=False))
+    lines = shown(record)
+    loss, single = record.oof_logloss, record.best_single_oof_logloss
+    count = len(record.members)
+    assert lines[0] == f"Blend of {count} members (greedy): OOF log loss {loss:.4f}"
+    assert f"  best single      {single:.4f}  {record.best_single}" in lines
+    assert f"  against it       {single - loss:.4f} better" in lines
+    figure = f"{record.crossfit_logloss:.4f} ± {record.crossfit_se:.4f}"
+    assert f"  cross-fitted     {figure}" in lines
+    assert f"  {record.members[0].weight:.3f}  c0000 raw" in lines
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("gain", "text"),
+    [(-0.0206, "0.0206 worse"), (0.0206, "0.0206 better"), (-1e-9, "0.0000 better")],
+)
+def test_better_or_worse(store: RunStore, gain: float, text: str) -> None:
+    record = blend(store, EnsembleConfig(calibrate=False))
+    single = record.best_single_oof_logloss
+    lines = shown(record.model_copy(update={"oof_logloss": single - gain}))
+    assert f"  against it       {text}" in lines
+
+
+def test_a_blend_that_may_gain_nothing_is_warned_of(store: RunStore) -> None:
+    record = blend(store, EnsembleConfig(calibrate=False))
+    for change, warned in ((1e-3, True), (-1e-3, False)):
+        loss = record.fair_single_logloss + change
+        text = " ".join(shown(record.model_copy(update={"crossfit_logloss": loss})))
+        assert ("warning the cross-fitted log loss is not below" in text) == warned
+
+
+def test_run_folders_are_no_markup(store: RunStore) -> None:
+    record = blend(store, EnsembleConfig(calibrate=False))
+    member = record.members[0].model_copy(update={"run": "runs/[old]"})
+    changed = record.model_copy(update={"members": (member,), "members_without_weights": 2})
+    lines = shown(changed)
+    assert f"  {member.weight:.3f}  c0000 raw, of runs/[old]" in lines
+    assert "Left out, since their weights are not there: 2 members" in lines
+
+
+def test_a_member_from_elsewhere_that_is_not_chosen(store: RunStore, tmp_path: Path) -> None:
+    wrong = np.eye(3)[(LABELS + 1) % 3] * 0.97 + 0.01
+    for name, prob in (("bad", wrong), ("good", np.eye(3)[LABELS] * 0.97 + 0.01)):
+        np.save(tmp_path / f"{name}.npy", prob)
+    specs = [AddSpec(name, tmp_path / f"{name}.npy", None) for name in ("bad", "good")]
+    request = Request(lambda members: Prices({}, {}), added=add_sources(store, specs, None))
+    record = blend_run(store, EnsembleConfig(), request)
+    expected = f"bad: own OOF log loss {-np.log(0.01):.4f}, not chosen"
+    assert list(not_chosen(record, request.added)) == [expected]
+    assert not list(not_chosen(record, replace(request.added, members=())))
