@@ -53,6 +53,7 @@ from experiment.metrics import log_loss_of_true, true_class_probability
 from experiment.near_duplicates import near_duplicate_rows
 from experiment.records import CandidateSummary, CurvePoint, EnsembleRecord
 from experiment.store import RunStore
+from experiment.variants import EMA, RAW
 
 _KINDS = (ConfigError, DataError, RunFolderError)
 """Of wrong wishes, of predictions made elsewhere, of further run folders."""
@@ -155,7 +156,7 @@ def _sources(store: RunStore, config: EnsembleConfig, request: Request) -> list[
     sources = [*own, *further, *request.added.sources]
     named = [*(s.member for s in sources), *request.unread]
     lost = _without_weights(store, [s.member for s in own])
-    wishes = wish_problems(named, config, lost)
+    wishes = wish_problems(named, config, [*lost, *_incomplete(store)])
     told = [*wishes, *request.problems, *problems]
     if told and (named or lost or request.problems or problems):  # else: nothing to blend
         raise _kind(wishes, request.problems, problems)(told)
@@ -187,6 +188,16 @@ def _without_weights(store: RunStore, members: Sequence[Member]) -> list[Member]
         if s.status == "complete"
         for variant in s.variants
         if (s.candidate.candidate, variant) not in there
+    ]
+
+
+def _incomplete(store: RunStore) -> list[Member]:
+    """What candidates would have given, had all their folds ended."""
+    return [
+        Member(s.candidate.candidate, variant, s.candidate.backbone)
+        for s in store.summaries()
+        if s.status != "complete"
+        for variant in (RAW, EMA)
     ]
 
 
