@@ -136,6 +136,13 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     return record
 
 
+def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
+    """What `blend_run` checks before it reads an array, before soups are made: these are no members
+    yet, but names may exclude them. UserError with every wish that cannot be met."""
+    names = tuple(name for name in config.exclude if not name.endswith(" soup"))
+    _sources(store, config.model_copy(update={"exclude": names}), request)
+
+
 def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
     """`keep: blend`: remove the weights of complete candidates that are not in the blend; how many
     members lost theirs. Other candidates may still become complete, and need theirs then."""
