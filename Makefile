@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation
+RAY_TESTS := tests/scheduling tests/end_to_end
 
 .PHONY: demo test check bench clean
 
 demo: $(STAMP)
 	$(BIN)/python sweep.py demo
 
+# Tests that start Ray wait more than they compute and want the cores alone; the others share them.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	  $(addprefix --ignore=,$(RAY_TESTS))
+	$(BIN)/python -m pytest $(RAY_TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -27,6 +27,9 @@ _BLOCK = 1 << 15
 _LAST_STEP = 3e-3
 """A Newton step this small, relative to 1 / T, is the last: it squares the error, to about 1e-5,
 which costs some 1e-10 nats."""
+_GRID = 1.05
+"""Ratio of the 1 / T that fits on different rows have in common; from a neighbour on this grid one
+Newton step is enough."""
 _FLAT = 1e-9
 """A slope this small, in nats per unit of 1 / T, is none: HOTTEST times as much is to gain."""
 _MAX_PASSES = 60
@@ -51,14 +54,19 @@ def true_prob_at(
     log_prob: NDArray[np.floating], labels: NDArray[np.int64], temperature: float
 ) -> NDArray[np.float32]:
     """(n,) probability of the true class at the temperature, from log_prob (n, C)."""
-    rows = np.arange(len(labels))
-    return np.exp(at_temperature(log_prob, temperature)[rows, labels])
+    true = np.empty(len(labels), dtype=np.float32)
+    for rows in _blocks(log_prob):
+        block = _below_peak(log_prob[rows])
+        block *= np.float32(1.0 / temperature)
+        own = block[np.arange(len(block)), labels[rows]]
+        true[rows] = own - np.log(np.exp(block, out=block).sum(axis=1))
+    return np.exp(np.maximum(true, np.float32(LOG_CLIP)))
 
 
 def fit_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """The temperature with the least log loss of log_prob (n, C) for labels (n,), n at least 1."""
     every = np.ones(len(labels), dtype=np.bool_)
-    return 1.0 / _minimum(_row_slopes(log_prob, labels), every, start=1.0)
+    return 1.0 / _minimum(_row_slopes(log_prob, labels), every)
 
 
 def part_temperatures(
@@ -66,19 +74,20 @@ def part_temperatures(
 ) -> NDArray[np.float64]:
     """(1 + K,): [0] fitted on all rows (N, C), [1 + k] on the rows outside part k.
 
-    The fits share their passes over the rows: the later ones start where the first ended.
+    The fits share their passes over the rows, yet none starts from what another found: a part
+    would leave a trace in the temperature that is to be tested on it.
     """
     slopes = _row_slopes(log_prob, labels)
-    every = _minimum(slopes, np.ones(len(labels), dtype=np.bool_), start=1.0)
-    outside = [_minimum(slopes, parts != k, start=every) for k in range(int(parts.max()) + 1)]
-    return 1.0 / np.array([every, *outside])
+    sides = [parts >= 0, *(parts != k for k in range(int(parts.max()) + 1))]
+    return 1.0 / np.array([_minimum(slopes, side) for side in sides])
 
 
-def _minimum(slopes: Callable[[float], Slopes], rows: NDArray[np.bool_], start: float) -> float:
+def _minimum(slopes: Callable[[float], Slopes], rows: NDArray[np.bool_]) -> float:
     """The 1 / T with the least loss on the rows: Newton's method in a bracket that shrinks, as the
-    loss is convex in 1 / T; where its steps leave the bracket or do not halve, bisection."""
+    loss is convex in 1 / T; where its steps leave the bracket or do not halve, bisection. Long
+    steps end on a fixed grid, where fits on other rows have passed or will."""
     low, high = 1.0 / HOTTEST, HOTTEST
-    beta, step = start, math.inf
+    beta, step = 1.0, math.inf
     for _ in range(_MAX_PASSES):
         first, second = (float(values[rows].mean()) for values in slopes(beta))
         if abs(first) <= _FLAT:
@@ -87,6 +96,9 @@ def _minimum(slopes: Callable[[float], Slopes], rows: NDArray[np.bool_], start: 
         target = beta - first / second if second > 0 else math.inf
         if not low < target < high or abs(target - beta) > step / 2:
             target = math.sqrt(low * high)
+        near = _GRID ** round(math.log(target, _GRID))
+        if low < near < high and near != beta:
+            target = near
         beta, step = target, abs(target - beta)
         if step <= _LAST_STEP * beta:
             break
@@ -129,6 +141,6 @@ def _below_peak(log_prob: NDArray[np.floating]) -> NDArray[np.float32]:
     return below
 
 
-def _blocks(array: NDArray[np.float32]) -> Iterator[slice]:
+def _blocks(array: NDArray[np.floating]) -> Iterator[slice]:
     step = max(1, _BLOCK // array.shape[1])
     return (slice(start, start + step) for start in range(0, len(array), step))

@@ -19,8 +19,9 @@ from ensemble.reliability import reliability
 from experiment.metrics import normalise
 from experiment.records import Calibration, CalibrationTrial
 
-_TIE = 1e-6
-"""Losses closer than this, in nats, are equal: log-probabilities are float32."""
+_TIE = 1e-5
+"""Losses closer than this, in nats, are equal: nobody can tell them apart, and a method that scales
+by itself would otherwise get a temperature of 1.000."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ The same record pools OOF rows and, when the blend predicts, new images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiment.metrics import CLIP
+
+_BLOCK = 1 << 15
+"""Numbers pooled at a time: 256 KiB, so that a term stays in the cache until it is added."""
 
 Arrays = Mapping[str, NDArray[np.float64]]
 
@@ -30,10 +33,11 @@ class Combiner(Protocol):
     def weights(self) -> NDArray[np.float64]: ...
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n, C): what a member's log-probabilities (n, C) add to the total."""
+        """(n, C): what a member's log-probabilities (n, C) add to the total; row by row, so that
+        any block of rows can be asked for alone."""
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum of all terms (n, C) -> probabilities (n, C), rows sum to 1."""
+        """The sum of all terms (n, C) -> probabilities (n, C), rows sum to 1; row by row too."""
 
     def arrays(self) -> Arrays:
         """What it knows beyond the weights, for the run folder."""
@@ -50,7 +54,7 @@ class ArithmeticMean:
     pooling: str = "arithmetic"
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-        prob = np.exp(log_prob.astype(np.float64))
+        prob: NDArray[np.float64] = np.exp(log_prob, dtype=np.float64)
         prob *= self.weights[member]
         return prob
 
@@ -99,7 +103,9 @@ class GeometricMean:
     pooling: str = "geometric"
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.asarray(self.weights[member] * centred_logs(log_prob))
+        logs = centred_logs(log_prob)
+        logs *= self.weights[member]
+        return logs
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
         return softmax(total)
@@ -180,11 +186,20 @@ def pool_terms(
     """(n, C) probabilities from (member, its log-probabilities (n, C)) pairs."""
     total: NDArray[np.float64] | None = None
     for member, log_prob in log_probs:
-        term = combiner.term(member, log_prob)
-        total = term if total is None else np.add(total, term, out=total)
+        total = np.zeros(log_prob.shape) if total is None else total
+        for rows in _blocks(log_prob.shape):
+            total[rows] += combiner.term(member, log_prob[rows])
     if total is None:
         raise ValueError("no member to pool")
-    return combiner.finish(total)
+    for rows in _blocks(total.shape):
+        total[rows] = combiner.finish(total[rows])
+    return total
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Of the rows of (n, C)."""
+    step = max(1, _BLOCK // shape[1])
+    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 POOLINGS: dict[str, Callable[[NDArray[np.float64], Arrays], Combiner]] = {

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ensemble.blend import Blend, checked_members, mixture
 from ensemble.calibrate import at_temperature, fit_temperature
 from ensemble.fit import Fit, blend_prob
-from ensemble.pool import MemberRows, Pool, cross_fit_parts
+from ensemble.pool import MemberRows, Pool, cross_fit_parts, take_rows
 from experiment.metrics import normalise, row_losses
 
 
@@ -62,7 +62,8 @@ def crossfit(
     held_prob = np.empty(members.shape[1])
     for part in range(int(parts.max()) + 1):
         held = parts == part
-        held_prob[held] = mixture(members[:, held], method(members[:, ~held]).weights)
+        weights = method(take_rows(members, np.flatnonzero(~held))).weights
+        held_prob[held] = mixture(take_rows(members, np.flatnonzero(held)), weights)
     return CrossFit(*_score(held_prob, parts))
 
 
@@ -77,7 +78,7 @@ def crossfit_rows(
     plain, tempered = _Predictions(rows), _Predictions(rows)
     for part in range(rows.n_parts):
         held = rows.parts == part
-        chosen = fit(rows.split(part, calibrated)[0])
+        chosen = fit(rows.training(part, calibrated))
         prob = normalise(blend_prob(chosen, rows.scored(part, calibrated)))
         plain.add(held, prob[held])
         log_prob = np.log(prob, out=prob)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.blend import Blend, mixture
+from ensemble.blend import Blend
 from ensemble.combine import ArithmeticMean, Combiner, pool_terms
 from ensemble.pool import Pool
 
@@ -54,11 +54,3 @@ def mixture_fit(blend: Blend) -> Fit:
 def blend_prob(fit: Fit, pool: Pool) -> NDArray[np.float64]:
     """(N, C) probabilities on the pool's rows, one member in memory at a time."""
     return pool_terms(fit.combiner, ((int(m), pool.log_prob(int(m))) for m in fit.used))
-
-
-def blend_true_prob(fit: Fit, pool: Pool) -> NDArray[np.float64]:
-    """(N,) probability of the true class on the pool's rows; a weighted mean of probabilities needs
-    no more than `pool.true_prob`."""
-    if fit.combiner.pooling == "arithmetic":
-        return mixture(pool.true_prob, fit.combiner.weights)
-    return np.asarray(blend_prob(fit, pool)[np.arange(len(pool.labels)), pool.labels])

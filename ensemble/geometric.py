@@ -52,8 +52,10 @@ def heaviest(pool: Pool, settings: Settings) -> tuple[NDArray[np.intp], NDArray[
     is_forced = np.isin(screened, settings.forced)
     order = np.lexsort((-weights, ~is_forced))
     kept = order[: max(_MOST_MEMBERS, int(is_forced.sum()))]
-    kept = kept[weights[kept] > 0.0]
     kept = kept[np.argsort(-weights[kept], kind="stable")]
+    counts = (weights[kept] > 0.0) | is_forced[kept]
+    counts[0] = True  # even where no member has an opinion on any row
+    kept = kept[counts]
     return screened[kept], powers[kept]
 
 

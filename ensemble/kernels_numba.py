@@ -6,6 +6,7 @@ release the GIL, and keep their machine code beside this file or in the user's c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,38 @@ def _compiled(**options: Any) -> Callable[[_Kernel], _Kernel]:
     """njit with a cache, or without where no folder for it can be written."""
 
     def compiled(kernel: _Kernel) -> _Kernel:
+        uncached: _Kernel = njit(nogil=True, **options)(kernel)
         try:
-            return njit(nogil=True, cache=True, **options)(kernel)  # type: ignore[no-any-return]
+            cached: _Kernel = njit(nogil=True, cache=True, **options)(kernel)
         except RuntimeError:
-            return njit(nogil=True, **options)(kernel)  # type: ignore[no-any-return]
+            return uncached
+        return _unless_broken(cached, uncached)
 
     return compiled
+
+
+def _unless_broken(cached: _Kernel, uncached: _Kernel) -> _Kernel:
+    """The cached kernel until its cache fails, which shows at the first call: a full disk, or a
+    file cut short. A fault of the kernel's own shows again without the cache."""
+    best = cached
+
+    @functools.wraps(uncached)
+    def kernel(
+        members: NDArray[np.floating],
+        index: NDArray[np.intp],
+        vector: NDArray[np.float64],
+        means: NDArray[np.float64],
+    ) -> None:
+        nonlocal best
+        try:
+            best(members, index, vector, means)
+        except Exception:  # unpickling damaged bytes can raise anything
+            if best is uncached:
+                raise
+            best = uncached
+            best(members, index, vector, means)
+
+    return kernel
 
 
 @njit(inline="always")

@@ -65,10 +65,6 @@ class Limits:
         return replace(self, budgets=budgets)
 
 
-def no_limits(n_members: int) -> Limits:
-    return Limits(np.zeros((0, n_members)), np.zeros(0))
-
-
 def choose_support(
     true_prob: NDArray[np.floating], limits: Limits, forced: Support = ()
 ) -> NDArray[np.intp]:
@@ -83,52 +79,6 @@ def choose_support(
         raise ValueError("no member is within the limits")
     search = _Search(true_prob, limits, forced, np.array(fitting, dtype=np.intp))
     return np.array(sorted(search.best()), dtype=np.intp)
-
-
-@dataclass(frozen=True)
-class Point:
-    """The best blend found at one budget."""
-
-    budget: float
-    support: NDArray[np.intp]
-
-
-def trade_off(
-    true_prob: NDArray[np.floating],
-    limits: Limits,
-    resource: int,
-    forced: Support = (),
-    points: int = 12,
-) -> list[Point]:
-    """Supports at rising budgets of one resource, from the cheapest that works to what the blend
-    without that limit needs; one that is no better than a cheaper one is left out."""
-    costs = limits.costs[resource]
-    free = choose_support(true_prob, limits.within(resource, np.inf), forced)
-    least = float(costs[list(forced)].sum()) if forced else float(costs.min())
-    most = max(float(costs[free].sum()), least)
-    found: list[Point] = []
-    best = np.inf
-    for budget in np.geomspace(max(least, most * 1e-3), most, points):
-        bounded = limits.within(resource, float(budget))
-        if not forced and not any(bounded.admit((m,)) for m in range(len(true_prob))):
-            continue
-        support = choose_support(true_prob, bounded, forced)
-        loss = optimal(true_prob[support], tolerance=_TOLERANCE).loss
-        if loss < best - _LEAST_GAIN:
-            found.append(Point(float(costs[support].sum()), support))
-            best = loss
-    return found
-
-
-def leave_one_out(true_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(m,) >= 0: how much the least log loss of a blend of true_prob (m, N) rises without each
-    member, in nats, the weights of the others chosen anew. Raises ValueError on fewer than two."""
-    if len(true_prob) < 2:
-        raise ValueError("a blend of one member has nothing left without it")
-    least = optimal(true_prob, tolerance=_TOLERANCE).loss
-    without = (np.delete(true_prob, m, axis=0) for m in range(len(true_prob)))
-    losses = [optimal(others, tolerance=_TOLERANCE).loss for others in without]
-    return np.maximum(np.array(losses) - least, 0.0)
 
 
 class _Search:

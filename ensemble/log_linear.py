@@ -72,14 +72,12 @@ def minimise(problem: Problem, start: Coefficients) -> Coefficients:
     return _unpacked(found.x * units, start)
 
 
-def mean_loss(
+def row_losses(
     stack: NDArray[np.float32], labels: NDArray[np.int64], coefficients: Coefficients
-) -> float:
-    """The log loss of stack (m, N, C) for labels (N,), without a penalty."""
-    losses = (
-        _block_loss(logits, truth)[0] for _, logits, truth in _blocks(stack, labels, coefficients)
-    )
-    return math.fsum(losses) / len(labels)
+) -> NDArray[np.float64]:
+    """(N,) the log loss of each row of stack (m, N, C) for labels (N,), without a penalty."""
+    blocks = _blocks(stack, labels, coefficients)
+    return np.concatenate([_block_losses(logits, truth)[0] for _, logits, truth in blocks])
 
 
 def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:
@@ -97,8 +95,8 @@ def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArr
     loss, scales = 0.0, np.zeros_like(at.scales)
     matrices, intercept = np.zeros_like(at.matrices), np.zeros_like(at.intercept)
     for logs, logits, truth in _blocks(problem.stack, problem.labels, at):
-        block_loss, residual = _block_loss(logits, truth)
-        loss += block_loss
+        losses, residual = _block_losses(logits, truth)
+        loss += float(losses.sum())
         scales += logs.reshape(len(logs), -1) @ residual.ravel()
         if free:
             intercept += residual.sum(axis=0)
@@ -129,15 +127,15 @@ def _blocks(
         yield logs, logits, labels[start : start + step]
 
 
-def _block_loss(
+def _block_losses(
     logits: NDArray[np.float64], labels: NDArray[np.int64]
-) -> tuple[float, NDArray[np.float64]]:
-    """The sum of the log losses, and p - y (n, C), made in the memory of the logits."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The log losses (n,), and p - y (n, C), made in the memory of the logits."""
     rows = np.arange(len(labels))
     logits -= logits.max(axis=1, keepdims=True)
-    of_truth = float(logits[rows, labels].sum())
+    of_truth = logits[rows, labels]
     residual = np.exp(logits, out=logits)
-    sums = residual.sum(axis=1, keepdims=True)
-    residual /= sums
+    sums = residual.sum(axis=1)
+    residual /= sums[:, None]
     residual[rows, labels] -= 1.0
-    return float(np.log(sums).sum()) - of_truth, residual
+    return np.log(sums) - of_truth, residual

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ def open_matrix(store: RunStore, sources: Sequence[OofSource], calibrate: bool =
     """
     ordered = sorted(sources, key=lambda source: source.member.rank)
     scored = ScoredRows.of(store)
-    sides = _Sides(scored, cross_fit_parts(scored.fold), calibrate)
+    sides = _Sides(scored, _parts(store, scored), calibrate)
     path = store.blend.matrix_path()
     file = read_matrix(path, sides.key)
     if file is None or not _is_of(file, ordered, sides):
@@ -92,6 +92,18 @@ def open_matrix(store: RunStore, sources: Sequence[OofSource], calibrate: bool =
             message = f"cannot be written: {error}; the folder needs room and write access"
             raise RunFolderError.single(str(path), message) from error
     return _matrix(file, ordered, sides)
+
+
+def _parts(store: RunStore, scored: ScoredRows) -> NDArray[np.int64]:
+    """RunFolderError where the rows cannot be split."""
+    if len(scored.rows) < 2:
+        raise RunFolderError.single(
+            f"{store.root}/folds.csv",
+            f"{len(scored.rows)} of {len(scored.table.fold)} rows are scored by a fold trial, a "
+            "blend needs at least 2, to cross-fit it; start a run with more rows, or with a larger "
+            "folds.valid_fraction where folds.k is 1",
+        )
+    return cross_fit_parts(scored.fold)
 
 
 def _is_of(file: MatrixFile, sources: Sequence[OofSource], sides: _Sides) -> bool:
@@ -125,8 +137,8 @@ def _build(
             entries.append(
                 Entry(source.member, source.fingerprint, read.digest, slots[read.digest])
             )
-        if problems:
-            raise RunFolderError(problems)
+        if problems:  # variants share rows.npy
+            raise RunFolderError(list(dict.fromkeys(problems)))
         return writer.finish(entries)
 
 
@@ -156,15 +168,26 @@ def _read(source: OofSource, sides: _Sides, known: Mapping[tuple[Member, str], _
     found = known.get((source.member, source.fingerprint))
     if found is not None:
         return found
-    try:
-        log_prob, true_prob = source.log_prob(), source.true_prob()
-    except RunFolderError as error:
-        return _Read(error.problems)
+    unreadable: list[Problem] = []
+    log_prob, true_prob = (_or_told(a, unreadable) for a in (source.log_prob, source.true_prob))
+    if log_prob is None or true_prob is None:
+        return _Read(tuple(unreadable))
     problems = violations(source, log_prob, true_prob, sides.scored)
     if problems:
         return _Read(tuple(problems))
     digest = hashlib.blake2b(np.ascontiguousarray(log_prob).data, digest_size=16).hexdigest()
     return _Read(digest=digest, column=_column(log_prob, true_prob, sides))
+
+
+def _or_told(
+    read: Callable[[], NDArray[np.float32]], problems: list[Problem]
+) -> NDArray[np.float32] | None:
+    """None where the array cannot be read: `problems` has why."""
+    try:
+        return read()
+    except RunFolderError as error:
+        problems += error.problems
+        return None
 
 
 def _column(log_prob: NDArray[np.float32], true_prob: NDArray[np.float32], sides: _Sides) -> Column:

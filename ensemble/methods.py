@@ -52,9 +52,11 @@ def _greedy(pool: Pool, settings: Settings) -> Fit:
 
 
 def _optimal(pool: Pool, settings: Settings) -> Fit:
-    """Forced members get what one round of `greedy` would give them."""
+    """Forced members get what one round of `greedy` would give them; the certificate compares with
+    the best of all blends, so their price is in it."""
     least = 1.0 / settings.rounds
-    return mixture_fit(optimal(pool.true_prob, forced=settings.forced, min_weight=least))
+    blend = optimal(pool.true_prob, forced=settings.forced, min_weight=least)
+    return mixture_fit(certified(pool.true_prob, blend.weights) if settings.forced else blend)
 
 
 def _soup(pool: Pool, settings: Settings) -> Fit:
@@ -110,7 +112,7 @@ METHODS = {method.name: method for method in _ROWS}
 
 def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
     """The method of that name on the pool; ConfigError if there is none."""
-    problem = check_method(name)
+    problem = check_name("ensemble.method", name, METHODS)  # `auto` is none of them
     if problem is not None:
         raise ConfigError([problem])
     return METHODS[name].function(pool, settings)

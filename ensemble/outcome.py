@@ -18,7 +18,7 @@ from ensemble.added import VARIANT
 from ensemble.calibration import CalibrationChoice
 from ensemble.eligible import Prices
 from ensemble.fit import Fit
-from ensemble.limits import leave_one_out
+from ensemble.leave_one_out import rise_of_least_loss, rise_of_mixture
 from ensemble.member_names import member_name
 from ensemble.pool import Member, MemberRows
 from experiment.metrics import (
@@ -36,6 +36,11 @@ from experiment.records import (
     NearDuplicates,
     UnvalidatedRecord,
 )
+
+_EQUAL = 1e-12
+"""Weights that differ by less are equal."""
+_FIT_WEIGHTS = ("greedy", "optimal")
+"""Methods that would weigh the others anew without a member, also where all weights are equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +176,13 @@ def _best_calibrated(blended: Blended) -> float | None:
 
 def _gains(blended: Blended) -> list[float | None]:
     """Of each member used, in ascending order; None where the blend is no mixture."""
-    used = blended.fit.used
+    used, weights = blended.fit.used, blended.fit.combiner.weights[blended.fit.used]
     if blended.fit.blend is None or len(used) < 2:
         return [None] * len(used)
-    pool = blended.rows.pool(blended.choice.members)
-    return [float(gain) for gain in leave_one_out(pool.true_prob[used])]
+    true_prob = blended.rows.pool(blended.choice.members).true_prob[used]
+    if blended.method not in _FIT_WEIGHTS and np.ptp(weights) < _EQUAL:
+        return [*rise_of_mixture(true_prob, weights).tolist()]
+    return rise_of_least_loss(true_prob)
 
 
 def _near(true_prob: NDArray[np.float64], near: NDArray[np.int64] | None) -> NearDuplicates | None:

@@ -88,40 +88,36 @@ class MemberRows:
 
     def pool(self, calibrated: bool) -> Pool:
         """All rows; calibrated: with the temperatures fitted on them."""
-        return self._side(None, slice(None), calibrated)
+        return self._rows(None, None, calibrated)
 
-    def split(self, part: int, calibrated: bool) -> tuple[Pool, Pool]:
-        """The rows outside the part, and those of it; calibrated: both with the temperatures
-        fitted outside."""
-        held = self.parts == part
-        return self._side(part, ~held, calibrated), self._side(part, held, calibrated)
+    def training(self, part: int, calibrated: bool) -> Pool:
+        """The rows outside the part; calibrated: with the temperatures fitted on them."""
+        return self._rows(part, np.flatnonzero(self.parts != part), calibrated)
 
     def scored(self, part: int, calibrated: bool) -> Pool:
-        """Both sides of `split` in one: all rows, the temperatures fitted outside the part."""
-        return self._side(part, slice(None), calibrated)
+        """All rows with the temperatures of `training`."""
+        return self._rows(part, None, calibrated)
 
-    def take(self, members: NDArray[np.intp]) -> MemberRows:
-        """Only these members, in this order."""
-        return replace(
-            self,
-            members=tuple(self.members[i] for i in members),
-            temperatures=self.temperatures[:, members],
-            raw=self.raw[members],
-            calibrated=self.calibrated[:, members],
-            read=lambda member: self.read(int(members[member])),
-        )
-
-    def _side(self, part: int | None, rows: slice | NDArray[np.bool_], calibrated: bool) -> Pool:
+    def _rows(self, part: int | None, rows: NDArray[np.intp] | None, calibrated: bool) -> Pool:
+        """`rows` None: all of them, where they lie."""
         index = 0 if part is None else 1 + part
         source = self.calibrated[index] if calibrated else self.raw
         temperatures = self.temperatures[index] if calibrated else np.ones(len(self.members))
         return Pool(
             members=self.members,
-            true_prob=source[:, rows],
-            labels=self.labels[rows],
+            true_prob=source if rows is None else take_rows(source, rows),
+            labels=self.labels if rows is None else self.labels[rows],
             n_classes=self.n_classes,
-            log_prob=lambda m: at_temperature(self.read(m)[rows], float(temperatures[m])),
+            log_prob=lambda m: at_temperature(
+                self.read(m) if rows is None else self.read(m)[rows], float(temperatures[m])
+            ),
         )
+
+
+def take_rows(true_prob: NDArray[np.floating], rows: NDArray[np.intp]) -> NDArray[np.floating]:
+    """(M, n) of (M, N), each member's rows adjacent: `true_prob[:, rows]` would lay the members
+    side by side, and every pass over one of them would then read them all."""
+    return np.take(np.asarray(true_prob), rows, axis=1)
 
 
 def cross_fit_parts(folds: ArrayLike) -> NDArray[np.int64]:

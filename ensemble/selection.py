@@ -27,7 +27,7 @@ from ensemble.eligible import (
     without_excluded,
 )
 from ensemble.fit import Fit, Settings
-from ensemble.limits import Limits, trade_off
+from ensemble.limits import Limits
 from ensemble.matrix import open_matrix
 from ensemble.oof_source import OofSource
 from ensemble.outcome import (
@@ -40,6 +40,7 @@ from ensemble.outcome import (
 )
 from ensemble.pool import Member, MemberRows, Pool
 from ensemble.sources import other_runs, run_sources
+from ensemble.trade_off import trade_off
 from experiment.config import EnsembleConfig
 from experiment.errors import (
     ConfigError,
@@ -130,10 +131,12 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     )
     arrays = chosen.combiner.take(heaviest_first(chosen)).arrays()
     names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
-    save_added(store, request.added, names)
-    store.blend.save(record, trajectory(rows.members, chosen), half_logs(prob), arrays)
-    keep_only(store, names)
-    return record
+    rounds = trajectory(rows.members, chosen)
+    with store.blend.only_writer():  # the added members must be those of the record at its end
+        save_added(store, request.added, names)
+        written = store.blend.save(record, rounds, half_logs(prob), arrays, names)
+        keep_only(store, names)
+    return written
 
 
 def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:

@@ -96,7 +96,10 @@ class MemberRecord(_Record):
     added: bool = False
     """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
     gain: float | None = None
-    """How much the blend's OOF log loss rises without it, the others' weights chosen anew."""
+    """How much the OOF log loss rises without it, in nats. Where the method fits the weights: the
+    least loss that a mixture of the members can have. Where it gives all the same (`uniform`,
+    `top-k`, `soft-vote`, `snapshot`): the loss of their mean, which may fall. None where the blend
+    is no mixture, and beyond the 50 heaviest members."""
     ms_per_image: float | None = None
     """Of all its fold models together; None where it was not measured."""
     weight_bytes: int | None = None
@@ -225,6 +228,11 @@ class EnsembleRecord(_Record):
     """Members with the same probabilities: only the first of each was considered."""
     near_duplicates: NearDuplicates | None = None
     unvalidated: tuple[UnvalidatedRecord, ...] = ()
+    combiner: str = "combiner.safetensors"
+    """The file in `ensemble/` with what the combiner knows beyond the weights; empty: nothing."""
+    digests: dict[str, str] = {}
+    """File in `ensemble/` -> blake2b of its bytes: only a file that has it is of this blend.
+    Empty in those of a version that wrote none."""
 
     @property
     def fair_single_logloss(self) -> float:

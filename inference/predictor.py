@@ -90,8 +90,9 @@ class Predictor:
 
     def test_probabilities(self, test: ImageSet, on_model: Heard = _unheard) -> NDArray[np.float64]:
         """(n, C), rows sum to 1, of the run's test set: with the predictions that were made
-        elsewhere, also those that no score backs. RunFolderError where some are missing or are of
-        other ids."""
+        elsewhere, also those that no score backs. RunFolderError where some are missing, are of
+        other ids, or are not those that were blended."""
+        self.store.blend.check_added(self.ensemble)
         for _, member in self._counting:
             if member.added:  # what is wrong with it is told before the models run
                 added_test(self.store, member.candidate, test.ids)
@@ -173,7 +174,7 @@ def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
             "blend again: `ensemble DIR`",
         )
     weights = np.array([member.weight for member in ensemble.members])
-    return build(weights, store.blend.combiner_arrays())
+    return build(weights, store.blend.combiner_arrays(ensemble))
 
 
 def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:

@@ -1,7 +1,7 @@
 """How long the members take: milliseconds of forward pass per image, on this machine.
 
 Takes a run folder and members, gives `Speeds`. One model of each architecture is timed; what was
-measured on a device lies in `ensemble/speed.json` and costs nothing the next time.
+measured on a device lies in `ensemble/speed.json`, and costs nothing the next time if it is sure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -32,8 +32,12 @@ from trainables.predict import log_probabilities
 
 _FILE = "ensemble/speed.json"
 _CAP = 0.5  # seconds a model, beyond the least number of batches
-_LEAST, _MOST = 3, 20  # batches
-_CPU_BATCH = 1.0  # seconds at most; on a CPU an image takes as long in any batch
+_LEAST, _MOST = 5, 20  # batches
+_CPU_BATCH = 0.5  # seconds at most; on a CPU an image takes as long in any batch
+_TRIES = 3  # of one image, to size the batch
+_SURE = 1.5
+"""The median batch takes at most so many times the fastest: else other work disturbs the machine,
+and the next blend measures anew; the lower time counts."""
 _log = logging.getLogger("foldrace")
 
 
@@ -45,6 +49,20 @@ class Speeds:
     ms_per_image: Mapping[Member, float | None]
     """Of all fold models of the member together; None for predictions made elsewhere, and where
     the weights cannot be read."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of forward pass per image of one model."""
+
+    ms_per_image: float
+    """Of the fastest batch: whatever else the machine does only adds to it."""
+    is_sure: bool
+
+    def merged(self, other: Timing) -> Timing:
+        """From both together."""
+        least = min(self.ms_per_image, other.ms_per_image)
+        return Timing(least, self.is_sure or other.is_sure)
 
 
 @dataclass(frozen=True)
@@ -66,35 +84,38 @@ def measure_speed(store: RunStore, members: Sequence[Member]) -> Speeds:
     device = best_device()
     name = device_name(device)
     cached = _cached(store.files)
-    known, before = cached.setdefault(name, {}), json.dumps(cached)
+    known = cached.setdefault(name, {})
+    before = dict(known)
     try:
         with naming_plugins():
             found = _measured(_subjects(store, members, device), known)
     finally:
         use_run_plugins(store)  # the last member may have been of another run
-    if json.dumps(cached) != before:
-        store.files.write(_FILE, json.dumps(cached, indent=1).encode())
+    if known != before:
+        store.files.write(_FILE, _to_json(cached))
     return Speeds(name, {member: found.get(member) for member in members})
 
 
-def ms_per_image(model: FoldModel, device: torch.device) -> float:
-    """Median over some batches, after a warm-up."""
+def time_model(model: FoldModel, device: torch.device) -> Timing:
+    """Of some batches, after a warm-up."""
     _seconds(model, device, 1)  # what is set up at the first call
     images = BATCH
     if device.type == "cpu":
-        images = max(1, min(BATCH, int(_CPU_BATCH / _seconds(model, device, 1))))
+        one = min(_seconds(model, device, 1) for _ in range(_TRIES))
+        images = max(1, min(BATCH, int(_CPU_BATCH / one)))
     _seconds(model, device, images)
     times: list[float] = []
     while len(times) < _LEAST or (sum(times) < _CAP and len(times) < _MOST):
         times.append(_seconds(model, device, images))
-    return 1000.0 * median(times) / images
+    return Timing(1000.0 * min(times) / images, median(times) <= _SURE * min(times))
 
 
 def device_name(device: torch.device) -> str:
     """What a time belongs to."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _subjects(store: RunStore, members: Sequence[Member], device: torch.device) -> list[_Subject]:
@@ -119,18 +140,21 @@ def _keys(models: RunModels, candidates: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _measured(subjects: Sequence[_Subject], known: dict[str, float]) -> dict[Member, float]:
-    """`known`, milliseconds of one model by key, grows."""
+def _measured(subjects: Sequence[_Subject], known: dict[str, Timing]) -> dict[Member, float]:
+    """`known`, the times of one model by key, grows and falls."""
     gone: dict[str, str] = {}
+    done = {key for key, timing in known.items() if timing.is_sure}
     for subject in subjects:
-        if subject.key in known:
+        if subject.key in done:
             continue
         try:
             model = subject.open()
         except RunFolderError as error:
             gone[f"{subject.member.candidate} {subject.member.variant}"] = str(error)
             continue
-        known[subject.key] = ms_per_image(model, subject.models.device)
+        timing = time_model(model, subject.models.device)
+        known[subject.key] = timing.merged(known.get(subject.key, timing))
+        done.add(subject.key)
     unknown = [s for s in subjects if s.key not in known]
     if unknown:
         _log.warning(
@@ -138,7 +162,11 @@ def _measured(subjects: Sequence[_Subject], known: dict[str, float]) -> dict[Mem
             listing(f"{s.member.candidate} {s.member.variant}" for s in unknown),
             next(iter(gone.values())),
         )
-    return {s.member: s.models.store.fold_count * known[s.key] for s in subjects if s.key in known}
+    return {
+        s.member: s.models.store.fold_count * known[s.key].ms_per_image
+        for s in subjects
+        if s.key in known
+    }
 
 
 def _seconds(model: FoldModel, device: torch.device, images: int) -> float:
@@ -154,16 +182,28 @@ def _seconds(model: FoldModel, device: torch.device, images: int) -> float:
     return time.perf_counter() - started
 
 
-def _cached(files: Files) -> dict[str, dict[str, float]]:
-    """Device -> key -> milliseconds of one model; empty where the file is none of ours."""
+def _cached(files: Files) -> dict[str, dict[str, Timing]]:
+    """Device -> key -> the time of one model; empty where the file is none of ours."""
     try:
         stored = json.loads(files.read(_FILE))
         return {
-            str(device): {str(key): float(ms) for key, ms in times.items()}
+            str(device): {
+                str(key): Timing(float(found["ms_per_image"]), bool(found["is_sure"]))
+                for key, found in times.items()
+            }
             for device, times in stored.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
+
+
+def _to_json(times: Mapping[str, Mapping[str, Timing]]) -> bytes:
+    """The inverse of `_cached`."""
+    plain = {
+        device: {key: asdict(timing) for key, timing in of_one.items()}
+        for device, of_one in times.items()
+    }
+    return json.dumps(plain, indent=1).encode()
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ from ensemble.bounded import AmongMore, fit_within
 from ensemble.certificate import certified
 from ensemble.combine import pool_terms
 from ensemble.fit import Settings, blend_prob
-from ensemble.limits import Limits, no_limits
+from ensemble.limits import Limits
 from ensemble.methods import METHODS, fit_method
 from ensemble.optimal import optimal
 from ensemble.pool import Pool
@@ -17,6 +17,7 @@ from tests.ensemble.member_pools import made_up, of_variants, pool_of
 
 COUNT = 6
 BOUNDED = [name for name in METHODS if name not in ("soup", "snapshot")]
+FREE = Limits(np.zeros((0, COUNT)), np.zeros(0))
 PAIR = Limits(np.zeros((0, COUNT)), np.zeros(0), max_members=2)
 
 
@@ -41,7 +42,7 @@ def test_what_the_limits_admit_stays(pool: Pool, method: str) -> None:
     """The same as without limits, to the last bit."""
     free = fit_method(method, pool, Settings())
     wide = Limits(np.ones((1, COUNT)), np.array([len(free.used)]), max_members=len(free.used))
-    for limits in (wide, no_limits(COUNT)):
+    for limits in (wide, FREE):
         same = fit_within(method, pool, Settings(), limits)
         np.testing.assert_array_equal(same.combiner.weights, free.combiner.weights)
         np.testing.assert_array_equal(blend_prob(same, pool), blend_prob(free, pool))

@@ -139,3 +139,15 @@ def test_at_temperature_is_a_softmax(temperature: float) -> None:
     np.testing.assert_allclose(np.exp(got).sum(axis=1), 1.0, atol=1e-5)
     true = true_prob_at(stored, labels, temperature)
     np.testing.assert_allclose(true, np.exp(expected[np.arange(300), labels]), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("temperature", [0.05, 0.8, 1.0, 3.0])
+def test_the_true_class_alone_is_as_in_the_whole_row(dtype: DTypeLike, temperature: float) -> None:
+    log_prob, labels = drawn(900, 113, 3.0)
+    log_prob = log_prob.astype(dtype)
+    log_prob[5, 3] = -np.inf
+    before = log_prob.copy()
+    whole = np.exp(at_temperature(log_prob, temperature))[np.arange(len(labels)), labels]
+    np.testing.assert_array_equal(true_prob_at(log_prob, labels, temperature), whole)
+    np.testing.assert_array_equal(log_prob, before)

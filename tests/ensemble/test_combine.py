@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -88,3 +90,19 @@ def test_a_probability_of_zero_is_clipped_like_the_score(combiner: Combiner) -> 
 def test_nothing_to_pool() -> None:
     with pytest.raises(ValueError, match="no member to pool"):
         pool_terms(ArithmeticMean(WEIGHTS), [])
+
+
+@pytest.mark.parametrize(
+    "combiner",
+    [ArithmeticMean(WEIGHTS), GeometricMean(WEIGHTS), Votes(WEIGHTS, 0.3), stack_of_two()],
+)
+def test_rows_are_pooled_block_by_block(combiner: Combiner) -> None:
+    """Each as if it were alone, and without copies of all."""
+    log_prob = np.log(np.tile(A, (60_000, 1))).astype(np.float32)
+    expected = pool_terms(combiner, [(0, log_prob[:2]), (2, log_prob[:2])])
+    tracemalloc.start()
+    got = pool_terms(combiner, [(0, log_prob), (2, log_prob)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(got, np.tile(expected, (60_000, 1)), rtol=1e-12)
+    assert peak < 2 * got.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 
 import cvxpy as cp
 import numpy as np
@@ -12,10 +13,11 @@ from scipy.optimize import minimize_scalar
 import ensemble.geometric
 import ensemble.log_linear
 import ensemble.log_stack
-from ensemble.fit import Settings, blend_prob
+from ensemble.fit import Fit, Settings, blend_prob
 from ensemble.geometric import geometric, heaviest, pooled, scale_bounds
 from ensemble.greedy import greedy
 from ensemble.log_stack import log_stack
+from ensemble.stacking import stacking
 from experiment.errors import EnvironmentProblem
 from experiment.metrics import log_loss
 from tests.ensemble.member_pools import made_up, pool_of
@@ -133,3 +135,19 @@ def test_no_room_for_the_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             log_stack(pool, np.arange(5))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("method", [geometric, stacking])
+def test_members_without_an_opinion_still_make_a_blend(method: Callable[..., Fit]) -> None:
+    labels = np.arange(30) % 3
+    pool = pool_of(np.full((4, 30, 3), np.log(1 / 3), dtype=np.float32), labels)
+    fit = method(pool, Settings())
+    assert len(fit.used) == 1
+    np.testing.assert_allclose(blend_prob(fit, pool), 1 / 3, atol=1e-6)
+
+
+def test_a_forced_member_without_an_opinion_stays() -> None:
+    log_probs, labels = made_up(4, 60, 3)
+    log_probs[2] = np.log(1 / 3)
+    settings = Settings(forced=(2,), max_rounds=10)
+    assert 2 in geometric(pool_of(log_probs, labels), settings).used

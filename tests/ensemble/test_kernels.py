@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,41 @@ def test_small_problems_load_no_numba_and_large_ones_use_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SUMS = """
+import resource, sys, numpy
+from ensemble.kernels import member_sums
+if sys.argv[1:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sums = member_sums(numpy.full((3, 40), 0.5), "numba")
+for _ in range(2):
+    print(*sums.mean_logs(numpy.arange(2), numpy.full(40, 0.5)))
+    print(*sums.mean_products(numpy.arange(2), numpy.full(40, 0.5)))
+"""
+
+
+def sums_with_cache(folder: Path, *limit: str) -> str:
+    """What a new process prints that keeps numba's machine code in the folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", SUMS, *limit],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_or_a_damaged_cache_costs_time_alone(tmp_path: Path) -> None:
+    expected = "0.0 0.0\n0.25 0.25\n" * 2
+    assert sums_with_cache(tmp_path / "full", "100") == expected
+    assert sums_with_cache(tmp_path / "damaged") == expected
+    files = [path for path in (tmp_path / "damaged").rglob("*.nb?") if path.stat().st_size > 20]
+    assert {path.suffix for path in files} == {".nbi", ".nbc"}
+    for path in files:
+        path.write_bytes(path.read_bytes()[:20])
+    assert sums_with_cache(tmp_path / "damaged") == expected
 
 
 def test_an_unknown_backend_is_named() -> None:

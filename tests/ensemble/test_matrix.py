@@ -33,6 +33,7 @@ from tests.ensemble.made_runs import (
     make_run,
     random_prob,
 )
+from tests.ensemble.selection_runs import add, make_store
 
 M = 4
 
@@ -238,14 +239,45 @@ def test_all_violations_of_all_members_come_at_once(store: RunStore) -> None:
         f"{store.root}/trials/c0001/fold2/true_prob.npy: c0001 raw, fold 2, line {row[2] + 2} of "
         f"folds.csv ({row[2]}.png): true_prob is 1.25, should be in [0, 1]; delete this fold's "
         "folder and resume",
-        f"{store.root}/trials/c0003/fold0/rows.npy: does not hold each scored row once, for "
-        f"example line {row[0] + 2} of folds.csv ({row[0]}.png) is missing (30 rows for 30 of "
-        "fold 0); delete this fold's folder and resume",
+        f"{store.root}/trials/c0003/fold0/rows.npy: c0003, fold 0: does not hold each scored "
+        f"row once, for example line {row[0] + 2} of folds.csv ({row[0]}.png) is missing (30 "
+        "rows for 30 of fold 0); delete this fold's folder and resume",
     ]
     assert os.listdir(store.blend.matrix_path().parent) == ["matrix.safetensors"]
     for i in range(M):
         add_candidate(store, f"c{i:04d}", random_prob(i, 1 + i / 4))
     assert_same(opened(store), before)
+
+
+def test_files_that_cannot_be_read_are_told_once_with_what_to_do(tmp_path: Path) -> None:
+    """rows.npy is shared by the variants."""
+    store = make_store(tmp_path / "variants")
+    add(store, 0, variants=("raw", "ema"))
+    folder = Path(store.root, "trials/c0000")
+    for name in ("fold0/rows.npy", "fold1/true_prob_ema.npy"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+    header = (folder / "fold2/oof.npy").read_bytes()
+    (folder / "fold2/oof.npy").write_bytes(header.replace(b"<f2", b"|O8"))
+    with pytest.raises(RunFolderError) as caught:
+        opened(store)
+    problems = {p.where.split("c0000/")[1]: p.message for p in caught.value.problems}
+    assert len(problems) == len(caught.value.problems) == 3
+    for name, message in problems.items():
+        assert message.startswith(f"c0000, fold {name[4]}: cannot be read: ")
+        assert message.endswith("; delete this fold's folder and resume")
+
+
+def test_a_single_scored_row_cannot_be_blended(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "one", k=1)
+    lines = store.files.read("folds.csv").decode().splitlines()
+    scored = next(i for i, line in enumerate(lines) if line.endswith(",0"))
+    others = [f"{line[:-2]},-1" if line.endswith(",0") else line for line in lines[1:]]
+    others[scored - 1] = lines[scored]
+    store.files.write("folds.csv", "\n".join([lines[0], *others, ""]).encode())
+    store = RunStore(store.root)
+    add(store, 0, folds=(0,))
+    with pytest.raises(RunFolderError, match=r"folds\.csv: 1 of 90 rows are scored.*at least 2"):
+        opened(store)
 
 
 def damage_torn(data: bytes) -> bytes:

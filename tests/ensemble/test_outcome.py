@@ -116,6 +116,18 @@ def test_gains_are_losses_without_each_member() -> None:
     assert {m.gain for m in record(blended("stacking")).members} == {None}
 
 
+@pytest.mark.parametrize("method", ["uniform", "top-k", "soft-vote"])
+def test_gains_of_equal_weights_are_those_of_the_mean(method: str) -> None:
+    of = blended(method)
+    true = of.rows.pool(of.choice.members).true_prob[of.fit.used].astype(np.float64)
+    names = [MEMBERS[i].candidate for i in of.fit.used]
+    gains = {m.candidate: m.gain for m in record(of).members}
+    for place, name in enumerate(names):
+        others = np.delete(true, place, axis=0).mean(axis=0)
+        expected = np.log(true.mean(axis=0)).mean() - np.log(others).mean()
+        assert gains[name] == pytest.approx(expected, abs=1e-9)
+
+
 def test_prices_are_summed_where_all_are_known() -> None:
     found = record(blended("uniform"))
     assert (found.ms_per_image, found.weight_bytes, found.device) == (12.5, 35, "abacus")
@@ -154,10 +166,10 @@ def test_the_trajectory() -> None:
     np.testing.assert_allclose(
         [float(r["oof_logloss"]) for r in rows], blend.path_losses, rtol=1e-8
     )
-    named = [(r["candidate"], r["variant"]) for r in rows]
-    picked = [(MEMBERS[i].candidate, MEMBERS[i].variant) for i in blend.path]
-    assert named == picked + [("", "")] * (len(rows) - len(picked))
-    header = "round,candidate,variant,oof_logloss\n"
+    named = [(r["candidate"], r["variant"], r["run"]) for r in rows]
+    picked = [(MEMBERS[i].candidate, MEMBERS[i].variant, MEMBERS[i].run) for i in blend.path]
+    assert named == picked + [("", "", "")] * (len(rows) - len(picked))
+    header = "round,candidate,variant,oof_logloss,run\n"
     assert trajectory(MEMBERS, blended("stacking").fit) == header
 
 

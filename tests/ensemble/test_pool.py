@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,14 +45,13 @@ def test_columns_are_softmaxes_at_the_fitted_temperatures(arrays: Any) -> None:
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_both_sides_and_the_whole_have_the_temperatures_fitted_outside(
+def test_training_rows_and_the_whole_have_the_temperatures_fitted_outside(
     arrays: Any, calibrated: bool
 ) -> None:
     log_probs, labels, folds = arrays
     rows = member_rows(log_probs, labels, folds)
-    train, held = rows.split(1, calibrated)
-    whole = rows.scored(1, calibrated)
-    for pool, side in ((train, folds != 1), (held, folds == 1), (whole, folds >= 0)):
+    train, whole = rows.training(1, calibrated), rows.scored(1, calibrated)
+    for pool, side in ((train, folds != 1), (whole, folds >= 0)):
         np.testing.assert_array_equal(pool.labels, labels[side])
         for m, log_prob in enumerate(log_probs):
             temperature = rows.temperatures[2, m] if calibrated else 1.0
@@ -60,19 +61,33 @@ def test_both_sides_and_the_whole_have_the_temperatures_fitted_outside(
             np.testing.assert_allclose(pool.true_prob[m], true, atol=1e-5)
 
 
-def test_taking_members_keeps_all_that_is_known_of_them(arrays: Any) -> None:
+def test_taking_members(arrays: Any) -> None:
     log_probs, labels, folds = arrays
     names = [Member("a"), Member("b", "ema"), Member("c")]
-    rows = member_rows(log_probs, labels, folds, names)
-    taken, order = rows.take(np.array([2, 0])), [log_probs[2], log_probs[0]]
-    alone = member_rows(order, labels, folds, [names[2], names[0]])
+    pool = member_rows(log_probs, labels, folds, names).pool(calibrated=True)
+    taken = pool.take(np.array([2, 0]))
+    order = [log_probs[2], log_probs[0]]
+    alone = member_rows(order, labels, folds, [names[2], names[0]]).pool(calibrated=True)
     assert taken.members == alone.members
-    np.testing.assert_array_equal(taken.raw, alone.raw)
-    np.testing.assert_array_equal(taken.calibrated, alone.calibrated)
-    np.testing.assert_array_equal(taken.read(0), alone.read(0))
-    pool = rows.pool(calibrated=True).take(np.array([2, 0]))
-    assert pool.members == alone.members
-    np.testing.assert_array_equal(pool.log_prob(1), alone.pool(calibrated=True).log_prob(1))
+    np.testing.assert_array_equal(taken.true_prob, alone.true_prob)
+    np.testing.assert_array_equal(taken.log_prob(1), alone.log_prob(1))
+
+
+def test_the_rows_of_a_member_stay_adjacent(arrays: Any, tmp_path: Path) -> None:
+    """Memory-mapped or not; a pass over one member would read them all otherwise."""
+    log_probs, labels, folds = arrays
+    rows = member_rows(log_probs, labels, folds)
+    for name in ("raw", "calibrated"):
+        np.save(tmp_path / f"{name}.npy", getattr(rows, name))
+    mapped = replace(
+        rows,
+        raw=np.load(tmp_path / "raw.npy", mmap_mode="r"),
+        calibrated=np.load(tmp_path / "calibrated.npy", mmap_mode="r"),
+    )
+    for calibrated in (False, True):
+        outside = [of.training(1, calibrated).true_prob for of in (rows, mapped)]
+        assert all(true_prob.flags.c_contiguous for true_prob in outside)
+        np.testing.assert_array_equal(*outside)
 
 
 def test_zeros_are_members_too() -> None:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from ensemble.combine import Stacking
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, mean_loss
+from ensemble.log_linear import Coefficients, Problem, row_losses
 from ensemble.log_stack import log_stack
 from ensemble.stacking import chosen_penalty, matrices_for, stacked, stacking
 from experiment.metrics import log_loss
@@ -51,7 +51,7 @@ def test_without_scales_it_is_logistic_regression(
     theirs = objective(expected, float((peer.coef_**2).sum()))
     assert objective(got, mine) == pytest.approx(theirs, abs=1e-4)
     np.testing.assert_allclose(got, expected, atol=2e-3)
-    assert mean_loss(stack, labels, found) == pytest.approx(log_loss(got, labels), abs=1e-9)
+    assert row_losses(stack, labels, found).mean() == pytest.approx(log_loss(got, labels), abs=1e-9)
 
 
 def test_two_classes_too() -> None:
@@ -104,7 +104,29 @@ def test_pure_noise_is_not_learned() -> None:
     log_probs = np.log(rng.dirichlet(np.ones(4), (4, 90))).astype(np.float32)
     stack = log_stack(pool_of(log_probs, labels), np.arange(4))
     bounds = scale_bounds(np.arange(4), Settings())
-    assert chosen_penalty(stack, labels, bounds, np.full(4, 0.1), 4) >= 100
+    assert chosen_penalty(stack, labels, bounds, np.full(4, 0.1), 4) == math.inf
+
+
+def easy(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Members that are nearly always right, and wrong together."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, rows)
+    shared = rng.normal(0, 1, (rows, 10))
+    shared[np.arange(rows), labels] += 4
+    logits = 1.5 * (shared + rng.normal(0, 0.7, (8, rows, 10)))
+    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    return logits.astype(np.float32), labels
+
+
+def test_a_few_wrong_rows_do_not_make_it_worse_than_pooling() -> None:
+    unseen = pool_of(*easy(5000, 100))
+    for seed in range(4):
+        pool = pool_of(*easy(100, seed))
+        plain, found = (
+            log_loss(blend_prob(method(pool, Settings()), unseen), unseen.labels)
+            for method in (geometric, stacking)
+        )
+        assert found == pytest.approx(plain, abs=1e-4)
 
 
 @pytest.mark.parametrize(

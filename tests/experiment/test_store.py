@@ -177,26 +177,29 @@ def test_what_was_put_in_comes_out(complete: RunStore) -> None:
     assert again.train_log("c0000", 0) == "epoch,train_loss\n0,1\n"
     assert again.train_log("c0000", 7) is None
     assert again.blend.record() is None
-    again.blend.save(ensemble_record(again), "round\n", np.zeros((70, 3), np.float16))
-    assert again.blend.record() == ensemble_record(again)
+    record = ensemble_record(again)
+    written = again.blend.save(record, "round\n", np.zeros((70, 3), np.float16))
+    assert again.blend.record() == written
+    assert written.model_copy(update={"combiner": record.combiner, "digests": {}}) == record
+    assert again.blend.trajectory() == "round\n"
     assert again.blend.oof().tolist() == np.ones((70, 3)).tolist()
 
 
 def test_what_the_combiner_knows_comes_back_bit_for_bit(complete: RunStore) -> None:
     record, oof = ensemble_record(complete), np.zeros((70, 3), np.float16)
-    assert complete.blend.combiner_arrays() == {}
+    assert complete.blend.combiner_arrays(record) == {}
     wide = np.random.default_rng(0).normal(size=(3, 4))
     arrays = {"coefficients": wide.T, "bias": np.array(-0.25), "none": np.empty((0, 2))}
-    complete.blend.save(record, "round\n", oof, arrays)
-    found = RunStore.open(complete.root).blend.combiner_arrays()
+    written = complete.blend.save(record, "round\n", oof, arrays)
+    found = RunStore.open(complete.root).blend.combiner_arrays(written)
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape) == (np.float64, array.shape)
         np.testing.assert_array_equal(found[name], array)
-    complete.blend.update(record)
-    assert complete.blend.combiner_arrays().keys() == arrays.keys()
-    complete.blend.save(record, "round\n", oof)  # one that knows nothing more
-    assert complete.blend.combiner_arrays() == {}
+    complete.blend.update(written.model_copy(update={"oof_logloss": 0.25}))
+    assert complete.blend.combiner_arrays(written).keys() == arrays.keys()
+    simple = complete.blend.save(record, "round\n", oof)  # one that knows nothing more
+    assert complete.blend.combiner_arrays(simple) == {}
     assert complete.files.names("ensemble") == ["ensemble.json", "oof.npy", "trajectory.csv"]
 
 
@@ -206,7 +209,7 @@ def test_damaged_combiner_arrays_are_named(complete: RunStore, content: bytes) -
     with pytest.raises(
         RunFolderError, match=r"combiner\.safetensors: cannot be read.*blends again"
     ):
-        complete.blend.combiner_arrays()
+        complete.blend.combiner_arrays(ensemble_record(complete))
 
 
 def test_bytes_of_the_weights_are_those_of_all_folds(complete: RunStore) -> None:
@@ -605,10 +608,13 @@ def test_a_whole_run_in_an_object_store(
     assert [s.status for s in again.summaries()] == ["complete"]
     assert again.true_prob("c0000", "ema").shape == (70,)
     assert again.weight_bytes("c0000", "raw") == 3 * len(b"raw weights")
-    again.blend.save(ensemble_record(again), "", np.zeros((70, 3), np.float16), {"a": np.ones(2)})
-    assert again.blend.combiner_arrays()["a"].tolist() == [1, 1]
-    again.blend.save(ensemble_record(again), "", np.zeros((70, 3), np.float16))
-    assert again.blend.combiner_arrays() == {}
+    record, oof = ensemble_record(again), np.zeros((70, 3), np.float16)
+    record = again.blend.save(record, "", oof, {"a": np.ones(2)})
+    assert again.blend.combiner_arrays(record)["a"].tolist() == [1, 1]
+    record = again.blend.save(record, "", oof)
+    assert again.blend.combiner_arrays(record) == {}
+    with again.blend.only_writer():
+        assert again.files.names("ensemble") == ["ensemble.json", "oof.npy", "trajectory.csv"]
     again.write_tables(again.summaries())
     again.save_resume_state("c0000", 2, memoryview(b"state"))
     again.clear_trial("c0000", 2)

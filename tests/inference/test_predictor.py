@@ -14,11 +14,12 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from ensemble.add_spec import AddSpec
 from ensemble.added import add_sources, save_added
 from experiment.errors import RunFolderError
+from experiment.record_files import record_json
 from experiment.records import (
     CandidateRecord,
     EnsembleRecord,
@@ -162,7 +163,8 @@ def test_other_poolings(blend: RunStore, images: list[Path]) -> None:
     log_linear = rows_to_one(np.exp(0.9 * np.log(prob[:, 0]) + 0.5 * np.log(prob[:, 1])))
     found = Predictor(blend).probabilities(images)
     np.testing.assert_allclose(found, log_linear.mean(axis=0), atol=2e-6)
-    blend.blend.save_combiner({"constant": np.array([0.1])})
+    arrays = save({"constant": np.array([0.1])})
+    blend.files.write("ensemble/combiner.safetensors", arrays)  # as before the record named it
     change(blend, member(0), member(1), pooling="votes")
     votes = np.eye(3)[prob.argmax(axis=-1)]  # (K, M, n, C)
     shares = 0.9 * (0.7 * votes[:, 0] + 0.3 * votes[:, 1]) + 0.1 / 3
@@ -328,3 +330,19 @@ def test_the_precision_follows_the_members_own_trial(
     blend.save_config(config.model_copy(update={"training": training}))
     found = RunModels(blend, torch.device("cpu")).autocast("c0001", 1)
     assert found._enabled is half
+
+
+def test_predictions_made_elsewhere_that_were_not_blended(
+    blend: RunStore, photos: ImageSet, tmp_path: Path
+) -> None:
+    elsewhere(blend, photos, tmp_path)
+    foreign = MemberRecord(candidate="resnet", variant="added", weight=0.5, added=True)
+    record = blend.blend.record()
+    assert record is not None
+    update = {
+        "members": (member(0, weight=0.5), foreign),
+        "digests": {"added/resnet/added.json": "0" * 32},
+    }
+    blend.files.write("ensemble/ensemble.json", record_json(record.model_copy(update=update)))
+    with pytest.raises(RunFolderError, match=r"added\.json: does not belong to the blend.*--add"):
+        Predictor(blend).test_probabilities(photos)

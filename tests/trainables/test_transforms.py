@@ -18,13 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from experiment.config import (
-    AugmentConfig,
-    ParsedConfig,
-    TransformConfig,
-    parse_config,
-    to_yaml,
-)
+from experiment.config import AugmentConfig, TransformConfig
+from experiment.config_file import ParsedConfig, parse_config, to_yaml
 from trainables.augment import POLICIES, augment
 from trainables.custom_transforms import CUSTOM, UnsharpMask
 from trainables.data import Batch, Batches, ShuffledBatches, build_loader
