@@ -19,7 +19,7 @@ from ensemble.add_spec import parse_adds
 from ensemble.added import VARIANT, add_sources
 from ensemble.eligible import Prices
 from ensemble.pool import Member
-from ensemble.selection import Request, blend_run
+from ensemble.selection import Request, blend_run, check_request
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError, DataError, Problem
 from experiment.folds import HELD_OUT
@@ -84,9 +84,10 @@ def blend(
     """Write `ensemble/` and print what was chosen."""
     use_run_plugins(store)
     added = _added(store, add)
-    if config.method == "soup" and not added.problems:
-        _soups(store, console)
     request = replace(added, prices=lambda m: _prices(store, m), runs=tuple(runs))
+    if config.method == "soup":
+        check_request(store, config, request)
+        _soups(store, console)
     ensemble = blend_run(store, config, request)
     ensemble = _with_held_out_score(store, ensemble)
     for line in (*blend_lines(ensemble), *not_chosen(ensemble, request.added)):

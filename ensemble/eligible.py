@@ -38,17 +38,17 @@ class Prices:
 
 
 def wish_problems(
-    members: Sequence[Member], config: EnsembleConfig, without_weights: Sequence[Member] = ()
+    members: Sequence[Member], config: EnsembleConfig, absent: Sequence[Member] = ()
 ) -> list[Problem]:
     """Everything that can be known to be wrong before any array is read: the method, names of
-    nothing, forced names of what may not enter or cannot predict."""
+    nothing, forced names of what may not enter or cannot predict. `absent` are the run's variants
+    that cannot predict: a wish may exclude them."""
     method = check_method(config.method)
-    every = (*members, *without_weights)
     return [
         *([] if method is None else [method]),
-        *_unknown(every, config.exclude, "exclude"),
-        *_unknown(every, config.include, "include"),
-        *_barred(members, without_weights, config),
+        *_unknown(members, config.exclude, "exclude", absent),
+        *_unknown(members, config.include, "include", absent),
+        *_barred(members, absent, config),
         *_nothing_left(members, config.exclude),
     ]
 
@@ -151,8 +151,10 @@ def _nothing_left(members: Sequence[Member], exclude: Sequence[str]) -> list[Pro
     return [Problem("ensemble.exclude", f"excludes all {len(members)} members")]
 
 
-def _unknown(members: Sequence[Member], names: Sequence[str], key: str) -> list[Problem]:
-    """Every name that no member has."""
+def _unknown(
+    members: Sequence[Member], names: Sequence[str], key: str, absent: Sequence[Member] = ()
+) -> list[Problem]:
+    """Every name that no member has, nor one that is absent."""
     known = listing(dict.fromkeys([m.candidate for m in members]))
     backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
     runs = listing(dict.fromkeys([basename(m.run.rstrip("/")) for m in members if m.run]))
@@ -161,23 +163,23 @@ def _unknown(members: Sequence[Member], names: Sequence[str], key: str) -> list[
     return [
         Problem(f"ensemble.{key}", f"{name!r} names no member; {allowed}{of_run}")
         for name in names
-        if not any(is_named(m, name) for m in members)
+        if not any(is_named(m, name) for m in (*members, *absent))
     ]
 
 
 def _barred(
-    members: Sequence[Member], without_weights: Sequence[Member], config: EnsembleConfig
+    members: Sequence[Member], absent: Sequence[Member], config: EnsembleConfig
 ) -> Iterator[Problem]:
     """Forced names, all members of which are excluded or cannot predict."""
     for name in config.include:
         named = [m for m in members if is_named(m, name)]
         bars = dict.fromkeys([bar for m in named for bar in _excluding(m, config.exclude)])
-        gone = any(is_named(m, name) for m in without_weights)
+        gone = any(is_named(m, name) for m in absent)
         if named and all(_excluding(m, config.exclude) for m in named):
             message = f"{name!r} is excluded by ensemble.exclude ({listing(map(repr, bars))})"
             yield Problem("ensemble.include", f"{message}; leave it out of one of the two")
         if gone and not named:
-            message = f"{name!r} cannot predict: its weights are gone from the run folder"
+            message = f"{name!r} cannot predict: not all its folds ended, or its weights are gone"
             yield Problem("ensemble.include", f"{message}; leave it out, or train it anew")
 
 

@@ -52,6 +52,7 @@ from experiment.metrics import log_loss_of_true, true_class_probability
 from experiment.near_duplicates import near_duplicate_rows
 from experiment.records import CandidateSummary, CurvePoint, EnsembleRecord
 from experiment.store import RunStore
+from experiment.variants import EMA, RAW
 
 _KINDS = (ConfigError, DataError, RunFolderError)
 """Of wrong wishes, of predictions made elsewhere, of further run folders."""
@@ -130,6 +131,13 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     return written
 
 
+def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
+    """What `blend_run` checks before it reads an array, before soups are made: these are no members
+    yet, but names may exclude them. UserError with every wish that cannot be met."""
+    names = tuple(name for name in config.exclude if not name.endswith(" soup"))
+    _sources(store, config.model_copy(update={"exclude": names}), request)
+
+
 def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
     """`keep: blend`: remove the weights of complete candidates that are not in the blend; how many
     members lost theirs. Other candidates may still become complete, and need theirs then."""
@@ -150,7 +158,7 @@ def _sources(store: RunStore, config: EnsembleConfig, request: Request) -> list[
     sources = [*own, *further, *request.added.sources]
     named = [*(s.member for s in sources), *request.unread]
     lost = _without_weights(store, [s.member for s in own])
-    wishes = wish_problems(named, config, lost)
+    wishes = wish_problems(named, config, [*lost, *_incomplete(store)])
     told = [*wishes, *request.problems, *problems]
     if told and (named or lost or request.problems or problems):  # else: nothing to blend
         raise _kind(wishes, request.problems, problems)(told)
@@ -182,6 +190,16 @@ def _without_weights(store: RunStore, members: Sequence[Member]) -> list[Member]
         if s.status == "complete"
         for variant in s.variants
         if (s.candidate.candidate, variant) not in there
+    ]
+
+
+def _incomplete(store: RunStore) -> list[Member]:
+    """What candidates would have given, had all their folds ended."""
+    return [
+        Member(s.candidate.candidate, variant, s.candidate.backbone)
+        for s in store.summaries()
+        if s.status != "complete"
+        for variant in (RAW, EMA)
     ]
 
 

@@ -74,6 +74,15 @@ def test_wishes_runs_and_files_are_one_message(store: RunStore, tmp_path: Path) 
         assert text in done.stderr
 
 
+def test_wrong_wishes_are_told_before_soups_are_made(store: RunStore) -> None:
+    """A soup may be excluded before it is there. The weights here are none, so soups fail."""
+    soup = ["ensemble", store.root, "--method", "soup", "--exclude", "c0001 soup"]
+    done = CliRunner().invoke(app, [*soup, "--exclude", "c0009"])
+    assert done.exit_code == 2 and "1 problem:" in done.stderr
+    assert "'c0009' names no member" in done.stderr
+    assert "names no member" not in CliRunner().invoke(app, soup).stderr
+
+
 def test_ctrl_c_leaves_the_old_blend(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -137,7 +137,7 @@ def test_soup(shared: Run, cli: Cli) -> None:
         assert [m["variant"] for m in shared.blend["members"]] == ["soup"]
     else:
         assert "No soup of" in result.output
-        assert "'soup' needs soups" in refused(result)
+        assert "'soup' needs soups" in refused(result) and "tries them" in result.stderr
 
 
 def test_the_command_line_itself(shared: Run) -> None:
@@ -240,7 +240,8 @@ def test_predictions_of_the_test_set_alone(copied: Run, tmp_path: Path, cli: Cli
     result = succeeded(cli("ensemble", copied.folder, "--add", f"theirs=:{tmp_path}/test.npy"))
     assert "Unvalidated: theirs has no OOF predictions" in " ".join(result.output.split())
     assert copied.blend["unvalidated"] == [{"name": "theirs", "weight": 0.5}]
-    succeeded(cli("submit", copied.folder))
+    told = " ".join(succeeded(cli("submit", copied.folder)).output.split())
+    assert "predictions in it, backed by no score: theirs (0.500 of each row)" in told
     np.testing.assert_allclose(copied.submission(), 0.5 * alone + 0.5 * tested, atol=1e-5)
     succeeded(cli("predict", copied.folder, copied.project.folder / "test"))
 
@@ -267,7 +268,8 @@ def test_all_that_is_wrong_is_told_and_nothing_lost(copied: Run, tmp_path: Path,
     assert f"{broken}: values that are no probability: {where}" in text
     assert "1 of 60 scored rows are not in it" in text and "absent.csv: is no file" in text
     np.save(good, copied.good(0.9))
-    refused(cli("ensemble", copied.folder, "--add", f"mine={good}", "--max-bytes", 1))
+    text = refused(cli("ensemble", copied.folder, "--add", f"mine={good}", "--max-bytes", 1))
+    assert "limits of time and bytes know nothing of predictions made elsewhere" in text
     assert copied.contents() == before
 
 

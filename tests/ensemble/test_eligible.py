@@ -89,13 +89,14 @@ def test_forced_names_that_may_not_enter_or_cannot_predict() -> None:
     assert [str(p) for p in wish_problems(MEMBERS, config, gone)] == [
         "ensemble.include: 'c0001 ema' is excluded by ensemble.exclude ('c0001'); leave it out of "
         "one of the two",
-        "ensemble.include: 'c0009' cannot predict: its weights are gone from the run folder; leave "
-        "it out, or train it anew",
+        "ensemble.include: 'c0009' cannot predict: not all its folds ended, or its weights are "
+        "gone; leave it out, or train it anew",
         "ensemble.include: 'timm/a' is excluded by ensemble.exclude ('c0001'); leave it out of one "
         "of the two",
         "ensemble.include: 'other:c0002' is excluded by ensemble.exclude ('timm/b'); leave it out "
         "of one of the two",
     ]
+    assert wish_problems(MEMBERS, EnsembleConfig(exclude=("c0009",)), gone) == []
     half = EnsembleConfig(exclude=("c0001 ema",), include=("c0001",))
     assert wish_problems(MEMBERS, half, gone) == []
 

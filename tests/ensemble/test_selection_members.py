@@ -165,6 +165,18 @@ def test_all_wrong_wishes_are_one_message(store: RunStore) -> None:
     assert "'c0009' names no member" in caught.value.problems[1].message
 
 
+def test_candidates_that_are_not_complete_or_have_no_weights(store: RunStore) -> None:
+    """They may be excluded, as before they ran, and not be forced in."""
+    add(store, 4, 0.5, folds=(0,), lost="failed")
+    store.remove_weights("c0003", "raw")
+    config = EnsembleConfig(method="uniform", exclude=("c0004", "c0003 raw"))
+    assert len(names(blend(store, config))) == 7
+    with pytest.raises(ConfigError) as caught:
+        blend(store, EnsembleConfig(include=("c0004", "c0003 raw", "c0003")))
+    told = [p.message.split(":")[0] for p in caught.value.problems]
+    assert told == ["'c0004' cannot predict", "'c0003 raw' cannot predict"]
+
+
 def test_a_forced_copy_is_the_member_that_is_kept(tmp_path: Path) -> None:
     """Copies of two run folders are told apart by name."""
     store, other = make_store(tmp_path / "run"), make_store(tmp_path / "other")
