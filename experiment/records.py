@@ -95,6 +95,8 @@ class MemberRecord(_Record):
     """The run folder that holds it; empty: this one."""
     added: bool = False
     """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
+    oof_logloss: float | None = None
+    """Of the member alone, uncalibrated; None in the records of a version that kept none."""
     gain: float | None = None
     """How much the blend's OOF log loss rises without it, the others' weights chosen anew."""
     ms_per_image: float | None = None
