@@ -160,6 +160,7 @@ def _members(blended: Blended) -> list[MemberRecord]:
             added=rows.members[i].variant == VARIANT,
             weight=float(weights[i]),
             temperature=float(temperatures[i]),
+            oof_logloss=float(blended.losses[i]),
             gain=gains[i],
             ms_per_image=blended.prices.ms_per_image.get(rows.members[i]),
             weight_bytes=blended.prices.weight_bytes.get(rows.members[i]),

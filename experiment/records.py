@@ -95,6 +95,8 @@ class MemberRecord(_Record):
     """The run folder that holds it; empty: this one."""
     added: bool = False
     """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
+    oof_logloss: float | None = None
+    """Of the member alone, uncalibrated; None in the records of a version that kept none."""
     gain: float | None = None
     """How much the OOF log loss rises without it, in nats. Where the method fits the weights: the
     least loss that a mixture of the members can have. Where it gives all the same (`uniform`,

@@ -37,6 +37,7 @@ def blend(ctx: ReportContext) -> Html | None:
     return join(
         pairs(facts(record, len(ctx.scored_labels))),
         note(meaning_of_weights(record)),
+        _methods(record),
         _members_table(ctx.members),
         _weights_chart(ctx),
         _path(ctx, record),
@@ -44,13 +45,34 @@ def blend(ctx: ReportContext) -> Html | None:
     )
 
 
+def _methods(record: EnsembleRecord) -> Html | None:
+    """What `ensemble.method: auto` tried."""
+    tried = record.methods_tried
+    if not tried:
+        return None
+    chosen = [i for i, t in enumerate(tried) if t.method == record.method]
+    rows = [
+        [
+            t.method, score(t.crossfit_logloss), score(t.crossfit_se),
+            "chosen" if i in chosen else "",
+        ]
+        for i, t in enumerate(tried)
+    ]  # fmt: skip
+    headers = ["method", "cross-fitted log loss", "standard error", ""]
+    return join(
+        note("Chosen is the method with the least cross-fitted loss."),
+        table(headers, rows, chosen, name="Methods that were tried"),
+    )
+
+
 def _members_table(members: tuple[BlendMember, ...]) -> Html:
     """Columns in which nothing is known are left out; members from elsewhere are shaded."""
     columns: dict[str, list[object]] = {
         "candidate": [m.record.candidate for m in members],
+        "run": [m.run_name for m in members],
         "variant": ["" if m.record.added else m.record.variant for m in members],
         "weight": [score(m.record.weight) for m in members],
-        "loss rise without it": [_gain(m.record.gain) for m in members],
+        "loss rise without it": [_gain(m.gain) for m in members],
         "own OOF log loss": [score(m.own_logloss) for m in members],
         "temperature": [score(m.record.temperature) for m in members],
         "time per image": [_time(m.record.ms_per_image) for m in members],
@@ -60,7 +82,7 @@ def _members_table(members: tuple[BlendMember, ...]) -> Html:
     }
     elsewhere = [i for i, m in enumerate(members) if m.record.added or m.record.run]
     if not elsewhere:
-        del columns["from"]
+        del columns["run"], columns["from"]
     shown = {name: cells for name, cells in columns.items() if any(map(_is_known, cells))}
     return table(list(shown), zip(*shown.values(), strict=True), elsewhere, "Members of the blend")
 
@@ -83,7 +105,7 @@ def _is_known(cell: object) -> bool:
 
 def _weights_chart(ctx: ReportContext) -> Html:
     shown = ctx.members[:_BARS]
-    bars = [blend_charts.Bar(m.label, m.backbone, m.record.weight, m.record.gain) for m in shown]
+    bars = [blend_charts.Bar(m.label, m.backbone, m.record.weight, m.gain) for m in shown]
     which = f"The {_BARS} heaviest of {len(ctx.members)}" if len(ctx.members) > _BARS else "All"
     gains = (
         " Beside each weight: how much the OOF log loss rises without the member, the others' "

@@ -63,7 +63,9 @@ def difference(value: float | None) -> str:
     """With its sign; four decimals, or as many as its first two digits need."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
-    return f"{value:+.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:+.1e}"
+    if value == 0:
+        return "0"
+    return f"{value:+.4f}" if abs(value) >= 1e-3 else f"{value:+.1e}"
 
 
 def file_size(n_bytes: int) -> str:

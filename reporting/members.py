@@ -21,6 +21,7 @@ from reporting.plots import short
 
 ELSEWHERE = "made elsewhere"
 UNKNOWN_BACKBONE = "?"
+_NO_GAIN = 1e-9  # nats
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class BlendMember:
     backbone: str
     """`made elsewhere` for added predictions, `?` where its run folder is gone."""
     own_logloss: float | None
-    """Its OOF log loss alone, before any temperature; None where it cannot be read."""
+    """Its OOF log loss alone, before any temperature, when it was blended; None where it is not
+    known."""
 
     @property
     def id(self) -> str:
@@ -45,6 +47,18 @@ class BlendMember:
     def label(self) -> str:
         """For an axis: backbone and id."""
         return f"{short(self.backbone, 28)}  {self.id}"
+
+    @property
+    def gain(self) -> float | None:
+        """How much the OOF log loss rises without it; 0 where it is the optimiser's noise."""
+        known = self.record.gain
+        return 0.0 if known is not None and abs(known) < _NO_GAIN else known
+
+    @property
+    def run_name(self) -> str:
+        """`origin`, in a few letters."""
+        known = self.record.run and not self.record.added
+        return short(_last_part(self.record.run), 16) if known else self.origin
 
     @property
     def origin(self) -> str:
@@ -85,6 +99,8 @@ def true_prob(store: RunStore, member: MemberRecord) -> NDArray[np.float32]:
 
 
 def _added(store: RunStore, member: MemberRecord) -> BlendMember:
+    if member.oof_logloss is not None:
+        return BlendMember(member, ELSEWHERE, member.oof_logloss)
     try:
         loss = log_loss_of_true(true_prob(store, member))
     except RunFolderError:
@@ -94,7 +110,9 @@ def _added(store: RunStore, member: MemberRecord) -> BlendMember:
 
 def _trained(member: MemberRecord, summary: CandidateSummary | None) -> BlendMember:
     if summary is None:
-        return BlendMember(member, UNKNOWN_BACKBONE, None)
+        return BlendMember(member, UNKNOWN_BACKBONE, member.oof_logloss)
+    if member.oof_logloss is not None:
+        return BlendMember(member, summary.candidate.backbone, member.oof_logloss)
     known = member.variant in summary.variants
     loss = summary.pooled_logloss(member.variant) if known else None
     return BlendMember(member, summary.candidate.backbone, loss)

@@ -146,10 +146,17 @@ def _blend_warnings(ctx: ReportContext) -> list[str]:
         )
     if complete > 1 and blend.crossfit_logloss > blend.fair_single_logloss:
         found.append(
-            "The cross-fitted log loss of the blend is not below that of the best single "
-            "candidate: blending may gain nothing on new images."
+            f"The cross-fitted log loss of the blend, {number(blend.crossfit_logloss)}, is not "
+            f"below that of the best single member{_fair(blend)}, "
+            f"{number(blend.fair_single_logloss)}: blending may gain nothing on new images."
         )
     return [*found, *_foreign_warnings(blend)]
+
+
+def _fair(blend: EnsembleRecord) -> str:
+    """The best single member is calibrated where the blend is."""
+    known = blend.best_single_calibrated_logloss is not None
+    return " with a temperature of its own" if known else ""
 
 
 def _foreign_warnings(blend: EnsembleRecord) -> list[str]:

@@ -57,6 +57,8 @@ def test_numbers_equal_numpy(store: RunStore) -> None:
     assert record.best_single == " ".join(best)
     assert record.best_single_oof_logloss == pytest.approx(loss_of(prob[best]), abs=1e-6)
     assert record.mixture_logloss <= record.best_single_oof_logloss
+    own = [loss_of(prob[m.candidate, m.variant]) for m in record.members]
+    assert [m.oof_logloss for m in record.members] == pytest.approx(own, abs=1e-6)
     assert (record.members_considered, record.candidates_considered) == (8, 4)
     assert record.folds_hash == store.folds().hash
     assert {m.temperature for m in record.members} == {1.0} and record.blend_temperature == 1

@@ -21,6 +21,7 @@ from experiment.records import (
     EnsembleRecord,
     HeldOutScore,
     MemberRecord,
+    MethodTrial,
     NearDuplicates,
     UnvalidatedRecord,
 )
@@ -122,6 +123,54 @@ def test_members_are_told_by_where_they_come_from(rich: Run, other: Run) -> None
     own = [_true(rich, "c0000"), _true(rich, "c0002"), _true(other, "c0001")]
     shown = [float(r["own OOF log loss"]) for r in rows]
     assert shown == pytest.approx([-np.log(t.astype(float)).mean() for t in own], abs=6e-5)
+
+
+def test_the_own_loss_is_what_was_blended_whatever_became_of_the_trial(
+    rich: Run, other: Run, tmp_path: Path
+) -> None:
+    store = _copy(rich, tmp_path)
+    members = tuple(
+        m.model_copy(update={"oof_logloss": 0.25 * (i + 1), "gain": gain})
+        for i, (m, gain) in enumerate(zip(_record(rich).members, (3e-10, 0.5, -2e-12), strict=True))
+    )
+    store.blend.update(_record(rich, members=members))
+    rows = table_of(blend_section(ReportContext(store)) or "", "run")
+    assert list(rows[0])[:2] == ["candidate", "run"]
+    assert [(r["candidate"], r["run"], r["own OOF log loss"]) for r in rows] == [
+        ("c0000", "this run", "0.5000"),
+        ("kernel.v2", "added", "0.7500"),
+        ("c0001", Path(other.store.root).name, "0.2500"),
+    ]
+    assert [r["loss rise without it"] for r in rows] == ["+0.5000", "0", "0"]
+
+
+def test_the_methods_that_auto_tried(rich: Run, tmp_path: Path) -> None:
+    assert "Methods that were tried" not in (blend_section(ReportContext(rich.store)) or "")
+    store = _copy(rich, tmp_path)
+    tried = [
+        MethodTrial(method=name, crossfit_logloss=loss, crossfit_se=0.01)
+        for name, loss in (("greedy", 0.5), ("geometric", 0.6))
+    ]
+    store.blend.update(_record(rich, methods_tried=tuple(tried)))
+    rows = table_of(blend_section(ReportContext(store)) or "", "method")
+    assert [tuple(row.values()) for row in rows] == [
+        ("greedy", "0.5000", "0.0100", "chosen"),
+        ("geometric", "0.6000", "0.0100", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "expected"),
+    [(0.6, "best single member with a temperature of its own, 0.6000:"), (None, "member, 0.7000:")],
+)
+def test_the_warning_names_the_fair_comparison(
+    rich: Run, tmp_path: Path, calibrated: float | None, expected: str
+) -> None:
+    store = _copy(rich, tmp_path)
+    losses = {"best_single_oof_logloss": 0.7, "best_single_calibrated_logloss": calibrated}
+    store.blend.update(_record(rich, crossfit_logloss=0.75, **losses))
+    found = "\n".join(warnings(ReportContext(store)))
+    assert "log loss of the blend, 0.7500, is not below" in found and expected in found
 
 
 def test_members_table_shows_gain_time_and_size(rich: Run) -> None:
