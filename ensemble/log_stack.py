@@ -21,22 +21,35 @@ from experiment.errors import EnvironmentProblem
 _IN_MEMORY = 1 << 27
 """Numbers in a stack that is kept in memory: 512 MiB. A larger one lies in a file, from which the
 system keeps what fits."""
+_BLOCK = 1 << 15
+"""Numbers centred at a time, in float64: 256 KiB, so that they stay in the cache."""
 
 
 def log_stack(
     pool: Pool, members: NDArray[np.intp], rows: NDArray[np.intp] | None = None
 ) -> NDArray[np.float32]:
-    """(m, n, C) centred log-probabilities of these members on n rows, or on all; one more (N, C) is
-    in memory while they are read."""
-    kept = np.arange(len(pool.labels)) if rows is None else rows
-    shape = (len(members), len(kept), pool.n_classes)
-    logs = (centred_logs(pool.log_prob(int(m))[kept]).astype(np.float32) for m in members)
+    """(m, n, C) centred log-probabilities of these members on n rows, or on all; a few more (N, C)
+    float32 are in memory while they are read."""
+    n_rows = len(pool.labels) if rows is None else len(rows)
+    shape = (len(members), n_rows, pool.n_classes)
+    logs = (_rows_of(pool.log_prob(int(m)), rows) for m in members)
     if math.prod(shape) > _IN_MEMORY:
         return _in_file(logs, shape)
     stack = np.empty(shape, dtype=np.float32)
     for place, of_member in enumerate(logs):
         stack[place] = of_member
     return stack
+
+
+def _rows_of(log_prob: NDArray[np.floating], rows: NDArray[np.intp] | None) -> NDArray[np.float32]:
+    """(n, C) centred, in float32 only when that is done; one block of rows after another."""
+    kept = log_prob if rows is None else log_prob[rows]
+    centred = np.empty(kept.shape, dtype=np.float32)
+    step = max(1, _BLOCK // kept.shape[1])
+    for start in range(0, len(kept), step):
+        block = slice(start, start + step)
+        centred[block] = centred_logs(kept[block])
+    return centred
 
 
 def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:

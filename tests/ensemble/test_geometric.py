@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import tracemalloc
 from collections.abc import Callable
 
 import cvxpy as cp
@@ -123,6 +124,18 @@ def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(in_file, np.memmap) and type(stack) is np.ndarray
     np.testing.assert_array_equal(in_file, stack)
     np.testing.assert_allclose(pooled(in_file, labels, bounds, first).scales, expected, atol=1e-3)
+
+
+def test_a_stack_is_read_without_copies_of_all_rows_in_float64() -> None:
+    log_probs, labels = made_up(2, 200_000, 4)
+    pool = pool_of(log_probs, labels)
+    tracemalloc.start()
+    stack = log_stack(pool, np.arange(2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = log_probs - log_probs.mean(axis=2, keepdims=True, dtype=np.float64)
+    np.testing.assert_allclose(stack, expected, atol=1e-6)
+    assert peak < stack.nbytes + 3 * log_probs[0].nbytes
 
 
 def test_no_room_for_the_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
