@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from ensemble.calibrate import (
@@ -17,6 +16,11 @@ from ensemble.calibrate import (
     fit_temperature,
     part_temperatures,
     true_prob_at,
+)
+from tests.ensemble.temperature_reference import (
+    plain_temperature,
+    smoothed_loss,
+    smoothed_temperature,
 )
 
 
@@ -30,51 +34,61 @@ def drawn(
     return log_softmax(logits * sharpness, axis=1), labels
 
 
-def loss_at(log_prob: NDArray[np.floating], labels: NDArray[np.int64], beta: float) -> float:
-    scaled = log_softmax(log_prob.astype(np.float64) * beta, axis=1)
-    return -float(scaled[np.arange(len(labels)), labels].mean())
-
-
-def scipy_beta(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    found = minimize_scalar(
-        lambda beta: loss_at(log_prob, labels, beta),
-        bounds=(1 / HOTTEST, HOTTEST),
-        method="bounded",
-        options={"xatol": 1e-9},
-    )
-    return float(found.x)
-
-
 @pytest.mark.parametrize("sharpness", [0.2, 0.7, 1.0, 1.8, 4.0])
-@pytest.mark.parametrize(("rows", "classes"), [(30, 3), (400, 10), (300, 396)])
+@pytest.mark.parametrize(("rows", "classes"), [(30, 3), (40, 2), (400, 10), (300, 396)])
 def test_equals_scipy(sharpness: float, rows: int, classes: int) -> None:
     log_prob, labels = drawn(rows, classes, sharpness)
     log_prob = np.maximum(log_prob, LOG_CLIP)
-    best = scipy_beta(log_prob, labels)
-    got = 1.0 / fit_temperature(log_prob, labels)
+    best = smoothed_temperature(log_prob, labels)
+    got = fit_temperature(log_prob, labels)
     assert got == pytest.approx(best, rel=1e-3)
-    assert loss_at(log_prob, labels, got) - loss_at(log_prob, labels, best) < 1e-8
+    gap = smoothed_loss(log_prob, labels, 1 / got) - smoothed_loss(log_prob, labels, 1 / best)
+    assert gap < 1e-8
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_precision_as_it_is_stored(dtype: DTypeLike) -> None:
     log_prob, labels = drawn(500, 7, 1.5)
     stored = np.maximum(log_prob, LOG_CLIP).astype(dtype)
-    assert 1.0 / fit_temperature(stored, labels) == pytest.approx(
-        scipy_beta(stored, labels), rel=1e-3
+    assert fit_temperature(stored, labels) == pytest.approx(
+        smoothed_temperature(stored, labels), rel=1e-3
     )
 
 
-@pytest.mark.parametrize(("said", "right"), [(0.99, 0.8), (0.6, 0.9), (0.8, 0.8)])
-def test_closed_form_of_two_classes(said: float, right: float) -> None:
-    # All rows say `said`; the best p ** (1 / T), renormalised, says the share that is right.
-    log_prob = np.tile(np.log([said, 1 - said]), (100, 1))
-    labels = (np.arange(100) >= round(100 * right)).astype(np.int64)
-    expected = math.log(said / (1 - said)) / math.log(right / (1 - right))
-    assert fit_temperature(log_prob, labels) == pytest.approx(expected, rel=1e-4)
+def test_of_many_rows_the_further_one_has_no_say() -> None:
+    log_prob, labels = drawn(20_000, 10, 1.4)
+    many = plain_temperature(log_prob, labels)
+    assert fit_temperature(log_prob, labels) == pytest.approx(many, rel=1e-3)
+    log_prob, labels = drawn(20, 10, 1.4, seed=1)
+    few = plain_temperature(log_prob, labels)
+    assert abs(fit_temperature(log_prob, labels) / few - 1) > 0.01
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(60, 3), (700, 10), (300, 396)])
+def two_classes(said: float, rows: int) -> NDArray[np.float64]:
+    return np.tile(np.log([said, 1 - said]), (rows, 1))
+
+
+def log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
+
+
+def fitted_share(right: int, rows: int) -> float:
+    """Each row gives 1 / (rows + 1) of itself to the other class: of `right` rows the label's
+    share remains rows / (rows + 1), and of the wrong ones 1 / (rows + 1) is added."""
+    return (rows * right + rows - right) / (rows * (rows + 1))
+
+
+@pytest.mark.parametrize("rows", [10, 100])
+@pytest.mark.parametrize(("said", "right"), [(0.99, 0.8), (0.6, 0.9), (0.8, 0.8), (0.7, 1.0)])
+def test_closed_form_of_two_classes(said: float, right: float, rows: int) -> None:
+    # All rows say `said`; the best p ** (1 / T), renormalised, says the share of the targets.
+    count = round(rows * right)
+    labels = (np.arange(rows) >= count).astype(np.int64)
+    expected = log_odds(said) / log_odds(fitted_share(count, rows))
+    assert fit_temperature(two_classes(said, rows), labels) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(60, 3), (40, 2), (700, 10), (300, 396)])
 def test_parts_equal_fits_on_the_other_rows(rows: int, classes: int) -> None:
     log_prob, labels = drawn(rows, classes, 1.4)
     parts = np.random.default_rng(1).permutation(np.arange(rows) % 4)
@@ -88,31 +102,87 @@ def test_parts_equal_fits_on_the_other_rows(rows: int, classes: int) -> None:
         )
 
 
+def test_parts_count_their_own_rows() -> None:
+    # Unequal parts, all right: what is left outside decides how sure the temperature may be.
+    labels, parts = np.zeros(60, np.int64), np.repeat([0, 1, 2], [50, 8, 2])
+    got = part_temperatures(two_classes(0.7, 60), labels, parts)
+    # All right of n: the share is n / (n + 1), the odds are n.
+    expected = [log_odds(0.7) / math.log(outside) for outside in (60, 10, 52, 58)]
+    assert got == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_part_that_holds_all_errors() -> None:
-    log_prob = np.tile(np.log([0.7, 0.3]), (40, 1))
     labels, parts = np.repeat([0, 1], [30, 10]), np.repeat([0, 1], [30, 10])
-    every, without_right, without_errors = part_temperatures(log_prob, labels, parts)
-    assert every == pytest.approx(math.log(0.7 / 0.3) / math.log(3), rel=1e-4)
+    every, without_right, without_errors = part_temperatures(two_classes(0.7, 40), labels, parts)
+    assert every == pytest.approx(log_odds(0.7) / log_odds(fitted_share(30, 40)), rel=1e-4)
     assert without_right == pytest.approx(HOTTEST, rel=1e-2)
-    assert without_errors == pytest.approx(1 / HOTTEST, rel=1e-2)
+    assert without_errors == pytest.approx(log_odds(0.7) / math.log(30), rel=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 50])
-def test_all_right_and_all_wrong_stay_in_range(rows: int) -> None:
-    log_prob, _ = drawn(rows, 5, 1.0)
-    best, worst = log_prob.argmax(axis=1), log_prob.argmin(axis=1)
-    coldest = fit_temperature(log_prob, best)
-    assert 1 / HOTTEST <= coldest <= 0.2
+@pytest.mark.parametrize("rows", [20, 200])
+def test_rows_that_are_all_right_do_not_promise_certainty(rows: int) -> None:
+    log_prob, _ = drawn(rows + 500, 5, 1.0)
+    given, held = log_prob[:rows], log_prob[rows:]
+    best = given.argmax(axis=1)
+    got = fit_temperature(given, best)
+    assert got == pytest.approx(smoothed_temperature(given, best), rel=1e-3)
+    assert 2 / HOTTEST < got < 1  # surer than they said, as they were right
+    wrong = held.argsort(axis=1)[:, -2]
+    coldest = plain_temperature(given, best)
+    assert coldest == pytest.approx(1 / HOTTEST, rel=1e-3)
+    prices = [-np.log(true_prob_at(held, wrong, t)).mean() for t in (got, coldest)]
+    assert prices[0] < 0.6 * prices[1]
+
+
+@pytest.mark.parametrize("rows", [2, 200, 5000])
+def test_a_wrong_row_after_rows_that_were_all_right_costs_log_rows(rows: int) -> None:
+    log_prob, labels = two_classes(0.9, rows), np.zeros(rows, np.int64)
+    temperature = fit_temperature(log_prob, labels)
+    wrong = true_prob_at(log_prob[:1], np.ones(1, np.int64), temperature)
+    assert wrong[0] == pytest.approx(1 / (rows + 1), rel=1e-3)
+
+
+def test_rows_that_are_all_wrong_stay_in_range() -> None:
+    log_prob, _ = drawn(50, 5, 1.0)
+    worst = log_prob.argmin(axis=1)
     assert fit_temperature(log_prob, worst) == pytest.approx(HOTTEST, rel=1e-2)
+    assert fit_temperature(two_classes(0.9, 50), np.ones(50, np.int64)) == pytest.approx(
+        HOTTEST, rel=1e-2
+    )
+
+
+@pytest.mark.parametrize("classes", [3, 5, 396])
+@pytest.mark.parametrize("rank", [-1, -2, 0])
+def test_one_row(classes: int, rank: int) -> None:
+    log_prob, _ = drawn(1, classes, 1.0)
+    label = log_prob.argsort(axis=1)[:, rank]
+    got = fit_temperature(log_prob, label)
+    assert got == pytest.approx(smoothed_temperature(log_prob, label), rel=1e-2)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_row_of_two_classes_says_nothing(label: int) -> None:
+    # The row and the further one disagree: a half each.
+    got = fit_temperature(two_classes(0.9, 1), np.array([label]))
+    assert got == pytest.approx(HOTTEST, rel=1e-2)
 
 
 def test_rows_that_say_nothing_keep_temperature_one() -> None:
     labels = np.arange(12) % 4
     constant = np.full((12, 4), math.log(0.25))
-    certain = np.where(np.eye(4, dtype=bool)[labels], 0.0, -np.inf)
     assert fit_temperature(constant, labels) == 1.0
-    assert fit_temperature(certain, labels) == 1.0
-    assert fit_temperature(np.zeros((3, 1)), np.zeros(3, np.int64)) == 1.0
+    assert fit_temperature(np.zeros((1, 2)), np.zeros(1, np.int64)) == 1.0
+    for rows in (1, 3):
+        assert fit_temperature(np.zeros((rows, 1)), np.zeros(rows, np.int64)) == 1.0
+    one_class = part_temperatures(np.zeros((4, 1)), np.zeros(4, np.int64), np.arange(4) % 2)
+    np.testing.assert_array_equal(one_class, 1.0)
+
+
+def test_rows_that_are_certain_and_right_are_as_sure_as_their_number_allows() -> None:
+    labels = np.arange(12) % 4
+    certain = np.where(np.eye(4, dtype=bool)[labels], 0.0, -np.inf)
+    # Odds of 12 against three others together, of LOG_CLIP each.
+    assert fit_temperature(certain, labels) == pytest.approx(-LOG_CLIP / math.log(36), rel=1e-4)
 
 
 @pytest.mark.parametrize("zero", [-np.inf, -65504.0, -40.0])

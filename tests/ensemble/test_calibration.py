@@ -60,26 +60,53 @@ def test_a_mean_of_honest_but_different_members_is_sharpened() -> None:
     assert final_fit(rows, uniform_fit, choice)[1] < 0.9
 
 
+def two_classes(said: float, rows: int) -> MemberRows:
+    """Two members, all of whose rows say `said`; 80% are right in every one of five parts."""
+    log_prob = np.tile(np.log([said, 1 - said]), (rows, 1))
+    labels = (np.arange(rows) % 5 == 0).astype(np.int64)
+    return member_rows([log_prob, log_prob], labels, np.arange(rows) // (rows // 5))
+
+
+def divergence(right: float, said: float) -> float:
+    """Kullback-Leibler, nats, of two classes."""
+    return float(right * np.log(right / said) + (1 - right) * np.log((1 - right) / (1 - said)))
+
+
+def fitted_share(right: float, rows: int) -> float:
+    """What the best temperature says of `rows` equal rows: one row's worth of targets is wrong."""
+    return (right * rows + 1 - right) / (rows + 1)
+
+
 def test_of_equal_losses_the_fewest_temperatures_are_kept() -> None:
-    # 80% said and 80% right in every part: no temperature changes anything.
-    rows = np.tile(np.log([0.8, 0.2]), (50, 1))
-    labels = (np.arange(50) % 5 == 0).astype(np.int64)
-    choice = choose_calibration(member_rows([rows, rows], labels, np.arange(50) // 10), uniform_fit)
+    # Each part's temperature, fitted on 40 rows, says what the members say: it changes nothing.
+    choice = choose_calibration(two_classes(fitted_share(0.8, 40), 50), uniform_fit)
     assert (choice.members, choice.blend) == (False, False)
-    assert len(choice.record.tried) == 4
-
-
-@pytest.mark.parametrize(("said", "kept"), [(0.8011, False), (0.804, True)])
-def test_a_temperature_that_nobody_would_notice_is_not_kept(said: float, kept: bool) -> None:
-    # 80% right in every part: a temperature gains the Kullback-Leibler divergence, about
-    # (said - 0.8)^2 / 0.32 nats.
-    rows = np.tile(np.log([said, 1 - said]), (50, 1))
-    labels = (np.arange(50) % 5 == 0).astype(np.int64)
-    choice = choose_calibration(member_rows([rows, rows], labels, np.arange(50) // 10), uniform_fit)
     losses = [trial.crossfit_logloss for trial in choice.record.tried]
-    expected = 0.8 * np.log(0.8 / said) + 0.2 * np.log(0.2 / (1 - said))
-    assert losses[0] - min(losses) == pytest.approx(expected, abs=5e-7)
+    assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "rows", "kept"),
+    [(0.8011, 5000, False), (0.804, 5000, True), (0.8142, 50, False), (0.8147, 50, True)],
+)
+def test_a_temperature_that_nobody_would_notice_is_not_kept(
+    said: float, rows: int, kept: bool
+) -> None:
+    # A temperature gains the divergence from what was said, and loses that from what it says.
+    choice = choose_calibration(two_classes(said, rows), uniform_fit)
+    losses = [trial.crossfit_logloss for trial in choice.record.tried]
+    expected = divergence(0.8, said) - divergence(0.8, fitted_share(0.8, rows * 4 // 5))
+    assert losses[0] - losses[1] == pytest.approx(expected, abs=5e-7)
+    assert (expected > 1e-5) == kept
     assert choice.blend == kept and not choice.members
+
+
+def test_a_temperature_of_few_rows_is_not_kept_for_honest_members() -> None:
+    # What one further row takes from 40 costs more than nothing is to gain.
+    choice = choose_calibration(two_classes(0.8, 50), uniform_fit)
+    assert (choice.members, choice.blend) == (False, False)
+    losses = [trial.crossfit_logloss for trial in choice.record.tried]
+    assert losses[1] - losses[0] == pytest.approx(divergence(0.8, fitted_share(0.8, 40)), abs=5e-7)
 
 
 @pytest.mark.parametrize("sharpness", [0.4, 1.0, 5.0])

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from ensemble import Blend, crossfit, greedy
@@ -16,7 +15,7 @@ from ensemble.certificate import certified
 from ensemble.crossfit import crossfit_rows
 from ensemble.fit import Fit, mixture_fit
 from ensemble.pool import MemberRows, Pool, member_rows
-from experiment.metrics import log_loss
+from tests.ensemble.temperature_reference import smoothed_temperature
 
 
 def uniform(t: NDArray[np.floating]) -> Blend:
@@ -129,16 +128,6 @@ def drawn_members(k: int = 3) -> tuple[list[NDArray[np.float64]], NDArray[np.int
     return members, labels, member_rows(members, labels, folds)
 
 
-def best_temperature(log_prob: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    found = minimize_scalar(
-        lambda beta: log_loss(np.exp(log_softmax(beta * log_prob, axis=1)), labels),
-        bounds=(0.05, 20.0),
-        method="bounded",
-        options={"xatol": 1e-8},
-    )
-    return 1.0 / float(found.x)
-
-
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_rows_equal_a_plain_loop_with_scipy_temperatures(calibrated: bool) -> None:
     members, labels, rows = drawn_members()
@@ -146,14 +135,14 @@ def test_rows_equal_a_plain_loop_with_scipy_temperatures(calibrated: bool) -> No
     for part in range(3):
         held = rows.parts == part
         probs = [
-            np.exp(log_softmax(z / best_temperature(z[~held], labels[~held]), axis=1))
+            np.exp(log_softmax(z / smoothed_temperature(z[~held], labels[~held]), axis=1))
             if calibrated
             else np.exp(z)
             for z in members
         ]
         true = np.stack([p[~held, labels[~held]] for p in probs])
         mixed = np.einsum("m,mnc->nc", greedy(true, max_rounds=8).weights, np.stack(probs))
-        temperature = best_temperature(np.log(mixed[~held]), labels[~held])
+        temperature = smoothed_temperature(np.log(mixed[~held]), labels[~held])
         plain[held] = mixed[held]
         tempered[held] = np.exp(log_softmax(np.log(mixed[held]) / temperature, axis=1))
     got_both = crossfit_rows(rows, greedy_fit, calibrated)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from scipy.optimize import minimize_scalar
 
 from ensemble.matrix import Matrix, open_matrix
 from ensemble.oof_source import OofSource
@@ -34,6 +33,7 @@ from tests.ensemble.made_runs import (
     random_prob,
 )
 from tests.ensemble.selection_runs import add, make_store
+from tests.ensemble.temperature_reference import smoothed_loss, smoothed_temperature
 
 M = 4
 
@@ -98,14 +98,9 @@ def test_numbers_equal_the_definition(store: RunStore) -> None:
         for side in range(1 + K):
             fitted_on = every if side == 0 else side - 1 != FOLD
             temperature = float(rows.temperatures[side, i])
-            best = minimize_scalar(
-                lambda t, p, r: -np.log(at(p, t, r)).mean(),
-                bounds=(0.05, 20),
-                args=(stored, fitted_on),
-                method="bounded",
-            )
-            loss = -np.log(at(stored, temperature, fitted_on)).mean()
-            assert loss == pytest.approx(best.fun, abs=1e-6)
+            given = np.log(stored[fitted_on]), LABELS[fitted_on]
+            best = smoothed_loss(*given, 1 / smoothed_temperature(*given))
+            assert smoothed_loss(*given, 1 / temperature) == pytest.approx(best, abs=1e-6)
             np.testing.assert_allclose(
                 rows.calibrated[side, i], at(stored, temperature, every), rtol=1e-4
             )

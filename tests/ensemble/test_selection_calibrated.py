@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from ensemble import greedy
 from experiment.config import EnsembleConfig
@@ -24,6 +23,7 @@ from tests.ensemble.selection_runs import (
     make_store,
     stored,
 )
+from tests.ensemble.temperature_reference import smoothed_temperature
 
 EVERY = np.ones(ROWS, dtype=np.bool_)
 
@@ -39,13 +39,7 @@ def at(prob: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
 
 
 def temperature_of(prob: NDArray[np.float64], rows: NDArray[np.bool_] = EVERY) -> float:
-    found = minimize_scalar(
-        lambda log_t: loss_of(at(prob, np.exp(log_t)), rows),
-        bounds=(-3, 3),
-        method="bounded",
-        options={"xatol": 1e-10},
-    )
-    return float(np.exp(found.x))
+    return smoothed_temperature(np.log(prob[rows]), LABELS[rows])
 
 
 def by_definition(
