@@ -19,7 +19,8 @@ from ensemble.add_spec import parse_adds
 from ensemble.added import VARIANT, add_sources
 from ensemble.eligible import Prices
 from ensemble.pool import Member
-from ensemble.selection import Request, blend_run, check_request
+from ensemble.request import Request, check_request
+from ensemble.selection import blend_run
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError, DataError, Problem
 from experiment.folds import HELD_OUT

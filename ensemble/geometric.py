@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from ensemble.combine import GeometricMean
 from ensemble.fit import Fit, Settings
 from ensemble.greedy import greedy
-from ensemble.log_linear import LARGEST_SCALE, Coefficients, Problem, minimise, scales_alone
+from ensemble.log_linear import (
+    LARGEST_SCALE,
+    Coefficients,
+    Problem,
+    minimise,
+    runner_up,
+    scales_alone,
+)
 from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
 from ensemble.ranking import distinct_members, own_losses
@@ -91,4 +98,5 @@ def pooled(
     first: NDArray[np.float64],
 ) -> Coefficients:
     """The best powers of stack (m, N, C), sought from the powers `first` (m,)."""
-    return minimise(Problem(stack, labels, bounds), scales_alone(first, stack.shape[2]))
+    problem = Problem(stack, labels, bounds, runner_up=runner_up(stack, labels))
+    return minimise(problem, scales_alone(first, stack.shape[2]))

@@ -1,7 +1,8 @@
 """The loss of softmax(sum of a_m z_m + sum of z_m W_m + b), and where it is least.
 
 Takes centred log-probabilities z of a few members as a stack (m, N, C), see `ensemble.log_stack`;
-every pass converts one block of rows after another to float64. The loss is convex.
+every pass converts one block of rows after another to float64. The loss is convex. Its targets may
+be smoothed as in Platt, Probabilistic Outputs for Support Vector Machines, 1999.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 LARGEST_SCALE = 20.0
 """Of a_m: where every row is right, the loss falls for ever with the sum of the a_m."""
+_DIGITS = 6
+"""Of log-probabilities in float32: the order of the members must not choose between equal ones."""
 _BLOCK = 1 << 17
 """Numbers converted to float64 at a time: 1 MiB, so that they stay in the cache."""
 
@@ -38,6 +41,9 @@ class Problem:
     """(m, 2) the least and the largest a_m."""
     penalty: float = math.inf
     """On the scale of the sum over rows; infinite: W and b are 0."""
+    runner_up: NDArray[np.int64] | None = None
+    """(N,) classes; one row more, the mean of the rows with these labels, counts beside the N. Rows
+    that are all right do not promise that the next one is."""
 
 
 def scales_alone(scales: NDArray[np.float64], n_classes: int, n_matrices: int = 0) -> Coefficients:
@@ -76,8 +82,25 @@ def row_losses(
     stack: NDArray[np.float32], labels: NDArray[np.int64], coefficients: Coefficients
 ) -> NDArray[np.float64]:
     """(N,) the log loss of each row of stack (m, N, C) for labels (N,), without a penalty."""
-    blocks = _blocks(stack, labels, coefficients)
-    return np.concatenate([_block_losses(logits, truth)[0] for _, logits, truth in blocks])
+    blocks = _blocks(stack, coefficients)
+    return np.concatenate([
+        _block_losses(logits, labels[start : start + len(logits)])[0]
+        for start, _, logits in blocks
+    ])  # fmt: skip
+
+
+def runner_up(stack: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) the class that the members of stack (m, N, C) hold for the likeliest but the label, the
+    lowest on a tie up to rounding; the label itself where there is no other."""
+    m, _, n_classes = stack.shape
+    if n_classes < 2:
+        return labels
+    found = np.empty_like(labels)
+    for start, _, logits in _blocks(stack, scales_alone(np.full(m, 1.0 / m), n_classes)):
+        rows = np.arange(len(logits))
+        logits[rows, labels[start : start + len(rows)]] = -np.inf
+        found[start : start + len(rows)] = np.round(logits, _DIGITS).argmax(axis=1)
+    return found
 
 
 def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:
@@ -94,8 +117,10 @@ def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArr
     n_rows, free = len(problem.labels), math.isfinite(problem.penalty)
     loss, scales = 0.0, np.zeros_like(at.scales)
     matrices, intercept = np.zeros_like(at.matrices), np.zeros_like(at.intercept)
-    for logs, logits, truth in _blocks(problem.stack, problem.labels, at):
-        losses, residual = _block_losses(logits, truth)
+    for start, logs, logits in _blocks(problem.stack, at):
+        rows = slice(start, start + len(logits))
+        others = None if problem.runner_up is None else problem.runner_up[rows]
+        losses, residual = _block_losses(logits, problem.labels[rows], others, 1.0 / (n_rows + 1))
         loss += float(losses.sum())
         scales += logs.reshape(len(logs), -1) @ residual.ravel()
         if free:
@@ -111,9 +136,9 @@ def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArr
 
 
 def _blocks(
-    stack: NDArray[np.float32], labels: NDArray[np.int64], at: Coefficients
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
-    """Blocks of n rows: logs (m, n, C), logits (n, C), labels (n,)."""
+    stack: NDArray[np.float32], at: Coefficients
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+    """Blocks of n rows: the first row, logs (m, n, C), logits (n, C)."""
     m, n_rows, n_classes = stack.shape
     step = max(1, _BLOCK // (m * n_classes))
     has_matrices = bool(at.matrices.any())
@@ -124,18 +149,26 @@ def _blocks(
         if has_matrices:
             for owner, matrix in enumerate(at.matrices):
                 logits += logs[owner] @ matrix
-        yield logs, logits, labels[start : start + step]
+        yield start, logs, logits
 
 
 def _block_losses(
-    logits: NDArray[np.float64], labels: NDArray[np.int64]
+    logits: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    runner_up: NDArray[np.int64] | None = None,
+    share: float = 0.0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The log losses (n,), and p - y (n, C), made in the memory of the logits."""
+    """The log losses (n,), and p - y (n, C), made in the memory of the logits. With `runner_up` the
+    targets are 1 - share of the label and a share of these classes."""
     rows = np.arange(len(labels))
     logits -= logits.max(axis=1, keepdims=True)
-    of_truth = logits[rows, labels]
+    targets = [(labels, 1.0)] if runner_up is None else [(labels, 1.0 - share), (runner_up, share)]
+    of_truth = np.zeros(len(labels))
+    for classes, part in targets:
+        of_truth += part * logits[rows, classes]
     residual = np.exp(logits, out=logits)
     sums = residual.sum(axis=1)
     residual /= sums[:, None]
-    residual[rows, labels] -= 1.0
+    for classes, part in targets:
+        residual[rows, classes] -= part
     return np.log(sums) - of_truth, residual

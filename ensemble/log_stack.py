@@ -53,9 +53,11 @@ def _rows_of(log_prob: NDArray[np.floating], rows: NDArray[np.intp] | None) -> N
 
 
 def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
-    """At most so many rows, evenly from all by class and by what the member gives to it: a fair
-    sample in a fair order, and the same whatever the order of the pool's rows."""
-    order = np.lexsort((pool.true_prob[member], pool.labels))
+    """At most so many rows, evenly from all by class and by what the member gives to it, all
+    members on a tie: a fair sample in a fair order, and the same whatever the order of the pool's
+    rows."""
+    of_all = np.round(pool.true_prob.mean(axis=0), 6)
+    order = np.lexsort((of_all, pool.true_prob[member], pool.labels))
     return order[:: math.ceil(len(order) / max(1, most))]
 
 

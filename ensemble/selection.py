@@ -6,14 +6,12 @@ that it wrote. The methods themselves see only arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.added import NOTHING_ADDED, VARIANT, Added, keep_only, save_added
+from ensemble.added import Added, keep_only, save_added
 from ensemble.automatic import choose_method, methods_to_try
 from ensemble.bounded import fit_on, fit_within, supports_by_price
 from ensemble.calibration import final_fit
@@ -21,68 +19,54 @@ from ensemble.eligible import (
     Prices,
     find_limits,
     forced_members,
-    wish_problems,
     without_excluded,
 )
 from ensemble.fit import Fit, Settings
 from ensemble.limits import Limits
-from ensemble.matrix import open_matrix
-from ensemble.oof_source import OofSource
+from ensemble.matrix import Matrix, open_matrix
 from ensemble.outcome import (
     Blended,
-    Considered,
     half_logs,
     heaviest_first,
     record_of,
     trajectory,
 )
-from ensemble.pool import Member, MemberRows, Pool
-from ensemble.sources import other_runs, run_sources
+from ensemble.pool import MemberRows, Pool
+from ensemble.request import Request, count_considered, requested_sources
 from ensemble.trade_off import VISIBLE
 from experiment.config import EnsembleConfig
-from experiment.errors import (
-    ConfigError,
-    DataError,
-    Problem,
-    RunFailure,
-    RunFolderError,
-    UserError,
-)
 from experiment.metrics import log_loss_of_true, true_class_probability
 from experiment.near_duplicates import near_duplicate_rows
-from experiment.records import CandidateSummary, CurvePoint, EnsembleRecord
+from experiment.records import CurvePoint, EnsembleRecord
 from experiment.store import RunStore
-from experiment.variants import EMA, RAW
-
-_KINDS = (ConfigError, DataError, RunFolderError)
-"""Of wrong wishes, of predictions made elsewhere, of further run folders."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a blend is made of beside the run folder and its config."""
-
-    prices: Callable[[Sequence[Member]], Prices]
-    """Time and bytes of members; time has to be measured, so only those that matter are asked
-    for."""
-    runs: tuple[str, ...] = ()
-    """Further run folders whose members take part."""
-    added: Added = NOTHING_ADDED
-    """Predictions made elsewhere."""
-    problems: tuple[Problem, ...] = ()
-    """What is known to be wrong with them: told with all other wrong wishes."""
-    unread: tuple[Member, ...] = ()
-    """Those with problems: names may mean them."""
 
 
 def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
     """Check, choose, certify, cross-fit and write the blend, among members whose weights are there:
     it is to predict. Raises RunFailure where no candidate is complete, UserError for wrong arrays,
     names and limits."""
-    sources = _sources(store, config, request)
-    considered = _considered(store, sources)
+    sources = requested_sources(store, config, request)
+    considered = count_considered(store, sources)
     kept = without_excluded([s.member for s in sources], config.exclude)
     matrix = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
+    blended, curve = _choose(matrix, config, request)
+    record = record_of(
+        blended,
+        considered,
+        folds=store.folds().fold[store.scored_rows()],
+        folds_hash=store.folds().hash,
+        near=_near_duplicates(store),
+        duplicates=matrix.duplicates,
+        curve=curve,
+        unvalidated=request.added.unvalidated,
+    )
+    return _write(store, record, blended, request.added)
+
+
+def _choose(
+    matrix: Matrix, config: EnsembleConfig, request: Request
+) -> tuple[Blended, list[CurvePoint]]:
+    """Method, temperatures and members; with a limit of time, the loss at other limits too."""
     rows = matrix.rows
     losses = np.array([log_loss_of_true(column) for column in rows.raw])
     forced = forced_members(rows.members, losses, config.include, matrix.duplicates)
@@ -95,9 +79,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         return fit_within(method, pool, settings, limits)
 
     choice = choose_method(rows, methods_to_try(config.method), within, config.calibrate)
-    fit = partial(within, choice.method)
-    chosen, temperature, prob = final_fit(rows, fit, choice.calibration)
-    used = [rows.members[i] for i in chosen.used]
+    chosen, temperature, prob = final_fit(rows, partial(within, choice.method), choice.calibration)
     blended = Blended(
         method=choice.method,
         methods_tried=choice.tried,
@@ -107,35 +89,24 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         temperature=temperature,
         prob=prob,
         losses=losses,
-        prices=prices if bounded else request.prices(used),
+        prices=prices if bounded else request.prices([rows.members[i] for i in chosen.used]),
     )
     timed = config.max_ms_per_image is not None
-    curve = _curve(blended, settings, limits) if timed else []
-    record = record_of(
-        blended,
-        considered,
-        folds=store.folds().fold[store.scored_rows()],
-        folds_hash=store.folds().hash,
-        near=_near_duplicates(store),
-        duplicates=matrix.duplicates,
-        curve=curve,
-        unvalidated=request.added.unvalidated,
-    )
-    arrays = chosen.combiner.take(heaviest_first(chosen)).arrays()
-    names = {m.candidate for m in record.members if m.added} | set(request.added.unvalidated)
-    rounds = trajectory(rows.members, chosen)
+    return blended, _curve(blended, settings, limits) if timed else []
+
+
+def _write(
+    store: RunStore, record: EnsembleRecord, blended: Blended, added: Added
+) -> EnsembleRecord:
+    """The record as it was written, with the digests of what belongs to it."""
+    arrays = blended.fit.combiner.take(heaviest_first(blended.fit)).arrays()
+    names = {m.candidate for m in record.members if m.added} | set(added.unvalidated)
+    rounds, oof = trajectory(blended.rows.members, blended.fit), half_logs(blended.prob)
     with store.blend.only_writer():  # the added members must be those of the record at its end
-        save_added(store, request.added, names)
-        written = store.blend.save(record, rounds, half_logs(prob), arrays, names)
+        save_added(store, added, names)
+        written = store.blend.save(record, rounds, oof, arrays, names)
         keep_only(store, names)
     return written
-
-
-def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
-    """What `blend_run` checks before it reads an array, before soups are made: these are no members
-    yet, but names may exclude them. UserError with every wish that cannot be met."""
-    names = tuple(name for name in config.exclude if not name.endswith(" soup"))
-    _sources(store, config.model_copy(update={"exclude": names}), request)
 
 
 def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
@@ -149,86 +120,6 @@ def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
     for member in unused:
         store.remove_weights(*member)
     return len(there)
-
-
-def _sources(store: RunStore, config: EnsembleConfig, request: Request) -> list[OofSource]:
-    """Of all members; UserError with every wish that cannot be met: no array has been read yet."""
-    further, problems = _further(store, request.runs)
-    own = run_sources(store)
-    sources = [*own, *further, *request.added.sources]
-    named = [*(s.member for s in sources), *request.unread]
-    lost = _without_weights(store, [s.member for s in own])
-    wishes = wish_problems(named, config, [*lost, *_incomplete(store)])
-    told = [*wishes, *request.problems, *problems]
-    if told and (named or lost or request.problems or problems):  # else: nothing to blend
-        raise _kind(wishes, request.problems, problems)(told)
-    return sources
-
-
-def _further(store: RunStore, runs: Sequence[str]) -> tuple[list[OofSource], tuple[Problem, ...]]:
-    """Of further run folders, and what is wrong with these."""
-    try:
-        return other_runs(store, runs), ()
-    except UserError as error:
-        return [], error.problems
-
-
-def _kind(
-    wishes: Sequence[Problem], added: Sequence[Problem], runs: Sequence[Problem]
-) -> type[UserError]:
-    """The class of an error with all of them."""
-    kinds = [k for k, found in zip(_KINDS, (wishes, added, runs), strict=True) if found]
-    return kinds[0] if len(kinds) == 1 else UserError
-
-
-def _without_weights(store: RunStore, members: Sequence[Member]) -> list[Member]:
-    """Members of complete candidates that are not among these."""
-    there = {(m.candidate, m.variant) for m in members}
-    return [
-        Member(s.candidate.candidate, variant, s.candidate.backbone)
-        for s in store.summaries()
-        if s.status == "complete"
-        for variant in s.variants
-        if (s.candidate.candidate, variant) not in there
-    ]
-
-
-def _incomplete(store: RunStore) -> list[Member]:
-    """What candidates would have given, had all their folds ended."""
-    return [
-        Member(s.candidate.candidate, variant, s.candidate.backbone)
-        for s in store.summaries()
-        if s.status != "complete"
-        for variant in (RAW, EMA)
-    ]
-
-
-def _considered(store: RunStore, sources: Sequence[OofSource]) -> Considered:
-    """RunFailure where there is nothing to blend."""
-    own = [s.member for s in sources if not s.member.run and s.member.variant != VARIANT]
-    lost = _without_weights(store, own)
-    summaries = store.summaries()
-    if not sources:
-        raise _nothing_to_blend(store, summaries, without_weights=len(lost))
-    complete = sum(1 for s in summaries if s.status == "complete")
-    further = {(s.member.run, s.member.candidate) for s in sources if s.member.run}
-    return Considered(complete + len(further), len(lost))
-
-
-def _nothing_to_blend(
-    store: RunStore, summaries: Sequence[CandidateSummary], without_weights: int
-) -> RunFailure:
-    counts = ", ".join(f"{s.candidate.candidate} {s.status}" for s in summaries) or "none"
-    if without_weights:
-        return RunFailure(
-            f"no member to blend: the weights of all {without_weights} are gone from "
-            f"{store.root}/trials; delete a candidate's fold folders there and `resume "
-            f"{store.root}` to train it anew"
-        )
-    return RunFailure(
-        f"no complete candidate to blend (candidates: {counts}); see logs/error.log, then "
-        f"`resume {store.root}`, with --retry-failed where trials failed"
-    )
 
 
 def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ensemble.combine import Stacking
 from ensemble.fit import Fit, Settings
 from ensemble.geometric import heaviest, pooled, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, minimise, row_losses, scales_alone
+from ensemble.log_linear import Coefficients, Problem, minimise, row_losses, runner_up, scales_alone
 from ensemble.log_stack import log_stack, thinned_rows
 from ensemble.pool import Pool
 
@@ -44,7 +44,8 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
     stack = log_stack(pool, members)
     rows = thinned_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
     penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, first, n_matrices)
-    found = stacked(Problem(stack, pool.labels, bounds, penalty), first, n_matrices)
+    others = runner_up(stack, pool.labels)
+    found = stacked(Problem(stack, pool.labels, bounds, penalty, others), first, n_matrices)
     return Fit(_combiner(found, members, len(pool.members)))
 
 
@@ -77,13 +78,16 @@ def chosen_penalty(
         return math.inf
     part = np.arange(len(labels)) % _PARTS
     sides = [(part != k, part == k) for k in range(_PARTS)]
+    others = runner_up(stack, labels)
     poolings = [pooled(stack[:, inside], labels[inside], bounds, first) for inside, _ in sides]
     fits = [scales_alone(pooling.scales, stack.shape[2], n_matrices) for pooling in poolings]
     tried = {math.inf: _held_losses(stack, labels, sides, fits)}
     least = math.inf
     for penalty in _PENALTIES:
         fits = [
-            minimise(Problem(stack[:, inside], labels[inside], bounds, penalty), fit)
+            minimise(
+                Problem(stack[:, inside], labels[inside], bounds, penalty, others[inside]), fit
+            )
             for (inside, _), fit in zip(sides, fits, strict=True)
         ]
         tried[penalty] = _held_losses(stack, labels, sides, fits)

@@ -25,6 +25,7 @@ from trainables.custom_transforms import CUSTOM  # noqa: E402
 
 GUIDE = ROOT / "docs" / "configuration.md"
 TECHNIQUES = ROOT / "docs" / "techniques.md"
+BLENDING = ROOT / "docs" / "blending.md"
 
 
 def knob_table() -> str:
@@ -80,11 +81,38 @@ def _change(mean: float, error: float) -> str:
     return f"{mean:+.4f} ± {error:.4f}" if mean or error else ""
 
 
+def generalisation_table() -> str:
+    """Of the committed run of benchmarks/generalisation.py: a row a method, a column a draw."""
+    run = json.loads((ROOT / "benchmarks" / "results" / "generalisation.json").read_text())
+    rows = [row for row in run["rows"] if "method" in row]
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    found = {(row["method"], row["part"]): row for row in rows}
+    titles = [part.rsplit(",", 1)[0] for part in parts]
+    lines = [
+        f"| {method} | "
+        + " | ".join(_held_out(found.get((method, part))) for part in parts)
+        + f" | {found[method, parts[-1]]['members']:.0f} |"
+        for method in dict.fromkeys(row["method"] for row in rows)
+        if (method, parts[-1]) in found
+    ]
+    head = f"| method | {' | '.join(titles)} | members |\n|---|{'---|' * len(titles)}---|"
+    return "\n".join([head, *lines])
+
+
+def _held_out(row: dict[str, float] | None) -> str:
+    """Loss, and the difference to greedy with its standard error."""
+    if row is None:
+        return ""
+    change, error = row["from_greedy"], row["se"]
+    return f"{row['kept']:.4f}" + (f" ({change:+.4f} ± {error:.4f})" if change or error else "")
+
+
 TABLES = {
     "knobs": (GUIDE, knob_table),
     "policies": (GUIDE, policy_table),
     "custom transforms": (GUIDE, custom_table),
     "ablation": (TECHNIQUES, ablation_table),
+    "generalisation": (BLENDING, generalisation_table),
 }
 
 

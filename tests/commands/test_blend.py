@@ -15,7 +15,8 @@ from commands.blend_lines import blend_lines, not_chosen
 from ensemble.add_spec import AddSpec
 from ensemble.added import add_sources
 from ensemble.eligible import Prices
-from ensemble.selection import Request, blend_run
+from ensemble.request import Request
+from ensemble.selection import blend_run
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError
 from experiment.records import EnsembleRecord

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.eligible import Prices
-from ensemble.selection import Request, blend_run
+from ensemble.request import Request
+from ensemble.selection import blend_run
 from experiment.config import DataConfig, EnsembleConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.records import CandidateRecord, EnsembleRecord, Oof, TrialRecord, VariantScore
 from experiment.store import RunStore

@@ -15,7 +15,8 @@ from ensemble.added import add_sources, added_test
 from ensemble.calibrate import at_temperature
 from ensemble.combine import POOLINGS, pool_terms
 from ensemble.eligible import Prices
-from ensemble.selection import Request, blend_run
+from ensemble.request import Request
+from ensemble.selection import blend_run
 from experiment.config import EnsembleConfig
 from experiment.errors import RunFolderError
 from experiment.files import LocalFiles

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ensemble import optimal
 from ensemble.eligible import Prices
 from ensemble.pool import Member
-from ensemble.selection import Request, blend_run
+from ensemble.request import Request
+from ensemble.selection import blend_run
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError
 from experiment.records import EnsembleRecord

@@ -18,7 +18,8 @@ from ensemble.combine import POOLINGS, pool_terms
 from ensemble.eligible import Prices
 from ensemble.methods import METHODS
 from ensemble.pool import Member
-from ensemble.selection import Request, blend_run
+from ensemble.request import Request
+from ensemble.selection import blend_run
 from experiment.config import EnsembleConfig
 from experiment.errors import ConfigError, Problem, RunFolderError, UserError
 from experiment.near_duplicates import NearDuplicate, save_near_duplicates

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from ensemble.combine import Stacking
 from ensemble.fit import Settings, blend_prob
 from ensemble.geometric import geometric, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, row_losses
+from ensemble.log_linear import Coefficients, Problem, row_losses, runner_up
 from ensemble.log_stack import log_stack
 from ensemble.stacking import chosen_penalty, matrices_for, stacked, stacking
 from experiment.metrics import log_loss
@@ -73,8 +73,33 @@ def test_a_heavy_penalty_gives_log_linear_pooling(penalty: float) -> None:
     members = expected.used
     stack = log_stack(pool, members)
     bounds = scale_bounds(members, Settings())
-    found = stacked(Problem(stack, labels, bounds, penalty), np.full(len(members), 0.1), 2)
+    problem = Problem(stack, labels, bounds, penalty, runner_up(stack, labels))
+    found = stacked(problem, np.full(len(members), 0.1), 2)
     np.testing.assert_allclose(probabilities(found, stack), blend_prob(expected, pool), atol=1e-3)
+
+
+def test_the_further_row_is_one_row() -> None:
+    """As many rows again, their labels the runners-up, that together weigh what one row does."""
+    log_probs, labels = made_up(2, 90, 3)
+    stack = log_stack(pool_of(log_probs, labels), np.arange(2))
+    others = runner_up(stack, labels)
+    assert (others != labels).all()
+    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 3.0, others), np.zeros(2), 2)
+    features = np.concatenate([*stack, np.ones((90, 1))], axis=1).astype(np.float64)
+    peer = LogisticRegression(C=1 / 3.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
+    share = np.repeat([90 / 91, 1 / 91], 90)
+    peer.fit(np.concatenate([features, features]), np.concatenate([labels, others]), share)
+    np.testing.assert_allclose(probabilities(found, stack), peer.predict_proba(features), atol=2e-3)
+
+
+def test_rows_that_are_all_right_do_not_promise_certainty() -> None:
+    log_probs, labels = made_up(3, 60, 4)
+    rows = (log_probs.argmax(axis=2) == labels).all(axis=0)
+    pool = pool_of(log_probs[:, rows], labels[rows])
+    for method in (geometric, stacking):
+        prob = blend_prob(method(pool, Settings()), pool)
+        confidence = prob.max(axis=1).mean()
+        assert 0.8 < confidence < 1 - 0.2 / rows.sum()  # about one row in n + 1 may be wrong
 
 
 def confused(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
