@@ -164,7 +164,7 @@ def test_the_columns_of_the_contract(finished: Run) -> None:
     log = pd.read_csv(finished.folder / "trials/c0000/fold0/train_log.csv")
     assert [*TRAIN_LOG, "seconds"] == [c for c in log.columns if not c.startswith("ema")]
     trajectory = finished.table("ensemble/trajectory.csv")
-    assert list(trajectory.columns) == ["round", "candidate", "variant", "oof_logloss"]
+    assert list(trajectory.columns) == ["round", "candidate", "variant", "oof_logloss", "run"]
 
 
 def test_the_config_is_stored_resolved(finished: Run) -> None:
