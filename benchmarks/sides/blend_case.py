@@ -24,7 +24,7 @@ OURS = ("greedy (numba)", "greedy (numpy)", "optimal (numba)", "optimal (numpy)"
 FULL = ("AutoGluon EnsembleSelection", "amltk, log loss", "amltk, true class")
 """Peers that are given (N, C) probabilities a member."""
 COLUMNS = ("amltk, columns", "hillclimbers")
-_LIMIT = 300.0  # seconds a side, its data included
+_LIMIT = 150.0  # seconds a side, its data included
 _WORK = 8  # further (N, C) float64 arrays that a peer with full rows makes
 
 Figures = dict[str, float]
