@@ -27,10 +27,10 @@ def ensemble_problems(
     method = check_method(wishes.method)
     if method is not None:
         yield method
-    numbered = {f"c{number:04d}" for number in range(config.search.candidates)}
+    last = max([f"c{config.search.candidates - 1:04d}", *known], key=_number)
     backbones = list(dict.fromkeys([*config.search.backbones, *known.values()]))
     for key, names in (("exclude", wishes.exclude), ("include", wishes.include)):
-        yield from _unknown(key, names, numbered | known.keys(), backbones)
+        yield from _unknown(key, names, last, backbones)
     yield from _in_both(wishes)
     yield from _nothing_left(wishes, backbones)
     yield from _too_many(wishes)
@@ -38,17 +38,22 @@ def ensemble_problems(
 
 
 def _unknown(
-    key: str, names: Sequence[str], candidates: set[str], backbones: Sequence[str]
+    key: str, names: Sequence[str], last: str, backbones: Sequence[str]
 ) -> Iterator[Problem]:
+    """`last`: the candidate with the highest number that there is or may be."""
     allowed = (
-        f"allowed: {min(candidates)} to {max(candidates)}, each also with a variant "
-        f"(`{min(candidates)} ema`), or a backbone: {listing(backbones)}"
+        f"allowed: c0000 to {last}, each also with a variant (`c0000 ema`), or a backbone: "
+        f"{listing(backbones)}"
     )
     for name in (name.removeprefix(":") for name in names):
         match = _CANDIDATE.fullmatch(name)
-        if name not in backbones and (match is None or match[1] not in candidates):
+        if name not in backbones and (match is None or _number(match[1]) > _number(last)):
             message = f"{name!r} is neither a candidate nor a backbone of the search"
             yield Problem(f"ensemble.{key}", f"{message}; {allowed}")
+
+
+def _number(candidate: str) -> int:
+    return int(candidate.removeprefix("c"))
 
 
 def _in_both(wishes: EnsembleConfig) -> Iterator[Problem]:
