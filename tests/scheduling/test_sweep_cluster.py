@@ -189,7 +189,8 @@ def test_halves_of_gpus_on_two_nodes(
     The two on the first node have one GPU together, though there is another."""
     cluster.add_node(cpus=1, gpus=1)
     folder = tmp_path / "halves"
-    trials = sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5})
+    # So many that there is work left when the second node's process has started.
+    trials = sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5}, candidates=8)
     moments = [start for start, _, _ in spans(folder, trials)]
     at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
     assert max(at_once) == 3
