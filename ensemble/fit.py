@@ -24,7 +24,6 @@ class Settings:
     """Greedy: how many random halves of the members are searched and averaged; 0: all, once."""
     forced: tuple[int, ...] = ()
     """Members (indices into the pool) that must have a weight."""
-    seed: int = 0
 
     @property
     def rounds(self) -> int:

@@ -74,7 +74,6 @@ def _screened(pool: Pool, settings: Settings) -> NDArray[np.intp]:
         max_rounds=settings.rounds,
         bags=settings.bags,
         forced=settings.forced,
-        seed=settings.seed,
     )
     members = distinct_members(pool, settings.forced)
     losses = own_losses(pool)[members]

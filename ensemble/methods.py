@@ -46,7 +46,6 @@ def _greedy(pool: Pool, settings: Settings) -> Fit:
             max_rounds=settings.rounds,
             bags=settings.bags,
             forced=settings.forced,
-            seed=settings.seed,
         )
     )
 

@@ -53,13 +53,8 @@ def log_prob_correlation(true_prob: NDArray[np.floating]) -> NDArray[np.float64]
 def similar_side_by_side(matrix: NDArray[np.float64]) -> list[int]:
     """The leaves of an average-linkage tree on 1 - correlation, ordered so that neighbours are
     as alike as the tree allows (Bar-Joseph et al. 2001)."""
-    from scipy.cluster.hierarchy import (  # type: ignore[import-untyped,unused-ignore]
-        leaves_list,
-        linkage,
-    )
-    from scipy.spatial.distance import (  # type: ignore[import-untyped,unused-ignore]
-        squareform,
-    )
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
 
     distances = squareform(1.0 - matrix, checks=False)
     tree = linkage(distances, method="average", optimal_ordering=True)

@@ -56,7 +56,9 @@ def _more(data: Data, name: str, rounds: int) -> dict[str, float]:
     read = 0
 
     def counted(original: Callable[..., NDArray[np.float64]]) -> Callable[..., NDArray[np.float64]]:
-        def count(sums: MemberSums, index: NDArray[np.intp], vector: NDArray[np.float64]):  # type: ignore[no-untyped-def]
+        def count(
+            sums: MemberSums, index: NDArray[np.intp], vector: NDArray[np.float64]
+        ) -> NDArray[np.float64]:
             nonlocal read
             read += len(index)
             return original(sums, index, vector)
