@@ -144,11 +144,14 @@ def table(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipe_itself_can_start(name: str, data_of: Any, cli: Cli) -> None:
     """Its real backbones, sizes and transforms. Weights come from a hub, and this machine may have
-    less than the recipe asks for."""
+    less than the recipe asks for, free disk too: one candidate's checkpoints of two folds."""
     data = data_of("used_cars_b5_meta" if name.startswith("used_cars") else name)
     [_, config, *options] = commands(name, data)[0]
     own = options[options.index("--set") :]  # `check` has no --out
-    here = ("training.pretrained=false", "resources.cpus_per_trial=1", "resources.gpus_per_trial=0")
+    here = (
+        *("training.pretrained=false", "resources.cpus_per_trial=1", "resources.gpus_per_trial=0"),
+        *("search.candidates=1", "folds.k=2"),
+    )
     result = cli("check", config, *own, *(word for key in here for word in ("--set", key)))
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
 
