@@ -149,18 +149,73 @@ PretrainedConfig = Annotated[
 ]
 
 
+class PointConfig(_Section):
+    """One candidate given by hand; knobs that are not named take their defaults."""
+
+    backbone: str
+    params: dict[str, ValueConfig] = {}
+
+
 class SearchConfig(_Section):
     """What is searched, how, and for how long."""
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
     candidates: Annotated[int, Field(ge=1)] = 20
-    """How many candidates (backbone + hyperparameters), each with its k folds."""
-    sampler: Literal["tpe", "random"] = "tpe"
+    """How many candidates (backbone + hyperparameters) are started, each with up to k folds."""
+    fold_trials: Annotated[int, Field(ge=1)] | None = None
+    """How many fold trials are started at most, of all candidates together."""
+    sampler: Literal["tpe", "random", "cmaes", "gp", "grid", "list"] = "tpe"
+    """`list` takes `points` alone."""
+    objective: Literal["logloss", "gain"] = "logloss"
+    """What the sampler learns from: a candidate's own pooled OOF log loss, or its gain over the
+    race's blend as that is now."""
+    points: tuple[PointConfig, ...] = ()
+    """Candidates given by hand, before the sampler's own."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier run folders whose candidates the sampler learns from; none is trained again."""
+    storage: str | None = None
+    """URL of a database (`postgresql://user:password@host/name`) for Optuna's view of the sweep,
+    instead of `study.journal` in the run folder."""
+    min_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
+    """This fraction of the candidates is shared evenly among the backbones; of the others a
+    backbone gets the more, the more its candidates have brought the race's blend."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     space: dict[str, KnobConfig] = {}
     """Knob -> a fixed value, `search` (its default range), or a range."""
     per_backbone: dict[str, dict[str, KnobConfig]] = {}
     """Backbone -> the same, for that backbone only."""
+
+
+class RaceConfig(_Section):
+    """When a candidate gets no further folds."""
+
+    rule: Literal["gain", "forgiving", "none"] = "gain"
+    """gain: it must add to the blend of the complete candidates. forgiving: its mean log loss must
+    be below the worst fold of the best complete candidate. none: every candidate gets all folds."""
+    z: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
+    """gain: so many standard errors the gain may lie below zero."""
+    min_complete: Annotated[int, Field(ge=1)] = 5
+    """Nobody is stopped before so many candidates are complete."""
+    epoch_stopping: bool | None = None
+    """Whether first folds may be stopped in mid-training. Default: with the rule gain."""
+    grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.25
+    """Fraction of its own schedule that a trial has before it may be stopped in mid-training."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """In mid-training the best 1/reduction of a rung goes on whatever its gain; the next rung is
+    at `reduction` times the fraction."""
+
+    @model_validator(mode="after")
+    def _epochs_are_judged_by_gain(self) -> RaceConfig:
+        if self.epoch_stopping and self.rule != "gain":
+            raise ValueError(
+                f"epoch_stopping: true goes with rule: gain, not with rule: {self.rule}"
+            )
+        return self
+
+    @property
+    def stops_epochs(self) -> bool:
+        """Whether first folds may be stopped in mid-training."""
+        return self.rule == "gain" and self.epoch_stopping is not False
 
 
 class TrainingConfig(_Section):
@@ -243,7 +298,11 @@ class ResourcesConfig(_Section):
     and `gpus_per_trial`."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     time_budget: Seconds | None = None
-    """Seconds, or 90m, 2h, 1.5d: no fold trial runs beyond it."""
+    """Seconds, or 90m, 2h, 1.5d: no fold trial runs beyond it, and the blend and the submission
+    have their time within it."""
+    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Hours of all trials' devices together; on a machine without GPUs those of its slots. No fold
+    trial starts beyond them."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """How often a fold trial that failed (a lost node, a killed worker) is started anew."""
 
@@ -286,6 +345,7 @@ class SweepConfig(_Section):
     data: DataConfig
     folds: FoldsConfig = FoldsConfig()
     search: SearchConfig
+    race: RaceConfig = RaceConfig()
     training: TrainingConfig = TrainingConfig()
     augment: AugmentConfig = AugmentConfig()
     cache: CacheConfig = CacheConfig()

@@ -25,7 +25,7 @@ def leaderboard_csv(summaries: Sequence[CandidateSummary]) -> str:
     """Complete candidates first, by OOF log loss; then the others by id."""
     knobs = sorted({knob for s in summaries for knob in s.candidate.params})
     rows = [_leaderboard_row(s, knobs) for s in ranked(summaries)]
-    return _csv((*_LEADERBOARD, *(f"hp.{knob}" for knob in knobs)), rows)
+    return csv_text((*_LEADERBOARD, *(f"hp.{knob}" for knob in knobs)), rows)
 
 
 def trials_csv(summaries: Iterable[CandidateSummary]) -> str:
@@ -36,10 +36,10 @@ def trials_csv(summaries: Iterable[CandidateSummary]) -> str:
         score = trial.variants[best] if best else None
         rows.append([
             trial.candidate, trial.fold, trial.status, best,
-            _number(score.val_logloss if score else None), score.best_epoch if score else None,
+            number(score.val_logloss if score else None), score.best_epoch if score else None,
             trial.epochs_trained, f"{trial.seconds:.2f}", trial.node, trial.device,
         ])  # fmt: skip
-    return _csv(_TRIALS, rows)
+    return csv_text(_TRIALS, rows)
 
 
 def ranked(summaries: Iterable[CandidateSummary]) -> list[CandidateSummary]:
@@ -58,21 +58,22 @@ def _leaderboard_row(summary: CandidateSummary, knobs: Sequence[str]) -> list[ob
     return [
         summary.candidate.candidate, summary.candidate.backbone, summary.status,
         len(summary.finished), best,
-        _number(summary.pooled_logloss(best) if best else None),
-        _number(summary.pooled_accuracy(best) if best else None),
-        _number(summary.last_fold_logloss), None, None,
+        number(summary.pooled_logloss(best) if best else None),
+        number(summary.pooled_accuracy(best) if best else None),
+        number(summary.last_fold_logloss), number(summary.gain), number(summary.gain_se),
         sum(t.epochs_trained for t in summary.trials),
         f"{sum(t.seconds for t in summary.trials):.2f}",
-        *(_number(summary.candidate.params.get(knob)) for knob in knobs),
+        *(number(summary.candidate.params.get(knob)) for knob in knobs),
     ]  # fmt: skip
 
 
-def _number(value: float | str | None) -> str | None:
-    """Six digits; a name as it is."""
+def number(value: float | str | None) -> str | None:
+    """A cell: six digits; a name as it is."""
     return f"{value:.6g}" if isinstance(value, (int, float)) else value
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of the run folder."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(header)

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from experiment.metrics import MetricScore
 from experiment.variants import RAW
 
-TrialStatus = Literal["finished", "diverged", "failed"]
+TrialStatus = Literal["finished", "stopped", "diverged", "failed"]
+"""`stopped`: in mid-training, by the epoch-level rule; it has no OOF rows."""
 CandidateStatus = Literal["running", "complete", "stopped", "unfinished", "diverged", "failed"]
 
 
@@ -74,6 +75,54 @@ class TrialRecord(_Record):
         """The variant with the lower log loss, soups left out; raw on a tie."""
         own = [name for name, score in self.variants.items() if not score.ingredients]
         return min(own, key=lambda v: (self.variants[v].val_logloss, v != RAW, v), default=None)
+
+
+class RaceDecision(_Record):
+    """What the race decided after a fold of a candidate, or at an epoch of its first fold, and the
+    numbers that it went by. A fold has one: of several the last."""
+
+    number: int
+    """Of the decision in its sweep: they are in the order in which they were made."""
+    candidate: str
+    fold: int
+    epoch: int | None = None
+    """Epochs trained of that fold, for a decision in mid-training; None after a whole fold."""
+    rule: str
+    """`gain`, `forgiving`, `none`, or `epoch` for one in mid-training."""
+    action: Literal["continue", "stop", "complete"]
+    """`complete`: the candidate's last fold has ended well, and it joins the race's blend."""
+    variant: str | None = None
+    """The better one, which decided."""
+    folds_done: int
+    rows: int
+    """Rows that it was judged on: those of its finished folds, or of the running one."""
+    gain: float | None = None
+    """Bounded gain over the race's blend on those rows, in nats a row; None where the rule asks for
+    none or there is no blend yet."""
+    gain_se: float | None = None
+    z: float | None = None
+    score: float | None = None
+    """`forgiving`: the candidate's mean log loss. `epoch`: the log loss at that epoch."""
+    limit: float | None = None
+    """What `score` was compared with: the worst fold of the best complete candidate, or the rung's
+    cut."""
+    complete: int
+    """Complete candidates at that moment."""
+    blend_logloss: float | None = None
+    """Of the race's blend on all rows at that moment; None while it has no members."""
+    epochs_trained: int
+    """Epochs of all fold trials of the sweep that have ended by then, stopped ones included."""
+    reason: str
+    """In one line, for people."""
+
+    @property
+    def line(self) -> str:
+        """For the log: `c0012 stopped after fold 1: gain -0.0031 ± 0.0009`."""
+        verb = {"continue": "goes on", "stop": "stopped", "complete": "complete"}[self.action]
+        place = f"after fold {self.fold}"
+        if self.epoch is not None:
+            place = f"after epoch {self.epoch} of fold {self.fold}"
+        return f"{self.candidate} {verb} {place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -251,6 +300,19 @@ class CandidateSummary:
     status: CandidateStatus
     trials: tuple[TrialRecord, ...]  # by fold
     folds: int
+    decisions: tuple[RaceDecision, ...] = ()  # by number
+
+    @property
+    def gain(self) -> float | None:
+        """Of the latest decision that knew one."""
+        known = [d for d in self.decisions if d.gain is not None]
+        return known[-1].gain if known else None
+
+    @property
+    def gain_se(self) -> float | None:
+        """Standard error of `gain`."""
+        known = [d for d in self.decisions if d.gain is not None]
+        return known[-1].gain_se if known else None
 
     @property
     def finished(self) -> tuple[TrialRecord, ...]:

@@ -6,6 +6,7 @@ blends them. No pickle is ever read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import defaultdict
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from experiment.config import SweepConfig
 from experiment.config_file import to_yaml
+from experiment.decisions import decisions_csv
 from experiment.ensemble_folder import EnsembleFolder
 from experiment.errors import RunFolderError, listing
 from experiment.files import Files, LocalFiles, open_files
@@ -27,12 +29,20 @@ from experiment.leaderboard import leaderboard_csv, trials_csv
 from experiment.oof import npy, pooled
 from experiment.plugin_files import PluginFile
 from experiment.record_files import read_record, read_text, record_json, to_bytes
-from experiment.records import CandidateRecord, CandidateStatus, CandidateSummary, Oof, TrialRecord
+from experiment.records import (
+    CandidateRecord,
+    CandidateStatus,
+    CandidateSummary,
+    Oof,
+    RaceDecision,
+    TrialRecord,
+)
 from experiment.variants import RAW
 
 _CONFIG, _FOLDS, _CLASSES = "sweep.yaml", "folds.csv", "classes.json"
 _PLUGINS = "plugins"
 _RESUME_STATE = "resume.safetensors"
+_DECISION = "decision.json"
 _FOLD_FOLDER = re.compile(r"fold(\d+)")
 
 
@@ -197,6 +207,25 @@ class RunStore:
                     found[candidate, record.fold] = record
         return found
 
+    def save_decision(self, decision: RaceDecision) -> None:
+        """Of a fold whose record is there; a later one takes its place."""
+        folder = self.trial_folder(decision.candidate, decision.fold)
+        self.files.write(f"{folder}/{_DECISION}", record_json(decision))
+
+    def decisions(self) -> dict[str, list[RaceDecision]]:
+        """Candidate -> its decisions, in the order in which they were made. A damaged one is none:
+        the race decides again."""
+        found: dict[str, list[RaceDecision]] = defaultdict(list)
+        for candidate in self.files.names("trials"):
+            for folder in self.files.names(f"trials/{candidate}"):
+                name = f"trials/{candidate}/{folder}/{_DECISION}"
+                if _FOLD_FOLDER.fullmatch(folder) and self.files.exists(name):
+                    with contextlib.suppress(ValidationError):
+                        found[candidate].append(
+                            RaceDecision.model_validate_json(self.files.read(name))
+                        )
+        return {name: sorted(listed, key=lambda d: d.number) for name, listed in found.items()}
+
     def forget_trial(self, candidate: str, fold: int) -> None:
         """Remove what a fold trial left, so that it runs anew."""
         self.files.delete(self.trial_folder(candidate, fold))
@@ -273,8 +302,15 @@ class RunStore:
         by_candidate: dict[str, list[TrialRecord]] = defaultdict(list)
         for (candidate, _), record in sorted(self.trials().items()):
             by_candidate[candidate].append(record)
+        decided = self.decisions()
         return [
-            summarise(record, by_candidate[record.candidate], self.fold_count, running)
+            summarise(
+                record,
+                by_candidate[record.candidate],
+                self.fold_count,
+                running,
+                decided.get(record.candidate, ()),
+            )
             for record in self.candidates()
         ]
 
@@ -283,10 +319,11 @@ class RunStore:
         return int(self.folds().fold.max()) + 1
 
     def write_tables(self, summaries: Iterable[CandidateSummary]) -> None:
-        """leaderboard.csv and trials.csv."""
+        """leaderboard.csv, trials.csv and decisions.csv."""
         listed = list(summaries)
         self.files.write("leaderboard.csv", to_bytes(leaderboard_csv(listed)))
         self.files.write("trials.csv", to_bytes(trials_csv(listed)))
+        self.files.write("decisions.csv", to_bytes(decisions_csv(listed)))
 
     @staticmethod
     def trial_folder(candidate: str, fold: int) -> str:
@@ -298,9 +335,14 @@ class RunStore:
 
 
 def summarise(
-    candidate: CandidateRecord, trials: Sequence[TrialRecord], folds: int, running: bool
+    candidate: CandidateRecord,
+    trials: Sequence[TrialRecord],
+    folds: int,
+    running: bool,
+    decisions: Sequence[RaceDecision] = (),
 ) -> CandidateSummary:
-    """A candidate's one status: complete means that all K folds ended well."""
+    """A candidate's one status: complete means that all K folds ended well. Without all of them a
+    decision to stop holds for ever, also where a later config has another rule."""
     statuses = {trial.status for trial in trials}
     status: CandidateStatus
     if "diverged" in statuses:
@@ -308,10 +350,12 @@ def summarise(
     elif "failed" in statuses:
         status = "failed"
     elif len(trials) == folds:
-        status = "complete"
+        status = "stopped" if "stopped" in statuses else "complete"
+    elif "stopped" in statuses or any(d.action == "stop" for d in decisions):
+        status = "stopped"
     else:
         status = "running" if running else "unfinished"
-    return CandidateSummary(candidate, status, tuple(trials), folds)
+    return CandidateSummary(candidate, status, tuple(trials), folds, tuple(decisions))
 
 
 def suffix(variant: str) -> str:
