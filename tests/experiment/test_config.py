@@ -52,7 +52,7 @@ colour: red
     text = {p.where.split(": ")[1]: p.message for p in found.problems}
     assert "did you mean 'train_images'?" in text["data.train_imges"]
     assert text["folds.k"] == "got 0; should be greater than or equal to 1"
-    assert "'tpe' or 'random'" in text["search.sampler"] and '"grid"' in text["search.sampler"]
+    assert "'tpe' or 'random'" in text["search.sampler"] and '"annealing"' in text["search.sampler"]
     assert text["search.space.lr"].startswith("got true; should be a number")
     assert "allowed: choices, high, log, low" in text["search.space.dropout.lo"]
     assert "should be a number" in text["search.space.warmup"]
