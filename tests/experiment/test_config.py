@@ -42,7 +42,7 @@ data: {train: train.csv, train_imges: x}
 folds: {k: 0, valid_fraction: 0.7, test_fraction: 0.4}
 search:
   backbones: [timm/resnet18]
-  sampler: grid
+  sampler: annealing
   space: {lr: true, dropout: {low: 0.1, lo: 0}, warmup: [1, 2], drop_path: {choices: []}}
 training: {epochs: "ten", pretrained: 3, precision: int8}
 resources: {gpus_per_trial: 1.5, time_budget: 90x}
@@ -52,7 +52,7 @@ colour: red
     text = {p.where.split(": ")[1]: p.message for p in found.problems}
     assert "did you mean 'train_images'?" in text["data.train_imges"]
     assert text["folds.k"] == "got 0; should be greater than or equal to 1"
-    assert "'tpe' or 'random'" in text["search.sampler"] and '"annealing"' in text["search.sampler"]
+    assert "'tpe', 'random'" in text["search.sampler"] and '"annealing"' in text["search.sampler"]
     assert text["search.space.lr"].startswith("got true; should be a number")
     assert "allowed: choices, high, log, low" in text["search.space.dropout.lo"]
     assert "should be a number" in text["search.space.warmup"]
