@@ -109,7 +109,9 @@ def test_devices_of_a_trial() -> None:
 @pytest.mark.parametrize(("fold_trials", "wrong"), [(None, 0), (4, 1), (5, 0)])
 def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wrong: int) -> None:
     search = SearchConfig(backbones=("b",), fold_trials=fold_trials)
-    config = SweepConfig(name="x", data=DataConfig(train="t"), folds=FoldsConfig(k=5), search=search)
+    config = SweepConfig(
+        name="x", data=DataConfig(train="t"), folds=FoldsConfig(k=5), search=search
+    )
     problems = budget_problems(config)
     assert len(problems) == wrong
     for problem in problems:
