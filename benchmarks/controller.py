@@ -30,7 +30,6 @@ import numpy as np
 from harness import ROOT, Results, environment, options
 from sides.pretend_learner import make_bank, make_run, run_config
 
-
 _ROWS, _CLASSES, _SLOTS = 33_000, 10, 64
 _MANY_CLASSES = 396
 _SIDES = ROOT / "benchmarks" / "sides"
