@@ -41,6 +41,7 @@ class _Slots:
     """All that is asked of a cluster between starting and ending Tune."""
 
     count: int
+    gpus_per_trial: float = 0.0
 
     def slots(self) -> int:
         return self.count
@@ -126,7 +127,7 @@ def judge(run: Path, bank: Path, slots: int) -> dict[str, object]:
 def _candidate(space: SearchSpace, number: int) -> CandidateRecord:
     """Near the default configuration, and like no other."""
     backbone = space.backbones[number % len(space.backbones)]
-    params = space.default(backbone).as_dict() | {"dropout": 0.2 + number / 1000}
+    params = space.default(backbone).as_dict() | {"lr": 3e-4, "dropout": 0.2 + number / 1000}
     return CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params)
 
 
