@@ -90,7 +90,7 @@ def sweep_and_finish(
     """`began`: when the command did; all of it is within the time budget."""
     config = store.config()
     folder = log_folder(store)
-    deadline = Deadline(config.resources.time_budget, began, _ending(store, config))
+    deadline = _deadline(store, config, began)
     with (
         only_driver(store, folder),
         logging_to(folder),
@@ -105,7 +105,7 @@ def sweep_and_finish(
                 f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
             )
             _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
-            if config.resources.time_budget is not None:
+            if deadline is not None:
                 screen.print(_kept(deadline, "at first"))
             with LiveView(screen) as view:
                 outcome = run_sweep(
@@ -117,17 +117,19 @@ def sweep_and_finish(
             raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
         print_leaderboard(screen, outcome.summaries, limit=10)
         _print_trouble(outcome, screen)
-        if config.resources.time_budget is not None:
+        if deadline is not None:
             screen.print(_kept(deadline, "at the end"))
         finished = finish(store, screen)
         screen.print(f"Report: {store.root}/{finished.report}")
         _log.info("run: blend and report written")
 
 
-def _ending(store: RunStore, config: SweepConfig) -> Ending:
-    """What the end of this run works on."""
+def _deadline(store: RunStore, config: SweepConfig, began: float) -> Deadline | None:
+    """For the fold trials; None without a time budget."""
+    if config.resources.time_budget is None:
+        return None
     fold, test = store.folds().fold, read_test_set(config.data, store.classes())
-    return Ending(
+    ending = Ending(
         rows=len(fold),
         classes=len(store.classes()),
         folds=store.fold_count,
@@ -136,6 +138,7 @@ def _ending(store: RunStore, config: SweepConfig) -> Ending:
         max_members=config.ensemble.max_members,
         max_ms_per_image=config.ensemble.max_ms_per_image,
     )
+    return Deadline(config.resources.time_budget, began, ending)
 
 
 def _kept(deadline: Deadline, when: str) -> str:

@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,18 @@ from experiment.config import ResourcesConfig, SweepConfig
 from experiment.progress import Progress, RunningTrial
 from experiment.records import CandidateSummary, TrialRecord
 from experiment.store import RunStore
+from scheduling.budget import Budget, devices_of_a_trial
 from scheduling.cluster import Cluster
 from scheduling.device_group import NO_DEVICE
+from scheduling.fold_asha import FoldASHA
 from scheduling.fold_searcher import FoldSearcher, TuneTrial
 from scheduling.fold_trial import TrialJob, trainable
 from scheduling.ledger import Ledger
+from scheduling.race import Race
+from scheduling.reserve import Deadline
+from scheduling.shares import Shares
 from scheduling.study import CandidateStudy
+from scheduling.tally import Tally
 from search_spaces.sampling import SearchSpace
 
 # Tune reads these when it is imported or started: no loggers of its own beside our run folder, its
@@ -40,7 +46,8 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 from ray import tune
 from ray.tune.stopper import Stopper
 
-_TABLES_EVERY = 10.0  # seconds between writes of leaderboard.csv and trials.csv
+_TABLES_EVERY = 10.0  # seconds at least between writes of the tables
+_WRITING = 0.02  # part of the time that writing them may take: it grows with the candidates
 _PROGRESS_EVERY = 0.5  # seconds
 _log = logging.getLogger("foldrace")
 
@@ -53,25 +60,23 @@ class SweepOutcome:
     seconds: float
     slots: int
     interrupted: bool
-    out_of_time: bool
+    limit: str | None
+    """Of the budget, that let nothing more start; None where there was none."""
 
 
 class _Stop(Stopper):
     """Ends the sweep: Ctrl-C, SIGTERM, or the time budget."""
 
-    def __init__(self, budget: float | None) -> None:
-        self._deadline = None if budget is None else time.monotonic() + budget
+    def __init__(self, seconds_left: Callable[[], float | None]) -> None:
+        self._seconds_left = seconds_left
         self.interrupted = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
-    @property
-    def out_of_time(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
-
     def stop_all(self) -> bool:
-        return self.interrupted or self.out_of_time
+        left = self._seconds_left()
+        return self.interrupted or (left is not None and left <= 0)
 
 
 class _EachStep(tune.Callback):
@@ -97,32 +102,46 @@ class _Sweep:
         space: SearchSpace,
         cluster: Cluster,
         on_progress: Callable[[Progress], None],
+        deadline: Deadline | None = None,
     ) -> None:
         self._store, self._config, self._cluster = store, config, cluster
-        self._on_progress = on_progress
-        self._ledger = Ledger(store.fold_count, config.resources.max_failures)
-        journal = _journal(store)
-        self._study = CandidateStudy(space, config.search, len(store.classes()), journal)
-        for summary in store.summaries(running=True):
-            self._ledger.add(summary.candidate, summary.trials)
-            replayed = self._ledger.summary(summary.candidate.candidate)
-            self._study.replay(replayed)
-            if replayed.status != "running":  # settled: none of its folds is trained any more
-                store.forget_resume_states(summary.candidate.candidate)
+        self._on_progress, self._deadline = on_progress, deadline
+        self._ledger = _ledger(store, config)
+        race = Race(store, config.race)
+        search, resources = config.search, config.resources
+        devices = devices_of_a_trial(resources, cluster.gpus_per_trial)
+        self._tally = Tally(search, resources, store.fold_count, devices)
+        self._budget = Budget(search, resources)
+        self._study = CandidateStudy(
+            space, search, len(store.classes()), search.storage or _journal(store), race.gains
+        )
         self.searcher = FoldSearcher(
             store,
             self._study,
             self._ledger,
-            config.search.candidates,
+            race,
+            self._budget,
+            Shares(space.backbones, search.candidates, search.min_share, search.seed),
             cluster.slots,
             self._trial_ended,
             self._candidate_settled,
+            self._tally.decide,
+            devices,
+            lambda backbone, folds: self._tally.need(backbone, folds, cluster.slots()),
+            self._seconds_left,
         )
-        self.stop = _Stop(config.resources.time_budget)
+        summaries = store.summaries(running=True)
+        self.searcher.replay(summaries)
+        self._replay(self._ledger.summaries())
+        self.scheduler = None
+        if config.race.stops_epochs:
+            self.scheduler = FoldASHA(store, race, config.race, self.searcher)
+            self.scheduler.replay(summaries)
+        self.stop = _Stop(self._seconds_left)
         self._started = time.monotonic()
         self._told = self._written = 0.0
-        self._ended_here: list[float] = []  # seconds of the trials of this session
-        self._notes: dict[str, None] = {}  # of these trials, each text once
+        self._tables_every = _TABLES_EVERY
+        self._notes: dict[str, None] = {}  # of this session's trials, each text once
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Tune pickles its parts into a state file that nobody reads: a session with its terminal
@@ -137,33 +156,43 @@ class _Sweep:
         if now - self._told > _PROGRESS_EVERY:
             self._told = now
             self._on_progress(self.progress())
-        if now - self._written > _TABLES_EVERY:
+        if now - self._written > self._tables_every:
             self.write_tables()
 
     def write_tables(self) -> None:
-        self._written = time.monotonic()
+        began = time.monotonic()
         self._store.write_tables(self._ledger.summaries())
+        self._written = time.monotonic()
+        self._tables_every = max(_TABLES_EVERY, (self._written - began) / _WRITING)
 
     def summaries(self) -> list[CandidateSummary]:
         return self._ledger.summaries()
 
+    @property
+    def limit(self) -> str | None:
+        """Of the budget, that lets nothing more start."""
+        return self._budget.spent_up(self.searcher.spent)
+
     def progress(self) -> Progress:
-        summaries = self._ledger.summaries()
-        complete = [s for s in summaries if s.status == "complete" and s.best]
-        new = max(0, self._config.search.candidates - len(summaries))
-        left = self._ledger.trials_open + new * self._ledger.folds
-        done = self._ledger.trials_ended
-        return Progress(
-            trials_done=done,
-            trials_total=done + left,
-            running=tuple(self._running()),
-            finished=tuple(s for s in summaries if s.trials),
-            failed=sum(t.status != "finished" for s in summaries for t in s.trials),
-            elapsed_s=time.monotonic() - self._started,
-            eta_s=self._eta(left),
-            best_logloss=min((s.pooled_logloss(s.best) for s in complete if s.best), default=None),
-            notes=tuple(self._notes),
+        return self._tally.progress(
+            tuple(self._running()),
+            self.searcher.spent,
+            self._cluster.slots(),
+            time.monotonic() - self._started,
+            tuple(self._notes),
         )
+
+    def _replay(self, summaries: Sequence[CandidateSummary]) -> None:
+        """What earlier sessions left counts for what is expected of this one."""
+        self._tally.replay(summaries)
+        if self._deadline is not None:
+            for summary in summaries:
+                for trial in summary.trials:
+                    self._deadline.add(trial)
+                self._deadline.settle(summary)
+
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
 
     def _running(self) -> Iterator[RunningTrial]:
         for flight in list(self.searcher.flights.values()):
@@ -177,14 +206,10 @@ class _Sweep:
                 flight.val_logloss,
             )
 
-    def _eta(self, left: int) -> float | None:
-        if not self._ended_here:
-            return None
-        mean = sum(self._ended_here) / len(self._ended_here)
-        return left * mean / max(1, self._cluster.slots())
-
     def _trial_ended(self, record: TrialRecord) -> None:
-        self._ended_here.append(record.seconds)
+        self._tally.trial(record)
+        if self._deadline is not None:
+            self._deadline.add(record)
         best = record.best
         score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
         _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
@@ -195,6 +220,9 @@ class _Sweep:
         self._on_progress(self.progress())
 
     def _candidate_settled(self, summary: CandidateSummary) -> None:
+        self._tally.settle(summary)
+        if self._deadline is not None:
+            self._deadline.settle(summary)
         loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
         _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
 
@@ -206,10 +234,12 @@ def run_sweep(
     image_root: str,
     cluster: Cluster,
     on_progress: Callable[[Progress], None],
+    deadline: Deadline | None = None,
 ) -> SweepOutcome:
-    """Run every fold trial that the budget allows and the run folder does not hold yet."""
+    """Run every fold trial that the budget allows and the run folder does not hold yet. What runs
+    at the deadline is ended; its saved state stays, for `resume`."""
     started = time.monotonic()
-    sweep = _Sweep(store, config, space, cluster, on_progress)
+    sweep = _Sweep(store, config, space, cluster, on_progress, deadline)
     job = TrialJob(
         run=store.root,
         image_root=image_root,
@@ -220,6 +250,7 @@ def run_sweep(
         cpus=config.resources.cpus_per_trial,
         use_gpu=cluster.gpus_per_trial > 0,
         devices=config.resources.devices_per_trial,
+        race=config.race if config.race.stops_epochs else None,
     )
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
@@ -227,7 +258,10 @@ def run_sweep(
         tuner = tune.Tuner(
             tune.with_resources(trainable(job), _resources(config.resources, cluster)),
             tune_config=tune.TuneConfig(
-                search_alg=sweep.searcher, num_samples=-1, reuse_actors=True
+                search_alg=sweep.searcher,
+                scheduler=sweep.scheduler,
+                num_samples=-1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -246,7 +280,7 @@ def run_sweep(
         time.monotonic() - started,
         cluster.slots(),
         sweep.stop.interrupted,
-        sweep.stop.out_of_time,
+        sweep.limit,
     )
 
 
@@ -271,6 +305,12 @@ def _signals(stop: _Stop) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _ledger(store: RunStore, config: SweepConfig) -> Ledger:
+    race = config.race
+    needed = None if race.rule == "none" else race.min_complete
+    return Ledger(store.fold_count, config.resources.max_failures, needed)
 
 
 def _journal(store: RunStore) -> Path | None:
