@@ -88,6 +88,11 @@ class FoldSearcher(Searcher):
         self._nothing_to_ask = False
         self.stopped = False
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Tune pickles its parts into a state file that nobody reads: a study with its threads has
+        nothing to say there."""
+        return object, ()
+
     # -- what Tune calls
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
