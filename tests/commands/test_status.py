@@ -17,6 +17,7 @@ from experiment.records import CandidateRecord, RaceDecision, TrialRecord, Varia
 from experiment.store import RunStore
 
 FOLDS = 3
+Action = Literal["continue", "stop", "complete"]
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def store(make_tiny_run: Callable[..., Any]) -> RunStore:
             _save_trial(store, name, fold)
             goes_on = fold < folds - 1 or candidate == 3
             last = fold == FOLDS - 1
-            action = "continue" if goes_on else "complete" if last else "stop"
+            action: Action = "continue" if goes_on else "complete" if last else "stop"
             _save_decision(store, name, fold, number, action)
             number += 1
     return store
@@ -56,7 +57,7 @@ def _save_decision(
     candidate: str,
     fold: int,
     number: int,
-    action: Literal["continue", "stop", "complete"],
+    action: Action,
 ) -> None:
     gain = -0.0031 if action == "stop" else 0.002
     store.save_decision(
