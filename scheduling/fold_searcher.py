@@ -88,6 +88,10 @@ class FoldSearcher(Searcher):
         self._nothing_to_ask = False
         self.stopped = False
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
+        return object, ()
+
     # -- what Tune calls
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
