@@ -180,6 +180,11 @@ class FoldSearcher(Searcher):
         seconds = (self.ledger.trained_seconds + flying) * self._devices
         return Spent(len(self.ledger), self.ledger.trials_started, seconds, self._seconds_left())
 
+    @property
+    def asks_on(self) -> bool:
+        """Whether there would be further candidates."""
+        return not self._nothing_to_ask and self._budget.has_candidates(self.spent)
+
     def _reconcile(self) -> None:
         for trial_id in list(self.flights):
             trial = self._tune_trials.get(trial_id)
