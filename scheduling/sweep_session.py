@@ -11,18 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 
 from experiment.config import SweepConfig
-from experiment.folds import HELD_OUT
 from experiment.progress import Progress, RunningTrial
 from experiment.records import CandidateSummary, TrialRecord
 from experiment.store import RunStore
-from experiment.test_set import read_test_set
 from scheduling.budget import Budget, devices_of_a_trial
 from scheduling.cluster import Cluster
 from scheduling.fold_asha import FoldASHA
 from scheduling.fold_searcher import FoldSearcher, TuneTrial
 from scheduling.ledger import Ledger
 from scheduling.race import Race
-from scheduling.reserve import Deadline, Ending
+from scheduling.reserve import Deadline
 from scheduling.shares import Shares
 from scheduling.study import open_study
 from scheduling.tally import Tally
@@ -44,17 +42,18 @@ class SweepSession:
         space: SearchSpace,
         cluster: Cluster,
         on_progress: Callable[[Progress], None],
+        deadline: Deadline | None = None,
     ) -> None:
         """Reads the run folder: a candidate that was killed between a fold trial's record and the
         race's decision is judged here."""
         self._started = time.monotonic()
         self._store, self._cluster, self._on_progress = store, cluster, on_progress
+        self._deadline = deadline
         race, search = Race(store, config.race), config.search
         self._study = open_study(store, config, space, race.gains)
         devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
         self._tally = Tally(search, config.resources, store.fold_count, devices)
-        ending = _ending(store, config, space)
-        self._deadline = Deadline(config.resources.time_budget, self._started, ending)
+        self._budget = Budget(search, config.resources)
         self._told = self._written = 0.0
         self._tables_every = _TABLES_EVERY
         self._notes: dict[str, None] = {}  # of this session's trials, each text once
@@ -64,7 +63,7 @@ class SweepSession:
             self._study,
             _ledger(store, config),
             race,
-            Budget(search, config.resources),
+            self._budget,
             Shares(space.backbones, search.candidates, search.min_share, search.seed),
             cluster.slots,
             self._trial_ended,
@@ -88,14 +87,15 @@ class SweepSession:
         return object, ()
 
     @property
-    def out_of_time(self) -> bool:
-        left = self._seconds_left()
-        return left is not None and left <= 0
-
-    @property
     def over(self) -> bool:
         """Whether the running trials are to be ended."""
-        return self.interrupted or self.out_of_time
+        left = self._seconds_left()
+        return self.interrupted or (left is not None and left <= 0)
+
+    @property
+    def limit(self) -> str | None:
+        """Of the budget, that lets nothing more start."""
+        return self._budget.spent_up(self.searcher.spent)
 
     def look(self, trials: list[TuneTrial]) -> None:
         """At each of Tune's steps, with its list of trials."""
@@ -130,16 +130,17 @@ class SweepSession:
         return summaries
 
     def _replay(self, summaries: list[CandidateSummary]) -> None:
-        self._tally.replay(summaries)
-        for summary in summaries:
-            for trial in summary.trials:
-                self._deadline.add(trial)
-            if summary.status != "running":
-                self._deadline.settle(summary)
         self.searcher.replay(summaries)
+        replayed = self.searcher.ledger.summaries()
+        self._tally.replay(replayed)
+        if self._deadline is not None:
+            for summary in replayed:
+                for trial in summary.trials:
+                    self._deadline.add(trial)
+                self._deadline.settle(summary)
 
     def _seconds_left(self) -> float | None:
-        return self._deadline.seconds_left(time.monotonic())
+        return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
 
     def _write_tables(self) -> None:
         began = time.monotonic()
@@ -161,7 +162,8 @@ class SweepSession:
 
     def _trial_ended(self, record: TrialRecord) -> None:
         self._tally.trial(record)
-        self._deadline.add(record)
+        if self._deadline is not None:
+            self._deadline.add(record)
         best = record.best
         score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
         _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
@@ -173,7 +175,8 @@ class SweepSession:
 
     def _candidate_settled(self, summary: CandidateSummary) -> None:
         self._tally.settle(summary)
-        self._deadline.settle(summary)
+        if self._deadline is not None:
+            self._deadline.settle(summary)
         loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
         _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
 
@@ -182,21 +185,3 @@ def _ledger(store: RunStore, config: SweepConfig) -> Ledger:
     race = config.race
     needed = None if race.rule == "none" else race.min_complete
     return Ledger(store.fold_count, config.resources.max_failures, needed)
-
-
-def _ending(store: RunStore, config: SweepConfig, space: SearchSpace) -> Ending:
-    """What blend and submission will work on. DataError where the test set cannot be read, which
-    only matters where time is kept for it."""
-    folds = store.folds()
-    test = None
-    if config.resources.time_budget is not None:
-        test = read_test_set(config.data, store.classes())
-    return Ending(
-        rows=len(folds.fold),
-        classes=len(store.classes()),
-        folds=store.fold_count,
-        test_images=(len(test) if test else 0) + int((folds.fold == HELD_OUT).sum()),
-        backbones=len(space.backbones),
-        max_members=config.ensemble.max_members,
-        max_ms_per_image=config.ensemble.max_ms_per_image,
-    )

@@ -25,6 +25,7 @@ from scheduling.cluster import Cluster
 from scheduling.device_group import NO_DEVICE
 from scheduling.fold_searcher import TuneTrial
 from scheduling.fold_trial import TrialJob, trainable
+from scheduling.reserve import Deadline
 from scheduling.sweep_session import SweepSession
 from search_spaces.sampling import SearchSpace
 
@@ -49,7 +50,8 @@ class SweepOutcome:
     seconds: float
     slots: int
     interrupted: bool
-    out_of_time: bool
+    limit: str | None
+    """Of the budget, that let nothing more start; None where there was none."""
 
 
 class _Stop(Stopper):
@@ -85,10 +87,12 @@ def run_sweep(
     image_root: str,
     cluster: Cluster,
     on_progress: Callable[[Progress], None],
+    deadline: Deadline | None = None,
 ) -> SweepOutcome:
-    """Run every fold trial that the budget allows and the run folder does not hold yet."""
+    """Run every fold trial that the budget allows and the run folder does not hold yet. What runs
+    at the deadline is ended; its saved state stays, for `resume`."""
     started = time.monotonic()
-    session = SweepSession(store, config, space, cluster, on_progress)
+    session = SweepSession(store, config, space, cluster, on_progress, deadline)
     job = TrialJob(
         run=store.root,
         image_root=image_root,
@@ -122,14 +126,14 @@ def run_sweep(
         )
         tuner.fit()
     on_progress(session.progress())
-    out_of_time = session.out_of_time
+    limit = session.limit
     summaries = session.close()
     return SweepOutcome(
         tuple(summaries),
         time.monotonic() - started,
         cluster.slots(),
         session.interrupted,
-        out_of_time,
+        limit,
     )
 
 
