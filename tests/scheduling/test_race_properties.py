@@ -1,5 +1,5 @@
 """Whatever the order of events: the real searcher, scheduler, ledger, race, study and run folder,
-driven as Ray Tune does: trials finish, diverge, fail, vanish or are stopped, and the driver restarts.
+driven as Ray Tune does: trials finish, diverge, fail, vanish or are stopped; drivers restart.
 """
 
 from __future__ import annotations
