@@ -26,6 +26,7 @@ def status(root: str, watch: bool, console: Console) -> None:
     """Leaderboard, race and what is left; `watch` shows them again until the sweep has ended."""
     store = RunStore.open(root)
     while True:
+        began = time.monotonic()
         at_work, config = is_at_work(store), store.config()
         summaries = store.summaries(running=at_work)
         print_leaderboard(console, summaries, limit=20)
@@ -34,7 +35,7 @@ def status(root: str, watch: bool, console: Console) -> None:
         settled = sum(s.status not in ("running", "unfinished") for s in summaries)
         if not watch or not at_work or settled >= config.search.candidates:
             return
-        time.sleep(_WATCH_EVERY)
+        time.sleep(max(_WATCH_EVERY, time.monotonic() - began))  # a large run takes long to read
 
 
 def is_at_work(store: RunStore) -> bool:

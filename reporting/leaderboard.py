@@ -9,7 +9,19 @@ from collections.abc import Callable
 
 from experiment.records import CandidateSummary
 from reporting.context import ReportContext
-from reporting.markup import UNKNOWN, Cell, Html, count, duration, join, note, score, table, text
+from reporting.markup import (
+    UNKNOWN,
+    Cell,
+    Html,
+    count,
+    difference,
+    duration,
+    join,
+    note,
+    score,
+    table,
+    text,
+)
 
 _EXACT: dict[str, Callable[[CandidateSummary], float | None]] = {
     "oof_logloss": lambda s: s.pooled_logloss(s.best) if s.best else None,
@@ -35,7 +47,8 @@ def leaderboard(ctx: ReportContext) -> Html | None:
         note(
             "Complete candidates come first, by OOF log loss; only they can be compared with each",
             "other, and only they may enter the blend (shaded rows).",
-            "A click on a column sorts by it.",
+            "The gain is what a candidate added to the race's blend when it was last judged, in",
+            "nats a row; a later blend may gain less by it. A click on a column sorts by it.",
         ),
         table(["#", *blended, *columns], body, marked, name="Leaderboard"),
     )
@@ -67,7 +80,9 @@ def _hyperparameter(value: str) -> object:
 def _cell(column: str, value: str, summary: CandidateSummary) -> object:
     if column in _EXACT:
         return score(_EXACT[column](summary))
-    if column in ("gain", "gain_se"):
+    if column == "gain":
+        return Cell(difference(float(value)), float(value)) if value else Cell(UNKNOWN, None)
+    if column == "gain_se":
         return score(float(value)) if value else Cell(UNKNOWN, None)
     if column.startswith("hp."):
         return _hyperparameter(value)

@@ -53,9 +53,13 @@ class Budget:
     def __init__(self, search: SearchConfig, resources: ResourcesConfig) -> None:
         self._search, self._resources = search, resources
 
+    def has_candidates(self, spent: Spent) -> bool:
+        """Whether not all candidates have started."""
+        return spent.candidates < self._search.candidates
+
     def admits_candidate(self, spent: Spent, need: Need = _ONE_FOLD) -> bool:
         """Whether a new candidate may start."""
-        return spent.candidates < self._search.candidates and self.admits_fold(spent, need)
+        return self.has_candidates(spent) and self.admits_fold(spent, need)
 
     def admits_fold(self, spent: Spent, need: Need = _ONE_FOLD) -> bool:
         """Whether the next fold of a started candidate may start."""
@@ -75,18 +79,18 @@ class Budget:
             hours = math.inf
         return max(0.0, min(self._fold_trials_left(spent), hours))
 
-    def spent_up(self, spent: Spent) -> str | None:
-        """The limit that lets nothing more start, in one line for people; None while none does.
-        That the number of candidates is reached is an end like any other, and no limit here."""
-        if self._fold_trials_left(spent) <= 0:
-            return f"search.fold_trials: {self._search.fold_trials} have started"
-        if self._device_seconds_left(spent) <= 0:
-            return (
-                f"resources.gpu_hours: {spent.device_seconds / _HOUR:.3g} h of "
-                f"{self._resources.gpu_hours:g} h are spent"
-            )
-        if spent.seconds_left is not None and spent.seconds_left <= 0:
-            return f"resources.time_budget: {self._resources.time_budget:g} s are over"
+    def spent_up(self, spent: Spent, need: Need = _ONE_FOLD) -> str | None:
+        """The limit that lets nothing more start that takes as much as `need`, in one line for
+        people; None while none does. That the number of candidates is reached is an end like any
+        other, and no limit here."""
+        if need.folds > self._fold_trials_left(spent):
+            return f"search.fold_trials: {spent.fold_trials} of {self._search.fold_trials} started"
+        if not self._fits_hours(spent, need):
+            hours = f"{spent.device_seconds / _HOUR:.3g} of {self._resources.gpu_hours:g}"
+            return f"resources.gpu_hours: {hours} are spent"
+        if not _fits_time(spent.seconds_left, need):
+            left = f"{max(0.0, spent.seconds_left or 0.0):.0f} s of it"
+            return f"resources.time_budget: {left} are left for fold trials"
         return None
 
     def _fold_trials_left(self, spent: Spent) -> float:

@@ -88,6 +88,10 @@ class FoldSearcher(Searcher):
         self._nothing_to_ask = False
         self.stopped = False
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
+        return object, ()
+
     # -- what Tune calls
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -175,6 +179,11 @@ class FoldSearcher(Searcher):
         flying = sum(flight.seconds for flight in self.flights.values())
         seconds = (self.ledger.trained_seconds + flying) * self._devices
         return Spent(len(self.ledger), self.ledger.trials_started, seconds, self._seconds_left())
+
+    @property
+    def asks_on(self) -> bool:
+        """Whether there would be further candidates."""
+        return not self._nothing_to_ask and self._budget.has_candidates(self.spent)
 
     def _reconcile(self) -> None:
         for trial_id in list(self.flights):

@@ -78,7 +78,14 @@ def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: 
     weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.k
     oof = rows * (classes * 2 + 4) * variants
     cache = cache_bytes(rows, sizes.values(), config.cache)
-    return config.search.candidates * (weights + oof) + cache
+    return int(_candidates(config) * (weights + oof)) + cache
+
+
+def _candidates(config: SweepConfig) -> float:
+    """How many may have all of their folds, which is what takes the most."""
+    limit = config.search.fold_trials
+    most = config.search.candidates
+    return most if limit is None else min(most, limit / config.folds.k)
 
 
 def _data(

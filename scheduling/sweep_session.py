@@ -94,8 +94,13 @@ class SweepSession:
 
     @property
     def limit(self) -> str | None:
-        """Of the budget, that lets nothing more start."""
-        return self._budget.spent_up(self.searcher.spent)
+        """Of the budget, that lets nothing more start; None where there is nothing more to do."""
+        ledger, spent = self.searcher.ledger, self.searcher.spent
+        if not ledger.trials_open and not self.searcher.asks_on:
+            return None
+        some = next(iter(ledger.started), "")
+        need = self._tally.need(some, ledger.folds, self._cluster.slots())
+        return self._budget.spent_up(spent, need)
 
     def look(self, trials: list[TuneTrial]) -> None:
         """At each of Tune's steps, with its list of trials."""

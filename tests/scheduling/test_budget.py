@@ -93,10 +93,16 @@ def test_fold_trials_left_without_limits_and_before_a_measurement() -> None:
 def test_the_limit_that_ended_a_sweep_is_named() -> None:
     budget = _budget(fold_trials=6, gpu_hours=2.0, time_budget=60.0)
     assert budget.spent_up(Spent(10, 5, 10.0, 1.0)) is None
-    assert budget.spent_up(Spent(2, 6, 10.0, 1.0)) == "search.fold_trials: 6 have started"
-    hours = "resources.gpu_hours: 2.5 h of 2 h are spent"
+    assert budget.spent_up(Spent(2, 6, 10.0, 1.0)) == "search.fold_trials: 6 of 6 started"
+    hours = "resources.gpu_hours: 2.5 of 2 are spent"
     assert budget.spent_up(Spent(2, 5, 9000.0, 1.0)) == hours
-    assert budget.spent_up(Spent(2, 5, 1.0, 0.0)) == "resources.time_budget: 60 s are over"
+    over = "resources.time_budget: 0 s of it are left for fold trials"
+    assert budget.spent_up(Spent(2, 5, 1.0, -3.0)) == over
+    need = Need(folds=5, fold_seconds=4.0, slots=2)
+    assert budget.spent_up(Spent(2, 3, 1.0, 9.0), need) == "search.fold_trials: 3 of 6 started"
+    short = "resources.time_budget: 9 s of it are left for fold trials"
+    assert budget.spent_up(Spent(2, 1, 1.0, 9.0), need) == short
+    assert budget.spent_up(Spent(2, 1, 1.0, 10.0), need) is None
 
 
 def test_devices_of_a_trial() -> None:

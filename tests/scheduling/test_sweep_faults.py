@@ -385,7 +385,7 @@ def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, undisturbe
     run = tmp_path / "some"
     shutil.copytree(undisturbed, run)
     started = time.monotonic()
-    budget = ("--set", "resources.time_budget=0.1m", "--set", "search.candidates=1000")
+    budget = ("--set", "resources.time_budget=0.5m", "--set", "search.candidates=1000")
     result = cli("resume", run, *budget)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     assert time.monotonic() - started < DEADLINE
