@@ -21,6 +21,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from scheduling.mirror_tables import TrialTables
 from scheduling.mirror_trial import CANDIDATE
 
 _CONNECT_SECONDS = 10
@@ -77,12 +78,11 @@ class _OneWriter(BaseJournalBackend):
 
 
 class Database:
-    """A study in a database. What is there from an earlier session and still true stays: a
-    database takes some ten milliseconds for a trial."""
+    """A study in a database. What is there from an earlier session and still true stays."""
 
     def __init__(self, url: str, name: str) -> None:
         self.where, self._url, self._name = f"search.storage {hidden(url)}", url, name
-        self._study: optuna.Study | None = None
+        self._tables: TrialTables | None = None
         self._there: dict[str, FrozenTrial] = {}
         self._wanted: dict[str, FrozenTrial] = {}
 
@@ -92,26 +92,24 @@ class Database:
         try:
             self._write(new)
         except Exception as error:
-            self._study = None  # look again what is there: the last one may have come through
+            self._tables = None  # look again what is there: the last one may have come through
             raise ConnectionError(_worded(error, self._url)) from None
 
     def _write(self, new: dict[str, FrozenTrial]) -> None:
-        if self._study is None:
-            self._study, new = self._connect(), self._wanted
-        if not all(_still_true(self._there[c], t) for c, t in new.items() if c in self._there):
-            optuna.delete_study(study_name=self._name, storage=self._study._storage)
-            self._study, new = self._connect(), self._wanted
-        for candidate, trial in new.items():
-            if candidate not in self._there:
-                self._study.add_trial(trial)
-                self._there[candidate] = trial
+        if self._tables is None:
+            self._tables, new = self._connect(), self._wanted
+        left = {c: t for c, t in new.items() if not _still_true(self._there.get(c), t)}
+        old = {c: self._there[c]._trial_id for c in left if c in self._there}
+        for candidate, trial_id in self._tables.put(left, old).items():
+            left[candidate]._trial_id = trial_id
+        self._there |= left
 
-    def _connect(self) -> optuna.Study:
+    def _connect(self) -> TrialTables:
         storage = RDBStorage(self._url, engine_kwargs=_options(make_url(self._url)))
         study = optuna.create_study(storage=storage, study_name=self._name, load_if_exists=True)
         trials = study.get_trials(deepcopy=False)
         self._there = {t.user_attrs.get(CANDIDATE, ""): t for t in trials}
-        return study
+        return TrialTables(storage.engine, storage.get_study_id_from_name(self._name))
 
 
 def database_problem(url: str) -> str | None:
@@ -165,11 +163,12 @@ def _worded(error: Exception, url: str) -> str:
     return text.replace(str(password), "***") if password else text
 
 
-def _still_true(there: FrozenTrial, wanted: FrozenTrial) -> bool:
+def _still_true(there: FrozenTrial | None, wanted: FrozenTrial) -> bool:
     """Whether a trial from an earlier session says what a new one would, with the same choices:
     Optuna wants one list of them a study."""
     return (
-        there.state == wanted.state
+        there is not None
+        and there.state == wanted.state
         and there.params == wanted.params
         and _close(there.value, wanted.value)
         and _choices(there) == _choices(wanted)

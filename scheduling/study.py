@@ -54,6 +54,8 @@ class CandidateStudy:
         backbone without a candidate, else what the sampler proposes for `backbone` (None: one at
         random). Where every configuration of that backbone is taken, the next backbone's; None
         where all are, as at the end of a grid or a list."""
+        if self._mirror is not None:
+            self._mirror.write()  # what was replayed: the dashboard shows it from the start
         found = self._point() or self._default() or self._proposed(number, backbone)
         if found is None:
             return None

@@ -21,6 +21,7 @@ from experiment.records import (
     EnsembleRecord,
     MemberRecord,
     Oof,
+    RaceDecision,
     TrialRecord,
     VariantScore,
 )
@@ -495,6 +496,72 @@ def test_status_of_a_candidate(
         variants = {"raw": score} if status == "finished" else {}
         store.save_trial(trial_record(store, k, status=status, variants=variants))
     assert store.summaries(running)[0].status == expected
+
+
+def decision(store: RunStore, fold: int, action: str, number: int = 0) -> RaceDecision:
+    return RaceDecision(
+        number=number, candidate="c0000", fold=fold, rule="gain", action=action,  # type: ignore[arg-type]
+        folds_done=fold + 1, rows=10, gain=-0.5, gain_se=0.1, z=1.0, complete=5, epochs_trained=9,
+        reason="gain -0.5000 ± 0.1000",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("statuses", "stops", "expected"),
+    [
+        (("finished",), True, "stopped"),
+        (("finished", "finished", "finished"), True, "stopped"),  # one was in flight
+        (("finished", "failed"), True, "stopped"),
+        (("stopped",), False, "stopped"),
+        (("stopped", "finished", "finished"), False, "stopped"),
+        (("finished",), False, "unfinished"),
+    ],
+)
+def test_who_was_stopped_stays_so(
+    store: RunStore, statuses: tuple[str, ...], stops: bool, expected: str
+) -> None:
+    store.save_candidate(CandidateRecord(candidate="c0000", backbone="b", params=PARAMS))
+    score = VariantScore(rows=10, val_logloss=1.0, val_acc=0.5, best_epoch=0)
+    for k, status in enumerate(statuses):
+        variants = {"raw": score} if status == "finished" else {}
+        store.save_trial(trial_record(store, k, status=status, variants=variants))
+    store.save_decision(decision(store, 0, "stop" if stops else "continue"))
+    (summary,) = store.summaries()
+    assert summary.status == expected
+    assert (summary.gain, summary.gain_se) == (-0.5, 0.1)
+
+
+def test_a_later_decision_takes_the_place_of_a_torn_or_older_one(complete: RunStore) -> None:
+    complete.save_decision(decision(complete, 1, "continue", number=3))
+    complete.save_decision(decision(complete, 0, "continue", number=8))
+    complete.files.write("trials/c0000/fold2/decision.json", b'{"number": 1, "cand')
+    (summary,) = complete.summaries()
+    assert [(d.number, d.fold) for d in summary.decisions] == [(3, 1), (8, 0)]
+    complete.save_decision(decision(complete, 0, "stop", number=9))
+    complete.save_decision(decision(complete, 2, "continue", number=10))
+    assert [d.number for d in complete.summaries()[0].decisions] == [3, 9, 10]
+
+
+def test_candidates_are_in_the_order_of_their_numbers(store: RunStore) -> None:
+    names = ["c0002", "c9999", "c10000"]
+    for name in reversed(names):
+        store.save_candidate(CandidateRecord(candidate=name, backbone="b", params=PARAMS))
+    assert [record.candidate for record in store.candidates()] == names
+
+
+def test_rows_of_some_folds(complete: RunStore, prob: NDArray[np.float32]) -> None:
+    complete.forget_trial("c0000", 1)
+    fold = complete.folds().fold
+    for folds in [(0,), (2, 0)]:
+        found = np.exp(complete.oof_log_prob("c0000", "raw", folds))
+        np.testing.assert_allclose(found, prob[np.isin(fold, folds)], rtol=6e-3)
+    with pytest.raises(RunFolderError, match="fold 1"):
+        complete.oof_log_prob("c0000", "raw", (0, 1))
+    complete.files.write("trials/c0000/fold2/rows.npy", complete.files.read(
+        "trials/c0000/fold0/rows.npy"
+    ))  # fmt: skip
+    with pytest.raises(RunFolderError, match="fold 2"):
+        complete.oof_log_prob("c0000", "raw", (2,))
 
 
 # -- the tables

