@@ -159,7 +159,7 @@ def _candidates(config: SweepConfig) -> Iterator[CandidateRecord]:
     for number in range(config.search.candidates):
         backbone = space.backbones[number % len(space.backbones)]
         dropout = 0.2 + 0.2 * number / config.search.candidates
-        params = space.default(backbone).as_dict() | {"lr": 3e-4, "dropout": dropout}
+        params = space.default(backbone).as_dict() | {"lr": 1e-4, "dropout": dropout}
         yield CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params)
 
 
