@@ -115,6 +115,13 @@ def _trial_problems(
     size = check_image_size(backbone, int(params.image_size))
     if size is not None:
         yield Problem(f"{where}.params.image_size", size.message)
+    devices = config.resources.devices_per_trial
+    if devices > 1 and params.batch_size < 2 * devices:
+        yield Problem(
+            f"{where}.params.batch_size",
+            f"{params.batch_size} is too few for resources.devices_per_trial {devices}; allowed: "
+            f"at least {2 * devices}, two images a device",
+        )
     values = params.as_dict().items()
     settings = {backbone: {knob: Setting(knob, value, None) for knob, value in values}}
     for problem in check_combinations(settings, config.training, drops_paths):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from search_spaces.params import TrialParams
 from search_spaces.sampling import SearchSpace
 
 _CLOSE_SECONDS = 120.0  # that the end of a sweep waits for a database
+_PIECE, _PAUSE = 50, 0.05  # candidates, seconds
 _log = logging.getLogger("foldrace")
 
 
@@ -50,8 +52,7 @@ class StudyMirror:
 
     def expect(self, backbone: str, params: TrialParams) -> None:
         """A configuration that may be added later, perhaps from outside the space."""
-        with self._lock:
-            self._space.hold(backbone, params)
+        self._space.hold(backbone, params)
 
     def add(self, summary: CandidateSummary) -> None:
         """To be written with the next `write`."""
@@ -84,22 +85,33 @@ class StudyMirror:
                 return
 
     def _write_pending(self) -> None:
-        """What could not be written waits for the next time: the sweep needs none of it."""
-        with self._lock:
-            batch, self._pending = self._pending, []
-            trials = [mirror_trial(summary, self._space, self._classes) for summary in batch]
-        try:
-            self._storage.write(trials)
-        except Exception as error:
+        """In pieces with pauses, since the interpreter is the suggestions' too. What could not be
+        written waits for the next time: the sweep needs none of it."""
+        while self._pending:
             with self._lock:
-                self._pending = batch + self._pending
-            if not self._told or self._closing:
-                text = str(error).strip().splitlines() or [type(error).__name__]
-                _log.warning(
-                    "%s cannot be written, and the sweep goes on without it (`resume` writes it "
-                    "anew): %s", self._storage.where, text[0],
-                )  # fmt: skip
-            self._told = True
+                piece = self._pending[:_PIECE]
+                self._pending = self._pending[_PIECE:]
+            try:
+                self._storage.write([mirror_trial(s, self._space, self._classes) for s in piece])
+            except Exception as error:
+                with self._lock:
+                    self._pending = piece + self._pending
+                self._tell(error)
+                return
+            if self._pending and not self._closing:
+                time.sleep(_PAUSE)
+
+    def _tell(self, error: Exception) -> None:
+        """Once, and at the end again."""
+        if not self._told or self._closing:
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            _log.warning(
+                "%s cannot be written, and the sweep goes on without it (`resume` writes it "
+                "anew): %s",
+                self._storage.where,
+                text[0],
+            )
+        self._told = True
 
 
 def open_mirror(store: RunStore, config: SweepConfig, space: SearchSpace) -> StudyMirror | None:

@@ -12,7 +12,7 @@ from experiment.errors import Problem, RunFolderError, UserError, listing
 from experiment.records import CandidateSummary
 from experiment.store import RunStore
 from scheduling.study_view import EarlierCandidate
-from search_spaces.params import TrialParams
+from search_spaces.params import KNOBS, TrialParams
 from search_spaces.sampling import SearchSpace
 
 _LEARNT_FROM = ("complete", "stopped", "diverged")
@@ -53,6 +53,7 @@ def _fitting(store: RunStore, space: SearchSpace) -> list[CandidateSummary]:
         summary
         for summary in store.summaries()
         if summary.status in _LEARNT_FROM
+        and summary.candidate.params.keys() <= KNOBS.keys()  # else it is of a newer version
         and space.place(summary.candidate.backbone, _params(summary)) is not None
     ]
 

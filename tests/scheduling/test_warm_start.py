@@ -29,6 +29,10 @@ def record(number: int, backbone: str = A, **knobs: float | str) -> CandidateRec
     return CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params.as_dict())
 
 
+def of_a_newer_version(candidate: CandidateRecord) -> CandidateRecord:
+    return candidate.model_copy(update={"params": candidate.params | {"not_known_yet": 1}})
+
+
 def fill(store: RunStore, candidates: Sequence[tuple[CandidateRecord, Sequence[float]]]) -> None:
     """Write candidates with the losses of their finished folds; nan: a diverged one."""
     for candidate, losses in candidates:
@@ -109,6 +113,7 @@ def test_folders_are_read(make_tiny_run: Callable[..., TinyRun]) -> None:
             (record(2), (0.3,)),  # unfinished
             (record(3, lr=0.9), (0.3, 0.4, 0.5)),  # outside the range
             (record(4, "timm/other"), (0.3, 0.4, 0.5)),
+            (of_a_newer_version(record(6)), (0.3, 0.4, 0.5)),
             (record(5, B, dropout=0.4), (0.3, 0.4, 0.5)),  # which is 0.1 here
         ],
     )
@@ -208,12 +213,15 @@ def test_every_wrong_point_is_told_with_its_key() -> None:
 
 
 def test_a_point_that_cannot_be_trained_is_told() -> None:
-    points = [{"backbone": A, "params": {"sam_rho": 0.05}}]
+    points = [{"backbone": A, "params": {"sam_rho": 0.05, "batch_size": 3}}]
     config = sweep(points=points)
     training = config.training.model_copy(update={"precision": "fp16"})
-    config = config.model_copy(update={"training": training})
-    (problem,) = search_problems(config, space_of(config))
-    assert problem.where == "search.points[0].params.sam_rho" and "fp16" in problem.message
+    resources = config.resources.model_copy(update={"devices_per_trial": 2})
+    config = config.model_copy(update={"training": training, "resources": resources})
+    found = {p.where: p.message for p in search_problems(config, space_of(config))}
+    assert "fp16" in found.pop("search.points[0].params.sam_rho")
+    assert "at least 4" in found.pop("search.points[0].params.batch_size")
+    assert found == {}
 
 
 def test_samplers_that_have_nothing_to_do() -> None:
