@@ -5,8 +5,9 @@ sweep       searcher, study (TPE), ledger, race, budget, shares and tables are t
             with 64 slots, and a fold trial links prepared OOF files of 33,000 rows and 10 classes,
             raw and EMA, into the run folder and writes a `trial.json`
             (`sides/pretend_learner.py`). Records and decisions are written and synced as always.
-all folds   the same without a race: every candidate gets its five folds.
-resume      a new process rebuilds all of it from the run folder, and writes the tables.
+all folds   the same without a race, with fewer candidates: each gets its five folds.
+resume      a new process rebuilds all of it from the run folder, and writes the tables; also of a
+            folder in which all 10,000 candidates are complete.
 ask         a suggestion of `OptunaSearch` (`sides/plain_tpe.py`) beside ours, with as many trials.
 judge       one decision of the race with 396 classes, on the 6,600 rows of a first fold.
 
@@ -49,20 +50,32 @@ class Size:
 
     candidates: int
     without_race: int
+    complete: int
+    """In the folder that is only resumed."""
     trials: tuple[int, ...]
     """Of the study that a suggestion of the peer is measured on."""
     asks: int
 
 
-_FULL = Size(10_000, 10_000, (1_000, 10_000), 10)
-_QUICK = Size(150, 50, (1_000,), 5)
+_FULL = Size(10_000, 1_000, 10_000, (1_000, 10_000), 10)
+_QUICK = Size(150, 30, 100, (1_000,), 5)
 
 
 def _sweeps(results: Results, size: Size, folder: Path) -> dict[str, Any]:
     """Gives the figures of the sweep with a race."""
     make_bank(folder / "bank", make_run(folder / "empty", run_config(1), _ROWS, _CLASSES))
-    plans = {"gain": size.candidates, "none": size.without_race}
-    return {rule: _one_sweep(results, rule, n, folder) for rule, n in plans.items()}["gain"]
+    figures = _one_sweep(results, "gain", size.candidates, folder)
+    _one_sweep(results, "none", size.without_race, folder)
+    _all_complete(results, size.complete, folder)
+    return figures
+
+
+def _all_complete(results: Results, candidates: int, folder: Path) -> None:
+    run = folder / "run-complete"
+    make_run(run, run_config(candidates, "none"), _ROWS, _CLASSES)
+    _side("controller_sweep", "fill", run, folder / "bank", _SLOTS)
+    again = _side("controller_sweep", "resume", run, folder / "bank", _SLOTS)
+    _add_resume(results, f"{candidates:,} complete candidates", again)
 
 
 def _one_sweep(results: Results, rule: str, candidates: int, folder: Path) -> dict[str, Any]:
@@ -91,14 +104,18 @@ def _add_sweep(
     )
     results.add(f"{title}: candidates of each backbone", **figures["backbones"])
     results.add(f"{title}: megabytes", **{k: v / 1e6 for k, v in figures["bytes"].items()})
-    statuses = again.pop("statuses")
-    results.add(f"{title}: resume", candidates=sum(statuses.values()), **again)
+    _add_resume(results, title, again)
     spans = figures["calls"]["new_candidate"]
     for span, words in (("all", ""), ("last", ", last 1,000 candidates")):
         results.at_most(f"{title}: ms of a suggestion, median{words}", 60, spans[span]["median_ms"])
         results.at_most(f"{title}: ms of a suggestion, p99{words}", 250, spans[span]["p99_ms"])
     results.at_most(f"{title}: MB of the driver", 2000, figures["session"]["peak_rss_mb"])
+
+
+def _add_resume(results: Results, title: str, again: dict[str, Any]) -> None:
+    results.add(f"{title}: resume", **again.pop("statuses"), **again)
     results.at_most(f"{title}: s of resume with tables", 60, again["with_tables_s"])
+    results.at_most(f"{title}: MB of a resumed driver", 2000, again["peak_rss_mb"])
 
 
 def _asks(results: Results, size: Size, ours: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ def status_lines(
         yield f"{now.trials_done} of {now.trials_total} fold trials ended"
     elif not at_work:
         yield f"{now.trials_done} fold trials ended; no run or resume is at work on this folder"
+    elif resources.time_budget is not None:  # when it began the folder does not tell
+        budget = duration(resources.time_budget)
+        yield f"{now.trials_done} fold trials ended; the run has a time budget of {budget}"
     else:
         left = f"; about {duration(now.eta_s)} of training left" if now.eta_s is not None else ""
         yield f"{now.trials_done} of {now.trials_total} fold trials ended{left}"

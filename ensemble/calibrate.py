@@ -25,6 +25,8 @@ HOTTEST = 20.0
 
 _BLOCK = 1 << 15
 """Numbers worked on at a time: 128 KiB, so that they stay in the cache between operations."""
+_SHORT = 64
+"""Classes, fewer than which make a row short."""
 _LAST_STEP = 3e-3
 """A Newton step this small, relative to 1 / T, is the last: it squares the error, to about 1e-5,
 which costs some 1e-10 nats."""
@@ -147,24 +149,33 @@ def _best_others(below: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArr
     for rows in _blocks(below):
         block = below[rows].copy()
         block[np.arange(len(block)), labels[rows]] = -np.inf
-        best[rows] = block.max(axis=1)
+        best[rows] = _row_max(block)
     return best
 
 
 def _moments(below: NDArray[np.float32], beta: float) -> Slopes:
     """E_p[x] and E_p[x^2] (n,) of rows x (n, C) whose highest value is 0."""
     terms = np.exp(below * np.float32(beta))
-    total = terms.sum(axis=1, dtype=np.float64)
+    ones = np.ones(terms.shape[1], dtype=np.float32)
+    total = np.einsum("nc,c->n", terms, ones).astype(np.float64)  # 4 times as fast as a row's sum
     terms *= below
-    mean = terms.sum(axis=1) / total
+    mean = np.einsum("nc,c->n", terms, ones) / total
     return mean, np.einsum("nc,nc->n", terms, below) / total
 
 
 def _below_peak(log_prob: NDArray[np.floating]) -> NDArray[np.float32]:
     """A copy (n, C) of at least LOG_CLIP each, less the row's highest."""
     below: NDArray[np.float32] = np.maximum(log_prob, LOG_CLIP, dtype=np.float32)
-    below -= below.max(axis=1, keepdims=True)
+    below -= _row_max(below)[:, None]
     return below
+
+
+def _row_max(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n,) of rows (n, C). Short rows are turned first: numpy takes 10 ns a number along them, and
+    a fortieth of that along the columns."""
+    turned = np.asfortranarray(rows) if rows.shape[1] < _SHORT else rows
+    highest: NDArray[np.float32] = turned.max(axis=1)
+    return highest
 
 
 def _blocks(array: NDArray[np.floating]) -> Iterator[slice]:

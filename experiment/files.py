@@ -97,10 +97,14 @@ class LocalFiles:
 
     def delete(self, name: str) -> None:
         path = self.path / name
-        if path.is_dir():
+        try:
+            path.unlink()  # mostly there is nothing, and this one call says so
+        except FileNotFoundError:
+            return
+        except OSError:
+            if not path.is_dir():
+                raise
             shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
     def delete_parts(self, folder: str) -> None:
         for part in (self.path / folder).glob(f"{ASIDE}*"):

@@ -137,7 +137,10 @@ def outlook(pace: Pace, ahead: Ahead) -> Outlook:
     # as much again, since folds of one candidate wait for each other's decisions.
     tail = (pace.longest or mean) * (slots - 1) / (slots + 1) if unstarted else 0.0
     seconds = max((unstarted + sum(rests)) / slots + tail, max(rests, default=0.0))
-    return Outlook(fold_trials, _within(seconds, ahead.seconds_left))
+    if ahead.seconds_left is None or seconds <= ahead.seconds_left:
+        return Outlook(fold_trials, seconds)
+    left = max(0.0, ahead.seconds_left)
+    return Outlook(max(fold_trials * left / seconds, float(len(rests))), left)
 
 
 class _Mean:
@@ -166,7 +169,3 @@ def _part(trial: TrialRecord) -> float:
         return 1.0
     epochs = float(trial.params.get("epochs", 0))
     return min(1.0, trial.epochs_trained / epochs) if epochs else 1.0
-
-
-def _within(seconds: float, limit: float | None) -> float:
-    return seconds if limit is None else max(0.0, min(seconds, limit))

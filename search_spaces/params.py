@@ -7,7 +7,7 @@ space, the documentation and the error messages.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from search_spaces.ranges import Float, Int, Name, Range, Value
@@ -203,7 +203,7 @@ class TrialParams:
 
     def as_dict(self) -> dict[str, Value]:
         """Knob name -> value, in the order of the fields."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in KNOBS}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Value]) -> TrialParams:

@@ -1,10 +1,10 @@
 """One session of a sweep whose training is pretended, in a process of its own.
 
-`python controller_sweep.py sweep|resume|judge RUN BANK SLOTS OUT` writes figures as JSON to OUT.
+`python controller_sweep.py sweep|fill|resume|judge RUN BANK SLOTS OUT`: figures as JSON to OUT.
 `sweep` runs all candidates of the run folder's config with the product's own `SweepSession`
 (searcher, study, ledger, race, budget, shares, tables): what its calls took, its memory, and what
-came out. `resume` rebuilds it all from the run folder and writes the tables. `judge` takes the race
-alone.
+came out. `fill` writes what a sweep leaves. `resume` rebuilds it all from the run folder and writes
+the tables. `judge` takes the race alone.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from pretend_learner import Learner
+from pretend_learner import EPOCHS, Learner
 from pretend_tune import Call, PretendTune
 
-from experiment.records import CandidateRecord, CandidateSummary
+from experiment.config import SweepConfig
+from experiment.record_files import record_json
+from experiment.records import CandidateRecord, RaceDecision
 from experiment.store import RunStore, summarise
 from scheduling.cluster import Cluster
 from scheduling.race import Race
 from scheduling.sweep_session import SweepSession
-from search_spaces.sampling import SearchSpace, build_space
+from search_spaces.sampling import build_space
 
 _LAST = 1000
 """Candidates at the end of the sweep whose calls are shown by themselves."""
@@ -109,44 +111,56 @@ def judge(run: Path, bank: Path, slots: int) -> dict[str, object]:
     """The race's decisions on first folds, once as many candidates are complete as it asks for."""
     store, learner = RunStore.open(run), Learner(bank)
     config = store.config()
-    space, _ = build_space(config, "")
-    records = [_candidate(space, number) for number in range(config.search.candidates)]
-    complete, others = records[: config.race.min_complete], records[config.race.min_complete :]
-    for record in complete:
-        _end_folds(store, learner, record, store.fold_count)
-    race = Race(store, config.race)
-    replayed = _seconds(lambda: race.replay(store.summaries(running=True)))
-    times = []
-    for record in others:
-        summary = _end_folds(store, learner, record, 1)
-        times.append(_seconds(lambda summary=summary: race.judge(summary)))
-    rows = summary.finished[0].variants["raw"].rows
+    race, times = Race(store, config.race), list[float]()
+    for record in _candidates(config):
+        folds = 1 if race.open else store.fold_count
+        store.save_candidate(record)
+        endings = [learner.ending(record, fold, store.folds().hash) for fold in range(folds)]
+        for ending in endings:
+            ending.write(store)
+        ended = [ending.record for ending in endings]
+        summary = summarise(record, ended, store.fold_count, running=True)
+        seconds = _seconds(lambda summary=summary: race.judge(summary))
+        if folds == 1:
+            times.append(seconds)
     return {
-        "rows": rows,
+        "rows": ended[0].variants["raw"].rows,
+        "variants": len(ended[0].variants),
         "decisions": len(times),
         "median_ms": float(np.median(times)) * 1e3,
         "most_ms": max(times) * 1e3,
-        "replay_s": replayed,
-        "replayed": len(complete),
     }
 
 
-def _candidate(space: SearchSpace, number: int) -> CandidateRecord:
-    """Near the default configuration, and like no other."""
-    backbone = space.backbones[number % len(space.backbones)]
-    params = space.default(backbone).as_dict() | {"lr": 3e-4, "dropout": 0.2 + number / 1000}
-    return CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params)
+def fill(run: Path, bank: Path, slots: int) -> dict[str, object]:
+    """A run folder of a sweep that is over, in which every candidate is complete."""
+    store, learner = RunStore.open(run), Learner(bank)
+    folds, number = store.fold_count, 0
+    for record in _candidates(store.config()):
+        folder = run / "trials" / record.candidate
+        for fold in range(folds):
+            ending = learner.ending(record, fold, store.folds().hash)
+            ending.write(store)
+            decision = RaceDecision(
+                number=number, candidate=record.candidate, fold=fold, rule="none",
+                action="complete" if fold == folds - 1 else "continue", folds_done=fold + 1,
+                rows=ending.record.variants["raw"].rows * (fold + 1), gain=-0.01, gain_se=0.001,
+                complete=number // folds, epochs_trained=number * EPOCHS, reason="made up",
+            )  # fmt: skip
+            (folder / f"fold{fold}" / "decision.json").write_bytes(record_json(decision))
+            number += 1
+        (folder / "candidate.json").write_bytes(record_json(record))
+    return {"fold_trials": number}
 
 
-def _end_folds(
-    store: RunStore, learner: Learner, record: CandidateRecord, folds: int
-) -> CandidateSummary:
-    """The first folds of a candidate have ended."""
-    store.save_candidate(record)
-    endings = [learner.ending(record, fold, store.folds().hash) for fold in range(folds)]
-    for ending in endings:
-        ending.write(store)
-    return summarise(record, [e.record for e in endings], store.fold_count, running=True)
+def _candidates(config: SweepConfig) -> Iterator[CandidateRecord]:
+    """None of them diverges, and no two are alike."""
+    space, _ = build_space(config, "")
+    for number in range(config.search.candidates):
+        backbone = space.backbones[number % len(space.backbones)]
+        dropout = 0.2 + 0.2 * number / config.search.candidates
+        params = space.default(backbone).as_dict() | {"lr": 1e-4, "dropout": dropout}
+        yield CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params)
 
 
 def _figures(calls: Sequence[Call]) -> Mapping[str, Figures]:
@@ -182,7 +196,7 @@ def _sizes(run: Path) -> dict[str, int]:
 
 def main() -> None:
     do, folder, bank, slots, out = sys.argv[1:]
-    work = {"sweep": sweep, "resume": resume, "judge": judge}[do]
+    work = {"sweep": sweep, "fill": fill, "resume": resume, "judge": judge}[do]
     Path(out).write_text(json.dumps(work(Path(folder), Path(bank), int(slots))))
 
 

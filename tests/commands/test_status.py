@@ -93,6 +93,14 @@ def test_while_a_sweep_is_at_work(store: RunStore) -> None:
     assert any("+0.0020" in line for line in lines if "c0002" in line and "complete " in line)
 
 
+def test_with_a_time_budget_nothing_is_said_of_the_end(store: RunStore) -> None:
+    config = store.config()
+    resources = config.resources.model_copy(update={"time_budget": 5400.0})
+    store.save_config(config.model_copy(update={"resources": resources}))
+    with only_driver(store, log_folder(store)):
+        assert "7 fold trials ended; the run has a time budget of 1h30m" in _shown(store)
+
+
 def test_after_a_sweep_that_its_budget_ended(store: RunStore) -> None:
     """No process holds the lock, and no candidate waits for anything: watching has an end."""
     with only_driver(store, log_folder(store)):

@@ -101,8 +101,13 @@ def test_the_budget_bounds_it() -> None:
     few = outlook(_pace(), Ahead(10, [], 2, fold_trials_left=12.0))
     assert few.fold_trials == pytest.approx(12)
     assert few.seconds == pytest.approx(12 * 190 / 3 / 2 + 100 / 3)
-    assert outlook(_pace(), Ahead(10, [], 2, seconds_left=77.0)).seconds == 77.0
-    assert outlook(_pace(), Ahead(10, [], 2, seconds_left=-1.0)).seconds == 0.0
+    assert plain.seconds is not None
+    half = outlook(_pace(), Ahead(10, [], 2, seconds_left=plain.seconds / 2))
+    assert half.seconds == plain.seconds / 2
+    assert half.fold_trials == pytest.approx(25)
+    over = outlook(_pace(), Ahead(9, [OpenCandidate("a", 0, [0.5, 0.1])], 2, seconds_left=-1.0))
+    assert (over.fold_trials, over.seconds) == (2.0, 0.0)  # those that run
+    assert outlook(_pace(), Ahead(10, [], 2, seconds_left=1e6)) == plain
 
 
 @dataclass

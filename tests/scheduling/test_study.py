@@ -210,10 +210,27 @@ def test_what_the_sampler_sees_of_each_end() -> None:
     assert view.seen() == {
         0: pytest.approx((10 * 0.4 + 30 * 0.8 + 90 * 0.2) / 130),  # pooled over rows
         1: (2, pytest.approx((10 * 0.4 + 30 * 0.8) / 40)),
-        3: 2 * math.log(10),
+        3: (0, 2 * math.log(10)),  # worse than anything that was stopped
         5: "running",
         6: "running",
     }
+
+
+def test_tpe_learns_where_training_diverges_also_where_nearly_all_others_are_stopped() -> None:
+    study, space = make(space=FEW), space_of(sweep(space=FEW))
+    for number in range(60):
+        lr = 1e-4 * 50 ** (number / 59)
+        record = CandidateRecord(
+            candidate=f"c{number:04d}",
+            backbone=A,
+            params=space.configured(A, {"lr": lr}).as_dict(),
+        )
+        status = "diverged" if lr > 1e-3 else "complete" if number == 12 else "stopped"
+        losses = {"diverged": (), "stopped": (0.5,), "complete": (0.4, 0.4)}[status]
+        study.replay(ended(record, status, losses))
+    study.replay(ended(asked(study, 60, B), "failed"))  # its default
+    drawn = [float(asked(study, number, A).params["lr"]) for number in range(61, 81)]
+    assert sum(lr > 1.2e-3 for lr in drawn) <= 3
 
 
 def test_of_a_first_fold_stopped_in_mid_training_its_score_is_seen() -> None:
@@ -241,9 +258,9 @@ def test_with_the_gain_as_objective_values_follow_the_blend() -> None:
     view.end(2, "diverged", 0.3)
     view.end(3, "complete", 0.1, 0.1, 0.1)  # its gain is not known yet
     penalty = 2 * math.log(10)
-    assert view.seen() == {0: -0.02, 1: (1, 0.01), 2: penalty}
+    assert view.seen() == {0: -0.02, 1: (1, 0.01), 2: (0, penalty)}
     gains |= {"c0000": -0.03, "c0003": 0.04}
-    assert view.seen() == {0: 0.03, 1: (1, 0.01), 2: penalty, 3: -0.04}
+    assert view.seen() == {0: 0.03, 1: (1, 0.01), 2: (0, penalty), 3: -0.04}
 
 
 def test_a_backbone_learns_from_all_until_it_has_enough_of_its_own() -> None:
