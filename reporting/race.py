@@ -98,11 +98,7 @@ def _state(decision: RaceDecision | None) -> State:
 def _blend_loss(
     ctx: ReportContext, started: Iterable[CandidateSummary], decisions: Sequence[RaceDecision]
 ) -> Html | None:
-    points = [
-        BlendPoint(d.epochs_trained, d.blend_logloss, d.action == "complete")
-        for d in decisions
-        if d.blend_logloss is not None
-    ]
+    points = blend_points(decisions)
     if not points:
         return None
     singles = best_singles(started, decisions)
@@ -113,6 +109,22 @@ def _blend_loss(
         "The race's own blend: the best weights of the calibrated complete candidates on all rows, "
         "chosen and scored on the same ones. The candidates are scored without calibration.",
     )
+
+
+def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:
+    """The blend after each decision, in their order. One that a candidate is complete has the loss
+    of the blend without it; with it, the next one has that."""
+    following = [*decisions[1:], *decisions[-1:]]
+    joined = [d.action == "complete" for d in decisions]
+    losses = [
+        (after if joins else d).blend_logloss
+        for d, after, joins in zip(decisions, following, joined, strict=True)
+    ]
+    return [
+        BlendPoint(d.epochs_trained, loss, joins)
+        for d, loss, joins in zip(decisions, losses, joined, strict=True)
+        if loss is not None
+    ]
 
 
 def best_singles(

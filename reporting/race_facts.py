@@ -79,18 +79,19 @@ def schedule_epochs(summary: CandidateSummary, epochs: int) -> int:
 
 
 def decision_table(decisions: Sequence[RaceDecision]) -> Html:
+    """The newest of them, which come in the order in which they were made."""
     shown = decisions[: -_ROWS - 1 : -1]
     rows = [
         [
-            count(d.number), d.candidate, _place(d), _ACTIONS[d.action],
+            count(d.number), d.candidate, _place(d), _ACTIONS[d.action], d.reason,
             Cell(difference(d.gain), d.gain), score(d.gain_se), count(d.complete),
-            score(d.blend_logloss), count(d.epochs_trained), d.reason,
+            score(d.blend_logloss), count(d.epochs_trained),
         ]
         for d in shown
     ]  # fmt: skip
     headers = (
-        "decision", "candidate", "after", "action", "gain", "± se", "complete", "blend log loss",
-        "epochs trained", "reason",
+        "decision", "candidate", "after", "action", "reason", "gain", "± se", "complete",
+        "blend log loss", "epochs trained",
     )  # fmt: skip
     return join(
         Html(

@@ -20,7 +20,7 @@ from experiment.records import CandidateSummary, RaceDecision
 from experiment.store import RunStore
 from reporting import race_charts
 from reporting.context import ReportContext
-from reporting.race import best_singles, lane, most_telling, race
+from reporting.race import best_singles, blend_points, lane, most_telling, race
 from reporting.race_charts import LOOKS, MOST_LANES, BlendPoint, Fold, Lane
 from reporting.race_facts import outcome_sentence, rule_sentence
 from reporting.report import write_report
@@ -97,10 +97,19 @@ def test_runs_without_decisions_say_so(make_run: MakeRun) -> None:
     assert race(ReportContext(empty.store)) is None
 
 
-def test_without_a_race_there_are_lanes_but_no_blend_of_it(
+def test_without_a_race_every_lane_is_whole(make_run: MakeRun, make_race: MakeRace) -> None:
+    ctx = ReportContext(_run(make_run, make_race, rule="none", accidents=False))
+    assert race(ctx) is not None
+    assert list(ctx.charts) == ["race.png", "race_blend.png"]
+    *whole, budget_ended = (lane(s, _EPOCHS) for s in ctx.store.summaries())
+    assert {fold.state for one in whole for fold in one.folds} == {"went on", "complete"}
+    assert [fold.state for fold in budget_ended.folds] == ["went on", "none", "none"]
+
+
+def test_before_the_first_candidate_is_complete_there_is_no_blend(
     make_run: MakeRun, make_race: MakeRace
 ) -> None:
-    ctx = ReportContext(_run(make_run, make_race, rule="none"))
+    ctx = ReportContext(_run(make_run, make_race, candidates=1))
     assert race(ctx) is not None
     assert list(ctx.charts) == ["race.png"]
 
@@ -231,6 +240,20 @@ def test_numbers_stay_in_their_fields(gain: float) -> None:
 
 
 # -- the blend's loss
+
+
+def test_the_blend_falls_where_a_candidate_joins(make_race: MakeRace) -> None:
+    """The dice lower it by 7 % with each of the first candidates, and with nothing else."""
+    decisions = _decisions(make_race(candidates=60, k=3))
+    points = blend_points(decisions)
+    assert [p.epochs for p in points] == sorted(p.epochs for p in points)
+    losses, before = [p.logloss for p in points], 0.9
+    for point, after in zip(points, [*points[1:], None], strict=True):
+        if after is not None:  # nothing has told the loss after the last decision
+            assert point.logloss == pytest.approx(before * (0.93 if point.joined else 1.0))
+        before = point.logloss
+    assert sum(p.joined for p in points) == sum(d.action == "complete" for d in decisions) > 5
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_best_singles_are_the_running_minimum(make_race: MakeRace) -> None:
