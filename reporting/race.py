@@ -23,7 +23,7 @@ from reporting.race_facts import (
 
 def race(ctx: ReportContext) -> Html | None:
     """The candidates as lanes, the blend's loss over the epochs trained, the last decisions."""
-    started = sorted(ctx.summaries, key=lambda s: s.candidate.candidate)
+    started = in_order(ctx.summaries)
     if not started:
         return None
     decisions = sorted((d for s in started for d in s.decisions), key=lambda d: d.number)
@@ -58,14 +58,23 @@ def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int)
     )
 
 
-def most_telling(summaries: Sequence[CandidateSummary], most: int) -> list[CandidateSummary]:
-    """At most so many, those with the most finished folds, in the order of start."""
+def in_order(summaries: Iterable[CandidateSummary]) -> list[CandidateSummary]:
+    """Of their start: c9999 before c10000."""
+    return sorted(summaries, key=_start)
 
-    def order(summary: CandidateSummary) -> tuple[int, int, str]:
-        return len(summary.finished), len(summary.trials), summary.candidate.candidate
 
-    kept = sorted(summaries, key=order, reverse=True)[:most]
-    return sorted(kept, key=lambda s: s.candidate.candidate)
+def most_telling(summaries: Iterable[CandidateSummary], most: int) -> list[CandidateSummary]:
+    """At most so many, those with the most finished folds, in the order of their start."""
+
+    def order(summary: CandidateSummary) -> tuple[int, int, tuple[int, str]]:
+        return len(summary.finished), len(summary.trials), _start(summary)
+
+    return in_order(sorted(summaries, key=order, reverse=True)[:most])
+
+
+def _start(summary: CandidateSummary) -> tuple[int, str]:
+    name = summary.candidate.candidate
+    return len(name), name
 
 
 def lane(summary: CandidateSummary, epochs: int) -> Lane:

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from experiment.records import CandidateSummary, RaceDecision
 from experiment.store import RunStore
 from reporting import race_charts
 from reporting.context import ReportContext
-from reporting.race import best_singles, blend_points, lane, most_telling, race
+from reporting.race import best_singles, blend_points, in_order, lane, most_telling, race
 from reporting.race_charts import LOOKS, MOST_LANES, BlendPoint, Fold, Lane
 from reporting.race_facts import outcome_sentence, rule_sentence
 from reporting.report import write_report
@@ -125,6 +126,16 @@ def test_more_candidates_than_lanes_are_told(make_run: MakeRun, make_race: MakeR
     kept = {s.candidate.candidate for s in shown}
     assert all(len(s.finished) <= least for s in listed if s.candidate.candidate not in kept)
     assert [s.candidate.candidate for s in shown] == sorted(kept)
+
+
+def test_lanes_are_in_the_order_of_start(make_race: MakeRace) -> None:
+    [one] = make_race(candidates=1)
+    names = [f"c{i:04d}" for i in (2, 10, 9998, 9999, 10000, 10001, 123456)]
+    listed = [
+        replace(one, candidate=one.candidate.model_copy(update={"candidate": name}))
+        for name in names
+    ]
+    assert [s.candidate.candidate for s in in_order(listed[::-1])] == names
 
 
 # -- the words
