@@ -29,8 +29,8 @@ class Look:
 
 
 LOOKS: dict[State, Look] = {
-    "went on": Look("#9fd3f2", "finished, candidate went on"),
-    "complete": Look("#45bd98", "last fold: complete, joins the blend"),
+    "went on": Look("#b5dcf5", "finished, candidate went on"),
+    "complete": Look("#4a9fd8", "last fold: complete, joins the blend"),
     "stopped": Look("#f08a4b", "finished, candidate stopped"),
     "cut": Look("#f2d43d", "stopped in mid-training (filled: share of its epochs)"),
     "finished": Look("#cfd6db", "finished, nothing decided"),
