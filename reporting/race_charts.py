@@ -33,7 +33,7 @@ LOOKS: dict[State, Look] = {
     "complete": Look("#4a9fd8", "last fold: complete, joins the blend"),
     "stopped": Look("#f08a4b", "finished, candidate stopped"),
     "cut": Look("#f2d43d", "stopped in mid-training (filled: share of its epochs)"),
-    "finished": Look("#cfd6db", "finished, nothing decided"),
+    "finished": Look("#aab4bb", "finished, nothing decided"),
     "failed": Look("#cc79a7", "failed", "×"),
     "diverged": Look("#b59ad0", "diverged", "∞"),
     "none": Look("#f3f5f6", "not trained"),

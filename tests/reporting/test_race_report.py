@@ -221,12 +221,31 @@ def test_a_fold_trained_in_part_is_filled_in_part() -> None:
     assert (half - quarter) / (whole - half) == pytest.approx(0.5, abs=0.02)
 
 
-def test_colours_are_apart_without_hue() -> None:
-    """States side by side in one lane differ in lightness, or carry a mark or a frame."""
-    weights = np.array([0.2126, 0.7152, 0.0722])
-    light = {s: float(np.array(to_rgb(look.colour)) @ weights) for s, look in LOOKS.items()}
-    for a, b in (("went on", "complete"), ("went on", "stopped"), ("stopped", "none")):
-        assert abs(light[a] - light[b]) > 0.1
+# Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision
+# Deficiency, IEEE TVCG 2009: linear RGB without red, and without green cones.
+_VISIONS = {
+    "all cones": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vision", _VISIONS)
+def test_states_without_a_mark_are_apart_for_any_vision(vision: str) -> None:
+    seen = [
+        np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(look.colour)) ** 2.2, 0, 1)
+        ** (1 / 2.2)
+        for state, look in LOOKS.items()
+        if not look.mark and state != "cut"  # that one has a frame
+    ]
+    assert len(seen) == 5
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 0.15
 
 
 @pytest.mark.parametrize(
