@@ -83,15 +83,15 @@ def decision_table(decisions: Sequence[RaceDecision]) -> Html:
     shown = decisions[: -_ROWS - 1 : -1]
     rows = [
         [
-            count(d.number), d.candidate, _place(d), _ACTIONS[d.action], d.reason,
+            count(d.number), d.candidate, _place(d), _ACTIONS[d.action],
             Cell(difference(d.gain), d.gain), score(d.gain_se), count(d.complete),
-            score(d.blend_logloss), count(d.epochs_trained),
+            score(d.blend_logloss), count(d.epochs_trained), d.reason,
         ]
         for d in shown
     ]  # fmt: skip
     headers = (
-        "decision", "candidate", "after", "action", "reason", "gain", "± se", "complete",
-        "blend log loss", "epochs trained",
+        "decision", "candidate", "after", "action", "gain", "± se", "complete", "blend log loss",
+        "epochs trained", "reason",
     )  # fmt: skip
     return join(
         Html(
