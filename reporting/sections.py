@@ -16,6 +16,7 @@ from reporting import (
     correlation,
     leaderboard,
     overview,
+    race,
     reproduce,
 )
 from reporting.context import ReportContext
@@ -35,6 +36,7 @@ class Section:
 SECTIONS = (
     Section("summary", "Summary", overview.summary),
     Section("leaderboard", "Leaderboard", leaderboard.leaderboard),
+    Section("race", "Race", race.race),
     Section("curves", "Learning curves", candidates.learning_curves),
     Section("accuracy", "Accuracy", candidates.accuracy),
     Section("blend", "Blend", blend.blend),

@@ -1,5 +1,6 @@
 """A small but real run folder, written through `RunStore`: random predictions that know a little
-about the labels, some candidates that failed, a blend by hand."""
+about the labels, some candidates that failed, a blend by hand; and races of any size, played by
+dice."""
 
 from __future__ import annotations
 
@@ -17,14 +18,16 @@ from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from experiment.metrics import accuracy, log_loss
 from experiment.records import (
     CandidateRecord,
+    CandidateSummary,
     EnsembleRecord,
     MemberRecord,
     Oof,
+    RaceDecision,
     TrialRecord,
     TrialStatus,
     VariantScore,
 )
-from experiment.store import RunStore
+from experiment.store import RunStore, summarise
 
 BACKBONES = ("torchvision/convnext_tiny", "timm/caformer_b36.sail_in22k", "timm/resnet18.a1_in1k")
 KOREAN = ("고양이", "강아지", "<script>alert('x')</script>", 'a "quoted" & $5$ one')
@@ -50,6 +53,105 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
 def full_run(make_run: Callable[..., Run]) -> Run:
     """Complete, failed and unfinished candidates, a blend, Korean and hostile names; read only."""
     return make_run()
+
+
+@pytest.fixture(scope="session")
+def make_race() -> Callable[..., list[CandidateSummary]]:
+    """The candidates of a race that was played by dice, with their decisions."""
+    return lambda **options: _DicedRace(**options).summaries()
+
+
+class _DicedRace:
+    """Candidates one after the other; a good one lowers the blend's loss, most are stopped."""
+
+    def __init__(
+        self,
+        candidates: int = 6,
+        k: int = 3,
+        rule: str = "gain",
+        epochs: int = 12,
+        min_complete: int = 2,
+        accidents: bool = True,
+        backbones: tuple[str, ...] = BACKBONES,
+        folds_hash: str = "",
+        seed: int = 0,
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._candidates, self._k, self._rule = candidates, k, rule
+        self._epochs, self._min_complete, self._accidents = epochs, min_complete, accidents
+        self._backbones, self._folds_hash = backbones, folds_hash
+        self._loss, self._complete, self._trained, self._number = 0.9, 0, 0, 0
+
+    def summaries(self) -> list[CandidateSummary]:
+        return [self._candidate(i) for i in range(self._candidates)]
+
+    def _candidate(self, i: int) -> CandidateSummary:
+        record = CandidateRecord(
+            candidate=f"c{i:04d}",
+            backbone=self._backbones[i % len(self._backbones)],
+            params={"lr": 1e-3, "epochs": self._epochs},
+        )
+        gain = float(self._rng.normal(-0.004, 0.006))
+        trials: list[TrialRecord] = []
+        decisions: list[RaceDecision] = []
+        for fold in range(self._k):
+            status = self._status(i, fold, gain)
+            if status is None:
+                break
+            trials.append(self._trial(record, fold, status))
+            if status in ("failed", "diverged"):
+                break
+            decisions.append(self._decision(record, fold, status, gain))
+            if decisions[-1].action == "stop":
+                break
+        return summarise(record, trials, self._k, False, decisions)
+
+    def _status(self, i: int, fold: int, gain: float) -> TrialStatus | None:
+        if i == self._candidates - 1 and fold > 0:
+            return None  # the budget ended
+        if self._accidents and i % 7 == 3 and fold == self._k // 2:
+            return "failed" if i % 2 else "diverged"
+        lagging = self._races and fold == 0 and gain < -0.007
+        return "stopped" if lagging and self._rule == "gain" else "finished"
+
+    @property
+    def _races(self) -> bool:
+        return self._rule != "none" and self._complete >= self._min_complete
+
+    def _trial(self, record: CandidateRecord, fold: int, status: TrialStatus) -> TrialRecord:
+        epochs = self._epochs if status == "finished" else int(self._rng.integers(3, self._epochs))
+        self._trained += epochs
+        loss = float(0.5 + 0.3 * self._rng.random())
+        score = VariantScore(rows=100, val_logloss=loss, val_acc=0.8, best_epoch=epochs - 1)
+        return TrialRecord(
+            candidate=record.candidate, fold=fold, status=status, backbone=record.backbone,
+            params=record.params, folds_hash=self._folds_hash, seed=1, epochs_trained=epochs,
+            variants={"raw": score} if status == "finished" else {}, seconds=2.5 * epochs,
+        )  # fmt: skip
+
+    def _decision(
+        self, record: CandidateRecord, fold: int, status: TrialStatus, gain: float
+    ) -> RaceDecision:
+        measured = gain + float(self._rng.normal(0, 0.001))
+        known = self._complete > 0
+        complete, loss = self._complete, self._loss if known else None  # without this candidate
+        stop = status == "stopped" or (self._races and measured + 0.001 < 0)
+        last = fold == self._k - 1 and status == "finished"
+        if last:
+            self._complete += 1
+            self._loss *= 0.93 if self._complete < 20 else 0.998
+        self._number += 1
+        return RaceDecision(
+            number=self._number, candidate=record.candidate, fold=fold,
+            epoch=3 if status == "stopped" else None,
+            rule="epoch" if status == "stopped" else self._rule,
+            action="complete" if last else "stop" if stop else "continue",
+            variant="raw", folds_done=fold + 1, rows=100,
+            gain=measured if known else None, gain_se=0.001 if known else None,
+            z=1.0 if known else None, complete=complete,
+            blend_logloss=loss, epochs_trained=self._trained,
+            reason=f"gain {measured:+.4f} ± 0.0010",
+        )  # fmt: skip
 
 
 def _make_run(
