@@ -256,6 +256,10 @@ class RunStore:
         name = f"{self.trial_folder(candidate, fold)}/train_log.csv"
         return read_text(self.files, name) if self.files.exists(name) else None
 
+    def save_train_log(self, candidate: str, fold: int, log: str) -> None:
+        """Of a trial that is stopped in mid-training, before its record."""
+        self.files.write(f"{self.trial_folder(candidate, fold)}/train_log.csv", to_bytes(log))
+
     def weights(self, candidate: str, fold: int, variant: str) -> bytes:
         """The safetensors file of a variant."""
         return self.files.read(weights_name(candidate, fold, variant))

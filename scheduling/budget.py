@@ -1,5 +1,119 @@
 """How far a sweep may go: candidates, fold trials, hours of its devices, wall time.
 
-Takes counts and seconds, says what may still start and how long the rest will take. Pure: no Ray,
-no clock of its own.
+Takes counts and seconds, says what may still start. Pure: no Ray, no clock of its own.
 """
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from experiment.config import ResourcesConfig, SearchConfig
+
+_HOUR = 3600.0
+_OVERRUN = 0.5
+"""Part of one fold trial by which the expected end may lie beyond a limit: expectations are often
+too long, since patience ends trials early, and idle devices bring nothing."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Of a sweep so far, all sessions and running fold trials included."""
+
+    candidates: int
+    fold_trials: int
+    device_seconds: float
+    """Seconds of fold trials × devices of each; those of running ones up to now."""
+    seconds_left: float | None = None
+    """Until the sweep's deadline; None: there is none."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What it takes to complete a candidate from where it is."""
+
+    folds: int = 1
+    """Fold trials that have not started yet."""
+    fold_seconds: float | None = None
+    """Expected, of one of them; None: not measured yet."""
+    slots: int = 1
+    """Fold trials that run at a time."""
+    devices: float = 1.0
+    """Of one fold trial; without GPUs one for each of its processes."""
+
+
+_ONE_FOLD = Need()
+
+
+class Budget:
+    """What may still start. A fold trial is started only if its candidate can be complete within
+    every limit, to half a fold trial: fewer folds would bring the blend nothing."""
+
+    def __init__(self, search: SearchConfig, resources: ResourcesConfig) -> None:
+        self._search, self._resources = search, resources
+
+    def admits_candidate(self, spent: Spent, need: Need = _ONE_FOLD) -> bool:
+        """Whether a new candidate may start."""
+        return spent.candidates < self._search.candidates and self.admits_fold(spent, need)
+
+    def admits_fold(self, spent: Spent, need: Need = _ONE_FOLD) -> bool:
+        """Whether the next fold of a started candidate may start."""
+        return (
+            need.folds <= self._fold_trials_left(spent)
+            and self._fits_hours(spent, need)
+            and _fits_time(spent.seconds_left, need)
+        )
+
+    def fold_trials_left(self, spent: Spent, need: Need = _ONE_FOLD) -> float:
+        """How many more fold trials like those of `need` the limits of fold trials and hours
+        allow; infinite without such limits."""
+        hours = self._device_seconds_left(spent)
+        if need.fold_seconds:
+            hours /= need.fold_seconds * need.devices
+        elif hours > 0:
+            hours = math.inf
+        return max(0.0, min(self._fold_trials_left(spent), hours))
+
+    def spent_up(self, spent: Spent) -> str | None:
+        """The limit that lets nothing more start, in one line for people; None while none does.
+        That the number of candidates is reached is an end like any other, and no limit here."""
+        if self._fold_trials_left(spent) <= 0:
+            return f"search.fold_trials: {self._search.fold_trials} have started"
+        if self._device_seconds_left(spent) <= 0:
+            return (
+                f"resources.gpu_hours: {spent.device_seconds / _HOUR:.3g} h of "
+                f"{self._resources.gpu_hours:g} h are spent"
+            )
+        if spent.seconds_left is not None and spent.seconds_left <= 0:
+            return f"resources.time_budget: {self._resources.time_budget:g} s are over"
+        return None
+
+    def _fold_trials_left(self, spent: Spent) -> float:
+        limit = self._search.fold_trials
+        return math.inf if limit is None else limit - spent.fold_trials
+
+    def _device_seconds_left(self, spent: Spent) -> float:
+        hours = self._resources.gpu_hours
+        return math.inf if hours is None else hours * _HOUR - spent.device_seconds
+
+    def _fits_hours(self, spent: Spent, need: Need) -> bool:
+        left = self._device_seconds_left(spent)
+        if need.fold_seconds is None:
+            return left > 0
+        return left > 0 and left >= (need.folds - _OVERRUN) * need.fold_seconds * need.devices
+
+
+def devices_of_a_trial(resources: ResourcesConfig, gpus: float) -> float:
+    """What a fold trial's seconds are multiplied by. `gpus`: of each of its processes; on a machine
+    without GPUs a process counts as one device."""
+    return resources.devices_per_trial * (gpus if gpus > 0 else 1.0)
+
+
+def _fits_time(left: float | None, need: Need) -> bool:
+    """The folds run in rounds of as many as there are slots."""
+    if left is None:
+        return True
+    if need.fold_seconds is None:
+        return left > 0
+    rounds = math.ceil(need.folds / max(1, need.slots))
+    return left > 0 and left >= (rounds - _OVERRUN) * need.fold_seconds

@@ -6,21 +6,29 @@ one device trains in that process, a trial on several in a group of their own.
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from ray import tune
 
-from experiment.config import TrainingConfig, TransformConfig
-from experiment.records import TrialRecord
+from experiment.config import RaceConfig, TrainingConfig, TransformConfig
+from experiment.records import Oof, TrialRecord
 from experiment.store import RunStore
 from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
+from scheduling.rungs import RungReport, rungs_of
 from search_spaces.params import TrialParams
 
 if TYPE_CHECKING:
     from trainables.spec import EpochReport, TrialSpec
+
+
+RUNG = "rung"
+"""Key of a `RungReport` in what Tune hears of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class TrialJob:
     use_gpu: bool
     devices: int
     """Of each trial."""
+    race: RaceConfig | None = None
+    """None: nobody is stopped in mid-training. A trial on several devices never is: its group goes
+    on training while the decision about its last epoch is made."""
 
 
 def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
@@ -49,14 +60,16 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         from trainables.spec import TrialStopped
         from trainables.trial import run_trial
 
-        spec, monitor = _spec(job, config), _TuneMonitor()
+        spec = _spec(job, config)
+        rungs = () if job.race is None else rungs_of(job.race, spec.params)
+        monitor = _TuneMonitor({rung.epoch for rung in rungs})
         try:
             if job.devices == 1:
                 run_trial(spec, monitor)
             else:
                 run_on_devices(spec, job.devices, monitor.stop_requested)
         except TrialStopped:
-            return
+            monitor.leave()
         except Exception:  # whatever it is, trial.json says it
             _record_failure(spec, traceback.format_exc())
             raise  # so that Tune gives the next trial a new process
@@ -87,20 +100,50 @@ def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
 
 
 class _TuneMonitor:
-    """Epochs to Tune; Tune's wish to stop to the trial."""
+    """Epochs to Tune, at the rungs with what the race judges by; Tune's wish to stop to the
+    trial."""
 
-    def __init__(self) -> None:
+    def __init__(self, rungs: Collection[int]) -> None:
         # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
         # and the reset of its process would fail.
         from ray.train._internal.session import get_session
 
         self._session = get_session()
+        self._shown: RungReport | None = None
+        self._dismissed = False
+        self.rungs = rungs
+
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        columns = {name: _calibrated(oof, labels) for name, oof in scored.items()}
+        self._shown = RungReport(log, columns)
 
     def report(self, epoch: EpochReport) -> None:
-        tune.report(asdict(epoch))
+        from trainables.spec import TrialStopped
+
+        shown = {} if self._shown is None else {RUNG: self._shown}
+        self._shown = None
+        try:
+            tune.report(asdict(epoch) | shown)
+        except SystemExit as error:  # Tune waits 2 s for the trial to leave, as it does in a batch
+            self._dismissed = True
+            raise TrialStopped from error
 
     def stop_requested(self) -> bool:
         return self._session is not None and self._session.stop_event.is_set()
+
+    def leave(self) -> None:
+        """The end of a stopped trial. One that Tune has dismissed in a report must not come back
+        with another, whose answer it would wait for."""
+        if self._dismissed:
+            sys.exit(0)
+
+
+def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n,) at the temperature that suits these rows, as the race takes finished folds."""
+    from ensemble.calibrate import fit_temperature, true_prob_at
+
+    temperature = fit_temperature(oof.log_prob, labels)
+    return true_prob_at(oof.log_prob, labels, temperature)
 
 
 def _record_failure(spec: TrialSpec, error: str) -> None:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -104,6 +104,11 @@ class ResumeState:
             self._warn(f"its state is not saved, since {error}")
             return
         self._writing = self._writer.submit(self._write, file)
+
+    def wait(self) -> None:
+        """Until the last state is written."""
+        if self._writing is not None:
+            wait([self._writing])
 
     def _read(self) -> Any:
         data = self._store.resume_state(self._spec.candidate, self._spec.fold)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from experiment.config import TrainingConfig, TransformConfig
+from experiment.records import Oof
 from search_spaces.params import TrialParams
 
 
@@ -62,6 +67,20 @@ class Monitor(Protocol):
 
     def stop_requested(self) -> bool:
         """Asked before every batch."""
+
+
+@runtime_checkable
+class RungMonitor(Monitor, Protocol):
+    """A monitor that compares the trial with others after some of its epochs."""
+
+    rungs: Collection[int]
+    """Epochs trained after which `show` is called."""
+
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        """Before the `report` of the same epoch: the text of train_log.csv so far, each variant's
+        probabilities at this epoch on the fold's rows, ascending, and their labels (n,). Nothing of
+        the trial is being written until that `report` returns or raises. From a trial that goes on
+        also with the last epoch that it had, first, and without probabilities."""
 
 
 class TrialStopped(Exception):

@@ -34,7 +34,14 @@ from trainables.progressive import training_size
 from trainables.resume_state import ResumeState, UnfitState
 from trainables.schedules import cycle_ends
 from trainables.scoring import Scored, score
-from trainables.spec import EpochReport, Monitor, TrialSpec, TrialStopped, trial_seed
+from trainables.spec import (
+    EpochReport,
+    Monitor,
+    RungMonitor,
+    TrialSpec,
+    TrialStopped,
+    trial_seed,
+)
 from trainables.trial_data import TrialData, open_data
 from trainables.update import Examples, update
 
@@ -60,6 +67,8 @@ def _run_trial(
     with ResumeState(store, spec, started) as state:
         learner, course = _begin(spec, data, accelerator, state)
         if course.log:
+            if isinstance(monitor, RungMonitor):
+                monitor.show(course.log_csv(), {}, data.labels[data.rows])
             monitor.report(course.log[-1])
         _train(spec, data, learner, course, state, monitor)
     record = _record(spec, course, learner, store.folds().hash, state.seconds)
@@ -120,6 +129,10 @@ def _train(
             break
         course.keep(learner.variants(), scored)
         learner.schedule.epoch_done(min(s.logloss for s in scored.values()))
+        if isinstance(monitor, RungMonitor) and len(course.log) in monitor.rungs:
+            state.wait()  # whoever stops the trial removes its state
+            oof = {name: s.oof for name, s in scored.items()}
+            monitor.show(course.log_csv(), oof, data.labels[data.rows])
         monitor.report(course.log[-1])
         if course.epochs_without_progress() >= spec.training.patience:
             break

@@ -1,0 +1,100 @@
+"""What may still start, limit by limit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from experiment.config import ResourcesConfig, SearchConfig
+from scheduling.budget import Budget, Need, Spent, devices_of_a_trial
+
+_NONE = Spent(0, 0, 0.0)
+
+
+def _budget(
+    candidates: int = 10,
+    fold_trials: int | None = None,
+    gpu_hours: float | None = None,
+    time_budget: float | None = None,
+) -> Budget:
+    search = SearchConfig(backbones=("b",), candidates=candidates, fold_trials=fold_trials)
+    return Budget(search, ResourcesConfig(gpu_hours=gpu_hours, time_budget=time_budget))
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "candidate", "fold"),
+    [
+        (_budget(), _NONE, True, True),
+        (_budget(), Spent(9, 45, 1e9), True, True),
+        (_budget(), Spent(10, 45, 1e9), False, True),
+        (_budget(fold_trials=46), Spent(9, 45, 1e9), True, True),
+        (_budget(fold_trials=45), Spent(9, 45, 1e9), False, False),
+        (_budget(gpu_hours=0.5), Spent(1, 1, 1799.9), True, True),
+        (_budget(gpu_hours=0.5), Spent(1, 1, 1800.0), False, False),
+        (_budget(), Spent(1, 1, 0.0, seconds_left=0.1), True, True),
+        (_budget(), Spent(1, 1, 0.0, seconds_left=0.0), False, False),
+    ],
+)
+def test_each_limit_alone(budget: Budget, spent: Spent, candidate: bool, fold: bool) -> None:
+    assert budget.admits_candidate(spent) is candidate
+    assert budget.admits_fold(spent) is fold
+
+
+def test_a_candidate_that_cannot_be_complete_is_not_started() -> None:
+    budget = _budget(fold_trials=20)
+    assert budget.admits_candidate(Spent(3, 15, 0.0), Need(folds=5))
+    assert not budget.admits_candidate(Spent(4, 16, 0.0), Need(folds=5))
+    assert budget.admits_fold(Spent(4, 16, 0.0), Need(folds=4))
+
+
+@pytest.mark.parametrize(
+    ("left", "folds", "slots", "starts"),
+    [
+        (50.0, 1, 1, True),  # half of a fold trial of 100 s may lie beyond the deadline
+        (49.9, 1, 1, False),
+        (450.0, 5, 1, True),
+        (449.9, 5, 1, False),
+        (250.0, 5, 2, True),  # three rounds of two at a time
+        (249.9, 5, 2, False),
+        (50.0, 5, 8, True),
+    ],
+)
+def test_what_would_end_after_the_deadline_does_not_start(
+    left: float, folds: int, slots: int, starts: bool
+) -> None:
+    need = Need(folds, 100.0, slots)
+    assert _budget().admits_fold(Spent(1, 1, 0.0, left), need) is starts
+    assert _budget().admits_candidate(Spent(1, 1, 0.0, left), need) is starts
+
+
+def test_hours_count_every_device_of_a_fold_trial() -> None:
+    budget = _budget(gpu_hours=1.0)  # 3,600 device-seconds
+    need = Need(folds=5, fold_seconds=100.0, slots=2, devices=4.0)
+    assert budget.admits_candidate(Spent(1, 5, 1800.0), need)  # 4.5 × 400 s are left
+    assert not budget.admits_candidate(Spent(1, 5, 1800.1), need)
+    assert budget.fold_trials_left(Spent(1, 5, 1600.0), need) == 5.0
+    assert budget.fold_trials_left(Spent(1, 5, 3700.0), need) == 0.0
+
+
+def test_fold_trials_left_without_limits_and_before_a_measurement() -> None:
+    assert _budget().fold_trials_left(_NONE) == math.inf
+    assert _budget(gpu_hours=1.0).fold_trials_left(_NONE) == math.inf
+    assert _budget(gpu_hours=1.0).fold_trials_left(Spent(1, 1, 3600.0)) == 0.0
+    assert _budget(fold_trials=7, gpu_hours=1.0).fold_trials_left(Spent(1, 5, 0.0)) == 2.0
+
+
+def test_the_limit_that_ended_a_sweep_is_named() -> None:
+    budget = _budget(fold_trials=6, gpu_hours=2.0, time_budget=60.0)
+    assert budget.spent_up(Spent(10, 5, 10.0, 1.0)) is None
+    assert budget.spent_up(Spent(2, 6, 10.0, 1.0)) == "search.fold_trials: 6 have started"
+    hours = "resources.gpu_hours: 2.5 h of 2 h are spent"
+    assert budget.spent_up(Spent(2, 5, 9000.0, 1.0)) == hours
+    assert budget.spent_up(Spent(2, 5, 1.0, 0.0)) == "resources.time_budget: 60 s are over"
+
+
+def test_devices_of_a_trial() -> None:
+    assert devices_of_a_trial(ResourcesConfig(), gpus=0.0) == 1.0
+    assert devices_of_a_trial(ResourcesConfig(), gpus=0.5) == 0.5
+    assert devices_of_a_trial(ResourcesConfig(devices_per_trial=4), gpus=1.0) == 4.0
+    assert devices_of_a_trial(ResourcesConfig(devices_per_trial=2), gpus=0.0) == 2.0
