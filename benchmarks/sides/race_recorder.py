@@ -8,37 +8,30 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
 from race_table import Key
-from sides.fold_spec import Silent
 from sides.hard_digits import test_images, write_hard_digits
-from torch import nn
 
 from experiment.config import SweepConfig
 from experiment.config_file import parse_config
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
-from experiment.records import CandidateRecord
+from experiment.records import CandidateRecord, Oof
 from experiment.store import RunStore, weights_name
 from inference.fold_model import BATCH, RunModels
 from search_spaces.params import TrialParams
 from search_spaces.sampling import BACKBONE, build_space
-from trainables import trial
-from trainables.course import Course
 from trainables.data import loader_settings
 from trainables.predict import log_probabilities, scoring_loader
-from trainables.scoring import Scored
-from trainables.spec import TrialSpec
+from trainables.spec import EpochReport, TrialSpec
 from trainables.trial import run_trial
 
 CANDIDATES, EPOCHS = 80, 12
@@ -93,33 +86,39 @@ def _drawn(config: SweepConfig) -> Iterator[CandidateRecord]:
         )
 
 
-@dataclass
-class _Seen(Course):
-    """A course that also keeps every variant's probabilities of every epoch."""
+class _Watching:
+    """A monitor that keeps every variant's probabilities after each epoch of `rungs`."""
 
-    epochs: list[Mapping[str, Scored]] = field(default_factory=list)
+    def __init__(self, rungs: Collection[int]) -> None:
+        self.rungs = rungs
+        self.seen: list[Mapping[str, Oof]] = []
 
-    def keep(self, models: Mapping[str, nn.Module], scored: Mapping[str, Scored]) -> None:
-        super().keep(models, scored)
-        self.epochs.append(scored)
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        self.seen.append(scored)
+
+    def report(self, epoch: EpochReport) -> None:
+        """The log says it all."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def arrays(self) -> dict[str, NDArray[np.float16]]:
+        names = self.seen[0] if self.seen else ()
+        return {
+            f"epochs_{name}": np.stack([scored[name].log_prob for scored in self.seen])
+            for name in names
+        }
 
 
 def _record_one(folder: Path, key: Key) -> str:
     """Train a fold trial, look at the test images with it, drop its weights."""
     torch.set_num_threads(1)
     store = RunStore.open(folder / "run")
-    courses: list[_Seen] = []
-
-    def course(*given: object) -> _Seen:
-        courses.append(_Seen(*given))  # type: ignore[arg-type]
-        return courses[-1]
-
-    with patch.object(trial, "Course", course):
-        found = run_trial(_spec(folder, store, key), Silent())
-    seen = {f"test_{name}": _test(folder, store, key, name) for name in found.variants}
-    if key[1] == 0:
-        seen |= _of_epochs(courses[-1])
-    _save(seen_file(folder, key), seen)
+    spec = _spec(folder, store, key)
+    monitor = _Watching(range(1, spec.params.epochs + 1) if key[1] == 0 else ())
+    found = run_trial(spec, monitor)
+    tests = {f"test_{name}": _test(folder, store, key, name) for name in found.variants}
+    _save(seen_file(folder, key), tests | monitor.arrays())
     for name in found.variants:
         store.files.delete(weights_name(*key, name))
     losses = ", ".join(f"{n} {s.val_logloss:.3f}" for n, s in found.variants.items())
@@ -141,14 +140,6 @@ def _spec(folder: Path, store: RunStore, key: Key) -> TrialSpec:
         seed=config.search.seed,
         use_gpu=False,
     )
-
-
-def _of_epochs(course: _Seen) -> dict[str, NDArray[np.float16]]:
-    names = course.epochs[0] if course.epochs else ()
-    return {
-        f"epochs_{name}": np.stack([scored[name].oof.log_prob for scored in course.epochs])
-        for name in names
-    }
 
 
 def _test(folder: Path, store: RunStore, key: Key, variant: str) -> NDArray[np.float16]:
