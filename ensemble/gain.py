@@ -6,13 +6,18 @@ standard error in nats a row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble.blend import clipped
+
 STEP = 0.1
 """Weight of the member in the step."""
+MOST_LOST = -math.log1p(-STEP) / STEP
+"""Nats that a row can lose at most: the member gives its true class nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,5 +32,21 @@ class Gain:
 def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -> Gain:
     """x_i = (log((1 - STEP) q_i + STEP t_i) - log q_i) / STEP for the member's t (n,) and the
     blend's q (n,), q > 0; to first order minus the slope of the blend's log loss toward the
-    member, and bounded where q is tiny: one overconfident row cannot decide."""
-    raise NotImplementedError
+    member, and bounded where q is tiny: one overconfident row cannot decide.
+
+    The standard error is that of a mean of independent rows, sd (n - 1 in it) / sqrt(n). One row
+    alone has no spread: its error is MOST_LOST, so that with z >= 1 it stops nobody.
+
+    Raises ValueError on no rows, on other shapes, and where q is not positive.
+    """
+    if true_prob.shape != mixed.shape or true_prob.ndim != 1 or len(mixed) == 0:
+        raise ValueError(
+            f"the member has shape {true_prob.shape}, the blend {mixed.shape}, both should be (n,)"
+        )
+    if not mixed.min() > 0.0:
+        row = int((~(mixed > 0.0)).argmax())
+        raise ValueError(f"row {row}: the blend gives {mixed[row]}, should be above 0")
+    gains = np.log1p(STEP * (clipped(true_prob) / mixed - 1.0)) / STEP
+    rows = len(gains)
+    se = float(gains.std(ddof=1)) / math.sqrt(rows) if rows > 1 else MOST_LOST
+    return Gain(float(gains.mean()), se, rows)

@@ -59,7 +59,7 @@ def optimal(
     problem = _Problem(
         member_sums(members, backend), mixture(members, lower), max(0.0, 1.0 - float(lower.sum()))
     )
-    found = _search(problem, tolerance)
+    found = _search(problem, *_first(problem), tolerance)
     weights = lower.copy()
     weights[found.index] += problem.share * found.v
     return Blend(weights / weights.sum(), found.loss, found.certificate)
@@ -96,54 +96,68 @@ class _Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
-    """Weights v (k,) of the members in index (k,), and what they cost."""
+class Found:
+    """Weights v (k,) of the members in index (k,), what they cost, and the slopes there."""
 
     index: NDArray[np.intp]
     v: Floats
+    mixed: Floats
+    """(N,) what they blend to."""
     loss: float
     certificate: float
+    slopes: Floats
+    """(p,) of the pool's members: how fast the loss falls toward each, plus 1."""
 
 
-def _search(problem: _Problem, tolerance: float) -> _Found:
-    """The best weights found until their certificate is small enough or rounding stops it."""
+def improved(sums: MemberSums, found: Found, tolerance: float) -> Found:
+    """The search of `optimal` continued from `found`, whose pool are all members: members came that
+    it does not have in its index, and `slopes` and `certificate` know of them. No member may equal
+    another. Never a higher loss."""
+    problem = _Problem(sums, np.zeros(sums.members.shape[1]), 1.0)
+    return _search(problem, np.arange(len(sums.members)), found, tolerance)
+
+
+def _first(problem: _Problem) -> tuple[NDArray[np.intp], Found]:
+    """The members without equal ones, and the mean of the best single ones."""
     every = np.arange(len(problem.sums.members))
     scores = problem.sums.mean_logs(every, np.zeros_like(problem.fixed))
     pool = first_of_equals(problem.sums.members, scores)
     index = np.sort(pool[np.argsort(-scores[pool], kind="stable")[:_AT_START]])
-    v = np.full(len(index), 1.0 / len(index))
-    best = _Found(index, v, math.inf, 1.0)
-    stalled = 0
+    return pool, _settled(problem, pool, index, np.full(len(index), 1.0 / len(index)), _INNER)
+
+
+def _search(problem: _Problem, pool: NDArray[np.intp], best: Found, tolerance: float) -> Found:
+    """The best weights found until their certificate is small enough or rounding stops it."""
+    found, stalled = best, 0
     for _ in range(_PASSES):
-        found, slopes = _settled(
-            problem, pool, index, v, max(tolerance / 2, _INNER * best.certificate)
-        )
-        better = found.loss < best.loss - ROUNDING or found.certificate < 0.9 * best.certificate
-        best, stalled = (found, 0) if better else (best, stalled + 1)
         if best.certificate <= tolerance or stalled == _STALLED:
             break
-        index, v = _joined(problem, found, pool, slopes)
+        index, v = _joined(problem, found, pool)
+        within = max(tolerance / 2, _INNER * best.certificate)
+        found = _settled(problem, pool, index, v, within)
+        better = found.loss < best.loss - ROUNDING or found.certificate < 0.9 * best.certificate
+        best, stalled = (found, 0) if better else (best, stalled + 1)
     return best
 
 
 def _settled(
     problem: _Problem, pool: NDArray[np.intp], index: NDArray[np.intp], v: Floats, tolerance: float
-) -> tuple[_Found, Floats]:
+) -> Found:
     """The best weights of the members in index, with the slopes of the whole pool there."""
     active = problem.active(index)
     v = settle(active, v, tolerance)
     mixed = active.mixed(v)
     slopes = problem.slopes(pool, mixed)
     certificate = max(0.0, math.log(float(slopes.max())))
-    return _Found(index, v, log_loss_of_true(mixed), certificate), slopes
+    return Found(index, v, mixed, log_loss_of_true(mixed), certificate, slopes)
 
 
 def _joined(
-    problem: _Problem, found: _Found, pool: NDArray[np.intp], slopes: Floats
+    problem: _Problem, found: Found, pool: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], Floats]:
     """The members with a weight and the steepest others (or the steepest of all, where no other
     would lower the loss), at the best point on the way to the mean of those."""
-    used = found.index[found.v > 0.0]
+    used, slopes = found.index[found.v > 0.0], found.slopes
     others = np.flatnonzero(np.isin(pool, used, invert=True) & (slopes > 1.0))
     steepest = others[np.argsort(-slopes[others], kind="stable")[:_ADDED]]
     joining = pool[steepest] if len(steepest) else pool[[slopes.argmax()]]

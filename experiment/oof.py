@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,19 +46,21 @@ def read_array(files: Files, name: str) -> NDArray[np.float32]:
 
 
 def pooled(
-    files: Files, folders: Sequence[str], name: str, folds: FoldTable
+    files: Files, folders: Mapping[int, str], name: str, folds: FoldTable
 ) -> NDArray[np.float32]:
-    """The arrays `name` of the folders of fold trials 0..K-1, in the order of the scored rows.
+    """The arrays `name` of fold trials, fold -> folder, in the order of their rows: of all folds,
+    the order of the scored rows.
 
     RunFolderError with every fold trial that does not hold each row of its fold once, or has files
     that cannot be read.
     """
     problems: list[Problem] = []
-    row_parts = [_read_of_trial(files, f"{folder}/rows.npy", problems) for folder in folders]
-    parts = [_read_of_trial(files, f"{folder}/{name}", problems) for folder in folders]
+    paths = folders.values()
+    row_parts = [_read_of_trial(files, f"{folder}/rows.npy", problems) for folder in paths]
+    parts = [_read_of_trial(files, f"{folder}/{name}", problems) for folder in paths]
     problems += [
         Problem(f"{files.root}/{folder}/{name if fits else 'rows.npy'}", f"{_of(folder)}: {text}")
-        for fold, (folder, rows, part) in enumerate(zip(folders, row_parts, parts, strict=True))
+        for (fold, folder), rows, part in zip(folders.items(), row_parts, parts, strict=True)
         if rows is not None and part is not None
         for fits, text in _misfits(fold, rows, part, folds)
     ]

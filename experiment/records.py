@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -314,11 +315,11 @@ class CandidateSummary:
         known = [d for d in self.decisions if d.gain is not None]
         return known[-1].gain_se if known else None
 
-    @property
+    @cached_property
     def finished(self) -> tuple[TrialRecord, ...]:
         return tuple(t for t in self.trials if t.status == "finished")
 
-    @property
+    @cached_property
     def variants(self) -> tuple[str, ...]:
         """Variants that every finished fold has, raw first."""
         if not self.finished:
@@ -335,13 +336,17 @@ class CandidateSummary:
         scores = [t.variants[variant] for t in self.finished]
         return math.fsum(s.rows * s.val_acc for s in scores) / sum(s.rows for s in scores)
 
-    @property
+    @cached_property
+    def own_variants(self) -> tuple[str, ...]:
+        """`variants` without soups, in which there are several candidates."""
+        return tuple(
+            v for v in self.variants if not any(t.variants[v].ingredients for t in self.finished)
+        )
+
+    @cached_property
     def best(self) -> str | None:
         """The variant with the lower pooled log loss, soups left out; raw on a tie."""
-        own = [
-            v for v in self.variants if not any(t.variants[v].ingredients for t in self.finished)
-        ]
-        return min(own, key=self.pooled_logloss, default=None)
+        return min(self.own_variants, key=self.pooled_logloss, default=None)
 
     @property
     def last_fold_logloss(self) -> float | None:

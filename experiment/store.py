@@ -153,8 +153,9 @@ class RunStore:
         self.files.write(f"trials/{record.candidate}/candidate.json", record_json(record))
 
     def candidates(self) -> list[CandidateRecord]:
-        """Every candidate ever suggested, by id."""
-        paths = [f"trials/{name}/candidate.json" for name in self.files.names("trials")]
+        """Every candidate ever suggested, in the order of their numbers: c9999 before c10000."""
+        names = sorted(self.files.names("trials"), key=lambda name: (len(name), name))
+        paths = [f"trials/{name}/candidate.json" for name in names]
         return [read_record(self.files, p, CandidateRecord) for p in paths if self.files.exists(p)]
 
     def save_trial(
@@ -281,10 +282,12 @@ class RunStore:
 
     # -- OOF
 
-    def oof_log_prob(self, candidate: str, variant: str) -> NDArray[np.float32]:
+    def oof_log_prob(
+        self, candidate: str, variant: str, folds: Iterable[int] | None = None
+    ) -> NDArray[np.float32]:
         """(N, C) natural-log probabilities of a complete candidate on `scored_rows`, in their
-        order, as rounded to float16."""
-        return self._pooled(candidate, f"oof{suffix(variant)}.npy").astype(np.float32)
+        order, as rounded to float16; of some folds: (n, C) on those rows that are theirs."""
+        return self._pooled(candidate, f"oof{suffix(variant)}.npy", folds).astype(np.float32)
 
     def oof(self, candidate: str, variant: str) -> NDArray[np.float32]:
         """(N, C) probabilities, as `oof_log_prob`."""
@@ -294,8 +297,11 @@ class RunStore:
         """(N,) probability of the true class on `scored_rows`, in their order."""
         return self._pooled(candidate, f"true_prob{suffix(variant)}.npy")
 
-    def _pooled(self, candidate: str, name: str) -> NDArray[np.float32]:
-        folders = [self.trial_folder(candidate, k) for k in range(self.fold_count)]
+    def _pooled(
+        self, candidate: str, name: str, folds: Iterable[int] | None = None
+    ) -> NDArray[np.float32]:
+        wanted = range(self.fold_count) if folds is None else folds
+        folders = {fold: self.trial_folder(candidate, fold) for fold in wanted}
         return pooled(self.files, folders, name, self.folds())
 
     # -- derived tables and results
@@ -345,18 +351,18 @@ def summarise(
     running: bool,
     decisions: Sequence[RaceDecision] = (),
 ) -> CandidateSummary:
-    """A candidate's one status: complete means that all K folds ended well. Without all of them a
-    decision to stop holds for ever, also where a later config has another rule."""
+    """A candidate's one status: complete means that all K folds ended well. A decision to stop
+    holds for ever, whatever else is there: another fold that was in flight, another rule."""
     statuses = {trial.status for trial in trials}
     status: CandidateStatus
-    if "diverged" in statuses:
+    if "stopped" in statuses or any(d.action == "stop" for d in decisions):
+        status = "stopped"
+    elif "diverged" in statuses:
         status = "diverged"
     elif "failed" in statuses:
         status = "failed"
     elif len(trials) == folds:
-        status = "stopped" if "stopped" in statuses else "complete"
-    elif "stopped" in statuses or any(d.action == "stop" for d in decisions):
-        status = "stopped"
+        status = "complete"
     else:
         status = "running" if running else "unfinished"
     return CandidateSummary(candidate, status, tuple(trials), folds, tuple(decisions))

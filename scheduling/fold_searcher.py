@@ -1,21 +1,25 @@
 """The fold race as a Ray Tune searcher: a candidate's K folds are K Tune trials.
 
-Takes Tune's questions and reports, gives it fold trials; the outcome of a trial is what its
-`trial.json` says, never what Tune reports.
+Takes Tune's questions and reports, gives it fold trials; has the race judge who gets the next ones.
+The outcome of a trial is what its `trial.json` says, never what Tune reports.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from experiment.records import CandidateSummary, TrialRecord
+from experiment.records import CandidateSummary, RaceDecision, TrialRecord
 from experiment.store import RunStore
+from scheduling.budget import Budget, Need, Spent
 from scheduling.ledger import FoldTask, Ledger
+from scheduling.race import Race, is_decided
+from scheduling.shares import Shares
 from scheduling.study import CandidateStudy
 
 CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
@@ -35,15 +39,24 @@ class Flight:
     """A fold trial that Tune has."""
 
     task: FoldTask
+    started: float = field(default_factory=time.monotonic)
     epoch: int = 0
     val_logloss: float | None = None
+    stop: RaceDecision | None = None
+    """Why it is to be stopped in mid-training."""
+
+    @property
+    def seconds(self) -> float:
+        """That Tune has had it."""
+        return time.monotonic() - self.started
 
 
 class FoldSearcher(Searcher):
     """Suggests fold trials until every candidate of the budget is settled.
 
-    `slots()` is how many trials the cluster can run now; `on_settled` hears of each candidate that
-    ends.
+    `slots()` is how many trials the cluster can run now; the `on_` functions hear of what happens.
+    For the budget: `devices` is what a trial's seconds count, `need(backbone, folds)` what so many
+    folds of a candidate are expected to take, `seconds_left()` until the deadline.
     """
 
     def __init__(
@@ -51,18 +64,28 @@ class FoldSearcher(Searcher):
         store: RunStore,
         study: CandidateStudy,
         ledger: Ledger,
-        candidates: int,
+        race: Race,
+        budget: Budget,
+        shares: Shares,
         slots: Callable[[], int],
         on_trial_end: Callable[[TrialRecord], None] = lambda record: None,
         on_settled: Callable[[CandidateSummary], None] = lambda summary: None,
+        on_decision: Callable[[RaceDecision], None] = lambda decision: None,
+        devices: float = 1.0,
+        need: Callable[[str, int], Need] = lambda backbone, folds: Need(folds),
+        seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
         super().__init__()  # no metric: Tune would end the sweep over a trial that reports none
         self._store, self._study, self.ledger = store, study, ledger
-        self._candidates, self._slots = candidates, slots
+        self._race, self._budget, self._shares = race, budget, shares
+        self._slots, self._devices = slots, devices
+        self._need, self._seconds_left = need, seconds_left
         self._on_trial_end, self._on_settled = on_trial_end, on_settled
+        self._on_decision = on_decision
         self.flights: dict[str, Flight] = {}
         self._tune_trials: dict[str, TuneTrial] = {}
         self._seen = 0
+        self._nothing_to_ask = False
         self.stopped = False
 
     # -- what Tune calls
@@ -74,7 +97,7 @@ class FoldSearcher(Searcher):
             return Searcher.FINISHED
         if len(self.flights) >= self._slots():
             return None
-        task = self.ledger.next_task() or self._new_candidate()
+        task = self._next_task()
         if task is None:
             return None if self.flights else Searcher.FINISHED
         self.ledger.start(task)
@@ -124,19 +147,83 @@ class FoldSearcher(Searcher):
         self._seen = len(trials)
         self._reconcile()
 
+    def replay(self, summaries: Sequence[CandidateSummary]) -> None:
+        """What an earlier session left, from the run folder alone. Who was killed between a fold
+        trial's record and the race's decision is judged now."""
+        self._race.replay(summaries)
+        for summary in summaries:
+            self.ledger.add(summary.candidate, summary.trials, summary.decisions)
+        for summary in summaries:
+            candidate = summary.candidate.candidate
+            if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
+                self._judge(candidate)
+        for summary in self.ledger.summaries():
+            self._study.replay(summary)
+            if summary.status != "running":  # settled: none of its folds is trained any more
+                self._store.forget_resume_states(summary.candidate.candidate)
+
+    def request_stop(self, trial_id: str, decision: RaceDecision) -> None:
+        """Tune is stopping a trial in mid-training for this reason. It is booked when Tune says
+        that the trial has ended, unless it has finished by then."""
+        self.flights[trial_id].stop = decision
+
+    @property
+    def spent(self) -> Spent:
+        """Of all sessions, running fold trials included."""
+        flying = sum(flight.seconds for flight in self.flights.values())
+        seconds = (self.ledger.trained_seconds + flying) * self._devices
+        return Spent(len(self.ledger), self.ledger.trials_started, seconds, self._seconds_left())
+
     def _reconcile(self) -> None:
         for trial_id in list(self.flights):
             trial = self._tune_trials.get(trial_id)
             if trial is not None and trial.status in _ENDED:
                 self._settle(trial_id, silent=True)
 
+    def _next_task(self) -> FoldTask | None:
+        """A waiting fold, else a new candidate's first one, else whatever keeps a slot busy."""
+        return self._next_fold() or self._new_candidate() or self._next_fold(spare=True)
+
+    def _next_fold(self, spare: bool = False) -> FoldTask | None:
+        """Of a candidate that has earned it from the blend as it is now, and that the budget lets
+        become complete."""
+        while (task := self.ledger.next_task(spare)) is not None:
+            candidate = task.candidate.candidate
+            if self._race.is_stale(candidate) and not self.ledger.in_flight(candidate):
+                self._tell(self._judge(candidate))
+                continue
+            folds = self.ledger.folds_left(candidate)
+            if self._budget.admits_fold(self.spent, self._need(task.candidate.backbone, folds)):
+                return task
+            self.ledger.shelve(candidate)
+        return None
+
     def _new_candidate(self) -> FoldTask | None:
-        if len(self.ledger) >= self._candidates:
+        if self._nothing_to_ask or not self._budget.admits_candidate(self.spent):
             return None
-        record = self._study.ask(self.ledger.next_number)
+        number = self.ledger.next_number
+        backbone = self._shares.choose(number, self.ledger.started, self.ledger.gains())
+        need = self._need(backbone, self.ledger.folds)
+        if not self._budget.admits_candidate(self.spent, need):
+            return None
+        record = self._study.ask(number, backbone)
+        if record is None:
+            self._nothing_to_ask = True
+            return None
         self._store.save_candidate(record)
         self.ledger.add(record)
         return FoldTask(record, 0)
+
+    def _judge(self, candidate: str) -> CandidateSummary | None:
+        """Gives the candidate's summary when it is settled."""
+        summary = self.ledger.summary(candidate)
+        return self._decide(self._race.judge(summary, self.ledger.in_flight(candidate)))
+
+    def _decide(self, decision: RaceDecision) -> CandidateSummary | None:
+        self._store.save_decision(decision)
+        _log.info("%s", decision.line)
+        self._on_decision(decision)
+        return self.ledger.decide(decision)
 
     def _settle(self, trial_id: str, silent: bool) -> None:
         """Take a trial out of flight and book its outcome. `silent`: Tune ended it without
@@ -145,24 +232,51 @@ class FoldSearcher(Searcher):
         flight = self.flights.pop(trial_id, None)
         if flight is None or self.stopped:
             return
-        candidate, fold = flight.task.candidate, flight.task.fold
-        record = self._store.trial(candidate.candidate, fold)
-        if record is None or record.status == "failed":
-            reason = record.error if record else None
-            again = (
-                self.ledger.lose(candidate.candidate, fold)
-                if silent and record is None
-                else self.ledger.fail(candidate.candidate, fold)
-            )
-            last_line = (reason or "its worker ended without a result").strip().splitlines()[-1]
-            consequence = "is tried again" if again else "fails its candidate"
-            _log.warning("%s fold%d %s: %s", candidate.candidate, fold, consequence, last_line)
-            if again:
-                self._clear(candidate.candidate, fold)
-                return
-            record = self._failed(flight.task, reason)
+        record = self._outcome(flight, silent)
+        if record is None:
+            return
+        candidate = record.candidate
+        self._race.trial_ended(record)
         self._on_trial_end(record)
+        self.ledger.unshelve()
         settled = self.ledger.end(record)
+        if record.status == "stopped" and flight.stop is not None:
+            settled = self._decide(self._race.numbered(flight.stop))
+        elif not self.ledger.is_hopeless(candidate):
+            settled = self._judge(candidate)
+        self._tell(settled)
+
+    def _outcome(self, flight: Flight, silent: bool) -> TrialRecord | None:
+        """Of a trial that Tune has ended; None where there is none, and it is tried again."""
+        candidate, fold = flight.task.candidate.candidate, flight.task.fold
+        record = self._store.trial(candidate, fold)
+        if record is not None and record.status != "failed":
+            return record
+        if flight.stop is not None:
+            return self._stopped(flight, flight.stop)
+        if self.ledger.is_stopped(candidate):
+            self._store.forget_trial(candidate, fold)
+            self._tell(self.ledger.drop(candidate, fold))
+            return None
+        return self._failed_attempt(flight.task, record, silent)
+
+    def _failed_attempt(
+        self, task: FoldTask, record: TrialRecord | None, silent: bool
+    ) -> TrialRecord | None:
+        candidate, fold = task.candidate.candidate, task.fold
+        reason = record.error if record else None
+        blameless = silent and record is None
+        count = self.ledger.lose if blameless else self.ledger.fail
+        again = count(candidate, fold)
+        last_line = (reason or "its worker ended without a result").strip().splitlines()[-1]
+        consequence = "is tried again" if again else "fails its candidate"
+        _log.warning("%s fold%d %s: %s", candidate, fold, consequence, last_line)
+        if again:
+            self._clear(candidate, fold)
+            return None
+        return self._failed(task, reason)
+
+    def _tell(self, settled: CandidateSummary | None) -> None:
         if settled is not None:
             self._store.forget_resume_states(settled.candidate.candidate)
             self._study.tell(settled)
@@ -175,6 +289,22 @@ class FoldSearcher(Searcher):
             self._store.forget_trial(candidate, fold)
         else:
             self._store.clear_trial(candidate, fold)
+
+    def _stopped(self, flight: Flight, decision: RaceDecision) -> TrialRecord:
+        task = flight.task
+        record = TrialRecord(
+            candidate=task.candidate.candidate,
+            fold=task.fold,
+            status="stopped",
+            backbone=task.candidate.backbone,
+            params=task.candidate.params,
+            folds_hash=self._store.folds().hash,
+            seed=0,
+            epochs_trained=decision.epoch or flight.epoch,
+            seconds=flight.seconds,
+        )
+        self._store.save_trial(record)
+        return record
 
     def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
         record = TrialRecord(

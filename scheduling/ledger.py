@@ -1,15 +1,19 @@
 """Who is where: every candidate, its folds, and which fold trial should run next.
 
-Takes candidates and outcomes of fold trials, gives tasks. Pure bookkeeping: no Ray, no Optuna, no
-files, so that any order of events can be tested.
+Takes candidates, outcomes of fold trials and decisions of the race, gives tasks. Pure bookkeeping:
+no Ray, no Optuna, no files, so that any order of events can be tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
-from experiment.records import CandidateRecord, CandidateSummary, TrialRecord
+from experiment.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
 from experiment.store import summarise
 
 _MAX_LOST = 10  # times a fold trial may vanish through no fault of its own before it counts
@@ -23,62 +27,143 @@ class FoldTask:
     fold: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     record: CandidateRecord
     waiting: list[int]
     running: set[int] = field(default_factory=set)
     ended: dict[int, TrialRecord] = field(default_factory=dict)
+    decisions: dict[int, RaceDecision] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)
+    shelved: bool = False
+    stamp: int = 0
+    """Changes with the entry: what was put on the heap with another one is out of date."""
+
+    @property
+    def name(self) -> str:
+        return self.record.candidate
+
+    @property
+    def number(self) -> int:
+        return int(self.record.candidate[1:])
+
+    @property
+    def settled(self) -> bool:
+        return not self.waiting and not self.running
+
+    @property
+    def stopped(self) -> bool:
+        return any(d.action == "stop" for d in self.decisions.values()) or any(
+            t.status == "stopped" for t in self.ended.values()
+        )
+
+    @property
+    def hopeless(self) -> bool:
+        """Stopped, or with a fold that failed or diverged: it can never be complete."""
+        return self.stopped or any(t.status != "finished" for t in self.ended.values())
+
+    @property
+    def latest(self) -> RaceDecision | None:
+        return max(self.decisions.values(), key=lambda d: d.number, default=None)
 
 
 class Ledger:
     """The state of every candidate. A candidate is settled when none of its folds waits or
-    runs; a fold never runs twice at once, nor after it ended."""
+    runs; a fold never runs twice at once, nor after it ended.
 
-    def __init__(self, folds: int, max_failures: int) -> None:
+    Nobody is stopped before `min_complete` candidates are complete; by default nobody ever is. So
+    many unsettled candidates, the first ones, need no decision before their next folds. Nothing
+    here walks over all candidates, but for `summaries`, which takes those that did not change as
+    they were.
+    """
+
+    def __init__(self, folds: int, max_failures: int, min_complete: int | None = None) -> None:
         self.folds = folds
-        self._max_failures = max_failures
+        self._max_failures, self._min_complete = max_failures, min_complete
         self._entries: dict[str, _Entry] = {}
-        self._open: dict[str, _Entry] = {}  # those with a waiting fold
+        self._unsettled: dict[str, _Entry] = {}
+        # Those with a waiting fold, by what else there is of them:
+        self._fresh: dict[str, _Entry] = {}  # nothing
+        self._busy: dict[str, _Entry] = {}  # a running fold
+        self._judged: list[tuple[float, float, int, int, _Entry]] = []  # a finished one: a heap
+        self._shelved: list[_Entry] = []
+        self._summaries: dict[str, CandidateSummary] = {}
+        self._changed: set[str] = set()
+        self._trials: Counter[str] = Counter()  # by `waiting`, `running`, and status
+        self._complete = 0
+        self._started: Counter[str] = Counter()
+        self._gains: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        self._best_loss: float | None = None
+        self.next_number = 0
+        """Of the next candidate: ids are never used twice."""
+        self.trained_seconds = 0.0
+        """Of all fold trials that ended."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, record: CandidateRecord, ended: Iterable[TrialRecord] = ()) -> None:
-        """A new candidate, or one from an earlier session with the trials that have ended."""
-        done = {trial.fold: trial for trial in ended}
-        entry = _Entry(record, [k for k in range(self.folds) if k not in done], ended=done)
-        self._entries[record.candidate] = entry
-        self._drop_waiting_if_lost(entry)
-        if entry.waiting:
-            self._open[record.candidate] = entry
+    def add(
+        self,
+        record: CandidateRecord,
+        ended: Iterable[TrialRecord] = (),
+        decisions: Iterable[RaceDecision] = (),
+    ) -> None:
+        """A new candidate, or one from an earlier session with the trials that have ended and the
+        decisions that were made."""
+        entry = _Entry(record, [])
+        self._entries[record.candidate] = self._unsettled[record.candidate] = entry
+        self._started[record.backbone] += 1
+        self.next_number = max(self.next_number, entry.number + 1)
+        for trial in ended:
+            self._book(entry, trial)
+        for decision in decisions:
+            self._note(entry, decision)
+        entry.waiting = [k for k in range(self.folds) if k not in entry.ended]
+        self._count(entry, 1)
+        self._settle(entry)
+        self.summary(record.candidate)  # so that they are in the order of the candidates
 
-    def next_task(self) -> FoldTask | None:
-        """The first waiting fold of the most promising started candidate: the one with the least
-        log loss so far, those without a finished fold last, the older first."""
-        if not self._open:
-            return None
-        entry = min(self._open.values(), key=_promise)
-        return FoldTask(entry.record, entry.waiting[0])
+    def next_task(self, spare: bool = False) -> FoldTask | None:
+        """The fold trial that should run next, of a candidate that has been added.
+
+        First the folds that need no decision; then the most promising candidate of those that wait
+        for their next fold, once somebody may be stopped; then first folds. `spare`: nothing else
+        could start, so that a candidate may have several folds in flight, and go on though there
+        is nothing yet to judge it by.
+        """
+        entry = self._next_of_the_first()
+        if entry is None and self._open:
+            entry = self._most_promising()
+        if entry is None:
+            entry = next(iter(self._fresh.values()), None)
+        if entry is None and spare:
+            entry = self._most_promising() or min(self._busy.values(), key=_order, default=None)
+        return FoldTask(entry.record, entry.waiting[0]) if entry is not None else None
 
     def start(self, task: FoldTask) -> None:
         entry = self._entries[task.candidate.candidate]
+        self._count(entry, -1)
         entry.waiting.remove(task.fold)
         entry.running.add(task.fold)
-        self._close_if_nothing_waits(entry)
+        self._count(entry, 1)
+        self._place(entry)
 
     def end(self, record: TrialRecord) -> CandidateSummary | None:
-        """A fold trial ended (finished, diverged, or failed for good). Gives the candidate's
-        summary when this settles it."""
+        """A fold trial ended (finished, stopped, diverged, or failed for good). Gives the
+        candidate's summary when this settles it."""
         entry = self._entries[record.candidate]
+        self._count(entry, -1)
         entry.running.discard(record.fold)
-        entry.ended[record.fold] = record
-        self._drop_waiting_if_lost(entry)
-        self._close_if_nothing_waits(entry)
-        settled = not entry.waiting and not entry.running
-        return self.summary(record.candidate) if settled else None
+        self._count(entry, 1)
+        self._book(entry, record)
+        return self._settle(entry)
+
+    def decide(self, decision: RaceDecision) -> CandidateSummary | None:
+        """The race has judged a candidate. Gives its summary when it is settled."""
+        entry = self._entries[decision.candidate]
+        self._note(entry, decision)
+        return self._settle(entry)
 
     def fail(self, candidate: str, fold: int) -> bool:
         """An attempt failed. True: it will be tried again; False: the caller ends it as failed,
@@ -93,56 +178,190 @@ class Ledger:
         entry.lost[fold] = entry.lost.get(fold, 0) + 1
         return self._again(entry, fold, entry.lost[fold] <= _MAX_LOST)
 
+    def drop(self, candidate: str, fold: int) -> CandidateSummary | None:
+        """An attempt of a stopped candidate came to nothing: it is as if it had never started."""
+        entry = self._entries[candidate]
+        self._count(entry, -1)
+        entry.running.discard(fold)
+        self._count(entry, 1)
+        return self._settle(entry)
+
+    def shelve(self, candidate: str) -> None:
+        """None of its folds may start now; the next task is another candidate's."""
+        entry = self._entries[candidate]
+        entry.shelved = True
+        self._shelved.append(entry)
+        self._place(entry)
+
+    def unshelve(self) -> None:
+        """Whoever was shelved may start folds again."""
+        for entry in self._shelved:
+            entry.shelved = False
+            self._place(entry)
+        self._shelved.clear()
+
     def last_of_several(self, candidate: str, fold: int) -> bool:
         """Whether a fold trial has failed, and may be tried once more but not twice."""
         return 0 < self._entries[candidate].failures.get(fold, 0) == self._max_failures
 
+    def is_stopped(self, candidate: str) -> bool:
+        return self._entries[candidate].stopped
+
+    def is_hopeless(self, candidate: str) -> bool:
+        """Whether it can never be complete."""
+        return self._entries[candidate].hopeless
+
+    def in_flight(self, candidate: str) -> int:
+        """How many of its folds run now."""
+        return len(self._entries[candidate].running)
+
+    def folds_left(self, candidate: str) -> int:
+        """How many of its folds wait."""
+        return len(self._entries[candidate].waiting)
+
     def summary(self, candidate: str) -> CandidateSummary:
-        entry = self._entries[candidate]
-        trials = [entry.ended[fold] for fold in sorted(entry.ended)]
-        unsettled = bool(entry.waiting or entry.running)
-        return summarise(entry.record, trials, self.folds, running=unsettled)
+        if candidate in self._changed or candidate not in self._summaries:
+            self._changed.discard(candidate)
+            entry = self._entries[candidate]
+            trials = [entry.ended[fold] for fold in sorted(entry.ended)]
+            decisions = sorted(entry.decisions.values(), key=lambda d: d.number)
+            self._summaries[candidate] = summarise(
+                entry.record, trials, self.folds, not entry.settled, decisions
+            )
+        return self._summaries[candidate]
 
     def summaries(self) -> list[CandidateSummary]:
-        return [self.summary(candidate) for candidate in self._entries]
-
-    @property
-    def next_number(self) -> int:
-        """Of the next candidate: ids are never used twice."""
-        return max((int(candidate[1:]) for candidate in self._entries), default=-1) + 1
+        """Of all, in the order in which they were added."""
+        for candidate in list(self._changed):
+            self.summary(candidate)
+        return list(self._summaries.values())
 
     @property
     def trials_ended(self) -> int:
-        return sum(len(entry.ended) for entry in self._entries.values())
+        return self._trials.total() - self.trials_open
 
     @property
     def trials_open(self) -> int:
         """Fold trials that wait or run."""
-        return sum(len(e.waiting) + len(e.running) for e in self._entries.values())
+        return self._trials["waiting"] + self._trials["running"]
+
+    @property
+    def trials_started(self) -> int:
+        """Fold trials that run or have ended."""
+        return self._trials.total() - self._trials["waiting"]
+
+    @property
+    def trials_lost(self) -> int:
+        """Fold trials that failed or diverged."""
+        return self._trials["failed"] + self._trials["diverged"]
+
+    @property
+    def complete(self) -> int:
+        """Complete candidates."""
+        return self._complete
+
+    @property
+    def best_loss(self) -> float | None:
+        """Pooled OOF log loss of the best complete candidate."""
+        return self._best_loss
+
+    @property
+    def started(self) -> Mapping[str, int]:
+        """Backbone -> how many candidates of it there are."""
+        return self._started
+
+    def gains(self) -> dict[str, list[float]]:
+        """Backbone -> the latest gain of each of its candidates that has one."""
+        return {backbone: list(gains.values()) for backbone, gains in self._gains.items()}
+
+    @property
+    def _open(self) -> bool:
+        return self._min_complete is not None and self._complete >= self._min_complete
+
+    def _next_of_the_first(self) -> _Entry | None:
+        """Of the candidates that are to be complete before anybody is stopped."""
+        needed = None if self._min_complete is None else self._min_complete - self._complete
+        if needed is not None and needed <= 0:
+            return None
+        first = islice(self._unsettled.values(), needed)
+        return next((entry for entry in first if entry.waiting and not entry.shelved), None)
+
+    def _most_promising(self) -> _Entry | None:
+        while self._judged:
+            *_, stamp, entry = self._judged[0]
+            if stamp == entry.stamp:
+                return entry
+            heapq.heappop(self._judged)
+        return None
 
     def _again(self, entry: _Entry, fold: int, allowed: bool) -> bool:
-        if not allowed or _is_lost(entry):
+        if not allowed or entry.hopeless:
             return False
+        self._count(entry, -1)
         entry.running.discard(fold)
         entry.waiting = sorted([*entry.waiting, fold])
-        self._open[entry.record.candidate] = entry
+        self._count(entry, 1)
+        self._place(entry)
         return True
 
-    def _drop_waiting_if_lost(self, entry: _Entry) -> None:
-        """A candidate with a failed or diverged fold can never be complete: spend nothing more."""
-        if _is_lost(entry):
+    def _book(self, entry: _Entry, record: TrialRecord) -> None:
+        entry.ended[record.fold] = record
+        self._trials[record.status] += 1
+        self.trained_seconds += record.seconds
+
+    def _note(self, entry: _Entry, decision: RaceDecision) -> None:
+        entry.decisions[decision.fold] = decision
+        if decision.gain is not None:
+            self._gains[entry.record.backbone][entry.name] = decision.gain
+
+    def _count(self, entry: _Entry, sign: int) -> None:
+        """Of the folds that wait and run, before and after they change."""
+        self._trials["waiting"] += sign * len(entry.waiting)
+        self._trials["running"] += sign * len(entry.running)
+
+    def _settle(self, entry: _Entry) -> CandidateSummary | None:
+        """After anything that may settle a candidate: spend nothing more on a hopeless one."""
+        if entry.hopeless:
+            self._trials["waiting"] -= len(entry.waiting)
             entry.waiting.clear()
+        self._place(entry)
+        if not entry.settled:
+            return None
+        summary = self.summary(entry.name)
+        if self._unsettled.pop(entry.name, None) is not None and summary.status == "complete":
+            self._complete += 1
+            self._compare(summary)
+        return summary
 
-    def _close_if_nothing_waits(self, entry: _Entry) -> None:
-        if not entry.waiting:
-            self._open.pop(entry.record.candidate, None)
+    def _compare(self, summary: CandidateSummary) -> None:
+        if summary.best is not None:
+            loss = summary.pooled_logloss(summary.best)
+            self._best_loss = loss if self._best_loss is None else min(self._best_loss, loss)
+
+    def _place(self, entry: _Entry) -> None:
+        """Where it is found when a fold is to be started."""
+        entry.stamp += 1
+        self._changed.add(entry.name)
+        self._fresh.pop(entry.name, None)
+        self._busy.pop(entry.name, None)
+        if not entry.waiting or entry.shelved:
+            return
+        if entry.running:
+            self._busy[entry.name] = entry
+        elif not entry.ended:
+            self._fresh[entry.name] = entry
+        else:
+            heapq.heappush(self._judged, (*_order(entry), entry.stamp, entry))
 
 
-def _is_lost(entry: _Entry) -> bool:
-    return any(trial.status != "finished" for trial in entry.ended.values())
-
-
-def _promise(entry: _Entry) -> tuple[bool, float, str]:
+def _order(entry: _Entry) -> tuple[float, float, int]:
+    """The most promising first: the highest gain that its standard error allows, where the race
+    goes by gains; those whose gain is not known yet before them; then the least log loss."""
     scores = [t.variants[t.best].val_logloss for t in entry.ended.values() if t.best]
-    mean = sum(scores) / len(scores) if scores else 0.0
-    return not scores, mean, entry.record.candidate
+    loss = math.fsum(scores) / len(scores) if scores else math.inf
+    latest = entry.latest
+    if latest is None or latest.rule != "gain":
+        return 0.0, loss, entry.number
+    if latest.gain is None or latest.gain_se is None:
+        return -math.inf, loss, entry.number
+    return -(latest.gain + (latest.z or 0.0) * latest.gain_se), loss, entry.number

@@ -22,11 +22,15 @@ from experiment.config import ResourcesConfig, SweepConfig
 from experiment.progress import Progress, RunningTrial
 from experiment.records import CandidateSummary, TrialRecord
 from experiment.store import RunStore
+from scheduling.budget import Budget, devices_of_a_trial
 from scheduling.cluster import Cluster
 from scheduling.device_group import NO_DEVICE
+from scheduling.fold_asha import FoldASHA
 from scheduling.fold_searcher import FoldSearcher, TuneTrial
 from scheduling.fold_trial import TrialJob, trainable
 from scheduling.ledger import Ledger
+from scheduling.race import Race
+from scheduling.shares import Shares
 from scheduling.study import CandidateStudy
 from search_spaces.sampling import SearchSpace
 
@@ -40,7 +44,8 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 from ray import tune
 from ray.tune.stopper import Stopper
 
-_TABLES_EVERY = 10.0  # seconds between writes of leaderboard.csv and trials.csv
+_TABLES_EVERY = 10.0  # seconds at least between writes of the tables
+_WRITING = 0.02  # part of the time that writing them may take: it grows with the candidates
 _PROGRESS_EVERY = 0.5  # seconds
 _log = logging.getLogger("foldrace")
 
@@ -100,27 +105,34 @@ class _Sweep:
     ) -> None:
         self._store, self._config, self._cluster = store, config, cluster
         self._on_progress = on_progress
-        self._ledger = Ledger(store.fold_count, config.resources.max_failures)
-        journal = _journal(store)
-        self._study = CandidateStudy(space, config.search, len(store.classes()), journal)
-        for summary in store.summaries(running=True):
-            self._ledger.add(summary.candidate, summary.trials)
-            replayed = self._ledger.summary(summary.candidate.candidate)
-            self._study.replay(replayed)
-            if replayed.status != "running":  # settled: none of its folds is trained any more
-                store.forget_resume_states(summary.candidate.candidate)
+        self._ledger = _ledger(store, config)
+        race = Race(store, config.race)
+        search = config.search
+        self._study = CandidateStudy(
+            space, search, len(store.classes()), search.storage or _journal(store), race.gains
+        )
         self.searcher = FoldSearcher(
             store,
             self._study,
             self._ledger,
-            config.search.candidates,
+            race,
+            Budget(search, config.resources),
+            Shares(space.backbones, search.candidates, search.min_share, search.seed),
             cluster.slots,
             self._trial_ended,
             self._candidate_settled,
+            devices=devices_of_a_trial(config.resources, cluster.gpus_per_trial),
         )
+        summaries = store.summaries(running=True)
+        self.searcher.replay(summaries)
+        self.scheduler = None
+        if config.race.stops_epochs:
+            self.scheduler = FoldASHA(store, race, config.race, self.searcher)
+            self.scheduler.replay(summaries)
         self.stop = _Stop(config.resources.time_budget)
         self._started = time.monotonic()
         self._told = self._written = 0.0
+        self._tables_every = _TABLES_EVERY
         self._ended_here: list[float] = []  # seconds of the trials of this session
         self._notes: dict[str, None] = {}  # of these trials, each text once
 
@@ -137,19 +149,20 @@ class _Sweep:
         if now - self._told > _PROGRESS_EVERY:
             self._told = now
             self._on_progress(self.progress())
-        if now - self._written > _TABLES_EVERY:
+        if now - self._written > self._tables_every:
             self.write_tables()
 
     def write_tables(self) -> None:
-        self._written = time.monotonic()
+        began = time.monotonic()
         self._store.write_tables(self._ledger.summaries())
+        self._written = time.monotonic()
+        self._tables_every = max(_TABLES_EVERY, (self._written - began) / _WRITING)
 
     def summaries(self) -> list[CandidateSummary]:
         return self._ledger.summaries()
 
     def progress(self) -> Progress:
         summaries = self._ledger.summaries()
-        complete = [s for s in summaries if s.status == "complete" and s.best]
         new = max(0, self._config.search.candidates - len(summaries))
         left = self._ledger.trials_open + new * self._ledger.folds
         done = self._ledger.trials_ended
@@ -158,10 +171,10 @@ class _Sweep:
             trials_total=done + left,
             running=tuple(self._running()),
             finished=tuple(s for s in summaries if s.trials),
-            failed=sum(t.status != "finished" for s in summaries for t in s.trials),
+            failed=self._ledger.trials_lost,
             elapsed_s=time.monotonic() - self._started,
             eta_s=self._eta(left),
-            best_logloss=min((s.pooled_logloss(s.best) for s in complete if s.best), default=None),
+            best_logloss=self._ledger.best_loss,
             notes=tuple(self._notes),
         )
 
@@ -220,6 +233,7 @@ def run_sweep(
         cpus=config.resources.cpus_per_trial,
         use_gpu=cluster.gpus_per_trial > 0,
         devices=config.resources.devices_per_trial,
+        race=config.race if config.race.stops_epochs else None,
     )
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
@@ -227,7 +241,10 @@ def run_sweep(
         tuner = tune.Tuner(
             tune.with_resources(trainable(job), _resources(config.resources, cluster)),
             tune_config=tune.TuneConfig(
-                search_alg=sweep.searcher, num_samples=-1, reuse_actors=True
+                search_alg=sweep.searcher,
+                scheduler=sweep.scheduler,
+                num_samples=-1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -271,6 +288,12 @@ def _signals(stop: _Stop) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _ledger(store: RunStore, config: SweepConfig) -> Ledger:
+    race = config.race
+    needed = None if race.rule == "none" else race.min_complete
+    return Ledger(store.fold_count, config.resources.max_failures, needed)
 
 
 def _journal(store: RunStore) -> Path | None:

@@ -151,7 +151,8 @@ def test_the_folder_has_the_names_of_the_contract(complete: RunStore, tmp_path: 
         "trial.json", "train_log.csv", "best.safetensors", "best_ema.safetensors", "rows.npy",
         "oof.npy", "oof_ema.npy", "true_prob.npy", "true_prob_ema.npy",
     )  # fmt: skip
-    top = {"sweep.yaml", "folds.csv", "classes.json", "leaderboard.csv", "trials.csv"}
+    top = {"sweep.yaml", "folds.csv", "classes.json", "leaderboard.csv", "trials.csv",
+               "decisions.csv"}  # fmt: skip
     blend = {f"ensemble/{n}" for n in ("ensemble.json", "trajectory.csv", "oof.npy")}
     trials = {f"trials/c0000/fold{k}/{n}" for k in range(3) for n in trial}
     assert names == top | blend | trials | {"trials/c0000/candidate.json"}
