@@ -6,7 +6,7 @@ Takes `Progress` records and a rich console; also prints the leaderboard for `st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich import box
@@ -17,14 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from experiment.leaderboard import ranked
-from experiment.progress import Progress, RunningTrial
-from experiment.records import CandidateSummary
+from experiment.progress import Progress, RunningTrial, Used
+from experiment.records import CandidateStatus, CandidateSummary
 from reporting.events import EventLines, printable
-from reporting.markup import duration, number
+from reporting.markup import difference, duration, number
 
 _REFRESH_PER_SECOND = 4
 _BEST_SHOWN = 8
-_OTHER_LINES = 19
+_OTHER_LINES = 24
 """Lines that everything but the running trials takes; the rest of the terminal is theirs."""
 _STATUS_STYLE = {
     "complete": "green", "running": "cyan", "stopped": "dim", "unfinished": "yellow",
@@ -77,7 +77,10 @@ class LiveView:
 
 
 def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Table:
-    """The `limit` best candidates; fits 80 columns, where long backbone names are cut."""
+    """The `limit` best candidates; fits 80 columns, where long backbone names are cut. Gains are
+    shown where one is known."""
+    shown = ranked(summaries)[:limit]
+    gains = any(summary.gain is not None for summary in shown)
     table = _table()
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("candidate", no_wrap=True)
@@ -86,8 +89,11 @@ def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Tabl
     table.add_column("folds", justify="right", no_wrap=True)
     table.add_column("log loss", justify="right", no_wrap=True)
     table.add_column("accuracy", justify="right", no_wrap=True)
-    for place, summary in enumerate(ranked(summaries)[:limit], start=1):
-        table.add_row(*_leaderboard_cells(place, summary))
+    if gains:
+        table.add_column("gain", justify="right", no_wrap=True)
+    for place, summary in enumerate(shown, start=1):
+        gain = [difference(summary.gain)] if gains else []
+        table.add_row(*_leaderboard_cells(place, summary), *gain)
     return table
 
 
@@ -98,18 +104,35 @@ def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], l
         return
     console.print(leaderboard_table(summaries, limit))
     statuses = Counter(s.status for s in summaries)
-    counts = ", ".join(f"{n} {status}" for status, n in statuses.most_common())
     shown = f"; the {limit} best are shown" if len(summaries) > limit else ""
-    console.print(Text(f"{len(summaries)} candidates: {counts}{shown}"))
+    console.print(Text(f"{len(summaries)} candidates: {_counted(statuses)}{shown}"))
+
+
+def budget_line(budget: Sequence[Used]) -> str:
+    """`12 of 40 candidates, 41 of 120 fold trials, 5m00s of 2h00m`."""
+    return ", ".join(_used(part) for part in budget)
+
+
+def _used(part: Used) -> str:
+    if part.unit == "s":
+        return f"{duration(part.used)} of {duration(part.limit)}"
+    return f"{round(part.used, 2):g} of {part.limit:g} {part.unit}"
 
 
 def _screen(progress: Progress, height: int) -> RenderableType:
     parts: list[RenderableType] = [_header(progress)]
     if progress.running:
         parts.append(_running_table(progress.running, max(2, height - _OTHER_LINES)))
-    if progress.finished:
-        parts.append(leaderboard_table(progress.finished, _BEST_SHOWN))
+    if progress.leaders:
+        parts.append(leaderboard_table(progress.leaders, _BEST_SHOWN))
+    parts += [_cell(decision.line) for decision in progress.decisions]
     return Group(*parts)
+
+
+def _counted(statuses: Mapping[CandidateStatus, int]) -> str:
+    """`5 complete, 3 stopped`, the most first."""
+    listed = sorted(statuses.items(), key=lambda item: -item[1])
+    return ", ".join(f"{n} {status}" for status, n in listed)
 
 
 def _header(progress: Progress) -> RenderableType:
@@ -123,7 +146,18 @@ def _header(progress: Progress) -> RenderableType:
         line.append(f"   {progress.failed} failed", style="red")
     bar = Table.grid(expand=True)  # a bar alone does not end its line
     bar.add_row(ProgressBar(total=max(progress.trials_total, 1), completed=progress.trials_done))
-    return Group(bar, line)
+    return Group(bar, line, *_race_lines(progress))
+
+
+def _race_lines(progress: Progress) -> Iterator[RenderableType]:
+    """Where the candidates stand, and how far the budget is used up."""
+    if progress.counts:
+        race = f"candidates: {_counted(progress.counts)}"
+        if progress.blend_logloss is not None:
+            race += f"   blend of the complete ones {number(progress.blend_logloss)}"
+        yield _cell(race)
+    if progress.budget:
+        yield _cell(f"budget: {budget_line(progress.budget)}")
 
 
 def _running_table(running: Sequence[RunningTrial], limit: int) -> RenderableType:

@@ -10,8 +10,14 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
-from experiment.progress import Progress, RunningTrial
-from experiment.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
+from experiment.progress import Event, Progress, RunningTrial, Used
+from experiment.records import (
+    CandidateRecord,
+    CandidateSummary,
+    RaceDecision,
+    TrialRecord,
+    VariantScore,
+)
 from reporting.live import LiveView, leaderboard_table, print_leaderboard
 
 _LONG = "stack(torchvision/convnext_tiny,timm/caformer_b36.sail_in22k)"
@@ -34,19 +40,34 @@ def _trial(
 
 def _summary(
     candidate: str,
-    status: Literal["running", "complete", "failed"],
+    status: Literal["running", "complete", "failed", "stopped"],
     *trials: TrialRecord,
     backbone: str = "timm/resnet18",
+    decisions: tuple[RaceDecision, ...] = (),
 ) -> CandidateSummary:
     record = CandidateRecord(candidate=candidate, backbone=backbone, params={})
-    return CandidateSummary(record, status, trials, 2)
+    return CandidateSummary(record, status, trials, 2, decisions)
+
+
+def _decision(
+    candidate: str, action: Literal["continue", "stop", "complete"], gain: float
+) -> RaceDecision:
+    return RaceDecision(
+        number=0, candidate=candidate, fold=1, rule="gain", action=action, folds_done=2, rows=20,
+        gain=gain, gain_se=0.0009, complete=5, blend_logloss=0.2, epochs_trained=9,
+        reason=f"gain {gain:+.4f} ± 0.0009",
+    )  # fmt: skip
 
 
 def _progress(
-    *summaries: CandidateSummary, running: tuple[RunningTrial, ...] = (), eta: float | None = 70.0
+    *events: Event,
+    before: int = 0,
+    leaders: tuple[CandidateSummary, ...] = (),
+    running: tuple[RunningTrial, ...] = (),
+    eta: float | None = 70.0,
 ) -> Progress:
-    done = sum(len(s.trials) for s in summaries)
-    return Progress(done, 18, running, summaries, 0, 12.0, eta, 0.1234)
+    done = before + sum(isinstance(event, TrialRecord) for event in events)
+    return Progress(done, 18, running, {}, leaders, events, 0, 12.0, eta, 0.1234)
 
 
 def _plain(*steps: Progress) -> list[str]:
@@ -59,9 +80,11 @@ def _plain(*steps: Progress) -> list[str]:
 
 
 def test_plain_lines_one_for_each_event() -> None:
-    first = _summary("c0002", "running", _trial("c0002", 1, 0.1234))
-    both = _summary("c0002", "complete", _trial("c0002", 0, 0.3), _trial("c0002", 1, 0.1234))
-    lines = _plain(_progress(), _progress(first), _progress(first), _progress(both))
+    events: list[Event] = [_trial("c0002", 1, 0.1234)]
+    first = _progress(*events)
+    events += [_trial("c0002", 0, 0.3)]
+    events += [_summary("c0002", "complete", *(e for e in events if isinstance(e, TrialRecord)))]
+    lines = _plain(_progress(), first, first, _progress(*events))
     assert [re.sub(r"^\d\d:\d\d:\d\d  ", "", line) for line in lines] == [
         "1/18 fold trials  c0002 fold1 finished: log loss 0.1234  ETA 1m10s",
         "2/18 fold trials  c0002 fold0 finished: log loss 0.3000  ETA 1m10s",
@@ -70,27 +93,31 @@ def test_plain_lines_one_for_each_event() -> None:
     assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines)
 
 
-def test_what_ended_before_the_view_is_one_line() -> None:
-    summary = _summary("c0001", "complete", _trial("c0001", 0), _trial("c0001", 1))
-    lines = _plain(_progress(summary, eta=None))
-    assert [line[10:] for line in lines] == ["2/18 fold trials  2 ended before"]
+def test_a_decision_to_stop_is_one_line_with_its_numbers() -> None:
+    on, stop = _decision("c0012", "continue", 0.002), _decision("c0012", "stop", -0.0031)
+    last = _decision("c0013", "complete", 0.0105)
+    stopped = _summary("c0012", "stopped", _trial("c0012", 0), decisions=(on, stop))
+    complete = _summary("c0013", "complete", _trial("c0013", 0), decisions=(last,))
+    lines = _plain(_progress(on, stop, stopped, last, complete, eta=None))
+    assert [line.split("  ", 2)[2] for line in lines] == [
+        "c0012 stopped after fold 1: gain -0.0031 ± 0.0009",
+        "c0013 complete: OOF log loss 0.5000, gain +0.0105 (timm/resnet18)",
+    ]
+
+
+def test_what_ended_before_the_session_is_one_line() -> None:
+    lines = _plain(_progress(before=2, eta=None), _progress(_trial("c1", 0), before=2, eta=None))
+    assert [line[10:] for line in lines] == [
+        "2/18 fold trials  2 ended before",
+        "3/18 fold trials  c1 fold0 finished: log loss 0.5000",
+    ]
 
 
 def test_a_failure_shows_its_first_line_without_control_characters() -> None:
-    failed = _summary("c1", "failed", _trial("c1", 0, None, "bad \x1b[31mred\x07 [bold]\nmore"))
-    lines = _plain(_progress(), _progress(failed, eta=None))
+    trial = _trial("c1", 0, None, "bad \x1b[31mred\x07 [bold]\nmore")
+    lines = _plain(_progress(), _progress(trial, _summary("c1", "failed", trial), eta=None))
     assert lines[0].endswith("c1 fold0 failed: bad  [31mred  [bold]")
     assert lines[1].endswith("c1 failed")
-
-
-def test_a_trial_that_ends_again_after_a_retry_is_shown_again() -> None:
-    failed = _summary("c1", "failed", _trial("c1", 0, None))
-    again = _summary("c1", "running", _trial("c1", 0, 0.4, seconds=2.0))
-    done = _summary("c1", "complete", _trial("c1", 0, 0.4, seconds=2.0), _trial("c1", 1, 0.4))
-    lines = _plain(_progress(), _progress(failed), _progress(again), _progress(done))
-    assert [line.split("  ")[2].split(":")[0] for line in lines] == [
-        "c1 fold0 failed", "c1 failed", "c1 fold0 finished", "c1 fold1 finished", "c1 complete",
-    ]  # fmt: skip
 
 
 def test_a_note_is_shown_once_as_a_line() -> None:
@@ -107,7 +134,7 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
     console = Console(file=out, force_terminal=True, _environ={"TERM": "dumb"}, color_system=None)
     with LiveView(console) as view:
         view.update(_progress())
-        view.update(_progress(_summary("c1", "running", _trial("c1", 0))))
+        view.update(_progress(_trial("c1", 0)))
     assert "c1 fold0 finished" in out.getvalue()
     assert "\x1b" not in out.getvalue()
 
@@ -126,7 +153,8 @@ def test_terminal_shows_header_running_trials_and_leaderboard() -> None:
         RunningTrial("c0003", _LONG, 1, 4, 30, 0.4321),
         RunningTrial("c0004", "timm/[red]x", 0, 0, 30, None),
     )
-    screen = _screen(_progress(_summary("c0001", "complete", _trial("c0001", 0)), running=running))
+    leader = _summary("c0001", "complete", _trial("c0001", 0))
+    screen = _screen(_progress(_trial("c0001", 0), leaders=(leader,), running=running))
     header = "1/18 fold trials   elapsed 12s   ETA 1m10s   best OOF log loss 0.1234"
     assert header in [line.strip() for line in screen.splitlines()]
     assert re.search(r"c0003 .* 4/30 +0\.4321", screen)
@@ -137,8 +165,38 @@ def test_terminal_shows_header_running_trials_and_leaderboard() -> None:
 
 def test_terminal_cuts_the_running_trials_to_its_height() -> None:
     running = tuple(RunningTrial(f"c{i:04d}", "b", 0, 1, 2, 0.5) for i in range(64))
-    screen = _screen(_progress(running=running), height=24)
+    screen = _screen(_progress(running=running), height=29)
     assert "and 59 more" in screen
+
+
+def test_terminal_shows_where_the_race_stands() -> None:
+    decision = _decision("c0012", "stop", -0.0031)
+    leader = _summary(
+        "c0003", "complete", _trial("c0003", 0), backbone=_LONG,
+        decisions=(_decision("c0003", "complete", 0.0105),),
+    )  # fmt: skip
+    progress = replace(
+        _progress(leaders=(leader, _summary("c0014", "running", _trial("c0014", 0)))),
+        counts={"complete": 5, "stopped": 7, "running": 2},
+        blend_logloss=0.2,
+        decisions=(decision,),
+        budget=(
+            Used(14, 40, "candidates"),
+            Used(41, 120, "fold trials"),
+            Used(0.3149, 2.0, "GPU-hours"),
+            Used(61.0, 7200.0, "s"),
+        ),
+    )
+    lines = [line.strip() for line in _screen(progress).splitlines()]
+    assert (
+        "candidates: 7 stopped, 5 complete, 2 running   blend of the complete ones 0.2000" in lines
+    )
+    budget = "14 of 40 candidates, 41 of 120 fold trials, 0.31 of 2 GPU-hours"
+    assert any(line.startswith(f"budget: {budget}") for line in lines)
+    assert "c0012 stopped after fold 1: gain -0.0031 ± 0.0009" in lines
+    assert any(re.search(r"c0003 .* complete +1/2 +0.5000 +0.8000 +\+0.0105", x) for x in lines)
+    assert any(re.search(r"c0014 .* running +1/2 +0.5000 +0.8000 +-", x) for x in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_view_stops_when_the_block_raises() -> None:
