@@ -9,23 +9,23 @@ them; the labels of the test images lie in a file that no trial reads.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-TEST_IMAGES = 497
+_TEST_IMAGES = 497
 _SIDE = 32  # pixels, from the 8 × 8 of the data set
 _NOISE = 0.15  # standard deviation, where ink is 1
 _PATCH = 2  # side of the grey patch, of 8
 _SEED = 0
-_CONFIG = """\
-name: hard_digits
+# Small backbones from scratch, and a space in which candidates differ much.
+CONFIG = """\
+name: {name}
 data:
   train: data/train.csv
-  test: data/test.csv
 folds: {{k: 5}}
 search:
   backbones: [timm/test_resnet, timm/test_efficientnet, timm/test_convnext, timm/test_mambaout]
@@ -41,8 +41,8 @@ search:
     label_smoothing: {{low: 0.0, high: 0.1}}
     random_erasing: {{low: 0.0, high: 0.4}}
     ema_decay: {{choices: [0.95, 0.98, 0.99]}}
-training: {{epochs: {epochs}, image_size: 32, patience: {epochs}, pretrained: false}}
-augment: {{policy: light}}
+training: {{epochs: {epochs}, image_size: {image_size}, patience: {epochs}, pretrained: false}}
+augment: {{policy: {policy}}}
 resources: {{cpus_per_trial: 1}}
 """
 
@@ -56,22 +56,20 @@ def write_hard_digits(folder: Path, candidates: int, epochs: int) -> Path:
     labels: NDArray[np.int64] = digits.target
     images = _harder(digits.images / 16.0)
     train, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_IMAGES, stratify=labels, random_state=_SEED
+        np.arange(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=_SEED
     )
     data = folder / "data"
     names = {int(row): f"train/digit_{row:04d}.png" for row in sorted(train)}
     hidden = {int(row): f"test/digit_{row:04d}.png" for row in sorted(test)}
     for row, name in (names | hidden).items():
         _write_png(images[row], data / name)
-    _write_csv(
-        data / "train.csv", ["image_path", "target"], ((n, labels[r]) for r, n in names.items())
-    )
-    _write_csv(data / "test.csv", ["id", "image_path"], ((n[5:-4], n) for n in hidden.values()))
-    _write_csv(
-        hidden_labels(folder), ["image_path", "target"], ((n, labels[r]) for r, n in hidden.items())
-    )
+    write_labels(data / "train.csv", ((n, str(labels[r])) for r, n in names.items()))
+    write_labels(hidden_labels(folder), ((n, str(labels[r])) for r, n in hidden.items()))
     config = folder / "hard_digits.yaml"
-    config.write_text(_CONFIG.format(candidates=candidates, epochs=epochs), encoding="utf-8")
+    text = CONFIG.format(
+        name="hard_digits", candidates=candidates, epochs=epochs, image_size=_SIDE, policy="light"
+    )
+    config.write_text(text, encoding="utf-8")
     return config
 
 
@@ -106,8 +104,9 @@ def _write_png(image: NDArray[np.float64], path: Path) -> None:
     grey.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(path)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """image_path,target: paths relative to the file, or absolute."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
+        writer.writerow(["image_path", "target"])
         writer.writerows(rows)
