@@ -40,7 +40,14 @@ class ParsedConfig:
 _SMOKE_DEFAULTS: dict[str, Any] = {
     "data": {"max_per_class": 8},
     "folds": {"k": 2},
-    "search": {"candidates": 2, "per_backbone": {}},
+    "search": {
+        "candidates": 2,
+        "per_backbone": {},
+        "sampler": "tpe",
+        "points": [],
+        "warm_start": [],
+        "storage": None,
+    },
     "training": {"epochs": 1, "image_size": 32, "precision": "auto", "pretrained": False},
     "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
 }
@@ -202,6 +209,9 @@ def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
         "data": data.model_copy(update=absolute),
         "plugins": tuple(_absolute(path, base) for path in config.plugins),
     }
+    if config.search.warm_start:
+        runs = tuple(r if "://" in r else _absolute(r, base) for r in config.search.warm_start)
+        update["search"] = config.search.model_copy(update={"warm_start": runs})
     if isinstance(config.training.pretrained, str):
         weights = _absolute(config.training.pretrained, base)
         update["training"] = config.training.model_copy(update={"pretrained": weights})

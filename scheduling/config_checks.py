@@ -12,6 +12,7 @@ from experiment.config import SweepConfig
 from experiment.errors import Problem, UserError
 from scheduling.cluster import Node, resource_problems
 from scheduling.ensemble_checks import ensemble_problems
+from scheduling.search_checks import search_problems
 from search_spaces.ranges import Float, Int
 from search_spaces.sampling import SearchSpace
 from trainables.backbones import build_body, check_backbone
@@ -39,6 +40,7 @@ def config_problems(
     return [
         *_backbone_problems(config, space),
         *_name_problems(config, space),
+        *search_problems(config, space),
         *ensemble_problems(config, space, earlier),
         *check_combinations(space.settings, config.training, drops_paths),
         *_transform_problems(config, space),

@@ -1,135 +1,149 @@
-"""Optuna's side of the sweep: asks for candidates, is told their pooled OOF log loss.
+"""The search: which candidate comes next, and what the sampler learns from those that ended.
 
-Takes a `SearchSpace` and finished candidates, gives new candidates. The sampler's own study lives
-in memory and is rebuilt from the run folder; `study.journal` is its mirror for optuna-dashboard.
+Takes a `SearchSpace`, candidates of earlier sessions and how candidates end; gives new candidates.
+Everything is rebuilt from the run folder; `study_mirror` shows it to optuna-dashboard.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import warnings
-from pathlib import Path
+import random
+from collections.abc import Callable, Mapping, Sequence
 
-import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-
-from experiment.config import SearchConfig
+from experiment.config import SearchConfig, SweepConfig
 from experiment.records import CandidateRecord, CandidateSummary
+from experiment.store import RunStore
+from scheduling.samplers import SAMPLERS, Ask
+from scheduling.study_mirror import StudyMirror, open_mirror
+from scheduling.study_view import EarlierCandidate, StudyView
+from scheduling.warm_start import earlier_candidates
 from search_spaces.params import TrialParams
+from search_spaces.ranges import Value
 from search_spaces.sampling import SearchSpace
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+_Key = tuple[str, tuple[tuple[str, Value], ...]]
 
 
 class CandidateStudy:
-    """Ask for the next candidate, tell how one ended."""
+    """Ask for the next candidate, tell how one ended.
+
+    `gains()`: candidate -> its gain over the race's blend as it is now; read at each ask where the
+    gain is the objective. `earlier`: candidates of other run folders to learn from.
+    """
 
     def __init__(
-        self, space: SearchSpace, search: SearchConfig, classes: int, journal: Path | None
+        self,
+        space: SearchSpace,
+        search: SearchConfig,
+        classes: int,
+        mirror: StudyMirror | None = None,
+        gains: Callable[[], Mapping[str, float]] = dict,
+        earlier: Sequence[EarlierCandidate] = (),
     ) -> None:
-        self._space, self._search = space, search
-        # Worse than chance, and finite, so that the sampler learns where training diverges.
-        self._penalty = 2.0 * math.log(classes)
-        self._study = optuna.create_study(sampler=RandomSampler(seed=search.seed))
-        self._asked: dict[str, Trial] = {}
-        self._tried: set[str] = set()  # backbones with a candidate
-        self._mirror = _open_mirror(journal) if journal is not None else None
+        self._space, self._search, self._mirror = space, search, mirror
+        self._sampler = SAMPLERS[search.sampler]
+        objective = gains if search.objective == "gain" else None
+        self._view = StudyView(space, self._sampler, classes, objective, earlier)
+        self._points = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
+        for backbone, params in self._points:
+            self._expect(backbone, params)
+        self._taken: set[_Key] = set()  # configurations that a candidate has
+        self._begun: set[str] = set()  # backbones with a candidate
 
-    def ask(self, number: int) -> CandidateRecord:
-        """Candidate `number`: the default configuration of a backbone without a candidate, else
-        the sampler's choice. The sampler is seeded by the number, so that a resumed sweep does
-        not depend on a generator's lost state."""
-        untried = [b for b in self._space.backbones if b not in self._tried]
-        if untried:
-            default = self._space.default(untried[0])
-            return self._ask_for(number, untried[0], default)
-        self._study.sampler = _sampler(self._search.sampler, self._search.seed, number)
-        return self._record(number, self._study.ask())
+    def ask(self, number: int, backbone: str | None = None) -> CandidateRecord | None:
+        """Candidate `number`: the next point given by hand, else the default configuration of a
+        backbone without a candidate, else what the sampler proposes for `backbone` (None: one at
+        random). Where every configuration of that backbone is taken, the next backbone's; None
+        where all are, as at the end of a grid or a list."""
+        found = self._point() or self._default() or self._proposed(number, backbone)
+        if found is None:
+            return None
+        candidate, (chosen, params) = f"c{number:04d}", found
+        self._start(candidate, chosen, params)
+        return CandidateRecord(candidate=candidate, backbone=chosen, params=params.as_dict())
 
     def replay(self, summary: CandidateSummary) -> None:
-        """A candidate of an earlier session: settled, or still to be continued."""
+        """A candidate of an earlier session: settled, or still to be continued. Whether or not
+        the space still holds it, it is not run again."""
         record = summary.candidate
-        params = TrialParams.from_dict(record.params)
-        self._tried.add(record.backbone)
-        if self._space.encode(record.backbone, params) is None:
-            return  # outside a space that was changed on resume: the sampler cannot place it
-        if summary.status in ("running", "unfinished"):
-            self._ask_for(int(record.candidate[1:]), record.backbone, params)
-            return
-        trial = self._frozen(summary)
-        self._study.add_trial(trial)
-        self._reflect(trial)
+        self._start(record.candidate, record.backbone, TrialParams.from_dict(record.params))
+        if summary.status not in ("running", "unfinished"):
+            self._view.end(summary)
+            self._reflect(summary)
 
     def tell(self, summary: CandidateSummary) -> None:
-        """A candidate is settled."""
-        trial = self._asked.pop(summary.candidate.candidate, None)
-        frozen = self._frozen(summary)
-        if trial is not None:
-            self._study.tell(trial, frozen.value, state=frozen.state)
-        self._reflect(frozen)
+        """A candidate is settled, or the budget has ended before it was."""
+        if summary.status not in ("running", "unfinished"):
+            self._view.end(summary)
+        self._reflect(summary)
+        if self._mirror is not None:
+            self._mirror.write()
+
+    def close(self) -> None:
+        """Wait until what was told is written where the dashboard reads it."""
+        if self._mirror is not None:
+            self._mirror.close()
 
     @property
     def running(self) -> int:
-        """Candidates asked for and not told."""
-        return len(self._asked)
+        """Candidates that the sampler sees as running."""
+        return self._view.running
 
-    def _ask_for(self, number: int, backbone: str, params: TrialParams) -> CandidateRecord:
-        encoded = self._space.encode(backbone, params)
-        if encoded is None:
-            raise ValueError(f"{params} lies outside the search space of {backbone}")
-        self._study.enqueue_trial(encoded)
-        return self._record(number, self._study.ask())
+    def _point(self) -> tuple[str, TrialParams] | None:
+        left = (p for p in self._points if _key(*p) not in self._taken)
+        return next(left, None)
 
-    def _record(self, number: int, trial: Trial) -> CandidateRecord:
-        backbone, params = self._space.sample(trial)
-        candidate = f"c{number:04d}"
-        trial.set_user_attr("candidate", candidate)
-        self._asked[candidate] = trial
-        self._tried.add(backbone)
-        return CandidateRecord(candidate=candidate, backbone=backbone, params=params.as_dict())
+    def _default(self) -> tuple[str, TrialParams] | None:
+        if not self._sampler.defaults:
+            return None
+        left = (b for b in self._space.backbones if b not in self._begun)
+        backbone = next(left, None)
+        return None if backbone is None else (backbone, self._space.default(backbone))
 
-    def _frozen(self, summary: CandidateSummary) -> FrozenTrial:
-        """A settled candidate as Optuna sees it: diverged ones count as bad, failed ones not."""
-        record = summary.candidate
-        params = TrialParams.from_dict(record.params)
-        encoded = self._space.encode(record.backbone, params)
-        known = encoded is not None
-        value = {
-            "complete": summary.pooled_logloss(summary.best) if summary.best else None,
-            "diverged": self._penalty,
-        }.get(summary.status)
-        return create_trial(
-            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
-            value=value,
-            params=encoded or {},
-            distributions=self._space.distributions(record.backbone) if known else {},
-            user_attrs={"candidate": record.candidate, "status": summary.status},
-        )
+    def _proposed(self, number: int, backbone: str | None) -> tuple[str, TrialParams] | None:
+        backbones = list(self._space.backbones)
+        generator = random.Random(f"{self._search.seed}/{number}")
+        first = backbones.index(backbone) if backbone else generator.randrange(len(backbones))
+        tried = (self._free(number, b) for b in backbones[first:] + backbones[:first])
+        return next((found for found in tried if found is not None), None)
 
-    def _reflect(self, trial: FrozenTrial) -> None:
+    def _free(self, number: int, backbone: str) -> tuple[str, TrialParams] | None:
+        """The sampler's first proposal that no candidate has. What it proposed in vain is
+        forgotten: the next ask sees candidates alone."""
+        trials = self._view.trials(backbone)
+        ask = Ask(self._search.seed, number, self._space.searched(backbone), trials)
+        for drawn in self._sampler.propose(ask):
+            params = self._space.decode(backbone, drawn)
+            if _key(backbone, params) not in self._taken:
+                return backbone, params
+        return None
+
+    def _start(self, candidate: str, backbone: str, params: TrialParams) -> None:
+        self._begun.add(backbone)
+        self._taken.add(_key(backbone, params))
+        self._expect(backbone, params)
+        self._view.start(candidate, backbone, params)
+
+    def _expect(self, backbone: str, params: TrialParams) -> None:
         if self._mirror is not None:
-            self._mirror.add_trial(trial)
+            self._mirror.expect(backbone, params)
+
+    def _reflect(self, summary: CandidateSummary) -> None:
+        if self._mirror is not None:
+            self._mirror.add(summary)
 
 
-def _open_mirror(path: Path) -> optuna.Study:
-    """Anew each time: a line torn by a kill would break later reads, and a stale lock would be
-    waited for. The path is absolute, as the lock's needs to be."""
-    for old in (path, path.with_name(path.name + ".lock")):
-        old.unlink(missing_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(path.resolve())))
-    return optuna.create_study(storage=storage, study_name="foldrace")
+def open_study(
+    store: RunStore,
+    config: SweepConfig,
+    space: SearchSpace,
+    gains: Callable[[], Mapping[str, float]],
+) -> CandidateStudy:
+    """The study of a run folder, as its config says. Raises UserError where the database or a
+    folder of `search.warm_start` cannot be read."""
+    earlier = earlier_candidates(config.search.warm_start, space, store.folds().hash)
+    mirror = open_mirror(store, config, space)
+    return CandidateStudy(space, config.search, len(store.classes()), mirror, gains, earlier)
 
 
-def _sampler(name: str, seed: int, number: int) -> BaseSampler:
-    digest = hashlib.sha256(f"{seed}/{number}".encode()).digest()
-    own_seed = int.from_bytes(digest[:4])
-    if name == "random":
-        return RandomSampler(seed=own_seed)
-    with warnings.catch_warnings():  # `group` and `constant_liar` are called experimental
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(seed=own_seed, multivariate=True, group=True, constant_liar=True)
+def _key(backbone: str, params: TrialParams) -> _Key:
+    return backbone, tuple(params.as_dict().items())

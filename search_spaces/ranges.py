@@ -6,6 +6,7 @@ Takes bounds, gives immutable ranges that know what they contain.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Value = int | float | str
@@ -29,6 +30,16 @@ class Float:
         """The arithmetic middle, or the geometric one of a log range."""
         return _middle(self.low, self.high, self.log)
 
+    def grid(self, points: int) -> tuple[float, ...]:
+        """So many values from low to high: equal steps, or equal factors of a log range."""
+        if self.low == self.high:
+            return (self.low,)
+        return _spaced(self.low, self.high, points, self.log)
+
+    def every(self) -> Sequence[float] | None:
+        """All values; None where they cannot be listed."""
+        return (self.low,) if self.low == self.high else None
+
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
 
@@ -51,6 +62,17 @@ class Int:
 
     def middle(self) -> int:
         return round(_middle(self.low, self.high, self.log))
+
+    def grid(self, points: int) -> tuple[int, ...]:
+        """All values where there are no more than `points`, else so many, spaced as those of a
+        `Float` and rounded."""
+        if self.high - self.low < points:
+            return tuple(self.every())
+        return tuple(dict.fromkeys(map(round, _spaced(self.low, self.high, points, self.log))))
+
+    def every(self) -> Sequence[int]:
+        """All values."""
+        return range(self.low, self.high + 1)
 
     def __str__(self) -> str:
         return f"whole numbers {self.low} to {self.high}{' (log)' if self.log else ''}"
@@ -77,6 +99,14 @@ class Choice:
         if len(numbers) < len(self.values):
             return self.values[0]
         return sorted(numbers)[(len(numbers) - 1) // 2]
+
+    def grid(self, points: int) -> tuple[Value, ...]:
+        """All values, however many `points` are asked for."""
+        return self.values
+
+    def every(self) -> Sequence[Value]:
+        """All values."""
+        return self.values
 
     def __str__(self) -> str:
         return "one of " + ", ".join(shown(value) for value in self.values)
@@ -113,3 +143,10 @@ def _check_bounds(low: float, high: float, log: bool) -> None:
 
 def _middle(low: float, high: float, log: bool) -> float:
     return math.sqrt(low * high) if log else (low + high) / 2
+
+
+def _spaced(low: float, high: float, points: int, log: bool) -> tuple[float, ...]:
+    """The ends are exact: rounding must not carry one out of the range."""
+    parts = [i / (points - 1) for i in range(1, points - 1)]
+    inner = [low * (high / low) ** x if log else low + (high - low) * x for x in parts]
+    return (low, *inner, high)

@@ -1,14 +1,13 @@
 """From the config's search section to hyperparameters: what each backbone may vary.
 
-Takes a `SweepConfig`, gives a `SearchSpace` that draws `TrialParams` from an
-Optuna trial, or the problems in the config.
+Takes a `SweepConfig`, gives a `SearchSpace` that turns what Optuna draws into `TrialParams` and
+back, or the problems in the config.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from optuna.distributions import (
     BaseDistribution,
@@ -16,15 +15,12 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import Trial
 
 from experiment.config import SEARCH, KnobConfig, RangeConfig, SweepConfig
 from experiment.errors import Problem
 from experiment.names import closest
 from search_spaces.params import KNOBS, Knob, TrialParams
 from search_spaces.ranges import Choice, Float, Int, Name, Range, Value, shown
-
-BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -64,36 +60,53 @@ class SearchSpace:
             {knob: setting.default for knob, setting in self.settings[backbone].items()}
         )
 
-    def sample(self, trial: Trial) -> tuple[str, TrialParams]:
-        """Draw a backbone and its hyperparameters."""
-        backbone = str(trial.suggest_categorical(BACKBONE, list(self.backbones)))
-        values = {k: _suggest(trial, s) for k, s in self.settings[backbone].items()}
-        return backbone, TrialParams.from_dict(values)
+    def configured(self, backbone: str, given: Mapping[str, Value]) -> TrialParams:
+        """The default configuration with some knobs at given values, inside the space or not."""
+        cast = {knob: KNOBS[knob].cast(value) for knob, value in given.items()}
+        return TrialParams.from_dict(self.default(backbone).as_dict() | cast)
+
+    def searched(self, backbone: str) -> dict[str, Range]:
+        """Optuna's name -> range, of the knobs that are searched for a backbone."""
+        settings = self.settings[backbone].values()
+        return {s.name: s.range for s in settings if s.range is not None}
+
+    def decode(self, backbone: str, drawn: Mapping[str, Value]) -> TrialParams:
+        """The configuration for Optuna's names and values."""
+        return TrialParams.from_dict(
+            {
+                knob: setting.default if setting.range is None else drawn[setting.name]
+                for knob, setting in self.settings[backbone].items()
+            }
+        )
 
     def encode(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
         """Optuna's names and values for a configuration; None where it lies outside this space
-        (as after `resume --set search.space...`)."""
+        (as after `resume --set search.space...`, or a point given by hand)."""
+        encoded = self.place(backbone, params)
+        return encoded if encoded is not None and self.fixed_alike(backbone, params) else None
+
+    def place(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
+        """As `encode`, whatever the knobs have that are not searched here."""
         if backbone not in self.settings:
             return None
-        encoded: dict[str, Value] = {BACKBONE: backbone}
+        values, encoded = params.as_dict(), dict[str, Value]()
         for knob, setting in self.settings[backbone].items():
-            value = params.as_dict()[knob]
-            if setting.range is None and value == setting.default:
+            if setting.range is None:
                 continue
-            if setting.range is None or not setting.range.contains(value):
+            if not setting.range.contains(values[knob]):
                 return None
-            encoded[setting.name] = value
+            encoded[setting.name] = values[knob]
         return encoded
+
+    def fixed_alike(self, backbone: str, params: TrialParams) -> bool:
+        """Whether the knobs that are not searched have this space's values."""
+        values = params.as_dict()
+        settings = self.settings[backbone].items()
+        return all(values[k] == s.default for k, s in settings if s.range is None)
 
     def distributions(self, backbone: str) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the searched knobs of a backbone."""
-        found: dict[str, BaseDistribution] = {
-            BACKBONE: CategoricalDistribution(list(self.backbones))
-        }
-        for setting in self.settings[backbone].values():
-            if setting.range is not None:
-                found[setting.name] = _distribution(setting.range)
-        return found
+        return {name: distribution(r) for name, r in self.searched(backbone).items()}
 
 
 def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Problem]]:
@@ -209,19 +222,8 @@ def _check_value(knob: Knob, value: Value) -> None:
         raise ValueError(f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
 
 
-def _suggest(trial: Trial, setting: Setting) -> Value:
-    match setting.range:
-        case None:
-            return setting.default
-        case Float(low, high, log):
-            return trial.suggest_float(setting.name, low, high, log=log)
-        case Int(low, high, log):
-            return trial.suggest_int(setting.name, low, high, log=log)
-        case Choice(values):
-            return cast(Value, trial.suggest_categorical(setting.name, list(values)))
-
-
-def _distribution(chosen: Range) -> BaseDistribution:
+def distribution(chosen: Range) -> BaseDistribution:
+    """Optuna's form of a range."""
     match chosen:
         case Float(low, high, log):
             return FloatDistribution(low, high, log=log)

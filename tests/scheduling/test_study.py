@@ -19,11 +19,11 @@ from search_spaces.sampling import build_space
 BACKBONES = ("timm/test_resnet", "timm/test_vit")
 
 
-def make(journal: Path | None = None, **search: object) -> CandidateStudy:
+def make(**search: object) -> CandidateStudy:
     config = sweep(**search)
     space, problems = build_space(config, "")
     assert not problems
-    return CandidateStudy(space, config.search, 10, journal)
+    return CandidateStudy(space, config.search, 10)
 
 
 def sweep(**search: object) -> SweepConfig:
@@ -48,11 +48,6 @@ def settled(record: CandidateRecord, status: str, losses: tuple[float, ...]) -> 
     return CandidateSummary(record, status, trials, 2)  # type: ignore[arg-type]
 
 
-def mirror(path: Path) -> list[optuna.trial.FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name="foldrace", storage=storage).get_trials()
-
-
 def test_the_first_candidate_of_each_backbone_is_its_default() -> None:
     study = make()
     space, _ = build_space(sweep(), "")
@@ -71,32 +66,6 @@ def test_the_same_number_gets_the_same_suggestion(sampler: str) -> None:
         assert one == second.ask(number)
         first.tell(settled(one, "complete", (0.5, 0.6)))
         second.tell(settled(one, "complete", (0.5, 0.6)))
-
-
-def test_what_is_told(tmp_path: Path) -> None:
-    journal = tmp_path / "study.journal"
-    study = make(journal)
-    records = [study.ask(number) for number in range(3)]
-    study.tell(settled(records[0], "complete", (0.4, 0.8)))
-    study.tell(settled(records[1], "diverged", (0.4,)))
-    study.tell(settled(records[2], "failed", ()))
-    trials = mirror(journal)
-    assert [t.state for t in trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
-    assert trials[0].value == pytest.approx((10 * 0.4 + 30 * 0.8) / 40)  # pooled over rows
-    assert trials[1].value is not None and math.log(10) < trials[1].value < math.inf
-    assert [t.user_attrs["candidate"] for t in trials] == ["c0000", "c0001", "c0002"]
-    assert study.running == 0
-
-
-def test_a_torn_journal_is_rebuilt(tmp_path: Path) -> None:
-    journal = tmp_path / "study.journal"
-    study = make(journal)
-    record = study.ask(0)
-    study.tell(settled(record, "complete", (0.4, 0.8)))
-    journal.write_bytes(journal.read_bytes()[:-7])
-    again = make(journal)
-    again.replay(settled(record, "complete", (0.4, 0.8)))
-    assert len(mirror(journal)) == 1
 
 
 def test_replayed_candidates_leave_the_sampler_where_it_was() -> None:
@@ -124,12 +93,3 @@ def test_an_unfinished_candidate_goes_on_as_running() -> None:
     assert resumed.running == 0
 
 
-def test_candidates_outside_a_changed_space_are_left_out_of_the_samplers_view(
-    tmp_path: Path,
-) -> None:
-    record = make().ask(0)
-    journal = tmp_path / "study.journal"
-    changed = make(journal, space={"lr": RangeConfig(low=0.01, high=0.1, log=True)})
-    changed.replay(settled(record, "complete", (0.4, 0.8)))
-    assert mirror(journal) == []
-    assert changed.ask(1).backbone == BACKBONES[1]  # the first one has had its default

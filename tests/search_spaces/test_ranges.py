@@ -81,3 +81,24 @@ def test_words() -> None:
     assert str(Int(1, 8)) == "whole numbers 1 to 8"
     assert str(Choice((1.0, 0.5))) == "one of 1, 0.5"
     assert str(Choice(("sgd", "adamw"))) == "one of sgd, adamw"
+
+
+def test_grids_are_evenly_spaced_with_exact_ends() -> None:
+    assert Float(0.1, 0.7).grid(4) == pytest.approx((0.1, 0.3, 0.5, 0.7))
+    assert Float(1e-5, 1e-1, log=True).grid(5) == pytest.approx((1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+    for chosen in (Float(0.1, 0.7), Float(1e-5, 3e-3, log=True)):
+        assert all(chosen.contains(value) for value in chosen.grid(7))
+        assert (chosen.grid(7)[0], chosen.grid(7)[-1]) == (chosen.low, chosen.high)
+    assert Float(0.3, 0.3).grid(5) == (0.3,)
+    assert Int(2, 5).grid(5) == (2, 3, 4, 5)
+    assert Int(1, 5).grid(5) == (1, 2, 3, 4, 5)
+    assert Int(0, 20).grid(5) == (0, 5, 10, 15, 20)
+    assert Int(1, 256, log=True).grid(5) == (1, 4, 16, 64, 256)
+    assert Choice(tuple(range(9))).grid(2) == tuple(range(9))
+
+
+def test_what_can_be_listed_is() -> None:
+    assert list(Int(3, 6).every()) == [3, 4, 5, 6]
+    assert Choice(("b", "a")).every() == ("b", "a")
+    assert Float(0.5, 0.5).every() == (0.5,)
+    assert Float(0.5, 0.6).every() is None

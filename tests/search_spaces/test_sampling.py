@@ -41,7 +41,12 @@ def space(training: TrainingConfig | None = None, **keys: Any) -> SearchSpace:
 
 def sampled(of: SearchSpace, n: int, seed: int = 0) -> list[tuple[str, TrialParams]]:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    return [of.sample(study.ask()) for _ in range(n)]
+    drawn = []
+    for i in range(n):
+        backbone = of.backbones[i % len(of.backbones)]
+        trial = study.ask(fixed_distributions=of.distributions(backbone))
+        drawn.append((backbone, of.decode(backbone, trial.params)))
+    return drawn
 
 
 def test_nothing_given_means_the_knobs_own_ranges() -> None:
@@ -183,18 +188,18 @@ MIXED = {
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31 - 1))
-def test_encode_and_sample_are_inverse(seed: int) -> None:
+def test_encode_and_decode_are_inverse(seed: int) -> None:
     """`enqueue_trial(encode(...))` draws exactly the same again."""
     built = space(space=MIXED, per_backbone={B: {"lr": {"low": 1e-6, "high": 1e-5}}})
-    ((backbone, params),) = sampled(built, 1, seed)
-    encoded = built.encode(backbone, params)
-    assert encoded is not None
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(encoded)
-    trial = study.ask()
-    assert built.sample(trial) == (backbone, params)
-    assert trial.params == encoded
-    assert trial.distributions == built.distributions(backbone)
+    for backbone, params in sampled(built, 2, seed):
+        encoded = built.encode(backbone, params)
+        assert encoded is not None
+        assert built.decode(backbone, encoded) == params
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study.enqueue_trial(encoded)
+        trial = study.ask(fixed_distributions=built.distributions(backbone))
+        assert trial.params == encoded
+        assert trial.distributions == built.distributions(backbone)
 
 
 def test_a_frozen_trial_of_the_encoding_is_accepted_by_optuna() -> None:
@@ -208,8 +213,8 @@ def test_a_frozen_trial_of_the_encoding_is_accepted_by_optuna() -> None:
                 distributions=built.distributions(backbone),
             )
         )
-    backbone, _ = built.sample(study.ask())
-    assert backbone in (A, B)
+    trial = study.ask(fixed_distributions=built.distributions(A))
+    assert built.encode(A, built.decode(A, trial.params)) == trial.params
 
 
 @pytest.mark.parametrize(
@@ -223,6 +228,31 @@ def test_what_lies_outside_the_space_has_no_encoding(
     inside = built.default(A)
     assert built.encode(A, inside) is not None
     assert built.encode(backbone, TrialParams.from_dict(inside.as_dict() | changes)) is None
+
+
+def test_a_fixed_knob_with_another_value_can_be_placed_all_the_same() -> None:
+    built = space(space=MIXED)
+    other = TrialParams.from_dict(built.default(A).as_dict() | {"dropout": 0.3})
+    assert built.place(A, other) == built.encode(A, built.default(A))
+    assert not built.fixed_alike(A, other)
+    assert built.place("timm/gone", other) is None
+
+
+def test_a_configuration_given_by_hand_may_lie_outside() -> None:
+    built = space(space=MIXED, per_backbone={B: {"lr": {"low": 1e-6, "high": 1e-5}}})
+    params = built.configured(B, {"lr": 0.5, "batch_size": 48.0})
+    default = built.default(B)
+    assert (params.lr, params.batch_size, type(params.batch_size)) == (0.5, 48, int)
+    assert params.as_dict() | {"lr": default.lr, "batch_size": default.batch_size} == (
+        default.as_dict()
+    )
+
+
+def test_the_optuna_names_of_what_is_searched() -> None:
+    built = space(space=MIXED, per_backbone={B: {"lr": {"low": 1e-6, "high": 1e-5}}})
+    assert built.searched(A)["lr"] == KNOBS["lr"].search
+    assert built.searched(B)[f"lr[{B}]"] == Float(1e-6, 1e-5, log=True)
+    assert "dropout" not in built.searched(A) and "lr" not in built.searched(B)
 
 
 def test_names_are_searched_like_numbers() -> None:
