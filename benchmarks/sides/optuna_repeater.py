@@ -30,8 +30,9 @@ from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
 from experiment.records import CandidateRecord
 from experiment.store import RunStore
+from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
 from scheduling.fold_trial import TrialJob, trainable
-from search_spaces.sampling import BACKBONE, build_space
+from search_spaces.sampling import build_space
 
 _ENDLESS = 1_000_000  # fold trials: the time is the limit
 
@@ -40,13 +41,14 @@ def _fold_trial(job: TrialJob, config: SweepConfig, drawn: dict[str, Any]) -> No
     """In a worker process."""
     fold = drawn.pop(TRIAL_INDEX)
     space, _ = build_space(config, "")
-    backbone, params = space.sample(optuna.trial.FixedTrial(drawn))  # type: ignore[arg-type]
+    backbone = drawn.pop(BACKBONE)
+    params = space.decode(backbone, drawn)
     digest = hashlib.sha256(json.dumps([backbone, params.as_dict()]).encode()).hexdigest()
     candidate = f"c{int(digest, 16) % 10**9:09d}"
     record = CandidateRecord(candidate=candidate, backbone=backbone, params=params.as_dict())
     RunStore.open(job.run).save_candidate(record)
-    named = {"candidate": candidate, "backbone": backbone, "params": params.as_dict()}
-    trainable(job)(named | {"fold": fold})
+    named = {CANDIDATE: candidate, BACKBONE: backbone, PARAMS: params.as_dict(), FOLD: fold}
+    trainable(job)(named)
 
 
 def main(path: Path, run: Path, seconds: float) -> None:
@@ -66,10 +68,12 @@ def main(path: Path, run: Path, seconds: float) -> None:
         devices=1,
     )
     space, _ = build_space(config, "")
-    # One space for every backbone: OptunaSearch takes no conditions in a plain dict.
-    distributions = space.distributions(config.search.backbones[0])
-    search = OptunaSearch(
-        space=distributions, metric="val_logloss", mode="min", seed=config.search.seed
+    choice = optuna.distributions.CategoricalDistribution(space.backbones)
+    search = OptunaSearch(  # the backbones of the benchmark have the same ranges
+        space={BACKBONE: choice, **space.distributions(space.backbones[0])},
+        metric="val_logloss",
+        mode="min",
+        seed=config.search.seed,
     )
     slots = len(os.sched_getaffinity(0))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
@@ -88,5 +92,4 @@ def main(path: Path, run: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    assert BACKBONE == "backbone"
     main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

@@ -28,7 +28,7 @@ from experiment.records import CandidateRecord, Oof
 from experiment.store import RunStore, weights_name
 from inference.fold_model import BATCH, RunModels
 from search_spaces.params import TrialParams
-from search_spaces.sampling import BACKBONE, build_space
+from search_spaces.sampling import build_space
 from trainables.data import loader_settings
 from trainables.predict import log_probabilities, scoring_loader
 from trainables.spec import EpochReport, TrialSpec
@@ -76,11 +76,11 @@ def _run_folder(folder: Path, candidates: int, epochs: int) -> RunStore:
 def _drawn(config: SweepConfig) -> Iterator[CandidateRecord]:
     """At random from the config's space, each backbone as often as any other."""
     space, _ = build_space(config, "")
-    sampler = optuna.samplers.RandomSampler(seed=config.search.seed)
-    study = optuna.create_study(sampler=sampler)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.search.seed))
     for number in range(config.search.candidates):
-        study.enqueue_trial({BACKBONE: space.backbones[number % len(space.backbones)]})
-        backbone, params = space.sample(study.ask())
+        backbone = space.backbones[number % len(space.backbones)]
+        drawn = study.ask(fixed_distributions=space.distributions(backbone)).params
+        params = space.decode(backbone, drawn)
         yield CandidateRecord(
             candidate=f"c{number:04d}", backbone=backbone, params=params.as_dict()
         )
