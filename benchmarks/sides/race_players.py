@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from race_table import Key, RaceTable
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -47,6 +47,16 @@ class _Trial:
     last_result: dict[str, Any] = field(default_factory=dict)
 
 
+class _Scheduler(Protocol):
+    """What is called of a Tune scheduler; there is no Tune that it could call back."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None: ...
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str: ...
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Any, result: dict[str, Any]
+    ) -> None: ...
+
+
 class Foldrace:
     """The product's searcher in a run folder of its own, with FoldASHA where the race has it, or
     with Ray's ASHA over all fold trials alike."""
@@ -68,7 +78,7 @@ class Foldrace:
         self._trials: dict[str, _Trial] = {}
         judge = Race(self._store, race)
         self._searcher = _searcher(table, config, self._store, judge, slots)
-        self._scheduler: TrialScheduler | None = None
+        self._scheduler: _Scheduler | None = None
         if mixing_asha:
             self._scheduler = _plain_asha(table, race)
         elif race.stops_epochs:
