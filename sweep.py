@@ -5,6 +5,7 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,9 +79,10 @@ def run(
 ) -> None:
     """Check, folds, sweep, blend, submission, report."""
     with _exit_codes(context):
+        started = time.monotonic()  # the imports are within the time budget, too
         from commands.run import run as command
 
-        command(config, out, set_ or (), address, dry_run, smoke, _console())
+        command(config, out, set_ or (), address, dry_run, smoke, _console(), started)
 
 
 @app.command()
@@ -95,9 +97,10 @@ def resume(
 ) -> None:
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
     with _exit_codes(context):
+        started = time.monotonic()
         from commands.resume import resume as command
 
-        command(folder, set_ or (), retry_failed, address, _console())
+        command(folder, set_ or (), retry_failed, address, _console(), started)
 
 
 @app.command()
@@ -132,7 +135,7 @@ def status(
 ) -> None:
     """The leaderboard, and what is left."""
     with _exit_codes(context):
-        from commands.inspect import status as command
+        from commands.status import status as command
 
         command(folder, watch, _console())
 

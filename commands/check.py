@@ -9,6 +9,7 @@ from rich.console import Console
 
 from commands.machine import cores
 from commands.plugins import parse_with_plugins
+from experiment.config import SweepConfig
 from experiment.config_file import ParsedConfig, parse_config
 from experiment.errors import Problem, RunFolderError
 from experiment.folds import folds_csv, make_folds
@@ -41,13 +42,23 @@ def print_plan(plan: Plan, console: Console) -> None:
     config = plan.config
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
-    trials = config.search.candidates * config.folds.k
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "
-        f"{config.search.candidates} candidates × {config.folds.k} folds = {trials} fold trials "
-        f"of {len(config.search.backbones)} backbones; at most {plan.disk_bytes / 1e9:.2f} GB"
+        f"{_trials(config)} of {len(config.search.backbones)} backbones; "
+        f"at most {plan.disk_bytes / 1e9:.2f} GB"
     )
+
+
+def _trials(config: SweepConfig) -> str:
+    """How many fold trials there are; with a race or another limit at most."""
+    candidates, folds = config.search.candidates, config.folds.k
+    trials = candidates * folds
+    most = min(trials, config.search.fold_trials or trials)
+    limited = config.race.rule != "none" or config.resources.gpu_hours or most < trials
+    if not limited and config.resources.time_budget is None:
+        return f"{candidates} candidates × {folds} folds = {trials} fold trials"
+    return f"{candidates} candidates × {folds} folds, up to {most} fold trials"
 
 
 def already_exists(store: RunStore, parsed: ParsedConfig) -> RunFolderError:

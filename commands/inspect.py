@@ -1,10 +1,9 @@
-"""`status`, `predict`: look at a run folder, use its blend."""
+"""`predict`: use a run's blend."""
 
 from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,30 +17,6 @@ from experiment.images import ImageError, find_images, read_rgb
 from experiment.store import RunStore
 from experiment.tables import on_disk, read_table
 from inference.predictor import Predictor
-from reporting.live import print_leaderboard
-
-_WATCH_EVERY = 5.0  # seconds
-
-
-def status(root: str, watch: bool, console: Console) -> None:
-    """Leaderboard and what is left; `watch` shows it again until every candidate is settled."""
-    store = RunStore.open(root)
-    while True:
-        summaries = store.summaries(running=True)
-        config = store.config()
-        done = [trial for summary in summaries for trial in summary.trials]
-        total = config.search.candidates * store.fold_count
-        print_leaderboard(console, summaries, limit=20)
-        line = f"{len(done)} of {total} fold trials ended"
-        if done:
-            mean = sum(trial.seconds for trial in done) / len(done)
-            left = mean * max(0, total - len(done))
-            line += f", {mean:.0f} s each, about {left:.0f} s of work left"
-        console.print(line)
-        settled = [s for s in summaries if s.status != "running"]
-        if not watch or len(settled) >= config.search.candidates:
-            return
-        time.sleep(_WATCH_EVERY)
 
 
 def predict(

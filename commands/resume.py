@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,15 +27,28 @@ _EXTENDABLE = (
     "search.space",
     "search.per_backbone",
     "search.sampler",
+    "search.objective",
+    "search.points",
+    "search.min_share",
+    "search.fold_trials",
+    "search.storage",
+    "race.",
     "resources.",
     "ensemble.",
 )
 
 
 def resume(
-    root: str, overrides: Sequence[str], retry_failed: bool, address: str | None, console: Console
+    root: str,
+    overrides: Sequence[str],
+    retry_failed: bool,
+    address: str | None,
+    console: Console,
+    started: float | None = None,
 ) -> RunStore:
-    """Go on with a run; finished fold trials are kept. Overrides may extend budget and space."""
+    """Go on with a run; finished fold trials are kept, and who was stopped stays so. Overrides may
+    extend budget and space. `started` as of `run`."""
+    began = time.monotonic() if started is None else started
     store = open_run(root, console)
     parsed = _parse_stored(store, overrides)
     _refuse_other_changes(store, parsed)
@@ -51,7 +65,7 @@ def resume(
             for (candidate, fold), trial in store.trials().items():
                 if trial.status == "failed":
                     store.forget_trial(candidate, fold)
-        sweep_and_finish(store, space, str(manifest.image_root), address, console)
+        sweep_and_finish(store, space, str(manifest.image_root), address, console, began)
     return store
 
 

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from commands.check import already_exists, print_plan
 from commands.finish import finish
 from commands.machine import cores
 from commands.plugins import parse_with_plugins
 from commands.terminal import log_folder, logging_to, only_driver, only_our_output
-from experiment.config import ResourcesConfig
+from experiment.config import ResourcesConfig, SweepConfig
 from experiment.config_file import ParsedConfig
-from experiment.errors import EnvironmentProblem, Interrupted
-from experiment.folds import folds_csv
+from experiment.errors import EnvironmentProblem, Interrupted, listing
+from experiment.folds import HELD_OUT, folds_csv
 from experiment.near_duplicates import save_near_duplicates
 from experiment.plugins import loaded
+from experiment.records import CandidateSummary
 from experiment.store import RunStore
+from experiment.test_set import read_test_set
 from reporting.live import LiveView, print_leaderboard
+from reporting.markup import duration
 from scheduling.cluster import Node, alive_nodes, connect, this_machine, unreachable
 from scheduling.preflight import preflight
+from scheduling.reserve import Deadline, Ending
 from scheduling.tuner import SweepOutcome, run_sweep
 from search_spaces.sampling import SearchSpace
 
@@ -38,8 +45,11 @@ def run(
     dry_run: bool,
     smoke: bool,
     console: Console,
+    started: float | None = None,
 ) -> RunStore:
-    """The main job. Raises UserError before anything is written, Interrupted on Ctrl-C."""
+    """The main job. `started`: when the command began, by `time.monotonic`, for the time budget;
+    None: now. Raises UserError before anything is written, Interrupted on Ctrl-C."""
+    began = time.monotonic() if started is None else started
     parsed = parse_with_plugins(config, overrides, smoke)
     name = parsed.config.name if parsed.config else config.stem
     store = RunStore(out or f"runs/{name}")
@@ -52,7 +62,8 @@ def run(
             text = folds_csv(plan.manifest, plan.fold)
             store.create(plan.config, text, plan.manifest.classes, loaded())
             save_near_duplicates(store.files, plan.near_duplicates)
-            sweep_and_finish(store, plan.space, str(plan.manifest.image_root), address, console)
+            images = str(plan.manifest.image_root)
+            sweep_and_finish(store, plan.space, images, address, console, began)
     return store
 
 
@@ -69,10 +80,17 @@ def cluster_for_checks(parsed: ParsedConfig, address: str | None) -> Iterator[li
 
 
 def sweep_and_finish(
-    store: RunStore, space: SearchSpace, image_root: str, address: str | None, console: Console
+    store: RunStore,
+    space: SearchSpace,
+    image_root: str,
+    address: str | None,
+    console: Console,
+    began: float,
 ) -> None:
+    """`began`: when the command did; all of it is within the time budget."""
     config = store.config()
     folder = log_folder(store)
+    deadline = _deadline(store, config, began)
     with (
         only_driver(store, folder),
         logging_to(folder),
@@ -87,32 +105,72 @@ def sweep_and_finish(
                 f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
             )
             _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
+            if deadline is not None:
+                screen.print(_kept(deadline, "at first"))
             with LiveView(screen) as view:
-                outcome = run_sweep(store, config, space, image_root, cluster, view.update)
+                outcome = run_sweep(
+                    store, config, space, image_root, cluster, view.update, deadline
+                )
             _log.info("sweep: ended after %.1f s", outcome.seconds)
         _log.info("Ray: stopped")
         if outcome.interrupted:
             raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
         print_leaderboard(screen, outcome.summaries, limit=10)
         _print_trouble(outcome, screen)
+        if deadline is not None:
+            screen.print(_kept(deadline, "at the end"))
         finished = finish(store, screen)
         screen.print(f"Report: {store.root}/{finished.report}")
         _log.info("run: blend and report written")
 
 
+def _deadline(store: RunStore, config: SweepConfig, began: float) -> Deadline | None:
+    """For the fold trials; None without a time budget."""
+    if config.resources.time_budget is None:
+        return None
+    fold, test = store.folds().fold, read_test_set(config.data, store.classes())
+    ending = Ending(
+        rows=len(fold),
+        classes=len(store.classes()),
+        folds=store.fold_count,
+        test_images=(len(test) if test is not None else 0) + int((fold == HELD_OUT).sum()),
+        backbones=len(config.search.backbones),
+        max_members=config.ensemble.max_members,
+        max_ms_per_image=config.ensemble.max_ms_per_image,
+    )
+    return Deadline(config.resources.time_budget, began, ending)
+
+
+def _kept(deadline: Deadline, when: str) -> str:
+    """How much of the time budget the sweep leaves."""
+    line = f"Kept of the time budget for blend, submission and report, {when}: "
+    line += duration(deadline.reserved)
+    if deadline.reserved < deadline.expected:
+        line += f"; they may take {duration(deadline.expected)}, and so end after it"
+    return line
+
+
 def _print_trouble(outcome: SweepOutcome, console: Console) -> None:
-    """One line for each candidate that will not be in the blend."""
-    if outcome.out_of_time:
-        console.print("[yellow]warning[/yellow] the time budget ended the sweep")
+    """Why the sweep ended where it is not over, and who will not be in the blend."""
+    by_status: dict[str, list[CandidateSummary]] = defaultdict(list)
     for summary in outcome.summaries:
-        if summary.status == "complete":
-            continue
+        by_status[summary.status].append(summary)
+    if outcome.limit is not None:
+        _warn(console, f"the budget ended the sweep: {outcome.limit}")
+    for summary in (*by_status["diverged"], *by_status["failed"]):
         errors = [t.error for t in summary.trials if t.error]
-        reason = errors[0].strip().splitlines()[-1] if errors else "not all folds were trained"
-        console.print(
-            f"[yellow]warning[/yellow] {summary.candidate.candidate} {summary.status}: {reason}",
-            highlight=False,
-        )
+        reason = errors[0].strip().splitlines()[-1] if errors else "its loss was no number any more"
+        _warn(console, f"{summary.candidate.candidate} {summary.status}: {reason}")
+    if by_status["unfinished"]:
+        names = listing(s.candidate.candidate for s in by_status["unfinished"])
+        _warn(console, f"without all of their folds, and so not in the blend: {names}")
+    if by_status["stopped"]:
+        stopped = len(by_status["stopped"])
+        console.print(f"{stopped} candidates stopped by the race: decisions.csv has the numbers")
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
 
 
 def _local_folders(store: RunStore, image_root: str) -> list[str]:

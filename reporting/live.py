@@ -67,13 +67,13 @@ class LiveView:
     def update(self, progress: Progress) -> None:
         """Cheap: a terminal is redrawn by a thread of its own, at most 4 times a second."""
         for note in progress.notes[self._notes :]:  # above the live table, where there is one
-            _print_plain(self._console, f"warning: {note}")
+            print_plain(self._console, f"warning: {note}")
         self._notes = len(progress.notes)
         if self._live is not None:
             self._live.update(_screen(progress, self._console.height))
             return
         for line in self._lines.new(progress):
-            _print_plain(self._console, line)
+            print_plain(self._console, line)
 
 
 def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Table:
@@ -200,8 +200,8 @@ def _cell(text: str) -> Text:
     return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
-def _print_plain(console: Console, line: str) -> None:
-    """One whole line, however narrow the console claims to be."""
+def print_plain(console: Console, line: str) -> None:
+    """One whole line, without markup, however narrow the console claims to be."""
     console.print(
         Text(printable(line)), soft_wrap=True, highlight=False, markup=False, no_wrap=True
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from experiment.config import ResourcesConfig, SearchConfig
+from experiment.config import ResourcesConfig, SearchConfig, SweepConfig
+from experiment.errors import Problem
 
 _HOUR = 3600.0
 _OVERRUN = 0.5
@@ -107,6 +108,15 @@ def devices_of_a_trial(resources: ResourcesConfig, gpus: float) -> float:
     """What a fold trial's seconds are multiplied by. `gpus`: of each of its processes; on a machine
     without GPUs a process counts as one device."""
     return resources.devices_per_trial * (gpus if gpus > 0 else 1.0)
+
+
+def budget_problems(config: SweepConfig) -> list[Problem]:
+    """Limits with which no candidate could ever be complete."""
+    limit, folds = config.search.fold_trials, config.folds.k
+    if limit is None or limit >= folds:
+        return []
+    message = f"is {limit}, but a candidate is complete with folds.k = {folds} fold trials"
+    return [Problem("search.fold_trials", f"{message}; allowed: at least {folds}")]
 
 
 def _fits_time(left: float | None, need: Need) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from experiment.config import SweepConfig
 from experiment.errors import Problem, UserError
+from scheduling.budget import budget_problems
 from scheduling.cluster import Node, resource_problems
 from scheduling.ensemble_checks import ensemble_problems
 from scheduling.search_checks import search_problems
@@ -41,6 +42,7 @@ def config_problems(
         *_backbone_problems(config, space),
         *_name_problems(config, space),
         *search_problems(config, space),
+        *budget_problems(config),
         *ensemble_problems(config, space, earlier),
         *check_combinations(space.settings, config.training, drops_paths),
         *_transform_problems(config, space),

@@ -156,7 +156,9 @@ class FoldSearcher(Searcher):
         for summary in summaries:
             candidate = summary.candidate.candidate
             if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
-                self._judge(candidate)
+                settled = self._judge(candidate)
+                if settled is not None and summary.status == "running":
+                    self._on_settled(settled)
         for summary in self.ledger.summaries():
             self._study.replay(summary)
             if summary.status != "running":  # settled: none of its folds is trained any more

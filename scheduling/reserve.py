@@ -49,9 +49,9 @@ class Deadline:
     """Seconds left for fold trials, so that the whole command ends within its budget. What is kept
     for the end follows what fold trials take: it grows and falls while the sweep runs."""
 
-    def __init__(self, budget: float | None, started: float, ending: Ending) -> None:
-        """`budget` in seconds, None without one; `started`: when the command began, on the clock
-        that `seconds_left` is asked with."""
+    def __init__(self, budget: float, started: float, ending: Ending) -> None:
+        """`budget` in seconds; `started`: when the command began, on the clock that `seconds_left`
+        is asked with."""
         self._budget, self._started, self._ending = budget, started, ending
         self._passes = 0.0  # forward passes of one image
         self._trained = 0.0  # seconds that they took
@@ -68,18 +68,15 @@ class Deadline:
         if summary.status == "complete":
             self._variants += len(summary.variants)
 
-    def seconds_left(self, now: float) -> float | None:
-        """For fold trials, from `now` on; below 0 after the deadline, None without a budget."""
-        if self._budget is None:
-            return None
+    def seconds_left(self, now: float) -> float:
+        """For fold trials, from `now` on; below 0 after the deadline."""
         return self._started + self._budget - self.reserved - now
 
     @property
     def reserved(self) -> float:
         """Seconds for the end of the run: what it is expected to take, a third of the budget at
         most."""
-        expected = self.expected
-        return expected if self._budget is None else min(expected, _MOST * self._budget)
+        return min(self.expected, _MOST * self._budget)
 
     @property
     def expected(self) -> float:

@@ -7,9 +7,12 @@ Takes fold trials, decisions and candidates as they end, gives `Progress`.
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from experiment.config import ResourcesConfig, SearchConfig
 from experiment.progress import Event, Progress, RunningTrial, Used
@@ -37,8 +40,7 @@ class Tally:
         self._search, self._resources, self._devices = search, resources, devices
         self._budget = Budget(search, resources)
         self.pace = Pace(folds)
-        self._open: dict[str, list[TrialRecord]] = {}  # with a fold trial that ended
-        self._open_decisions: dict[str, list[RaceDecision]] = defaultdict(list)
+        self._open: dict[str, CandidateSummary] = {}  # not settled, as far as they are known
         self._settled: Counter[CandidateStatus] = Counter()
         self._best: list[tuple[float, str, CandidateSummary]] = []  # ascending
         self._events: list[Event] = []
@@ -49,26 +51,33 @@ class Tally:
     # -- what happens
 
     def replay(self, summaries: Sequence[CandidateSummary]) -> None:
-        """The candidates of earlier sessions, with what they have."""
+        """The candidates of earlier sessions, with what the race has decided about them since."""
         for summary in summaries:
             for trial in summary.trials:
                 self._count(trial)
             if summary.status in ("running", "unfinished"):
-                self._open_decisions[summary.candidate.candidate] += summary.decisions
+                self._open[summary.candidate.candidate] = summary
             else:
                 self._settle(summary)
         decided = (d for summary in summaries for d in summary.decisions)
-        self._last.extend(sorted(decided, key=lambda d: d.number))
+        last = heapq.nlargest(_DECISIONS, decided, key=lambda d: d.number)
+        self._last = deque(reversed(last), _DECISIONS)
 
     def trial(self, record: TrialRecord) -> None:
         """A fold trial ended, and is not tried again."""
         self._count(record)
+        known = self._open.get(record.candidate) or self._new(record)
+        trials = sorted([*known.trials, record], key=lambda t: t.fold)
+        self._open[record.candidate] = replace(known, trials=tuple(trials))
         self._events.append(record)
 
     def decide(self, decision: RaceDecision) -> None:
         """The race decided after a fold of a candidate, or within one."""
         self._last.append(decision)
-        self._open_decisions[decision.candidate].append(decision)
+        known = self._open.get(decision.candidate)
+        if known is not None:
+            decisions = (*known.decisions, decision)
+            self._open[decision.candidate] = replace(known, decisions=decisions)
         self._events.append(decision)
 
     def settle(self, summary: CandidateSummary) -> None:
@@ -136,12 +145,10 @@ class Tally:
         self._seconds += record.seconds
         self._failed += record.status in ("failed", "diverged")
         self.pace.add(record)
-        self._open.setdefault(record.candidate, []).append(record)
 
     def _settle(self, summary: CandidateSummary) -> None:
         name = summary.candidate.candidate
         self._open.pop(name, None)
-        self._open_decisions.pop(name, None)
         self._settled[summary.status] += 1
         self.pace.settle(summary)
         if summary.status == "complete" and summary.best:
@@ -149,29 +156,28 @@ class Tally:
             bisect.insort(self._best, entry, key=lambda e: e[:2])
             del self._best[_LEADERS:]
 
+    def _new(self, record: TrialRecord) -> CandidateSummary:
+        candidate = CandidateRecord(
+            candidate=record.candidate, backbone=record.backbone, params=record.params
+        )
+        return CandidateSummary(candidate, "running", (), self.pace.folds)
+
     def _leaders(self) -> tuple[CandidateSummary, ...]:
         """No more than are shown."""
         best = [summary for _, _, summary in self._best]
-        names = sorted(self._open)[: _LEADERS - len(best)]
-        return tuple(best + [self._open_summary(name) for name in names])
-
-    def _open_summary(self, name: str) -> CandidateSummary:
-        trials = tuple(sorted(self._open[name], key=lambda t: t.fold))
-        record = CandidateRecord(
-            candidate=name, backbone=trials[0].backbone, params=trials[0].params
-        )
-        decisions = tuple(self._open_decisions.get(name, ()))
-        return CandidateSummary(record, "running", trials, self.pace.folds, decisions)
+        begun = (self._open[name] for name in sorted(self._open) if self._open[name].trials)
+        return (*best, *islice(begun, _LEADERS - len(best)))
 
     def _open_candidates(self, running: Sequence[RunningTrial]) -> list[OpenCandidate]:
-        """Those with a fold trial that ended or runs; of others nothing is known, nor is there."""
+        """Those that are known, and those whose first fold trial runs."""
         parts: dict[str, list[float]] = defaultdict(list)
         for trial in running:
             parts[trial.candidate].append(trial.epoch / trial.epochs)
-        backbones = {name: trials[0].backbone for name, trials in self._open.items()}
-        backbones |= {trial.candidate: trial.backbone for trial in running}
+        backbones = {trial.candidate: trial.backbone for trial in running}
+        backbones |= {name: known.candidate.backbone for name, known in self._open.items()}
+        done = {name: len(known.finished) for name, known in self._open.items()}
         return [
-            OpenCandidate(backbone, len(self._open.get(name, ())), parts.get(name, ()))
+            OpenCandidate(backbone, done.get(name, 0), parts.get(name, ()))
             for name, backbone in backbones.items()
         ]
 

@@ -6,8 +6,14 @@ import math
 
 import pytest
 
-from experiment.config import ResourcesConfig, SearchConfig
-from scheduling.budget import Budget, Need, Spent, devices_of_a_trial
+from experiment.config import (
+    DataConfig,
+    FoldsConfig,
+    ResourcesConfig,
+    SearchConfig,
+    SweepConfig,
+)
+from scheduling.budget import Budget, Need, Spent, budget_problems, devices_of_a_trial
 
 _NONE = Spent(0, 0, 0.0)
 
@@ -98,3 +104,18 @@ def test_devices_of_a_trial() -> None:
     assert devices_of_a_trial(ResourcesConfig(), gpus=0.5) == 0.5
     assert devices_of_a_trial(ResourcesConfig(devices_per_trial=4), gpus=1.0) == 4.0
     assert devices_of_a_trial(ResourcesConfig(devices_per_trial=2), gpus=0.0) == 2.0
+
+
+@pytest.mark.parametrize(("fold_trials", "wrong"), [(None, 0), (4, 1), (5, 0)])
+def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wrong: int) -> None:
+    search = SearchConfig(backbones=("b",), fold_trials=fold_trials)
+    config = SweepConfig(
+        name="x", data=DataConfig(train="t"), folds=FoldsConfig(k=5), search=search
+    )
+    problems = budget_problems(config)
+    assert len(problems) == wrong
+    for problem in problems:
+        assert str(problem) == (
+            "search.fold_trials: is 4, but a candidate is complete with folds.k = 5 fold trials; "
+            "allowed: at least 5"
+        )

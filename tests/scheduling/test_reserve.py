@@ -25,7 +25,7 @@ def _complete(seconds: float) -> CandidateSummary:
     return CandidateSummary(record, "complete", tuple(_trial(k, seconds) for k in range(5)), 5)
 
 
-def _after(candidates: int, budget: float | None = 1e6, ending: Ending = _ENDING) -> Deadline:
+def _after(candidates: int, budget: float = 1e6, ending: Ending = _ENDING) -> Deadline:
     deadline = Deadline(budget, 100.0, ending)
     for _ in range(candidates):
         summary = _complete(40.0)
@@ -33,10 +33,6 @@ def _after(candidates: int, budget: float | None = 1e6, ending: Ending = _ENDING
             deadline.add(trial)
         deadline.settle(summary)
     return deadline
-
-
-def test_without_a_budget_there_is_no_deadline() -> None:
-    assert _after(1, budget=None).seconds_left(1e9) is None
 
 
 def test_before_anything_has_run_only_what_is_certain_is_kept() -> None:

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from ray.train import WorkerGroupError
 
-from experiment.config import SearchConfig
+from experiment.config import RaceConfig, ResourcesConfig, SearchConfig
 from experiment.errors import RunFailure
 from experiment.plugin_files import PluginFile
 from experiment.plugins import PluginFailure, load, naming_plugins
 from experiment.records import TrialRecord, VariantScore
 from experiment.store import RunStore
+from scheduling.budget import Budget
 from scheduling.device_group import _memory_is_full
 from scheduling.fold_searcher import CANDIDATE, FOLD, FoldSearcher
 from scheduling.ledger import Ledger
+from scheduling.race import Race
+from scheduling.shares import Shares
 from scheduling.study import CandidateStudy
 from search_spaces.sampling import build_space
 
@@ -54,8 +57,17 @@ def searcher_for(store: RunStore, max_failures: int) -> FoldSearcher:
     """One candidate, all of its folds at once."""
     space, problems = build_space(store.config(), "")
     assert not problems
-    study = CandidateStudy(space, SearchConfig(backbones=("timm/test_vit",)), 3, None)
-    return FoldSearcher(store, study, Ledger(3, max_failures), 1, lambda: 3)
+    search = SearchConfig(backbones=("timm/test_vit",), candidates=1)
+    race = Race(store, RaceConfig())
+    return FoldSearcher(
+        store,
+        CandidateStudy(space, search, 3, None, race.gains),
+        Ledger(3, max_failures, min_complete=5),
+        race,
+        Budget(search, ResourcesConfig()),
+        Shares(search.backbones, 1, 0.5, 0),
+        lambda: 3,
+    )
 
 
 def start(searcher: FoldSearcher, name: str) -> tuple[str, int]:

@@ -322,7 +322,7 @@ def test_a_worker_that_cannot_be_reset(
         outcome = tuner.run_sweep(store, sweep, space, "", connected, lambda progress: None)
     assert silent, "no trial was ended silently: the fault did not happen"
     assert [s.status for s in outcome.summaries] == ["complete"] * CANDIDATES
-    assert not outcome.interrupted and not outcome.out_of_time
+    assert not outcome.interrupted and outcome.limit is None
     for summary in outcome.summaries:
         rows = [
             np.load(p)

@@ -1,0 +1,183 @@
+"""One session of a sweep whose training is pretended, in a process of its own.
+
+`python controller_sweep.py sweep|resume|judge RUN BANK SLOTS OUT` writes figures as JSON to OUT.
+`sweep` runs all candidates of the run folder's config with the product's own session of
+`scheduling.tuner` (searcher, study, ledger, race, budget, shares, tables): what its calls took, its
+memory, and what came out. `resume` rebuilds it all from the run folder and writes the tables.
+`judge` takes the race alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from pretend_learner import Learner
+from pretend_tune import Call, PretendTune
+
+from experiment.records import CandidateRecord, CandidateSummary
+from experiment.store import RunStore, summarise
+from scheduling.cluster import Cluster
+from scheduling.race import Race
+from scheduling.tuner import _Sweep
+from search_spaces.sampling import SearchSpace, build_space
+
+_LAST = 1000
+"""Candidates at the end of the sweep whose calls are shown by themselves."""
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """All that is asked of a cluster between starting and ending Tune."""
+
+    count: int
+    gpus_per_trial: float = 0.0
+
+    def slots(self) -> int:
+        return self.count
+
+
+def _session(run: Path, slots: int) -> tuple[RunStore, _Sweep]:
+    store = RunStore.open(run)
+    config = store.config()
+    space, problems = build_space(config, "")
+    assert not problems
+    return store, _Sweep(store, config, space, cast(Cluster, _Slots(slots)), lambda progress: None)
+
+
+def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
+    """Runs it; gives the figures."""
+    store, session = _session(run, slots)
+    logging.getLogger("foldrace").setLevel(logging.ERROR)
+    tune = PretendTune(store, session.searcher, session.look, Learner(bank), slots)
+    mark, cpu = time.perf_counter(), time.process_time()
+    tune.run()
+    wall, used = time.perf_counter() - mark, time.process_time() - cpu
+    summaries = session.summaries()
+    tables = {"tables_s": _seconds(session.write_tables), "progress_s": _seconds(session.progress)}
+    return {
+        "calls": {name: _figures(calls) for name, calls in vars(tune.calls).items()},
+        "statuses": Counter(summary.status for summary in summaries),
+        "backbones": Counter(summary.candidate.backbone for summary in summaries),
+        "fold_trials": sum(len(summary.trials) for summary in summaries),
+        "decisions": Counter(d.action for summary in summaries for d in summary.decisions),
+        "session": {
+            "wall_s": wall,
+            "cpu_s": used,
+            "calls_s": sum(call.wall for calls in vars(tune.calls).values() for call in calls),
+            "slots_busy": tune.busy / (slots * tune.now),
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+            **tables,
+        },
+        "bytes": _sizes(run),
+    }
+
+
+def resume(run: Path, bank: Path, slots: int) -> dict[str, object]:
+    """Rebuilds searcher, study, ledger and race; gives the seconds."""
+    mark, cpu = time.perf_counter(), time.process_time()
+    _, session = _session(run, slots)
+    rebuilt = time.perf_counter() - mark
+    session.write_tables()
+    return {
+        "rebuilt_s": rebuilt,
+        "with_tables_s": time.perf_counter() - mark,
+        "cpu_s": time.process_time() - cpu,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "statuses": Counter(summary.status for summary in session.summaries()),
+    }
+
+
+def judge(run: Path, bank: Path, slots: int) -> dict[str, object]:
+    """The race's decisions on first folds, once as many candidates are complete as it asks for."""
+    store, learner = RunStore.open(run), Learner(bank)
+    config = store.config()
+    space, _ = build_space(config, "")
+    records = [_candidate(space, number) for number in range(config.search.candidates)]
+    complete, others = records[: config.race.min_complete], records[config.race.min_complete :]
+    for record in complete:
+        _end_folds(store, learner, record, store.fold_count)
+    race = Race(store, config.race)
+    replayed = _seconds(lambda: race.replay(store.summaries(running=True)))
+    times = []
+    for record in others:
+        summary = _end_folds(store, learner, record, 1)
+        times.append(_seconds(lambda summary=summary: race.judge(summary)))
+    rows = summary.finished[0].variants["raw"].rows
+    return {
+        "rows": rows,
+        "decisions": len(times),
+        "median_ms": float(np.median(times)) * 1e3,
+        "most_ms": max(times) * 1e3,
+        "replay_s": replayed,
+        "replayed": len(complete),
+    }
+
+
+def _candidate(space: SearchSpace, number: int) -> CandidateRecord:
+    """Near the default configuration, and like no other."""
+    backbone = space.backbones[number % len(space.backbones)]
+    params = space.default(backbone).as_dict() | {"lr": 3e-4, "dropout": 0.2 + number / 1000}
+    return CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params)
+
+
+def _end_folds(
+    store: RunStore, learner: Learner, record: CandidateRecord, folds: int
+) -> CandidateSummary:
+    """The first folds of a candidate have ended."""
+    store.save_candidate(record)
+    endings = [learner.ending(record, fold, store.folds().hash) for fold in range(folds)]
+    for ending in endings:
+        ending.write(store)
+    return summarise(record, [e.record for e in endings], store.fold_count, running=True)
+
+
+def _figures(calls: Sequence[Call]) -> Mapping[str, Figures]:
+    """Of all calls, and of those while the last candidates began."""
+    end = max((call.candidates for call in calls), default=0)
+    parts = {"all": calls, "last": [call for call in calls if call.candidates > end - _LAST]}
+    return {name: _figures_of(part) for name, part in parts.items() if part}
+
+
+def _figures_of(calls: Sequence[Call]) -> Figures:
+    wall = np.array([call.wall for call in calls]) * 1e3
+    cpu = np.array([call.cpu for call in calls]) * 1e3
+    return {
+        "calls": len(calls),
+        "median_ms": float(np.median(wall)),
+        "p99_ms": float(np.percentile(wall, 99)),
+        "most_ms": float(wall.max()),
+        "cpu_median_ms": float(np.median(cpu)),
+        "cpu_p99_ms": float(np.percentile(cpu, 99)),
+        "total_s": float(wall.sum()) / 1e3,
+    }
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    mark = time.perf_counter()
+    function()
+    return time.perf_counter() - mark
+
+
+def _sizes(run: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(run.iterdir()) if file.is_file()}
+
+
+def main() -> None:
+    do, folder, bank, slots, out = sys.argv[1:]
+    work = {"sweep": sweep, "resume": resume, "judge": judge}[do]
+    Path(out).write_text(json.dumps(work(Path(folder), Path(bank), int(slots))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`status`: the leaderboard, the race and what is left, from the run folder alone.
+
+Takes a run folder, prints; whether its sweep goes on is told by the driver's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from experiment.config import SweepConfig
+from experiment.records import CandidateSummary
+from experiment.store import RunStore
+from reporting.live import budget_line, print_leaderboard, print_plain
+from reporting.markup import duration, number
+from scheduling.budget import Spent, devices_of_a_trial
+from scheduling.tally import Tally
+
+_WATCH_EVERY = 5.0  # seconds
+
+
+def status(root: str, watch: bool, console: Console) -> None:
+    """Leaderboard, race and what is left; `watch` shows them again until the sweep has ended."""
+    store = RunStore.open(root)
+    while True:
+        at_work, config = is_at_work(store), store.config()
+        summaries = store.summaries(running=at_work)
+        print_leaderboard(console, summaries, limit=20)
+        for line in status_lines(summaries, config, store.fold_count, at_work):
+            print_plain(console, line)
+        settled = sum(s.status not in ("running", "unfinished") for s in summaries)
+        if not watch or not at_work or settled >= config.search.candidates:
+            return
+        time.sleep(_WATCH_EVERY)
+
+
+def is_at_work(store: RunStore) -> bool:
+    """Whether a `run` or `resume` holds the folder's lock. Nothing is known of an object store,
+    which has none, and of a folder that is not ours to write: there it may be."""
+    folder = store.log_folder()
+    if folder is None:
+        return True
+    lock = folder / "driver.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def status_lines(
+    summaries: Sequence[CandidateSummary], config: SweepConfig, folds: int, at_work: bool
+) -> Iterator[str]:
+    """What stands below the leaderboard."""
+    resources = config.resources
+    devices = devices_of_a_trial(resources, resources.gpus_per_trial or 0.0)
+    tally = Tally(config.search, resources, folds, devices)
+    tally.replay(summaries)
+    spent = Spent(len(summaries), tally.trials_ended, tally.device_seconds)
+    # How many slots there are the folder does not tell: the training that is left, one by one.
+    now = tally.progress((), spent, slots=1, elapsed_s=0.0)
+    if now.trials_total == now.trials_done:
+        yield f"{now.trials_done} of {now.trials_total} fold trials ended"
+    elif not at_work:
+        yield f"{now.trials_done} fold trials ended; no run or resume is at work on this folder"
+    else:
+        left = f"; about {duration(now.eta_s)} of training left" if now.eta_s is not None else ""
+        yield f"{now.trials_done} of {now.trials_total} fold trials ended{left}"
+    if now.blend_logloss is not None:
+        yield f"race: the blend of the complete candidates has {number(now.blend_logloss)}"
+    yield from (f"  {decision.line}" for decision in now.decisions)
+    yield f"budget: {budget_line(now.budget)}"
