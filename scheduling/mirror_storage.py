@@ -90,20 +90,20 @@ class Database:
         new = {t.user_attrs[CANDIDATE]: t for t in trials}
         self._wanted |= new
         try:
-            if self._study is None:
-                new, self._study = self._wanted, self._connect()
-            self._add(self._study, new)
+            self._write(new)
         except Exception as error:
             self._study = None  # look again what is there: the last one may have come through
             raise ConnectionError(_worded(error, self._url)) from None
 
-    def _add(self, study: optuna.Study, new: dict[str, FrozenTrial]) -> None:
+    def _write(self, new: dict[str, FrozenTrial]) -> None:
+        if self._study is None:
+            self._study, new = self._connect(), self._wanted
         if not all(_still_true(self._there[c], t) for c, t in new.items() if c in self._there):
-            optuna.delete_study(study_name=self._name, storage=study._storage)
+            optuna.delete_study(study_name=self._name, storage=self._study._storage)
             self._study, new = self._connect(), self._wanted
         for candidate, trial in new.items():
             if candidate not in self._there:
-                study.add_trial(trial)
+                self._study.add_trial(trial)
                 self._there[candidate] = trial
 
     def _connect(self) -> optuna.Study:
@@ -118,13 +118,14 @@ def database_problem(url: str) -> str | None:
     """Why no view can be written to this database, without its password."""
     try:
         parsed = make_url(url)
+    except (ArgumentError, ValueError):  # a port that is no number
+        return f"got {hidden(url)}, which is no database URL; {_FORM}"
+    try:
         engine = create_engine(parsed, **_options(parsed))
         try:
             engine.connect().close()
         finally:
             engine.dispose()
-    except ArgumentError:
-        return f"got {hidden(url)}, which is no database URL; {_FORM}"
     except NoSuchModuleError:
         return f"got {hidden(url)}: no such kind of database; {_FORM}"
     except ModuleNotFoundError as error:

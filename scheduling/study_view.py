@@ -101,7 +101,9 @@ class StudyView:
 
     def trials(self, backbone: str) -> list[FrozenTrial]:
         """By number: those of the backbone once there are enough of them, else all, whose shared
-        hyperparameters say something about this one too."""
+        hyperparameters say something about this one too. None for a sampler that learns nothing."""
+        if not self._sampler.most_trials:
+            return []
         own = self._ended[backbone]
         enough = len(own) >= _ENOUGH
         ended = own if enough else [e for entries in self._ended.values() for e in entries]
