@@ -45,12 +45,12 @@ def print_plan(plan: Plan, console: Console) -> None:
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "
-        f"{_trials(config)} of {len(config.search.backbones)} backbones; "
+        f"{trials_line(config)} of {len(config.search.backbones)} backbones; "
         f"at most {plan.disk_bytes / 1e9:.2f} GB"
     )
 
 
-def _trials(config: SweepConfig) -> str:
+def trials_line(config: SweepConfig) -> str:
     """How many fold trials there are; with a race or another limit at most."""
     candidates, folds = config.search.candidates, config.folds.k
     trials = candidates * folds

@@ -116,7 +116,7 @@ def sweep_and_finish(
         if outcome.interrupted:
             raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
         print_leaderboard(screen, outcome.summaries, limit=10)
-        _print_trouble(outcome, screen)
+        print_trouble(outcome, screen)
         if deadline is not None:
             screen.print(_kept(deadline, "at the end"))
         finished = finish(store, screen)
@@ -150,7 +150,7 @@ def _kept(deadline: Deadline, when: str) -> str:
     return line
 
 
-def _print_trouble(outcome: SweepOutcome, console: Console) -> None:
+def print_trouble(outcome: SweepOutcome, console: Console) -> None:
     """Why the sweep ended where it is not over, and who will not be in the blend."""
     by_status: dict[str, list[CandidateSummary]] = defaultdict(list)
     for summary in outcome.summaries:

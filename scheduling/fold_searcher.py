@@ -88,6 +88,11 @@ class FoldSearcher(Searcher):
         self._nothing_to_ask = False
         self.stopped = False
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Tune pickles its parts into a state file that nobody reads: a study with its threads has
+        nothing to say there."""
+        return object, ()
+
     # -- what Tune calls
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
@@ -149,16 +154,14 @@ class FoldSearcher(Searcher):
 
     def replay(self, summaries: Sequence[CandidateSummary]) -> None:
         """What an earlier session left, from the run folder alone. Who was killed between a fold
-        trial's record and the race's decision is judged now."""
+        trial's record and the race's decision is judged now; the `on_` functions hear nothing."""
         self._race.replay(summaries)
         for summary in summaries:
             self.ledger.add(summary.candidate, summary.trials, summary.decisions)
         for summary in summaries:
             candidate = summary.candidate.candidate
             if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
-                settled = self._judge(candidate)
-                if settled is not None and summary.status == "running":
-                    self._on_settled(settled)
+                self._book(self._race.judge(self.ledger.summary(candidate)))
         for summary in self.ledger.summaries():
             self._study.replay(summary)
             if summary.status != "running":  # settled: none of its folds is trained any more
@@ -222,9 +225,13 @@ class FoldSearcher(Searcher):
         return self._decide(self._race.judge(summary, self.ledger.in_flight(candidate)))
 
     def _decide(self, decision: RaceDecision) -> CandidateSummary | None:
+        settled = self._book(decision)
+        self._on_decision(decision)
+        return settled
+
+    def _book(self, decision: RaceDecision) -> CandidateSummary | None:
         self._store.save_decision(decision)
         _log.info("%s", decision.line)
-        self._on_decision(decision)
         return self.ledger.decide(decision)
 
     def _settle(self, trial_id: str, silent: bool) -> None:

@@ -6,6 +6,7 @@ Real Ray, real processes; the trials do not train, but write made-up rows at onc
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def sweep(*arguments: object) -> None:
     """The blend has no weights to work with, which is its own error, after the sweep."""
     result = cli(*arguments)
     assert result.exit_code in (0, 1), f"{result.output}\n{result.exception!r}"
-    assert "sweep: ended" in _log_of(Path(str(arguments[-1])))
+    failure = "".join(traceback.format_exception(result.exception)) if result.exception else ""
+    assert "sweep: ended" in _log_of(Path(str(arguments[-1]))), failure
 
 
 def _log_of(run: Path) -> str:

@@ -1,0 +1,109 @@
+"""What `run`, `check` and `resume` print and allow, without a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from commands.check import trials_line
+from commands.resume import _parse_stored, _refuse_other_changes
+from commands.run import print_trouble
+from experiment.config import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
+from experiment.errors import RunFolderError
+from experiment.records import CandidateRecord, CandidateStatus, CandidateSummary, TrialRecord
+from experiment.store import RunStore
+from scheduling.tuner import SweepOutcome
+
+
+def _summary(number: int, status: CandidateStatus, error: str | None = None) -> CandidateSummary:
+    record = CandidateRecord(candidate=f"c{number:04d}", backbone="b", params={})
+    trial = TrialRecord(
+        candidate=record.candidate, fold=0, status="failed", backbone="b", params={},
+        folds_hash="h", seed=0, error=error,
+    )  # fmt: skip
+    return CandidateSummary(record, status, (trial,) if error else (), 2)
+
+
+def _trouble(limit: str | None, *summaries: CandidateSummary) -> list[str]:
+    console = Console(width=200, highlight=False)
+    with console.capture() as capture:
+        print_trouble(SweepOutcome(summaries, 1.0, 2, False, limit), console)
+    return capture.get().splitlines()
+
+
+def test_stopped_candidates_are_no_trouble() -> None:
+    stopped = [_summary(i, "stopped") for i in range(23)]
+    line = "23 candidates stopped by the race: decisions.csv has the numbers"
+    assert _trouble(None, *stopped, _summary(23, "complete")) == [line]
+    assert _trouble(None, _summary(0, "complete")) == []
+
+
+def test_each_failed_candidate_is_one_warning() -> None:
+    lines = _trouble(
+        "search.fold_trials: 12 have started",
+        _summary(0, "failed", "Traceback\nValueError: [bold] no"),
+        _summary(1, "unfinished"),
+        _summary(2, "diverged"),
+        _summary(3, "unfinished"),
+    )
+    assert lines == [
+        "warning the budget ended the sweep: search.fold_trials: 12 have started",
+        "warning c0002 diverged: its loss was no number any more",
+        "warning c0000 failed: ValueError: [bold] no",
+        "warning without all of their folds, and so not in the blend: c0001, c0003",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "fold_trials", "line"),
+    [
+        ("none", None, "20 candidates × 5 folds = 100 fold trials"),
+        ("gain", None, "20 candidates × 5 folds, up to 100 fold trials"),
+        ("none", 30, "20 candidates × 5 folds, up to 30 fold trials"),
+        ("none", 300, "20 candidates × 5 folds = 100 fold trials"),
+    ],
+)
+def test_fold_trials_of_a_plan(rule: Any, fold_trials: int | None, line: str) -> None:
+    config = SweepConfig(
+        name="x",
+        data=DataConfig(train="t"),
+        folds=FoldsConfig(k=5),
+        search=SearchConfig(backbones=("b",), fold_trials=fold_trials),
+        race=RaceConfig(rule=rule),
+    )
+    assert trials_line(config) == line
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ("search.fold_trials=100", True),
+        ("search.objective=gain", True),
+        ("search.min_share=0.2", True),
+        ("search.points=[{backbone: timm/test_vit}]", True),
+        ("search.storage=postgresql://host/name", True),
+        ("race.rule=none", True),
+        ("race.z=2.0", True),
+        ("resources.gpu_hours=3", True),
+        ("resources.time_budget=2h", True),
+        ("search.seed=1", False),
+        ("search.warm_start=[other]", False),
+        ("training.epochs=7", False),
+    ],
+)
+def test_what_resume_may_change(
+    change: str, allowed: bool, make_tiny_run: Callable[..., Any]
+) -> None:
+    store: RunStore = make_tiny_run().store
+    parsed = _parse_stored(store, [change])
+    assert not parsed.problems
+    if allowed:
+        _refuse_other_changes(store, parsed)
+        return
+    with pytest.raises(
+        RunFolderError, match=r"cannot change in a run that exists; allowed: .*race"
+    ):
+        _refuse_other_changes(store, parsed)

@@ -1,0 +1,120 @@
+"""`status` from the run folder alone, while a sweep is at work on it and afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from rich.console import Console
+
+import commands.status
+from commands.status import status
+from commands.terminal import log_folder, only_driver
+from experiment.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
+from experiment.store import RunStore
+
+FOLDS = 3
+Action = Literal["continue", "stop", "complete"]
+
+
+@pytest.fixture
+def store(make_tiny_run: Callable[..., Any]) -> RunStore:
+    """Two candidates that were stopped, one with all folds, one with one of three; of 5."""
+    store: RunStore = make_tiny_run(k=FOLDS).store
+    config = store.config()
+    search = config.search.model_copy(update={"candidates": 5, "fold_trials": 12})
+    store.save_config(config.model_copy(update={"search": search}))
+    number = 0
+    for candidate, folds in enumerate((1, 2, 3, 1)):
+        name = f"c{candidate:04d}"
+        store.save_candidate(CandidateRecord(candidate=name, backbone="timm/test_vit", params={}))
+        for fold in range(folds):
+            _save_trial(store, name, fold)
+            goes_on = fold < folds - 1 or candidate == 3
+            last = fold == FOLDS - 1
+            action: Action = "continue" if goes_on else "complete" if last else "stop"
+            _save_decision(store, name, fold, number, action)
+            number += 1
+    return store
+
+
+def _save_trial(store: RunStore, candidate: str, fold: int) -> None:
+    score = VariantScore(rows=20, val_logloss=0.5, val_acc=0.8, best_epoch=1)
+    store.save_trial(
+        TrialRecord(
+            candidate=candidate, fold=fold, status="finished", backbone="timm/test_vit", params={},
+            folds_hash=store.folds().hash, seed=0, seconds=60.0, epochs_trained=2,
+            variants={"raw": score},
+        )
+    )  # fmt: skip
+
+
+def _save_decision(
+    store: RunStore,
+    candidate: str,
+    fold: int,
+    number: int,
+    action: Action,
+) -> None:
+    gain = -0.0031 if action == "stop" else 0.002
+    store.save_decision(
+        RaceDecision(
+            number=number, candidate=candidate, fold=fold, rule="gain", action=action,
+            folds_done=fold + 1, rows=20, gain=gain, gain_se=0.0009, complete=0,
+            blend_logloss=0.321, epochs_trained=2, reason=f"gain {gain:+.4f} ± 0.0009",
+        )
+    )  # fmt: skip
+
+
+def _shown(store: RunStore, watch: bool = False) -> str:
+    console = Console(width=100, highlight=False)
+    with console.capture() as capture:
+        status(store.root, watch, console)
+    return capture.get()
+
+
+def test_while_a_sweep_is_at_work(store: RunStore) -> None:
+    with only_driver(store, log_folder(store)):
+        lines = _shown(store).splitlines()
+    assert "4 candidates: 2 stopped, 1 complete, 1 running" in lines
+    # After one fold 3 of 4 went on, after two 1 of 2. Fold trials of 60 s: 1 + 1/2 of the open
+    # candidate, 1 + 3/4 × (1 + 1/2) of the new one.
+    assert "7 of 11 fold trials ended; about 3m38s of training left" in lines
+    assert "race: the blend of the complete candidates has 0.3210" in lines
+    assert lines[-4:] == [
+        "  c0002 goes on after fold 1: gain +0.0020 ± 0.0009",
+        "  c0002 complete after fold 2: gain +0.0020 ± 0.0009",
+        "  c0003 goes on after fold 0: gain +0.0020 ± 0.0009",
+        "budget: 4 of 5 candidates, 7 of 12 fold trials",
+    ]
+    assert any("+0.0020" in line for line in lines if "c0002" in line and "complete " in line)
+
+
+def test_after_a_sweep_that_its_budget_ended(store: RunStore) -> None:
+    """No process holds the lock, and no candidate waits for anything: watching has an end."""
+    with only_driver(store, log_folder(store)):
+        pass
+    lines = _shown(store, watch=True).splitlines()
+    assert "4 candidates: 2 stopped, 1 complete, 1 unfinished" in lines
+    assert "7 fold trials ended; no run or resume is at work on this folder" in lines
+
+
+def test_a_run_whose_logs_are_gone_is_not_at_work(store: RunStore) -> None:
+    assert not (Path(store.root) / "logs" / "driver.lock").exists()
+    assert "no run or resume" in _shown(store)
+
+
+def test_watching_ends_with_the_sweep(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands.status, "_WATCH_EVERY", 0.02)
+    seen: list[str] = []
+    watcher = threading.Thread(target=lambda: seen.append(_shown(store, watch=True)))
+    with only_driver(store, log_folder(store)):
+        watcher.start()
+        watcher.join(0.5)
+        assert watcher.is_alive()
+    watcher.join(20)
+    assert not watcher.is_alive()
+    assert "1 running" in seen[0] and "1 unfinished" in seen[0]
