@@ -167,10 +167,12 @@ class StudyView:
     def _settle(self, entry: _Entry, summary: CandidateSummary) -> None:
         entry.loss, entry.folds = last_value(summary), len(summary.finished)
         if summary.status == "diverged":
-            entry.loss, entry.diverged = self._penalty, True
+            entry.loss, entry.diverged, entry.folds = self._penalty, True, 0
         if entry.loss is None or summary.status == "failed":
             return  # nothing can be learnt from it
-        pruned = summary.status == "stopped" and self._sampler.sees_pruned
+        # TPE ranks every COMPLETE trial above all that are PRUNED: beside stopped candidates a
+        # diverged one would be among the best.
+        pruned = summary.status in ("stopped", "diverged") and self._sampler.sees_pruned
         entry.trial.state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         self._ended[entry.backbone].append(entry)
 

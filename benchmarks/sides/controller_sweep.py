@@ -1,10 +1,10 @@
 """One session of a sweep whose training is pretended, in a process of its own.
 
 `python controller_sweep.py sweep|resume|judge RUN BANK SLOTS OUT` writes figures as JSON to OUT.
-`sweep` runs all candidates of the run folder's config with the product's own session of
-`scheduling.tuner` (searcher, study, ledger, race, budget, shares, tables): what its calls took, its
-memory, and what came out. `resume` rebuilds it all from the run folder and writes the tables.
-`judge` takes the race alone.
+`sweep` runs all candidates of the run folder's config with the product's own `SweepSession`
+(searcher, study, ledger, race, budget, shares, tables): what its calls took, its memory, and what
+came out. `resume` rebuilds it all from the run folder and writes the tables. `judge` takes the race
+alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiment.records import CandidateRecord, CandidateSummary
 from experiment.store import RunStore, summarise
 from scheduling.cluster import Cluster
 from scheduling.race import Race
-from scheduling.tuner import _Sweep
+from scheduling.sweep_session import SweepSession
 from search_spaces.sampling import SearchSpace, build_space
 
 _LAST = 1000
@@ -47,12 +47,13 @@ class _Slots:
         return self.count
 
 
-def _session(run: Path, slots: int) -> tuple[RunStore, _Sweep]:
+def _session(run: Path, slots: int) -> tuple[RunStore, SweepSession]:
     store = RunStore.open(run)
     config = store.config()
     space, problems = build_space(config, "")
     assert not problems
-    return store, _Sweep(store, config, space, cast(Cluster, _Slots(slots)), lambda progress: None)
+    cluster = cast(Cluster, _Slots(slots))
+    return store, SweepSession(store, config, space, cluster, lambda progress: None)
 
 
 def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
@@ -63,8 +64,13 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
     mark, cpu = time.perf_counter(), time.process_time()
     tune.run()
     wall, used = time.perf_counter() - mark, time.process_time() - cpu
-    summaries = session.summaries()
-    tables = {"tables_s": _seconds(session.write_tables), "progress_s": _seconds(session.progress)}
+    listed = session.searcher.ledger.summaries()
+    ends = {
+        "progress_s": _seconds(session.progress),
+        "tables_s": _seconds(lambda: store.write_tables(listed)),
+        "close_s": _seconds(session.close),
+    }
+    summaries = store.summaries()
     return {
         "calls": {name: _figures(calls) for name, calls in vars(tune.calls).items()},
         "statuses": Counter(summary.status for summary in summaries),
@@ -77,7 +83,7 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
             "calls_s": sum(call.wall for calls in vars(tune.calls).values() for call in calls),
             "slots_busy": tune.busy / (slots * tune.now),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-            **tables,
+            **ends,
         },
         "bytes": _sizes(run),
     }
@@ -86,15 +92,16 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
 def resume(run: Path, bank: Path, slots: int) -> dict[str, object]:
     """Rebuilds searcher, study, ledger and race; gives the seconds."""
     mark, cpu = time.perf_counter(), time.process_time()
-    _, session = _session(run, slots)
+    store, session = _session(run, slots)
     rebuilt = time.perf_counter() - mark
-    session.write_tables()
+    summaries = session.searcher.ledger.summaries()
+    store.write_tables(summaries)
     return {
         "rebuilt_s": rebuilt,
         "with_tables_s": time.perf_counter() - mark,
         "cpu_s": time.process_time() - cpu,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "statuses": Counter(summary.status for summary in session.summaries()),
+        "statuses": Counter(summary.status for summary in summaries),
     }
 
 

@@ -67,7 +67,7 @@ def run_config(candidates: int, rule: str = "gain") -> SweepConfig:
             "space": {"lr": {"low": 1e-5, "high": 1e-2, "log": True}},
             "per_backbone": {BACKBONES[3]: {"lr": {"low": 1e-4, "high": 3e-2, "log": True}}},
         },
-        "race": {"rule": rule},
+        "race": {"rule": rule, "epoch_stopping": False},
         "training": {"pretrained": False, "epochs": EPOCHS},
     }
     return SweepConfig.model_validate_json(json.dumps(settings))
