@@ -7,6 +7,8 @@ import csv
 import io
 import math
 import threading
+import time
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from experiment.config import TrainingConfig
 from experiment.plugin_files import PluginFile
 from experiment.records import Oof
+from experiment.store import RunStore
 from search_spaces.params import TrialParams
 from trainables.course import Course
 from trainables.devices import fresh_accelerator, seed_epoch
@@ -113,6 +117,20 @@ def until_written() -> None:
             thread.join()
 
 
+class Judge(Watcher):
+    """A watcher that asks at some epochs, and at each whether a state was being written."""
+
+    def __init__(self, rungs: Collection[int], epochs: float = math.inf) -> None:
+        super().__init__(epochs)
+        self.rungs = rungs
+        self.shown: list[tuple[int, list[str]]] = []
+        self.written = self.begun = 0
+
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        self.shown.append((len(log.splitlines()) - 1, sorted(scored)))
+        assert self.written == self.begun
+
+
 def assert_goes_on(spec: TrialSpec, at_most: int) -> Watcher:
     """It hears of the last saved epoch, then of each further one. (A save is left out where the
     one before is still being written, but never the first.)"""
@@ -127,6 +145,30 @@ def assert_goes_on(spec: TrialSpec, at_most: int) -> Watcher:
 def assert_same_results(spec: TrialSpec, undisturbed: TrialSpec) -> None:
     assert result_files(spec) == result_files(undisturbed)
     assert log_without_times(spec) == log_without_times(undisturbed)
+
+
+def test_at_a_rung_nothing_is_being_written(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is stopped there leaves no state behind that is written later. A trial that goes on shows
+    the epochs that it has, without probabilities: it was judged at them."""
+    judge, save = Judge({2, 4}, epochs=4), RunStore.save_resume_state
+
+    def slowly(self: RunStore, candidate: str, fold: int, data: bytes | memoryview) -> None:
+        judge.begun += 1
+        time.sleep(0.5)  # longer than an epoch
+        save(self, candidate, fold, data)
+        judge.written += 1
+
+    monkeypatch.setattr(RunStore, "save_resume_state", slowly)
+    spec = spec_for(tiny_run, "c0000")
+    with pytest.raises(TrialStopped):
+        run_trial(spec, judge)
+    until_written()
+    assert judge.shown == [(2, ["ema", "raw"]), (4, ["ema", "raw"])]
+    assert judge.written >= 2
+    again = Judge({2, 4})
+    run_trial(spec, again)
+    had = again.reports[0].epoch + 1
+    assert again.shown == [(had, []), *[(4, ["ema", "raw"])] * (had < 4)]
 
 
 @pytest.mark.parametrize("backbone", ["timm/test_vit", "timm/test_resnet"])

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
 from experiment.config import TrainingConfig
 from experiment.metrics import normalise
+from experiment.records import Oof
 from search_spaces.params import TrialParams
 from trainables import trial as trial_module
 from trainables.data import loader_settings
@@ -244,6 +246,39 @@ def test_an_average_that_is_not_finite_is_divergence_too(
 
     monkeypatch.setattr(trial_module, "score", scripted)
     assert run_trial(spec_for(tiny_run), Watcher()).status == "diverged"
+
+
+class Judge(Watcher):
+    """Asks at some epochs; keeps what it is shown, and how many reports there were before."""
+
+    def __init__(self, rungs: Collection[int]) -> None:
+        super().__init__()
+        self.rungs = rungs
+        self.shown: list[tuple[int, str, Mapping[str, Oof], list[int]]] = []
+
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        self.shown.append((len(self.epochs), log, scored, labels.tolist()))
+
+
+def test_a_rung_shows_its_own_epoch(tiny_run: Any) -> None:
+    """Not the best one so far; and it changes nothing."""
+    judge, spec = Judge({1, 3}), spec_for(tiny_run, epochs=3, lr=0.05, ema_decay=0.9)
+    judged = run_trial(spec, judge)
+    assert judged.variants == run_trial(replace(spec, candidate="c0001"), Watcher()).variants
+    store = tiny_run.store
+    labels = store.labels()[store.folds().fold == 0]
+    assert [before for before, *_ in judge.shown] == [0, 2]
+    for before, log, scored, given in judge.shown:
+        report = judge.epochs[before]
+        assert given == labels.tolist()
+        assert len(log.splitlines()) == 1 + report.epoch + 1
+        assert store.train_log("c0000", 0).startswith(log)
+        found = {
+            name: -oof.log_prob[np.arange(len(labels)), labels].mean(dtype=np.float64)
+            for name, oof in scored.items()
+        }
+        expected = {"raw": report.val_logloss, "ema": report.ema_val_logloss}
+        assert found == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("batches", [0, 2, 4, 6])  # in training (2 batches), scoring, later
