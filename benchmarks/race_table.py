@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -72,9 +73,10 @@ class RaceTable:
         return {c.candidate: i for i, c in enumerate(self.candidates)}
 
     def seconds(self, key: Key) -> list[float]:
-        """Of each epoch; what the fold trial took beyond them counts to the first."""
-        found = [float(line["seconds"]) for line in self._lines[key]]
-        return [found[0] + self.trials[key].seconds - sum(found), *found[1:]]
+        """Of each epoch: what its backbone takes on a quiet core, since while the trials were
+        recorded the machine did other work, too."""
+        trial = self.trials[key]
+        return [self._quiet_seconds[trial.backbone]] * trial.epochs_trained
 
     def epoch(self, key: Key, epochs: int) -> dict[str, Any]:
         """What the fold trial reported after so many epochs."""
@@ -83,6 +85,14 @@ class RaceTable:
 
     def ended_well(self, key: Key) -> bool:
         return self.trials[key].status == "finished"
+
+    @cached_property
+    def _quiet_seconds(self) -> dict[str, float]:
+        """Backbone -> the lower quartile of the seconds of its epochs."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for key, lines in self._lines.items():
+            found[self.trials[key].backbone] += [float(line["seconds"]) for line in lines]
+        return {backbone: float(np.quantile(times, 0.25)) for backbone, times in found.items()}
 
     @cached_property
     def _lines(self) -> dict[Key, list[dict[str, str]]]:

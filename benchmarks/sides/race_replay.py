@@ -48,7 +48,7 @@ class Replay:
 class _Flight:
     key: Key
     seconds: list[float]
-    """Of each epoch; those around the training count to the first."""
+    """Of each epoch."""
     epochs: int = 0
 
 
