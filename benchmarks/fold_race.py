@@ -14,11 +14,13 @@ mixing ASHA   Ray's ASHAScheduler over the fold trials of all folds alike, at Fo
               candidate with a stopped fold cannot be complete
 Repeater      Ray's ray.tune.search.Repeater over the same list
 
-At a budget of epochs the candidates that were complete by then are blended, raw and EMA weights at
-temperatures of their own, by greedy-50. `test` is the loss of that blend on 497 images that no
-trial and no choice has seen, `oof` that on the 1,300 rows it was chosen on; `se` is the standard
-error over orders. A policy that has ended by itself keeps its blend at larger budgets. Before
-anything is complete the prediction is 1/C.
+At a budget of epochs, of which no policy knows beforehand, the candidates that were complete by then
+are blended, raw and EMA weights at temperatures of their own, by greedy-50. `test` is the loss of
+that blend on 497 images that no trial and no choice has seen, `oof` that on the 1,300 rows it was
+chosen on; `se` is the standard error over orders. A policy that has ended by itself keeps its blend
+at larger budgets. Before anything is complete the prediction is 1/C. `told its budget`: runs of their own, each with so many
+fold trials (`search.fold_trials`; the Repeater: as many candidates as they allow), so that nothing
+is begun that cannot be complete; a trial that FoldASHA stops counts as one.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ import math
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -57,6 +59,8 @@ class Policy:
     name: str
     race: RaceConfig | None = None
     mixing_asha: bool = False
+    fold_trials: int | None = None
+    """Its budget, where it is told one."""
 
 
 def _gain(z: float, asha: bool, name: str = "", **more: float) -> Policy:
@@ -72,6 +76,7 @@ POLICIES = (
     Policy(_MIXING, RaceConfig(rule="none"), mixing_asha=True),
     Policy(_REPEATER),
 )
+_LIKELY = (_FULL, _FORGIVING, "gain, z = 0", "gain, z = 1", "gain, z = 1, FoldASHA", _REPEATER)
 GAINS = tuple(p.name for p in POLICIES if p.name.startswith("gain"))
 SETTINGS = (
     *(_gain(1.0, False, f"min_complete {n}", min_complete=n) for n in (3, 5, 8)),
@@ -127,13 +132,15 @@ def _score(job: Job) -> Scored:
 
 
 def _player(table: RaceTable, job: Job, folder: Path) -> Player:
-    from sides.race_players import Foldrace, RepeaterOverList
+    from sides.race_players import Foldrace, RepeaterOverList, sweep_config
 
     rng = np.random.default_rng(job.order)
     order = [table.candidates[i].candidate for i in rng.permutation(len(table.candidates))]
+    told = job.policy.fold_trials
     if job.policy.race is None:
-        return RepeaterOverList(table, order)
-    return Foldrace(table, order, job.policy.race, folder, _SLOTS, job.policy.mixing_asha)
+        return RepeaterOverList(table, order[: None if told is None else told // table.fold_count])
+    config = sweep_config(table, order, job.policy.race, told)
+    return Foldrace(table, config, folder, _SLOTS, job.policy.mixing_asha)
 
 
 def _fast_folder() -> str | None:
@@ -154,6 +161,7 @@ def _losses(table: RaceTable, names: frozenset[str]) -> tuple[float, float]:
 
 
 Runs = Mapping[str, Sequence[Scored]]
+Replayed = Callable[[Sequence[Policy]], Runs]
 
 
 def _replayed(policies: Sequence[Policy], orders: int, path: Path, candidates: int) -> Runs:
@@ -227,6 +235,32 @@ def _paired(results: Results, runs: Runs) -> None:
             results.add(f"held-out loss less that of {peer}, same orders", policy=name, **cells)
 
 
+def _told(results: Results, replayed: Replayed, fits: int) -> None:
+    """Those that are likely to be used, at budgets of fold trials that they know."""
+    limits = {part: round(part * fits) for part in _BUDGETS[:-1]}
+    policies = [
+        replace(policy, name=f"{policy.name}|{limit}", fold_trials=limit)
+        for policy in POLICIES
+        if policy.name in _LIKELY
+        for limit in limits.values()
+    ]
+    runs = replayed(policies)
+    orders = len(runs[policies[0].name])
+    for name in _LIKELY:
+        cells: dict[str, float] = {}
+        for part, limit in limits.items():
+            test = _tests(runs[f"{name}|{limit}"], -1)
+            peer = _tests(runs[f"{_REPEATER}|{limit}"], -1)
+            cells[f"{part:.0%}"] = float(test.mean())
+            cells[f"{part:.0%}_from_repeater"] = float((test - peer).mean())
+            cells[f"{part:.0%}_se"] = _standard_error(test - peer)
+        results.add(
+            f"told its budget, parts of {fits} fold trials, held-out loss, {orders} orders",
+            policy=name,
+            **cells,
+        )
+
+
 def _settings_table(results: Results, runs: Runs, epochs: int) -> None:
     title = "settings of gain, z = 1: at its own end, and held-out loss at budgets"
     for name, of_one in runs.items():
@@ -287,6 +321,7 @@ def main() -> None:
     _own_ends(results, runs, epochs, "where each policy ended by itself")
     _paired(results, runs)
     if not given.quick:
+        _told(results, replayed, candidates * race_table.load().fold_count)
         _settings_table(results, replayed(SETTINGS), epochs)
     _goals(results, runs)
     results.publish(given)

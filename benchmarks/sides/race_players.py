@@ -64,25 +64,24 @@ class Foldrace:
     def __init__(
         self,
         table: RaceTable,
-        order: Sequence[str],
-        race: RaceConfig,
+        config: SweepConfig,
         folder: Path,
         slots: int,
         mixing_asha: bool = False,
     ) -> None:
-        self._table, self._race = table, race
-        config = _config(table, order, race)
+        """`config`: see `sweep_config`."""
+        self._table, self._race = table, config.race
         self._store = RunStore(folder)
         self._store.create(config, table.folds_csv, table.classes)
         self._recorded = {_identity(c.backbone, c.params): c.candidate for c in table.candidates}
         self._trials: dict[str, _Trial] = {}
-        judge = Race(self._store, race)
+        judge = Race(self._store, config.race)
         self._searcher = _searcher(table, config, self._store, judge, slots)
         self._scheduler: _Scheduler | None = None
         if mixing_asha:
-            self._scheduler = _plain_asha(table, race)
-        elif race.stops_epochs:
-            self._scheduler = FoldASHA(self._store, judge, race, self._searcher)
+            self._scheduler = _plain_asha(table, config.race)
+        elif self._race.stops_epochs:
+            self._scheduler = FoldASHA(self._store, judge, self._race, self._searcher)
 
     def suggest(self, trial_id: str) -> Key | None:
         config = self._searcher.suggest(trial_id)
@@ -205,14 +204,21 @@ class _Listed(Searcher):
         """Nothing to read."""
 
 
-def _config(table: RaceTable, order: Sequence[str], race: RaceConfig) -> SweepConfig:
-    """The recorded sweep's, with the candidates as a fixed list."""
+def sweep_config(
+    table: RaceTable, order: Sequence[str], race: RaceConfig, fold_trials: int | None
+) -> SweepConfig:
+    """The recorded sweep's, with the candidates as a fixed list; `fold_trials` is its budget."""
     by_name = {c.candidate: c for c in table.candidates}
     points = tuple(
         PointConfig(backbone=by_name[name].backbone, params=by_name[name].params) for name in order
     )
     search = table.config.search.model_copy(
-        update={"sampler": "list", "points": points, "candidates": len(points)}
+        update={
+            "sampler": "list",
+            "points": points,
+            "candidates": len(points),
+            "fold_trials": fold_trials,
+        }
     )
     return table.config.model_copy(update={"search": search, "race": race})
 
