@@ -7,20 +7,22 @@ cores); `data/fold_race.npz` keeps what came of it, and `--record DIR` makes it 
 through the product's own searcher, race, ledger, study and FoldASHA, with four slots on a simulated
 clock; only the training is looked up. Each of 20 random orders of the candidates serves all:
 
-none          every fold of every candidate, deep first or wide first as the searcher likes
+none          every fold of every candidate
 forgiving     a candidate's mean loss must stay below the worst fold of the best complete one
 gain, z       it must add to the blend, z standard errors allowed; FoldASHA: in mid-training, too
 mixing ASHA   Ray's ASHAScheduler over the fold trials of all folds alike, at FoldASHA's rungs; a
               candidate with a stopped fold cannot be complete
 Repeater      Ray's ray.tune.search.Repeater over the same list
 
-At a budget of epochs, of which no policy knows beforehand, the candidates that were complete by then
+At a budget of epochs, which no policy knows beforehand, the candidates that were complete by then
 are blended, raw and EMA weights at temperatures of their own, by greedy-50. `test` is the loss of
 that blend on 497 images that no trial and no choice has seen, `oof` that on the 1,300 rows it was
 chosen on; `se` is the standard error over orders. A policy that has ended by itself keeps its blend
-at larger budgets. Before anything is complete the prediction is 1/C. `told its budget`: runs of their own, each with so many
-fold trials (`search.fold_trials`; the Repeater: as many candidates as they allow), so that nothing
-is begun that cannot be complete; a trial that FoldASHA stops counts as one.
+at larger budgets. Before anything is complete the prediction is 1/C.
+
+`told its budget`: runs of their own, each with so many fold trials (`search.fold_trials`; the
+Repeater: as many candidates as they allow), so that nothing is begun that cannot be complete; a
+trial that FoldASHA stops counts as one.
 """
 
 from __future__ import annotations
