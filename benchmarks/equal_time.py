@@ -11,8 +11,8 @@ Foldrace, objective: gain
               the same, whose sampler looks for what adds to the blend
 
 All train with the product's own `run_trial`, the same backbones, space, folds and images, two fold
-trials at a time, and end after the same wall time; ours has its blend and report within it, the
-Repeater's come afterwards. Then `sweep.py ensemble` blends each run folder with the same defaults,
+trials at a time, and end after the same wall time, in which everybody imports and starts Ray; ours
+has its blend and report within it, too, the Repeater's come afterwards. Then `sweep.py ensemble` blends each run folder with the same defaults,
 and the blend predicts images that no side has seen. `test` is its log loss on them, `test_se` its
 standard error over images, `from_repeater` the difference to the Repeater's, image by image.
 """
@@ -74,7 +74,7 @@ def _ours(config: Path, run: Path, seconds: float, sets: tuple[str, ...]) -> flo
 
 def _repeater(config: Path, run: Path, seconds: float) -> float:
     script = ROOT / "benchmarks" / "sides" / "optuna_repeater.py"
-    return _process(str(script), str(config), str(run), f"{seconds:g}")
+    return _process(str(script), str(config), str(run), f"{time.time() + seconds:.1f}")
 
 
 def _process(*words: str) -> float:

@@ -1,8 +1,8 @@
 """The peer of a whole sweep: Ray Tune with Repeater(OptunaSearch), over the product's own fold
 trials, so that only the search and the order of the trials differ.
 
-`python optuna_repeater.py CONFIG RUN SECONDS`: leaves a run folder with every fold trial that
-ended. Worker processes are used again and started as early as ours, which Tune does not do by
+`python optuna_repeater.py CONFIG RUN DEADLINE` (seconds since 1970): leaves a run folder with every
+fold trial that ended. Worker processes are used again and started as early as ours, which Tune does not do by
 itself: it would train less.
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -51,7 +52,7 @@ def _fold_trial(job: TrialJob, config: SweepConfig, drawn: dict[str, Any]) -> No
     trainable(job)(named)
 
 
-def main(path: Path, run: Path, seconds: float) -> None:
+def main(path: Path, run: Path, deadline: float) -> None:
     config = parse_config(path, []).require()
     manifest = read_manifest(config.data)
     store = RunStore(run)
@@ -84,7 +85,7 @@ def main(path: Path, run: Path, seconds: float) -> None:
             tune_config=tune.TuneConfig(
                 search_alg=Repeater(search, repeat=config.folds.k),
                 num_samples=_ENDLESS,
-                time_budget_s=seconds,
+                time_budget_s=deadline - time.time(),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(storage_path=scratch, verbose=0),
