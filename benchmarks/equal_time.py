@@ -12,9 +12,11 @@ Foldrace, objective: gain
 
 All train with the product's own `run_trial`, the same backbones, space, folds and images, two fold
 trials at a time, and end after the same wall time, in which everybody imports and starts Ray; ours
-has its blend and report within it, too, the Repeater's come afterwards. Then `sweep.py ensemble` blends each run folder with the same defaults,
-and the blend predicts images that no side has seen. `test` is its log loss on them, `test_se` its
-standard error over images, `from_repeater` the difference to the Repeater's, image by image.
+has its blend and report within it, too, the Repeater's come afterwards. Then `sweep.py ensemble`
+blends each run folder with the same defaults, and the blend predicts images that no side has seen.
+`test` is its log loss on them, `test_se` its standard error over images, `from_repeater` the
+difference to the Repeater's, image by image. `fits` and `epochs` are those of fold trials that
+ended within the time.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 trials, so that only the search and the order of the trials differ.
 
 `python optuna_repeater.py CONFIG RUN DEADLINE` (seconds since 1970): leaves a run folder with every
-fold trial that ended. Worker processes are used again and started as early as ours, which Tune does not do by
-itself: it would train less.
+fold trial that ended. Worker processes are used again and started as early as ours, which Tune does
+not do by itself: it would train less.
 """
 
 from __future__ import annotations
