@@ -149,7 +149,7 @@ def _race(results: Results, data: Data, folder: Path, sides: Sides) -> None:
 
 def _data(given_folder: Path | None, quick: bool) -> list[Data]:
     if quick:
-        return [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 1), 15.0)]
+        return [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 1), 22.0)]
     found = [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 12), 300.0)]
     if given_folder is not None:
         folder = given_folder
