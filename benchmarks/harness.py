@@ -40,19 +40,24 @@ class Options:
     that it never replaces a full one."""
     data: Path | None = None
     """A folder of real images, for the benchmarks that use one."""
+    record: Path | None = None
+    """Where what is replayed is trained anew, for the benchmark that replays."""
 
 
-def options(doc: str | None, data: str | None = None) -> Options:
-    """From the command line; `doc` is the benchmark's docstring, `data` says what `--data` is."""
+def options(doc: str | None, data: str | None = None, record: str | None = None) -> Options:
+    """From the command line; `doc` is the benchmark's docstring, `data` and `record` say what
+    `--data` and `--record` are, where there are such options."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smaller version, at most a minute")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/)")
-    if data is not None:
-        parser.add_argument("--data", type=Path, help=data)
+    for name, text in (("--data", data), ("--record", record)):
+        if text is not None:
+            parser.add_argument(name, type=Path, help=text)
     given = parser.parse_args()
-    return Options(given.quick, given.out, getattr(given, "data", None))
+    folders = (getattr(given, name, None) for name in ("data", "record"))
+    return Options(given.quick, given.out, *folders)
 
 
 @dataclass(frozen=True)

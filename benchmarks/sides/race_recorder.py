@@ -1,0 +1,164 @@
+"""All folds of all candidates trained for real, once: what the race's benchmark replays.
+
+Takes a folder, leaves a run folder `run` in it and a file `seen/<candidate>_fold<k>.npz` for each
+fold trial. Goes on where it was interrupted; two processes, each on one core.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+from race_table import Key
+from sides.hard_digits import test_images, write_hard_digits
+
+from experiment.config import SweepConfig
+from experiment.config_file import parse_config
+from experiment.folds import folds_csv, make_folds
+from experiment.manifest import read_manifest
+from experiment.records import CandidateRecord, Oof
+from experiment.store import RunStore, weights_name
+from inference.fold_model import BATCH, RunModels
+from search_spaces.params import TrialParams
+from search_spaces.sampling import build_space
+from trainables.data import loader_settings
+from trainables.predict import log_probabilities, scoring_loader
+from trainables.spec import EpochReport, TrialSpec
+from trainables.trial import run_trial
+
+CANDIDATES, EPOCHS = 80, 12
+_PROCESSES = 2
+_NICE = 15
+
+
+def record(folder: Path, candidates: int = CANDIDATES, epochs: int = EPOCHS) -> None:
+    """Train whatever `folder` does not hold yet."""
+    folder = folder.resolve()
+    os.environ["FOLDRACE_CACHE"] = str(folder / "cache")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    store = _run_folder(folder, candidates, epochs)
+    keys = [(c.candidate, k) for c in store.candidates() for k in range(store.fold_count)]
+    left = [key for key in keys if not seen_file(folder, key).is_file()]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_PROCESSES, context, os.nice, (_NICE,)) as pool:
+        for done, line in enumerate(pool.map(partial(_record_one, folder), left), 1):
+            print(f"{len(keys) - len(left) + done}/{len(keys)} {line}", flush=True)
+
+
+def seen_file(folder: Path, key: Key) -> Path:
+    """What was seen of a fold trial beside what the run folder keeps: `test_<variant>`
+    (images, C) and, of first folds, `epochs_<variant>` (epochs, rows, C): float16 natural-log
+    probabilities."""
+    return folder / "seen" / f"{key[0]}_fold{key[1]}.npz"
+
+
+def _run_folder(folder: Path, candidates: int, epochs: int) -> RunStore:
+    store = RunStore(folder / "run")
+    if store.exists:
+        return store
+    path = write_hard_digits(folder, candidates, epochs)
+    config = parse_config(path, []).require()
+    manifest = read_manifest(config.data)
+    store.create(config, folds_csv(manifest, make_folds(manifest, config.folds)), manifest.classes)
+    for candidate in _drawn(config):
+        store.save_candidate(candidate)
+    return store
+
+
+def _drawn(config: SweepConfig) -> Iterator[CandidateRecord]:
+    """At random from the config's space, each backbone as often as any other."""
+    space, _ = build_space(config, "")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.search.seed))
+    for number in range(config.search.candidates):
+        backbone = space.backbones[number % len(space.backbones)]
+        drawn = study.ask(fixed_distributions=space.distributions(backbone)).params
+        params = space.decode(backbone, drawn)
+        yield CandidateRecord(
+            candidate=f"c{number:04d}", backbone=backbone, params=params.as_dict()
+        )
+
+
+class _Watching:
+    """A monitor that keeps every variant's probabilities after each epoch of `rungs`."""
+
+    def __init__(self, rungs: Collection[int]) -> None:
+        self.rungs = rungs
+        self.seen: list[Mapping[str, Oof]] = []
+
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        self.seen.append(scored)
+
+    def report(self, epoch: EpochReport) -> None:
+        """The log says it all."""
+
+    def stop_requested(self) -> bool:
+        return False
+
+    def arrays(self) -> dict[str, NDArray[np.float16]]:
+        names = self.seen[0] if self.seen else ()
+        return {
+            f"epochs_{name}": np.stack([scored[name].log_prob for scored in self.seen])
+            for name in names
+        }
+
+
+def _record_one(folder: Path, key: Key) -> str:
+    """Train a fold trial, look at the test images with it, drop its weights."""
+    torch.set_num_threads(1)
+    store = RunStore.open(folder / "run")
+    spec = _spec(folder, store, key)
+    monitor = _Watching(range(1, spec.params.epochs + 1) if key[1] == 0 else ())
+    found = run_trial(spec, monitor)
+    tests = {f"test_{name}": _test(folder, store, key, name) for name in found.variants}
+    _save(seen_file(folder, key), tests | monitor.arrays())
+    for name in found.variants:
+        store.files.delete(weights_name(*key, name))
+    losses = ", ".join(f"{n} {s.val_logloss:.3f}" for n, s in found.variants.items())
+    return f"{key[0]} fold{key[1]} {found.backbone} {found.status}: {losses}, {found.seconds:.1f} s"
+
+
+def _spec(folder: Path, store: RunStore, key: Key) -> TrialSpec:
+    config = store.config()
+    (candidate,) = [c for c in store.candidates() if c.candidate == key[0]]
+    return TrialSpec(
+        run=store.root,
+        image_root=str(folder / "data"),
+        candidate=key[0],
+        backbone=candidate.backbone,
+        params=TrialParams.from_dict(candidate.params),
+        fold=key[1],
+        training=config.training,
+        transforms=config.augment.transforms,
+        seed=config.search.seed,
+        use_gpu=False,
+    )
+
+
+def _test(folder: Path, store: RunStore, key: Key, variant: str) -> NDArray[np.float16]:
+    """(images, C) natural-log probabilities."""
+    models = RunModels(store, torch.device("cpu"))
+    model = models.open(key[0], variant, key[1])
+    files, _ = test_images(folder)
+    source = models.images(files, model.card, 1, "")
+    settings = loader_settings(1, "cpu")
+    loader = scoring_loader(source, np.arange(len(files)), model.card, BATCH, settings)
+    log_prob, _ = log_probabilities(
+        model.module, loader, torch.device("cpu"), model.autocast, model.card.activation
+    )
+    return np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16)
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[np.float16]]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"aside-{path.name}")
+    np.savez(aside, **arrays)  # type: ignore[arg-type]
+    aside.replace(path)
