@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation
+BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
+	controller
 RAY_TESTS := tests/scheduling tests/end_to_end
 
 .PHONY: demo test check bench clean
