@@ -1,7 +1,7 @@
 """What stopping folds and epochs costs the blend, and what it saves: every policy over the same
 recorded fold trials.
 
-80 candidates of 4 small backbones, with hyperparameters drawn at random, were trained once on all 5
+75 candidates of 4 small backbones, with hyperparameters drawn at random, were trained once on all 5
 folds of handwritten digits that had been made hard (`sides/race_recorder.py`; 40 minutes on two
 cores); `data/fold_race.npz` keeps what came of it, and `--record DIR` makes it anew. A replay goes
 through the product's own searcher, race, ledger, study and FoldASHA, with four slots on a simulated

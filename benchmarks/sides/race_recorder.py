@@ -34,7 +34,7 @@ from trainables.predict import log_probabilities, scoring_loader
 from trainables.spec import EpochReport, TrialSpec
 from trainables.trial import run_trial
 
-CANDIDATES, EPOCHS = 80, 12
+CANDIDATES, EPOCHS = 75, 12
 _PROCESSES = 2
 _NICE = 15
 
