@@ -64,7 +64,7 @@ class Race:
 
     def judge(self, summary: CandidateSummary, in_flight: int = 0) -> RaceDecision:
         """After a finished fold: `continue`, `stop`, or `complete` after the last one, which joins
-        the blend (its gain is that over the blend without it).
+        the blend: its gain is that over the blend without it, the blend's loss is with it.
 
         `in_flight`: other folds of the candidate that are running. They are paid for, so that it is
         not stopped before the last of them has ended.
@@ -77,7 +77,6 @@ class Race:
         action, reason = self._complete_text(evidence) if complete else ("continue", "")
         if not complete:
             action, reason = self._verdict(evidence, in_flight)
-        decision = self._decision(summary, better, evidence, action, reason)
         if better is not None:
             self._gains[name] = better[1].mean
         self._judged_at.pop(name, None)
@@ -86,7 +85,7 @@ class Race:
         if complete:
             self._count_complete(summary)
             self._join({} if held is None else _members(name, held))
-        return decision
+        return self._decision(summary, better, evidence, action, reason)
 
     def numbered(self, decision: RaceDecision) -> RaceDecision:
         """A decision made elsewhere, in mid-training, as the next one of the sweep."""

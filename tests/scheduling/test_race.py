@@ -98,19 +98,22 @@ def test_the_last_fold_completes_and_all_variants_join(run: RacedRun) -> None:
     decision = complete(run, race, "c0002", seed=2)
     calibrated = {s: run.calibrated(run.model(s, 1.0), 0, 1, 2) for s in (2, 102)}
     expected = max(gain_by_definition(t, before)[0] for t in calibrated.values())
-    assert (decision.action, decision.folds_done, decision.complete) == ("complete", 3, 2)
+    assert (decision.action, decision.folds_done, decision.complete) == ("complete", 3, 3)
     assert decision.gain == pytest.approx(expected, abs=CLOSE)
+    with_it = float(-np.log(reference_blend(run, 0, 1, 2)).mean())
+    assert decision.blend_logloss == pytest.approx(with_it, abs=2e-5)
     run.finish("c0003", 0, {"raw": run.model(9, 0.0)})
     after = race.judge(run.summary("c0003"))
-    blend = reference_blend(run, 0, 1, 2)
-    assert after.blend_logloss == pytest.approx(float(-np.log(blend).mean()), abs=2e-5)
-    assert after.complete == 3
+    assert (after.complete, after.blend_logloss) == (3, decision.blend_logloss)
 
 
 def test_nobody_is_stopped_before_enough_are_complete(run: RacedRun) -> None:
     race = Race(run.store, RaceConfig(min_complete=3))
     first = complete(run, race, "c0000", seed=0)
-    assert (first.gain, first.blend_logloss, first.action) == (None, None, "complete")
+    assert (first.gain, first.action, first.complete) == (None, "complete", 1)
+    alone = float(-np.log(reference_blend(run, 0)).mean())
+    assert first.blend_logloss == pytest.approx(alone, abs=2e-5)
+    assert first.reason == "the first of the blend"
     run.finish("c0001", 0, {"raw": run.model(1, -2.0)})
     decision = race.judge(run.summary("c0001"))
     assert decision.action == "continue" and decision.gain is not None and decision.gain < 0
@@ -190,7 +193,7 @@ def test_one_validation_split(tmp_path: Path) -> None:
         run.finish(name, 0, {"raw": run.model(number, skill)})
         decision = race.judge(run.summary(name))
         assert (decision.action, decision.rows) == ("complete", int((run.fold == 0).sum()))
-    assert decision.complete == 2 and decision.gain is not None and decision.gain < 0
+    assert decision.complete == 3 and decision.gain is not None and decision.gain < 0
 
 
 def test_rows_that_cannot_be_read_stop_nobody(
