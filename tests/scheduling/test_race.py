@@ -259,6 +259,41 @@ def test_a_kill_between_record_and_decision_is_noticed(run: RacedRun) -> None:
     assert again.judge(run.summary("c0001")).action == "complete" and again.open
 
 
+def test_columns_of_complete_candidates_are_kept_in_the_run_folder(run: RacedRun) -> None:
+    complete(run, Race(run.store, GAIN), "c0000", seed=0)
+    summary = run.summary("c0000")
+    fitted = run.calibrated(run.model(100, 1.0), 0, 1, 2)
+    run.store.files.delete("trials/c0000/fold1/oof.npy")  # it is not read again
+    for _ in range(2):
+        held = CalibratedColumns(run.store).of(summary)
+        assert list(held.columns) == ["raw", "ema"] and held.complete
+        assert held.columns["ema"] == pytest.approx(fitted, abs=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["torn", "of another trial", "of other variants", "no numbers"])
+def test_kept_columns_that_do_not_fit_are_fitted_anew(run: RacedRun, damage: str) -> None:
+    complete(run, Race(run.store, GAIN), "c0000", seed=0)
+    name = "trials/c0000/race.safetensors"
+    kept, summary = run.store.files.read(name), run.summary("c0000")
+    if damage == "torn":
+        run.store.files.write(name, kept[: len(kept) // 2])
+    elif damage == "of another trial":
+        run.finish("c0000", 1, {"raw": run.model(5, 1.0), "ema": run.model(6, 1.0)})
+    elif damage == "of other variants":
+        run.store.save_calibrated(summary, {"raw": np.full(240, 0.5, dtype=np.float32)})
+    else:
+        wrong = {v: np.full(240, np.nan, dtype=np.float32) for v in ("raw", "ema")}
+        run.store.save_calibrated(summary, wrong)
+    held = CalibratedColumns(run.store).of(run.summary("c0000"))
+    again = run.model(6, 1.0) if damage == "of another trial" else run.model(100, 1.0)
+    for fold in range(3):
+        model = again if fold == 1 else run.model(100, 1.0)
+        run.finish("c0001", fold, {"raw": run.model(0, 1.0), "ema": model})
+    fresh = CalibratedColumns(run.store).of(run.summary("c0001"))
+    assert np.array_equal(held.columns["ema"], fresh.columns["ema"])
+    assert run.store.calibrated(run.summary("c0000")) is not None
+
+
 def test_columns_are_kept_within_their_bound(run: RacedRun) -> None:
     """Newest first, and of the complete ones the best."""
     size = 80 * 4
