@@ -98,7 +98,7 @@ class RaceDecision(_Record):
     rows: int
     """Rows that it was judged on: those of its finished folds, or of the running one."""
     gain: float | None = None
-    """Bounded gain over the race's blend on those rows, in nats a row; None where there was no blend
+    """Bounded gain over the race's blend on those rows, in nats a row; None where there was none
     yet or the rows cannot be read. Of `complete`: over the blend without the candidate."""
     gain_se: float | None = None
     z: float | None = None

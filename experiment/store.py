@@ -307,11 +307,11 @@ class RunStore:
 
     def calibrated(self, summary: CandidateSummary) -> dict[str, NDArray[np.float32]] | None:
         """What `save_calibrated` wrote of exactly these trials; None where there is none."""
-        name = _columns_name(summary)
-        if not self.files.exists(name):
+        try:
+            data = self.files.read(_columns_name(summary))
+        except OSError:
             return None
-        rows = len(self.scored_rows())
-        return read_columns(self.files.read(name), summary.trials, summary.own_variants, rows)
+        return read_columns(data, summary.trials, summary.own_variants, len(self.scored_rows()))
 
     def _pooled(
         self, candidate: str, name: str, folds: Iterable[int] | None = None

@@ -222,6 +222,24 @@ def test_a_trial_in_its_middle_has_a_gain_of_its_own(run: RacedRun) -> None:
     assert (found[1].mean, found[1].se) == pytest.approx(gains[better], abs=CLOSE)
 
 
+def test_who_is_stopped_in_mid_training_has_a_gain_before_and_after_a_resume(
+    run: RacedRun,
+) -> None:
+    race = opened(run)
+    stopped = run.finish("c0002", 0, {}).model_copy(update={"status": "stopped"})
+    run.store.save_trial(stopped)
+    decision = RaceDecision(
+        number=0, candidate="c0002", fold=0, epoch=3, rule="epoch", action="stop", folds_done=0,
+        rows=80, gain=-0.25, gain_se=0.01, complete=0, epochs_trained=0, reason="lags behind",
+    )  # fmt: skip
+    run.store.save_decision(race.numbered(decision))
+    again = Race(run.store, GAIN)
+    again.replay(run.store.summaries(True))
+    for one in (race, again):
+        assert one.gains()["c0002"] == -0.25
+        assert one.gains().keys() == {"c0000", "c0001", "c0002"}
+
+
 def test_replay_brings_the_same_state(run: RacedRun) -> None:
     race = opened(run)
     for number, skill in enumerate([1.5, -2.0, 1.6]):
