@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from commands.machine import cores
 from commands.plugins import parse_with_plugins
@@ -41,7 +42,7 @@ def split(config: Path, overrides: Sequence[str], out: Path | None, console: Con
 def print_plan(plan: Plan, console: Console) -> None:
     config = plan.config
     for warning in plan.warnings:
-        console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
+        console.print(f"[yellow]warning[/yellow] {escape(str(warning))}", highlight=False)
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "

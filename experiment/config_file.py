@@ -19,6 +19,7 @@ import yaml
 from experiment.config import SweepConfig
 from experiment.config_problems import shown, validated
 from experiment.errors import ConfigError, Problem
+from experiment.passwords import without_password
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,28 @@ def parse_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False)
 
 def to_yaml(config: SweepConfig) -> str:
     """The resolved config as YAML; `parse_config` of it gives the same config."""
-    return yaml.dump(
-        config.model_dump(mode="json"),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=100,
-    )
+    return _yaml(config.model_dump(mode="json"))
+
+
+def to_public_yaml(config: SweepConfig) -> str:
+    """As `to_yaml`, without passwords: for reports, which are shown to others."""
+    return _yaml(_without_passwords(config.model_dump(mode="json")))
+
+
+def _yaml(tree: object) -> str:
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _without_passwords(tree: object) -> object:
+    match tree:
+        case dict():
+            return {key: _without_passwords(value) for key, value in tree.items()}
+        case list():
+            return [_without_passwords(value) for value in tree]
+        case str():
+            return without_password(tree)
+        case _:
+            return tree
 
 
 class _Loader(yaml.SafeLoader):

@@ -98,8 +98,8 @@ class RaceDecision(_Record):
     rows: int
     """Rows that it was judged on: those of its finished folds, or of the running one."""
     gain: float | None = None
-    """Bounded gain over the race's blend on those rows, in nats a row; None where the rule asks for
-    none or there is no blend yet."""
+    """Bounded gain over the race's blend on those rows, in nats a row; None where there was none
+    yet or the rows cannot be read. Of `complete`: over the blend without the candidate."""
     gain_se: float | None = None
     z: float | None = None
     score: float | None = None
@@ -108,9 +108,9 @@ class RaceDecision(_Record):
     """What `score` was compared with: the worst fold of the best complete candidate, or the rung's
     cut."""
     complete: int
-    """Complete candidates at that moment."""
+    """Complete candidates by then; of a decision `complete`, the candidate itself among them."""
     blend_logloss: float | None = None
-    """Of the race's blend on all rows at that moment; None while it has no members."""
+    """Of the race's blend of these on all rows; None while it has no members."""
     epochs_trained: int
     """Epochs of all fold trials of the sweep that have ended by then, stopped ones included."""
     reason: str

@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from experiment.calibrated_columns import columns_file, read_columns
 from experiment.config import SweepConfig
 from experiment.config_file import to_yaml
 from experiment.decisions import decisions_csv
@@ -297,6 +298,21 @@ class RunStore:
         """(N,) probability of the true class on `scored_rows`, in their order."""
         return self._pooled(candidate, f"true_prob{suffix(variant)}.npy")
 
+    def save_calibrated(
+        self, summary: CandidateSummary, columns: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        """Variant -> (N,) true-class probabilities of a complete candidate at a temperature of its
+        own: derived from its OOF rows, for the next `resume`."""
+        self.files.write(_columns_name(summary), columns_file(summary.trials, columns))
+
+    def calibrated(self, summary: CandidateSummary) -> dict[str, NDArray[np.float32]] | None:
+        """What `save_calibrated` wrote of exactly these trials; None where there is none."""
+        try:
+            data = self.files.read(_columns_name(summary))
+        except OSError:
+            return None
+        return read_columns(data, summary.trials, summary.own_variants, len(self.scored_rows()))
+
     def _pooled(
         self, candidate: str, name: str, folds: Iterable[int] | None = None
     ) -> NDArray[np.float32]:
@@ -371,6 +387,10 @@ def summarise(
 def suffix(variant: str) -> str:
     """File names of the raw variant have no suffix."""
     return "" if variant == RAW else f"_{variant}"
+
+
+def _columns_name(summary: CandidateSummary) -> str:
+    return f"trials/{summary.candidate.candidate}/race.safetensors"
 
 
 def weights_name(candidate: str, fold: int, variant: str) -> str:

@@ -121,18 +121,11 @@ def _blend_loss(
 
 
 def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:
-    """The blend after each decision, in their order. One that a candidate is complete has the loss
-    of the blend without it; with it, the next one has that."""
-    following = [*decisions[1:], *decisions[-1:]]
-    joined = [d.action == "complete" for d in decisions]
-    losses = [
-        (after if joins else d).blend_logloss
-        for d, after, joins in zip(decisions, following, joined, strict=True)
-    ]
+    """The blend after each decision, in their order."""
     return [
-        BlendPoint(d.epochs_trained, loss, joins)
-        for d, loss, joins in zip(decisions, losses, joined, strict=True)
-        if loss is not None
+        BlendPoint(d.epochs_trained, d.blend_logloss, d.action == "complete")
+        for d in decisions
+        if d.blend_logloss is not None
     ]
 
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 import shlex
 
-from experiment.config_file import to_yaml
+from experiment.config_file import to_public_yaml
 from reporting.context import ReportContext
 from reporting.markup import UNKNOWN, Html, code, folded, heading, join, note, pairs
 
@@ -40,7 +40,7 @@ def reproduce(ctx: ReportContext) -> Html:
         heading("Seeds and versions"),
         note("Versions are those of the machine that wrote this page."),
         pairs(facts),
-        folded("sweep.yaml, the resolved config", code(to_yaml(ctx.config))),
+        folded("sweep.yaml, the resolved config", code(to_public_yaml(ctx.config))),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -183,6 +183,18 @@ class FoldSearcher(Searcher):
         """Whether there would be further candidates."""
         return not self._nothing_to_ask and self._budget.has_candidates(self.spent)
 
+    @property
+    def _committed(self) -> Spent:
+        """`spent`, where running fold trials count with all that they are expected to take: else
+        as many as there are slots would be started for the same last hour."""
+        spent, backbones = self.spent, {f.task.candidate.backbone for f in self.flights.values()}
+        expected = {backbone: self._need(backbone, 1).fold_seconds or 0.0 for backbone in backbones}
+        ahead = sum(
+            max(0.0, expected[flight.task.candidate.backbone] - flight.seconds)
+            for flight in self.flights.values()
+        )
+        return replace(spent, device_seconds=spent.device_seconds + ahead * self._devices)
+
     def _reconcile(self) -> None:
         for trial_id in list(self.flights):
             trial = self._tune_trials.get(trial_id)
@@ -202,7 +214,9 @@ class FoldSearcher(Searcher):
                 self._tell(self._judge(candidate))
                 continue
             folds = self.ledger.folds_left(candidate)
-            if self._budget.admits_fold(self.spent, self._need(task.candidate.backbone, folds)):
+            if self._budget.admits_fold(
+                self._committed, self._need(task.candidate.backbone, folds)
+            ):
                 return task
             self.ledger.shelve(candidate)
         return None
@@ -213,7 +227,7 @@ class FoldSearcher(Searcher):
         number = self.ledger.next_number
         backbone = self._shares.choose(number, self.ledger.started, self.ledger.gains())
         need = self._need(backbone, self.ledger.folds)
-        if not self._budget.admits_candidate(self.spent, need):
+        if not self._budget.admits_candidate(self._committed, need):
             return None
         record = self._study.ask(number, backbone)
         if record is None:

@@ -6,7 +6,6 @@ Takes finished trials of candidates, keeps one study with them.
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from experiment.passwords import without_password
 from scheduling.mirror_tables import TrialTables
 from scheduling.mirror_trial import CANDIDATE
 
@@ -81,7 +81,7 @@ class Database:
     """A study in a database. What is there from an earlier session and still true stays."""
 
     def __init__(self, url: str, name: str) -> None:
-        self.where, self._url, self._name = f"search.storage {hidden(url)}", url, name
+        self.where, self._url, self._name = f"search.storage {without_password(url)}", url, name
         self._tables: TrialTables | None = None
         self._there: dict[str, FrozenTrial] = {}
         self._wanted: dict[str, FrozenTrial] = {}
@@ -117,7 +117,7 @@ def database_problem(url: str) -> str | None:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # a port that is no number
-        return f"got {hidden(url)}, which is no database URL; {_FORM}"
+        return f"got {without_password(url)}, which is no database URL; {_FORM}"
     try:
         engine = create_engine(parsed, **_options(parsed))
         try:
@@ -125,23 +125,15 @@ def database_problem(url: str) -> str | None:
         finally:
             engine.dispose()
     except NoSuchModuleError:
-        return f"got {hidden(url)}: no such kind of database; {_FORM}"
+        return f"got {without_password(url)}: no such kind of database; {_FORM}"
     except ModuleNotFoundError as error:
         return (
-            f"{hidden(url)} needs the Python package {error.name}; for PostgreSQL: "
+            f"{without_password(url)} needs the Python package {error.name}; for PostgreSQL: "
             "pip install 'foldrace[postgresql]'"
         )
     except (SQLAlchemyError, OSError, ValueError) as error:
-        return f"{hidden(url)} does not answer: {_worded(error, url)}"
+        return f"{without_password(url)} does not answer: {_worded(error, url)}"
     return None
-
-
-def hidden(url: str) -> str:
-    """The URL without its password; without anything between `//` and `@` where it is malformed."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        return re.sub(r"//.*@", "//***@", url)
 
 
 def _options(url: URL) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from experiment.near_duplicates import NearDuplicate
 from experiment.test_set import ImageSet, read_test_set
 from scheduling.cluster import Node
 from scheduling.config_checks import config_problems, image_sizes
+from scheduling.search_checks import search_warnings
 from search_spaces.sampling import SearchSpace, build_space
 from trainables.card import ModelCard
 from trainables.classifier import parameter_count
@@ -65,8 +66,8 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
     problem = _disk_problem(disk, folder)
     if problem is not None:
         raise UserError([problem])
-    found_alike = checked.near_duplicates
-    return Plan(config, space, manifest, fold, test, disk, checked.warnings, found_alike)
+    warnings, found_alike = (*search_warnings(config), *checked.warnings), checked.near_duplicates
+    return Plan(config, space, manifest, fold, test, disk, warnings, found_alike)
 
 
 def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:

@@ -64,7 +64,7 @@ class Race:
 
     def judge(self, summary: CandidateSummary, in_flight: int = 0) -> RaceDecision:
         """After a finished fold: `continue`, `stop`, or `complete` after the last one, which joins
-        the blend (its gain is that over the blend without it).
+        the blend: its gain is that over the blend without it, the blend's loss is with it.
 
         `in_flight`: other folds of the candidate that are running. They are paid for, so that it is
         not stopped before the last of them has ended.
@@ -77,19 +77,18 @@ class Race:
         action, reason = self._complete_text(evidence) if complete else ("continue", "")
         if not complete:
             action, reason = self._verdict(evidence, in_flight)
-        decision = self._decision(summary, better, evidence, action, reason)
-        if better is not None:
-            self._gains[name] = better[1].mean
         self._judged_at.pop(name, None)
         if action == "continue":
             self._judged_at[name] = None if in_flight else self._state
         if complete:
             self._count_complete(summary)
             self._join({} if held is None else _members(name, held))
-        return decision
+        return self._decision(summary, better, evidence, action, reason)
 
     def numbered(self, decision: RaceDecision) -> RaceDecision:
         """A decision made elsewhere, in mid-training, as the next one of the sweep."""
+        if decision.gain is not None:
+            self._gains[decision.candidate] = decision.gain
         self._decided += 1
         return decision.model_copy(
             update={
@@ -117,8 +116,9 @@ class Race:
         return _better(columns, mixed)
 
     def gains(self) -> dict[str, float]:
-        """Candidate -> its gain over the blend as it is now, of those with a finished fold. Beyond
-        some thousand candidates the older ones keep the gain that they had."""
+        """Candidate -> its gain over the blend as it is now, of those with a finished fold. Who was
+        stopped in mid-training keeps the gain that it had, as do, beyond some thousand candidates,
+        the older ones."""
         if self._members and self._gains_version != self._blend.version:
             self._gains_version = self._blend.version
             for name, held in self._columns.held.items():

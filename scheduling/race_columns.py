@@ -1,7 +1,7 @@
 """Candidates' calibrated true-class columns on the rows of their finished folds.
 
 Reads OOF rows from the store, fits the temperatures, keeps what is likely to be asked for again
-within a bound of memory.
+within a bound of memory, and those of complete candidates in the run folder.
 """
 
 from __future__ import annotations
@@ -87,14 +87,20 @@ class CalibratedColumns:
         return self._rows[folds]
 
     def _read(self, summary: CandidateSummary, folds: tuple[int, ...]) -> Held:
-        rows = self.rows(folds)
-        columns = {
-            variant: self._column(summary.candidate.candidate, variant, folds, rows)
-            for variant in summary.own_variants
-        }
-        complete = len(folds) == summary.folds
+        rows, complete = self.rows(folds), len(folds) == summary.folds
+        columns = self._store.calibrated(summary) if complete else None
+        if columns is None:
+            columns = self._calibrated(summary, folds, rows)
+            if complete:
+                self._store.save_calibrated(summary, columns)
         loss = summary.pooled_logloss(summary.best) if summary.best else float("inf")
         return Held(rows, columns, folds, complete, loss)
+
+    def _calibrated(
+        self, summary: CandidateSummary, folds: tuple[int, ...], rows: NDArray[np.intp]
+    ) -> Columns:
+        name = summary.candidate.candidate
+        return {v: self._column(name, v, folds, rows) for v in summary.own_variants}
 
     def _column(
         self, candidate: str, variant: str, folds: tuple[int, ...], rows: NDArray[np.intp]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from experiment.config import PointConfig, SweepConfig
 from experiment.errors import Problem
 from experiment.names import check_name
+from experiment.passwords import has_password, without_password
 from scheduling.mirror_storage import database_problem
 from scheduling.replayed_cma import LEAST_KNOBS
 from scheduling.warm_start import warm_start_problems
@@ -32,6 +33,17 @@ def search_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem
     message = None if search.storage is None else database_problem(search.storage)
     if message is not None:
         yield Problem("search.storage", message)
+
+
+def search_warnings(config: SweepConfig) -> Iterator[Problem]:
+    """What forbids no run."""
+    storage = config.search.storage
+    if storage is not None and has_password(storage):
+        yield Problem(
+            "search.storage",
+            f"{without_password(storage)} has a password, and sweep.yaml in the run folder will "
+            "have it too; for PostgreSQL leave it out, and put it into ~/.pgpass or PGPASSWORD",
+        )
 
 
 def _sampler_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:

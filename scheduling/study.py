@@ -43,8 +43,9 @@ class CandidateStudy:
         self._sampler = SAMPLERS[search.sampler]
         objective = gains if search.objective == "gain" else None
         self._view = StudyView(space, self._sampler, classes, objective, earlier)
-        self._points = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
-        for backbone, params in self._points:
+        points = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
+        self._points = {_key(*point): point for point in points}  # that no candidate has
+        for backbone, params in points:
             self._expect(backbone, params)
         self._taken: set[_Key] = set()  # configurations that a candidate has
         self._begun: set[str] = set()  # backbones with a candidate
@@ -91,8 +92,7 @@ class CandidateStudy:
         return self._view.running
 
     def _point(self) -> tuple[str, TrialParams] | None:
-        left = (p for p in self._points if _key(*p) not in self._taken)
-        return next(left, None)
+        return next(iter(self._points.values()), None)
 
     def _default(self) -> tuple[str, TrialParams] | None:
         if not self._sampler.defaults:
@@ -121,7 +121,9 @@ class CandidateStudy:
 
     def _start(self, candidate: str, backbone: str, params: TrialParams) -> None:
         self._begun.add(backbone)
-        self._taken.add(_key(backbone, params))
+        key = _key(backbone, params)
+        self._taken.add(key)
+        self._points.pop(key, None)
         self._expect(backbone, params)
         self._view.start(candidate, backbone, params)
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 from experiment.config import SweepConfig  # noqa: E402  (also run as a script)
 from experiment.config_file import parse_config  # noqa: E402  (also run as a script)
+from experiment.decisions import COLUMNS  # noqa: E402
+from scheduling.race_rules import RULES  # noqa: E402
+from scheduling.samplers import SAMPLERS  # noqa: E402
 from search_spaces.params import KNOBS, Knob  # noqa: E402
 from search_spaces.ranges import shown  # noqa: E402
 from trainables.augment import POLICIES  # noqa: E402
@@ -26,6 +29,8 @@ from trainables.custom_transforms import CUSTOM  # noqa: E402
 GUIDE = ROOT / "docs" / "configuration.md"
 TECHNIQUES = ROOT / "docs" / "techniques.md"
 BLENDING = ROOT / "docs" / "blending.md"
+RACE = ROOT / "docs" / "race.md"
+SEARCH = ROOT / "docs" / "search.md"
 
 
 def knob_table() -> str:
@@ -173,6 +178,28 @@ def test_every_hyperparameter_of_a_technique_is_in_the_guide() -> None:
     named = set(re.findall(r"\w+", " ".join(row[1] for row in technique_rows())))
     plain = {"lr", "batch_size", "image_size", "epochs", "policy"}
     assert KNOBS.keys() - named == plain
+
+
+def first_cells(guide: Path, head: str) -> list[str]:
+    """The names in the first cells of the guide's table under this first heading, in its order."""
+    table = guide.read_text(encoding="utf-8").split(f"\n| {head} |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+
+
+@pytest.mark.parametrize(
+    ("guide", "head", "names"),
+    [
+        (RACE, "column", COLUMNS),
+        (RACE, "rule", RULES),
+        (SEARCH, "sampler", SAMPLERS),
+    ],
+    ids=["decisions.csv", "rules", "samplers"],
+)
+def test_every_name_of_race_and_search_is_in_its_guide(
+    guide: Path, head: str, names: Iterable[str]
+) -> None:
+    assert first_cells(guide, head) == list(names)
 
 
 if __name__ == "__main__":

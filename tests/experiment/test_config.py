@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiment.config import RangeConfig
-from experiment.config_file import ParsedConfig, load_config, parse_config, to_yaml
+from experiment.config import RangeConfig, SearchConfig
+from experiment.config_file import (
+    ParsedConfig,
+    load_config,
+    parse_config,
+    to_public_yaml,
+    to_yaml,
+)
 from experiment.errors import ConfigError
+from experiment.passwords import has_password
 
 MINIMAL = "data: {train: train.csv}\nsearch: {backbones: [timm/resnet18]}\n"
 
@@ -245,6 +252,27 @@ smoke: {training: {epochs: 2}}
     again = load_config(write(tmp_path, to_yaml(config), "sweep.yaml"))
     assert again == config
     assert to_yaml(again) == to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@host:5432/x",
+        "postgresql+psycopg://me@corp:s3cret@host/x",
+        "postgresql://me:s3cret@s3cret@host/x",
+        "postgresql://me:s3cret/with s3cret@host/x",
+        "postgresql://host/x?user=me&password=s3cret&sslmode=require",
+        "nothing://me:s3cret@host:port/x",
+    ],
+)
+def test_what_is_shown_to_others_has_no_password(tmp_path: Path, url: str) -> None:
+    other = json.dumps({"search": {"storage": url}})
+    config = parse(tmp_path, f"{MINIMAL}smoke: {other}\n", f"search.storage={url}").require()
+    assert config.search.storage == url and has_password(url)
+    text = to_public_yaml(config)
+    assert "s3cret" not in text and text.count("***") == 2 and "host" in text
+    plain = config.model_copy(update={"search": SearchConfig(backbones=("b",)), "smoke": {}})
+    assert to_public_yaml(plain) == to_yaml(plain)
 
 
 def test_smoke_lays_small_values_and_then_its_own_section_over(tmp_path: Path) -> None:

@@ -134,7 +134,6 @@ class _DicedRace:
     ) -> RaceDecision:
         measured = gain + float(self._rng.normal(0, 0.001))
         known = self._complete > 0
-        complete, loss = self._complete, self._loss if known else None  # without this candidate
         stop = status == "stopped" or (self._races and measured + 0.001 < 0)
         last = fold == self._k - 1 and status == "finished"
         if last:
@@ -148,8 +147,8 @@ class _DicedRace:
             action="complete" if last else "stop" if stop else "continue",
             variant="raw", folds_done=fold + 1, rows=100,
             gain=measured if known else None, gain_se=0.001 if known else None,
-            z=1.0 if known else None, complete=complete,
-            blend_logloss=loss, epochs_trained=self._trained,
+            z=1.0 if known else None, complete=self._complete,
+            blend_logloss=self._loss if self._complete else None, epochs_trained=self._trained,
             reason=f"gain {measured:+.4f} ± 0.0010",
         )  # fmt: skip
 

@@ -98,19 +98,22 @@ def test_the_last_fold_completes_and_all_variants_join(run: RacedRun) -> None:
     decision = complete(run, race, "c0002", seed=2)
     calibrated = {s: run.calibrated(run.model(s, 1.0), 0, 1, 2) for s in (2, 102)}
     expected = max(gain_by_definition(t, before)[0] for t in calibrated.values())
-    assert (decision.action, decision.folds_done, decision.complete) == ("complete", 3, 2)
+    assert (decision.action, decision.folds_done, decision.complete) == ("complete", 3, 3)
     assert decision.gain == pytest.approx(expected, abs=CLOSE)
+    with_it = float(-np.log(reference_blend(run, 0, 1, 2)).mean())
+    assert decision.blend_logloss == pytest.approx(with_it, abs=2e-5)
     run.finish("c0003", 0, {"raw": run.model(9, 0.0)})
     after = race.judge(run.summary("c0003"))
-    blend = reference_blend(run, 0, 1, 2)
-    assert after.blend_logloss == pytest.approx(float(-np.log(blend).mean()), abs=2e-5)
-    assert after.complete == 3
+    assert (after.complete, after.blend_logloss) == (3, decision.blend_logloss)
 
 
 def test_nobody_is_stopped_before_enough_are_complete(run: RacedRun) -> None:
     race = Race(run.store, RaceConfig(min_complete=3))
     first = complete(run, race, "c0000", seed=0)
-    assert (first.gain, first.blend_logloss, first.action) == (None, None, "complete")
+    assert (first.gain, first.action, first.complete) == (None, "complete", 1)
+    alone = float(-np.log(reference_blend(run, 0)).mean())
+    assert first.blend_logloss == pytest.approx(alone, abs=2e-5)
+    assert first.reason == "the first of the blend"
     run.finish("c0001", 0, {"raw": run.model(1, -2.0)})
     decision = race.judge(run.summary("c0001"))
     assert decision.action == "continue" and decision.gain is not None and decision.gain < 0
@@ -190,7 +193,7 @@ def test_one_validation_split(tmp_path: Path) -> None:
         run.finish(name, 0, {"raw": run.model(number, skill)})
         decision = race.judge(run.summary(name))
         assert (decision.action, decision.rows) == ("complete", int((run.fold == 0).sum()))
-    assert decision.complete == 2 and decision.gain is not None and decision.gain < 0
+    assert decision.complete == 3 and decision.gain is not None and decision.gain < 0
 
 
 def test_rows_that_cannot_be_read_stop_nobody(
@@ -217,6 +220,24 @@ def test_a_trial_in_its_middle_has_a_gain_of_its_own(run: RacedRun) -> None:
     better = max(gains, key=lambda name: gains[name][0])
     assert found is not None and found[0] == better
     assert (found[1].mean, found[1].se) == pytest.approx(gains[better], abs=CLOSE)
+
+
+def test_who_is_stopped_in_mid_training_has_a_gain_before_and_after_a_resume(
+    run: RacedRun,
+) -> None:
+    race = opened(run)
+    stopped = run.finish("c0002", 0, {}).model_copy(update={"status": "stopped"})
+    run.store.save_trial(stopped)
+    decision = RaceDecision(
+        number=0, candidate="c0002", fold=0, epoch=3, rule="epoch", action="stop", folds_done=0,
+        rows=80, gain=-0.25, gain_se=0.01, complete=0, epochs_trained=0, reason="lags behind",
+    )  # fmt: skip
+    run.store.save_decision(race.numbered(decision))
+    again = Race(run.store, GAIN)
+    again.replay(run.store.summaries(True))
+    for one in (race, again):
+        assert one.gains()["c0002"] == -0.25
+        assert one.gains().keys() == {"c0000", "c0001", "c0002"}
 
 
 def test_replay_brings_the_same_state(run: RacedRun) -> None:
@@ -254,6 +275,41 @@ def test_a_kill_between_record_and_decision_is_noticed(run: RacedRun) -> None:
     again.replay(run.store.summaries(True))
     assert not again.open  # the torn one is still to be judged
     assert again.judge(run.summary("c0001")).action == "complete" and again.open
+
+
+def test_columns_of_complete_candidates_are_kept_in_the_run_folder(run: RacedRun) -> None:
+    complete(run, Race(run.store, GAIN), "c0000", seed=0)
+    summary = run.summary("c0000")
+    fitted = run.calibrated(run.model(100, 1.0), 0, 1, 2)
+    run.store.files.delete("trials/c0000/fold1/oof.npy")  # it is not read again
+    for _ in range(2):
+        held = CalibratedColumns(run.store).of(summary)
+        assert list(held.columns) == ["raw", "ema"] and held.complete
+        assert held.columns["ema"] == pytest.approx(fitted, abs=1e-3)
+
+
+@pytest.mark.parametrize("damage", ["torn", "of another trial", "of other variants", "no numbers"])
+def test_kept_columns_that_do_not_fit_are_fitted_anew(run: RacedRun, damage: str) -> None:
+    complete(run, Race(run.store, GAIN), "c0000", seed=0)
+    name = "trials/c0000/race.safetensors"
+    kept, summary = run.store.files.read(name), run.summary("c0000")
+    if damage == "torn":
+        run.store.files.write(name, kept[: len(kept) // 2])
+    elif damage == "of another trial":
+        run.finish("c0000", 1, {"raw": run.model(5, 1.0), "ema": run.model(6, 1.0)})
+    elif damage == "of other variants":
+        run.store.save_calibrated(summary, {"raw": np.full(240, 0.5, dtype=np.float32)})
+    else:
+        wrong = {v: np.full(240, np.nan, dtype=np.float32) for v in ("raw", "ema")}
+        run.store.save_calibrated(summary, wrong)
+    held = CalibratedColumns(run.store).of(run.summary("c0000"))
+    again = run.model(6, 1.0) if damage == "of another trial" else run.model(100, 1.0)
+    for fold in range(3):
+        model = again if fold == 1 else run.model(100, 1.0)
+        run.finish("c0001", fold, {"raw": run.model(0, 1.0), "ema": model})
+    fresh = CalibratedColumns(run.store).of(run.summary("c0001"))
+    assert np.array_equal(held.columns["ema"], fresh.columns["ema"])
+    assert run.store.calibrated(run.summary("c0000")) is not None
 
 
 def test_columns_are_kept_within_their_bound(run: RacedRun) -> None:

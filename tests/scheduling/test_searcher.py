@@ -21,7 +21,7 @@ from experiment.config import (
     SweepConfig,
 )
 from experiment.records import CandidateSummary, RaceDecision, TrialRecord
-from scheduling.budget import Budget
+from scheduling.budget import Budget, Need
 from scheduling.fold_searcher import CANDIDATE, FOLD, FoldSearcher
 from scheduling.ledger import Ledger
 from scheduling.race import Race
@@ -221,3 +221,21 @@ def test_a_list_that_is_used_up_ends_the_sweep(run: RacedRun) -> None:
         for flight in flights:
             session.end(*flight, "finished")
     assert session.finished and len(run.store.summaries()) == 2
+
+
+def test_hours_are_committed_to_what_runs(run: RacedRun) -> None:
+    """However many slots there are: trials that have just started have spent next to nothing."""
+    limited, seconds = search(candidates=9), 100.0
+    searcher = FoldSearcher(
+        run.store, CandidateStudy(space_of(limited), limited, 3), Ledger(K, 1),
+        Race(run.store, RaceConfig(rule="none")),
+        Budget(limited, ResourcesConfig(gpu_hours=2 * K * seconds / 3600)),
+        Shares(limited.backbones, 9, limited.min_share, limited.seed), lambda: 20,
+        need=lambda backbone, folds: Need(folds, seconds, 20),
+    )  # fmt: skip
+    started: list[tuple[str, int]] = []
+    while isinstance(task := searcher.suggest(f"t{len(started)}"), dict):
+        started.append((task[CANDIDATE], task[FOLD]))
+    assert task is None
+    assert started == [(f"c000{number}", fold) for number in range(2) for fold in range(K)]
+    assert searcher.spent.device_seconds < seconds

@@ -13,7 +13,7 @@ from experiment.config_file import parse_config
 from experiment.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
 from experiment.store import RunStore
 from scheduling.samplers import SAMPLERS
-from scheduling.search_checks import search_problems
+from scheduling.search_checks import search_problems, search_warnings
 from scheduling.study import CandidateStudy, open_study
 from scheduling.study_view import EarlierCandidate, StudyView
 from scheduling.warm_start import earlier_candidates
@@ -274,3 +274,14 @@ def test_a_smoke_run_leaves_the_own_search_alone(tmp_path: Path) -> None:
     assert (search.sampler, search.points, search.warm_start, search.storage) == (
         "tpe", (), (), None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ["postgresql://me@host/x", "postgresql://host:5432/x"])
+def test_a_database_without_a_password_is_no_warning(url: str) -> None:
+    assert list(search_warnings(sweep(storage=url))) == []
+
+
+def test_a_password_that_the_run_folder_would_hold_is_warned_of() -> None:
+    [warning] = search_warnings(sweep(storage="postgresql://me:s3cret@host:5432/x"))
+    assert warning.where == "search.storage" and "s3cret" not in warning.message
+    assert all(w in warning.message for w in ("me:***@host:5432/x", "~/.pgpass", "PGPASSWORD"))
