@@ -138,6 +138,17 @@ def test_expected_fold_trials_and_time() -> None:
     assert found.eta_s == pytest.approx(2.0 * (24 + 2 + 2 + 0.75) / 2 + 2.0 / 3)
 
 
+def test_no_fold_is_expected_after_one_that_did_not_finish() -> None:
+    """Between such a fold trial and the end of its candidate too."""
+    tally = _tally(candidates=2)
+    for fold in range(FOLDS):
+        tally.trial(_trial("c0000", fold, 0.4))
+    tally.trial(_trial("c0001", 0, 0.4, "stopped"))
+    assert _progress(tally, 2).trials_total == 4
+    other = RunningTrial("c0001", "b", 1, 1, 4, 0.5)
+    assert _progress(tally, 2, other).trials_total == 5
+
+
 def test_the_budget_is_told_and_bounds_what_is_expected() -> None:
     tally = _tally(candidates=10, fold_trials=7)
     tally.trial(_trial("c0000", 0, 0.4))
