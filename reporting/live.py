@@ -105,7 +105,8 @@ def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], l
     console.print(leaderboard_table(summaries, limit))
     statuses = Counter(s.status for s in summaries)
     shown = f"; the {limit} best are shown" if len(summaries) > limit else ""
-    console.print(Text(f"{len(summaries)} candidates: {_counted(statuses)}{shown}"))
+    word = "candidate" if len(summaries) == 1 else "candidates"
+    console.print(Text(f"{len(summaries)} {word}: {_counted(statuses)}{shown}"))
 
 
 def budget_line(budget: Sequence[Used]) -> str:
