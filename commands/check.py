@@ -46,14 +46,14 @@ def print_plan(plan: Plan, console: Console) -> None:
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "
-        f"{trials_line(config)} of {len(config.search.backbones)} backbones; "
+        f"{trials_line(config)} of {counted(len(config.search.backbones), 'backbone')}; "
         f"at most {plan.disk_bytes / 1e9:.2f} GB"
     )
 
 
 def trials_line(config: SweepConfig) -> str:
     """How many fold trials there are; with a race or another limit at most."""
-    candidates, folds = config.search.candidates, config.folds.k
+    candidates, folds = config.search.most_candidates, config.folds.k
     started = f"{counted(candidates, 'candidate')} × {counted(folds, 'fold')}"
     trials = candidates * folds
     most = min(trials, config.search.fold_trials or trials)

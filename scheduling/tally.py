@@ -113,7 +113,7 @@ class Tally:
         left = outlook(
             self.pace,
             Ahead(
-                new=max(0, self._search.candidates - spent.candidates),
+                new=max(0, self._search.most_candidates - spent.candidates),
                 open=self._open_candidates(running),
                 slots=slots,
                 fold_trials_left=self._budget.fold_trials_left(spent, any_need),
