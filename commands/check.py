@@ -16,6 +16,7 @@ from experiment.errors import Problem, RunFolderError
 from experiment.folds import folds_csv, make_folds
 from experiment.manifest import read_manifest
 from experiment.store import RunStore, differing_keys
+from reporting.markup import counted
 from scheduling.cluster import this_machine
 from scheduling.preflight import Plan, preflight
 
@@ -46,20 +47,21 @@ def print_plan(plan: Plan, console: Console) -> None:
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "
-        f"{trials_line(config)} of {len(config.search.backbones)} backbones; "
+        f"{trials_line(config)} of {counted(len(config.search.backbones), 'backbone')}; "
         f"at most {plan.disk_bytes / 1e9:.2f} GB"
     )
 
 
 def trials_line(config: SweepConfig) -> str:
     """How many fold trials there are; with a race or another limit at most."""
-    candidates, folds = config.search.candidates, config.folds.k
+    candidates, folds = config.search.most_candidates, config.folds.k
+    started = f"{counted(candidates, 'candidate')} × {counted(folds, 'fold')}"
     trials = candidates * folds
     most = min(trials, config.search.fold_trials or trials)
     limited = config.race.rule != "none" or config.resources.gpu_hours or most < trials
     if not limited and config.resources.time_budget is None:
-        return f"{candidates} candidates × {folds} folds = {trials} fold trials"
-    return f"{candidates} candidates × {folds} folds, up to {most} fold trials"
+        return f"{started} = {counted(trials, 'fold trial')}"
+    return f"{started}, up to {counted(most, 'fold trial')}"
 
 
 def already_exists(store: RunStore, parsed: ParsedConfig) -> RunFolderError:

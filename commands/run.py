@@ -27,7 +27,7 @@ from experiment.records import CandidateSummary
 from experiment.store import RunStore
 from experiment.test_set import read_test_set
 from reporting.live import LiveView, print_leaderboard
-from reporting.markup import duration
+from reporting.markup import counted, duration
 from scheduling.cluster import Node, alive_nodes, connect, this_machine, unreachable
 from scheduling.preflight import preflight
 from scheduling.reserve import Deadline, Ending
@@ -165,8 +165,8 @@ def print_trouble(outcome: SweepOutcome, console: Console) -> None:
         names = listing(s.candidate.candidate for s in by_status["unfinished"])
         _warn(console, f"without all of their folds, and so not in the blend: {names}")
     if by_status["stopped"]:
-        stopped = len(by_status["stopped"])
-        console.print(f"{stopped} candidates stopped by the race: decisions.csv has the numbers")
+        stopped = counted(len(by_status["stopped"]), "candidate")
+        console.print(f"{stopped} stopped by the race: decisions.csv has the numbers")
 
 
 def _warn(console: Console, text: str) -> None:

@@ -31,6 +31,9 @@ from experiment.variants import EMA, RAW
 _KINDS = (ConfigError, DataError, RunFolderError)
 """Of wrong wishes, of predictions made elsewhere, of further run folders."""
 
+_NAMED = 8
+"""Candidates that a message names."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -123,14 +126,25 @@ def count_considered(store: RunStore, sources: Sequence[OofSource]) -> Considere
 def _nothing_to_blend(
     store: RunStore, summaries: Sequence[CandidateSummary], without_weights: int
 ) -> RunFailure:
-    counts = ", ".join(f"{s.candidate.candidate} {s.status}" for s in summaries) or "none"
     if without_weights:
         return RunFailure(
             f"no member to blend: the weights of all {without_weights} are gone from "
             f"{store.root}/trials; delete a candidate's fold folders there and `resume "
             f"{store.root}` to train it anew"
         )
+    named = [f"{s.candidate.candidate} {s.status}" for s in summaries[:_NAMED]]
+    if len(summaries) > _NAMED:
+        named.append(f"{len(summaries) - _NAMED} more")
+    if any(s.status in ("failed", "diverged") for s in summaries):
+        advice = (
+            f"see {store.root}/logs, then `resume {store.root}`, with --retry-failed where trials "
+            "failed"
+        )
+    else:
+        advice = (
+            f"`resume {store.root}` goes on; where a limit ended the sweep, raise it: --set with "
+            "search.candidates, search.fold_trials, resources.gpu_hours or resources.time_budget"
+        )
     return RunFailure(
-        f"no complete candidate to blend (candidates: {counts}); see logs/error.log, then "
-        f"`resume {store.root}`, with --retry-failed where trials failed"
+        f"no complete candidate to blend (candidates: {', '.join(named) or 'none'}); {advice}"
     )

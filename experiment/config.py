@@ -185,6 +185,13 @@ class SearchConfig(_Section):
     per_backbone: dict[str, dict[str, KnobConfig]] = {}
     """Backbone -> the same, for that backbone only."""
 
+    @property
+    def most_candidates(self) -> int:
+        """How many candidates can be started: a list has no more than its points."""
+        if self.sampler == "list":
+            return min(self.candidates, len(self.points))
+        return self.candidates
+
 
 class RaceConfig(_Section):
     """When a candidate gets no further folds."""

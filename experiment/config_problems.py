@@ -16,6 +16,14 @@ from experiment.config import RangeConfig, SweepConfig
 from experiment.errors import Problem
 from experiment.names import closest
 
+_SHAPES = {  # in the words of YAML, where pydantic has those of JSON
+    "tuple_type": "should be a list: [..., ...]",
+    "dict_type": "should be a mapping: {<key>: <value>}",
+    "model_type": "should be a mapping: {<key>: <value>}",
+    "bool_type": "should be true or false",
+    "string_type": "should be text",
+}
+
 
 def validated(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
     """Validate; where values are wrong, validate again without them to give later checks a
@@ -41,7 +49,7 @@ def _keys(loc: Iterable[int | str]) -> tuple[int | str, ...]:
 
 def _describe(source: str, detail: Any) -> Problem:
     loc = _keys(detail["loc"])
-    where = f"{source}: {'.'.join(str(part) for part in loc) or 'top level'}"
+    where = f"{source}: {_path(loc)}"
     kind, given = detail["type"], shown(detail.get("input"))
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -52,7 +60,14 @@ def _describe(source: str, detail: Any) -> Problem:
         return Problem(where, f"got {given}; allowed: {context['expected']}")
     if kind == "value_error":
         return Problem(where, f"{context['error']} (got {given})")
-    return Problem(where, f"got {given}; {detail['msg'].replace('Input should', 'should')}")
+    expected = _SHAPES.get(kind) or detail["msg"].replace("Input should", "should")
+    return Problem(where, f"got {given}; {expected}")
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """('search', 'points', 0, 'backbone') -> 'search.points[0].backbone'."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).removeprefix(".") or "top level"
 
 
 def _unknown_key(loc: tuple[int | str, ...]) -> str:

@@ -20,7 +20,7 @@ from experiment.leaderboard import ranked
 from experiment.progress import Progress, RunningTrial, Used
 from experiment.records import CandidateStatus, CandidateSummary
 from reporting.events import EventLines, printable
-from reporting.markup import difference, duration, number
+from reporting.markup import counted, difference, duration, number
 
 _REFRESH_PER_SECOND = 4
 _BEST_SHOWN = 8
@@ -105,7 +105,8 @@ def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], l
     console.print(leaderboard_table(summaries, limit))
     statuses = Counter(s.status for s in summaries)
     shown = f"; the {limit} best are shown" if len(summaries) > limit else ""
-    console.print(Text(f"{len(summaries)} candidates: {_counted(statuses)}{shown}"))
+    candidates = counted(len(summaries), "candidate")
+    console.print(Text(f"{candidates}: {_counted(statuses)}{shown}"))
 
 
 def budget_line(budget: Sequence[Used]) -> str:

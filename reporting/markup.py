@@ -47,6 +47,10 @@ def percent(value: float | None) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:.2f} %"
 
 
+def counted(n: int, word: str) -> str:
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
 def duration(seconds: float) -> str:
     """12s, 3m05s, 2h07m, 3d04h."""
     total = round(max(seconds, 0.0))

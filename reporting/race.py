@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from experiment.records import CandidateSummary, RaceDecision, TrialRecord
 from reporting import race_charts
 from reporting.context import ReportContext
-from reporting.markup import Html, heading, join, note
+from reporting.markup import Html, counted, heading, join, note
 from reporting.race_charts import MOST_LANES, BlendPoint, Fold, Lane, State
 from reporting.race_facts import (
-    counted,
     decision_table,
     outcome_sentence,
     rule_sentence,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from experiment.config import RaceConfig
 from experiment.records import CandidateSummary, RaceDecision
-from reporting.markup import Cell, Html, count, difference, join, score, table
+from reporting.markup import Cell, Html, count, counted, difference, join, score, table
 
 _ROWS = 20
 _ACTIONS = {"continue": "goes on", "stop": "stopped", "complete": "complete"}
@@ -67,10 +67,6 @@ def _outcomes(summaries: Sequence[CandidateSummary]) -> str:
 
 def _is_cut(summary: CandidateSummary) -> bool:
     return any(t.status == "stopped" for t in summary.trials)
-
-
-def counted(n: int, word: str) -> str:
-    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
 def schedule_epochs(summary: CandidateSummary, epochs: int) -> int:

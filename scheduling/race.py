@@ -168,7 +168,7 @@ class Race:
         if not self._rule.stops(evidence):
             return "continue", reason
         if in_flight:
-            return "continue", f"{reason}, judged again after its {in_flight} folds in flight"
+            return "continue", f"{reason}; not stopped while a further fold is in flight"
         return "stop", reason
 
     def _complete_text(self, evidence: Evidence) -> tuple[str, str]:

@@ -113,7 +113,7 @@ class Tally:
         left = outlook(
             self.pace,
             Ahead(
-                new=max(0, self._search.candidates - spent.candidates),
+                new=max(0, self._search.most_candidates - spent.candidates),
                 open=self._open_candidates(running),
                 slots=slots,
                 fold_trials_left=self._budget.fold_trials_left(spent, any_need),
@@ -176,6 +176,9 @@ class Tally:
         backbones = {trial.candidate: trial.backbone for trial in running}
         backbones |= {name: known.candidate.backbone for name, known in self._open.items()}
         done = {name: len(known.finished) for name, known in self._open.items()}
+        for name, known in self._open.items():
+            if len(known.finished) < len(known.trials):  # one did not finish: no fold will follow
+                done[name] = self.pace.folds - len(parts.get(name, ()))
         return [
             OpenCandidate(backbone, done.get(name, 0), parts.get(name, ()))
             for name, backbone in backbones.items()

@@ -38,6 +38,7 @@ def test_stopped_candidates_are_no_trouble() -> None:
     stopped = [_summary(i, "stopped") for i in range(23)]
     line = "23 candidates stopped by the race: decisions.csv has the numbers"
     assert _trouble(None, *stopped, _summary(23, "complete")) == [line]
+    assert _trouble(None, _summary(0, "stopped"))[0].startswith("1 candidate stopped")
     assert _trouble(None, _summary(0, "complete")) == []
 
 

@@ -298,6 +298,8 @@ def test_a_run_without_a_blend(project: Any, tmp_path: Path, cli: Cli) -> None:
         refused(cli(command, store.root, *extra), "no blend yet")
     nothing = cli("ensemble", store.root)
     assert nothing.exit_code == 1 and "no complete candidate" in nothing.stderr
+    assert "time_budget" in nothing.stderr  # what to do; nothing has failed
+    assert "error.log" not in nothing.stderr and "--retry-failed" not in nothing.stderr
 
 
 def test_predict_without_a_usable_list(project: Any, tmp_path: Path, cli: Cli) -> None:

@@ -129,7 +129,7 @@ def test_folds_in_flight_are_waited_for(run: RacedRun) -> None:
     run.finish("c0002", 0, {"raw": run.model(7, -2.0)})
     spared = race.judge(run.summary("c0002"), in_flight=1)
     assert spared.action == "continue" and spared.gain is not None and spared.gain < 0
-    assert spared.reason.endswith("judged again after its 1 folds in flight")
+    assert spared.reason.endswith("; not stopped while a further fold is in flight")
     assert race.is_stale("c0002")
     run.store.save_decision(spared)
     again = race.judge(run.summary("c0002"))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from experiment.config import ResourcesConfig, SearchConfig
+from experiment.config import PointConfig, ResourcesConfig, SearchConfig
 from experiment.leaderboard import ranked
 from experiment.progress import Progress, RunningTrial
 from experiment.records import (
@@ -136,6 +136,25 @@ def test_expected_fold_trials_and_time() -> None:
     assert (found.trials_done, found.trials_total) == (1, 30)
     # 8 new candidates, 2 folds of the first, 2 more of the second and 3/4 of its running one.
     assert found.eta_s == pytest.approx(2.0 * (24 + 2 + 2 + 0.75) / 2 + 2.0 / 3)
+
+
+def test_no_fold_is_expected_after_one_that_did_not_finish() -> None:
+    """Between such a fold trial and the end of its candidate too."""
+    tally = _tally(candidates=2)
+    for fold in range(FOLDS):
+        tally.trial(_trial("c0000", fold, 0.4))
+    tally.trial(_trial("c0001", 0, 0.4, "stopped"))
+    assert _progress(tally, 2).trials_total == 4
+    other = RunningTrial("c0001", "b", 1, 1, 4, 0.5)
+    assert _progress(tally, 2, other).trials_total == 5
+
+
+def test_of_a_list_no_more_than_its_points_is_expected() -> None:
+    points = (PointConfig(backbone="b"), PointConfig(backbone="b", params={"lr": 0.01}))
+    config = SearchConfig(backbones=("b",), candidates=100, sampler="list", points=points)
+    tally = Tally(config, ResourcesConfig(), FOLDS, 1.0)
+    tally.trial(_trial("c0000", 0, 0.4))
+    assert _progress(tally, 1).trials_total == 2 * FOLDS
 
 
 def test_the_budget_is_told_and_bounds_what_is_expected() -> None:
