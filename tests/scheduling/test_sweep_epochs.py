@@ -18,7 +18,7 @@ from scheduling.fold_asha import FoldASHA
 from scheduling.fold_trial import RUNG
 from sweep import app
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 GOOD, HOPELESS = 5e-3, 1e-7
 
 

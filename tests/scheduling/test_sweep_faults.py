@@ -35,7 +35,7 @@ from search_spaces.sampling import build_space
 from sweep import app
 from trainables.tensor_tree import unpack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 300.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
