@@ -186,9 +186,8 @@ def test_a_trial_killed_in_its_middle_goes_on(
     interrupted = {p.parent.name for p in run.glob(f"trials/c0000/*/{RESUME_STATE}")}
     assert interrupted
 
-    driver = start("resume", run)
-    stdout, stderr = driver.communicate(timeout=DEADLINE)
-    assert driver.returncode == 0, f"{stdout}\n{stderr}"
+    result = cli("resume", run)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     log = (run / "logs" / "application.log").read_text(encoding="utf-8")
     for fold in interrupted:
         assert re.search(rf"c0000 {fold} goes on from epoch [1-9]", log), log
