@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
 	controller
-RAY_TESTS := tests/scheduling tests/end_to_end
 
 .PHONY: demo test check bench clean
 
@@ -14,9 +13,8 @@ demo: $(STAMP)
 
 # Tests that start Ray wait more than they compute and want the cores alone; the others share them.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
-	  $(addprefix --ignore=,$(RAY_TESTS))
-	$(BIN)/python -m pytest $(RAY_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not ray'
+	$(BIN)/python -m pytest -m ray
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from scheduling.cluster import connect
 from tests.conftest import ROOT
 
 Cli = Callable[..., Result]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @dataclass(frozen=True)

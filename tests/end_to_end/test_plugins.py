@@ -180,6 +180,7 @@ def numbers(submission: str) -> list[list[float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 class TestSweep:
     """One sweep, typed in another folder, whose plugin is deleted afterwards."""
 

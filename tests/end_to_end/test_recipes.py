@@ -94,6 +94,7 @@ def data_of(home: Path) -> Callable[[str], Path]:
     return data
 
 
+@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_own_commands_lead_to_a_submission(

@@ -29,7 +29,7 @@ from experiment.config import ResourcesConfig
 from scheduling.cluster import connect
 
 Cli = Callable[..., Result]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 LEADERBOARD = [
     "candidate",

@@ -29,7 +29,7 @@ from search_spaces.params import TrialParams
 from sweep import app
 from trainables.spec import TrialSpec, TrialStopped
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 DEADLINE = 300.0  # seconds; only a fault takes so long
 
 

@@ -26,7 +26,7 @@ import pytest
 from experiment.records import TrialRecord
 from experiment.store import RunStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 240.0  # seconds
 
@@ -141,6 +141,7 @@ def sweep(
             "loss": "own" if "plugins" in more else "cross_entropy",
         },
         "augment": {"policy": "none"},
+        "race": {"rule": "none"},  # how many trials run is known beforehand
         "resources": resources,
     }  # fmt: skip
     folder.mkdir()

@@ -18,15 +18,17 @@ from scheduling.fold_asha import FoldASHA
 from scheduling.fold_trial import RUNG
 from sweep import app
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 GOOD, HOPELESS = 5e-3, 1e-7
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A local cluster for the sweeps of this file: a run uses a connection that is there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+        with connect(None, ResourcesConfig()):
+            yield
 
 
 def cli(*arguments: object) -> Result:
@@ -75,7 +77,7 @@ def run(
         complete(self, tune_controller, trial, result)
         assert RUNG not in trial.last_result
 
-    with pytest.MonkeyPatch.context() as patch, connect(None, ResourcesConfig()):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FoldASHA, "on_trial_complete", seen)
         result = cli("run", root / "epochs.json", "--out", root / "run")
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"

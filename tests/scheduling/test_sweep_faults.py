@@ -35,7 +35,7 @@ from search_spaces.sampling import build_space
 from sweep import app
 from trainables.tensor_tree import unpack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 300.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
@@ -186,9 +186,8 @@ def test_a_trial_killed_in_its_middle_goes_on(
     interrupted = {p.parent.name for p in run.glob(f"trials/c0000/*/{RESUME_STATE}")}
     assert interrupted
 
-    driver = start("resume", run)
-    stdout, stderr = driver.communicate(timeout=DEADLINE)
-    assert driver.returncode == 0, f"{stdout}\n{stderr}"
+    result = cli("resume", run)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     log = (run / "logs" / "application.log").read_text(encoding="utf-8")
     for fold in interrupted:
         assert re.search(rf"c0000 {fold} goes on from epoch [1-9]", log), log

@@ -22,7 +22,7 @@ from experiment.store import RunStore
 from scheduling.cluster import connect
 from sweep import app
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 CANDIDATES, K, NEEDED = 12, 3, 3
 DERIVED = ("leaderboard.csv", "trials.csv", "decisions.csv", "study.journal")
 
