@@ -170,6 +170,7 @@ class FoldSearcher(Searcher):
         """Tune is stopping a trial in mid-training for this reason. It is booked when Tune says
         that the trial has ended, unless it has finished by then."""
         self.flights[trial_id].stop = decision
+        self.ledger.expect_stop(decision.candidate, decision.fold)
 
     @property
     def spent(self) -> Spent:

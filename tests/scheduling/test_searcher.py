@@ -178,6 +178,17 @@ def test_a_trial_that_finished_before_it_could_be_stopped_has_finished(run: Race
     assert [fold for *_, fold in session.fill()] == [1]
 
 
+def test_no_fold_starts_beside_one_that_is_to_stop(run: RacedRun) -> None:
+    session = Session(run, search(candidates=1), RaceConfig(min_complete=1), slots=2)
+    task = session.searcher.suggest("first")
+    assert isinstance(task, dict)
+    flight = "first", task[CANDIDATE], task[FOLD]
+    session.searcher.request_stop("first", epoch_decision(*flight[1:]))
+    assert session.fill() == []
+    session.end(*flight, "finished")
+    assert [f for *_, f in session.fill()] == [1, 2]
+
+
 def test_who_waits_is_judged_again_by_a_grown_blend(run: RacedRun) -> None:
     """c0001 has its first fold before anybody may be stopped, and waits for its second."""
     session = Session(run, search(candidates=3), RaceConfig(min_complete=1), slots=2)
