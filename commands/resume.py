@@ -29,6 +29,7 @@ _EXTENDABLE = (
     "search.sampler",
     "search.objective",
     "search.points",
+    "search.warm_start",
     "search.min_share",
     "search.fold_trials",
     "search.storage",
@@ -70,10 +71,11 @@ def resume(
 
 
 def _parse_stored(store: RunStore, overrides: Sequence[str]) -> ParsedConfig:
+    """All paths in it are absolute; those of overrides are relative to where the user types."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "sweep.yaml"
         copy.write_bytes(store.files.read("sweep.yaml"))
-        parsed = parse_config(copy, overrides)
+        parsed = parse_config(copy, overrides, base=Path.cwd())
     return replace(parsed, source=f"{store.root}/sweep.yaml")
 
 

@@ -7,12 +7,14 @@ standard error in nats a row.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.blend import clipped
+from ensemble.kernels import backend_for, member_sums
 
 STEP = 0.1
 """Weight of the member in the step."""
@@ -50,3 +52,16 @@ def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -
     rows = len(gains)
     se = float(gains.std(ddof=1)) / math.sqrt(rows) if rows > 1 else MOST_LOST
     return Gain(float(gains.mean()), se, rows)
+
+
+def mean_gains(
+    members: Sequence[NDArray[np.floating]], mixed: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(k,) the mean of `bounded_gain` of each member (n,) over the same blend (n,), without its
+    error: mean_i (log(STEP) + log((1 / STEP - 1) q_i + t_i) - log q_i) / STEP, whose logarithms are
+    those of products, and the last ones the same for all. Equal to 1e-10."""
+    backend = backend_for(sum(len(member) for member in members))
+    offset, only = (1.0 / STEP - 1.0) * mixed, np.zeros(1, dtype=np.intp)
+    sums = [member_sums(member[None], backend).mean_logs(only, offset)[0] for member in members]
+    level = math.log(STEP) - float(np.log(mixed).mean())
+    return np.asarray((np.array(sums) + level) / STEP)

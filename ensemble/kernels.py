@@ -76,7 +76,7 @@ def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -
     """The sums of checked members (M, N); backend None: numba where it pays by the size alone, so
     that the same input takes the same way. ValueError on another name."""
     if backend is None:
-        backend = "numba" if members.size >= _NUMBA_FROM else "numpy"
+        backend = backend_for(members.size)
     if backend not in ("numba", "numpy"):
         raise ValueError(f"backend is {backend!r}, should be 'numba', 'numpy' or None")
     members = members.view(np.ndarray)
@@ -86,6 +86,11 @@ def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -
     from ensemble import kernels_numba  # costs a good part of a second
 
     return MemberSums(members, backend, kernels_numba.mean_log, kernels_numba.mean_product)
+
+
+def backend_for(size: int) -> Backend:
+    """The one that takes less time for so many members x rows."""
+    return "numba" if size >= _NUMBA_FROM else "numpy"
 
 
 def _cores() -> int:

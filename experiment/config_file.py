@@ -61,9 +61,12 @@ def load_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False) 
     return parse_config(path, overrides, smoke).require()
 
 
-def parse_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> ParsedConfig:
+def parse_config(
+    path: Path, overrides: Sequence[str] = (), smoke: bool = False, base: Path | None = None
+) -> ParsedConfig:
     """Read `path` (YAML or JSON), lay the smoke section and `key=value` overrides over it,
-    validate. Raises ConfigError only where there is nothing to validate."""
+    validate. Relative paths are relative to `base`, by default the folder of `path`. Raises
+    ConfigError only where there is nothing to validate."""
     raw = _read_mapping(path)
     if smoke:
         raw = _smoke(raw)
@@ -75,7 +78,7 @@ def parse_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False)
     raw.setdefault("name", path.stem)
     config, found = validated(raw, str(path))
     if config is not None:
-        config = _absolute_paths(config, path.absolute().parent)
+        config = _absolute_paths(config, base or path.absolute().parent)
     return ParsedConfig(str(path), config, (*problems, *found))
 
 
@@ -216,7 +219,6 @@ def _apply_override(raw: dict[str, Any], override: str) -> Problem | None:
 
 
 def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
-    """Relative paths are relative to the config file, wherever the command is typed."""
     data = config.data
     names = ("train", "train_images", "test", "test_images", "sample_submission")
     found = {name: getattr(data, name) for name in names}

@@ -210,7 +210,8 @@ class RunStore:
         return found
 
     def save_decision(self, decision: RaceDecision) -> None:
-        """Of a fold whose record is there; a later one takes its place."""
+        """Of a fold whose record is there, or whose trial is stopped in mid-training, then before
+        its record; a later one takes its place."""
         folder = self.trial_folder(decision.candidate, decision.fold)
         self.files.write(f"{folder}/{_DECISION}", record_json(decision))
 

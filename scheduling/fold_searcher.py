@@ -20,6 +20,7 @@ from scheduling.budget import Budget, Need, Spent
 from scheduling.ledger import FoldTask, Ledger
 from scheduling.race import Race, is_decided
 from scheduling.shares import Shares
+from scheduling.stopped_trials import stopped_trial, with_stopped_trials
 from scheduling.study import CandidateStudy
 
 CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
@@ -153,11 +154,13 @@ class FoldSearcher(Searcher):
 
     def replay(self, summaries: Sequence[CandidateSummary]) -> None:
         """What an earlier session left, from the run folder alone. Who was killed between a fold
-        trial's record and the race's decision is judged now; the `on_` functions hear nothing."""
-        self._race.replay(summaries)
-        for summary in summaries:
+        trial's record and the race's decision is judged now, and a trial that was stopped without
+        its record yet gets it; the `on_` functions hear nothing."""
+        whole = [with_stopped_trials(self._store, summary) for summary in summaries]
+        self._race.replay(whole)
+        for summary in whole:
             self.ledger.add(summary.candidate, summary.trials, summary.decisions)
-        for summary in summaries:
+        for summary in whole:
             candidate = summary.candidate.candidate
             if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
                 self._book(self._race.judge(self.ledger.summary(candidate)))
@@ -170,6 +173,7 @@ class FoldSearcher(Searcher):
         """Tune is stopping a trial in mid-training for this reason. It is booked when Tune says
         that the trial has ended, unless it has finished by then."""
         self.flights[trial_id].stop = decision
+        self.ledger.expect_stop(decision.candidate, decision.fold)
 
     @property
     def spent(self) -> Spent:
@@ -264,23 +268,27 @@ class FoldSearcher(Searcher):
             return
         candidate = record.candidate
         self._race.trial_ended(record)
+        if record.status == "stopped" and flight.stop is not None:
+            # The decision first: a kill in between must not leave a stop without its reason.
+            self._decide(self._race.numbered(flight.stop))
+            self._store.save_trial(record)
         self._on_trial_end(record)
         self.ledger.unshelve()
         settled = self.ledger.end(record)
-        if record.status == "stopped" and flight.stop is not None:
-            settled = self._decide(self._race.numbered(flight.stop))
-        elif not self.ledger.is_hopeless(candidate):
+        if not self.ledger.is_hopeless(candidate):
             settled = self._judge(candidate)
         self._tell(settled)
 
     def _outcome(self, flight: Flight, silent: bool) -> TrialRecord | None:
-        """Of a trial that Tune has ended; None where there is none, and it is tried again."""
+        """Of a trial that Tune has ended; None where there is none, and it is tried again. That of
+        a stopped one is not saved yet."""
         candidate, fold = flight.task.candidate.candidate, flight.task.fold
         record = self._store.trial(candidate, fold)
         if record is not None and record.status != "failed":
             return record
         if flight.stop is not None:
-            return self._stopped(flight, flight.stop)
+            folds_hash = self._store.folds().hash
+            return stopped_trial(flight.task.candidate, flight.stop, folds_hash, flight.seconds)
         if self.ledger.is_stopped(candidate):
             self._store.forget_trial(candidate, fold)
             self._tell(self.ledger.drop(candidate, fold))
@@ -316,22 +324,6 @@ class FoldSearcher(Searcher):
             self._store.forget_trial(candidate, fold)
         else:
             self._store.clear_trial(candidate, fold)
-
-    def _stopped(self, flight: Flight, decision: RaceDecision) -> TrialRecord:
-        task = flight.task
-        record = TrialRecord(
-            candidate=task.candidate.candidate,
-            fold=task.fold,
-            status="stopped",
-            backbone=task.candidate.backbone,
-            params=task.candidate.params,
-            folds_hash=self._store.folds().hash,
-            seed=0,
-            epochs_trained=decision.epoch or flight.epoch,
-            seconds=flight.seconds,
-        )
-        self._store.save_trial(record)
-        return record
 
     def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
         record = TrialRecord(

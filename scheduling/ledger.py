@@ -36,6 +36,8 @@ class _Entry:
     decisions: dict[int, RaceDecision] = field(default_factory=dict)
     failures: dict[int, int] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)
+    ending: set[int] = field(default_factory=set)
+    """Folds that were asked to stop: the candidate's fate is open until they have ended."""
     shelved: bool = False
     stamp: int = 0
     """Changes with the entry: what was put on the heap with another one is out of date."""
@@ -62,6 +64,10 @@ class _Entry:
     def hopeless(self) -> bool:
         """Stopped, or with a fold that failed or diverged: it can never be complete."""
         return self.stopped or any(t.status != "finished" for t in self.ended.values())
+
+    @property
+    def startable(self) -> bool:
+        return bool(self.waiting) and not self.shelved and self.running.isdisjoint(self.ending)
 
     @property
     def latest(self) -> RaceDecision | None:
@@ -186,6 +192,13 @@ class Ledger:
         self._count(entry, 1)
         return self._settle(entry)
 
+    def expect_stop(self, candidate: str, fold: int) -> None:
+        """A running fold was asked to stop: none of the candidate's others starts before it has
+        ended, which it may yet do well."""
+        entry = self._entries[candidate]
+        entry.ending.add(fold)
+        self._place(entry)
+
     def shelve(self, candidate: str) -> None:
         """None of its folds may start now; the next task is another candidate's."""
         entry = self._entries[candidate]
@@ -284,7 +297,7 @@ class Ledger:
         if needed is not None and needed <= 0:
             return None
         first = islice(self._unsettled.values(), needed)
-        return next((entry for entry in first if entry.waiting and not entry.shelved), None)
+        return next((entry for entry in first if entry.startable), None)
 
     def _most_promising(self) -> _Entry | None:
         while self._judged:
@@ -344,7 +357,7 @@ class Ledger:
         self._changed.add(entry.name)
         self._fresh.pop(entry.name, None)
         self._busy.pop(entry.name, None)
-        if not entry.waiting or entry.shelved:
+        if not entry.startable:
             return
         if entry.running:
             self._busy[entry.name] = entry

@@ -7,12 +7,13 @@ Takes candidates with their finished folds, reads their OOF rows from the store,
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.gain import Gain, bounded_gain
+from ensemble.gain import Gain, bounded_gain, mean_gains
 from ensemble.running_blend import RunningBlend
 from experiment.config import RaceConfig
 from experiment.errors import RunFolderError
@@ -121,9 +122,7 @@ class Race:
         the older ones."""
         if self._members and self._gains_version != self._blend.version:
             self._gains_version = self._blend.version
-            for name, held in self._columns.held.items():
-                if held.columns:
-                    self._gains[name] = self._better(held)[1].mean
+            self._gains |= self._gains_now()
         return dict(self._gains)
 
     @property
@@ -149,6 +148,20 @@ class Race:
                 _log.warning("%s: %s", problem.where, problem.message)
             return None
         return held if held.columns else None
+
+    def _gains_now(self) -> dict[str, float]:
+        """Of all that are held, the better variant's: those of the same folds together."""
+        alike: defaultdict[tuple[int, ...], list[tuple[str, NDArray[np.float32]]]]
+        alike = defaultdict(list)
+        for name, held in self._columns.held.items():
+            alike[held.folds] += ((name, column) for column in held.columns.values())
+        found: dict[str, float] = {}
+        for folds, members in alike.items():
+            mixed = self._blend.mixed[self._columns.rows(folds)]
+            means = mean_gains([column for _, column in members], mixed)
+            for (name, _), mean in zip(members, means.tolist(), strict=True):
+                found[name] = max(mean, found.get(name, mean))
+        return found
 
     def _better(self, held: Held) -> tuple[str, Gain]:
         return _better(held.columns, self._blend.mixed[held.rows])

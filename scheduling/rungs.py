@@ -7,6 +7,7 @@ MLSys 2020 (ASHA); here a rung is a fraction of the trial's own schedule, and of
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -95,6 +96,14 @@ def losses_of(log: str) -> list[float]:
         return [_better(line["val_logloss"], line["ema_val_logloss"]) for line in lines]
     except (KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"no train_log.csv: {error!r}") from error
+
+
+def seconds_of(log: str) -> float:
+    """From the text of a train_log.csv the seconds of its epochs; 0 where it is damaged."""
+    lines = csv.DictReader(io.StringIO(log))
+    with contextlib.suppress(ValueError, TypeError, csv.Error):
+        return math.fsum(float(line.get("seconds") or 0.0) for line in lines)
+    return 0.0
 
 
 def _better(raw: str, ema: str) -> float:

@@ -73,13 +73,12 @@ class SweepSession:
             lambda backbone, folds: self._tally.need(backbone, folds, cluster.slots()),
             self._seconds_left,
         )
-        summaries = store.summaries(running=True)
-        self._replay(summaries)
+        self._replay(store.summaries(running=True))
         self.scheduler = (
             FoldASHA(store, race, config.race, self.searcher) if config.race.stops_epochs else None
         )
         if self.scheduler is not None:
-            self.scheduler.replay(summaries)
+            self.scheduler.replay(self.searcher.ledger.summaries())
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Tune pickles its parts into a state file that nobody reads: a session with its terminal

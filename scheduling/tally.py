@@ -72,12 +72,13 @@ class Tally:
         self._events.append(record)
 
     def decide(self, decision: RaceDecision) -> None:
-        """The race decided after a fold of a candidate, or within one."""
+        """The race decided after a fold of a candidate, or within one; a later decision takes the
+        place of an earlier one of the same fold, as in the run folder."""
         self._last.append(decision)
         known = self._open.get(decision.candidate)
         if known is not None:
-            decisions = (*known.decisions, decision)
-            self._open[decision.candidate] = replace(known, decisions=decisions)
+            others = (d for d in known.decisions if d.fold != decision.fold)
+            self._open[decision.candidate] = replace(known, decisions=(*others, decision))
         self._events.append(decision)
 
     def settle(self, summary: CandidateSummary) -> None:

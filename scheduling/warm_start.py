@@ -15,6 +15,10 @@ from scheduling.study_view import EarlierCandidate
 from search_spaces.params import KNOBS, TrialParams
 from search_spaces.sampling import SearchSpace
 
+_REMOVE = (
+    "put the folder back, or remove it from the list; a run that learnt from it goes on without it "
+    "with `resume RUN --set search.warm_start=[]`"
+)
 _LEARNT_FROM = ("complete", "stopped", "diverged")
 
 
@@ -41,9 +45,9 @@ def warm_start_problems(roots: Sequence[str], space: SearchSpace) -> Iterator[Pr
                 continue
             summaries = store.summaries()
         except RunFolderError as error:
-            yield from (Problem(where, str(problem)) for problem in error.problems)
+            yield from (Problem(where, f"{problem}; {_REMOVE}") for problem in error.problems)
         except (UserError, OSError) as error:
-            yield Problem(where, f"{root} cannot be read: {error}")
+            yield Problem(where, f"{root} cannot be read: {error}; {_REMOVE}")
         else:
             yield Problem(where, _why_nothing_fits(root, summaries, space))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_fold_trials_of_a_plan(rule: Any, fold_trials: int | None, line: str) ->
         ("resources.gpu_hours=3", True),
         ("resources.time_budget=2h", True),
         ("search.seed=1", False),
-        ("search.warm_start=[other]", False),
+        ("search.warm_start=[/other]", True),
         ("training.epochs=7", False),
     ],
 )
@@ -108,3 +109,14 @@ def test_what_resume_may_change(
         RunFolderError, match=r"cannot change in a run that exists; allowed: .*race"
     ):
         _refuse_other_changes(store, parsed)
+
+
+def test_paths_given_to_resume_are_relative_to_where_it_is_typed(
+    make_tiny_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store: RunStore = make_tiny_run().store
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = _parse_stored(store, ["search.warm_start=[../runs/a]"]).require()
+    assert config.search.warm_start == (str(tmp_path / "runs/a"),)
+    assert config.data == store.config().data

@@ -107,6 +107,23 @@ def test_the_last_fold_completes_and_all_variants_join(run: RacedRun) -> None:
     assert (after.complete, after.blend_logloss) == (3, decision.blend_logloss)
 
 
+def test_all_gains_are_those_over_the_blend_as_it_is_now(run: RacedRun) -> None:
+    """Of all that is held: several variants, whole candidates and some of one or two folds."""
+    race = opened(run)
+    models = {n: {"raw": run.model(n, 0.3), "ema": run.model(n + 100, 1.2)} for n in (2, 3)}
+    for number, few in ((2, (1,)), (3, (0, 2))):
+        for fold in few:
+            run.finish(f"c000{number}", fold, models[number])
+        race.judge(run.summary(f"c000{number}"))
+    complete(run, race, "c0004", seed=4)
+    q, found = reference_blend(run, 0, 1, 4), race.gains()
+    models |= {n: {"raw": run.model(n, 1.0), "ema": run.model(n + 100, 1.0)} for n in (0, 1, 4)}
+    for number, folds in ((0, (0, 1, 2)), (2, (1,)), (3, (0, 2)), (4, (0, 1, 2))):
+        columns = [run.calibrated(model, *folds) for model in models[number].values()]
+        expected = max(gain_by_definition(t, q[run.rows(*folds)])[0] for t in columns)
+        assert found[f"c000{number}"] == pytest.approx(expected, abs=CLOSE)
+
+
 def test_nobody_is_stopped_before_enough_are_complete(run: RacedRun) -> None:
     race = Race(run.store, RaceConfig(min_complete=3))
     first = complete(run, race, "c0000", seed=0)

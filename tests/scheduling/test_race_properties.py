@@ -114,10 +114,9 @@ class Tune:
             lambda: self.slots,
             on_settled=lambda summary: self.settled.append(summary.candidate.candidate),
         )
-        summaries = store.summaries(running=True)
-        self.searcher.replay(summaries)
+        self.searcher.replay(store.summaries(running=True))
         self.scheduler = FoldASHA(store, self.race, config.race, self.searcher)
-        self.scheduler.replay(summaries)
+        self.scheduler.replay(self.searcher.ledger.summaries())
         self.all: list[Live] = []  # as Tune's list: it only grows
         self.live: list[Live] = []
 

@@ -167,6 +167,38 @@ def test_a_trial_stopped_in_its_middle_stops_its_candidate(run: RacedRun) -> Non
     assert again.fill() == [] and again.finished and again.settled == []
 
 
+class Killed(BaseException):
+    pass
+
+
+def test_a_kill_within_a_stop_leaves_its_reason(
+    run: RacedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver dies between the decision and the trial's record, which a resume writes."""
+    session = Session(run, search(candidates=1), RaceConfig(), slots=1)
+    (flight,) = session.fill()
+    log = "epoch,val_logloss,ema_val_logloss,seconds\n0,1.0,nan,1.5\n1,0.9,nan,2.0\n"
+    run.store.save_train_log(*flight[1:], log)
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run.store, "save_trial", die)
+        session.end(*flight, "stop")
+    (killed,) = run.store.summaries()
+    assert (killed.status, killed.trials) == ("stopped", ())
+    again = Session(run, search(candidates=1), RaceConfig(rule="none"))
+    assert again.fill() == [] and again.finished
+    (summary,) = run.store.summaries()
+    assert summary == again.searcher.ledger.summaries()[0]
+    (trial,), (decision,) = summary.trials, summary.decisions
+    assert (trial.status, trial.epochs_trained, trial.seconds) == ("stopped", 2, 3.5)
+    assert (summary.status, decision.number, decision.epochs_trained) == ("stopped", 0, 2)
+    assert again.searcher.spent.device_seconds == 3.5
+    assert again.race.numbered(epoch_decision("c0000", 0)).epochs_trained == 2
+
+
 def test_a_trial_that_finished_before_it_could_be_stopped_has_finished(run: RacedRun) -> None:
     session = Session(run, search(candidates=1), RaceConfig(), slots=1)
     name, candidate, fold = session.fill()[0]
@@ -176,6 +208,17 @@ def test_a_trial_that_finished_before_it_could_be_stopped_has_finished(run: Race
     assert (summary.status, summary.trials[0].status) == ("running", "finished")
     assert [d.action for d in summary.decisions] == ["continue"]
     assert [fold for *_, fold in session.fill()] == [1]
+
+
+def test_no_fold_starts_beside_one_that_is_to_stop(run: RacedRun) -> None:
+    session = Session(run, search(candidates=1), RaceConfig(min_complete=1), slots=2)
+    task = session.searcher.suggest("first")
+    assert isinstance(task, dict)
+    flight = "first", task[CANDIDATE], task[FOLD]
+    session.searcher.request_stop("first", epoch_decision(*flight[1:]))
+    assert session.fill() == []
+    session.end(*flight, "finished")
+    assert [f for *_, f in session.fill()] == [1, 2]
 
 
 def test_who_waits_is_judged_again_by_a_grown_blend(run: RacedRun) -> None:

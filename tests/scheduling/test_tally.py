@@ -127,6 +127,11 @@ def test_open_candidates_are_shown_after_the_complete_ones() -> None:
     assert leader.status == "running"
     assert leader.pooled_logloss("raw") == pytest.approx(0.3)
     assert [trial.fold for trial in leader.trials] == [0, 1] and leader.gain == 0.0
+    later = [_decision(1, "c0001", 1, "continue"), _decision(2, "c0001", 0, "continue")]
+    for decision in later:
+        tally.decide(decision)
+    [leader] = _progress(tally, 1).leaders
+    assert leader.decisions == tuple(later)
 
 
 def test_expected_fold_trials_and_time() -> None:

@@ -243,6 +243,7 @@ def test_wrong_folders_are_told(make_tiny_run: Callable[..., TinyRun], tmp_path:
     roots = [str(tmp_path / "gone"), *(run.store.root for run in runs)]
     found = problems(warm_start=roots)
     assert "is no run folder" in found["search.warm_start[0]"]
+    assert "--set search.warm_start=[]" in found["search.warm_start[0]"]
     assert "no candidate that ended" in found["search.warm_start[1]"]
     assert "candidates of timm/other alone" in found["search.warm_start[2]"]
     assert "hyperparameter outside" in found["search.warm_start[3]"]
