@@ -150,11 +150,11 @@ def _race(results: Results, data: Data, folder: Path, sides: Sides) -> None:
 def _data(given_folder: Path | None, quick: bool) -> list[Data]:
     if quick:
         return [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 1), 22.0)]
-    found = [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 12), 300.0)]
+    found = [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 12), 240.0)]
     if given_folder is not None:
         folder = given_folder
         write = lambda f: write_sign_photos(f, folder, _ENDLESS, 12)  # noqa: E731
-        found.append(Data("sign_digits", write, 600.0))
+        found.append(Data("sign_digits", write, 240.0))
     return found
 
 
