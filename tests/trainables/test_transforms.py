@@ -348,7 +348,7 @@ def test_entries_in_the_config(tmp_path: Path) -> None:
 )
 def test_entries_of_another_form(entry: object, text: str, tmp_path: Path) -> None:
     [problem] = parsed(["albumentations.Blur", entry], tmp_path).problems
-    assert problem.where.endswith("augment.transforms.1") and text in problem.message
+    assert problem.where.endswith("augment.transforms[1]") and text in problem.message
 
 
 def test_containers_apply_what_they_hold() -> None:
