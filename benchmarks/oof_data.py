@@ -27,6 +27,7 @@ CACHE = ROOT / "build" / "bench"
 _QUICK_MEMBERS = 24
 _SIGNS = (
     "search.candidates=16",
+    "race.rule=none",
     "search.space.snapshots=2",
     "folds.k=5",
     "training.epochs=8",

@@ -26,7 +26,7 @@ data:
 folds: {{k: 3}}
 search:
   backbones: [timm/test_resnet, timm/test_efficientnet, timm/test_convnext]
-  candidates: 6
+  candidates: 12
   space:
     lr: {{low: 4e-3, high: 1.2e-2, log: true}}   # high: small models, 8 epochs from scratch
     mixup_prob: {{low: 0.0, high: 0.4}}
@@ -34,6 +34,7 @@ search:
     label_smoothing: 0
     drop_path: 0
     warmup: 0.1
+race: {{min_complete: 3}}                        # of few candidates
 training: {{epochs: 8, image_size: 32, patience: 8, pretrained: false}}
 augment: {{policy: light}}
 resources: {{cpus_per_trial: 1}}

@@ -68,6 +68,7 @@ def _run_folder(folder: str, candidates: int, folds: int) -> tuple[RunStore, Swe
             "candidates": candidates,
             "space": {"lr": {"low": 1e-4, "high": 1e-2, "log": True}},
         },
+        "race": {"rule": "none"},  # every fold of every candidate, as the Repeater's
         "training": {"pretrained": False},
         "resources": {"cpus_per_trial": 1},
     }
