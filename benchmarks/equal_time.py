@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ from experiment.metrics import CLIP
 from experiment.store import RunStore
 
 _ENDLESS = 1000  # candidates: the time is the limit
+_SECONDS = 240.0  # a side
+_EPOCHS = 12
 _REPEATER = "Repeater"
 Sides = Mapping[str, tuple[str, ...]]  # name -> what is set of the config
 _OURS: Sides = {
@@ -150,11 +153,10 @@ def _race(results: Results, data: Data, folder: Path, sides: Sides) -> None:
 def _data(given_folder: Path | None, quick: bool) -> list[Data]:
     if quick:
         return [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 1), 22.0)]
-    found = [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, 12), 240.0)]
+    found = [Data("digits", lambda f: write_hard_digits(f, _ENDLESS, _EPOCHS), _SECONDS)]
     if given_folder is not None:
-        folder = given_folder
-        write = lambda f: write_sign_photos(f, folder, _ENDLESS, 12)  # noqa: E731
-        found.append(Data("sign_digits", write, 240.0))
+        write = partial(write_sign_photos, data=given_folder, candidates=_ENDLESS, epochs=_EPOCHS)
+        found.append(Data("sign_digits", write, _SECONDS))
     return found
 
 

@@ -91,7 +91,7 @@ class Database:
         self._wanted |= new
         try:
             self._write(new)
-        except Exception as error:
+        except Exception as error:  # of any driver: each has its own kinds
             self._tables = None  # look again what is there: the last one may have come through
             raise ConnectionError(_worded(error, self._url)) from None
 

@@ -93,7 +93,7 @@ class StudyMirror:
                 self._pending = self._pending[_PIECE:]
             try:
                 self._storage.write([mirror_trial(s, self._space, self._classes) for s in piece])
-            except Exception as error:
+            except Exception as error:  # a view that nobody needs must not end a sweep
                 with self._lock:
                     self._pending = piece + self._pending
                 self._tell(error)
