@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiment.errors import FoldraceError, Interrupted, UserError
+from foldrace.core.errors import FoldraceError, Interrupted, UserError
 
 app = typer.Typer(
     name="foldrace",
@@ -53,7 +53,7 @@ def demo(
 ) -> None:
     """A real sweep from nothing, on scikit-learn's handwritten digits."""
     with _exit_codes(context):
-        from commands.demo import demo as command
+        from foldrace.commands.demo import demo as command
 
         command(out, _console())
 
@@ -62,7 +62,7 @@ def demo(
 def check(context: typer.Context, config: Config, set_: Set = None) -> None:
     """Validate config and data; print every problem; train nothing."""
     with _exit_codes(context):
-        from commands.check import check as command
+        from foldrace.commands.check import check as command
 
         command(config, set_ or (), _console())
 
@@ -80,7 +80,7 @@ def run(
     """Check, folds, sweep, blend, submission, report."""
     with _exit_codes(context):
         started = time.monotonic()  # the imports are within the time budget, too
-        from commands.run import run as command
+        from foldrace.commands.run import run as command
 
         command(config, out, set_ or (), address, dry_run, smoke, _console(), started)
 
@@ -98,7 +98,7 @@ def resume(
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
     with _exit_codes(context):
         started = time.monotonic()
-        from commands.resume import resume as command
+        from foldrace.commands.resume import resume as command
 
         command(folder, set_ or (), retry_failed, address, _console(), started)
 
@@ -107,7 +107,7 @@ def resume(
 def split(context: typer.Context, config: Config, set_: Set = None, out: OutFile = None) -> None:
     """Write folds.csv alone."""
     with _exit_codes(context):
-        from commands.check import split as command
+        from foldrace.commands.check import split as command
 
         command(config, set_ or (), out, _console())
 
@@ -122,7 +122,7 @@ def augment(
 ) -> None:
     """A picture of training images: as they are scored, and as training sees them."""
     with _exit_codes(context):
-        from commands.augment import augment as command
+        from foldrace.commands.augment import augment as command
 
         command(config, set_ or (), out, images, _console())
 
@@ -135,7 +135,7 @@ def status(
 ) -> None:
     """The leaderboard, and what is left."""
     with _exit_codes(context):
-        from commands.status import status as command
+        from foldrace.commands.status import status as command
 
         command(folder, watch, _console())
 
@@ -151,7 +151,7 @@ def trial(
 ) -> None:
     """One fold trial in this process, without Ray."""
     with _exit_codes(context):
-        from commands.trial import trial as command
+        from foldrace.commands.trial import trial as command
 
         command(config, backbone, fold, set_ or (), out, _console())
 
@@ -192,7 +192,7 @@ def ensemble(
 ) -> None:
     """Blend again from the stored OOF predictions."""
     with _exit_codes(context, "interrupted; the old blend is unchanged"):
-        from commands.blend import Changes, reblend
+        from foldrace.commands.ensemble import Changes, reblend
 
         changes = Changes(
             method=method,
@@ -216,7 +216,7 @@ def submit(
 ) -> None:
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
-        from commands.finish import submit_run as command
+        from foldrace.commands.finish import submit_run as command
 
         command(folder, tta, out, _console())
 
@@ -233,7 +233,7 @@ def predict(
 ) -> None:
     """Class, confidence and probabilities of any images."""
     with _exit_codes(context):
-        from commands.inspect import predict as command
+        from foldrace.commands.predict import predict as command
 
         command(folder, paths or (), table, out, _console())
 
@@ -242,7 +242,7 @@ def predict(
 def report(context: typer.Context, folder: Folder) -> None:
     """Write the HTML report."""
     with _exit_codes(context):
-        from commands.finish import report as command
+        from foldrace.commands.finish import report as command
 
         command(folder, _console())
 
@@ -256,7 +256,7 @@ def _exit_codes(
     context: typer.Context,
     interrupted: str = "interrupted; `foldrace resume DIR` goes on with a run that had begun",
 ) -> Iterator[None]:
-    """Errors become messages on stderr and the exit codes of `experiment.errors`."""
+    """Errors become messages on stderr and the exit codes of `foldrace.core.errors`."""
     screen = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         yield

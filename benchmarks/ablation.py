@@ -29,12 +29,12 @@ from harness import ROOT, Results, machine, options
 from numpy.typing import NDArray
 from sides.fold_spec import FOLD, Silent, fold_spec
 
-from experiment.config_file import parse_config
-from experiment.demo_data import write_demo
-from experiment.store import RunStore
-from experiment.variants import EMA, RAW
-from search_spaces.ranges import Value
-from trainables.trial import run_trial
+from foldrace.config.load import parse_config
+from foldrace.dataset.demo import write_demo
+from foldrace.run_folder.records import EMA, RAW
+from foldrace.run_folder.store import RunStore
+from foldrace.search_spaces.ranges import Value
+from foldrace.trainables.trial import run_trial
 
 _PLAIN: dict[str, Value] = {
     "dropout": 0.1,

@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 from sides.hard_digits import test_images, write_hard_digits
 from sides.sign_photos import write_sign_photos
 
-from experiment.metrics import CLIP
-from experiment.store import RunStore
+from foldrace.core.metrics import CLIP
+from foldrace.run_folder.store import RunStore
 
 _ENDLESS = 1000  # candidates: the time is the limit
 _SECONDS = 240.0  # a side
@@ -94,7 +94,7 @@ def _process(*words: str) -> float:
 
 def _ended(run: Path, wall: float, folder: Path) -> Ended:
     """Blended, and looked at on the test images; 1/C where no candidate is complete."""
-    from inference.predictor import Predictor
+    from foldrace.inference.predictor import Predictor
 
     store = RunStore.open(run)
     files, targets = test_images(folder)

@@ -45,8 +45,8 @@ from numpy.typing import NDArray
 from race_table import PACKED, RaceTable
 from sides.race_replay import Player, Replay, play
 
-from ensemble.greedy import greedy
-from experiment.config import RaceConfig
+from foldrace.config.schema import RaceConfig
+from foldrace.ensemble.solvers.greedy import greedy
 
 _BUDGETS = (0.1, 0.2, 1 / 3, 0.4, 1.0)  # of the epochs of all folds of all candidates
 _SLOTS = 4

@@ -38,14 +38,13 @@ from numpy.typing import NDArray
 from oof_data import OofData
 from sklearn.model_selection import train_test_split
 
-from ensemble.automatic import TRIED
-from ensemble.calibrate import at_temperature, fit_temperature
-from ensemble.calibration import choose_calibration
-from ensemble.fit import Fit, Settings, blend_prob, mixture_fit
-from ensemble.greedy import greedy
-from ensemble.methods import AUTO, METHODS, fit_method
-from ensemble.pool import MemberRows, Pool, member_rows
-from experiment.metrics import log_loss_of_true, normalise
+from foldrace.core.metrics import log_loss_of_true, normalise
+from foldrace.ensemble.calibration import TRIED, choose_calibration
+from foldrace.ensemble.methods import AUTO, METHODS, fit_method
+from foldrace.ensemble.pool import MemberRows, Pool, member_rows
+from foldrace.ensemble.pooling import Fit, Settings, blend_prob, mixture_fit
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.ensemble.temperature import at_temperature, fit_temperature
 
 _HELD = 0.3
 _GREEDY = "greedy"

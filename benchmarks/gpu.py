@@ -30,18 +30,18 @@ from sides.fold_spec import Silent, fold_spec
 from sides.photos import write_photos
 from torch.nn import functional
 
-from experiment.config_file import parse_config
-from experiment.demo_data import write_demo
-from experiment.store import RunStore
-from search_spaces.ranges import Value
-from trainables.data import to_float
-from trainables.devices import fresh_accelerator, seed_trial
-from trainables.learner import Learner, build_learner
-from trainables.mixing import soft_targets
-from trainables.spec import TrialSpec
-from trainables.trial import run_trial
-from trainables.trial_data import TrialData, open_data
-from trainables.update import Examples, update
+from foldrace.config.load import parse_config
+from foldrace.dataset.demo import write_demo
+from foldrace.run_folder.store import RunStore
+from foldrace.search_spaces.ranges import Value
+from foldrace.trainables.data.loader import to_float
+from foldrace.trainables.data.mixing import soft_targets
+from foldrace.trainables.data.trial_data import TrialData, open_data
+from foldrace.trainables.devices import fresh_accelerator, seed_trial
+from foldrace.trainables.spec import TrialSpec
+from foldrace.trainables.state import Learner, build_learner
+from foldrace.trainables.step import Examples, update
+from foldrace.trainables.trial import run_trial
 
 _WARM_UP = 5  # steps
 _TURNS = 3

@@ -36,9 +36,14 @@ from sides.photos import write_photos
 from sides.torchvision_loaders import PEERS
 from torch import Tensor
 
-from experiment.config import AugmentConfig, CacheConfig
-from trainables.data import Batches, ShuffledBatches, build_loader, to_float
-from trainables.pixel_cache import EncodedImages, ImageSource, open_images, stored_side
+from foldrace.config.schema import AugmentConfig, CacheConfig
+from foldrace.trainables.data.loader import Batches, ShuffledBatches, build_loader, to_float
+from foldrace.trainables.data.pixel_cache import (
+    EncodedImages,
+    ImageSource,
+    open_images,
+    stored_side,
+)
 
 _SIZE, _BATCH = 224, 64
 _READERS = (2, 8)

@@ -19,9 +19,9 @@ import numpy as np
 from harness import ROOT, environment
 from numpy.typing import NDArray
 
-from ensemble.pool import Member
-from experiment.metrics import normalise
-from experiment.store import RunStore
+from foldrace.core.metrics import normalise
+from foldrace.ensemble.pool import Member
+from foldrace.run_folder.store import RunStore
 
 CACHE = ROOT / "build" / "bench"
 _QUICK_MEMBERS = 24

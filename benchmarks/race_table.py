@@ -22,11 +22,10 @@ import numpy as np
 from harness import ROOT
 from numpy.typing import NDArray
 
-from ensemble.calibrate import fit_temperature, true_prob_at
-from experiment.config import SweepConfig
-from experiment.folds import FoldTable, read_folds
-from experiment.records import CandidateRecord, Oof, TrialRecord
-from experiment.variants import EMA, RAW
+from foldrace.config.schema import SweepConfig
+from foldrace.dataset.folds import FoldTable, read_folds
+from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+from foldrace.run_folder.records import EMA, RAW, CandidateRecord, Oof, TrialRecord
 
 PACKED = ROOT / "benchmarks" / "data" / "fold_race.npz"
 VARIANTS = (RAW, EMA)

@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from commands.plugins import parse_with_plugins
-from experiment.config import AugmentConfig, SweepConfig
-from experiment.errors import DataError, Problem, UserError
-from experiment.files import open_files
-from experiment.images import ImageError
-from experiment.manifest import Manifest, read_manifest
-from experiment.plugins import naming_plugins
-from reporting.augment_grid import augment_grid
-from search_spaces.params import TrialParams
-from search_spaces.sampling import build_space
-from trainables.data import Batches, BatchRows
-from trainables.named_parts import check_part
-from trainables.pixel_cache import EncodedImages, stored_side
-from trainables.transform_checks import check_transforms
+from foldrace.checks.search import check_part
+from foldrace.checks.transforms import check_transforms
+from foldrace.commands.plugins import parse_with_plugins
+from foldrace.config.schema import AugmentConfig, SweepConfig
+from foldrace.core.errors import DataError, Problem, UserError
+from foldrace.core.files import open_files
+from foldrace.core.plugins import naming_plugins
+from foldrace.dataset.images import ImageError
+from foldrace.dataset.manifest import Manifest, read_manifest
+from foldrace.reporting.augment_grid import augment_grid
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.search_spaces.space import build_space
+from foldrace.trainables.data.loader import Batches, BatchRows
+from foldrace.trainables.data.pixel_cache import EncodedImages, stored_side
 
 _SAMPLES = 7  # augmented ones of each image
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from commands.machine import cores
-from commands.plugins import parse_with_plugins
-from experiment.config import SweepConfig
-from experiment.config_file import ParsedConfig, parse_config
-from experiment.errors import Problem, RunFolderError
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
-from experiment.store import RunStore, differing_keys
-from reporting.markup import counted
-from scheduling.cluster import this_machine
-from scheduling.preflight import Plan, preflight
+from foldrace.checks.preflight import Plan, preflight
+from foldrace.commands.plugins import parse_with_plugins
+from foldrace.commands.terminal import cores
+from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.config.schema import SweepConfig
+from foldrace.core.errors import Problem, RunFolderError
+from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.manifest import read_manifest
+from foldrace.reporting.markup import counted
+from foldrace.run_folder.store import RunStore, differing_keys
+from foldrace.scheduling.ray.cluster import this_machine
 
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:

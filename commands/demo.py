@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from experiment.demo_data import hidden_labels, write_demo
-from experiment.metrics import accuracy, log_loss
-from experiment.store import RunStore
-from reporting.live import print_leaderboard
+from foldrace.core.metrics import accuracy, log_loss
+from foldrace.dataset.demo import hidden_labels, write_demo
+from foldrace.reporting.live import print_leaderboard
+from foldrace.run_folder.store import RunStore
 
 
 def demo(folder: Path, console: Console) -> None:
@@ -20,7 +20,7 @@ def demo(folder: Path, console: Console) -> None:
     if store.exists:
         _show(store, folder, console)
         return
-    from commands.run import run  # heavy: showing an existing demo does without
+    from foldrace.commands.run import run  # heavy: showing an existing demo does without
 
     console.print(f"Writing scikit-learn's handwritten digits as PNG files to {folder}/data")
     config = write_demo(folder)

@@ -8,21 +8,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.blend import blend
-from commands.blend_lines import count_members
-from commands.machine import cores
-from ensemble.selection import remove_unused_weights
-from experiment.errors import RunFolderError
-from experiment.files import Files, open_files
-from experiment.plugins import naming_plugins
-from experiment.records import EnsembleRecord
-from experiment.store import RunStore
-from experiment.test_set import ImageSet, read_test_set
-from inference.plugins import use_run_plugins
-from inference.predictor import Predictor
-from inference.submission import Receipt, write_submission
-from inference.tta import find_tta
-from reporting.report import write_report
+from foldrace.commands.ensemble import blend, count_members
+from foldrace.commands.terminal import cores
+from foldrace.core.errors import RunFolderError
+from foldrace.core.files import Files, open_files
+from foldrace.core.plugins import naming_plugins
+from foldrace.dataset.test_set import ImageSet, read_test_set
+from foldrace.ensemble.selection.select import remove_unused_weights
+from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.submission import Receipt, write_submission
+from foldrace.inference.tta import find_tta
+from foldrace.reporting.report import write_report
+from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.store import RunStore
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiment.config_file import ParsedConfig, parse_config
-from experiment.store import RunStore
-from inference.plugins import check_plugins, use_run_plugins
+from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.inference.plugins import check_plugins, use_run_plugins
+from foldrace.run_folder.store import RunStore
 
 
 def parse_with_plugins(config: Path, overrides: Sequence[str], smoke: bool = False) -> ParsedConfig:

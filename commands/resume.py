@@ -10,15 +10,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.plugins import open_run
-from commands.run import cluster_for_checks, sweep_and_finish
-from experiment.config import SweepConfig
-from experiment.config_file import ParsedConfig, parse_config
-from experiment.errors import Problem, RunFolderError, UserError
-from experiment.manifest import Manifest, read_manifest
-from experiment.store import RunStore, differing_keys
-from scheduling.config_checks import config_problems
-from search_spaces.sampling import build_space
+from foldrace.checks.config import config_problems
+from foldrace.commands.plugins import open_run
+from foldrace.commands.run import cluster_for_checks, sweep_and_finish
+from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.config.schema import SweepConfig
+from foldrace.core.errors import Problem, RunFolderError, UserError
+from foldrace.dataset.manifest import Manifest, read_manifest
+from foldrace.run_folder.store import RunStore, differing_keys
+from foldrace.search_spaces.space import build_space
 
 # What `resume --set` may change: everything else would make old and new trials incomparable.
 _EXTENDABLE = (

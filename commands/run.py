@@ -12,27 +12,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from commands.check import already_exists, print_plan
-from commands.finish import finish
-from commands.machine import cores
-from commands.plugins import parse_with_plugins
-from commands.terminal import log_folder, logging_to, only_driver, only_our_output
-from experiment.config import ResourcesConfig, SweepConfig
-from experiment.config_file import ParsedConfig
-from experiment.errors import EnvironmentProblem, Interrupted, listing
-from experiment.folds import HELD_OUT, folds_csv
-from experiment.near_duplicates import save_near_duplicates
-from experiment.plugins import loaded
-from experiment.records import CandidateSummary
-from experiment.store import RunStore
-from experiment.test_set import read_test_set
-from reporting.live import LiveView, print_leaderboard
-from reporting.markup import counted, duration
-from scheduling.cluster import Node, alive_nodes, connect, this_machine, unreachable
-from scheduling.preflight import preflight
-from scheduling.reserve import Deadline, Ending
-from scheduling.tuner import SweepOutcome, run_sweep
-from search_spaces.sampling import SearchSpace
+from foldrace.checks.preflight import preflight
+from foldrace.commands.check import already_exists, print_plan
+from foldrace.commands.finish import finish
+from foldrace.commands.plugins import parse_with_plugins
+from foldrace.commands.terminal import cores, log_folder, logging_to, only_driver, only_our_output
+from foldrace.config.load import ParsedConfig
+from foldrace.config.schema import ResourcesConfig, SweepConfig
+from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
+from foldrace.core.plugins import loaded
+from foldrace.dataset.duplicates import save_near_duplicates
+from foldrace.dataset.folds import HELD_OUT, folds_csv
+from foldrace.dataset.test_set import read_test_set
+from foldrace.reporting.live import LiveView, print_leaderboard
+from foldrace.reporting.markup import counted, duration
+from foldrace.run_folder.records import CandidateSummary
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Deadline, Ending
+from foldrace.scheduling.ray.cluster import Node, alive_nodes, connect, this_machine, unreachable
+from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
+from foldrace.search_spaces.space import SearchSpace
 
 _log = logging.getLogger("foldrace")
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from experiment.config import SweepConfig
-from experiment.records import CandidateSummary
-from experiment.store import RunStore
-from reporting.live import budget_line, print_leaderboard, print_plain
-from reporting.markup import duration, number
-from scheduling.budget import Spent, devices_of_a_trial
-from scheduling.tally import Tally
+from foldrace.config.schema import SweepConfig
+from foldrace.reporting.live import budget_line, print_leaderboard, print_plain
+from foldrace.reporting.markup import duration, number
+from foldrace.run_folder.records import CandidateSummary
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Spent, devices_of_a_trial
+from foldrace.scheduling.progress import Tally
 
 _WATCH_EVERY = 5.0  # seconds
 

@@ -1,4 +1,7 @@
-"""Terminal and log files: ours on the screen, everybody else's in `logs/`."""
+"""Terminal and log files: ours on the screen, everybody else's in `logs/`.
+
+What this machine has for a command's own work.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from experiment.errors import RunFolderError
-from experiment.store import RunStore
+from foldrace.core.errors import RunFolderError
+from foldrace.run_folder.store import RunStore
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.check import already_exists
-from commands.machine import cores
-from commands.plugins import parse_with_plugins
-from experiment.config_file import ParsedConfig
-from experiment.errors import RunFailure, UserError
-from experiment.folds import folds_csv
-from experiment.plugins import loaded
-from experiment.store import RunStore
-from scheduling.cluster import this_machine
-from scheduling.preflight import preflight
-from trainables.spec import EpochReport, TrialSpec
-from trainables.trial import run_trial
+from foldrace.checks.preflight import preflight
+from foldrace.commands.check import already_exists
+from foldrace.commands.plugins import parse_with_plugins
+from foldrace.commands.terminal import cores
+from foldrace.config.load import ParsedConfig
+from foldrace.core.errors import RunFailure, UserError
+from foldrace.core.plugins import loaded
+from foldrace.dataset.folds import folds_csv
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.cluster import this_machine
+from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.trial import run_trial
 
 
 def trial(

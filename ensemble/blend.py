@@ -1,4 +1,8 @@
-"""What every blend method takes and gives.
+"""Which members are the same column as an earlier one: the same checkpoint, twice.
+
+Takes true_prob (M, N) and a number a member that equal columns share; gives the members to keep.
+
+What every blend method takes and gives.
 
 Takes the true-class probabilities true_prob (M, N), members x rows, checked here once for all
 methods; gives the record `Blend`. With rows that sum to 1, a blend's log loss needs no more.
@@ -6,13 +10,14 @@ methods; gives the record `Blend`. With rows that sum to 1, a blend's log loss n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from experiment.metrics import CLIP
+from foldrace.core.metrics import CLIP
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +97,24 @@ def mixture(members: NDArray[np.floating], weights: NDArray[np.float64]) -> NDAr
     for member in np.flatnonzero(weights):
         mixed += weights[member] * clipped(members[member])
     return mixed
+
+
+_NEAR = 1e-11
+"""Scores of equal columns differ by rounding at most, where they were summed in another order."""
+
+
+def first_of_equals(members: NDArray[np.floating], scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Ascending, of each set of equal columns the lowest member; values below CLIP are equal.
+
+    Only columns whose scores (M,) are nearly equal are read.
+    """
+    order = np.argsort(scores, kind="stable")
+    near = np.diff(scores[order]) <= _NEAR
+    suspects = order[np.append(near, False) | np.insert(near, 0, False)]
+    keep = np.ones(len(members), dtype=bool)
+    seen: set[bytes] = set()
+    for member in np.sort(suspects):
+        digest = hashlib.blake2b(clipped(members[member]).tobytes(), digest_size=16).digest()
+        keep[member] = digest not in seen
+        seen.add(digest)
+    return np.flatnonzero(keep)

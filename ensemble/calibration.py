@@ -1,23 +1,29 @@
-"""Which temperatures a blend keeps: those that the cross-fitted loss asks for, and no others.
+"""Which method a blend uses, where the config leaves it open (`ensemble.method: auto`).
+
+Takes `MemberRows` and some methods, gives the one with the least cross-fitted loss, each with the
+temperatures that suit it.
+
+Which temperatures a blend keeps: those that the cross-fitted loss asks for, and no others.
 
 Takes `MemberRows` and a method; gives the `CalibrationChoice`, and with it the fit on all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.calibrate import at_temperature, fit_temperature
-from ensemble.crossfit import CrossFitRows, crossfit_rows
-from ensemble.fit import Fit, blend_prob
-from ensemble.pool import MemberRows, Pool
-from ensemble.reliability import reliability
-from experiment.metrics import normalise
-from experiment.records import Calibration, CalibrationTrial
+from foldrace.core.metrics import normalise
+from foldrace.ensemble.crossfit import CrossFitRows, crossfit_rows
+from foldrace.ensemble.methods import AUTO
+from foldrace.ensemble.pool import MemberRows, Pool
+from foldrace.ensemble.pooling import Fit, blend_prob
+from foldrace.ensemble.temperature import at_temperature, fit_temperature, reliability
+from foldrace.run_folder.records import Calibration, CalibrationTrial, MethodTrial
 
 _TIE = 1e-5
 """Losses closer than this, in nats, are equal: nobody can tell them apart, and a method that scales
@@ -91,3 +97,41 @@ def _record(kept: tuple[bool, bool], tried: dict[tuple[bool, bool], CrossFitRows
         before=reliability(before.confidence, before.hits),
         after=reliability(after.confidence, after.hits),
     )
+
+
+TRIED = ("greedy", "geometric", "stacking")
+"""What wins somewhere in `benchmarks/generalisation.py`: with few rows a mixture, with many a
+pooling of logarithms. The first on a tie."""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodChoice:
+    """A method with its temperatures."""
+
+    method: str
+    calibration: CalibrationChoice
+    tried: tuple[MethodTrial, ...]
+    """Empty where there was no choice."""
+
+
+def methods_to_try(method: str) -> tuple[str, ...]:
+    """The method itself, or those of `auto`."""
+    return TRIED if method == AUTO else (method,)
+
+
+def choose_method(
+    rows: MemberRows,
+    methods: Sequence[str],
+    fit: Callable[[str, Pool], Fit],
+    calibrate: bool = True,
+) -> MethodChoice:
+    """Cross-fits each method of `methods`; fit(method, pool) is one fit."""
+    choices = {
+        method: choose_calibration(rows, partial(fit, method), calibrate) for method in methods
+    }
+    best = min(choices, key=lambda method: choices[method].crossfit.loss)
+    tried = [
+        MethodTrial(method=m, crossfit_logloss=c.crossfit.loss, crossfit_se=c.crossfit.se)
+        for m, c in choices.items()
+    ]
+    return MethodChoice(best, choices[best], tuple(tried) if len(tried) > 1 else ())

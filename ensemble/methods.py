@@ -10,20 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.certificate import certified
-from ensemble.fit import Fit, Settings, mixture_fit
-from ensemble.geometric import geometric
-from ensemble.greedy import greedy
-from ensemble.optimal import optimal
-from ensemble.pool import Member, Pool
-from ensemble.ranking import own_losses
-from ensemble.snapshot import is_snapshot, snapshot
-from ensemble.stacking import stacking
-from ensemble.top_k import top_k
-from ensemble.uniform import equal_weights, uniform
-from ensemble.voting import hard_vote, soft_vote
-from experiment.errors import ConfigError, Problem
-from experiment.names import check_name
+from foldrace.core.errors import ConfigError, Problem, check_name
+from foldrace.ensemble.pool import Member, Pool, own_losses
+from foldrace.ensemble.pooling import Fit, Settings, mixture_fit
+from foldrace.ensemble.solvers.equal_weights import (
+    equal_weights,
+    hard_vote,
+    is_snapshot,
+    snapshot,
+    soft_vote,
+    top_k,
+    uniform,
+)
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.ensemble.solvers.kernels import certified
+from foldrace.ensemble.solvers.optimal import optimal
+from foldrace.ensemble.solvers.stacking import geometric, stacking
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ _ROWS = (
 )
 
 AUTO = "auto"
-"""In place of a name: the method with the least cross-fitted loss (`ensemble.automatic`)."""
+"""In place of a name: the method with the least cross-fitted loss (see `automatic`)."""
 
 METHODS = {method.name: method for method in _ROWS}
 

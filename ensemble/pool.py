@@ -1,4 +1,8 @@
-"""The members that a blend may choose from, and the rows that a choice may look at.
+"""Members by their own merit: what each loses alone, and which are the same as another.
+
+Takes a `Pool`; members that must count (`forced`) are never the ones that are left out.
+
+The members that a blend may choose from, and the rows that a choice may look at.
 
 `MemberRows` holds everything that is known of M members on N scored rows; it gives a `Pool`, which
 is what a method sees: all rows, or one side of a split with the temperatures fitted on its rows.
@@ -12,8 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ensemble.calibrate import at_temperature, part_temperatures, true_prob_at
-from experiment.variants import RAW
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.ensemble.blend import first_of_equals
+from foldrace.ensemble.temperature import at_temperature, part_temperatures, true_prob_at
+from foldrace.run_folder.records import RAW
 
 _PARTS = 5
 _SEED = 0
@@ -214,3 +220,20 @@ def check_log_probs(log_probs: Sequence[NDArray[np.floating]], n_rows: int) -> N
         raise ValueError(
             f"log-probabilities have shapes {shapes}, should all have one, ({n_rows}, classes)"
         )
+
+
+def own_losses(pool: Pool) -> NDArray[np.float64]:
+    """(M,) log loss of each member alone, in nats."""
+    return np.array([log_loss_of_true(row) for row in pool.true_prob])
+
+
+def distinct_members(pool: Pool, forced: tuple[int, ...] = ()) -> NDArray[np.intp]:
+    """One member of each set of exact duplicates, ascending: the lowest, or those that are forced.
+    Where members have equal say, a copy would count twice."""
+    losses = own_losses(pool)
+    if not forced:
+        return first_of_equals(pool.true_prob, losses)
+    first = np.unique(forced)
+    order = np.concatenate([first, np.setdiff1d(np.arange(len(losses)), first)])
+    distinct = order[first_of_equals(pool.true_prob[order], losses[order])]
+    return np.union1d(distinct, first)

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ensemble.blend import checked_weights
-from ensemble.combine import POOLINGS
-from ensemble.fit import Fit, Settings, blend_prob
-from ensemble.methods import METHODS, Method
-from ensemble.pool import Member, Pool
-from experiment.errors import Problem
-from experiment.plugins import Kind, Unfit, check, load, require
-from experiment.store import RunStore
-from experiment.variants import RAW
-from inference.tta import TTA, TTAS
-from trainables.plugins import KINDS
+from foldrace.core.errors import Problem
+from foldrace.core.plugins import Kind, Unfit, check, load, require
+from foldrace.ensemble.blend import checked_weights
+from foldrace.ensemble.methods import METHODS, Method
+from foldrace.ensemble.pool import Member, Pool
+from foldrace.ensemble.pooling import POOLINGS, Fit, Settings, blend_prob
+from foldrace.inference.tta import TTA, TTAS
+from foldrace.run_folder.records import RAW
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.plugins import KINDS
 
 
 def _try_method(row: Method) -> None:

@@ -3,6 +3,11 @@
 Takes a run folder and image files, gives an (n, C) array: per fold the members at their
 temperatures, combined, at the blend's temperature; then the mean over the folds. Only the selected
 checkpoints are read, each once.
+
+The fold models of one run folder, ready to be run as they were scored.
+
+Takes a run folder and a device; gives a fold's model with its card and precision, and the images
+that it sees.
 """
 
 from __future__ import annotations
@@ -13,22 +18,114 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load
 
-from ensemble.added import added_test
-from ensemble.calibrate import at_temperature
-from ensemble.combine import POOLINGS, Combiner, pool_terms
-from experiment.errors import RunFolderError, listing
-from experiment.metrics import normalise
-from experiment.plugins import naming_plugins
-from experiment.records import EnsembleRecord, MemberRecord
-from experiment.store import RunStore
-from experiment.test_set import ImageSet
-from inference.fold_model import BATCH, RunModels, best_device
-from inference.plugins import use_run_plugins
-from inference.tta import AveragedViews, find_tta
-from trainables.data import loader_settings
-from trainables.predict import log_probabilities, scoring_loader
+from foldrace.core.errors import RunFolderError, listing
+from foldrace.core.metrics import normalise
+from foldrace.core.plugins import naming_plugins
+from foldrace.dataset.test_set import ImageSet
+from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
+from foldrace.ensemble.selection.external import added_test
+from foldrace.ensemble.temperature import at_temperature
+from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.tta import AveragedViews, find_tta
+from foldrace.run_folder.records import EnsembleRecord, MemberRecord, TrialRecord
+from foldrace.run_folder.store import RunStore, weights_name
+from foldrace.trainables.data.loader import loader_settings
+from foldrace.trainables.data.pixel_cache import ImageSource, open_images
+from foldrace.trainables.losses import LOSSES
+from foldrace.trainables.models.classifier import Classifier, ModelCard
+from foldrace.trainables.predict import (
+    autocast_for,
+    log_probabilities,
+    read_card,
+    resolve_precision,
+    scoring_loader,
+    unpack_classifier,
+)
+
+BATCH = 64  # images; only speed depends on it
+State = dict[str, torch.Tensor]
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True, eq=False)
+class FoldModel:
+    """One fold's model of a member: in evaluation mode, on the device."""
+
+    module: Classifier
+    card: ModelCard
+    autocast: torch.autocast
+
+
+class RunModels:
+    """The fold models of a run folder."""
+
+    def __init__(self, store: RunStore, device: torch.device) -> None:
+        self.store, self.device = store, device
+        self._config, self._classes = store.config(), len(store.classes())
+
+    def open(self, candidate: str, variant: str, fold: int) -> FoldModel:
+        """RunFolderError where the weights are gone or damaged."""
+        try:
+            data = self.store.weights(candidate, fold, variant)
+            card = read_card(data)
+            module = unpack_classifier(data, card).to(self.device)
+        except _UNREADABLE as error:
+            raise self._unreadable(candidate, variant, fold, error) from error
+        return FoldModel(module, card, self.autocast(candidate, fold))
+
+    def state(self, candidate: str, variant: str, fold: int) -> State:
+        """The weights alone, on the CPU; errors as in `open`."""
+        try:
+            return load(self.store.weights(candidate, fold, variant))
+        except _UNREADABLE as error:
+            raise self._unreadable(candidate, variant, fold, error) from error
+
+    def card(self, trial: TrialRecord) -> ModelCard:
+        """The card that lies in the trial's weights, without reading them: a weights file is read
+        whole. The run's plugins must be loaded."""
+        params = trial.params
+        return ModelCard(
+            trial.backbone,
+            self._classes,
+            int(params.get("image_size", 0)),
+            str(params.get("head", "linear")),
+            self._config.training.meta_features,
+            LOSSES[str(params.get("loss", "cross_entropy"))].activation,
+        )
+
+    def precision(self, trial: TrialRecord | None) -> str:
+        """What this device would have scored the trial's model in."""
+        sam_rho = float(trial.params.get("sam_rho", 0.0)) if trial is not None else 0.0
+        return resolve_precision(self.device, self._config.training.precision, sam_rho)
+
+    def autocast(self, candidate: str, fold: int) -> torch.autocast:
+        return autocast_for(self.device, self.precision(self.store.trial(candidate, fold)))
+
+    def images(
+        self, files: Sequence[Path], card: ModelCard, workers: int, session: str
+    ) -> ImageSource:
+        """As this run's trials saw theirs; `session` as in `open_images`."""
+        return open_images(files, card.image_size, max(1, workers), self._config.cache, session)
+
+    def _unreadable(
+        self, candidate: str, variant: str, fold: int, error: Exception
+    ) -> RunFolderError:
+        return RunFolderError.single(
+            f"{self.store.root}/{weights_name(candidate, fold, variant)}",
+            f"cannot be read as weights: {error}; delete the folder of that fold and resume",
+        )
+
+
+def best_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 Heard = Callable[[int], None]
 

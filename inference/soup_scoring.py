@@ -16,17 +16,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.manifest import read_manifest
-from experiment.metrics import log_loss_of_true
-from experiment.records import Oof, VariantScore
-from experiment.tables import on_disk
-from inference.fold_model import BATCH, RunModels, State
-from trainables.card import ModelCard
-from trainables.classifier import build_classifier
-from trainables.data import loader_settings
-from trainables.predict import log_probabilities, scoring_loader
-from trainables.scoring import oof_of
-from trainables.weights_loading import load_tensors
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.dataset.manifest import read_manifest
+from foldrace.dataset.tables import on_disk
+from foldrace.inference.predictor import BATCH, RunModels, State
+from foldrace.run_folder.records import Oof, VariantScore
+from foldrace.trainables.data.loader import loader_settings
+from foldrace.trainables.history import oof_of
+from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.weights import load_tensors
+from foldrace.trainables.predict import log_probabilities, scoring_loader
 
 
 @dataclass(frozen=True)

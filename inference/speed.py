@@ -17,18 +17,18 @@ from statistics import median
 
 import torch
 
-from ensemble.pool import Member
-from experiment.errors import RunFolderError, listing
-from experiment.files import Files
-from experiment.plugins import naming_plugins
-from experiment.store import RunStore
-from inference.fold_model import BATCH, FoldModel, RunModels, best_device
-from inference.plugins import use_run_plugins
-from inference.tta import AveragedViews, find_tta
-from trainables.card import card_to_json
-from trainables.data import Batch
-from trainables.meta_features import meta_width
-from trainables.predict import log_probabilities
+from foldrace.core.errors import RunFolderError, listing
+from foldrace.core.files import Files
+from foldrace.core.plugins import naming_plugins
+from foldrace.ensemble.pool import Member
+from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.predictor import BATCH, FoldModel, RunModels, best_device
+from foldrace.inference.tta import AveragedViews, find_tta
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.data.loader import Batch
+from foldrace.trainables.data.meta_features import meta_width
+from foldrace.trainables.models.classifier import card_to_json
+from foldrace.trainables.predict import log_probabilities
 
 _FILE = "ensemble/speed.json"
 _CAP = 0.5  # seconds a model, beyond the least number of batches

@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.errors import RunFailure
-from experiment.files import Files
-from experiment.records import EnsembleRecord
-from experiment.test_set import ImageSet
+from foldrace.core.errors import RunFailure
+from foldrace.core.files import Files
+from foldrace.dataset.test_set import ImageSet
+from foldrace.run_folder.records import EnsembleRecord
 
 _ROW_SUM = 1e-6
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from experiment.errors import UserError
-from experiment.names import check_name
-from trainables.activations import log_probs
+from foldrace.core.errors import UserError, check_name
+from foldrace.trainables.losses import log_probs
 
 View = Callable[[Tensor], Tensor]
 _DEGREES = 15.0

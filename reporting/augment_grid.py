@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from reporting.plots import png, short
+from foldrace.reporting.charts.style import png, short
 
 _WIDTH = 11.0  # inches
 _LABELS = 1.6  # inches that the class names may take

@@ -14,14 +14,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import SweepConfig
-from experiment.leaderboard import leaderboard_csv, ranked
-from experiment.records import CandidateSummary, EnsembleRecord
-from experiment.store import RunStore
-from reporting.charts import Curve
-from reporting.markup import Html, chart
-from reporting.members import BlendMember, blend_members
-from reporting.plots import Looks, looks
+from foldrace.config.schema import SweepConfig
+from foldrace.reporting.charts.candidates import Curve
+from foldrace.reporting.charts.style import Looks, looks
+from foldrace.reporting.markup import Html, chart
+from foldrace.reporting.members import BlendMember, blend_members
+from foldrace.run_folder.records import CandidateSummary, EnsembleRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.tables import leaderboard_csv, ranked
 
 
 @dataclass(frozen=True)

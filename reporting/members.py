@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.errors import RunFolderError
-from experiment.metrics import log_loss_of_true
-from experiment.oof import read_array
-from experiment.records import CandidateSummary, EnsembleRecord, MemberRecord
-from experiment.store import RunStore
-from reporting.plots import short
+from foldrace.core.errors import RunFolderError
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.reporting.charts.style import short
+from foldrace.run_folder.oof import read_array
+from foldrace.run_folder.records import CandidateSummary, EnsembleRecord, MemberRecord
+from foldrace.run_folder.store import RunStore
 
 ELSEWHERE = "made elsewhere"
 UNKNOWN_BACKBONE = "?"

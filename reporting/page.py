@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reporting.fonts import font_face
-from reporting.markup import Html, text
+from foldrace.reporting.fonts import font_face
+from foldrace.reporting.markup import Html, text
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,59 @@
 """The HTML report of a run: one self-contained file, and its charts as PNG files beside it.
 
 Takes a run folder, gives the name of the page that it wrote there.
+
+The table of the report's sections, in the order of the page.
+
+A new section is one function and one row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from experiment.errors import RunFolderError
-from experiment.store import RunStore
-from reporting.context import ReportContext
-from reporting.markup import Html, warning_list
-from reporting.page import Block, page
-from reporting.sections import SECTIONS, Section
+from foldrace.core.errors import RunFolderError
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.markup import Html, warning_list
+from foldrace.reporting.page import Block, page
+from foldrace.reporting.sections import (
+    blend,
+    calibration,
+    candidates,
+    classes,
+    overview,
+    race,
+    reproduce,
+)
+from foldrace.reporting.sections import calibration as correlation
+from foldrace.reporting.sections import candidates as leaderboard
+from foldrace.run_folder.store import RunStore
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page."""
+
+    id: str
+    title: str
+    build: Callable[[ReportContext], Html | None]
+    """None when there is nothing to show."""
+
+
+SECTIONS = (
+    Section("summary", "Summary", overview.summary),
+    Section("leaderboard", "Leaderboard", leaderboard.leaderboard),
+    Section("race", "Race", race.race),
+    Section("curves", "Learning curves", candidates.learning_curves),
+    Section("accuracy", "Accuracy", candidates.accuracy),
+    Section("blend", "Blend", blend.blend),
+    Section("correlation", "Correlation", correlation.correlation),
+    Section("calibration", "Calibration", calibration.calibration),
+    Section("classes", "Classes", classes.classes),
+    Section("reproduce", "How to reproduce", reproduce.reproduce),
+)
+
 
 PAGE = "report/index.html"
 

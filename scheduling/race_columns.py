@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.calibrate import fit_temperature, true_prob_at
-from experiment.errors import RunFolderError
-from experiment.records import CandidateSummary
-from experiment.store import RunStore, suffix
+from foldrace.core.errors import RunFolderError
+from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+from foldrace.run_folder.records import CandidateSummary
+from foldrace.run_folder.store import RunStore, suffix
 
 _MOST_BYTES = 256 << 20
 """At 33,000 rows those of 1,000 complete candidates with two variants."""

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
-from experiment.plugin_files import PluginFile
-from experiment.plugins import load
-from experiment.store import RunStore
+from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from foldrace.core.plugin_files import PluginFile
+from foldrace.core.plugins import load
+from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.manifest import read_manifest
+from foldrace.run_folder.store import RunStore
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_CLASSES = ("blue", "green", "red")
@@ -89,3 +89,33 @@ def make_tiny_run(tmp_path: Path, tiny_images: Path) -> Callable[..., TinyRun]:
 @pytest.fixture
 def tiny_run(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
     return make_tiny_run()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A real HTTP server that speaks S3, with one bucket."""
+    server_module = pytest.importorskip("moto.server")
+    import boto3
+
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    endpoint = f"127.0.0.1:{port}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{endpoint}",
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket="runs")
+    yield endpoint
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return s3_endpoint

@@ -77,7 +77,7 @@ def test_who_imports_whom(package: str) -> None:
 
 def test_the_command_line_takes_only_the_errors_from_experiment() -> None:
     found = {m for m in imported(ROOT / "sweep.py") if m.split(".")[0] == "experiment"}
-    assert found == {"experiment.errors"}
+    assert found == {"foldrace.core.errors"}
 
 
 def test_every_package_is_packaged_and_says_what_it_is() -> None:

@@ -16,15 +16,15 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from experiment.config import SweepConfig  # noqa: E402  (also run as a script)
-from experiment.config_file import parse_config  # noqa: E402  (also run as a script)
-from experiment.decisions import COLUMNS  # noqa: E402
-from scheduling.race_rules import RULES  # noqa: E402
-from scheduling.samplers import SAMPLERS  # noqa: E402
-from search_spaces.params import KNOBS, Knob  # noqa: E402
-from search_spaces.ranges import shown  # noqa: E402
-from trainables.augment import POLICIES  # noqa: E402
-from trainables.custom_transforms import CUSTOM  # noqa: E402
+from foldrace.config.load import parse_config  # noqa: E402  (also run as a script)
+from foldrace.config.schema import SweepConfig  # noqa: E402  (also run as a script)
+from foldrace.run_folder.tables import COLUMNS  # noqa: E402
+from foldrace.scheduling.race import RULES  # noqa: E402
+from foldrace.scheduling.search.samplers import SAMPLERS  # noqa: E402
+from foldrace.search_spaces.hyperparameters import KNOBS, Knob  # noqa: E402
+from foldrace.search_spaces.ranges import shown  # noqa: E402
+from foldrace.trainables.data.augment import POLICIES  # noqa: E402
+from foldrace.trainables.data.custom_transforms import CUSTOM  # noqa: E402
 
 GUIDE = ROOT / "docs" / "configuration.md"
 TECHNIQUES = ROOT / "docs" / "techniques.md"

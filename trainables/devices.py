@@ -17,8 +17,8 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.distributed import broadcast
 
-from trainables.predict import resolve_precision
-from trainables.spec import TrialSpec, trial_seed
+from foldrace.trainables.predict import resolve_precision
+from foldrace.trainables.spec import TrialSpec, trial_seed
 
 
 def fresh_accelerator(spec: TrialSpec) -> Accelerator:

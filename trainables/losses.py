@@ -1,6 +1,13 @@
 """Training losses by name, on logits and soft targets, with class weights.
 
 Takes (B, C) logits and (B, C) target probabilities, gives a scalar mean over the batch.
+
+How a classifier's logits become log-probabilities; each training loss goes with one of these.
+
+Class weights by name: how much an image of each class counts in the training loss.
+
+Takes the number of training rows of each class, gives one weight a class, 1 on average over the
+training rows: the loss keeps its scale, and with it the learning rate its meaning.
 """
 
 from __future__ import annotations
@@ -14,8 +21,99 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from search_spaces.params import TrialParams
-from trainables.class_weights import class_weights
+from foldrace.search_spaces.hyperparameters import TrialParams
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row of the table; both functions of (B, C) logits."""
+
+    name: str
+    doc: str
+    log_probs: Callable[[Tensor], Tensor]
+    """Natural logarithms of probabilities that sum to 1 in each row."""
+    trained: Callable[[Tensor], Tensor]
+    """What the losses train: a distribution over the classes, or one of two outcomes a class."""
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=1)
+
+
+def _sigmoid(logits: Tensor) -> Tensor:
+    """p_c = sigmoid(z_c) / sum_j sigmoid(z_j): binary cross-entropy trains each class by itself."""
+    return torch.log_softmax(functional.logsigmoid(logits), dim=1)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        Activation(
+            "softmax", "classes compete: cross-entropy and its kin",
+            _softmax, lambda logits: torch.softmax(logits, dim=1),
+        ),
+        Activation(
+            "sigmoid", "one sigmoid a class, normalised: binary cross-entropy",
+            _sigmoid, torch.sigmoid,
+        ),
+    )
+}  # fmt: skip
+
+
+def log_probs(logits: Tensor, activation: str) -> Tensor:
+    """(B, C) logits of any float type -> (B, C) natural-log probabilities in float32."""
+    return ACTIVATIONS[activation].log_probs(logits.float())
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """One row of the table."""
+
+    name: str
+    doc: str
+    source: str
+    function: Callable[[NDArray[np.float64], float], NDArray[np.float64]]
+    """(P,) positive row counts and `class_weight_beta` -> (P,) weights of any scale."""
+
+
+def _effective(counts: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+    """(1 - beta) / (1 - beta^n); beta 0 weighs all classes alike."""
+    with np.errstate(divide="ignore"):
+        covered: NDArray[np.float64] = -np.expm1(counts * np.log(beta))  # 1 - beta^n
+    return (1.0 - beta) / covered
+
+
+CLASS_WEIGHTS: dict[str, ClassWeights] = {
+    row.name: row
+    for row in (
+        ClassWeights(
+            "none", "every image counts 1", "", lambda counts, beta: np.ones_like(counts)
+        ),
+        ClassWeights(
+            "balanced", "every class counts alike: by inverse frequency",
+            "King and Zeng, Logistic Regression in Rare Events Data, Political Analysis 2001",
+            lambda counts, beta: 1.0 / counts,
+        ),
+        ClassWeights(
+            "effective", "by the inverse effective number of images; see class_weight_beta",
+            "Cui, Jia, Lin, Song and Belongie, Class-Balanced Loss Based on Effective Number of "
+            "Samples, CVPR 2019",
+            _effective,
+        ),
+    )
+}  # fmt: skip
+
+
+def class_weights(name: str, class_counts: NDArray[np.int64], beta: float) -> NDArray[np.float64]:
+    """(C,) training rows of each class -> (C,) weights with sum_c n_c w_c = sum_c n_c. A class
+    without a training row weighs 1: only smoothed targets ever reach it."""
+    weights = np.ones(len(class_counts))
+    present = class_counts > 0
+    counts = class_counts[present].astype(np.float64)
+    found = CLASS_WEIGHTS[name].function(counts, beta)
+    weights[present] = found * counts.sum() / (found * counts).sum()
+    return weights
+
 
 _LDAM_SCALE = 30.0  # of the logits in the paper
 _LDAM_MARGIN = 0.5  # of the rarest class, before the scale

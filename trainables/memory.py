@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from experiment.errors import RunFailure
+from foldrace.core.errors import RunFailure
 
 # Where no torch.OutOfMemoryError is raised: CUDA's driver, cuBLAS, cuDNN, Apple's Metal, the CPU.
 _MESSAGES = (

@@ -2,6 +2,10 @@
 
 Takes a model and the hyperparameters, gives a torch optimiser over parameter groups: biases and
 norms without weight decay, and with layer decay one learning rate a layer.
+
+Optimisers that are rows of a table: torch's own, and those of plugins.
+
+Takes parameter groups with their learning rates and weight decays, gives a torch optimiser.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +25,44 @@ from timm.optim import (  # type: ignore[attr-defined]
 )
 from torch import nn
 
-from experiment.errors import Problem
-from experiment.names import closest
-from search_spaces.params import TrialParams
-from trainables.optimizer_table import OPTIMIZERS, Group
+from foldrace.core.errors import Problem, closest
+from foldrace.search_spaces.hyperparameters import TrialParams
+
+Group = dict[str, Any]  # torch's own form of a parameter group
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """One row of the table."""
+
+    name: str
+    doc: str
+    source: str
+    build: Callable[[list[Group], float, float], torch.optim.Optimizer]
+    """(groups, lr, momentum) -> optimiser; a group's own `lr` and `weight_decay` count."""
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    row.name: row
+    for row in (
+        Optimizer(
+            "adamw", "Adam with decoupled weight decay; momentum is its first beta",
+            "Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019",
+            lambda groups, lr, momentum: torch.optim.AdamW(
+                groups, lr=lr, betas=(momentum, 0.999), fused=True
+            ),
+        ),
+        Optimizer(
+            "sgd", "stochastic gradient descent with Nesterov's momentum",
+            "Sutskever, Martens, Dahl and Hinton, On the importance of initialization and "
+            "momentum in deep learning, ICML 2013",
+            lambda groups, lr, momentum: torch.optim.SGD(
+                groups, lr=lr, momentum=momentum, nesterov=momentum > 0
+            ),
+        ),
+    )
+}  # fmt: skip
+
 
 _TIMM = "timm/"
 _PYTORCH_OPTIMIZER = "pytorch_optimizer/"

@@ -11,19 +11,17 @@ import math
 import numpy as np
 import torch
 
-from experiment.metrics import Metric, read_only
-from experiment.plugins import Unfit
-from search_spaces.params import TrialParams
-from trainables.activations import ACTIVATIONS
-from trainables.augment import Policy, augment
-from trainables.backbones import Family
-from trainables.class_weights import ClassWeights
-from trainables.custom_transforms import Custom
-from trainables.heads import Head
-from trainables.losses import Loss, LossSettings
-from trainables.meta_features import MetaFeature
-from trainables.optimizer_table import Optimizer
-from trainables.schedules import Plan, ScheduleRow
+from foldrace.core.metrics import Metric, read_only
+from foldrace.core.plugins import Unfit
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.data.augment import Policy, augment
+from foldrace.trainables.data.custom_transforms import Custom
+from foldrace.trainables.data.meta_features import MetaFeature
+from foldrace.trainables.losses import ACTIVATIONS, ClassWeights, Loss, LossSettings
+from foldrace.trainables.models.backbones import Family
+from foldrace.trainables.models.heads import Head
+from foldrace.trainables.optimizers import Optimizer
+from foldrace.trainables.schedules import Plan, ScheduleRow
 
 _PIXELS = 224  # what most backbones take
 _ROWS, _CLASSES = 6, 3

@@ -8,19 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiment.metrics import METRICS, Metric
-from experiment.plugin_files import PluginFile
-from experiment.plugins import Kind, load, require
-from trainables import plugin_trials as tried
-from trainables.augment import POLICIES, Policy
-from trainables.backbones import FAMILIES, Family
-from trainables.class_weights import CLASS_WEIGHTS, ClassWeights
-from trainables.custom_transforms import CUSTOM, Custom
-from trainables.heads import HEADS, Head
-from trainables.losses import LOSSES, Loss
-from trainables.meta_features import META_FEATURES, MetaFeature
-from trainables.optimizer_table import OPTIMIZERS, Optimizer
-from trainables.schedules import SCHEDULES, ScheduleRow
+from foldrace.core.metrics import METRICS, Metric
+from foldrace.core.plugin_files import PluginFile
+from foldrace.core.plugins import Kind, load, require
+from foldrace.trainables import plugin_trials as tried
+from foldrace.trainables.data.augment import POLICIES, Policy
+from foldrace.trainables.data.custom_transforms import CUSTOM, Custom
+from foldrace.trainables.data.meta_features import META_FEATURES, MetaFeature
+from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES, ClassWeights, Loss
+from foldrace.trainables.models.backbones import FAMILIES, Family
+from foldrace.trainables.models.heads import HEADS, Head
+from foldrace.trainables.optimizers import OPTIMIZERS, Optimizer
+from foldrace.trainables.schedules import SCHEDULES, ScheduleRow
 
 KINDS: tuple[Kind[Any], ...] = (
     Kind(Family, "backbone family", FAMILIES, tried.family, key="prefix"),

@@ -13,14 +13,26 @@ from safetensors.torch import load, save
 from torch import nn
 from torch.utils.data import DataLoader
 
-from experiment.config import AugmentConfig
-from trainables.activations import log_probs
-from trainables.card import ModelCard, card_from_json, card_to_json
-from trainables.classifier import Classifier, build_classifier
-from trainables.data import Batch, Batches, LoaderSettings, OrderedBatches, build_loader, to_float
-from trainables.memory import halved, release
-from trainables.pixel_cache import ImageSource
-from trainables.weights_loading import load_tensors
+from foldrace.config.schema import AugmentConfig
+from foldrace.trainables.data.loader import (
+    Batch,
+    Batches,
+    LoaderSettings,
+    OrderedBatches,
+    build_loader,
+    to_float,
+)
+from foldrace.trainables.data.pixel_cache import ImageSource
+from foldrace.trainables.losses import log_probs
+from foldrace.trainables.memory import halved, release
+from foldrace.trainables.models.classifier import (
+    Classifier,
+    ModelCard,
+    build_classifier,
+    card_from_json,
+    card_to_json,
+)
+from foldrace.trainables.models.weights import load_tensors
 
 _METADATA = "foldrace"
 

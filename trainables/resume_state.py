@@ -19,13 +19,13 @@ from typing import Any
 import timm
 import torch
 
-from experiment.plugin_files import PluginFile
-from experiment.records import Oof, VariantScore
-from experiment.store import RunStore
-from trainables.course import Course, Kept
-from trainables.learner import Learner
-from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
-from trainables.tensor_tree import UnpackableError, pack, seal, unpack
+from foldrace.core.plugin_files import PluginFile
+from foldrace.run_folder.records import Oof, VariantScore
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.history import Course, Kept
+from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
+from foldrace.trainables.state import Learner
+from foldrace.trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
 _NO_PART_OF_IT = {"save_every", "micro_batch"}
 """Keys of the training section that a state may have been saved with other values of. One changes

@@ -2,6 +2,11 @@
 
 Takes an optimiser and the hyperparameters, gives a `Schedule` that hears of updates and epochs and
 sets the rates. All but plateau are functions of the number of updates alone.
+
+Progressive image size: small training images first, the whole size at the end.
+
+Takes the epoch and the hyperparameters, gives a side in pixels. Tan and Le, EfficientNetV2: Smaller
+Models and Faster Training, ICML 2021.
 """
 
 from __future__ import annotations
@@ -12,7 +17,20 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from search_spaces.params import TrialParams
+from foldrace.search_spaces.hyperparameters import TrialParams
+
+
+def training_size(epoch: int, epochs: int, image_size: int, size_start: float) -> int:
+    """Side of the square training images in `epoch` (from 0): from `size_start` of `image_size`,
+    linearly to the whole after two thirds of the epochs, so that the last third (and a single
+    epoch) trains at the size of scoring. Rounded to 32 pixels, below 128 pixels to 8."""
+    growing = 2 * epochs // 3  # epochs
+    if epoch >= growing or size_start >= 1.0:
+        return image_size
+    side = image_size * (size_start + (1.0 - size_start) * epoch / growing)
+    step = 32 if image_size >= 128 else 8
+    return min(max(step, step * int(side / step + 0.5)), image_size)
+
 
 _LOW = 0.01  # of the peak: where a warm-up starts and a cosine ends
 _ONE_CYCLE_START = 1 / 25  # of the peak

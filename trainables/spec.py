@@ -1,19 +1,51 @@
-"""What a fold trial is given, and who watches it."""
+"""What a fold trial is given, and who watches it.
+
+What a fold trial warns of, kept for its record: nobody reads the terminal of a worker process.
+
+Takes whatever is logged within a `with` block, gives the texts of the warnings.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import TrainingConfig, TransformConfig
-from experiment.records import Oof
-from search_spaces.params import TrialParams
+from foldrace.config.schema import TrainingConfig, TransformConfig
+from foldrace.run_folder.records import Oof
+from foldrace.search_spaces.hyperparameters import TrialParams
+
+
+class _Notes(logging.Filter):
+    """Keeps warnings and lets everything pass. A filter and no handler: where the logger has no
+    handler, Python still prints warnings itself."""
+
+    def __init__(self, before: Iterable[str]) -> None:
+        super().__init__()
+        self.texts: dict[str, None] = dict.fromkeys(before)  # ordered, each once
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            self.texts[record.getMessage()] = None
+        return True
+
+
+@contextmanager
+def noting(before: Iterable[str]) -> Iterator[Iterable[str]]:
+    """`before`, then the texts of our own warnings in this process, of every thread, each once."""
+    logger, notes = logging.getLogger("foldrace"), _Notes(before)
+    logger.addFilter(notes)
+    try:
+        yield notes.texts
+    finally:
+        logger.removeFilter(notes)
 
 
 @dataclass(frozen=True)

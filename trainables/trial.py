@@ -15,35 +15,31 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from experiment.plugins import naming_plugins
-from experiment.records import TrialRecord
-from experiment.store import RunStore
-from experiment.variants import EMA, RAW
-from search_spaces.params import TrialParams
-from trainables.course import Course
-from trainables.data import Batch, to_float
-from trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
-from trainables.erasing import erase_
-from trainables.freezing import train_from, trainable_from
-from trainables.learner import Learner, build_learner
-from trainables.mixing import mix, soft_targets
-from trainables.notes import noting
-from trainables.plugins import use_plugins
-from trainables.predict import pack_weights
-from trainables.progressive import training_size
-from trainables.resume_state import ResumeState, UnfitState
-from trainables.schedules import cycle_ends
-from trainables.scoring import Scored, score
-from trainables.spec import (
+from foldrace.core.plugins import naming_plugins
+from foldrace.run_folder.records import EMA, RAW, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.data.loader import Batch, to_float
+from foldrace.trainables.data.mixing import erase_, mix, soft_targets
+from foldrace.trainables.data.trial_data import TrialData, open_data
+from foldrace.trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
+from foldrace.trainables.history import Course, Scored, score
+from foldrace.trainables.models.layers import train_from, trainable_from
+from foldrace.trainables.plugins import use_plugins
+from foldrace.trainables.predict import pack_weights
+from foldrace.trainables.resume_state import ResumeState, UnfitState
+from foldrace.trainables.schedules import cycle_ends, training_size
+from foldrace.trainables.spec import (
     EpochReport,
     Monitor,
     RungMonitor,
     TrialSpec,
     TrialStopped,
+    noting,
     trial_seed,
 )
-from trainables.trial_data import TrialData, open_data
-from trainables.update import Examples, update
+from foldrace.trainables.state import Learner, build_learner
+from foldrace.trainables.step import Examples, update
 
 
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:

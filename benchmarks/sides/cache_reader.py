@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from trainables.pixel_cache import open_images
+from foldrace.trainables.data.pixel_cache import open_images
 
 
 def _mapped_pixels() -> int:

@@ -24,14 +24,14 @@ import numpy as np
 from pretend_learner import EPOCHS, Learner
 from pretend_tune import Call, PretendTune
 
-from experiment.config import SweepConfig
-from experiment.record_files import record_json
-from experiment.records import CandidateRecord, RaceDecision
-from experiment.store import RunStore, summarise
-from scheduling.cluster import Cluster
-from scheduling.race import Race
-from scheduling.sweep_session import SweepSession
-from search_spaces.sampling import build_space
+from foldrace.config.schema import SweepConfig
+from foldrace.core.files import record_json
+from foldrace.run_folder.records import CandidateRecord, RaceDecision
+from foldrace.run_folder.store import RunStore, summarise
+from foldrace.scheduling.race import Race
+from foldrace.scheduling.ray.cluster import Cluster
+from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.search_spaces.space import build_space
 
 _LAST = 1000
 """Candidates at the end of the sweep whose calls are shown by themselves."""

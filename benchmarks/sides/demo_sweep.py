@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import ROOT, environment
 
-from experiment.store import RunStore
+from foldrace.run_folder.store import RunStore
 
 _LOG_TIME = "%Y-%m-%d %H:%M:%S,%f"
 

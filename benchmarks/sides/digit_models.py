@@ -43,7 +43,7 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
-from experiment.metrics import normalise
+from foldrace.core.metrics import normalise
 
 FOLDS = 5
 _NOISE = 4.0

@@ -17,17 +17,16 @@ import torch
 from sides.fold_spec import FOLD, fold_spec
 from sides.plain_loop import Settings, train
 
-from experiment.config import AugmentConfig
-from experiment.config_file import parse_config
-from experiment.store import RunStore
-from search_spaces.ranges import Value
-from trainables.augment import POLICIES, resize
-from trainables.card import ModelCard
-from trainables.classifier import build_classifier
-from trainables.data import Batches, ShuffledBatches, build_loader
-from trainables.pixel_cache import open_images
-from trainables.spec import EpochReport, TrialSpec
-from trainables.trial import run_trial
+from foldrace.config.load import parse_config
+from foldrace.config.schema import AugmentConfig
+from foldrace.run_folder.store import RunStore
+from foldrace.search_spaces.ranges import Value
+from foldrace.trainables.data.augment import POLICIES, resize
+from foldrace.trainables.data.loader import Batches, ShuffledBatches, build_loader
+from foldrace.trainables.data.pixel_cache import open_images
+from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.trial import run_trial
 
 
 @dataclass

@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiment.config import SweepConfig
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
-from experiment.store import RunStore
-from search_spaces.params import TrialParams
-from search_spaces.ranges import Value
-from search_spaces.sampling import build_space
-from trainables.spec import EpochReport, TrialSpec
+from foldrace.config.schema import SweepConfig
+from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.manifest import read_manifest
+from foldrace.run_folder.store import RunStore
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.search_spaces.ranges import Value
+from foldrace.search_spaces.space import build_space
+from foldrace.trainables.spec import EpochReport, TrialSpec
 
 FOLD = 0
 

@@ -25,15 +25,15 @@ from ray.tune.search import Repeater
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from experiment.config import SweepConfig
-from experiment.config_file import parse_config
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
-from experiment.records import CandidateRecord
-from experiment.store import RunStore
-from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
-from scheduling.fold_trial import TrialJob, trainable
-from search_spaces.sampling import build_space
+from foldrace.config.load import parse_config
+from foldrace.config.schema import SweepConfig
+from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.manifest import read_manifest
+from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
+from foldrace.scheduling.ray.fold_trial import TrialJob, trainable
+from foldrace.search_spaces.space import build_space
 
 _ENDLESS = 1_000_000  # fold trials: the time is the limit
 

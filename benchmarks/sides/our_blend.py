@@ -15,8 +15,9 @@ import numpy as np
 from measured import Answer, Data, Prepared, Side, main
 from numpy.typing import NDArray
 
-from ensemble import Blend, greedy, optimal
-from ensemble.kernels import Backend, MemberSums
+from foldrace.ensemble import Blend
+from foldrace.ensemble.solvers import greedy, optimal
+from foldrace.ensemble.solvers.kernels import Backend, MemberSums
 
 _WARM = np.random.default_rng(0).uniform(0.1, 0.9, (60, 200)).astype(np.float32)
 _READS = 7

@@ -15,14 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiment.config import SweepConfig
-from experiment.records import TrialRecord, VariantScore
-from experiment.store import RunStore
-from experiment.variants import RAW
-from scheduling import tuner
-from scheduling.cluster import connect
-from scheduling.fold_trial import TrialJob
-from search_spaces.sampling import build_space
+from foldrace.config.schema import SweepConfig
+from foldrace.run_folder.records import RAW, TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray import tuner
+from foldrace.scheduling.ray.cluster import connect
+from foldrace.scheduling.ray.fold_trial import TrialJob
+from foldrace.search_spaces.space import build_space
 
 _ROWS = 30
 

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import SweepConfig
-from experiment.metrics import log_loss_of_true
-from experiment.oof import npy
-from experiment.record_files import record_json
-from experiment.records import CandidateRecord, TrialRecord, VariantScore
-from experiment.store import RunStore, suffix
+from foldrace.config.schema import SweepConfig
+from foldrace.core.files import record_json
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.run_folder.oof import npy
+from foldrace.run_folder.records import CandidateRecord, TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore, suffix
 
 FOLDS = 5
 BACKBONES = ("timm/test_vit", "timm/test_resnet", "timm/test_efficientnet", "timm/test_byobnet")

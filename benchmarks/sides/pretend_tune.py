@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from pretend_learner import EPOCHS, REPORTS, Learner
 
-from experiment.records import CandidateRecord
-from experiment.store import RunStore
-from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
+from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
 
 _IDLE = 1000
 """Questions in vain with nothing in flight, after which the searcher is stuck."""

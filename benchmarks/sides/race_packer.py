@@ -15,9 +15,9 @@ from race_table import VARIANTS, Key, RaceTable
 from sides.hard_digits import test_images
 from sides.race_recorder import seen_file
 
-from ensemble.calibrate import fit_temperature, true_prob_at
-from experiment.config import DataConfig
-from experiment.store import RunStore, suffix
+from foldrace.config.schema import DataConfig
+from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+from foldrace.run_folder.store import RunStore, suffix
 
 _RUNGS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of the schedule: where first folds may be judged
 

@@ -18,20 +18,20 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Repeater, Searcher
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from experiment.config import PointConfig, RaceConfig, SweepConfig
-from experiment.records import TrialRecord
-from experiment.store import RunStore
-from scheduling.budget import Budget
-from scheduling.fold_asha import FoldASHA
-from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
-from scheduling.fold_trial import RUNG
-from scheduling.ledger import Ledger
-from scheduling.race import Race
-from scheduling.rungs import RungReport, rungs_of
-from scheduling.shares import Shares
-from scheduling.study import CandidateStudy
-from search_spaces.params import TrialParams
-from search_spaces.sampling import build_space
+from foldrace.config.schema import PointConfig, RaceConfig, SweepConfig
+from foldrace.run_folder.records import TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Budget
+from foldrace.scheduling.ledger import Ledger
+from foldrace.scheduling.race import Race
+from foldrace.scheduling.ray.fold_asha import FoldASHA
+from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
+from foldrace.scheduling.ray.fold_trial import RUNG
+from foldrace.scheduling.rungs import RungReport, rungs_of
+from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.search_spaces.space import build_space
 
 _METRIC = "val_logloss"
 

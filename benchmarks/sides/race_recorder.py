@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from race_table import Key
 from sides.hard_digits import test_images, write_hard_digits
 
-from experiment.config import SweepConfig
-from experiment.config_file import parse_config
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
-from experiment.records import CandidateRecord, Oof
-from experiment.store import RunStore, weights_name
-from inference.fold_model import BATCH, RunModels
-from search_spaces.params import TrialParams
-from search_spaces.sampling import build_space
-from trainables.data import loader_settings
-from trainables.predict import log_probabilities, scoring_loader
-from trainables.spec import EpochReport, TrialSpec
-from trainables.trial import run_trial
+from foldrace.config.load import parse_config
+from foldrace.config.schema import SweepConfig
+from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.manifest import read_manifest
+from foldrace.inference.predictor import BATCH, RunModels
+from foldrace.run_folder.records import CandidateRecord, Oof
+from foldrace.run_folder.store import RunStore, weights_name
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.search_spaces.space import build_space
+from foldrace.trainables.data.loader import loader_settings
+from foldrace.trainables.predict import log_probabilities, scoring_loader
+from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.trial import run_trial
 
 CANDIDATES, EPOCHS = 75, 12
 _PROCESSES = 2

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from sides.hard_digits import CONFIG, hidden_labels, write_labels
 
-from experiment.config import DataConfig
-from experiment.manifest import read_manifest
+from foldrace.config.schema import DataConfig
+from foldrace.dataset.manifest import read_manifest
 
 _TEST_PART = 0.25
 _SIDE = 40  # pixels

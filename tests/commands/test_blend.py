@@ -10,18 +10,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from commands.blend import Changes
-from commands.blend_lines import blend_lines, not_chosen
-from ensemble.add_spec import AddSpec
-from ensemble.added import add_sources
-from ensemble.eligible import Prices
-from ensemble.request import Request
-from ensemble.selection import blend_run
-from experiment.config import EnsembleConfig
-from experiment.errors import ConfigError
-from experiment.records import EnsembleRecord
-from experiment.store import RunStore
-from sweep import app
+from foldrace.commands.ensemble import Changes, blend_lines, not_chosen
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import ConfigError
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.external import AddSpec, add_sources
+from foldrace.ensemble.selection.select import Request, blend_run
+from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.sweep import app
 from tests.ensemble.selection_runs import LABELS, add, blend, make_store
 
 
@@ -88,7 +85,7 @@ def test_ctrl_c_leaves_the_old_blend(store: RunStore, monkeypatch: pytest.Monkey
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("commands.blend.reblend", interrupted)
+    monkeypatch.setattr("foldrace.commands.ensemble.reblend", interrupted)
     done = CliRunner().invoke(app, ["ensemble", store.root])
     assert done.exit_code == 130 and done.stderr == "interrupted; the old blend is unchanged\n"
 

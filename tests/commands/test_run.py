@@ -9,14 +9,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from commands.check import trials_line
-from commands.resume import _parse_stored, _refuse_other_changes
-from commands.run import print_trouble
-from experiment.config import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
-from experiment.errors import RunFolderError
-from experiment.records import CandidateRecord, CandidateStatus, CandidateSummary, TrialRecord
-from experiment.store import RunStore
-from scheduling.tuner import SweepOutcome
+from foldrace.commands.check import trials_line
+from foldrace.commands.resume import _parse_stored, _refuse_other_changes
+from foldrace.commands.run import print_trouble
+from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
+from foldrace.core.errors import RunFolderError
+from foldrace.run_folder.records import (
+    CandidateRecord,
+    CandidateStatus,
+    CandidateSummary,
+    TrialRecord,
+)
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.tuner import SweepOutcome
 
 
 def _summary(number: int, status: CandidateStatus, error: str | None = None) -> CandidateSummary:

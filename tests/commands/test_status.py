@@ -10,11 +10,11 @@ from typing import Any, Literal
 import pytest
 from rich.console import Console
 
-import commands.status
-from commands.status import status
-from commands.terminal import log_folder, only_driver
-from experiment.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
-from experiment.store import RunStore
+import foldrace.commands.status
+from foldrace.commands.status import status
+from foldrace.commands.terminal import log_folder, only_driver
+from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore
 
 FOLDS = 3
 Action = Literal["continue", "stop", "complete"]
@@ -116,7 +116,7 @@ def test_a_run_whose_logs_are_gone_is_not_at_work(store: RunStore) -> None:
 
 
 def test_watching_ends_with_the_sweep(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.status, "_WATCH_EVERY", 0.02)
+    monkeypatch.setattr(foldrace.commands.status, "_WATCH_EVERY", 0.02)
     seen: list[str] = []
     watcher = threading.Thread(target=lambda: seen.append(_shown(store, watch=True)))
     with only_driver(store, log_folder(store)):

@@ -17,7 +17,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from sweep import app
+from foldrace.sweep import app
 
 CLASSES = ("빨간 사과", "green pear", "blue, plum")
 TRAIN, TEST = 60, 9

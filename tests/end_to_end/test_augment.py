@@ -12,13 +12,13 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from commands import augment as command
-from commands.augment import one_per_class_first
-from experiment.config import AugmentConfig
-from reporting.augment_grid import augment_grid
-from trainables.augment import resize
-from trainables.data import Batches, BatchRows
-from trainables.pixel_cache import open_images
+from foldrace.commands import augment as command
+from foldrace.commands.augment import one_per_class_first
+from foldrace.config.schema import AugmentConfig
+from foldrace.reporting.augment_grid import augment_grid
+from foldrace.trainables.data.augment import resize
+from foldrace.trainables.data.loader import Batches, BatchRows
+from foldrace.trainables.data.pixel_cache import open_images
 
 Cli = Callable[..., Result]
 LIST = [{"albumentations.Rotate": {"limit": 90, "p": 1}}, {"torchvision.ColorJitter": {"hue": 0.3}}]

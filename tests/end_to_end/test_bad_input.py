@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from experiment.config_file import load_config
-from experiment.folds import folds_csv, make_folds
-from experiment.manifest import read_manifest
-from experiment.store import RunStore
+from foldrace.config.load import load_config
+from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.manifest import read_manifest
+from foldrace.run_folder.store import RunStore
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]

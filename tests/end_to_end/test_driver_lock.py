@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from commands.terminal import only_driver
-from experiment.errors import RunFolderError
-from experiment.store import RunStore
+from foldrace.commands.terminal import only_driver
+from foldrace.core.errors import RunFolderError
+from foldrace.run_folder.store import RunStore
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:

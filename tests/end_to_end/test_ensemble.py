@@ -18,9 +18,9 @@ import pytest
 from click.testing import Result
 from numpy.typing import NDArray
 
-from ensemble.methods import METHODS
-from experiment.config import ResourcesConfig
-from scheduling.cluster import connect
+from foldrace.config.schema import ResourcesConfig
+from foldrace.ensemble.methods import METHODS
+from foldrace.scheduling.ray.cluster import connect
 from tests.conftest import ROOT
 
 Cli = Callable[..., Result]

@@ -16,11 +16,11 @@ import pytest
 from click.testing import Result
 from rich.console import Console
 
-from commands.plugins import open_run
-from experiment.config import ResourcesConfig
-from experiment.plugin_files import PluginFile
-from experiment.store import RunStore
-from scheduling.cluster import connect
+from foldrace.commands.plugins import open_run
+from foldrace.config.schema import ResourcesConfig
+from foldrace.core.plugin_files import PluginFile
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.cluster import connect
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,10 +133,10 @@ def test_an_original_that_cannot_be_read_does_not_stop_a_resume(make_tiny_run: A
 
 
 MORE = """
-from ensemble.fit import mixture_fit
-from ensemble.greedy import greedy
-from ensemble.methods import Method
-from inference.tta import TTA
+from foldrace.ensemble.pooling import mixture_fit
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.ensemble.methods import Method
+from foldrace.inference.tta import TTA
 
 
 def few(pool, settings):

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from experiment.config import ResourcesConfig
-from experiment.config_file import load_config
-from scheduling.cluster import connect
+from foldrace.config.load import load_config
+from foldrace.config.schema import ResourcesConfig
+from foldrace.scheduling.ray.cluster import connect
 from tests.end_to_end.recipe_data import cars, image_types, sketch_folders, sketches
 
 Cli = Callable[..., Result]

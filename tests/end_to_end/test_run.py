@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, log_loss
 
-from experiment.config import ResourcesConfig
-from scheduling.cluster import connect
+from foldrace.config.schema import ResourcesConfig
+from foldrace.scheduling.ray.cluster import connect
 
 Cli = Callable[..., Result]
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
-from experiment.records import CandidateRecord, Oof, TrialRecord, VariantScore
-from experiment.store import RunStore
+from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore
 
 ROWS, CLASSES, K = 90, ("a", "b", "c"), 3
 FOLD = np.random.default_rng(1).permutation(ROWS) % K

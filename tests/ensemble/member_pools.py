@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensemble.pool import Member, Pool, default_members
+from foldrace.ensemble.pool import Member, Pool, default_members
 
 
 def made_up(members: int, rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble.eligible import Prices
-from ensemble.request import Request
-from ensemble.selection import blend_run
-from experiment.config import DataConfig, EnsembleConfig, FoldsConfig, SearchConfig, SweepConfig
-from experiment.records import CandidateRecord, EnsembleRecord, Oof, TrialRecord, VariantScore
-from experiment.store import RunStore
+from foldrace.config.schema import (
+    DataConfig,
+    EnsembleConfig,
+    FoldsConfig,
+    SearchConfig,
+    SweepConfig,
+)
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.select import Request, blend_run
+from foldrace.run_folder.records import (
+    CandidateRecord,
+    EnsembleRecord,
+    Oof,
+    TrialRecord,
+    VariantScore,
+)
+from foldrace.run_folder.store import RunStore
 
 ROWS, CLASSES, K = 90, ("a", "b", "c"), 3
 FOLD = np.random.default_rng(1).permutation(ROWS) % K

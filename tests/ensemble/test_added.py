@@ -10,21 +10,22 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
-from ensemble.add_spec import AddSpec, parse_adds
-from ensemble.added import (
+from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from foldrace.core.errors import ConfigError, DataError, RunFolderError
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.dataset.test_set import ImageSet
+from foldrace.ensemble.selection.external import (
     VARIANT,
     Added,
+    AddSpec,
     add_sources,
     added_record,
     added_test,
     keep_only,
+    parse_adds,
     save_added,
 )
-from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
-from experiment.errors import ConfigError, DataError, RunFolderError
-from experiment.metrics import log_loss_of_true
-from experiment.store import RunStore
-from experiment.test_set import ImageSet
+from foldrace.run_folder.store import RunStore
 
 CLASSES = ("가", "b", "c")
 FOLD = np.array([0, 1, 2, -1, 0, 1, 2, 0, 1, 2])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.automatic import TRIED, choose_method, methods_to_try
-from ensemble.calibration import choose_calibration
-from ensemble.fit import Fit, Settings
-from ensemble.methods import METHODS, check_method, fit_method
-from ensemble.pool import MemberRows, Pool, member_rows
+from foldrace.ensemble.calibration import TRIED, choose_calibration, choose_method, methods_to_try
+from foldrace.ensemble.methods import METHODS, check_method, fit_method
+from foldrace.ensemble.pool import MemberRows, Pool, member_rows
+from foldrace.ensemble.pooling import Fit, Settings
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.bounded import AmongMore, fit_on, fit_within, supports_by_price
-from ensemble.certificate import certified
-from ensemble.combine import pool_terms
-from ensemble.fit import Settings, blend_prob
-from ensemble.limits import Limits
-from ensemble.methods import METHODS, fit_method
-from ensemble.optimal import optimal
-from ensemble.pool import Pool
+from foldrace.ensemble.bounded import AmongMore, fit_on, fit_within, supports_by_price
+from foldrace.ensemble.limits import Limits
+from foldrace.ensemble.methods import METHODS, fit_method
+from foldrace.ensemble.pool import Pool
+from foldrace.ensemble.pooling import Settings, blend_prob, pool_terms
+from foldrace.ensemble.solvers.kernels import certified
+from foldrace.ensemble.solvers.optimal import optimal
 from tests.ensemble.member_pools import made_up, of_variants, pool_of
 
 COUNT = 6

@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from ensemble.calibrate import at_temperature
-from ensemble.calibration import choose_calibration, final_fit
-from ensemble.certificate import certified
-from ensemble.crossfit import crossfit_rows
-from ensemble.fit import Fit, mixture_fit
-from ensemble.greedy import greedy
-from ensemble.pool import MemberRows, Pool, member_rows
-from experiment.metrics import log_loss
+from foldrace.core.metrics import log_loss
+from foldrace.ensemble.calibration import choose_calibration, final_fit
+from foldrace.ensemble.crossfit import crossfit_rows
+from foldrace.ensemble.pool import MemberRows, Pool, member_rows
+from foldrace.ensemble.pooling import Fit, mixture_fit
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.ensemble.solvers.kernels import certified
+from foldrace.ensemble.temperature import at_temperature
 
 ROWS, CLASSES = 2000, 6
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import certify, greedy
-from ensemble.certificate import certificate, certified
+from foldrace.ensemble import certify
+from foldrace.ensemble.solvers import greedy
+from foldrace.ensemble.solvers.kernels import certificate, certified
 
 
 def loss(t: np.ndarray, weights: np.ndarray) -> float:

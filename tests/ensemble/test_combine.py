@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ensemble.combine import (
+from foldrace.ensemble.pooling import (
     ArithmeticMean,
     Combiner,
     GeometricMean,

@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from ensemble import Blend, crossfit, greedy
-from ensemble.certificate import certified
-from ensemble.crossfit import crossfit_rows
-from ensemble.fit import Fit, mixture_fit
-from ensemble.pool import MemberRows, Pool, member_rows
+from foldrace.ensemble import Blend, crossfit
+from foldrace.ensemble.crossfit import crossfit_rows
+from foldrace.ensemble.pool import MemberRows, Pool, member_rows
+from foldrace.ensemble.pooling import Fit, mixture_fit
+from foldrace.ensemble.solvers import greedy
+from foldrace.ensemble.solvers.kernels import certified
 from tests.ensemble.temperature_reference import smoothed_temperature
 
 

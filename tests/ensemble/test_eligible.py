@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.eligible import (
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import ConfigError
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.selection.eligible import (
     Prices,
     find_limits,
     forced_members,
     wish_problems,
     without_excluded,
 )
-from ensemble.member_names import is_named, member_name
-from ensemble.pool import Member
-from experiment.config import EnsembleConfig
-from experiment.errors import ConfigError
+from foldrace.ensemble.selection.members import is_named, member_name
 
 MEMBERS = (
     Member("c0001", "ema", "timm/a"),

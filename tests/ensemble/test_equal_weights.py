@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from ensemble.fit import Settings, blend_prob
-from ensemble.pool import Member, Pool
-from ensemble.top_k import top_k
-from ensemble.uniform import uniform
-from ensemble.voting import hard_vote, soft_vote
-from experiment.metrics import log_loss
+from foldrace.core.metrics import log_loss
+from foldrace.ensemble.pool import Member, Pool
+from foldrace.ensemble.pooling import Settings, blend_prob
+from foldrace.ensemble.solvers.equal_weights import hard_vote, soft_vote, top_k, uniform
 from tests.ensemble.member_pools import made_up, of_variants, pool_of
 
 LOG_PROBS, LABELS = made_up(12, 200, 4)

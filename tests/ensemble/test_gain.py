@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import sem
 
-from ensemble import kernels
-from ensemble.gain import MOST_LOST, STEP, bounded_gain, mean_gains
+from foldrace.ensemble.running_blend import MOST_LOST, STEP, bounded_gain, mean_gains
+from foldrace.ensemble.solvers import kernels
 
 
 def loss(q: np.ndarray) -> float:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ensemble.gate import ScoredRows, allowed_sum_error, violations
-from ensemble.oof_source import OofSource
-from ensemble.pool import Member
-from experiment.errors import Problem
-from experiment.folds import FoldTable
+from foldrace.core.errors import Problem
+from foldrace.dataset.folds import FoldTable
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.selection.members import OofSource
+from foldrace.ensemble.selection.validation import ScoredRows, allowed_sum_error, violations
 
 N, CLASSES = 60, ("cat", "dog", "고양이")
 FOLD = np.arange(N) % 3

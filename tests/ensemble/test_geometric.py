@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-import ensemble.geometric
-import ensemble.log_linear
-import ensemble.log_stack
-from ensemble.fit import Fit, Settings, blend_prob
-from ensemble.geometric import geometric, heaviest, pooled, scale_bounds
-from ensemble.greedy import greedy
-from ensemble.log_stack import log_stack
-from ensemble.stacking import stacking
-from experiment.errors import EnvironmentProblem
-from experiment.metrics import log_loss
+import foldrace.ensemble.solvers.log_linear
+import foldrace.ensemble.solvers.stacking
+from foldrace.core.errors import EnvironmentProblem
+from foldrace.core.metrics import log_loss
+from foldrace.ensemble.pooling import Fit, Settings, blend_prob
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.ensemble.solvers.log_linear import log_stack
+from foldrace.ensemble.solvers.stacking import geometric, heaviest, pooled, scale_bounds, stacking
 from tests.ensemble.member_pools import made_up, pool_of
 
 
@@ -120,7 +118,7 @@ def test_the_rows_on_which_members_are_screened_may_be_thinned(
 ) -> None:
     pool = pool_of(*made_up(30, 600, 3))
     expected = log_loss(blend_prob(geometric(pool, Settings()), pool), pool.labels)
-    monkeypatch.setattr(ensemble.geometric, "_SCREENED_NUMBERS", 30 * 3 * 300)
+    monkeypatch.setattr(foldrace.ensemble.solvers.stacking, "_SCREENED_NUMBERS", 30 * 3 * 300)
     found = log_loss(blend_prob(geometric(pool, Settings()), pool), pool.labels)
     assert found == pytest.approx(expected, abs=0.01)
 
@@ -131,8 +129,8 @@ def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     bounds = scale_bounds(members, Settings())
     stack, first = log_stack(pool, members), np.full(5, 0.2)
     expected = pooled(stack, labels, bounds, first).scales
-    monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
-    monkeypatch.setattr(ensemble.log_linear, "_BLOCK", 7 * 20 + 1)
+    monkeypatch.setattr(foldrace.ensemble.solvers.log_linear, "_IN_MEMORY", 0)
+    monkeypatch.setattr(foldrace.ensemble.solvers.log_linear, "_BLOCK", 7 * 20 + 1)
     in_file = log_stack(pool, members)
     assert isinstance(in_file, np.memmap) and type(stack) is np.ndarray
     np.testing.assert_array_equal(in_file, stack)
@@ -153,7 +151,7 @@ def test_a_stack_is_read_without_copies_of_all_rows_in_float64() -> None:
 
 def test_no_room_for_the_file_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pool_of(*made_up(5, 70, 4))
-    monkeypatch.setattr(ensemble.log_stack, "_IN_MEMORY", 0)
+    monkeypatch.setattr(foldrace.ensemble.solvers.log_linear, "_IN_MEMORY", 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ensemble
-from ensemble import Blend, greedy
+from foldrace import ensemble
+from foldrace.ensemble import Blend
+from foldrace.ensemble.solvers import greedy
 
 Backend = Literal["numba", "numpy"]
 BACKENDS: tuple[Backend, ...] = ("numba", "numpy")
@@ -277,7 +278,7 @@ def test_the_package_gives_functions_and_stays_light() -> None:
     names = {"Blend", "CrossFit", "certify", "crossfit", "greedy", "optimal"}
     assert set(ensemble.__all__) == names
     code = (
-        "import sys, ensemble, ensemble.methods, experiment.metrics;"
+        "import sys, foldrace.ensemble.methods, foldrace.core.metrics;"
         "heavy = {'torch', 'ray', 'optuna', 'sklearn', 'scipy', 'numba', 'pandas', 'pydantic'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble.add_spec import AddSpec
-from ensemble.added import add_sources, added_test
-from ensemble.calibrate import at_temperature
-from ensemble.combine import POOLINGS, pool_terms
-from ensemble.eligible import Prices
-from ensemble.request import Request
-from ensemble.selection import blend_run
-from experiment.config import EnsembleConfig
-from experiment.errors import RunFolderError
-from experiment.files import LocalFiles
-from experiment.records import EnsembleRecord
-from experiment.store import RunStore
-from experiment.test_set import ImageSet
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import RunFolderError
+from foldrace.core.files import LocalFiles
+from foldrace.dataset.test_set import ImageSet
+from foldrace.ensemble.pooling import POOLINGS, pool_terms
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.external import AddSpec, add_sources, added_test
+from foldrace.ensemble.selection.select import Request, blend_run
+from foldrace.ensemble.temperature import at_temperature
+from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import CLASSES, LABELS, ROWS, add, make_store
 
 TEST = ImageSet(Path(), ("1", "2"), ("T1", "T2"), "ID", CLASSES, ("ID", *CLASSES))

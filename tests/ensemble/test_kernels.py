@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import certify, greedy, optimal
-from ensemble.kernels import BLOCK, member_sums
+from foldrace.ensemble import certify
+from foldrace.ensemble.solvers import greedy, optimal
+from foldrace.ensemble.solvers.kernels import BLOCK, member_sums
 
 Backend = Literal["numba", "numpy"]
 BACKENDS: tuple[Backend, ...] = ("numba", "numpy")
@@ -121,7 +122,7 @@ def test_small_problems_load_no_numba_and_large_ones_use_it() -> None:
     assert member_sums(np.zeros((10, 100), np.float32)).backend == "numpy"
     assert member_sums(np.zeros((1000, 5000), np.float32)).backend == "numba"
     code = (
-        "import sys, numpy, ensemble;"
+        "import sys, numpy; from foldrace import ensemble;"
         "t = numpy.random.default_rng(0).uniform(size=(20, 500));"
         "ensemble.optimal(t), ensemble.certify(t, ensemble.greedy(t).weights);"
         "print(sorted({'numba', 'scipy'} & set(sys.modules)))"
@@ -132,7 +133,7 @@ def test_small_problems_load_no_numba_and_large_ones_use_it() -> None:
 
 SUMS = """
 import resource, sys, numpy
-from ensemble.kernels import member_sums
+from foldrace.ensemble.solvers.kernels import member_sums
 if sys.argv[1:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sums = member_sums(numpy.full((3, 40), 0.5), "numba")

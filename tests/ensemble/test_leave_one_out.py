@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from ensemble.leave_one_out import rise_of_least_loss, rise_of_mixture
+from foldrace.ensemble.crossfit import rise_of_least_loss, rise_of_mixture
 
 
 def members(seed: int, m: int, n: int = 300) -> NDArray[np.float64]:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble import support_search
-from ensemble.active_set import settle
-from ensemble.limits import Limits
-from ensemble.optimal import optimal
-from ensemble.support_search import choose_support
+from foldrace.ensemble import limits as support_search
+from foldrace.ensemble.limits import Limits, choose_support
+from foldrace.ensemble.solvers.active_set import settle
+from foldrace.ensemble.solvers.optimal import optimal
 
 
 def members(seed: int, m: int, n: int = 300) -> NDArray[np.float64]:

@@ -16,12 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from ensemble.matrix import Matrix, open_matrix
-from ensemble.oof_source import OofSource
-from ensemble.pool import Member
-from ensemble.sources import other_runs, run_sources
-from experiment.errors import RunFolderError
-from experiment.store import RunStore
+from foldrace.core.errors import RunFolderError
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.selection.matrix import Matrix, open_matrix
+from foldrace.ensemble.selection.members import OofSource, other_runs, run_sources
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.made_runs import (
     FOLD,
     LABELS,

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ensemble.combine import POOLINGS
-from ensemble.fit import Fit, Settings, blend_prob
-from ensemble.methods import METHODS, check_method, fit_method
-from ensemble.optimal import optimal
-from ensemble.pool import Member, Pool
-from experiment.errors import ConfigError
-from experiment.metrics import log_loss, log_loss_of_true
+from foldrace.core.errors import ConfigError
+from foldrace.core.metrics import log_loss, log_loss_of_true
+from foldrace.ensemble.methods import METHODS, check_method, fit_method
+from foldrace.ensemble.pool import Member, Pool
+from foldrace.ensemble.pooling import POOLINGS, Fit, Settings, blend_prob
+from foldrace.ensemble.solvers.optimal import optimal
 from tests.ensemble.member_pools import made_up, of_variants, pool_of
 
 VARIANTS = ("raw", "snap1", "snap2", "soup")

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
-from ensemble.calibration import choose_calibration, final_fit
-from ensemble.combine import GeometricMean
-from ensemble.eligible import Prices
-from ensemble.fit import Fit, Settings
-from ensemble.greedy import greedy
-from ensemble.methods import fit_method
-from ensemble.optimal import optimal
-from ensemble.outcome import (
+from foldrace.ensemble.calibration import choose_calibration, final_fit
+from foldrace.ensemble.methods import fit_method
+from foldrace.ensemble.pool import Member, member_rows
+from foldrace.ensemble.pooling import Fit, GeometricMean, Settings
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.outcome import (
     Blended,
     Considered,
     half_logs,
@@ -25,8 +23,9 @@ from ensemble.outcome import (
     record_of,
     trajectory,
 )
-from ensemble.pool import Member, member_rows
-from experiment.records import EnsembleRecord
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.ensemble.solvers.optimal import optimal
+from foldrace.run_folder.records import EnsembleRecord
 from tests.ensemble.member_pools import made_up
 
 LOG_PROBS, LABELS = made_up(5, 200, 4, seed=1)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble import greedy
-from ensemble.selection import remove_unused_weights
-from experiment.config import EnsembleConfig
-from experiment.errors import ConfigError, RunFailure, RunFolderError
-from experiment.records import CandidateRecord
-from experiment.store import RunStore
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import ConfigError, RunFailure, RunFolderError
+from foldrace.ensemble.selection.select import remove_unused_weights
+from foldrace.ensemble.solvers import greedy
+from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (
     FOLD,
     LABELS,

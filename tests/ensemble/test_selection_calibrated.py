@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble import greedy
-from experiment.config import EnsembleConfig
-from experiment.store import RunStore
+from foldrace.config.schema import EnsembleConfig
+from foldrace.ensemble.solvers import greedy
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (
     FOLD,
     LABELS,

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble import optimal
-from ensemble.eligible import Prices
-from ensemble.pool import Member
-from ensemble.request import Request
-from ensemble.selection import blend_run
-from experiment.config import EnsembleConfig
-from experiment.errors import ConfigError
-from experiment.records import EnsembleRecord
-from experiment.store import RunStore
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import ConfigError
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.select import Request, blend_run
+from foldrace.ensemble.solvers import optimal
+from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import add, make_store, true_column
 
 MS = (8.0, 5.0, 3.0, 2.0, 1.0)

@@ -11,21 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble.add_spec import AddSpec
-from ensemble.added import NOTHING_ADDED, Added, add_sources
-from ensemble.calibrate import at_temperature
-from ensemble.combine import POOLINGS, pool_terms
-from ensemble.eligible import Prices
-from ensemble.methods import METHODS
-from ensemble.pool import Member
-from ensemble.request import Request
-from ensemble.selection import blend_run
-from experiment.config import EnsembleConfig
-from experiment.errors import ConfigError, Problem, RunFolderError, UserError
-from experiment.near_duplicates import NearDuplicate, save_near_duplicates
-from experiment.records import EnsembleRecord
-from experiment.store import RunStore
-from experiment.test_set import ImageSet
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import ConfigError, Problem, RunFolderError, UserError
+from foldrace.dataset.duplicates import NearDuplicate, save_near_duplicates
+from foldrace.dataset.test_set import ImageSet
+from foldrace.ensemble.methods import METHODS
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.pooling import POOLINGS, pool_terms
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.external import NOTHING_ADDED, Added, AddSpec, add_sources
+from foldrace.ensemble.selection.select import Request, blend_run
+from foldrace.ensemble.temperature import at_temperature
+from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (
     CLASSES,
     LABELS,

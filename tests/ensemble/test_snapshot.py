@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ensemble.fit import Settings, blend_prob
-from ensemble.pool import Member
-from ensemble.snapshot import snapshot
-from experiment.errors import ConfigError
-from experiment.metrics import log_loss
+from foldrace.core.errors import ConfigError
+from foldrace.core.metrics import log_loss
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.pooling import Settings, blend_prob
+from foldrace.ensemble.solvers.equal_weights import snapshot
 from tests.ensemble.member_pools import made_up, pool_of
 
 VARIANTS = ("snap10", "snap2", "raw", "snap1", "snap9")

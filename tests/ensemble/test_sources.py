@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ensemble.sources import other_runs, run_sources
-from experiment.errors import RunFolderError
-from experiment.records import CandidateRecord
-from experiment.store import RunStore
+from foldrace.core.errors import RunFolderError
+from foldrace.ensemble.selection.members import other_runs, run_sources
+from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.made_runs import (
     CLASSES,
     FOLD,

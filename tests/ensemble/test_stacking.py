@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ensemble.combine import Stacking
-from ensemble.fit import Settings, blend_prob
-from ensemble.geometric import geometric, scale_bounds
-from ensemble.log_linear import Coefficients, Problem, row_losses, runner_up
-from ensemble.log_stack import log_stack
-from ensemble.stacking import chosen_penalty, matrices_for, stacked, stacking
-from experiment.metrics import log_loss
+from foldrace.core.metrics import log_loss
+from foldrace.ensemble.pooling import Settings, Stacking, blend_prob
+from foldrace.ensemble.solvers.log_linear import (
+    Coefficients,
+    Problem,
+    log_stack,
+    row_losses,
+    runner_up,
+)
+from foldrace.ensemble.solvers.stacking import (
+    chosen_penalty,
+    geometric,
+    matrices_for,
+    scale_bounds,
+    stacked,
+    stacking,
+)
 from tests.ensemble.member_pools import made_up, pool_of
 
 

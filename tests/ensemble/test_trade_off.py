@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ensemble.limits import Limits
-from ensemble.trade_off import VISIBLE, trade_off
+from foldrace.ensemble.bounded import VISIBLE, trade_off
+from foldrace.ensemble.limits import Limits
 from tests.ensemble.test_limits import all_supports, least_loss, members
 
 

@@ -13,27 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from ensemble.combine import ArithmeticMean, Combiner, GeometricMean, Votes
-from ensemble.fit import Fit, Settings
-from ensemble.methods import METHODS, Method
-from ensemble.pool import Pool
-from experiment.config import AugmentConfig
-from experiment.metrics import METRICS
-from experiment.plugin_files import PluginFile
-from experiment.plugins import Kind, Unfit, load
-from inference.plugins import ALL_KINDS, check_plugins
-from inference.tta import TTAS
-from trainables.augment import POLICIES
-from trainables.backbones import FAMILIES, Family
-from trainables.class_weights import CLASS_WEIGHTS
-from trainables.custom_transforms import CUSTOM
-from trainables.data import Batches, BatchRows
-from trainables.heads import HEADS
-from trainables.losses import LOSSES
-from trainables.meta_features import META_FEATURES
-from trainables.optimizer_table import OPTIMIZERS
-from trainables.pixel_cache import EncodedImages
-from trainables.schedules import SCHEDULES
+from foldrace.config.schema import AugmentConfig
+from foldrace.core.metrics import METRICS
+from foldrace.core.plugin_files import PluginFile
+from foldrace.core.plugins import Kind, Unfit, load
+from foldrace.ensemble.methods import METHODS, Method
+from foldrace.ensemble.pool import Pool
+from foldrace.ensemble.pooling import ArithmeticMean, Combiner, Fit, GeometricMean, Settings, Votes
+from foldrace.inference.plugins import ALL_KINDS, check_plugins
+from foldrace.inference.tta import TTAS
+from foldrace.trainables.data.augment import POLICIES
+from foldrace.trainables.data.custom_transforms import CUSTOM
+from foldrace.trainables.data.loader import Batches, BatchRows
+from foldrace.trainables.data.meta_features import META_FEATURES
+from foldrace.trainables.data.pixel_cache import EncodedImages
+from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES
+from foldrace.trainables.models.backbones import FAMILIES, Family
+from foldrace.trainables.models.heads import HEADS
+from foldrace.trainables.optimizers import OPTIMIZERS
+from foldrace.trainables.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("plugins_end")

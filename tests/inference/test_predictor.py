@@ -16,24 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
 
-from ensemble.add_spec import AddSpec
-from ensemble.added import add_sources, save_added
-from experiment.errors import RunFolderError
-from experiment.record_files import record_json
-from experiment.records import (
+from foldrace.core.errors import RunFolderError
+from foldrace.core.files import record_json
+from foldrace.dataset.test_set import ImageSet
+from foldrace.ensemble.selection.external import AddSpec, add_sources, save_added
+from foldrace.inference.predictor import Predictor, RunModels
+from foldrace.run_folder.records import (
     CandidateRecord,
     EnsembleRecord,
     MemberRecord,
     TrialRecord,
     UnvalidatedRecord,
 )
-from experiment.store import RunStore
-from experiment.test_set import ImageSet
-from inference.fold_model import RunModels
-from inference.predictor import Predictor
-from trainables.card import ModelCard
-from trainables.classifier import build_classifier
-from trainables.predict import pack_weights, resolve_precision
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.predict import pack_weights, resolve_precision
 
 K = 2
 MEMBERS = (("c0000", "raw", 0.7), ("c0001", "ema", 0.3))

@@ -19,19 +19,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 
-from commands.blend import blend
-from experiment.config import EnsembleConfig
-from experiment.files import LocalFiles
-from experiment.leaderboard import leaderboard_csv
-from experiment.metrics import normalise
-from experiment.records import CandidateRecord, Oof, TrialRecord, VariantScore
-from experiment.store import RunStore
-from inference.predictor import Predictor
-from inference.soup import make_soups
-from inference.soup_scoring import averaged
-from trainables.card import ModelCard
-from trainables.classifier import build_classifier
-from trainables.predict import pack_weights
+from foldrace.commands.ensemble import blend
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.files import LocalFiles
+from foldrace.core.metrics import normalise
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.soup_scoring import averaged
+from foldrace.inference.soups import make_soups
+from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.tables import leaderboard_csv
+from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.predict import pack_weights
 
 K = 2
 SIZE = 32

@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ensemble.pool import Member
-from experiment.records import CandidateRecord, TrialRecord
-from experiment.store import RunStore
-from inference.fold_model import FoldModel
-from inference.speed import Timing, device_name, measure_speed, time_model
-from trainables.card import ModelCard
-from trainables.classifier import build_classifier
-from trainables.predict import autocast_for, pack_weights
+from foldrace.ensemble.pool import Member
+from foldrace.inference.predictor import FoldModel
+from foldrace.inference.speed import Timing, device_name, measure_speed, time_model
+from foldrace.run_folder.records import CandidateRecord, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.predict import autocast_for, pack_weights
 
 K = 3
 CPU = torch.device("cpu")
@@ -168,7 +167,7 @@ def test_a_time_that_is_not_sure_is_measured_anew_and_the_lower_counts(
     members = [add(store, "c0000", "test_resnet", 32), add(store, "c0001", "test_resnet", 32)]
     times = iter([12.0, 3.0, 50.0])
     monkeypatch.setattr(
-        "inference.speed.time_model", lambda model, device: Timing(next(times), is_sure)
+        "foldrace.inference.speed.time_model", lambda model, device: Timing(next(times), is_sure)
     )
     found = [set(measure_speed(store, members).ms_per_image.values()) for _ in range(3)]
     assert found == [{K * 12.0}, {K * later}, {K * later}]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from experiment.errors import RunFailure
-from experiment.files import LocalFiles
-from experiment.records import EnsembleRecord, MemberRecord, UnvalidatedRecord
-from experiment.test_set import ImageSet
-from inference.submission import check_submission, submission_csv, write_submission
+from foldrace.core.errors import RunFailure
+from foldrace.core.files import LocalFiles
+from foldrace.dataset.test_set import ImageSet
+from foldrace.inference.submission import check_submission, submission_csv, write_submission
+from foldrace.run_folder.records import EnsembleRecord, MemberRecord, UnvalidatedRecord
 
 CLASSES = ("고양이", "강아지", 'a "b", c')
 IDS = ("t 10", "t 2", "0001")

@@ -15,15 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from experiment.errors import UserError
-from experiment.records import CandidateRecord, EnsembleRecord, MemberRecord, TrialRecord
-from experiment.store import RunStore
-from inference.predictor import Predictor
-from inference.tta import TTA, TTAS, AveragedViews, find_tta
-from sweep import app
-from trainables.card import ModelCard
-from trainables.classifier import build_classifier
-from trainables.predict import pack_weights
+from foldrace.core.errors import UserError
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.tta import TTA, TTAS, AveragedViews, find_tta
+from foldrace.run_folder.records import CandidateRecord, EnsembleRecord, MemberRecord, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.sweep import app
+from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.predict import pack_weights
 
 each_tta = pytest.mark.parametrize("tta", TTAS.values(), ids=TTAS)
 CARD = ModelCard("timm/test_resnet", 3, 32)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
-from experiment.metrics import accuracy, log_loss
-from experiment.records import (
+from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from foldrace.core.metrics import accuracy, log_loss
+from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
     EnsembleRecord,
@@ -27,7 +27,7 @@ from experiment.records import (
     TrialStatus,
     VariantScore,
 )
-from experiment.store import RunStore, summarise
+from foldrace.run_folder.store import RunStore, summarise
 
 BACKBONES = ("torchvision/convnext_tiny", "timm/caformer_b36.sail_in22k", "timm/resnet18.a1_in1k")
 KOREAN = ("고양이", "강아지", "<script>alert('x')</script>", 'a "quoted" & $5$ one')

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from ensemble.greedy import greedy
-from experiment.records import CurvePoint, Reliability, ReliabilityBin
-from reporting import blend_charts, charts
-from reporting.plots import looks, short
+from foldrace.ensemble.solvers.greedy import greedy
+from foldrace.reporting.charts import blend as blend_charts
+from foldrace.reporting.charts import candidates as charts
+from foldrace.reporting.charts.style import looks, short
+from foldrace.run_folder.records import CurvePoint, Reliability, ReliabilityBin
 
 _LONG = "stack(timm/caformer_b36.sail_in22k_ft_in1k_384,timm/tf_efficientnetv2_xl.in21k_ft_in1k)"
 _HANGUL = "나의_플러그인/한글이름이_아주_긴_백본_모델_이름_대형_384_사전학습"

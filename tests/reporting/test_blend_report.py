@@ -12,9 +12,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ensemble.reliability import reliability
-from experiment.oof import npy
-from experiment.records import (
+from foldrace.ensemble.temperature import reliability
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.members import true_prob
+from foldrace.reporting.report import write_report
+from foldrace.reporting.sections.blend import blend as blend_section
+from foldrace.reporting.sections.blend import bound, facts, meaning_of_weights
+from foldrace.reporting.sections.calibration import calibration as calibration_section
+from foldrace.reporting.sections.calibration import correlation as correlation_section
+from foldrace.reporting.sections.candidates import leaderboard
+from foldrace.reporting.sections.overview import summary, warnings
+from foldrace.run_folder.oof import npy
+from foldrace.run_folder.records import (
     Calibration,
     CalibrationTrial,
     CurvePoint,
@@ -25,16 +34,7 @@ from experiment.records import (
     NearDuplicates,
     UnvalidatedRecord,
 )
-from experiment.store import RunStore
-from reporting.blend import blend as blend_section
-from reporting.blend_facts import bound, facts, meaning_of_weights
-from reporting.calibration import calibration as calibration_section
-from reporting.context import ReportContext
-from reporting.correlation import correlation as correlation_section
-from reporting.leaderboard import leaderboard
-from reporting.members import true_prob
-from reporting.overview import summary, warnings
-from reporting.report import write_report
+from foldrace.run_folder.store import RunStore
 from tests.reporting.pages import Page, table_of
 
 Run = Any  # the record that conftest.py makes

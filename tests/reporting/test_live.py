@@ -10,15 +10,15 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
-from experiment.progress import Event, Progress, RunningTrial, Used
-from experiment.records import (
+from foldrace.reporting.live import LiveView, leaderboard_table, print_leaderboard
+from foldrace.run_folder.progress import Event, Progress, RunningTrial, Used
+from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
     RaceDecision,
     TrialRecord,
     VariantScore,
 )
-from reporting.live import LiveView, leaderboard_table, print_leaderboard
 
 _LONG = "stack(torchvision/convnext_tiny,timm/caformer_b36.sail_in22k)"
 

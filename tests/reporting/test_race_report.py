@@ -15,16 +15,24 @@ from matplotlib import image
 from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
-from experiment.config import RaceConfig
-from experiment.decisions import decisions_csv
-from experiment.records import CandidateSummary, RaceDecision
-from experiment.store import RunStore
-from reporting import race_charts
-from reporting.context import ReportContext
-from reporting.race import best_singles, blend_points, in_order, lane, most_telling, race
-from reporting.race_charts import LOOKS, MOST_LANES, BlendPoint, Fold, Lane
-from reporting.race_facts import outcome_sentence, rule_sentence
-from reporting.report import write_report
+from foldrace.config.schema import RaceConfig
+from foldrace.reporting.charts import race as race_charts
+from foldrace.reporting.charts.race import LOOKS, MOST_LANES, BlendPoint, Fold, Lane
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.report import write_report
+from foldrace.reporting.sections.race import (
+    best_singles,
+    blend_points,
+    in_order,
+    lane,
+    most_telling,
+    outcome_sentence,
+    race,
+    rule_sentence,
+)
+from foldrace.run_folder.records import CandidateSummary, RaceDecision
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.tables import decisions_csv
 from tests.reporting.pages import Page, table_of
 
 MakeRun = Callable[..., Any]

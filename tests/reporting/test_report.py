@@ -18,19 +18,26 @@ from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
     precision_recall_fscore_support,
 )
 
-from experiment.leaderboard import leaderboard_csv
-from experiment.store import RunStore
-from reporting import fonts
-from reporting.charts import Curve, shared_mean
-from reporting.classes import classes as classes_section
-from reporting.context import ReportContext
-from reporting.correlation import log_prob_correlation, similar_side_by_side
-from reporting.markup import difference, duration, file_size, milliseconds, number, table, text
-from reporting.overview import summary, warnings
-from reporting.page import page
-from reporting.plots import looks, short
-from reporting.report import write_report
-from reporting.sections import SECTIONS, Section
+from foldrace.reporting import fonts
+from foldrace.reporting.charts.candidates import Curve, shared_mean
+from foldrace.reporting.charts.style import looks, short
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.markup import (
+    difference,
+    duration,
+    file_size,
+    milliseconds,
+    number,
+    table,
+    text,
+)
+from foldrace.reporting.page import page
+from foldrace.reporting.report import SECTIONS, Section, write_report
+from foldrace.reporting.sections.calibration import log_prob_correlation, similar_side_by_side
+from foldrace.reporting.sections.classes import classes as classes_section
+from foldrace.reporting.sections.overview import summary, warnings
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.tables import leaderboard_csv
 from tests.reporting.pages import Page, table_of
 
 Run = Any  # the record that conftest.py makes

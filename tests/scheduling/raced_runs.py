@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from experiment.config import DataConfig, FoldsConfig, SearchConfig, SweepConfig
-from experiment.records import (
+from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
     Oof,
@@ -23,7 +23,7 @@ from experiment.records import (
     TrialRecord,
     VariantScore,
 )
-from experiment.store import RunStore, summarise
+from foldrace.run_folder.store import RunStore, summarise
 from tests.ensemble.temperature_reference import smoothed_temperature
 
 Floats = NDArray[np.float64]

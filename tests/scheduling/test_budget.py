@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from experiment.config import (
+from foldrace.config.schema import (
     DataConfig,
     FoldsConfig,
     ResourcesConfig,
     SearchConfig,
     SweepConfig,
 )
-from scheduling.budget import Budget, Need, Spent, budget_problems, devices_of_a_trial
+from foldrace.scheduling.budget import Budget, Need, Spent, budget_problems, devices_of_a_trial
 
 _NONE = Spent(0, 0, 0.0)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from experiment.records import CandidateRecord, CandidateSummary, TrialRecord
-from scheduling.eta import Ahead, OpenCandidate, Pace, outlook
+from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord
+from foldrace.scheduling.progress import Ahead, OpenCandidate, Pace, outlook
 
 FOLDS = 5
 SECONDS = {"a": 30.0, "b": 100.0, "c": 60.0}

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiment.records import (
+from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
     RaceDecision,
     TrialRecord,
     VariantScore,
 )
-from scheduling.ledger import FoldTask, Ledger
+from foldrace.scheduling.ledger import FoldTask, Ledger
 
 
 def candidate(number: int) -> CandidateRecord:

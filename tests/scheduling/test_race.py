@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiment.config import RaceConfig
-from experiment.records import RaceDecision
-from scheduling.race import Race, is_decided
-from scheduling.race_columns import CalibratedColumns
+from foldrace.config.schema import RaceConfig
+from foldrace.run_folder.records import RaceDecision
+from foldrace.scheduling.race import Race, is_decided
+from foldrace.scheduling.race_columns import CalibratedColumns
 from tests.scheduling.raced_runs import RacedRun, gain_by_definition, optimal_mix
 
 GAIN = RaceConfig(min_complete=2)

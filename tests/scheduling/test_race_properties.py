@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from scipy.special import log_softmax
 
-from experiment.config import (
+from foldrace.config.schema import (
     DataConfig,
     FoldsConfig,
     RaceConfig,
@@ -30,18 +30,24 @@ from experiment.config import (
     SweepConfig,
     TrainingConfig,
 )
-from experiment.records import CandidateRecord, CandidateSummary, Oof, TrialRecord, VariantScore
-from experiment.store import RunStore
-from scheduling.budget import Budget
-from scheduling.fold_asha import FoldASHA
-from scheduling.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
-from scheduling.fold_trial import RUNG
-from scheduling.ledger import Ledger
-from scheduling.race import Race
-from scheduling.rungs import RungReport
-from scheduling.shares import Shares
-from scheduling.study import open_study
-from search_spaces.sampling import build_space
+from foldrace.run_folder.records import (
+    CandidateRecord,
+    CandidateSummary,
+    Oof,
+    TrialRecord,
+    VariantScore,
+)
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Budget
+from foldrace.scheduling.ledger import Ledger
+from foldrace.scheduling.race import Race
+from foldrace.scheduling.ray.fold_asha import FoldASHA
+from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
+from foldrace.scheduling.ray.fold_trial import RUNG
+from foldrace.scheduling.rungs import RungReport
+from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.study import open_study
+from foldrace.search_spaces.space import build_space
 
 K, ROWS, EPOCHS = 3, 45, 4
 CLASSES = ("a", "b", "c")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiment.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
-from scheduling.reserve import Deadline, Ending
+from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
+from foldrace.scheduling.budget import Deadline, Ending
 
 _ENDING = Ending(rows=1000, classes=10, folds=5, test_images=2000, backbones=2)
 

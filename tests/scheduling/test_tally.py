@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from experiment.config import PointConfig, ResourcesConfig, SearchConfig
-from experiment.leaderboard import ranked
-from experiment.progress import Progress, RunningTrial
-from experiment.records import (
+from foldrace.config.schema import PointConfig, ResourcesConfig, SearchConfig
+from foldrace.run_folder.progress import Progress, RunningTrial
+from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
     RaceDecision,
@@ -20,9 +19,10 @@ from experiment.records import (
     TrialStatus,
     VariantScore,
 )
-from experiment.store import summarise
-from scheduling.budget import Spent
-from scheduling.tally import Tally
+from foldrace.run_folder.store import summarise
+from foldrace.run_folder.tables import ranked
+from foldrace.scheduling.budget import Spent
+from foldrace.scheduling.progress import Tally
 
 FOLDS = 3
 

@@ -7,8 +7,8 @@ from dataclasses import fields
 
 import pytest
 
-from search_spaces.params import KNOBS, Knob, TrialParams
-from search_spaces.ranges import Choice, Name
+from foldrace.search_spaces.hyperparameters import KNOBS, Knob, TrialParams
+from foldrace.search_spaces.ranges import Choice, Name
 
 each_knob = pytest.mark.parametrize("knob", KNOBS.values(), ids=KNOBS)
 

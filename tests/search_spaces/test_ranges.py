@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces.ranges import Choice, Float, Int, Name, Range, Value
+from foldrace.search_spaces.ranges import Choice, Float, Int, Name, Range, Value
 
 
 @pytest.mark.parametrize(

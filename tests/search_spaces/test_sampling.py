@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiment.config import (
+from foldrace.config.schema import (
     AugmentConfig,
     DataConfig,
     SearchConfig,
     SweepConfig,
     TrainingConfig,
 )
-from search_spaces.params import KNOBS, TrialParams
-from search_spaces.ranges import Choice, Float, Int
-from search_spaces.sampling import SearchSpace, Setting, build_space
+from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
+from foldrace.search_spaces.ranges import Choice, Float, Int
+from foldrace.search_spaces.space import SearchSpace, Setting, build_space
 
 A, B = "timm/a", "torchvision/b"
 

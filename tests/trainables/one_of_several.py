@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from trainables import learner as learner_module
-from trainables import scoring, trial, update
-from trainables.classifier import build_classifier
-from trainables.learner import Learner
+from foldrace.trainables import history as scoring
+from foldrace.trainables import state as learner_module
+from foldrace.trainables import step as update
+from foldrace.trainables import trial
+from foldrace.trainables.models.classifier import build_classifier
+from foldrace.trainables.state import Learner
 
 
 class Watcher:

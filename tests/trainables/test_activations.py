@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax
 
-from trainables.activations import ACTIVATIONS, Activation, log_probs
+from foldrace.trainables.losses import ACTIVATIONS, Activation, log_probs
 
 each_activation = pytest.mark.parametrize("row", ACTIVATIONS.values(), ids=ACTIVATIONS)
 LOGITS = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)) * 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from trainables.class_weights import (
+from foldrace.trainables.losses import (
     CLASS_WEIGHTS,
     ClassWeights,
     class_weights,

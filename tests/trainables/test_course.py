@@ -11,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from experiment.records import Oof
-from experiment.variants import EMA, RAW
-from trainables import course as course_module
-from trainables.course import Course, Kept
-from trainables.scoring import Scored
-from trainables.spec import EpochReport
+from foldrace.run_folder.records import EMA, RAW, Oof
+from foldrace.trainables import history as course_module
+from foldrace.trainables.history import Course, Kept, Scored
+from foldrace.trainables.spec import EpochReport
 
 Losses = list[float]
 some_losses = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, max_size=12)

@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from experiment.config import TrainingConfig
-from search_spaces.params import TrialParams
-from trainables.spec import TrialSpec
+from foldrace.config.schema import TrainingConfig
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.spec import TrialSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 240.0  # seconds; only a fault takes so long
@@ -160,15 +160,15 @@ def test_devices_score_one_model(
 def test_the_stored_weights_give_the_stored_rows(
     make_tiny_run: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from trainables.data import loader_settings
-    from trainables.pixel_cache import open_images
-    from trainables.predict import (
+    from foldrace.trainables.data.loader import loader_settings
+    from foldrace.trainables.data.pixel_cache import open_images
+    from foldrace.trainables.predict import (
         autocast_for,
         log_probabilities,
         scoring_loader,
         unpack_classifier,
     )
-    from trainables.predict import read_card as card_of
+    from foldrace.trainables.predict import read_card as card_of
 
     run, cpu = make_tiny_run(), torch.device("cpu")
     ended_well(train(spec_for(run, backbone="timm/test_resnet"), 2, tmp_path / "two"))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiment.config import TrainingConfig
-from search_spaces.params import TrialParams
-from trainables.devices import fresh_accelerator
-from trainables.spec import TrialSpec
+from foldrace.config.schema import TrainingConfig
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.devices import fresh_accelerator
+from foldrace.trainables.spec import TrialSpec
 
 
 @pytest.mark.parametrize("compiles", [False, True])

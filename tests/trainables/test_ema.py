@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.ema import build_ema
+from foldrace.trainables.state import build_ema
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])

@@ -11,10 +11,9 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 from torch.nn import functional
 
-from search_spaces.params import TrialParams
-from trainables.class_weights import class_weights
-from trainables.losses import LOSSES, Loss, build_loss
-from trainables.mixing import soft_targets
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.data.mixing import soft_targets
+from foldrace.trainables.losses import LOSSES, Loss, build_loss, class_weights
 
 COUNTS = np.array([90, 5, 30, 12])
 

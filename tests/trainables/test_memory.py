@@ -12,19 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiment.config import TrainingConfig
-from experiment.errors import RunFailure
-from experiment.plugin_files import PluginFile
-from search_spaces.params import TrialParams
-from trainables import learner as learner_module
-from trainables.devices import fresh_accelerator, seed_epoch
-from trainables.learner import Learner
-from trainables.memory import is_out_of_memory
-from trainables.schedules import build_schedule
-from trainables.sharpness import SharpnessAware
-from trainables.spec import EpochReport, TrialSpec
-from trainables.trial import run_trial
-from trainables.update import Examples, update
+from foldrace.config.schema import TrainingConfig
+from foldrace.core.errors import RunFailure
+from foldrace.core.plugin_files import PluginFile
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables import state as learner_module
+from foldrace.trainables.devices import fresh_accelerator, seed_epoch
+from foldrace.trainables.memory import is_out_of_memory
+from foldrace.trainables.schedules import build_schedule
+from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.state import Learner, SharpnessAware
+from foldrace.trainables.step import Examples, update
+from foldrace.trainables.trial import run_trial
 
 Limit = Callable[[int], None]
 
@@ -110,7 +109,7 @@ def test_an_image_that_does_not_fit_is_a_clear_failure(
 @pytest.mark.usefixtures("plugins_end")
 def test_a_plugins_loss_without_memory_gets_smaller_micro_batches(make_tiny_run: Any) -> None:
     source = (
-        "import torch\nfrom trainables.losses import Loss\n"
+        "import torch\nfrom foldrace.trainables.losses import Loss\n"
         "def f(logits, targets, settings):\n    if logits.requires_grad and len(logits) > 5:\n"
         "        raise RuntimeError('CUDA error: out of memory')\n"
         "    return torch.nn.functional.cross_entropy(logits, targets, reduction='none')\n"

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from trainables.notes import noting
+from foldrace.trainables.spec import noting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +29,7 @@ def test_each_warning_once_in_order_from_every_thread() -> None:
 
 def test_a_process_without_handlers_prints_a_warning_as_before() -> None:
     code = (
-        "import logging\nfrom trainables.notes import noting\n"
+        "import logging\nfrom foldrace.trainables.spec import noting\n"
         "with noting([]):\n    logging.getLogger('foldrace').warning('no room')"
     )
     done = subprocess.run(

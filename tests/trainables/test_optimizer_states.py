@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from search_spaces.params import TrialParams
-from trainables.optimizers import build_optimizer, optimizer_names
-from trainables.tensor_tree import UnpackableError, pack, seal, unpack
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.optimizers import build_optimizer, optimizer_names
+from foldrace.trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
 NOT_KEPT = ("pytorch_optimizer/conda", "pytorch_optimizer/scalableshampoo")
 

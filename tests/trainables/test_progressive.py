@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainables.progressive import training_size
+from foldrace.trainables.schedules import training_size
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from scipy.special import rel_entr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainables.mixing import soft_targets
-from trainables.rdrop import rdrop_loss
+from foldrace.trainables.data.mixing import soft_targets
+from foldrace.trainables.step import rdrop_loss
 
 
 def two_batches(classes: int = 5, scale: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:

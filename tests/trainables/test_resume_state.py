@@ -19,21 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from experiment.config import TrainingConfig
-from experiment.plugin_files import PluginFile
-from experiment.records import Oof
-from experiment.store import RunStore
-from search_spaces.params import TrialParams
-from trainables.course import Course
-from trainables.devices import fresh_accelerator, seed_epoch
-from trainables.learner import Learner
-from trainables.optimizers import build_optimizer
-from trainables.resume_state import ResumeState, fingerprint
-from trainables.schedules import build_schedule
-from trainables.scoring import Scored
-from trainables.spec import EpochReport, TrialSpec, TrialStopped
-from trainables.tensor_tree import pack, seal, unpack
-from trainables.trial import run_trial
+from foldrace.config.schema import TrainingConfig
+from foldrace.core.plugin_files import PluginFile
+from foldrace.run_folder.records import Oof
+from foldrace.run_folder.store import RunStore
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.devices import fresh_accelerator, seed_epoch
+from foldrace.trainables.history import Course, Scored
+from foldrace.trainables.optimizers import build_optimizer
+from foldrace.trainables.resume_state import ResumeState, fingerprint
+from foldrace.trainables.schedules import build_schedule
+from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
+from foldrace.trainables.state import Learner
+from foldrace.trainables.tensor_tree import pack, seal, unpack
+from foldrace.trainables.trial import run_trial
 
 ALWAYS = 1e-6  # seconds between saves: after every epoch
 

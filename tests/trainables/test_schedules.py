@@ -11,8 +11,8 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
-from search_spaces.params import TrialParams
-from trainables.schedules import (
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.schedules import (
     SCHEDULES,
     Schedule,
     ScheduleRow,

@@ -12,9 +12,9 @@ from pytorch_optimizer import SAM
 from torch import Tensor, nn
 from torch.nn import functional
 
-from search_spaces.params import TrialParams
-from trainables.optimizers import build_optimizer
-from trainables.sharpness import SharpnessAware, kept_statistics
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.optimizers import build_optimizer
+from foldrace.trainables.state import SharpnessAware, kept_statistics
 
 
 def test_one_update_of_a_quadratic_by_hand() -> None:

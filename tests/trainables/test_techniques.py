@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from search_spaces.params import KNOBS
-from search_spaces.ranges import Value
+from foldrace.search_spaces.hyperparameters import KNOBS
+from foldrace.search_spaces.ranges import Value
+from foldrace.trainables import devices
+from foldrace.trainables.data import trial_data
+from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES
+from foldrace.trainables.models.heads import HEADS
+from foldrace.trainables.schedules import SCHEDULES
+from foldrace.trainables.trial import run_trial
 from tests.trainables.test_trial import Watcher, result_files, spec_for
-from trainables import devices, trial_data
-from trainables.class_weights import CLASS_WEIGHTS
-from trainables.heads import HEADS
-from trainables.losses import LOSSES
-from trainables.schedules import SCHEDULES
-from trainables.trial import run_trial
 
 PLAIN: dict[str, Value] = {
     "epochs": 4, "dropout": 0.1, "drop_path": 0.0, "mixup_prob": 0.0, "label_smoothing": 0.0,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from trainables.tensor_tree import UnpackableError, pack, seal, unpack
+from foldrace.trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),

@@ -19,23 +19,23 @@ from safetensors.torch import load
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from experiment.config import TrainingConfig
-from experiment.metrics import normalise
-from experiment.records import Oof
-from search_spaces.params import TrialParams
-from trainables import trial as trial_module
-from trainables.data import loader_settings
-from trainables.learner import Learner
-from trainables.pixel_cache import open_images
-from trainables.predict import (
+from foldrace.config.schema import TrainingConfig
+from foldrace.core.metrics import normalise
+from foldrace.run_folder.records import Oof
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables import trial as trial_module
+from foldrace.trainables.data.loader import loader_settings
+from foldrace.trainables.data.pixel_cache import open_images
+from foldrace.trainables.predict import (
     autocast_for,
     log_probabilities,
     read_card,
     scoring_loader,
     unpack_classifier,
 )
-from trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
-from trainables.trial import run_trial
+from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
+from foldrace.trainables.state import Learner
+from foldrace.trainables.trial import run_trial
 
 CPU = torch.device("cpu")
 IN_PROCESS = loader_settings(1, "cpu")

@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from search_spaces.params import TrialParams
-from trainables.ema import build_ema
-from trainables.learner import Learner
-from trainables.optimizers import build_optimizer
-from trainables.schedules import build_schedule
-from trainables.sharpness import SharpnessAware
-from trainables.update import Examples, update
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.optimizers import build_optimizer
+from foldrace.trainables.schedules import build_schedule
+from foldrace.trainables.state import Learner, SharpnessAware, build_ema
+from foldrace.trainables.step import Examples, update
 
 LR, CLASSES, BATCH = 0.1, 3, 8
 PLAIN = TrialParams(

@@ -1,0 +1,100 @@
+"""What of `ensemble` in a config no blend could ever meet.
+
+Takes a config with its search space, and the candidates that a run already has; gives every
+problem.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from foldrace.config.schema import EnsembleConfig, SweepConfig
+from foldrace.core.errors import Problem, listing
+from foldrace.ensemble.methods import check_method
+from foldrace.search_spaces.space import SearchSpace
+
+_CANDIDATE = re.compile(r"(c\d{4,})(?: (raw|ema|soup|snap\d+))?")
+_ALONE = ("snapshot", "soup")
+"""Methods that choose one candidate's weights and can force none in."""
+
+
+def ensemble_problems(
+    config: SweepConfig, space: SearchSpace, earlier: Mapping[str, str] | None = None
+) -> Iterator[Problem]:
+    """`earlier`: the candidates of a run that goes on -> their backbones."""
+    wishes, known = config.ensemble, earlier or {}
+    method = check_method(wishes.method)
+    if method is not None:
+        yield method
+    last = max([f"c{config.search.candidates - 1:04d}", *known], key=_number)
+    backbones = list(dict.fromkeys([*config.search.backbones, *known.values()]))
+    for key, names in (("exclude", wishes.exclude), ("include", wishes.include)):
+        yield from _unknown(key, names, last, backbones)
+    yield from _in_both(wishes)
+    yield from _nothing_left(wishes, backbones)
+    yield from _too_many(wishes)
+    yield from _of_method(wishes, space)
+
+
+def _unknown(
+    key: str, names: Sequence[str], last: str, backbones: Sequence[str]
+) -> Iterator[Problem]:
+    """`last`: the candidate with the highest number that there is or may be."""
+    allowed = (
+        f"allowed: c0000 to {last}, each also with a variant (`c0000 ema`), or a backbone: "
+        f"{listing(backbones)}"
+    )
+    for name in (name.removeprefix(":") for name in names):
+        match = _CANDIDATE.fullmatch(name)
+        if name not in backbones and (match is None or _number(match[1]) > _number(last)):
+            message = f"{name!r} is neither a candidate nor a backbone of the search"
+            yield Problem(f"ensemble.{key}", f"{message}; {allowed}")
+
+
+def _number(candidate: str) -> int:
+    return int(candidate.removeprefix("c"))
+
+
+def _in_both(wishes: EnsembleConfig) -> Iterator[Problem]:
+    """The same name, or a variant of a candidate that is excluded as a whole."""
+    out = {name.removeprefix(":") for name in wishes.exclude}
+    for name in wishes.include:
+        match = _CANDIDATE.fullmatch(name.removeprefix(":"))
+        barring = out & {name.removeprefix(":"), "" if match is None else match[1]}
+        for bar in sorted(barring):
+            message = f"{name!r} is excluded by ensemble.exclude ({bar!r})"
+            yield Problem("ensemble.include", f"{message}; leave it out of one of the two")
+
+
+def _nothing_left(wishes: EnsembleConfig, backbones: Sequence[str]) -> Iterator[Problem]:
+    if set(backbones) <= {name.removeprefix(":") for name in wishes.exclude}:
+        message = "excludes every backbone of the search, so that nothing is left to blend"
+        yield Problem("ensemble.exclude", f"{message}; leave one in: {listing(backbones)}")
+
+
+def _too_many(wishes: EnsembleConfig) -> Iterator[Problem]:
+    """A candidate and a backbone may mean one member: as many are counted as there must be."""
+    names = {name.removeprefix(":") for name in wishes.include}
+    matches = {name: _CANDIDATE.fullmatch(name) for name in names}
+    variants = {name for name, match in matches.items() if match and match[2]}
+    of_variants = {match[1] for name in variants if (match := matches[name])}
+    whole = {name for name, match in matches.items() if match and not match[2]} - of_variants
+    backbones = sum(match is None for match in matches.values())
+    needed = max(len(variants) + len(whole), backbones)
+    if wishes.max_members is not None and needed > wishes.max_members:
+        message = f"is {wishes.max_members}, but ensemble.include forces {needed} in"
+        yield Problem("ensemble.max_members", f"{message}; raise it, or shorten the list")
+
+
+def _of_method(wishes: EnsembleConfig, space: SearchSpace) -> Iterator[Problem]:
+    if wishes.method in _ALONE and wishes.include:
+        message = f"the method {wishes.method!r} can force none in"
+        yield Problem("ensemble.include", f"{message}; empty the list or use another method")
+    most = [
+        int(value) for settings in space.settings.values() for value in settings["snapshots"].values
+    ]
+    if wishes.method == "snapshot" and most and max(most) == 0:
+        message = "'snapshot' needs snapshots, and no trial keeps one"
+        advice = "set `snapshots: 3` in search.space, or use another method"
+        yield Problem("ensemble.method", f"{message}; {advice}")

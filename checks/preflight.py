@@ -1,0 +1,126 @@
+"""Everything that can be wrong, found before any trial starts: config, data, backbones, devices,
+disk.
+
+Takes a parsed config, gives a `Plan` that is ready to run, or one UserError with every problem.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldrace.checks.config import config_problems, image_sizes
+from foldrace.checks.search import search_warnings
+from foldrace.config.load import ParsedConfig
+from foldrace.config.schema import SweepConfig
+from foldrace.core.errors import Problem, UserError
+from foldrace.dataset.audit import Audit, audit
+from foldrace.dataset.duplicates import NearDuplicate
+from foldrace.dataset.folds import make_folds
+from foldrace.dataset.manifest import Manifest, scan_manifest
+from foldrace.dataset.test_set import ImageSet, read_test_set
+from foldrace.scheduling.ray.cluster import Node
+from foldrace.search_spaces.space import SearchSpace, build_space
+from foldrace.trainables.data.pixel_cache import cache_bytes
+from foldrace.trainables.models.classifier import ModelCard, parameter_count
+
+T = TypeVar("T")
+_FLOAT32, _VARIANTS = 4, 2  # bytes; raw and EMA
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that can start."""
+
+    config: SweepConfig
+    space: SearchSpace
+    manifest: Manifest
+    fold: NDArray[np.int64]  # (n,)
+    test: ImageSet | None
+    disk_bytes: int
+    warnings: tuple[Problem, ...]
+    near_duplicates: tuple[NearDuplicate, ...]
+
+
+def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int) -> Plan:
+    """`folder` is where the run will be written (None: not on a mounted disk); `nodes` what the
+    cluster offers. Raises UserError with every problem, those of the config first."""
+    problems = list(parsed.problems)
+    config = parsed.config
+    if config is None:
+        raise UserError(problems)
+    space, found = build_space(config, parsed.source)
+    problems += found
+    problems += config_problems(config, space, nodes)
+    manifest, fold, test, checked = _data(config, workers, problems)
+    if problems or manifest is None or fold is None or checked is None:
+        raise UserError(problems)
+    disk = estimate_bytes(config, space, len(manifest), len(manifest.classes))
+    problem = _disk_problem(disk, folder)
+    if problem is not None:
+        raise UserError([problem])
+    warnings, found_alike = (*search_warnings(config), *checked.warnings), checked.near_duplicates
+    return Plan(config, space, manifest, fold, test, disk, warnings, found_alike)
+
+
+def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
+    """Disk that a full run may take: weights and OOF of every variant, decoded images."""
+    sizes = {b: max(image_sizes(space, b)) for b in space.backbones}
+    counts = [parameter_count(ModelCard(b, classes, size)) for b, size in sizes.items()]
+    snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
+    variants = _VARIANTS + snapshots
+    weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.k
+    oof = rows * (classes * 2 + 4) * variants
+    cache = cache_bytes(rows, sizes.values(), config.cache)
+    return int(_candidates(config) * (weights + oof)) + cache
+
+
+def _candidates(config: SweepConfig) -> float:
+    """How many may have all of their folds, which is what takes the most."""
+    limit = config.search.fold_trials
+    most = config.search.candidates
+    return most if limit is None else min(most, limit / config.folds.k)
+
+
+def _data(
+    config: SweepConfig, workers: int, problems: list[Problem]
+) -> tuple[Manifest | None, NDArray[np.int64] | None, ImageSet | None, Audit | None]:
+    """Tables, folds, test set and images; goes on after a problem as far as it can."""
+    manifest, found = scan_manifest(config.data, config.folds.column)
+    problems += found
+    if manifest is None:
+        return None, None, None, None
+    classes = [name for name in manifest.classes if name]  # '' is a missing label
+    fold = _collect(lambda: make_folds(manifest, config.folds), problems) if not found else None
+    test = _collect(lambda: read_test_set(config.data, classes), problems) if classes else None
+    checked = audit(manifest, fold, test, workers)
+    problems += checked.problems
+    return manifest, fold, test, checked
+
+
+def _collect(make: Callable[[], T], problems: list[Problem]) -> T | None:
+    try:
+        return make()
+    except UserError as error:
+        problems += error.problems
+        return None
+
+
+def _disk_problem(needed: int, folder: Path | None) -> Problem | None:
+    if folder is None:
+        return None
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed <= free:
+        return None
+    return Problem(
+        str(folder),
+        f"the run may take {needed / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free; "
+        "lower search.candidates, choose smaller backbones, or give --out on a larger disk",
+    )

@@ -1,0 +1,306 @@
+"""Whether a list of transforms can run, found before anything trains: names, arguments, sizes.
+
+Takes the entries of `augment.transforms` and the image sizes of the sweep, gives every problem,
+with what is allowed or the new form of what a library has renamed.
+
+What albumentations 2 has renamed or removed: old names from tutorials, with their new form.
+
+Takes an old name and value, gives what to write instead; None where the name was never one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from foldrace.config.schema import TransformConfig
+from foldrace.core.errors import EnvironmentProblem, Problem, closest, listing
+from foldrace.trainables.data.augment import Image
+from foldrace.trainables.data.transforms import (
+    INNER,
+    LIBRARIES,
+    Draws,
+    Maker,
+    Step,
+    build_step,
+    inner_entries,
+    seeded,
+)
+
+_NEW_TRANSFORMS = {
+    "Cutout": "CoarseDropout: {num_holes_range: [1, 8]}",
+    "Flip": "HorizontalFlip, VerticalFlip or SquareSymmetry",
+    "IAAAdditiveGaussianNoise": "GaussNoise",
+    "IAAAffine": "Affine",
+    "IAACropAndPad": "CropAndPad",
+    "IAAEmboss": "Emboss",
+    "IAAFliplr": "HorizontalFlip",
+    "IAAFlipud": "VerticalFlip",
+    "IAAPerspective": "Perspective",
+    "IAAPiecewiseAffine": "PiecewiseAffine",
+    "IAASharpen": "Sharpen",
+    "IAASuperpixels": "Superpixels",
+    "JpegCompression": "ImageCompression",
+    "RandomBrightness": "RandomBrightnessContrast: {contrast_limit: 0}",
+    "RandomContrast": "RandomBrightnessContrast: {brightness_limit: 0}",
+    "TemplateTransform": "OverlayElements",
+}
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """An old argument. `new` may hold {} for the old value; its first word, up to the colon, is
+    the new argument, by which rows of one old name are told apart."""
+
+    old: str
+    new: str
+    transform: str | None = None
+    """None: any transform that has the new argument."""
+
+
+_RENAMED = (
+    Renamed("always_apply", "p: 1"),
+    Renamed("max_holes", "num_holes_range: [1, {}]"),
+    Renamed("min_holes", "num_holes_range: [{}, <most>]"),
+    Renamed("max_height", "hole_height_range: [<least>, {}]"),
+    Renamed("min_height", "hole_height_range: [{}, <most>]"),
+    Renamed("max_width", "hole_width_range: [<least>, {}]"),
+    Renamed("min_width", "hole_width_range: [{}, <most>]"),
+    Renamed("height", "size: [{}, <width>]"),
+    Renamed("width", "size: [<height>, {}]"),
+    Renamed("value", "fill: {}"),
+    Renamed("fill_value", "fill: {}"),
+    Renamed("cval", "fill: {}"),
+    Renamed("pad_val", "fill: {}"),
+    Renamed("pad_cval", "fill: {}"),
+    Renamed("mask_value", "nothing (there are no masks)"),
+    Renamed("mask_fill_value", "nothing (there are no masks)"),
+    Renamed("mode", "border_mode: {}"),
+    Renamed("pad_mode", "border_mode: {}"),
+    Renamed("var_limit", "std_range: [<least>, <most>], as fractions of 255: sqrt(variance) / 255"),
+    Renamed("mean", "mean_range: [<least>, <most>], as fractions of 255", "GaussNoise"),
+    Renamed("quality_lower", "quality_range: [{}, <most>]"),
+    Renamed("quality_upper", "quality_range: [<least>, {}]"),
+    Renamed("scale_min", "scale_range: [{}, <most>]"),
+    Renamed("scale_max", "scale_range: [<least>, {}]"),
+    Renamed("interpolation", "interpolation_pair: {{upscale: {0}, downscale: {0}}}", "Downscale"),
+    Renamed("threshold", "threshold_range: [<least>, <most>], as fractions of 255", "Solarize"),
+    Renamed("unit_size_min", "unit_size_range: [{}, <most>]"),
+    Renamed("unit_size_max", "unit_size_range: [<least>, {}]"),
+    Renamed("holes_number_x", "holes_number_xy: [{}, <y>]"),
+    Renamed("holes_number_y", "holes_number_xy: [<x>, {}]"),
+    Renamed("shift_x", "shift_xy: [{}, <y>]"),
+    Renamed("shift_y", "shift_xy: [<x>, {}]"),
+    Renamed("fog_coef_lower", "fog_coef_range: [{}, <most>]"),
+    Renamed("fog_coef_upper", "fog_coef_range: [<least>, {}]"),
+    Renamed("slant_lower", "slant_range: [{}, <most>]"),
+    Renamed("slant_upper", "slant_range: [<least>, {}]"),
+    Renamed("snow_point_lower", "snow_point_range: [{}, <most>]"),
+    Renamed("snow_point_upper", "snow_point_range: [<least>, {}]"),
+    Renamed("num_shadows_lower", "num_shadows_limit: [{}, <most>]"),
+    Renamed("num_shadows_upper", "num_shadows_limit: [<least>, {}]"),
+    Renamed("num_flare_circles_lower", "num_flare_circles_range: [{}, <most>]"),
+    Renamed("num_flare_circles_upper", "num_flare_circles_range: [<least>, {}]"),
+    Renamed("angle_lower", "angle_range: [{}, <most>]"),
+    Renamed("angle_upper", "angle_range: [<least>, {}]"),
+    Renamed("alpha_affine", "another entry, albumentations.Affine", "ElasticTransform"),
+    Renamed("shift_limit", "distort_limit; albumentations.Affine shifts", "OpticalDistortion"),
+)
+
+
+def new_transform(name: str) -> str | None:
+    """What does now what this transform did."""
+    return _NEW_TRANSFORMS.get(name)
+
+
+def new_argument(transform: str, old: str, value: object, allowed: Container[str]) -> str | None:
+    """What to write for an argument of a transform that now takes the `allowed` ones."""
+    for row in _RENAMED:
+        fits = row.transform == transform if row.transform else _has(row, allowed)
+        if row.old == old and fits:
+            return row.new.format(value)
+    return None
+
+
+def _has(row: Renamed, allowed: Container[str]) -> bool:
+    argument, colon, _ = row.new.partition(":")
+    return argument in allowed if colon else "fill_mask" in allowed
+
+
+Tried = tuple[Image, str | None]  # the image, and what is wrong with it
+_WHERE = "augment.transforms"
+_TRIES = 5  # of a list on a dummy image: sizes may be drawn at random
+_TRIES_OF_CONTAINERS = 40  # which draw what they apply
+_OF_THE_MODEL = frozenset(
+    (
+        *("Normalize", "ToTensor", "ToTensorV2", "ToTensor3D", "ToFloat", "FromFloat", "ToDtype"),
+        *("ConvertImageDtype", "ToImage", "ToPILImage", "PILToTensor", "ToPureTensor"),
+    )
+)
+_OF_BATCHES = frozenset(("MixUp", "CutMix"))
+
+
+def check_transforms(entries: Sequence[TransformConfig], sizes: Iterable[int]) -> list[Problem]:
+    """Every entry's problems; where there are none, those of the list on a dummy image."""
+    problems = [
+        p for i, entry in enumerate(entries) for p in _entry_problems(f"{_WHERE}.{i}", entry)
+    ]
+    if problems:
+        return list(dict.fromkeys(problems))  # a package is wrong once, not once an entry
+    found = (_size_problem(entries, size) for size in sorted(set(sizes)))
+    return [problem for problem in found if problem is not None]
+
+
+def _entry_problems(place: str, entry: TransformConfig) -> Iterator[Problem]:
+    [(full_name, arguments)] = entry.items()
+    where = f"{place} {full_name}"
+    prefix, _, name = full_name.rpartition(".")
+    if name in _OF_THE_MODEL:
+        advice = "images stay 8-bit RGB here, and each model normalises its own input; remove it"
+        yield Problem(where, advice)
+        return
+    if name in _OF_BATCHES:
+        yield Problem(where, "mixes images of a batch, not one image; see search.space.mixup_prob")
+        return
+    try:
+        makers = LIBRARIES[prefix].makers() if prefix in LIBRARIES else {}
+    except EnvironmentProblem as error:
+        yield from error.problems
+        return
+    if name not in makers:
+        yield Problem(where, _unknown(prefix, name, makers))
+        return
+    wrong = list(_argument_problems(where, name, makers[name], arguments))
+    for i, inner in enumerate(inner_entries(entry)):
+        wrong += _entry_problems(f"{place}.{INNER}.{i}", inner)
+    yield from wrong or _value_problems(where, entry)
+
+
+def _unknown(prefix: str, name: str, makers: Mapping[str, Maker]) -> str:
+    new = new_transform(name)
+    if new is not None and prefix in ("albumentations", ""):
+        return f"albumentations 2 has no {name}; use {new}"
+    if prefix in LIBRARIES:
+        return f"unknown transform; {_did_you_mean(f'{prefix}.{n}' for n in closest(name, makers))}"
+    near = (f"{library}.{name}" for library in LIBRARIES if name in _makers(library))
+    libraries = ", ".join(LIBRARIES)
+    return f"should be named <library>.<transform>; libraries: {libraries}; {_did_you_mean(near)}"
+
+
+def _makers(library: str) -> Mapping[str, Maker]:
+    try:
+        return LIBRARIES[library].makers()
+    except EnvironmentProblem:
+        return {}
+
+
+def _did_you_mean(near: Iterable[str]) -> str:
+    found = " or ".join(near)
+    return f"did you mean {found}?" if found else "no close match"
+
+
+def _argument_problems(
+    where: str, name: str, maker: Maker, arguments: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """Arguments that the transform has not, or needs and did not get."""
+    parameters = inspect.signature(maker).parameters
+    for key, value in arguments.items():
+        if key in parameters:
+            continue
+        new = new_argument(name, key, value, parameters)
+        if new is not None:
+            yield Problem(where, f"argument {key!r} is gone; write {new}")
+            continue
+        near = closest(key, parameters, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        yield Problem(where, f"unknown argument {key!r}; {hint}allowed: {', '.join(parameters)}")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
+    unknown = arguments.keys() - parameters.keys()
+    if missing and not unknown:
+        yield Problem(where, f"needs {listing(missing)}")
+
+
+def _value_problems(where: str, entry: TransformConfig) -> Iterator[Problem]:
+    """What the library says of the values."""
+    try:
+        build_step(entry)
+    except Exception as error:  # each library and transform has its own exceptions
+        cause = error if isinstance(error, ValidationError) else error.__cause__
+        reasons = _reasons(cause) if isinstance(cause, ValidationError) else [str(error)]
+        for reason in reasons:
+            yield Problem(where, reason)
+
+
+def _reasons(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        given = json.dumps(detail["input"], default=str)
+        argument = detail["loc"][:1]  # what follows are pydantic's words for a type's branches
+        yield f"{argument[0]}: got {given}; {message}" if argument else message
+
+
+def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | None:
+    """Run every transform, whatever its probability, on noise of the policy's output size."""
+    tries = _TRIES_OF_CONTAINERS if any(map(inner_entries, entries)) else _TRIES
+    steps = [build_step(_always(entry)) for entry in entries]
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(tries):
+            draws, image = seeded(seed), noise.copy()
+            for i, step in enumerate(steps):
+                image, fault = _tried(step, image, draws, entries[i])
+                if fault is not None:
+                    where = f"{_WHERE}.{i} {next(iter(entries[i]))}"
+                    return Problem(where, f"on an image of {size} x {size}: {fault}")
+            if image.shape != noise.shape:
+                return Problem(_WHERE, _wrong_size(image, size))
+    return None
+
+
+def _tried(step: Step, image: Image, draws: Draws, entry: TransformConfig) -> Tried:
+    """What the step makes of the image, and what is wrong with it."""
+    try:
+        changed = step(image.copy(), draws)
+    except Exception as error:  # each transform has its own exceptions
+        return image, (str(error) or type(error).__name__).splitlines()[0]
+    if changed.ndim != 3 or changed.shape[2] != 3:
+        return image, "does not give an RGB image"
+    if changed.dtype != np.uint8:
+        return image, f"gives {changed.dtype}, not 8-bit, pixels"
+    if changed.shape != image.shape and not _is_certain(entry):
+        return image, "changes the size, and not of every image; give it p: 1"
+    return changed, None
+
+
+def _wrong_size(image: Image, size: int) -> str:
+    return (
+        f"the list makes {image.shape[1]} x {image.shape[0]} pixels of {size} x {size}; needed: "
+        f"{size} x {size}, the sweep's image_size; change or remove what resizes, crops or pads"
+    )
+
+
+def _always(entry: TransformConfig) -> TransformConfig:
+    """The entry with probability 1, where it has one. What a container holds keeps its own: of
+    OneOf they are weights."""
+    [(name, arguments)] = entry.items()
+    return entry if _default_p(name) is None else {name: arguments | {"p": 1.0}}
+
+
+def _is_certain(entry: TransformConfig) -> bool:
+    [(name, arguments)] = entry.items()
+    default = _default_p(name)
+    return default is None or bool(arguments.get("p", default) == 1)
+
+
+def _default_p(full_name: str) -> float | None:
+    """None: the transform has no probability."""
+    prefix, _, name = full_name.partition(".")
+    parameter = inspect.signature(LIBRARIES[prefix].makers()[name]).parameters.get("p")
+    return None if parameter is None else parameter.default

@@ -1,0 +1,87 @@
+"""`predict`: use a run's blend."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from foldrace.commands.terminal import cores
+from foldrace.core.errors import Problem, RunFailure, UserError
+from foldrace.core.files import open_files
+from foldrace.dataset.images import ImageError, find_images, read_rgb
+from foldrace.dataset.tables import on_disk, read_table
+from foldrace.inference.predictor import Predictor
+from foldrace.run_folder.store import RunStore
+
+
+def predict(
+    root: str, paths: Sequence[Path], table: Path | None, out: Path | None, console: Console
+) -> None:
+    """Class, confidence and probabilities of each image as CSV; an unreadable image gets an
+    `ERROR` row. Raises RunFailure where no image could be read."""
+    store = RunStore.open(root)
+    files = [*_expand(paths), *(_listed(table) if table else ())]
+    if not files:
+        raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
+    errors = {file: str(e) for file in files if (e := _image_error(file)) is not None}
+    good = [file for file in files if file not in errors]
+    prob = Predictor(store, cores()).probabilities(good) if good else np.empty((0, 0))
+    by_file = dict(zip(good, prob, strict=True))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    classes = store.classes()
+    writer.writerow(["image_path", "class", "confidence", *classes, "error"])
+    for file in files:
+        row = by_file.get(file)
+        if row is None:
+            writer.writerow([file, "ERROR", "", *[""] * len(classes), errors[file]])
+        else:
+            best = int(row.argmax())
+            numbers = [f"{p:.6g}" for p in (row[best], *row)]
+            writer.writerow([file, classes[best], *numbers, ""])
+    if out is None:
+        console.file.write(text.getvalue())
+    else:
+        _write(out, text.getvalue())
+        console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
+    if not good:
+        raise RunFailure("none of the images could be read")
+
+
+def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (path / name for name in find_images(path))
+        else:
+            yield path
+
+
+def _listed(table: Path) -> list[Path]:
+    """Paths in the `image_path` column, relative to the table."""
+    problems: list[Problem] = []
+    found = read_table(table, str(table), problems)
+    paths = found.column("image_path", "its header to image_path", problems) if found else []
+    if problems:
+        raise UserError(problems)
+    return [on_disk(table.parent, path) for path in paths]
+
+
+def _write(out: Path, text: str) -> None:
+    """Whole or not at all."""
+    try:
+        open_files(out.resolve().parent).write(out.name, text.encode(errors="surrogateescape"))
+    except OSError as error:
+        raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error
+
+
+def _image_error(file: Path) -> ImageError | None:
+    try:
+        read_rgb(file)
+    except ImageError as error:
+        return error
+    return None

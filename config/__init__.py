@@ -1,0 +1,1 @@
+"""The sweep's configuration: its records, its reader, and the words for its problems."""

@@ -1,0 +1,240 @@
+"""The only reader of configuration files.
+
+Takes a YAML or JSON file and `--set` overrides, gives a `SweepConfig` with absolute paths, or every
+problem at once; writes a resolved config back as YAML.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foldrace.config.problems import shown, validated
+from foldrace.config.schema import SweepConfig
+from foldrace.core.errors import ConfigError, Problem, without_password
+
+
+@dataclass(frozen=True)
+class ParsedConfig:
+    """`config` is None when a required part is wrong; where problems remain but enough is right,
+    it holds defaults in place of the wrong values, so that later checks can find more."""
+
+    source: str
+    config: SweepConfig | None
+    problems: tuple[Problem, ...]
+
+    def require(self) -> SweepConfig:
+        """The config, or a ConfigError with every problem."""
+        if self.problems or self.config is None:
+            raise ConfigError(self.problems)
+        return self.config
+
+
+_SMOKE_DEFAULTS: dict[str, Any] = {
+    "data": {"max_per_class": 8},
+    "folds": {"k": 2},
+    "search": {
+        "candidates": 2,
+        "per_backbone": {},
+        "sampler": "tpe",
+        "points": [],
+        "warm_start": [],
+        "storage": None,
+    },
+    "training": {"epochs": 1, "image_size": 32, "precision": "auto", "pretrained": False},
+    "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
+}
+_NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots")
+"""Knobs that only make sense at the config's own length and size."""
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> SweepConfig:
+    """Read, override and validate; raises ConfigError with all problems."""
+    return parse_config(path, overrides, smoke).require()
+
+
+def parse_config(
+    path: Path, overrides: Sequence[str] = (), smoke: bool = False, base: Path | None = None
+) -> ParsedConfig:
+    """Read `path` (YAML or JSON), lay the smoke section and `key=value` overrides over it,
+    validate. Relative paths are relative to `base`, by default the folder of `path`. Raises
+    ConfigError only where there is nothing to validate."""
+    raw = _read_mapping(path)
+    if smoke:
+        raw = _smoke(raw)
+    problems: list[Problem] = []
+    for override in overrides:
+        problem = _apply_override(raw, override)
+        if problem is not None:
+            problems.append(problem)
+    raw.setdefault("name", path.stem)
+    config, found = validated(raw, str(path))
+    if config is not None:
+        config = _absolute_paths(config, base or path.absolute().parent)
+    return ParsedConfig(str(path), config, (*problems, *found))
+
+
+def to_yaml(config: SweepConfig) -> str:
+    """The resolved config as YAML; `parse_config` of it gives the same config."""
+    return _yaml(config.model_dump(mode="json"))
+
+
+def to_public_yaml(config: SweepConfig) -> str:
+    """As `to_yaml`, without passwords: for reports, which are shown to others."""
+    return _yaml(_without_passwords(config.model_dump(mode="json")))
+
+
+def _yaml(tree: object) -> str:
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _without_passwords(tree: object) -> object:
+    match tree:
+        case dict():
+            return {key: _without_passwords(value) for key, value in tree.items()}
+        case list():
+            return [_without_passwords(value) for value in tree]
+        case str():
+            return without_password(tree)
+        case _:
+            return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-3` is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults` has no value of its own
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, type(None))):
+                key = str(key)  # a date; a list is refused further down
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text such as `1e-3` in quotes, since `_Loader` takes it for a number."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError.single(str(path), f"cannot be read: {error}") from error
+    form = "JSON" if path.suffix.lower() == ".json" else "YAML"
+    try:
+        raw = _from_json(text) if form == "JSON" else yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError.single(str(path), f"is not valid {form}: {error}") from error
+    if not isinstance(raw, dict):
+        found = "is empty" if raw is None else f"holds no keys, only {shown(raw)}"
+        raise ConfigError.single(str(path), f"{found}; it should hold data:, search: and so on")
+    return raw
+
+
+def _from_json(text: str) -> Any:
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise ValueError(f"key {twice!r} is given twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=mapping)
+
+
+def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config with generic small values and its own smoke section laid over it. The techniques
+    of its search space stay on: they are what a smoke run tries."""
+    defaults, own = dict(_SMOKE_DEFAULTS), raw.get("smoke")
+    folds = raw.get("folds")
+    if isinstance(folds, dict) and (folds.get("column") is not None or folds.get("k") == 1):
+        del defaults["folds"]  # the column says how many folds there are; a fixed split stays one
+    # A smoke section that is no mapping is left to the validation.
+    return _merge(_merge(_without_length(raw), defaults), own if isinstance(own, dict) else {})
+
+
+def _without_length(raw: dict[str, Any]) -> dict[str, Any]:
+    search = raw.get("search")
+    if not isinstance(search, dict) or not isinstance(search.get("space"), dict):
+        return raw
+    space = search["space"]
+    kept = {name: form for name, form in space.items() if name not in _NOT_IN_SMOKE}
+    return raw | {"search": search | {"space": kept}}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """`over` wins; sections and the search space merge key by key, but a knob's range and
+    `per_backbone` are replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        whole = within == "space" or key == "per_backbone"
+        if isinstance(old, dict) and isinstance(value, dict) and not whole:
+            value = _merge(old, value, key)
+        merged[key] = value
+    return merged
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> Problem | None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        return Problem(f"--set {override}", "should look like search.candidates=80")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        return Problem(f"--set {override}", f"the value is not valid YAML: {error}")
+    target = raw
+    for part in parts[:-1]:
+        child = target.get(part)
+        child = dict(child) if isinstance(child, dict) else {}
+        target[part] = child
+        target = child
+    target[parts[-1]] = value
+    return None
+
+
+def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
+    data = config.data
+    names = ("train", "train_images", "test", "test_images", "sample_submission")
+    found = {name: getattr(data, name) for name in names}
+    absolute = {n: _absolute(v, base) for n, v in found.items() if v is not None}
+    update: dict[str, Any] = {
+        "data": data.model_copy(update=absolute),
+        "plugins": tuple(_absolute(path, base) for path in config.plugins),
+    }
+    if config.search.warm_start:
+        runs = tuple(r if "://" in r else _absolute(r, base) for r in config.search.warm_start)
+        update["search"] = config.search.model_copy(update={"warm_start": runs})
+    if isinstance(config.training.pretrained, str):
+        weights = _absolute(config.training.pretrained, base)
+        update["training"] = config.training.model_copy(update={"pretrained": weights})
+    return config.model_copy(update=update)
+
+
+def _absolute(path: str, base: Path) -> str:
+    """Symbolic links stay: what a linked `train.csv` points to may have another name and folder."""
+    return os.path.abspath(base / Path(path).expanduser())

@@ -1,0 +1,112 @@
+"""Validation of what a configuration file holds, and the words for everything that is wrong.
+
+Takes the mapping of a file, gives a `SweepConfig` and the problems that name file, key, value and
+what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from foldrace.config.schema import RangeConfig, SweepConfig
+from foldrace.core.errors import Problem, closest
+
+_SHAPES = {  # in the words of YAML, where pydantic has those of JSON
+    "tuple_type": "should be a list: [..., ...]",
+    "dict_type": "should be a mapping: {<key>: <value>}",
+    "model_type": "should be a mapping: {<key>: <value>}",
+    "bool_type": "should be true or false",
+    "string_type": "should be text",
+}
+
+
+def validated(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
+    """Validate; where values are wrong, validate again without them to give later checks a
+    config to work on. JSON mode: lists become tuples, strings are never numbers."""
+    try:
+        return SweepConfig.model_validate_json(json.dumps(raw, default=str)), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems = [_describe(source, detail) for detail in details]
+    for _ in range(8):  # a value that went may leave its section incomplete: prune that too
+        raw = _pruned(raw, (_keys(detail["loc"]) for detail in details))
+        try:
+            return SweepConfig.model_validate_json(json.dumps(raw, default=str)), problems
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+    return None, problems
+
+
+def _keys(loc: Iterable[int | str]) -> tuple[int | str, ...]:
+    """An error's location as the user wrote it: without pydantic's union tags."""
+    return tuple(part for part in loc if not str(part).startswith("<"))
+
+
+def _describe(source: str, detail: Any) -> Problem:
+    loc = _keys(detail["loc"])
+    where = f"{source}: {_path(loc)}"
+    kind, given = detail["type"], shown(detail.get("input"))
+    context = detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return Problem(where, _unknown_key(loc))
+    if kind == "missing":
+        return Problem(where, "is missing; this key has no default")
+    if kind == "literal_error":
+        return Problem(where, f"got {given}; allowed: {context['expected']}")
+    if kind == "value_error":
+        return Problem(where, f"{context['error']} (got {given})")
+    expected = _SHAPES.get(kind) or detail["msg"].replace("Input should", "should")
+    return Problem(where, f"got {given}; {expected}")
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """('search', 'points', 0, 'backbone') -> 'search.points[0].backbone'."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).removeprefix(".") or "top level"
+
+
+def _unknown_key(loc: tuple[int | str, ...]) -> str:
+    fields = sorted(_model_at(loc[:-1]).model_fields)
+    near = closest(str(loc[-1]), fields)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown key; {hint}allowed: {', '.join(fields)}"
+
+
+def _model_at(loc: Iterable[int | str]) -> type[BaseModel]:
+    model: type[BaseModel] = SweepConfig
+    for part in loc:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return RangeConfig  # below search.space and search.per_backbone
+        options = (field.annotation, *get_args(field.annotation))
+        model = next((o for o in options if _is_model(o)), model)
+    return model
+
+
+def _is_model(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _pruned(raw: dict[str, Any], locations: Iterable[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy without the wrong values, so that their defaults stand in."""
+    copy: dict[str, Any] = json.loads(json.dumps(raw, default=str))
+    for loc in locations:
+        target: Any = copy
+        for i, part in enumerate(loc):
+            inner = target.get(part) if isinstance(target, dict) else None
+            if not isinstance(target, dict) or part not in target:
+                break
+            if i == len(loc) - 1 or not isinstance(inner, dict):
+                del target[part]
+                break
+            target = inner
+    return copy

@@ -1,0 +1,362 @@
+"""The sweep's configuration: frozen records, one a section of the YAML or JSON file.
+
+`foldrace.config.load` is the only reader of such files, `foldrace.config.problems` words what
+is wrong with one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: object) -> object:
+    """'90m', '1.5h', '45s', '2d' or a number of seconds -> seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+    if match is None:
+        raise ValueError("should be seconds, or a number with s, m, h or d, such as 90m or 1.5h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the images, labels and test images are. Paths are relative to the config file."""
+
+    train: str
+    """A CSV of image paths and labels, a folder with one folder per class, or a zip of either."""
+    train_images: str | None = None
+    """What the CSV's image paths are relative to: a folder or a zip. Default: the CSV's folder."""
+    image_column: str = "image_path"
+    label_column: str = "target"
+    group_column: str | None = None
+    """Rows of one group (a patient, a vehicle) never lie on both sides of a fold."""
+    max_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many images of each class, the first ones: to try things out."""
+    test: str | None = None
+    """A CSV with ids and image paths, a folder of images, or a zip of it."""
+    test_images: str | None = None
+    test_image_column: str | None = None
+    """Default: `image_column`."""
+    test_id_column: str | None = None
+    """Default: the first column of the sample submission, else the first column of the test CSV."""
+    sample_submission: str | None = None
+
+
+class FoldsConfig(_Section):
+    """How the training rows are cut into folds."""
+
+    k: Annotated[int, Field(ge=1, le=100)] = 5
+    """Number of folds; 1 means one fixed validation split of `valid_fraction`."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    column: str | None = None
+    """A CSV column that already gives each row's fold (0 .. k-1; with k: 1 `train`, `valid`,
+    `test`)."""
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """k: 1 only: fraction of rows, of groups where there are groups."""
+    test_fraction: Fraction = 0.0
+    """k: 1 only: fraction that no trial sees; the blend is scored on it once."""
+
+    @model_validator(mode="after")
+    def _fractions_leave_training_rows(self) -> FoldsConfig:
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"valid_fraction + test_fraction = {self.valid_fraction + self.test_fraction:g} "
+                "leaves no training rows; allowed: a sum below 1"
+            )
+        return self
+
+
+def _form(value: object) -> str | None:
+    """Which branch of a union a value is meant for, so that it gets that branch's message."""
+    if isinstance(value, bool):
+        return "<bool>"
+    if isinstance(value, (int, float)):
+        return "<number>"
+    if isinstance(value, str):
+        return "<text>"
+    return "<range>" if isinstance(value, (dict, BaseModel)) else None
+
+
+ValueConfig = Annotated[
+    Annotated[float, Tag("<number>")] | Annotated[str, Tag("<text>")],
+    Discriminator(
+        _form, custom_error_type="form", custom_error_message="should be a number or a name"
+    ),
+]
+
+
+class RangeConfig(_Section):
+    """What a knob may take in the search: low/high (with `log`), or `choices`."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool | None = None
+    choices: Annotated[tuple[ValueConfig, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> RangeConfig:
+        bounds = (self.low is not None) + (self.high is not None)
+        if self.choices is not None and bounds:
+            raise ValueError("takes low and high, or choices, not both")
+        if self.choices is None and bounds == 0:
+            raise ValueError("needs low and/or high, or choices")
+        return self
+
+
+SEARCH = "search"
+_KNOB_FORMS = (
+    "should be a number, a name, `search`, {low, high[, log]} or {choices: [...]}, as the "
+    "hyperparameter asks"
+)
+KnobConfig = Annotated[
+    Annotated[float, Tag("<number>")]
+    | Annotated[str, Tag("<text>")]
+    | Annotated[RangeConfig, Tag("<range>")],
+    Discriminator(
+        _form,
+        custom_error_type="form",
+        custom_error_message=_KNOB_FORMS,
+    ),
+]
+PretrainedConfig = Annotated[
+    Annotated[bool, Tag("<bool>")] | Annotated[str, Tag("<text>")],
+    Discriminator(
+        _form,
+        custom_error_type="form",
+        custom_error_message="should be true, false or the path of a weights file or folder",
+    ),
+]
+
+
+class PointConfig(_Section):
+    """One candidate given by hand; knobs that are not named take their defaults."""
+
+    backbone: str
+    params: dict[str, ValueConfig] = {}
+
+
+class SearchConfig(_Section):
+    """What is searched, how, and for how long."""
+
+    backbones: Annotated[tuple[str, ...], Field(min_length=1)]
+    candidates: Annotated[int, Field(ge=1)] = 20
+    """How many candidates (backbone + hyperparameters) are started, each with up to k folds."""
+    fold_trials: Annotated[int, Field(ge=1)] | None = None
+    """How many fold trials are started at most, of all candidates together."""
+    sampler: Literal["tpe", "random", "cmaes", "gp", "grid", "list"] = "tpe"
+    """`list` takes `points` alone."""
+    objective: Literal["logloss", "gain"] = "logloss"
+    """What the sampler learns from: a candidate's own pooled OOF log loss, or its gain over the
+    race's blend as that is now."""
+    points: tuple[PointConfig, ...] = ()
+    """Candidates given by hand, before the sampler's own."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier run folders whose candidates the sampler learns from; none is trained again."""
+    storage: str | None = None
+    """URL of a database (`postgresql://user:password@host/name`) for Optuna's view of the sweep,
+    instead of `study.journal` in the run folder."""
+    min_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
+    """This fraction of the candidates is shared evenly among the backbones; of the others a
+    backbone gets the more, the more its candidates have brought the race's blend."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    space: dict[str, KnobConfig] = {}
+    """Knob -> a fixed value, `search` (its default range), or a range."""
+    per_backbone: dict[str, dict[str, KnobConfig]] = {}
+    """Backbone -> the same, for that backbone only."""
+
+    @property
+    def most_candidates(self) -> int:
+        """How many candidates can be started: a list has no more than its points."""
+        if self.sampler == "list":
+            return min(self.candidates, len(self.points))
+        return self.candidates
+
+
+class RaceConfig(_Section):
+    """When a candidate gets no further folds."""
+
+    rule: Literal["gain", "forgiving", "none"] = "gain"
+    """gain: it must add to the blend of the complete candidates. forgiving: its mean log loss must
+    be below the worst fold of the best complete candidate. none: every candidate gets all folds."""
+    z: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
+    """gain: so many standard errors the gain may lie below zero."""
+    min_complete: Annotated[int, Field(ge=1)] = 5
+    """Nobody is stopped before so many candidates are complete."""
+    epoch_stopping: bool | None = None
+    """Whether first folds may be stopped in mid-training. Default: with the rule gain."""
+    grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.25
+    """Fraction of its own schedule that a trial has before it may be stopped in mid-training."""
+    reduction: Annotated[int, Field(ge=2)] = 2
+    """In mid-training the best 1/reduction of a rung goes on whatever its gain; the next rung is
+    at `reduction` times the fraction."""
+
+    @model_validator(mode="after")
+    def _epochs_are_judged_by_gain(self) -> RaceConfig:
+        if self.epoch_stopping and self.rule != "gain":
+            raise ValueError(
+                f"epoch_stopping: true goes with rule: gain, not with rule: {self.rule}"
+            )
+        return self
+
+    @property
+    def stops_epochs(self) -> bool:
+        """Whether first folds may be stopped in mid-training."""
+        return self.rule == "gain" and self.epoch_stopping is not False
+
+
+class TrainingConfig(_Section):
+    """What every trial shares."""
+
+    epochs: Annotated[int, Field(ge=1)] = 30
+    image_size: Annotated[int, Field(ge=16, le=2048)] = 224
+    """Pixels; images are square on the way into the model."""
+    patience: Annotated[int, Field(ge=1)] = 10
+    """Epochs without a lower validation log loss before a trial ends."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    pretrained: PretrainedConfig = True
+    """true (from the hub), false (from scratch), or a weights file or a folder of
+    `<backbone name>.safetensors`."""
+    loss: str = "cross_entropy"
+    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest global gradient norm; null: no clipping."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images on the device at once; larger batches accumulate gradients over several. A trial that
+    runs out of device memory halves it by itself."""
+    meta_features: tuple[str, ...] = ()
+    """What is joined to the image's features, of the stored image: mean_colour, aspect_ratio."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    channels_last: bool = True
+    """Memory format of weights and images; false for the few backbones that are slower with it."""
+    compile: bool = False
+    """torch.compile: pays off in long trials on GPUs, costs a minute at each trial's start."""
+    save_every: Seconds = 60.0
+    """A trial saves its state at the end of an epoch, so often at most; what is interrupted goes on
+    from there."""
+
+
+def _one_name(value: object) -> object:
+    """`{name: {argument: value}}`; `{name: }` and a bare `name` take every default."""
+    entry: object = {value: {}} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ValueError("should be one transform with its arguments: {<library>.<name>: {...}}")
+    [(name, arguments)] = entry.items()
+    if not isinstance(arguments, dict | None):
+        raise ValueError(f"the arguments of {name} should be a mapping: {{<name>: <value>}}")
+    arguments = dict(arguments or {})
+    if isinstance(arguments.get("transforms"), list):  # of OneOf, RandomApply and so on
+        arguments["transforms"] = [_one_name(inner) for inner in arguments["transforms"]]
+    return {name: arguments}
+
+
+TransformConfig = Annotated[dict[str, dict[str, Any]], BeforeValidator(_one_name)]
+
+
+class AugmentConfig(_Section):
+    """How training images are varied."""
+
+    policy: str = "medium"
+    transforms: tuple[TransformConfig, ...] = ()
+    """Further transforms after the policy, in this order: `{<library>.<name>: {arguments}}`."""
+
+
+class CacheConfig(_Section):
+    """How each node keeps decoded images, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
+
+    longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
+    """Pixels: larger images are stored at this longer side. Default: 1.5 × the image size."""
+    format: Literal["raw", "jpeg"] = "raw"
+    """raw: 3 bytes a pixel, nothing to decode; jpeg: about a tenth of the disk and memory, decoded
+    at each use."""
+    max_gb: Annotated[float, Field(gt=0)] = 50.0
+    """10^9 bytes that all decoded images of a node may take; never more than 80 % of the free
+    disk. The least recently used go first."""
+
+
+class ResourcesConfig(_Section):
+    """What a trial gets, and how far the run may go."""
+
+    cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
+    """Fractions share one device. Default: 1 where the cluster has GPUs, else 0."""
+    devices_per_trial: Annotated[int, Field(ge=1)] = 1
+    """Above 1 each trial trains on so many devices (data parallel), each with `cpus_per_trial`
+    and `gpus_per_trial`."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    time_budget: Seconds | None = None
+    """Seconds, or 90m, 2h, 1.5d: no fold trial runs beyond it, and the blend and the submission
+    have their time within it."""
+    gpu_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Hours of all trials' devices together; on a machine without GPUs those of its slots. No fold
+    trial starts beyond them."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """How often a fold trial that failed (a lost node, a killed worker) is started anew."""
+
+    @model_validator(mode="after")
+    def _whole_gpus_above_one(self) -> ResourcesConfig:
+        gpus = self.gpus_per_trial
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_trial {gpus:g} is above 1 and no whole number")
+        return self
+
+
+class EnsembleConfig(_Section):
+    """How the blend is chosen."""
+
+    method: str = "greedy"
+    max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 50
+    max_members: Annotated[int, Field(ge=1)] | None = None
+    bags: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Greedy: so many random halves of the members are searched and averaged; 0: all, once."""
+    calibrate: bool = True
+    """Temperatures of members and blend, each where it lowers the cross-fitted log loss."""
+    max_ms_per_image: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of all fold models of the blend together, on the machine that blends."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Of the weight files of all fold models of the blend together."""
+    exclude: tuple[str, ...] = ()
+    """Candidates (`c0007`, or one variant: `c0007 ema`) and backbones that may not enter."""
+    include: tuple[str, ...] = ()
+    """Candidates that must have a weight."""
+    keep: Literal["all", "blend"] = "all"
+    """`blend` removes the weights that the blend does not use; never the OOF."""
+
+
+class SweepConfig(_Section):
+    """The whole sweep."""
+
+    name: str
+    plugins: tuple[str, ...] = ()
+    """Python files that add backbones, losses, optimisers and so on to the tables."""
+    data: DataConfig
+    folds: FoldsConfig = FoldsConfig()
+    search: SearchConfig
+    race: RaceConfig = RaceConfig()
+    training: TrainingConfig = TrainingConfig()
+    augment: AugmentConfig = AugmentConfig()
+    cache: CacheConfig = CacheConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    smoke: dict[str, Any] = {}
+    """What `run --smoke` lays over this config."""

@@ -1,0 +1,1 @@
+"""What every room uses: errors, metrics, whole-file writes, plugin files."""

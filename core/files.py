@@ -1,0 +1,257 @@
+"""Texts and records as files of a run folder.
+
+Takes files and names, gives texts and validated records; what cannot be read is a RunFolderError
+that names the file.
+
+Whole-file access to a folder on a local disk, NFS, or an object store (`s3://...`).
+
+Takes names relative to the folder, gives bytes. A file appears whole or not at all: locally it is
+written aside, synced and renamed; an object store puts whole objects.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from foldrace.core.errors import RunFolderError
+
+ASIDE = ".part-"
+"""Files whose names begin so are being written."""
+_OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
+_URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
+
+
+class Files(Protocol):
+    """A folder of whole files."""
+
+    root: str
+
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes | memoryview) -> None: ...
+    def exists(self, name: str) -> bool: ...
+    def names(self, folder: str = "") -> list[str]: ...
+    def size(self, name: str) -> int:
+        """Of a file, in bytes; OSError where there is none."""
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """Every file at any depth below the folder, by its name relative to the root -> a text that
+        changes whenever the file does."""
+
+    def delete(self, name: str) -> None: ...
+    def delete_parts(self, folder: str) -> None:
+        """Remove what killed writers left of files that never came to be. Nobody may be writing
+        into the folder."""
+
+
+def open_files(root: str | Path) -> Files:
+    """The folder at a local path or at an object store's URL (`s3://bucket/path`)."""
+    text = str(root)
+    if "://" not in text:
+        return LocalFiles(Path(text).expanduser().resolve())
+    if text.startswith("file://"):
+        return LocalFiles(Path(unquote(urlsplit(text).path)))
+    return RemoteFiles(text)
+
+
+class LocalFiles:
+    """A folder that the operating system mounts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.root = str(path)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = aside(target)
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the entries of a folder, sorted; files being written are not entries yet."""
+        path = self.path / folder
+        if not path.is_dir():
+            return []
+        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(ASIDE))
+
+    def size(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        return dict(_stamps(str(self.path / folder), folder))
+
+    def delete(self, name: str) -> None:
+        path = self.path / name
+        try:
+            path.unlink()  # mostly there is nothing, and this one call says so
+        except FileNotFoundError:
+            return
+        except OSError:
+            if not path.is_dir():
+                raise
+            shutil.rmtree(path)
+
+    def delete_parts(self, folder: str) -> None:
+        for part in (self.path / folder).glob(f"{ASIDE}*"):
+            part.unlink(missing_ok=True)
+
+
+class RemoteFiles:
+    """A folder in an object store, through pyarrow's file systems.
+
+    Keys and region come from where the AWS tools have them: AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, AWS_REGION, ~/.aws, or the machine's role. Another S3 service (MinIO,
+    Ceph) is named by AWS_ENDPOINT_URL=http://host:9000, or in the URL itself:
+    `s3://bucket/run?endpoint_override=host:9000&scheme=http&region=us-east-1`. Every machine of a
+    cluster needs the same variables. The bucket must exist.
+    """
+
+    def __init__(self, url: str) -> None:
+        from pyarrow import ArrowException, fs
+
+        allowed = f"allowed: a local path, or {', '.join(f'{s}://' for s in _OBJECT_STORES)}"
+        if urlsplit(url).scheme not in _OBJECT_STORES:
+            raise RunFolderError.single(url, f"is of no kind that a run can be kept in; {allowed}")
+        try:
+            base, path = fs.FileSystem.from_uri(quote(url, safe=_URL_SYNTAX))
+        except (ArrowException, OSError, ValueError) as error:
+            raise RunFolderError.single(url, f"cannot be opened: {error}; {allowed}") from error
+        self._fs, self._path, self.root = base, PurePosixPath(path), url
+
+    def read(self, name: str) -> bytes:
+        with self._fs.open_input_stream(str(self._path / name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        with self._fs.open_output_stream(str(self._path / name)) as stream:
+            stream.write(data)
+
+    def exists(self, name: str) -> bool:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(str(self._path / name))
+        return bool(found.type != fs.FileType.NotFound)
+
+    def names(self, folder: str = "") -> list[str]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(str(self._path / folder), allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+
+    def size(self, name: str) -> int:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(str(self._path / name))
+        if found.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self.root}: no file {name}")
+        return int(found.size)
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        from pyarrow import fs
+
+        where = str(self._path / folder)  # one request lists many files: none is asked for alone
+        selector = fs.FileSelector(where, allow_not_found=True, recursive=True)
+        return {
+            str(PurePosixPath(info.path).relative_to(self._path)): f"{info.size} {info.mtime_ns}"
+            for info in self._fs.get_file_info(selector)
+            if info.type == fs.FileType.File
+        }
+
+    def delete(self, name: str) -> None:
+        from pyarrow import fs
+
+        found = self._fs.get_file_info(str(self._path / name))
+        if found.type == fs.FileType.Directory:
+            self._fs.delete_dir(str(self._path / name))
+        elif found.type == fs.FileType.File:
+            self._fs.delete_file(str(self._path / name))
+
+    def delete_parts(self, folder: str) -> None:
+        """An object that was not put whole does not exist."""
+
+
+def aside(target: Path) -> Path:
+    """Where this writer, and no other, writes a file before it is renamed to `target`."""
+    return target.with_name(f"{ASIDE}{uuid.uuid4().hex}-{target.name}")
+
+
+def _stamps(path: str, name: str) -> Iterator[tuple[str, str]]:
+    """(name, stamp) of every file below; with its inode, since each write makes a new file."""
+    try:
+        entries = os.scandir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if entry.name.startswith(ASIDE):
+                continue
+            if entry.is_dir():
+                yield from _stamps(entry.path, f"{name}/{entry.name}")
+                continue
+            with suppress(FileNotFoundError):  # a sweep may be running
+                found = entry.stat()
+                stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+                yield f"{name}/{entry.name}", stamp
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; not every file system lets a folder be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8; a Linux file name may hold bytes that are not, which Python keeps as surrogates."""
+    return text.encode(errors="surrogateescape")
+
+
+def read_text(files: Files, name: str) -> str:
+    """The inverse of `to_bytes`."""
+    try:
+        return files.read(name).decode(errors="surrogateescape")
+    except OSError as error:
+        raise RunFolderError.single(f"{files.root}/{name}", f"cannot be read: {error}") from error
+
+
+def record_json(record: BaseModel) -> bytes:
+    return record.model_dump_json(indent=1).encode()
+
+
+def read_record(files: Files, name: str, kind: type[Record]) -> Record:
+    """RunFolderError where the file holds no such record."""
+    try:
+        return kind.model_validate_json(files.read(name))
+    except (OSError, ValidationError) as error:
+        raise RunFolderError.single(f"{files.root}/{name}", f"is damaged: {error}") from error

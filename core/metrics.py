@@ -1,0 +1,234 @@
+"""The one definition of the score, and the classification metrics of the report.
+
+Takes probabilities (n, C) or predicted classes (n,) with labels (n,); gives float64 numbers.
+Wrong input is a ValueError that names the row. `METRICS` is the table of what a blend is described
+by.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foldrace.core.plugin_files import told
+
+Number = TypeVar("Number", np.int64, np.float64)
+
+CLIP = 1e-15
+"""The least probability that a row's true class may have; the score is finite because of it."""
+
+_ABOVE_ONE = 1e-6
+"""Rounding may lift a float32 probability above 1 by this much; more is an unnormalised row."""
+
+_log = logging.getLogger("foldrace")
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """What a metric gives for a blend."""
+
+    name: str
+    value: float
+    greater_is_better: bool
+
+
+class ClassScores(NamedTuple):
+    """Each field (C,) float64; 0 where a class was never predicted or never occurs."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table. `function`: probabilities (n, C) float64 whose rows sum to 1, and
+    labels (n,) int64 -> a finite number."""
+
+    name: str
+    doc: str
+    function: Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+    greater_is_better: bool
+
+
+def normalise(prob: ArrayLike) -> NDArray[np.float64]:
+    """Rows (n, C) scaled to sum to 1, then clipped to [CLIP, 1]."""
+    rows, sums = _rows_and_sums(prob)
+    scaled: NDArray[np.float64] = rows / sums[:, None]
+    return np.clip(scaled, CLIP, 1.0, out=scaled)
+
+
+def read_only(array: NDArray[Number]) -> NDArray[Number]:
+    """A view for a metric: the next one gets the same numbers."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def true_class_probability(prob: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """(n,): what the normalised and clipped row gives to its own label; prob (n, C), labels (n,).
+
+    The same numbers as `normalise(prob)[row, label]`, without its (n, C) copy.
+    """
+    rows, sums = _rows_and_sums(prob)
+    classes = _classes(labels, "label", len(rows), rows.shape[1])
+    return clip_true(rows[np.arange(len(rows)), classes] / sums)
+
+
+def clip_true(true_prob: ArrayLike) -> NDArray[np.float64]:
+    """True-class probabilities (n,), float64, clipped to [CLIP, 1]."""
+    values = np.asarray(true_prob, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"true-class probabilities have shape {values.shape}, should be (rows,)")
+    wrong = ~((values >= 0.0) & (values <= 1.0 + _ABOVE_ONE))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"row {row}: {values[row]} is not a probability between 0 and 1")
+    return np.clip(values, CLIP, 1.0)
+
+
+def row_losses(true_prob: ArrayLike) -> NDArray[np.float64]:
+    """-log of the clipped true-class probabilities (n,), natural log."""
+    return -np.log(clip_true(true_prob))
+
+
+def log_loss_of_true(true_prob: ArrayLike) -> float:
+    """The score: the mean over all rows of -log p(true class), in nats."""
+    return float(row_losses(true_prob).mean())
+
+
+def log_loss(prob: ArrayLike, labels: ArrayLike) -> float:
+    """The score of probabilities (n, C) for labels (n,)."""
+    return log_loss_of_true(true_class_probability(prob, labels))
+
+
+def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """The share of rows whose class is right; predicted is (n, C) probabilities or (n,) classes."""
+    guesses = _guesses(predicted, None)
+    return float((guesses == _classes(labels, "label", len(guesses), None)).mean())
+
+
+def macro_f1(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> float:
+    """The mean F1 over the classes that occur in the labels or in the predictions."""
+    table = confusion(predicted, labels, n_classes)
+    occurs = (table.sum(axis=0) + table.sum(axis=1)) > 0
+    return float(_class_scores(table).f1[occurs].mean())
+
+
+def precision_recall_f1(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> ClassScores:
+    """Precision, recall and F1 of each class; predicted as in `accuracy`."""
+    return _class_scores(confusion(predicted, labels, n_classes))
+
+
+def confusion(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
+    """(C, C) counts: row = label, column = predicted class; predicted as in `accuracy`."""
+    guesses = _guesses(predicted, n_classes)
+    truth = _classes(labels, "label", len(guesses), n_classes)
+    counts = np.bincount(truth * n_classes + guesses, minlength=n_classes * n_classes)
+    return counts.reshape(n_classes, n_classes).astype(np.int64, copy=False)
+
+
+def _class_scores(table: NDArray[np.int64]) -> ClassScores:
+    """From a confusion table (C, C), row = label."""
+    hits = np.diag(table)
+    predicted, actual = table.sum(axis=0), table.sum(axis=1)
+    return ClassScores(
+        _share(hits, predicted), _share(hits, actual), _share(2 * hits, predicted + actual)
+    )
+
+
+def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(part / np.maximum(whole, 1), dtype=np.float64)
+
+
+def _rows_and_sums(prob: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Checked probabilities (n, C) and their row sums (n,), both float64."""
+    rows = np.asarray(prob, dtype=np.float64)
+    if rows.ndim != 2 or rows.size == 0:
+        raise ValueError(f"probabilities have shape {rows.shape}, should be (rows, classes)")
+    sums = rows.sum(axis=1)
+    wrong = ~((rows.min(axis=1) >= 0.0) & (sums > 0.0) & (sums < np.inf))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(f"row {row}: {_reason(rows[row])}")
+    return rows, sums
+
+
+def _reason(row: NDArray[np.float64]) -> str:
+    """What is wrong with one row (C,) of probabilities."""
+    for column, value in enumerate(row):
+        if not 0.0 <= value < np.inf:
+            return f"class {column} has the probability {value}, should be finite and >= 0"
+    return f"the probabilities sum to {row.sum()}, should be finite and > 0"
+
+
+def _guesses(predicted: ArrayLike, n_classes: int | None) -> NDArray[np.int64]:
+    """Classes (n,) from probabilities (n, C), the lowest class on a tie, or from classes (n,)."""
+    values = np.asarray(predicted)
+    if values.ndim != 2:
+        return _classes(values, "predicted class", None, n_classes)
+    rows, _ = _rows_and_sums(values)
+    if n_classes not in (None, rows.shape[1]):
+        raise ValueError(f"the probabilities have {rows.shape[1]} classes, should be {n_classes}")
+    best: NDArray[np.int64] = rows.argmax(axis=1).astype(np.int64, copy=False)
+    return best
+
+
+def _classes(
+    values: ArrayLike, name: str, n_rows: int | None, n_classes: int | None
+) -> NDArray[np.int64]:
+    """Checked class indices (n,) in [0, n_classes); None leaves that size open."""
+    classes = np.asarray(values)
+    if classes.ndim != 1 or classes.size == 0 or n_rows not in (None, len(classes)):
+        expected = "rows" if n_rows is None else n_rows
+        raise ValueError(f"{name}: the shape is {classes.shape}, should be ({expected},)")
+    if not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(f"{name}: the type is {classes.dtype}, should be an integer type")
+    wrong = (classes < 0) | (classes >= (np.inf if n_classes is None else n_classes))
+    if wrong.any():
+        row = int(wrong.argmax())
+        allowed = ">= 0" if n_classes is None else f"in 0..{n_classes - 1}"
+        raise ValueError(f"row {row}: the {name} is {classes[row]}, should be {allowed}")
+    indices: NDArray[np.int64] = classes.astype(np.int64, copy=False)
+    return indices
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("log_loss", "the score: mean of -log p(true class)", log_loss, False),
+        Metric("accuracy", "share of rows whose class is right", accuracy, True),
+        Metric(
+            "macro_f1",
+            "mean F1 over the classes",
+            lambda prob, labels: macro_f1(prob, labels, prob.shape[1]),
+            True,
+        ),
+    )
+}
+
+
+def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> tuple[MetricScore, ...]:
+    """Every row of the table for prob (n, C), labels (n,). One that fails or is not finite is left
+    out, with a warning: a blend does not depend on it."""
+    rows, classes = read_only(normalise(prob)), read_only(labels)
+    found: list[MetricScore] = []
+    for metric in METRICS.values():
+        try:
+            value = float(metric.function(rows, classes))
+        except Exception as error:  # a user's own metric may raise anything
+            _log.warning("metric %s is left out: %s", metric.name, told(error))
+            _log.debug("metric %s failed", metric.name, exc_info=True)
+            continue
+        if math.isfinite(value):
+            better = metric.greater_is_better
+            found.append(MetricScore(name=metric.name, value=value, greater_is_better=better))
+        else:
+            _log.warning("metric %s is %s and is left out", metric.name, value)
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Tables, images, folds and test set: from a user's files to rows, labels and pixels."""

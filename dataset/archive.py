@@ -1,0 +1,189 @@
+"""Zip archives: unpacked once, safely, into a cache that all runs of this machine share.
+
+Takes the path of a zip, gives the folder with its content, or a DataError with every problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from foldrace.core.errors import DataError, Problem, listing
+
+MAX_MEMBERS = 5_000_000
+MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
+RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
+
+_UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
+_CHUNK = 1 << 20
+_PART = ".part-"
+_STALE_SECONDS = 24 * 3600
+# What zipfile raises for damaged, misnamed and unknown content: it has no common base.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(UnicodeDecodeError, NotImplementedError),
+)
+
+
+def cache_dir() -> Path:
+    """$FOLDRACE_CACHE, else the user's cache folder."""
+    own = os.environ.get("FOLDRACE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "foldrace"
+
+
+def unpack(zip_path: Path) -> Path:
+    """The folder with the archive's content. The same content is unpacked only once."""
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            target = cache_dir() / "unpacked" / _key(archive)
+            return target if target.is_dir() else _unpack(archive, zip_path, target)
+    except _DAMAGE as error:
+        raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
+    except OSError as error:
+        raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the temporary folders in `folder` whose owner was killed: none of them was touched
+    for a day."""
+    for part in folder.glob(f"{_PART}*"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - part.lstat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def _key(archive: zipfile.ZipFile) -> str:
+    digest = hashlib.sha256()
+    for info in archive.infolist():
+        entry = (info.orig_filename, info.CRC, info.file_size, info.compress_size)
+        digest.update(repr(entry).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_parts(target.parent)
+    members = [(_name(info), info) for info in archive.infolist() if not _is_litter(_name(info))]
+    problems = [*_unsafe(members, zip_path), *_too_big(members, zip_path, target.parent)]
+    if problems:
+        raise DataError(problems)
+    aside = Path(tempfile.mkdtemp(prefix=_PART, dir=target.parent))
+    try:
+        for name, info in members:
+            _extract(archive, info, aside / name, is_dir=name.endswith("/"))
+            os.utime(aside)  # still alive: see remove_stale_parts
+        _publish(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _publish(aside: Path, target: Path) -> None:
+    """Rename; when another process was faster, its folder holds the same content."""
+    aside.chmod(0o755)  # mkdtemp makes 0700
+    try:
+        aside.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Without the UTF-8 flag, zipfile reads a name as CP437; Korean Windows writes CP949."""
+    name = info.orig_filename
+    if not info.flag_bits & _UTF8_FLAG:
+        raw = name.encode("cp437")
+        for encoding in ("utf-8", "cp949"):
+            try:
+                name = raw.decode(encoding)
+                break
+            except UnicodeDecodeError:
+                continue
+    return name.replace("\\", "/")
+
+
+def _is_litter(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or parts[-1:] in ((".DS_Store",), ("Thumbs.db",))
+
+
+def _unsafe(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -> list[Problem]:
+    reasons: dict[str, list[str]] = {}
+    for name, info in members:
+        reason = _refusal(name, info)
+        if reason is not None:
+            reasons.setdefault(reason, []).append(repr(name))
+    counts = Counter(str(PurePosixPath(name)) for name, _ in members if name[-1:] != "/")
+    twice = [repr(name) for name, count in counts.items() if count > 1]
+    if twice:
+        reasons["are there twice"] = twice
+    advice = "pack the archive again without them"
+    return [
+        Problem(str(zip_path), f"members that {reason}: {listing(names)}; {advice}")
+        for reason, names in reasons.items()
+    ]
+
+
+def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
+    """Why a member must not be unpacked; None when it may."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if name.startswith("/") or re.match("[A-Za-z]:", name):
+        return "have an absolute path"
+    if ".." in name.split("/"):
+        return "lead outside of the archive (..)"
+    if "\0" in name or not PurePosixPath(name).parts:
+        return "have no valid name"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "are links or devices, not files"
+    if info.flag_bits & _ENCRYPTED_FLAG:
+        return "are encrypted"
+    return None
+
+
+def _too_big(
+    members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
+) -> list[Problem]:
+    problems = []
+    total = sum(info.file_size for _, info in members)
+    ratio = total / max(zip_path.stat().st_size, 1)
+    if len(members) > MAX_MEMBERS:
+        message = f"holds {len(members):,} members; allowed: {MAX_MEMBERS:,}"
+        problems.append(Problem(str(zip_path), message))
+    if ratio > MAX_RATIO and total > RATIO_FREE_BYTES:
+        message = (
+            f"unpacks to {total / 1e9:.1f} GB, {ratio:,.0f} times its size; allowed: "
+            f"{MAX_RATIO} times. If it is no zip bomb, unpack it and name the folder"
+        )
+        problems.append(Problem(str(zip_path), message))
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        message = (
+            f"unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
+            "make room or set FOLDRACE_CACHE to a folder on a larger disk"
+        )
+        problems.append(Problem(str(zip_path), message))
+    return problems
+
+
+def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, is_dir: bool) -> None:
+    """zipfile gives at most the declared size, and an error where the checksum is another."""
+    if is_dir:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(info) as packed, path.open("wb") as file:
+        shutil.copyfileobj(packed, file, _CHUNK)

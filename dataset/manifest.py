@@ -1,0 +1,209 @@
+"""The training images with their labels, as the rest of the house sees them.
+
+Takes the config's `data` section (a CSV, a folder per class, or a zip of either), gives a
+`Manifest`, or a DataError with every problem.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldrace.config.schema import DataConfig
+from foldrace.core.errors import DataError, Problem, listing
+from foldrace.dataset.images import find_images, natural_key
+from foldrace.dataset.tables import (
+    Table,
+    clean,
+    find_image_root,
+    inner_folder,
+    on_disk,
+    open_folder,
+    open_source,
+)
+
+T = TypeVar("T")
+_SPLITS = frozenset(("train", "training", "valid", "validation", "val", "test", "testing"))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The labelled images, one row each, in the order of the table."""
+
+    image_root: Path
+    image_paths: tuple[str, ...]
+    """As written, but with `/`: relative to `image_root`, or absolute."""
+    labels: NDArray[np.int64]
+    """(n,) indices into `classes`."""
+    classes: tuple[str, ...]
+    groups: tuple[str, ...] | None
+    given_folds: tuple[str, ...] | None
+    table: str | None = None
+    """The CSV that the rows come from, as messages name it."""
+    lines: tuple[int, ...] | None = None
+    """Where each row begins in `table`, as an editor counts."""
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def file(self, row: int) -> Path:
+        return on_disk(self.image_root, self.image_paths[row])
+
+
+def read_manifest(data: DataConfig, fold_column: str | None = None) -> Manifest:
+    """The training rows; raises DataError with every problem."""
+    manifest, problems = scan_manifest(data, fold_column)
+    if manifest is None or problems:
+        raise DataError(problems)
+    return manifest
+
+
+def scan_manifest(
+    data: DataConfig, fold_column: str | None = None
+) -> tuple[Manifest | None, list[Problem]]:
+    """As `read_manifest`, but where labels are wrong it still gives the images, so that an audit
+    can find what is wrong with those too; a row without a label has the class ''."""
+    problems: list[Problem] = []
+    source = open_source("data.train", data.train, problems)
+    manifest = None
+    if isinstance(source, Table):
+        manifest = _from_table(source, data, fold_column, problems)
+    elif source is not None:
+        manifest = _from_folders(source, data, fold_column, problems)
+    if manifest is not None and data.max_per_class is not None:
+        manifest = _first_of_each_class(manifest, data.max_per_class)
+    return manifest, problems
+
+
+def _from_table(
+    table: Table, data: DataConfig, fold_column: str | None, problems: list[Problem]
+) -> Manifest | None:
+    folder: Path | None = table.folder
+    if data.train_images is not None:
+        folder = open_folder("data.train_images", data.train_images, problems)
+    paths = table.paths(data.image_column, "data.image_column", problems)
+    images_known = not problems
+    names = table.column(data.label_column, "data.label_column", problems)
+    groups = given = None
+    if data.group_column is not None:
+        groups = table.column(data.group_column, "data.group_column", problems)
+    if fold_column is not None:
+        given = table.column(fold_column, "folds.column", problems)
+    names = [clean(name) for name in names]
+    if names:
+        problems.extend(_too_few_classes(table.name, names))
+    if paths and names:
+        problems.extend(_repeated(table, paths, names))
+    if folder is None or not images_known:
+        return None
+    names = names or [""] * len(paths)
+    manifest = _manifest(find_image_root(folder, paths), paths, names)
+    return replace(
+        manifest,
+        groups=_cleaned(groups),
+        given_folds=_cleaned(given),
+        table=table.name,
+        lines=table.lines,
+    )
+
+
+def _from_folders(
+    folder: Path, data: DataConfig, fold_column: str | None, problems: list[Problem]
+) -> Manifest | None:
+    for key, value in (
+        ("data.train_images", data.train_images),
+        ("data.group_column", data.group_column),
+        ("folds.column", fold_column),
+    ):
+        if value is not None:
+            message = f"is {value!r}, but data.train has no CSV, only folders; remove this key"
+            problems.append(Problem(key, message))
+    inner = inner_folder(folder)
+    while inner is not None and any(p.is_dir() for p in inner.iterdir()):
+        folder, inner = inner, inner_folder(inner)
+    paths = find_images(folder)
+    loose = [path for path in paths if "/" not in path]
+    names = [clean(path.split("/")[0]) for path in paths if "/" in path]
+    problems.extend(_folder_problems(folder, data.train, loose, set(names)))
+    problems.extend(_too_few_classes(data.train, names))
+    return None if loose else _manifest(folder, paths, names)
+
+
+def _manifest(root: Path, paths: Sequence[str], names: Sequence[str]) -> Manifest:
+    classes = tuple(sorted(set(names), key=natural_key))
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[name] for name in names], dtype=np.int64)
+    return Manifest(root, tuple(paths), labels, classes, groups=None, given_folds=None)
+
+
+def _first_of_each_class(manifest: Manifest, count: int) -> Manifest:
+    """The first `count` rows of each class, in the order of the table."""
+    by_class = [np.flatnonzero(manifest.labels == c)[:count] for c in range(len(manifest.classes))]
+    kept = np.sort(np.concatenate(by_class))
+
+    def chosen(column: tuple[T, ...] | None) -> tuple[T, ...] | None:
+        return None if column is None else tuple(column[row] for row in kept)
+
+    return replace(
+        manifest,
+        image_paths=tuple(manifest.image_paths[row] for row in kept),
+        labels=manifest.labels[kept],
+        groups=chosen(manifest.groups),
+        given_folds=chosen(manifest.given_folds),
+        lines=chosen(manifest.lines),
+    )
+
+
+def _cleaned(cells: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if cells is None else tuple(clean(cell) for cell in cells)
+
+
+def _repeated(table: Table, paths: Sequence[str], names: Sequence[str]) -> Iterator[Problem]:
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        rows.setdefault(posixpath.normpath(clean(path)), []).append(row)
+    same: list[str] = []
+    conflicting: list[str] = []
+    for same_rows in rows.values():
+        labels = list(dict.fromkeys(names[row] for row in same_rows))
+        if len(same_rows) > 1 and paths[same_rows[0]].strip():
+            lines = " and ".join(str(table.lines[row]) for row in same_rows)
+            shown = f"{paths[same_rows[0]]} (lines {lines}: {', '.join(labels)})"
+            (same if len(labels) == 1 else conflicting).append(shown)
+    if conflicting:
+        message = f"the same image with different labels: {listing(conflicting)}; keep the right"
+        yield Problem(table.name, f"{message} one")
+    if same:
+        yield Problem(table.name, f"the same image twice: {listing(same)}; keep one row of each")
+
+
+def _too_few_classes(where: str, names: Iterable[str]) -> Iterator[Problem]:
+    classes = sorted(set(names) - {""})
+    if len(classes) < 2:
+        found = f"only the class {classes[0]!r}" if classes else "no labelled image"
+        yield Problem(
+            where,
+            f"holds {found}; needed: at least 2 classes (a column of labels, or "
+            "one folder of images per class)",
+        )
+
+
+def _folder_problems(
+    folder: Path, where: str, loose: Sequence[str], classes: set[str]
+) -> Iterator[Problem]:
+    if loose:
+        message = f"images beside the class folders: {listing(loose)}; move them into one"
+        yield Problem(where, message)
+    folders = {clean(p.name) for p in folder.iterdir() if p.is_dir() and p.name[0] != "."}
+    empty = sorted(folders - classes - {"__MACOSX"}, key=natural_key)
+    if empty and classes:
+        yield Problem(where, f"class folders without images: {listing(empty)}; remove them")
+    if len(classes) > 1 and {name.lower() for name in classes} <= _SPLITS:
+        names = ", ".join(sorted(classes))
+        yield Problem(where, f"the class folders are called {names}: set data.train to one of them")

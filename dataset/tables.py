@@ -1,0 +1,202 @@
+"""Where rows come from: CSV tables as people have them, and folders or zips of images.
+
+Takes the paths that the config names, gives a `Table` or a folder, and adds to a list of problems.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+
+from foldrace.core.errors import DataError, Problem, closest, listing
+from foldrace.dataset.archive import unpack
+from foldrace.dataset.images import IMAGE_SUFFIXES
+
+_ROOT_SAMPLE = 50  # so many paths tell whether a wrapping folder has to be left out
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV as text: nothing is a number, nothing is missing ('NA' and '01' stay as they are)."""
+
+    name: str
+    folder: Path
+    header: tuple[str, ...]
+    """The first line's cells as they are."""
+    columns: tuple[str, ...]
+    """The same as compared."""
+    rows: tuple[list[str], ...]
+    lines: tuple[int, ...]
+    """Where each row begins, as an editor counts."""
+
+    def column(self, name: str, key: str, problems: list[Problem]) -> list[str]:
+        """The column's cells, all filled; [] and a problem where that cannot be."""
+        count = self.columns.count(clean(name))
+        if count != 1:
+            near = closest(name, self.columns, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            state = f"has no column {name!r}" if count == 0 else f"has {count} columns {name!r}"
+            message = f"{state}; columns: {listing(self.columns)}{hint}. Set {key}"
+            problems.append(Problem(self.name, message))
+            return []
+        index = self.columns.index(clean(name))
+        cells = [row[index] for row in self.rows]
+        empty = [line for line, cell in zip(self.lines, cells, strict=True) if not cell.strip()]
+        if empty:
+            message = f"column {name!r} is empty in line {listing(empty)}; fill in or remove them"
+            problems.append(Problem(self.name, message))
+        return cells
+
+    def paths(self, column: str, key: str, problems: list[Problem]) -> list[str]:
+        """The column's cells with `/` between the parts of a path, none above the folder."""
+        paths = [path.replace("\\", "/") for path in self.column(column, key, problems)]
+        outside = [
+            f"line {line}: {path}"
+            for line, path in zip(self.lines, paths, strict=False)
+            if posixpath.normpath(path).split("/")[0] == ".."
+        ]
+        if outside:
+            message = f"paths lead out of the image folder: {listing(outside)}; make them absolute"
+            advice = "or name the folder above in the config"
+            problems.append(Problem(self.name, f"{message}, {advice}"))
+        return paths
+
+
+def read_table(path: Path, name: str, problems: list[Problem]) -> Table | None:
+    text = _decode(path, name, problems)
+    records: list[list[str]] = []
+    lines: list[int] = []
+    reader = csv.reader(io.StringIO(text or "", newline=""), strict=True)
+    start = 1
+    try:
+        for record in reader:
+            if record:  # an empty line gives an empty record
+                records.append(record)
+                lines.append(start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        message = f'line {start} is not valid CSV: {error}; put values with , or " in quotes'
+        problems.append(Problem(name, message))
+        return None
+    if len(records) < 2:
+        if text is not None:
+            problems.append(Problem(name, "has no rows; needed: a header line and one per image"))
+        return None
+    width = len(records[0])
+    odd = [line for line, record in zip(lines, records, strict=True) if len(record) != width]
+    if odd:
+        message = f"the header has {width} cells, line {listing(odd)} not; quote values with commas"
+        problems.append(Problem(name, message))
+    kept = [(r, n) for r, n in zip(records, lines, strict=True) if len(r) == width][1:]
+    return Table(
+        name=name,
+        folder=path.parent,
+        header=tuple(records[0]),
+        columns=tuple(clean(cell) for cell in records[0]),
+        rows=tuple(row for row, _ in kept),
+        lines=tuple(line for _, line in kept),
+    )
+
+
+def clean(cell: str) -> str:
+    """A name as compared: macOS writes Hangul decomposed (NFD), others composed (NFC)."""
+    return normalize("NFC", cell.strip())
+
+
+def twice(items: Iterable[str]) -> list[str]:
+    """Items that occur more than once."""
+    return [item for item, count in Counter(items).items() if count > 1]
+
+
+def open_source(key: str, value: str, problems: list[Problem]) -> Table | Path | None:
+    """A CSV, or the only CSV in a zip, as a table; else the folder of images."""
+    path = Path(value)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return read_table(path, value, problems)
+    folder = open_folder(key, value, problems, kinds="a .csv, a folder or a .zip")
+    if folder is None or path.is_dir():
+        return folder
+    tables = sorted(p for p in folder.rglob("*.[cC][sS][vV]") if not p.name.startswith("."))
+    if not tables:
+        return folder
+    names = [str(table.relative_to(folder)) for table in tables]
+    if len(tables) > 1:
+        message = f"holds {len(tables)} CSV files: {listing(names)}; unpack it and set {key} to one"
+        problems.append(Problem(value, message))
+        return None
+    return read_table(tables[0], f"{names[0]} in {value}", problems)
+
+
+def open_folder(
+    key: str, value: str, problems: list[Problem], kinds: str = "a folder or a .zip"
+) -> Path | None:
+    path = Path(value)
+    if path.is_dir():
+        return path
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = closest(path.name, siblings)
+        hint = f"; there are {listing(near)}" if near else ""
+        problems.append(Problem(key, f"{value} does not exist{hint}"))
+        return None
+    if path.suffix.lower() != ".zip":
+        problems.append(Problem(key, f"{value} is of no known kind; allowed: {kinds}"))
+        return None
+    try:
+        return unpack(path)
+    except DataError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def on_disk(root: Path, written: str) -> Path:
+    """The file of that name, whichever Unicode form the disk has for each of its parts."""
+    path = root / written
+    if written.isascii() or os.path.exists(path):  # Path.exists raises for a name too long
+        return path
+    found = root
+    for part in PurePosixPath(written).parts:
+        forms = (part, normalize("NFC", part), normalize("NFD", part))
+        found = next((found / f for f in forms if os.path.exists(found / f)), found / part)
+    return found
+
+
+def inner_folder(folder: Path) -> Path | None:
+    """The only folder in `folder`, where there are no images beside it."""
+    visible = [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+    folders = [p for p in visible if p.is_dir()]
+    images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible if not p.is_dir())
+    return folders[0] if len(folders) == 1 and not images else None
+
+
+def find_image_root(folder: Path, paths: Sequence[str]) -> Path:
+    """`folder`, or the one folder wrapped in it when only from there paths lead to files."""
+    sample = paths[:: len(paths) // _ROOT_SAMPLE + 1]
+    root: Path | None = folder
+    while root is not None:
+        if any(os.path.exists(on_disk(root, path)) for path in sample):
+            return root
+        root = inner_folder(root)
+    return folder
+
+
+def _decode(path: Path, name: str, problems: list[Problem]) -> str | None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        problems.append(Problem(name, f"cannot be read: {error}"))
+        return None
+    for encoding in ("utf-8-sig", "cp949"):  # Korean Excel saves CP949
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    problems.append(Problem(name, "is neither UTF-8 nor CP949 text; save it as CSV UTF-8"))
+    return None

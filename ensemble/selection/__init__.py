@@ -1,0 +1,1 @@
+"""The blend of a run: its members, their checks, the choice, and what is written about it."""

@@ -1,0 +1,188 @@
+"""Which members the config lets into a blend: names that are excluded, forced in, or too dear.
+
+Takes members and the config's wishes, gives indices and `Limits`; every wish that cannot be met is
+told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from posixpath import basename
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldrace.config.schema import EnsembleConfig
+from foldrace.core.errors import ConfigError, Problem, listing
+from foldrace.ensemble.calibration import methods_to_try
+from foldrace.ensemble.limits import Limits
+from foldrace.ensemble.methods import METHODS, check_method
+from foldrace.ensemble.pool import Member
+from foldrace.ensemble.selection.external import VARIANT
+from foldrace.ensemble.selection.members import is_named, member_name
+
+_TIME, _BYTES = "ensemble.max_ms_per_image", "ensemble.max_bytes"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a prediction with each member costs, all its fold models together."""
+
+    ms_per_image: Mapping[Member, float]
+    """Members that could not be measured are missing."""
+    weight_bytes: Mapping[Member, int]
+    device: str = ""
+    """What the time was measured on."""
+
+
+def wish_problems(
+    members: Sequence[Member], config: EnsembleConfig, absent: Sequence[Member] = ()
+) -> list[Problem]:
+    """Everything that can be known to be wrong before any array is read: the method, names of
+    nothing, forced names of what may not enter or cannot predict. `absent` are the run's variants
+    that cannot predict: a wish may exclude them."""
+    method = check_method(config.method)
+    return [
+        *([] if method is None else [method]),
+        *_unknown(members, config.exclude, "exclude", absent),
+        *_unknown(members, config.include, "include", absent),
+        *_barred(members, absent, config),
+        *_nothing_left(members, config.exclude),
+    ]
+
+
+def without_excluded(members: Sequence[Member], exclude: Sequence[str]) -> list[int]:
+    """Indices of the members that no name excludes; ConfigError where nothing is left."""
+    problems = _nothing_left(members, exclude)
+    if problems:
+        raise ConfigError(problems)
+    return [i for i, member in enumerate(members) if not _excluding(member, exclude)]
+
+
+def forced_members(
+    members: Sequence[Member],
+    losses: NDArray[np.float64],
+    include: Sequence[str],
+    duplicates: Sequence[tuple[Member, ...]] = (),
+) -> tuple[int, ...]:
+    """Of each name the member with the least own loss (M,); for a name of copies alone the one
+    that is kept, the first of its `duplicates`. ConfigError with every name that no member has."""
+    unknown = _unknown((*members, *chain(*duplicates)), include, "include")
+    if unknown:
+        raise ConfigError(unknown)
+    kept = {member: members.index(same[0]) for same in duplicates for member in same}
+    meant = ([*members, *kept], [*range(len(members)), *kept.values()])
+    named = ([i for m, i in zip(*meant, strict=True) if is_named(m, name)] for name in include)
+    return tuple(sorted({min(found, key=lambda i: (losses[i], i)) for found in named}))
+
+
+def find_limits(
+    members: Sequence[Member], prices: Prices, config: EnsembleConfig, forced: Sequence[int]
+) -> Limits:
+    """ConfigError where a limit is set whose price is unknown, or that nothing can meet that the
+    method takes."""
+    rows, budgets = [], []
+    problems: list[Problem] = []
+    methods = [METHODS[name] for name in methods_to_try(config.method)]
+    able = [i for i, m in enumerate(members) if any(method.takes(m) for method in methods)]
+    asked = (
+        (_TIME, config.max_ms_per_image, prices.ms_per_image, "ms per image"),
+        (_BYTES, config.max_bytes, prices.weight_bytes, "bytes"),
+    )
+    for key, budget, price, unit in asked:
+        if budget is None:
+            continue
+        unknown = [m for m in members if m not in price]
+        if unknown:
+            problems += _unpriced(key, unknown)
+            continue
+        costs = np.array([float(price[m]) for m in members])
+        named = [member_name(m) for m in members]
+        dear = _too_dear(budget, costs, named, forced, able)
+        problems += [Problem(key, f"is {budget:g}; {d} {unit}") for d in dear]
+        rows.append(costs)
+        budgets.append(float(budget))
+    if config.max_members is not None and len(forced) > config.max_members:
+        message = f"is {config.max_members}, but ensemble.include forces {len(forced)} in"
+        problems.append(Problem("ensemble.max_members", message))
+    if problems:
+        raise ConfigError(problems)
+    costs_table = np.array(rows).reshape(len(rows), len(members))
+    limits = Limits(costs_table, np.array(budgets), config.max_members)
+    if able and not forced and not any(limits.admit((i,)) for i in able):
+        message = f"no member meets both this and {_BYTES}; raise one of them"
+        raise ConfigError.single(_TIME, message)
+    return limits
+
+
+def _unpriced(key: str, unknown: Sequence[Member]) -> Iterator[Problem]:
+    """Predictions made elsewhere have no price at all; others may be damaged."""
+    added = listing(member_name(m) for m in unknown if m.variant == VARIANT)
+    unmeasured = listing(member_name(m) for m in unknown if m.variant != VARIANT)
+    if added:
+        message = "limits of time and bytes know nothing of predictions made elsewhere"
+        yield Problem(key, f"cannot hold with {added}: {message}: leave out --add or the limit")
+    if unmeasured:
+        yield Problem(key, f"cannot hold: {unmeasured} could not be measured; exclude them")
+
+
+def _too_dear(
+    budget: float,
+    costs: NDArray[np.float64],
+    names: Sequence[str],
+    forced: Sequence[int],
+    able: Sequence[int],
+) -> Iterator[str]:
+    """What needs more than the budget, though it must be possible: the forced members together,
+    else the cheapest of those that the method takes."""
+    needed = float(costs[list(forced)].sum())
+    if forced and needed > budget:
+        yield f"ensemble.include ({listing(names[i] for i in forced)}) needs {needed:g}"
+    least = min(able, key=lambda i: costs[i], default=None)
+    if not forced and least is not None and costs[least] > budget:
+        yield f"the cheapest member, {names[least]}, needs {costs[least]:g}"
+
+
+def _nothing_left(members: Sequence[Member], exclude: Sequence[str]) -> list[Problem]:
+    if not members or not all(_excluding(member, exclude) for member in members):
+        return []
+    return [Problem("ensemble.exclude", f"excludes all {len(members)} members")]
+
+
+def _unknown(
+    members: Sequence[Member], names: Sequence[str], key: str, absent: Sequence[Member] = ()
+) -> list[Problem]:
+    """Every name that no member has, nor one that is absent."""
+    known = listing(dict.fromkeys([m.candidate for m in members]))
+    backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
+    runs = listing(dict.fromkeys([basename(m.run.rstrip("/")) for m in members if m.run]))
+    allowed = f"candidates: {known}; backbones: {backbones}; a variant: `c0001 ema`"
+    of_run = f"; those of one run folder: `RUN:c0001`, RUN one of {runs}" if runs else ""
+    return [
+        Problem(f"ensemble.{key}", f"{name!r} names no member; {allowed}{of_run}")
+        for name in names
+        if not any(is_named(m, name) for m in (*members, *absent))
+    ]
+
+
+def _barred(
+    members: Sequence[Member], absent: Sequence[Member], config: EnsembleConfig
+) -> Iterator[Problem]:
+    """Forced names, all members of which are excluded or cannot predict."""
+    for name in config.include:
+        named = [m for m in members if is_named(m, name)]
+        bars = dict.fromkeys([bar for m in named for bar in _excluding(m, config.exclude)])
+        gone = any(is_named(m, name) for m in absent)
+        if named and all(_excluding(m, config.exclude) for m in named):
+            message = f"{name!r} is excluded by ensemble.exclude ({listing(map(repr, bars))})"
+            yield Problem("ensemble.include", f"{message}; leave it out of one of the two")
+        if gone and not named:
+            message = f"{name!r} cannot predict: not all its folds ended, or its weights are gone"
+            yield Problem("ensemble.include", f"{message}; leave it out, or train it anew")
+
+
+def _excluding(member: Member, exclude: Sequence[str]) -> list[str]:
+    """The names that exclude it."""
+    return [name for name in exclude if is_named(member, name)]

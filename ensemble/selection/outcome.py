@@ -1,0 +1,209 @@
+"""What is written about a blend once it has been chosen.
+
+Takes the fit, its calibration and prices; gives the `EnsembleRecord` and the text of
+trajectory.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldrace.core.metrics import (
+    accuracy,
+    all_metrics,
+    log_loss_of_true,
+    normalise,
+    true_class_probability,
+)
+from foldrace.ensemble.calibration import CalibrationChoice
+from foldrace.ensemble.crossfit import rise_of_least_loss, rise_of_mixture
+from foldrace.ensemble.pool import Member, MemberRows
+from foldrace.ensemble.pooling import Fit
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.external import VARIANT
+from foldrace.ensemble.selection.members import member_name
+from foldrace.run_folder.records import (
+    CurvePoint,
+    EnsembleRecord,
+    MemberRecord,
+    MethodTrial,
+    NearDuplicates,
+    UnvalidatedRecord,
+)
+
+_EQUAL = 1e-12
+"""Weights that differ by less are equal."""
+_FIT_WEIGHTS = ("greedy", "optimal")
+"""Methods that would weigh the others anew without a member, also where all weights are equal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blended:
+    """A chosen combination and what it was chosen from."""
+
+    method: str
+    methods_tried: tuple[MethodTrial, ...]
+    rows: MemberRows
+    fit: Fit
+    choice: CalibrationChoice
+    temperature: float
+    """Of the blend."""
+    prob: NDArray[np.float64]
+    """(N, C) of the blend on the scored rows."""
+    losses: NDArray[np.float64]
+    """(M,) of each member alone, uncalibrated."""
+    prices: Prices
+    """Of the members that the fit uses, at least."""
+
+
+@dataclass(frozen=True)
+class Considered:
+    """What stood to choose from."""
+
+    candidates: int
+    without_weights: int
+    """Members left out, since they could not predict."""
+
+
+def record_of(
+    blended: Blended,
+    considered: Considered,
+    folds: NDArray[np.int64],
+    folds_hash: str,
+    near: NDArray[np.int64] | None,
+    duplicates: Sequence[tuple[Member, ...]],
+    curve: Sequence[CurvePoint],
+    unvalidated: Sequence[str],
+) -> EnsembleRecord:
+    """`ensemble.json`. `folds` (N,) are those of the scored rows, not the parts that a single one
+    is split into; `near` are the rows (indices into the N scored ones) with a near-duplicate image
+    elsewhere, None: nobody has looked."""
+    rows, fit, choice = blended.rows, blended.fit, blended.choice
+    best = int(np.argmin(blended.losses))
+    true_prob = true_class_probability(blended.prob, rows.labels)
+    members = _members(blended)
+    crossfit = choice.crossfit
+    return EnsembleRecord(
+        method=blended.method,
+        methods_tried=blended.methods_tried,
+        pooling=fit.combiner.pooling,
+        members=tuple(members),
+        oof_logloss=log_loss_of_true(true_prob),
+        mixture_logloss=None if fit.blend is None else fit.blend.loss,
+        certificate=None if fit.blend is None else fit.blend.certificate,
+        crossfit_logloss=crossfit.loss,
+        crossfit_se=crossfit.se,
+        last_fold_logloss=log_loss_of_true(crossfit.true_prob[folds == folds.max()]),
+        best_single_oof_logloss=float(blended.losses[best]),
+        best_single=member_name(rows.members[best]),
+        best_single_calibrated_logloss=_best_calibrated(blended),
+        oof_accuracy=float(accuracy(blended.prob, rows.labels)),
+        metrics=all_metrics(blended.prob, rows.labels),
+        blend_temperature=blended.temperature,
+        calibration=choice.record,
+        ms_per_image=_total([m.ms_per_image for m in members]),
+        weight_bytes=_whole(_total([m.weight_bytes for m in members])),
+        device=blended.prices.device,
+        members_considered=len(rows.members),
+        candidates_considered=considered.candidates,
+        members_without_weights=considered.without_weights,
+        folds_hash=folds_hash,
+        curve=tuple(curve),
+        duplicates=tuple(tuple(member_name(m) for m in same) for same in duplicates),
+        near_duplicates=_near(true_prob, near),
+        unvalidated=_equal_parts(unvalidated),
+    )
+
+
+def heaviest_first(fit: Fit) -> NDArray[np.intp]:
+    """The members that count, in the order of `ensemble.json`: what is kept of the combiner beside
+    it must have the same."""
+    weights = fit.combiner.weights[fit.used]
+    return fit.used[np.argsort(-weights, kind="stable")]
+
+
+def trajectory(members: Sequence[Member], fit: Fit) -> str:
+    """The text of trajectory.csv: who came in at each round, and the loss after it; the rounds
+    after the best prefix have a loss alone."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["round", "candidate", "variant", "oof_logloss", "run"])
+    path, losses = (fit.blend.path, fit.blend.path_losses) if fit.blend else ((), ())
+    for i, loss in enumerate(losses):
+        picked = members[path[i]] if i < len(path) else Member("", "")
+        writer.writerow([i + 1, picked.candidate, picked.variant, f"{loss:.9g}", picked.run])
+    return buffer.getvalue()
+
+
+def half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
+    """(N, C) log-probabilities as `ensemble/oof.npy` keeps them."""
+    return np.log(normalise(prob)).astype(np.float16)
+
+
+def _members(blended: Blended) -> list[MemberRecord]:
+    """With gains and prices."""
+    rows, weights = blended.rows, blended.fit.combiner.weights
+    used = blended.fit.used
+    gains = dict(zip(used.tolist(), _gains(blended), strict=True))
+    temperatures = rows.temperatures[0] if blended.choice.members else np.ones(len(rows.members))
+    return [
+        MemberRecord(
+            candidate=rows.members[i].candidate,
+            variant=rows.members[i].variant,
+            run=rows.members[i].run,
+            added=rows.members[i].variant == VARIANT,
+            weight=float(weights[i]),
+            temperature=float(temperatures[i]),
+            oof_logloss=float(blended.losses[i]),
+            gain=gains[i],
+            ms_per_image=blended.prices.ms_per_image.get(rows.members[i]),
+            weight_bytes=blended.prices.weight_bytes.get(rows.members[i]),
+        )
+        for i in heaviest_first(blended.fit).tolist()
+    ]
+
+
+def _best_calibrated(blended: Blended) -> float | None:
+    if len(blended.choice.record.tried) < 2:  # nothing was to be calibrated
+        return None
+    return min(log_loss_of_true(column) for column in blended.rows.calibrated[0])
+
+
+def _gains(blended: Blended) -> list[float | None]:
+    """Of each member used, in ascending order; None where the blend is no mixture."""
+    used, weights = blended.fit.used, blended.fit.combiner.weights[blended.fit.used]
+    if blended.fit.blend is None or len(used) < 2:
+        return [None] * len(used)
+    true_prob = blended.rows.pool(blended.choice.members).true_prob[used]
+    if blended.method not in _FIT_WEIGHTS and np.ptp(weights) < _EQUAL:
+        return [*rise_of_mixture(true_prob, weights).tolist()]
+    return rise_of_least_loss(true_prob)
+
+
+def _near(true_prob: NDArray[np.float64], near: NDArray[np.int64] | None) -> NearDuplicates | None:
+    if near is None:
+        return None
+    others = np.delete(true_prob, near)
+    loss = log_loss_of_true(others) if len(others) else None
+    return NearDuplicates(rows=len(near), oof_logloss_without=loss)
+
+
+def _equal_parts(names: Sequence[str]) -> tuple[UnvalidatedRecord, ...]:
+    """Nothing tells them apart from each other, nor from the blend."""
+    weight = 1.0 / (1 + len(names))
+    return tuple(UnvalidatedRecord(name=name, weight=weight) for name in names)
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,1 @@
+"""The numerics of the blend: weights from arrays."""

@@ -1,1 +1,0 @@
-"""What everyone shares: configuration, data, folds, metrics, the run folder, errors."""

@@ -1,0 +1,236 @@
+"""Greedy soups: one set of weights that is the mean of several checkpoints of one architecture.
+
+Takes a run folder, writes a further variant `soup` of a group's best candidate where the mean has
+a lower OOF log loss than each checkpoint; gives what was tried. Source: Wortsman et al., Model
+soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+inference time, ICML 2022.
+
+What soups leave in the run folder: a variant of the best ingredient's trials, and `soups.json`.
+
+Takes and gives records and weights; at no time does a record stand over files of another soup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from foldrace.core.plugins import naming_plugins
+from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.predictor import RunModels, best_device
+from foldrace.inference.soup_scoring import Ingredient, Scorer, Served
+from foldrace.run_folder.records import EMA, RAW, CandidateSummary, TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.models.classifier import ModelCard
+from foldrace.trainables.predict import pack_weights
+
+SOUP = "soup"
+_FILE = "ensemble/soups.json"
+
+
+class Taste(BaseModel):
+    """One member that was tried, in the order of the members' own losses."""
+
+    model_config = ConfigDict(frozen=True)
+
+    member: str
+    """`c0003 ema`"""
+    oof_logloss: float | None
+    """Of the soup with it, in nats; None where a probability is not finite."""
+    stays: bool
+
+
+class Soup(BaseModel):
+    """What came of one architecture."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: str
+    """Whose variant `soup` it is: the one with the best ingredient."""
+    backbone: str
+    ingredients: tuple[str, ...]
+    """`c0003 ema`, the best first; where there is only one, no soup beat it."""
+    oof_logloss: float
+    best_single_oof_logloss: float
+    """Of the best ingredient alone, scored as the soup was."""
+    tried: tuple[Taste, ...]
+    key: str
+    """Changes with the members that a group has and with their losses."""
+
+    @property
+    def kept(self) -> bool:
+        return len(self.ingredients) > 1
+
+
+def read_soups(store: RunStore) -> list[Soup]:
+    """Those of the last call; none where the file is not whole."""
+    try:
+        return TypeAdapter(list[Soup]).validate_json(store.files.read(_FILE))
+    except (OSError, ValidationError):
+        return []
+
+
+def write_soups(store: RunStore, soups: Sequence[Soup]) -> None:
+    store.files.write(_FILE, TypeAdapter(list[Soup]).dump_json(list(soups), indent=1))
+
+
+def tasted(served: Served, stays: bool) -> Taste:
+    """Of the ingredient that came last."""
+    loss = served.oof_logloss
+    finite = loss if math.isfinite(loss) else None
+    return Taste(member=served.ingredients[-1].name, oof_logloss=finite, stays=stays)
+
+
+def save_soup(scorer: Scorer, served: Served, card: ModelCard) -> None:
+    """Fold by fold, each record last; records of an older soup go before its files."""
+    store, best = scorer.models.store, served.ingredients[0]
+    plain = [_without_soup(store, record) for record in _trials(store, best.candidate)]
+    for fold, record in enumerate(plain):
+        score = served.score(fold, record.variants[best.variant].best_epoch)
+        weights = pack_weights(scorer.weights(served.ingredients, fold), card)
+        store.save_trial(
+            record.model_copy(update={"variants": record.variants | {SOUP: score}}),
+            oof={SOUP: served.folds[fold]},
+            weights={SOUP: weights},
+        )
+
+
+def is_there(store: RunStore, soup: Soup) -> bool:
+    """Whether nothing is left to do for it."""
+    if not soup.kept:
+        return True
+    made = [score.ingredients for score in _scores(store, soup.candidate)]
+    is_whole = made == [soup.ingredients] * store.fold_count
+    return is_whole and store.has_weights(soup.candidate, SOUP)
+
+
+def is_last_copy(store: RunStore, candidate: str) -> bool:
+    """Whether a candidate has a soup that could not be made again, as `ensemble.keep: blend`
+    removed what it was made of."""
+    scores = _scores(store, candidate)
+    if len(scores) < store.fold_count or not store.has_weights(candidate, SOUP):
+        return False
+    names = [name.split() for name in scores[0].ingredients]
+    return not all(store.has_weights(name, variant) for name, variant in names)
+
+
+def _without_soup(store: RunStore, record: TrialRecord) -> TrialRecord:
+    if SOUP not in record.variants:
+        return record
+    others = {name: score for name, score in record.variants.items() if name != SOUP}
+    plain = record.model_copy(update={"variants": others})
+    store.save_trial(plain)
+    return plain
+
+
+def _scores(store: RunStore, candidate: str) -> list[VariantScore]:
+    """Of the folds that have a soup."""
+    return [t.variants[SOUP] for t in _trials(store, candidate) if SOUP in t.variants]
+
+
+def _trials(store: RunStore, candidate: str) -> list[TrialRecord]:
+    """By fold; all of them, where the candidate is complete."""
+    found = (store.trial(candidate, fold) for fold in range(store.fold_count))
+    return [trial for trial in found if trial is not None]
+
+
+_MOST_TRIED = 10
+_LEAST_GAIN = 1e-6  # nats: another order of additions alone changes a loss by less
+
+Tell = Callable[[str], None]
+
+
+def make_soups(store: RunStore, workers: int, tell: Tell = lambda line: None) -> tuple[Soup, ...]:
+    """Of every architecture with two or more members (raw and EMA weights of complete candidates
+    that are still there). A second call scores nothing again where nothing has changed, and leaves
+    a soup whose ingredients' weights have been removed since. DataError where the training images
+    are gone, RunFolderError where weights are damaged."""
+    use_run_plugins(store)
+    earlier = read_soups(store)
+    scorer = Scorer(RunModels(store, best_device()), workers)
+    with naming_plugins():
+        new = [
+            _soup(scorer, card, group, earlier, tell)
+            for card, group in _groups(store, scorer.models)
+            if not is_last_copy(store, group[0].candidate)
+        ]
+    made_of = {soup.candidate for soup in new}
+    old = [s for s in earlier if s.kept and s.candidate not in made_of and is_there(store, s)]
+    soups = sorted([*old, *new], key=lambda soup: soup.candidate)
+    write_soups(store, soups)
+    return tuple(soups)
+
+
+def _groups(store: RunStore, models: RunModels) -> Iterator[tuple[ModelCard, list[Ingredient]]]:
+    """Members of equal architecture, the best first; only groups of two or more."""
+    groups: dict[ModelCard, list[Ingredient]] = defaultdict(list)
+    for summary in store.summaries():
+        if summary.status == "complete":
+            groups[models.card(summary.trials[0])] += _ingredients(store, summary)
+    for card, group in groups.items():
+        if len(group) > 1:
+            yield card, sorted(group, key=lambda ingredient: ingredient.oof_logloss)
+
+
+def _ingredients(store: RunStore, summary: CandidateSummary) -> Iterator[Ingredient]:
+    candidate = summary.candidate.candidate
+    for variant in (RAW, EMA):
+        if variant in summary.variants and store.has_weights(candidate, variant):
+            yield Ingredient(candidate, variant, summary.pooled_logloss(variant))
+
+
+def _soup(
+    scorer: Scorer,
+    card: ModelCard,
+    group: Sequence[Ingredient],
+    earlier: Sequence[Soup],
+    tell: Tell,
+) -> Soup:
+    """That of an earlier call, where nothing has changed since."""
+    store, key = scorer.models.store, _key(scorer.models.store, group)
+    same = [soup for soup in earlier if soup.key == key and is_there(store, soup)]
+    return same[0] if same else _cooked(scorer, card, group, key, tell)
+
+
+def _cooked(
+    scorer: Scorer, card: ModelCard, group: Sequence[Ingredient], key: str, tell: Tell
+) -> Soup:
+    """The greedy choice, written where it is a soup."""
+    best, *others = group[:_MOST_TRIED]
+    served = alone = scorer.serve([best], card)
+    tried = [tasted(alone, stays=True)]
+    for other in others:
+        further = scorer.serve([*served.ingredients, other], card)
+        stays = further.oof_logloss < served.oof_logloss - _LEAST_GAIN
+        served = further if stays else served
+        tried.append(tasted(further, stays))
+        tell(_line(card.backbone, further, stays))
+    soup = Soup(
+        candidate=best.candidate,
+        backbone=card.backbone,
+        ingredients=tuple(ingredient.name for ingredient in served.ingredients),
+        oof_logloss=served.oof_logloss,
+        best_single_oof_logloss=alone.oof_logloss,
+        tried=tuple(tried),
+        key=key,
+    )
+    if soup.kept:
+        save_soup(scorer, served, card)
+    return soup
+
+
+def _line(backbone: str, served: Served, stays: bool) -> str:
+    done = "stays" if stays else "is left out"
+    name = served.ingredients[-1].name
+    return f"soup of {backbone}: {name} {done}, OOF log loss with it {served.oof_logloss:.4f}"
+
+
+def _key(store: RunStore, group: Sequence[Ingredient]) -> str:
+    tried = [[i.name, i.oof_logloss] for i in group[:_MOST_TRIED]]
+    text = json.dumps([store.folds().hash, tried])
+    return hashlib.sha256(text.encode()).hexdigest()

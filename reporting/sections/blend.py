@@ -1,0 +1,288 @@
+"""Report section: the blend's members, weights and guarantees, and how it was chosen.
+
+Takes the `ReportContext` and gives HTML, or None when there is no blend.
+
+What is known about the blend, in words: its guarantee, how members are combined, what it costs.
+
+Takes the `EnsembleRecord`, gives names with their values and sentences.
+"""
+
+from __future__ import annotations
+
+from foldrace.reporting.charts import blend as blend_charts
+from foldrace.reporting.context import ReportContext, Step
+from foldrace.reporting.markup import (
+    UNKNOWN,
+    Cell,
+    Html,
+    count,
+    difference,
+    file_size,
+    folded,
+    join,
+    milliseconds,
+    note,
+    number,
+    pairs,
+    score,
+    table,
+)
+from foldrace.reporting.members import BlendMember
+from foldrace.run_folder.records import EnsembleRecord
+
+_POOLINGS = {
+    "arithmetic": (
+        "weighted mean of the probabilities",
+        "Weights sum to 1: each is the member's share of the blended probability.",
+    ),
+    "geometric": (
+        "weighted mean of the log-probabilities, renormalised",
+        "Weights are exponents and need not sum to 1: a sum above 1 sharpens the blend like a "
+        "temperature below 1, a sum below 1 flattens it.",
+    ),
+    "votes": (
+        "shares of votes for the most probable class",
+        "A weight is a member's share of the votes, not of the probability.",
+    ),
+    "stacking": (
+        "logistic regression on the members' log-probabilities",
+        "A weight sums up the size of a member's coefficients, which differ from class to class; "
+        "weights need not sum to 1.",
+    ),
+}
+
+_GROUPS = 5
+"""Of duplicates, that are named."""
+
+
+def bound(record: EnsembleRecord) -> float | None:
+    """The OOF log loss that no weights can go below, before a temperature of the blend; None
+    without a certificate."""
+    loss = record.mixture_logloss
+    if loss is None and record.blend_temperature == 1.0:
+        loss = record.oof_logloss
+    return None if record.certificate is None or loss is None else loss - record.certificate
+
+
+def certificate_in_words(record: EnsembleRecord) -> str:
+    """How far from the best possible weights the blend is."""
+    if record.certificate is None:
+        return "none: it bounds weighted means of probabilities, and this blend is not one"
+    least = bound(record)
+    known = "" if least is None else f": none has an OOF log loss below {number(least)}"
+    before = ", before the temperature of the blend" if record.blend_temperature != 1.0 else ""
+    return (
+        "no weights of the members considered are better by more than "
+        f"{record.certificate:.1e}{known}{before}"
+    )
+
+
+def meaning_of_weights(record: EnsembleRecord) -> str:
+    """What the numbers in the column `weight` are."""
+    known = _POOLINGS.get(record.pooling)
+    return known[1] if known else f"Weights are those of the pooling `{record.pooling}`."
+
+
+def facts(record: EnsembleRecord, scored_rows: int) -> list[tuple[str, str]]:
+    """(name, value); what was not measured is left out."""
+    known = _POOLINGS.get(record.pooling)
+    return [
+        ("Members are combined by", known[0] if known else record.pooling),
+        ("Certificate", certificate_in_words(record)),
+        *_temperature(record),
+        *_cost(record),
+        *_duplicates(record),
+        *_near_duplicates(record, scored_rows),
+        *_unvalidated(record),
+    ]
+
+
+def _temperature(record: EnsembleRecord) -> list[tuple[str, str]]:
+    if record.blend_temperature == 1.0:
+        return []
+    before = record.mixture_logloss
+    change = "" if before is None else f" (OOF log loss {number(before)} before it)"
+    return [("Temperature of the blend", f"{number(record.blend_temperature)}{change}")]
+
+
+def _cost(record: EnsembleRecord) -> list[tuple[str, str]]:
+    found = []
+    if record.ms_per_image is not None:
+        where = f" on {record.device}" if record.device else ""
+        found.append(("Time per image, all fold models", milliseconds(record.ms_per_image) + where))
+    if record.weight_bytes is not None:
+        found.append(("Weight files, all fold models", file_size(record.weight_bytes)))
+    return found
+
+
+def _duplicates(record: EnsembleRecord) -> list[tuple[str, str]]:
+    groups = [f"{group[0]} = {', '.join(group[1:])}" for group in record.duplicates]
+    if not groups:
+        return []
+    more = len(groups) - _GROUPS
+    shown = [*groups[:_GROUPS], *([f"and {more} more"] if more > 0 else [])]
+    return [("Same probabilities, only the first was considered", "; ".join(shown))]
+
+
+def _near_duplicates(record: EnsembleRecord, scored_rows: int) -> list[tuple[str, str]]:
+    near = record.near_duplicates
+    if near is None:
+        return []
+    if near.rows == 0:
+        return [("Near-duplicate images", "none across folds or with the test set")]
+    without = near.oof_logloss_without
+    change = "" if without is None else f" ({difference(without - record.oof_logloss)})"
+    return [
+        (
+            "Near-duplicate images",
+            f"{near.rows:,} of {scored_rows:,} rows resemble an image of another fold or of the "
+            f"test set; OOF log loss {number(record.oof_logloss)} with them, "
+            f"{number(without)} without{change}",
+        )
+    ]
+
+
+def _unvalidated(record: EnsembleRecord) -> list[tuple[str, str]]:
+    shares = ", ".join(f"{u.name} {number(u.weight)}" for u in record.unvalidated)
+    return [("Unvalidated predictions in the submission", shares)] if shares else []
+
+
+_BARS = 40
+
+
+def blend(ctx: ReportContext) -> Html | None:
+    """Members, weights and gains, the certificate, and how the blend was chosen."""
+    record = ctx.ensemble
+    if record is None or not record.members:
+        return None
+    return join(
+        pairs(facts(record, len(ctx.scored_labels))),
+        note(meaning_of_weights(record)),
+        _methods(record),
+        _members_table(ctx.members),
+        _weights_chart(ctx),
+        _path(ctx, record),
+        _curve(ctx, record),
+    )
+
+
+def _methods(record: EnsembleRecord) -> Html | None:
+    """What `ensemble.method: auto` tried."""
+    tried = record.methods_tried
+    if not tried:
+        return None
+    chosen = [i for i, t in enumerate(tried) if t.method == record.method]
+    rows = [
+        [
+            t.method, score(t.crossfit_logloss), score(t.crossfit_se),
+            "chosen" if i in chosen else "",
+        ]
+        for i, t in enumerate(tried)
+    ]  # fmt: skip
+    headers = ["method", "cross-fitted log loss", "standard error", ""]
+    return join(
+        note("Chosen is the method with the least cross-fitted loss."),
+        table(headers, rows, chosen, name="Methods that were tried"),
+    )
+
+
+def _members_table(members: tuple[BlendMember, ...]) -> Html:
+    """Columns in which nothing is known are left out; members from elsewhere are shaded."""
+    columns: dict[str, list[object]] = {
+        "candidate": [m.record.candidate for m in members],
+        "run": [m.run_name for m in members],
+        "variant": ["" if m.record.added else m.record.variant for m in members],
+        "weight": [score(m.record.weight) for m in members],
+        "loss rise without it": [_gain(m.gain) for m in members],
+        "own OOF log loss": [score(m.own_logloss) for m in members],
+        "temperature": [score(m.record.temperature) for m in members],
+        "time per image": [_time(m.record.ms_per_image) for m in members],
+        "weight files": [_size(m.record.weight_bytes) for m in members],
+        "backbone": [m.backbone for m in members],
+        "from": [m.origin for m in members],
+    }
+    elsewhere = [i for i, m in enumerate(members) if m.record.added or m.record.run]
+    if not elsewhere:
+        del columns["run"], columns["from"]
+    shown = {name: cells for name, cells in columns.items() if any(map(_is_known, cells))}
+    return table(list(shown), zip(*shown.values(), strict=True), elsewhere, "Members of the blend")
+
+
+def _gain(gain: float | None) -> Cell:
+    return Cell(difference(gain), gain)
+
+
+def _time(ms: float | None) -> Cell:
+    return Cell(UNKNOWN if ms is None else milliseconds(ms), ms)
+
+
+def _size(n_bytes: int | None) -> Cell:
+    return Cell(UNKNOWN, None) if n_bytes is None else Cell(file_size(n_bytes), float(n_bytes))
+
+
+def _is_known(cell: object) -> bool:
+    return not isinstance(cell, Cell) or cell.value is not None
+
+
+def _weights_chart(ctx: ReportContext) -> Html:
+    shown = ctx.members[:_BARS]
+    bars = [blend_charts.Bar(m.label, m.backbone, m.record.weight, m.gain) for m in shown]
+    which = f"The {_BARS} heaviest of {len(ctx.members)}" if len(ctx.members) > _BARS else "All"
+    gains = (
+        " Beside each weight: how much the OOF log loss rises without the member, the others' "
+        "weights chosen anew; near 0, the others make up for it."
+        if any(bar.gain is not None for bar in bars)
+        else ""
+    )
+    return ctx.show(
+        "weights",
+        blend_charts.weights(bars, ctx.looks),
+        f"Weights of {len(bars)} members of the blend",
+        f"{which} members, coloured by backbone.{gains}",
+    )
+
+
+def _path(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
+    steps = ctx.trajectory()
+    if len(steps) < 2:
+        return None
+    rounds, losses = [s.round for s in steps], [s.oof_logloss for s in steps]
+    least = bound(record)
+    calibrated = record.calibration is not None and record.calibration.members
+    single = record.fair_single_logloss if calibrated else record.best_single_oof_logloss
+    guarantee = " No weights reach below the dotted line." if least is not None else ""
+    return join(
+        ctx.show(
+            "selection_path",
+            blend_charts.trajectory(rounds, losses, single, least),
+            f"OOF log loss of the blend against round, {len(steps)} rounds",
+            f"How the blend was chosen: its OOF log loss after each round.{guarantee}",
+        ),
+        _rounds(steps),
+    )
+
+
+def _rounds(steps: list[Step]) -> Html:
+    rows = [[count(s.round), s.picked, score(s.oof_logloss, 6)] for s in steps]
+    return folded(
+        f"Who was picked in each of the {len(steps)} rounds",
+        join(
+            note("Rounds after the best one count for nothing, and name nobody."),
+            table(["round", "picked", "OOF log loss after it"], rows, name="Rounds"),
+        ),
+    )
+
+
+def _curve(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
+    if not record.curve:
+        return None
+    ms = record.ms_per_image
+    chosen = None if ms is None else (ms, record.oof_logloss)
+    return ctx.show(
+        "loss_against_time",
+        blend_charts.loss_against_time(record.curve, chosen),
+        f"OOF log loss against milliseconds per image, {len(record.curve)} blends",
+        "The least OOF log loss of a blend within each limit of time"
+        f"{f', measured on {record.device}' if record.device else ''}; a number is the members of "
+        "the blend there.",
+    )

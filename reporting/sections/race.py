@@ -1,0 +1,250 @@
+"""Report section: the race, who went on and who was stopped, and what the blend gained by it.
+
+Takes the `ReportContext`, gives HTML, or None while there is no candidate.
+
+What the race did, in words and as a table.
+
+Takes summaries and decisions, gives sentences and HTML.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from foldrace.config.schema import RaceConfig
+from foldrace.reporting.charts import race as race_charts
+from foldrace.reporting.charts.race import MOST_LANES, BlendPoint, Fold, Lane, State
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.markup import (
+    Cell,
+    Html,
+    count,
+    counted,
+    difference,
+    heading,
+    join,
+    note,
+    score,
+    table,
+)
+from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
+
+_ROWS = 20
+_ACTIONS = {"continue": "goes on", "stop": "stopped", "complete": "complete"}
+
+
+def rule_sentence(config: RaceConfig) -> str:
+    """What decides, in words."""
+    if config.rule == "none":
+        return "Rule none: every candidate gets all its folds."
+    decides = (
+        f"a candidate gets its next fold while gain + {config.z:g} × standard error is above 0; "
+        "the gain is what it adds to the blend of the complete candidates, in nats a row"
+        if config.rule == "gain"
+        else "a candidate gets its next fold while its mean log loss is below the worst fold of "
+        "the best complete candidate"
+    )
+    return (
+        f"Rule {config.rule}: {decides}. "
+        f"Nobody is stopped before {config.min_complete} candidates are complete."
+    )
+
+
+def outcome_sentence(summaries: Sequence[CandidateSummary], epochs: int) -> str:
+    """How many candidates were stopped when, and what was trained of all that could have been.
+    `epochs`: of a schedule, where a candidate's hyperparameters do not say."""
+    k = summaries[0].folds
+    trials = [t for s in summaries for t in s.trials]
+    trained = sum(t.status == "finished" for t in trials)
+    spent = sum(t.epochs_trained for t in trials)
+    most = sum(k * schedule_epochs(s, epochs) for s in summaries)
+    return (
+        f"{counted(len(summaries), 'candidate')}: {_outcomes(summaries)}. "
+        f"Trained: {trained:,} of {len(summaries):,} × {k} fold trials "
+        f"({trained / (len(summaries) * k):.1%} of all folds) and {spent:,} of the {most:,} epochs "
+        f"({spent / most:.1%}) that all of them could take."
+    )
+
+
+def _outcomes(summaries: Sequence[CandidateSummary]) -> str:
+    statuses = Counter[str](s.status for s in summaries)
+    stopped = [s for s in summaries if s.status == "stopped"]
+    cut = sum(_is_cut(s) for s in stopped)
+    after = Counter(len(s.finished) for s in stopped if not _is_cut(s))
+    parts = [f"{statuses['complete']:,} complete"]
+    if stopped:
+        places = [
+            *(f"{n:,} after {counted(done, 'fold')}" for done, n in sorted(after.items())),
+            *([f"{cut:,} in mid-training"] if cut else []),
+        ]
+        parts.append(f"{len(stopped):,} stopped by the race ({', '.join(places)})")
+    others = ("running", "unfinished", "diverged", "failed")
+    return ", ".join([*parts, *(f"{statuses[s]:,} {s}" for s in others if statuses[s])])
+
+
+def _is_cut(summary: CandidateSummary) -> bool:
+    return any(t.status == "stopped" for t in summary.trials)
+
+
+def schedule_epochs(summary: CandidateSummary, epochs: int) -> int:
+    """Epochs of one of its fold trials."""
+    return int(summary.candidate.params.get("epochs", epochs))
+
+
+def decision_table(decisions: Sequence[RaceDecision]) -> Html:
+    """The newest of them, which come in the order in which they were made."""
+    shown = decisions[: -_ROWS - 1 : -1]
+    rows = [
+        [
+            count(d.number), d.candidate, _place(d), _ACTIONS[d.action],
+            Cell(difference(d.gain), d.gain), score(d.gain_se), count(d.complete),
+            score(d.blend_logloss), count(d.epochs_trained), d.reason,
+        ]
+        for d in shown
+    ]  # fmt: skip
+    headers = (
+        "decision", "candidate", "after", "action", "gain", "± se", "complete", "blend log loss",
+        "epochs trained", "reason",
+    )  # fmt: skip
+    return join(
+        Html(
+            f"<p>{counted(len(shown), 'decision')} of {len(decisions):,}, the newest first; all "
+            'with all their numbers: <a href="../decisions.csv">decisions.csv</a>.</p>'
+        ),
+        table(headers, rows, name="The last decisions of the race"),
+    )
+
+
+def _place(decision: RaceDecision) -> str:
+    if decision.epoch is None:
+        return f"fold {decision.fold}"
+    return f"epoch {decision.epoch} of fold {decision.fold}"
+
+
+def race(ctx: ReportContext) -> Html | None:
+    """The candidates as lanes, the blend's loss over the epochs trained, the last decisions."""
+    started = in_order(ctx.summaries)
+    if not started:
+        return None
+    decisions = sorted((d for s in started for d in s.decisions), key=lambda d: d.number)
+    if not decisions:
+        return note("No decision of a race is recorded in this run.")
+    epochs = ctx.config.training.epochs
+    return join(
+        note(rule_sentence(ctx.config.race)),
+        note(outcome_sentence(started, epochs)),
+        _lanes(ctx, started, epochs),
+        _blend_loss(ctx, started, decisions),
+        heading("The last decisions"),
+        decision_table(decisions),
+    )
+
+
+def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int) -> Html:
+    shown = most_telling(started, MOST_LANES)
+    left_out = (
+        f" The {len(shown)} of {len(started):,} candidates with the most finished folds, the newer "
+        "first among equals; the sentence above counts all."
+        if len(shown) < len(started)
+        else ""
+    )
+    return ctx.show(
+        "race",
+        race_charts.lanes([lane(s, epochs) for s in shown]),
+        f"The race of {counted(len(shown), 'candidate')} over {counted(shown[0].folds, 'fold')}",
+        "A row a candidate, in the order in which they started; a field a fold, coloured by the "
+        "decision after it. Numbers, where there is room, are the gain ± its standard error."
+        + left_out,
+    )
+
+
+def in_order(summaries: Iterable[CandidateSummary]) -> list[CandidateSummary]:
+    """Of their start: c9999 before c10000."""
+    return sorted(summaries, key=_start)
+
+
+def most_telling(summaries: Iterable[CandidateSummary], most: int) -> list[CandidateSummary]:
+    """At most so many, those with the most finished folds, in the order of their start."""
+
+    def order(summary: CandidateSummary) -> tuple[int, int, tuple[int, str]]:
+        return len(summary.finished), len(summary.trials), _start(summary)
+
+    return in_order(sorted(summaries, key=order, reverse=True)[:most])
+
+
+def _start(summary: CandidateSummary) -> tuple[int, str]:
+    name = summary.candidate.candidate
+    return len(name), name
+
+
+def lane(summary: CandidateSummary, epochs: int) -> Lane:
+    """A candidate's folds as they are drawn."""
+    trials = {t.fold: t for t in summary.trials}
+    decisions = {d.fold: d for d in summary.decisions}
+    folds = tuple(
+        _fold(trials.get(k), decisions.get(k), schedule_epochs(summary, epochs))
+        for k in range(summary.folds)
+    )
+    return Lane(summary.candidate.candidate, summary.candidate.backbone, folds)
+
+
+def _fold(trial: TrialRecord | None, decision: RaceDecision | None, schedule: int) -> Fold:
+    if trial is None:
+        return Fold("none")
+    gain, gain_se = (decision.gain, decision.gain_se) if decision else (None, None)
+    if trial.status == "finished":
+        return Fold(_state(decision), 1.0, gain, gain_se)
+    if trial.status == "stopped":
+        return Fold("cut", min(1.0, trial.epochs_trained / schedule), gain, gain_se)
+    return Fold(trial.status)
+
+
+def _state(decision: RaceDecision | None) -> State:
+    states: dict[str, State] = {"continue": "went on", "stop": "stopped", "complete": "complete"}
+    return states[decision.action] if decision else "finished"
+
+
+def _blend_loss(
+    ctx: ReportContext, started: Iterable[CandidateSummary], decisions: Sequence[RaceDecision]
+) -> Html | None:
+    points = blend_points(decisions)
+    if not points:
+        return None
+    singles = best_singles(started, decisions)
+    return ctx.show(
+        "race_blend",
+        race_charts.blend_loss(points, singles),
+        "OOF log loss of the race's blend over the epochs trained, beside the best candidate's",
+        "The race's own blend: the best weights of the calibrated complete candidates on all rows, "
+        "chosen and scored on the same ones. The candidates are scored without calibration.",
+    )
+
+
+def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:
+    """The blend after each decision, in their order."""
+    return [
+        BlendPoint(d.epochs_trained, d.blend_logloss, d.action == "complete")
+        for d in decisions
+        if d.blend_logloss is not None
+    ]
+
+
+def best_singles(
+    summaries: Iterable[CandidateSummary], decisions: Iterable[RaceDecision]
+) -> list[tuple[int, float]]:
+    """(epochs trained, pooled OOF log loss) wherever a candidate became complete that was better
+    than all before it."""
+    losses = {
+        s.candidate.candidate: s.pooled_logloss(s.best)
+        for s in summaries
+        if s.status == "complete" and s.best
+    }
+    found: list[tuple[int, float]] = []
+    for decision in decisions:
+        loss = losses.get(decision.candidate)
+        if decision.action != "complete" or loss is None:
+            continue
+        if not found or loss < found[-1][1]:
+            found.append((decision.epochs_trained, loss))
+    return found

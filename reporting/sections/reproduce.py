@@ -1,0 +1,59 @@
+"""Report section: the commands, seeds, versions and config that give the run again.
+
+Takes the `ReportContext`, gives HTML.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+
+from foldrace.config.load import to_public_yaml
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.markup import UNKNOWN, Html, code, folded, heading, join, note, pairs
+
+_PACKAGES = (
+    "torch", "torchvision", "timm", "accelerate", "albumentations", "ray", "optuna",
+    "numpy", "pandas", "scikit-learn", "scipy", "numba", "matplotlib",
+)  # fmt: skip
+
+
+def reproduce(ctx: ReportContext) -> Html:
+    """The commands, the config and the versions."""
+    folder = shlex.quote(ctx.store.root)
+    saved = shlex.quote(f"{ctx.store.root}/sweep.yaml")
+    commands = (
+        f"python sweep.py run {saved} --out NEW   # the same sweep again, in a new folder\n"
+        f"python sweep.py resume {folder}   # go on after an interruption\n"
+        f"python sweep.py submit {folder}   # predict the test set with the blend"
+    )
+    facts = [
+        ("Folds hash", ctx.store.folds().hash),
+        ("Fold seed", str(ctx.config.folds.seed)),
+        ("Search seed", str(ctx.config.search.seed)),
+        ("Devices", _devices(ctx)),
+        *_versions(),
+    ]
+    return join(
+        code(commands),
+        heading("Seeds and versions"),
+        note("Versions are those of the machine that wrote this page."),
+        pairs(facts),
+        folded("sweep.yaml, the resolved config", code(to_public_yaml(ctx.config))),
+    )
+
+
+def _devices(ctx: ReportContext) -> str:
+    names = sorted({t.device for s in ctx.summaries for t in s.trials if t.device})
+    return ", ".join(names) or UNKNOWN
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = [("Python", platform.python_version())]
+    for package in _PACKAGES:
+        try:
+            found.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

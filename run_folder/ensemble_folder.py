@@ -1,0 +1,197 @@
+"""The folder `ensemble/` of a run: the blend, its OOF rows and what its combiner knows.
+
+Takes and gives records and arrays. ensemble.json alone decides what the blend is: it comes after
+what it speaks of, and knows the digests of that, so that no reader mixes two blends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from foldrace.core.errors import Problem, RunFolderError
+from foldrace.core.files import Files, LocalFiles, read_record, record_json, to_bytes
+from foldrace.dataset.archive import cache_dir
+from foldrace.run_folder.oof import array_of, npy
+from foldrace.run_folder.records import EnsembleRecord
+
+FOLDER = "ensemble"
+_RECORD, _TRAJECTORY, _OOF = "ensemble.json", "trajectory.csv", "oof.npy"
+_COMBINER = "combiner"
+_ADDED = "added/"
+_MATRIX = "matrix.safetensors"
+_LOCK = "logs/blend.lock"
+_PATIENCE = 60.0
+"""Seconds that a writer waits for another, which takes one or two."""
+_NO_ARRAYS: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
+
+
+class EnsembleFolder:
+    """The blend of one run folder."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """One process at a time in here, on a mounted folder: an object store has no locks.
+        RunFolderError where another does not come out. The lock goes with its process, however
+        that ends."""
+        if not isinstance(self._files, LocalFiles):
+            yield
+            return
+        path = self._files.path / _LOCK
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout as error:
+            message = "another process is writing a blend; wait for it, or end it first"
+            raise RunFolderError.single(self._files.root, message) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def save(
+        self,
+        record: EnsembleRecord,
+        trajectory: str,
+        oof: NDArray[np.float16],
+        arrays: Mapping[str, NDArray[np.float64]] = _NO_ARRAYS,
+        added: Collection[str] = (),
+    ) -> EnsembleRecord:
+        """The record as it was written, with the digests of what belongs to it.
+
+        `trajectory` is the text of trajectory.csv, `oof` (N, C) log-probabilities, `arrays` what
+        the combiner knows beyond the weights, `added` the folders in `added/` that the blend
+        needs. Until the record is written, the old blend predicts as before.
+        """
+        contents = {_TRAJECTORY: to_bytes(trajectory), _OOF: npy(oof)}
+        combiner = ""
+        if arrays:
+            # safetensors writes the memory as it lies, whatever the strides say.
+            wide = {name: np.array(a, dtype=np.float64, order="C") for name, a in arrays.items()}
+            data = save(wide)
+            combiner = f"{_COMBINER}-{_digest(data)}.safetensors"
+            contents = {combiner: data} | contents
+        digests = {name: _digest(data) for name, data in contents.items()}
+        for name in sorted(added):
+            file = f"{_ADDED}{name}/added.json"
+            digests[file] = _digest(self._files.read(f"{FOLDER}/{file}"))
+        for name, data in contents.items():
+            self._files.write(f"{FOLDER}/{name}", data)
+        written = record.model_copy(update={"combiner": combiner, "digests": digests})
+        self._write(written)
+        self._forget_combiners(combiner)
+        return written
+
+    def update(self, record: EnsembleRecord) -> None:
+        """Write ensemble.json alone: more about the blend that is there. RunFolderError where
+        another has taken its place."""
+        with self.only_writer():
+            there = self.record()
+            if there is not None and there.digests != record.digests:
+                raise RunFolderError.single(
+                    f"{self._files.root}/{FOLDER}/{_RECORD}",
+                    "is another blend's by now: two blended at once; "
+                    f"`ensemble {self._files.root}` blends again",
+                )
+            self._write(record)
+
+    def record(self) -> EnsembleRecord | None:
+        """ensemble.json, or None where there is no blend."""
+        name = f"{FOLDER}/{_RECORD}"
+        if not self._files.exists(name):
+            return None
+        return read_record(self._files, name, EnsembleRecord)
+
+    def oof(self) -> NDArray[np.float32]:
+        """(N, C) probabilities of the blend on the scored rows; RunFolderError where the file is
+        damaged, or of another blend."""
+        try:
+            return np.exp(array_of(self._of_blend(_OOF, self.record())).astype(np.float32))
+        except ValueError as error:
+            raise self._unreadable(_OOF, error) from error
+
+    def trajectory(self) -> str:
+        """The text of trajectory.csv; errors as in `oof`."""
+        return self._of_blend(_TRAJECTORY, self.record()).decode(errors="surrogateescape")
+
+    def matrix_path(self) -> Path:
+        """Where the members' derived matrix is: it is memory-mapped, so that the one of a run in an
+        object store lies in the user's cache."""
+        if isinstance(self._files, LocalFiles):
+            return self._files.path / FOLDER / _MATRIX
+        name = hashlib.sha256(self._files.root.encode()).hexdigest()[:16]
+        return cache_dir() / "matrices" / name / _MATRIX
+
+    def combiner_arrays(self, record: EnsembleRecord) -> dict[str, NDArray[np.float64]]:
+        """What the combiner of this blend knows beyond the weights; errors as in `oof`."""
+        name = record.combiner
+        known = name in record.digests
+        if not name or not (known or self._files.exists(f"{FOLDER}/{name}")):
+            return {}
+        try:
+            return load(self._of_blend(name, record))
+        except SafetensorError as error:
+            raise self._unreadable(name, error) from error
+
+    def check_added(self, record: EnsembleRecord) -> None:
+        """RunFolderError unless the predictions made elsewhere are those that were blended."""
+        problems: list[Problem] = []
+        for name in (name for name in record.digests if name.startswith(_ADDED)):
+            try:
+                self._of_blend(name, record)
+            except RunFolderError as error:
+                problems += error.problems
+        if problems:
+            raise RunFolderError(problems)
+
+    def _write(self, record: EnsembleRecord) -> None:
+        self._files.write(f"{FOLDER}/{_RECORD}", record_json(record))
+
+    def _forget_combiners(self, kept: str) -> None:
+        """Those of other blends."""
+        for name in self._files.names(FOLDER):
+            if name.startswith(_COMBINER) and name != kept:
+                self._files.delete(f"{FOLDER}/{name}")
+
+    def _of_blend(self, name: str, record: EnsembleRecord | None) -> bytes:
+        """The bytes of a file in here; RunFolderError where they are not those that the record
+        speaks of."""
+        try:
+            data = self._files.read(f"{FOLDER}/{name}")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        expected = record.digests.get(name) if record is not None else None
+        if expected is not None and _digest(data) != expected:
+            raise RunFolderError.single(
+                f"{self._files.root}/{FOLDER}/{name}",
+                f"does not belong to the blend in {_RECORD}: it is damaged, or a later blend was "
+                f"cut off; {self._remedy(name)}",
+            )
+        return data
+
+    def _unreadable(self, name: str, error: Exception) -> RunFolderError:
+        return RunFolderError.single(
+            f"{self._files.root}/{FOLDER}/{name}",
+            f"cannot be read: {error}; {self._remedy(name)}",
+        )
+
+    def _remedy(self, name: str) -> str:
+        added = ", with the --add of this member" if name.startswith(_ADDED) else ""
+        return f"`ensemble {self._files.root}` blends again{added}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

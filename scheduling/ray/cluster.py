@@ -1,0 +1,234 @@
+"""A Ray cluster for the sweep: started here, or one that already runs.
+
+Takes an address and the config's resources, gives a connection that knows how many fold trials
+fit; what the cluster cannot do is an EnvironmentProblem before anything trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from foldrace.config.schema import ResourcesConfig
+from foldrace.core.errors import EnvironmentProblem, Problem
+
+_PACKAGES = ("experiment", "search_spaces", "trainables", "ensemble", "scheduling")
+_PROBE_TIMEOUT = 5.0  # seconds
+_SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass
+class Cluster:
+    """A connected cluster. `gpus_per_trial` is the config's, or its default for this cluster."""
+
+    resources: ResourcesConfig
+    gpus_per_trial: float
+    dashboard: str | None
+    """Address of Ray's dashboard, where it runs."""
+    _slots: int = field(default=0, repr=False)
+    _looked: float = field(default=0.0, repr=False)
+
+    def slots(self) -> int:
+        """Fold trials that can run now; nodes may come and go."""
+        now = time.monotonic()
+        if not self._looked or now - self._looked > _SLOTS_EVERY:
+            self._looked = now
+            self._slots = slots(alive_nodes(), self.resources, self.gpus_per_trial)
+        return self._slots
+
+
+def slots(nodes: list[Node], resources: ResourcesConfig, gpus_per_trial: float) -> int:
+    """How many trials fit. A device lies within one node, and fractions of a GPU within one GPU;
+    the devices of a trial may lie on several nodes."""
+    devices = sum(_devices(node, resources.cpus_per_trial, gpus_per_trial) for node in nodes)
+    fitting = devices // resources.devices_per_trial
+    limit = resources.max_concurrent
+    return fitting if limit is None else min(fitting, limit)
+
+
+def _devices(node: Node, cpus: int, gpus: float) -> int:
+    by_cpu = int(node.cpus // cpus)
+    if gpus == 0:
+        return by_cpu
+    if gpus >= 1:
+        return min(by_cpu, int(node.gpus // gpus))
+    return min(by_cpu, int(node.gpus) * int(1 / gpus + 1e-9))
+
+
+def default_gpus(nodes: list[Node], resources: ResourcesConfig) -> float:
+    """GPUs of each device: as the config says, else one where the cluster has any."""
+    if resources.gpus_per_trial is not None:
+        return resources.gpus_per_trial
+    return 1.0 if any(node.gpus for node in nodes) else 0.0
+
+
+def resource_problems(nodes: list[Node], resources: ResourcesConfig) -> list[Problem]:
+    """What these nodes cannot do."""
+    problems: list[Problem] = []
+    most_cpus = max(node.cpus for node in nodes)
+    most_gpus = max(node.gpus for node in nodes)
+    gpus = default_gpus(nodes, resources)
+    if resources.cpus_per_trial > most_cpus:
+        problems.append(_too_many("cpus_per_trial", resources.cpus_per_trial, most_cpus, "CPUs"))
+    if gpus > most_gpus:
+        problems.append(_too_many("gpus_per_trial", gpus, most_gpus, "GPUs"))
+    devices = sum(_devices(node, resources.cpus_per_trial, gpus) for node in nodes)
+    if not problems and devices == 0:
+        where = "resources.cpus_per_trial, resources.gpus_per_trial"
+        problems.append(Problem(where, "no single node has both the CPUs and the GPUs"))
+    if resources.devices_per_trial > 1:
+        problems += _group_problems(resources.devices_per_trial, devices, gpus)
+    return problems
+
+
+def _group_problems(asked: int, devices: int, gpus: float) -> Iterator[Problem]:
+    """What is wrong with several devices a trial."""
+    if gpus not in (0, 1):
+        yield Problem(
+            "resources.gpus_per_trial",
+            f"got {gpus:g} with devices_per_trial {asked}; each of several devices is one whole "
+            "GPU or none: allowed are 1 and 0",
+        )
+    elif 0 < devices < asked:
+        yield Problem(
+            "resources.devices_per_trial",
+            f"got {asked}, but the cluster has room for {devices} devices with cpus_per_trial and "
+            f"gpus_per_trial each; allowed: at most {devices}",
+        )
+
+
+def this_machine() -> list[Node]:
+    """What an embedded cluster would have."""
+    import torch
+
+    return [Node(len(os.sched_getaffinity(0)), torch.cuda.device_count())]
+
+
+def alive_nodes() -> list[Node]:
+    """The connected cluster's nodes."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+@contextlib.contextmanager
+def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster]:
+    """Start a cluster in this machine's cores and GPUs (`address` None), or join one (`auto`, or
+    host:port). A connection that the process already has is used and left as it is. The caller asks
+    `resource_problems(alive_nodes(), resources)` before it runs anything."""
+    joined = ray.is_initialized()
+    if not joined:
+        _start() if address is None else _join(address)
+    try:
+        yield Cluster(resources, default_gpus(alive_nodes(), resources), _dashboard())
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def unreachable(paths: Sequence[str]) -> list[Problem]:
+    """Which nodes of the connected cluster lack one of these folders; a trial there would fail."""
+    nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+    if len(nodes) < 2:
+        return []
+    look = ray.remote(num_cpus=0)(_missing)
+    asked = [
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(list(paths))
+        for node in nodes
+    ]
+    return [
+        Problem(
+            f"node {node['NodeManagerAddress']}",
+            f"does not see {path}; put data and run folder on a disk that all nodes mount (zips "
+            "are unpacked under FOLDRACE_CACHE, or ~/.cache/foldrace), or the run at s3://...",
+        )
+        for node, missing in zip(nodes, ray.get(asked), strict=True)
+        for path in missing
+    ]
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [path for path in paths if not os.path.isdir(path)]
+
+
+def _dashboard() -> str | None:
+    url = ray.worker.global_worker.node.address_info.get("webui_url")
+    return f"http://{url}" if url else None
+
+
+def _start() -> None:
+    [machine] = this_machine()
+    ray.init(
+        address="local",
+        num_cpus=int(machine.cpus),
+        num_gpus=int(machine.gpus),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _join(address: str) -> None:
+    if address.startswith("ray://"):
+        raise EnvironmentProblem.single(
+            f"--address {address}",
+            "a Ray client would run the sweep where the run folder is not; use --address auto on "
+            "a node of the cluster, or `ray job submit -- foldrace run CONFIG --address auto`",
+        )
+    try:
+        _probe(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+        ray.init(
+            address=address,
+            runtime_env=_shipped_code(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise EnvironmentProblem.single(
+            f"--address {address}",
+            f"no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
+            "--address out to use this machine alone. A cluster that asks for a token (Ray's own, "
+            "in ~/.ray/auth_token) answers only with RAY_AUTH_MODE=token set here and on each node",
+        ) from error
+
+
+def _probe(address: str) -> None:
+    """OSError where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT).close()
+
+
+def _shipped_code() -> dict[str, Any]:
+    """Our packages go along: the other nodes need not have Foldrace installed."""
+    root = Path(__file__).resolve().parents[1]
+    return {"py_modules": [str(root / package) for package in _PACKAGES]}
+
+
+def _too_many(key: str, asked: float, most: float, unit: str) -> Problem:
+    return Problem(
+        f"resources.{key}",
+        f"got {asked:g}, but the largest node of the cluster has {most:g} {unit}; allowed: at "
+        f"most {most:g}",
+    )

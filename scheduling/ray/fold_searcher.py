@@ -1,0 +1,342 @@
+"""The fold race as a Ray Tune searcher: a candidate's K folds are K Tune trials.
+
+Takes Tune's questions and reports, gives it fold trials; has the race judge who gets the next ones.
+The outcome of a trial is what its `trial.json` says, never what Tune reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Budget, Need, Spent
+from foldrace.scheduling.ledger import FoldTask, Ledger
+from foldrace.scheduling.race import Race, is_decided
+from foldrace.scheduling.rungs import stopped_trial, with_stopped_trials
+from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.study import CandidateStudy
+
+CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
+_ENDED = frozenset({"TERMINATED", "ERROR"})
+_log = logging.getLogger("foldrace")
+
+
+class TuneTrial(Protocol):
+    """What is read of a Tune trial."""
+
+    trial_id: str
+    status: str
+
+
+@dataclass
+class Flight:
+    """A fold trial that Tune has."""
+
+    task: FoldTask
+    started: float = field(default_factory=time.monotonic)
+    epoch: int = 0
+    val_logloss: float | None = None
+    stop: RaceDecision | None = None
+    """Why it is to be stopped in mid-training."""
+
+    @property
+    def seconds(self) -> float:
+        """That Tune has had it."""
+        return time.monotonic() - self.started
+
+
+class FoldSearcher(Searcher):
+    """Suggests fold trials until every candidate of the budget is settled.
+
+    `slots()` is how many trials the cluster can run now; the `on_` functions hear of what happens.
+    For the budget: `devices` is what a trial's seconds count, `need(backbone, folds)` what so many
+    folds of a candidate are expected to take, `seconds_left()` until the deadline.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        study: CandidateStudy,
+        ledger: Ledger,
+        race: Race,
+        budget: Budget,
+        shares: Shares,
+        slots: Callable[[], int],
+        on_trial_end: Callable[[TrialRecord], None] = lambda record: None,
+        on_settled: Callable[[CandidateSummary], None] = lambda summary: None,
+        on_decision: Callable[[RaceDecision], None] = lambda decision: None,
+        devices: float = 1.0,
+        need: Callable[[str, int], Need] = lambda backbone, folds: Need(folds),
+        seconds_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        super().__init__()  # no metric: Tune would end the sweep over a trial that reports none
+        self._store, self._study, self.ledger = store, study, ledger
+        self._race, self._budget, self._shares = race, budget, shares
+        self._slots, self._devices = slots, devices
+        self._need, self._seconds_left = need, seconds_left
+        self._on_trial_end, self._on_settled = on_trial_end, on_settled
+        self._on_decision = on_decision
+        self.flights: dict[str, Flight] = {}
+        self._tune_trials: dict[str, TuneTrial] = {}
+        self._seen = 0
+        self._nothing_to_ask = False
+        self.stopped = False
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
+        return object, ()
+
+    # -- what Tune calls
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next fold trial; None while the slots are full or nothing can start yet."""
+        self._reconcile()
+        if self.stopped:
+            return Searcher.FINISHED
+        if len(self.flights) >= self._slots():
+            return None
+        task = self._next_task()
+        if task is None:
+            return None if self.flights else Searcher.FINISHED
+        self.ledger.start(task)
+        self.flights[trial_id] = Flight(task)
+        return {
+            CANDIDATE: task.candidate.candidate,
+            BACKBONE: task.candidate.backbone,
+            PARAMS: dict(task.candidate.params),
+            FOLD: task.fold,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        flight = self.flights.get(trial_id)
+        if flight is not None and "epoch" in result:
+            epoch, task = int(result["epoch"]) + 1, flight.task
+            if flight.epoch == 0 and epoch > 1:
+                _log.info(
+                    "%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epoch
+                )
+            flight.epoch = epoch
+            flight.val_logloss = float(result["val_logloss"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._settle(trial_id, silent=False)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: `resume` rebuilds everything from the run folder."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **_: Any) -> None:
+        """Nothing, likewise."""
+
+    # -- what else happens
+
+    def watch(self, trials: Sequence[TuneTrial]) -> None:
+        """Look at Tune's own list: a trial whose worker could not be reset ends without a word
+        to the searcher, which would wait for it for ever. Tune's list only grows."""
+        for trial in trials[self._seen :]:
+            self._tune_trials[trial.trial_id] = trial
+        self._seen = len(trials)
+        self._reconcile()
+
+    def replay(self, summaries: Sequence[CandidateSummary]) -> None:
+        """What an earlier session left, from the run folder alone. Who was killed between a fold
+        trial's record and the race's decision is judged now, and a trial that was stopped without
+        its record yet gets it; the `on_` functions hear nothing."""
+        whole = [with_stopped_trials(self._store, summary) for summary in summaries]
+        self._race.replay(whole)
+        for summary in whole:
+            self.ledger.add(summary.candidate, summary.trials, summary.decisions)
+        for summary in whole:
+            candidate = summary.candidate.candidate
+            if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
+                self._book(self._race.judge(self.ledger.summary(candidate)))
+        for summary in self.ledger.summaries():
+            self._study.replay(summary)
+            if summary.status != "running":  # settled: none of its folds is trained any more
+                self._store.forget_resume_states(summary.candidate.candidate)
+
+    def request_stop(self, trial_id: str, decision: RaceDecision) -> None:
+        """Tune is stopping a trial in mid-training for this reason. It is booked when Tune says
+        that the trial has ended, unless it has finished by then."""
+        self.flights[trial_id].stop = decision
+        self.ledger.expect_stop(decision.candidate, decision.fold)
+
+    @property
+    def spent(self) -> Spent:
+        """Of all sessions, running fold trials included."""
+        flying = sum(flight.seconds for flight in self.flights.values())
+        seconds = (self.ledger.trained_seconds + flying) * self._devices
+        return Spent(len(self.ledger), self.ledger.trials_started, seconds, self._seconds_left())
+
+    @property
+    def asks_on(self) -> bool:
+        """Whether there would be further candidates."""
+        return not self._nothing_to_ask and self._budget.has_candidates(self.spent)
+
+    @property
+    def _committed(self) -> Spent:
+        """`spent`, where running fold trials count with all that they are expected to take: else
+        as many as there are slots would be started for the same last hour."""
+        spent, backbones = self.spent, {f.task.candidate.backbone for f in self.flights.values()}
+        expected = {backbone: self._need(backbone, 1).fold_seconds or 0.0 for backbone in backbones}
+        ahead = sum(
+            max(0.0, expected[flight.task.candidate.backbone] - flight.seconds)
+            for flight in self.flights.values()
+        )
+        return replace(spent, device_seconds=spent.device_seconds + ahead * self._devices)
+
+    def _reconcile(self) -> None:
+        for trial_id in list(self.flights):
+            trial = self._tune_trials.get(trial_id)
+            if trial is not None and trial.status in _ENDED:
+                self._settle(trial_id, silent=True)
+
+    def _next_task(self) -> FoldTask | None:
+        """A waiting fold, else a new candidate's first one, else whatever keeps a slot busy."""
+        return self._next_fold() or self._new_candidate() or self._next_fold(spare=True)
+
+    def _next_fold(self, spare: bool = False) -> FoldTask | None:
+        """Of a candidate that has earned it from the blend as it is now, and that the budget lets
+        become complete."""
+        while (task := self.ledger.next_task(spare)) is not None:
+            candidate = task.candidate.candidate
+            if self._race.is_stale(candidate) and not self.ledger.in_flight(candidate):
+                self._tell(self._judge(candidate))
+                continue
+            folds = self.ledger.folds_left(candidate)
+            if self._budget.admits_fold(
+                self._committed, self._need(task.candidate.backbone, folds)
+            ):
+                return task
+            self.ledger.shelve(candidate)
+        return None
+
+    def _new_candidate(self) -> FoldTask | None:
+        if self._nothing_to_ask or not self._budget.admits_candidate(self.spent):
+            return None
+        number = self.ledger.next_number
+        backbone = self._shares.choose(number, self.ledger.started, self.ledger.gains())
+        need = self._need(backbone, self.ledger.folds)
+        if not self._budget.admits_candidate(self._committed, need):
+            return None
+        record = self._study.ask(number, backbone)
+        if record is None:
+            self._nothing_to_ask = True
+            return None
+        self._store.save_candidate(record)
+        self.ledger.add(record)
+        return FoldTask(record, 0)
+
+    def _judge(self, candidate: str) -> CandidateSummary | None:
+        """Gives the candidate's summary when it is settled."""
+        summary = self.ledger.summary(candidate)
+        return self._decide(self._race.judge(summary, self.ledger.in_flight(candidate)))
+
+    def _decide(self, decision: RaceDecision) -> CandidateSummary | None:
+        settled = self._book(decision)
+        self._on_decision(decision)
+        return settled
+
+    def _book(self, decision: RaceDecision) -> CandidateSummary | None:
+        self._store.save_decision(decision)
+        _log.info("%s", decision.line)
+        return self.ledger.decide(decision)
+
+    def _settle(self, trial_id: str, silent: bool) -> None:
+        """Take a trial out of flight and book its outcome. `silent`: Tune ended it without
+        telling; without a record it never ran, and is not to blame."""
+        self._tune_trials.pop(trial_id, None)
+        flight = self.flights.pop(trial_id, None)
+        if flight is None or self.stopped:
+            return
+        record = self._outcome(flight, silent)
+        if record is None:
+            return
+        candidate = record.candidate
+        self._race.trial_ended(record)
+        if record.status == "stopped" and flight.stop is not None:
+            # The decision first: a kill in between must not leave a stop without its reason.
+            self._decide(self._race.numbered(flight.stop))
+            self._store.save_trial(record)
+        self._on_trial_end(record)
+        self.ledger.unshelve()
+        settled = self.ledger.end(record)
+        if not self.ledger.is_hopeless(candidate):
+            settled = self._judge(candidate)
+        self._tell(settled)
+
+    def _outcome(self, flight: Flight, silent: bool) -> TrialRecord | None:
+        """Of a trial that Tune has ended; None where there is none, and it is tried again. That of
+        a stopped one is not saved yet."""
+        candidate, fold = flight.task.candidate.candidate, flight.task.fold
+        record = self._store.trial(candidate, fold)
+        if record is not None and record.status != "failed":
+            return record
+        if flight.stop is not None:
+            folds_hash = self._store.folds().hash
+            return stopped_trial(flight.task.candidate, flight.stop, folds_hash, flight.seconds)
+        if self.ledger.is_stopped(candidate):
+            self._store.forget_trial(candidate, fold)
+            self._tell(self.ledger.drop(candidate, fold))
+            return None
+        return self._failed_attempt(flight.task, record, silent)
+
+    def _failed_attempt(
+        self, task: FoldTask, record: TrialRecord | None, silent: bool
+    ) -> TrialRecord | None:
+        candidate, fold = task.candidate.candidate, task.fold
+        reason = record.error if record else None
+        blameless = silent and record is None
+        count = self.ledger.lose if blameless else self.ledger.fail
+        again = count(candidate, fold)
+        last_line = (reason or "its worker ended without a result").strip().splitlines()[-1]
+        consequence = "is tried again" if again else "fails its candidate"
+        _log.warning("%s fold%d %s: %s", candidate, fold, consequence, last_line)
+        if again:
+            self._clear(candidate, fold)
+            return None
+        return self._failed(task, reason)
+
+    def _tell(self, settled: CandidateSummary | None) -> None:
+        if settled is not None:
+            self._store.forget_resume_states(settled.candidate.candidate)
+            self._study.tell(settled)
+            self._on_settled(settled)
+
+    def _clear(self, candidate: str, fold: int) -> None:
+        """For the next attempt, which goes on from the saved state; but the last of several begins
+        anew, in case that it is the state which breaks the trial."""
+        if self.ledger.last_of_several(candidate, fold):
+            self._store.forget_trial(candidate, fold)
+        else:
+            self._store.clear_trial(candidate, fold)
+
+    def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
+        record = TrialRecord(
+            candidate=task.candidate.candidate,
+            fold=task.fold,
+            status="failed",
+            backbone=task.candidate.backbone,
+            params=task.candidate.params,
+            folds_hash=self._store.folds().hash,
+            seed=0,
+            error=reason
+            or "the worker process ended without a result: killed, out of memory, "
+            "or its node was lost",
+        )
+        self._store.save_trial(record)
+        return record

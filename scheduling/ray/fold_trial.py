@@ -1,0 +1,164 @@
+"""A fold trial as Ray Tune runs it: in a worker process that is used again and again.
+
+Takes a `TrialJob`, gives the function that Tune calls with what the searcher suggested. A trial on
+one device trains in that process, a trial on several in a group of their own.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import tune
+
+from foldrace.config.schema import RaceConfig, TrainingConfig, TransformConfig
+from foldrace.run_folder.records import Oof, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
+from foldrace.scheduling.rungs import RungReport, rungs_of
+from foldrace.search_spaces.hyperparameters import TrialParams
+
+if TYPE_CHECKING:
+    from foldrace.trainables.spec import EpochReport, TrialSpec
+
+
+RUNG = "rung"
+"""Key of a `RungReport` in what Tune hears of an epoch."""
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What every fold trial of a sweep shares; travels to the workers."""
+
+    run: str
+    image_root: str
+    training: TrainingConfig
+    transforms: tuple[TransformConfig, ...]
+    seed: int
+    session: str
+    """Of this driver: see `TrialSpec.session`."""
+    cpus: int
+    """Of each device."""
+    use_gpu: bool
+    devices: int
+    """Of each trial."""
+    race: RaceConfig | None = None
+    """None: nobody is stopped in mid-training. A trial on several devices never is: its group goes
+    on training while the decision about its last epoch is made."""
+
+
+def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
+    """What Tune calls. The heavy imports are the worker's."""
+
+    def fold_trial(config: dict[str, Any]) -> None:
+        from foldrace.scheduling.ray.device_group import run_on_devices
+        from foldrace.trainables.spec import TrialStopped
+        from foldrace.trainables.trial import run_trial
+
+        spec = _spec(job, config)
+        rungs = () if job.race is None else rungs_of(job.race, spec.params)
+        monitor = _TuneMonitor({rung.epoch for rung in rungs})
+        try:
+            if job.devices == 1:
+                run_trial(spec, monitor)
+            else:
+                run_on_devices(spec, job.devices, monitor.stop_requested)
+        except TrialStopped:
+            monitor.leave()
+        except Exception:  # whatever it is, trial.json says it
+            _record_failure(spec, traceback.format_exc())
+            raise  # so that Tune gives the next trial a new process
+
+    return fold_trial
+
+
+def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
+    import ray
+
+    from foldrace.trainables.spec import TrialSpec
+
+    return TrialSpec(
+        run=job.run,
+        image_root=job.image_root,
+        candidate=config[CANDIDATE],
+        backbone=config[BACKBONE],
+        params=TrialParams.from_dict(config[PARAMS]),
+        fold=config[FOLD],
+        training=job.training,
+        transforms=job.transforms,
+        seed=job.seed,
+        session=job.session,
+        cpus=job.cpus,
+        use_gpu=job.use_gpu,
+        accelerators=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
+    )
+
+
+class _TuneMonitor:
+    """Epochs to Tune, at the rungs with what the race judges by; Tune's wish to stop to the
+    trial."""
+
+    def __init__(self, rungs: Collection[int]) -> None:
+        # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
+        # and the reset of its process would fail.
+        from ray.train._internal.session import get_session
+
+        self._session = get_session()
+        self._shown: RungReport | None = None
+        self._dismissed = False
+        self.rungs = rungs
+
+    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
+        columns = {name: _calibrated(oof, labels) for name, oof in scored.items()}
+        self._shown = RungReport(log, columns)
+
+    def report(self, epoch: EpochReport) -> None:
+        from foldrace.trainables.spec import TrialStopped
+
+        shown = {} if self._shown is None else {RUNG: self._shown}
+        self._shown = None
+        try:
+            tune.report(asdict(epoch) | shown)
+        except SystemExit as error:  # Tune waits 2 s for the trial to leave, as it does in a batch
+            self._dismissed = True
+            raise TrialStopped from error
+
+    def stop_requested(self) -> bool:
+        return self._session is not None and self._session.stop_event.is_set()
+
+    def leave(self) -> None:
+        """The end of a stopped trial. One that Tune has dismissed in a report must not come back
+        with another, whose answer it would wait for."""
+        if self._dismissed:
+            sys.exit(0)
+
+
+def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n,) at the temperature that suits these rows, as the race takes finished folds."""
+    from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+
+    temperature = fit_temperature(oof.log_prob, labels)
+    return true_prob_at(oof.log_prob, labels, temperature)
+
+
+def _record_failure(spec: TrialSpec, error: str) -> None:
+    from foldrace.trainables.spec import trial_seed
+
+    store = RunStore.open(spec.run)
+    store.save_trial(
+        TrialRecord(
+            candidate=spec.candidate,
+            fold=spec.fold,
+            status="failed",
+            backbone=spec.backbone,
+            params=spec.params.as_dict(),
+            folds_hash=store.folds().hash,
+            seed=trial_seed(spec),
+            error=error,
+        )
+    )

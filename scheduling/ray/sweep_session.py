@@ -1,0 +1,190 @@
+"""One session of a sweep in this process: its parts, connected, and what it shows.
+
+Takes the store, the config and the cluster; gives the searcher and the scheduler for Tune, tables
+and `Progress`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from foldrace.config.schema import SweepConfig
+from foldrace.run_folder.progress import Progress, RunningTrial
+from foldrace.run_folder.records import CandidateSummary, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Budget, Deadline, devices_of_a_trial
+from foldrace.scheduling.ledger import Ledger
+from foldrace.scheduling.progress import Tally
+from foldrace.scheduling.race import Race
+from foldrace.scheduling.ray.cluster import Cluster
+from foldrace.scheduling.ray.fold_asha import FoldASHA
+from foldrace.scheduling.ray.fold_searcher import FoldSearcher, TuneTrial
+from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.study import open_study
+from foldrace.search_spaces.space import SearchSpace
+
+_TABLES_EVERY = 10.0  # seconds at least between writes of the tables
+_WRITING = 0.02  # part of the time that writing them may take: it grows with the candidates
+_PROGRESS_EVERY = 0.5  # seconds
+_log = logging.getLogger("foldrace")
+
+
+class SweepSession:
+    """From what the run folder holds to the end of the budget, an interrupt, or the deadline."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        config: SweepConfig,
+        space: SearchSpace,
+        cluster: Cluster,
+        on_progress: Callable[[Progress], None],
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Reads the run folder: a candidate that was killed between a fold trial's record and the
+        race's decision is judged here."""
+        self._started = time.monotonic()
+        self._store, self._cluster, self._on_progress = store, cluster, on_progress
+        self._deadline = deadline
+        race, search = Race(store, config.race), config.search
+        self._study = open_study(store, config, space, race.gains)
+        devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
+        self._tally = Tally(search, config.resources, store.fold_count, devices)
+        self._budget = Budget(search, config.resources)
+        self._told = self._written = 0.0
+        self._tables_every = _TABLES_EVERY
+        self._notes: dict[str, None] = {}  # of this session's trials, each text once
+        self.interrupted = False
+        self.searcher = FoldSearcher(
+            store,
+            self._study,
+            _ledger(store, config),
+            race,
+            self._budget,
+            Shares(space.backbones, search.candidates, search.min_share, search.seed),
+            cluster.slots,
+            self._trial_ended,
+            self._candidate_settled,
+            self._tally.decide,
+            devices,
+            lambda backbone, folds: self._tally.need(backbone, folds, cluster.slots()),
+            self._seconds_left,
+        )
+        self._replay(store.summaries(running=True))
+        self.scheduler = (
+            FoldASHA(store, race, config.race, self.searcher) if config.race.stops_epochs else None
+        )
+        if self.scheduler is not None:
+            self.scheduler.replay(self.searcher.ledger.summaries())
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Tune pickles its parts into a state file that nobody reads: a session with its terminal
+        and its study has nothing to say there."""
+        return object, ()
+
+    @property
+    def over(self) -> bool:
+        """Whether the running trials are to be ended."""
+        left = self._seconds_left()
+        return self.interrupted or (left is not None and left <= 0)
+
+    @property
+    def limit(self) -> str | None:
+        """Of the budget, that lets nothing more start; None where there is nothing more to do."""
+        ledger, spent = self.searcher.ledger, self.searcher.spent
+        if not ledger.trials_open and not self.searcher.asks_on:
+            return None
+        some = next(iter(ledger.started), "")
+        need = self._tally.need(some, ledger.folds, self._cluster.slots())
+        return self._budget.spent_up(spent, need)
+
+    def look(self, trials: list[TuneTrial]) -> None:
+        """At each of Tune's steps, with its list of trials."""
+        if self.over:  # first: trials that we end ourselves are not lost
+            self.searcher.stopped = True
+        self.searcher.watch(trials)
+        now = time.monotonic()
+        if now - self._told > _PROGRESS_EVERY:
+            self._told = now
+            self._on_progress(self.progress())
+        if now - self._written > self._tables_every:
+            self._write_tables()
+
+    def progress(self) -> Progress:
+        return self._tally.progress(
+            tuple(self._running()),
+            self.searcher.spent,
+            self._cluster.slots(),
+            time.monotonic() - self._started,
+            tuple(self._notes),
+        )
+
+    def close(self) -> list[CandidateSummary]:
+        """The end of the session: the tables and the study as the run folder has them; nothing is
+        `running` any more."""
+        summaries = self._store.summaries()
+        self._store.write_tables(summaries)
+        for summary in summaries:
+            if summary.status == "unfinished":
+                self._study.tell(summary)
+        self._study.close()
+        return summaries
+
+    def _replay(self, summaries: list[CandidateSummary]) -> None:
+        self.searcher.replay(summaries)
+        replayed = self.searcher.ledger.summaries()
+        self._tally.replay(replayed)
+        if self._deadline is not None:
+            for summary in replayed:
+                for trial in summary.trials:
+                    self._deadline.add(trial)
+                self._deadline.settle(summary)
+
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
+
+    def _write_tables(self) -> None:
+        began = time.monotonic()
+        self._store.write_tables(self.searcher.ledger.summaries())
+        self._written = time.monotonic()
+        self._tables_every = max(_TABLES_EVERY, (self._written - began) / _WRITING)
+
+    def _running(self) -> Iterator[RunningTrial]:
+        for flight in list(self.searcher.flights.values()):
+            candidate = flight.task.candidate
+            yield RunningTrial(
+                candidate.candidate,
+                candidate.backbone,
+                flight.task.fold,
+                flight.epoch,
+                int(candidate.params["epochs"]),
+                flight.val_logloss,
+            )
+
+    def _trial_ended(self, record: TrialRecord) -> None:
+        self._tally.trial(record)
+        if self._deadline is not None:
+            self._deadline.add(record)
+        best = record.best
+        score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
+        _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
+        for note in record.notes:
+            if note not in self._notes:
+                self._notes[note] = None
+                _log.warning("%s", note)
+        self._on_progress(self.progress())
+
+    def _candidate_settled(self, summary: CandidateSummary) -> None:
+        self._tally.settle(summary)
+        if self._deadline is not None:
+            self._deadline.settle(summary)
+        loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
+        _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
+
+
+def _ledger(store: RunStore, config: SweepConfig) -> Ledger:
+    race = config.race
+    needed = None if race.rule == "none" else race.min_complete
+    return Ledger(store.fold_count, config.resources.max_failures, needed)

@@ -1,0 +1,160 @@
+"""The sweep on Ray Tune: from a run folder to settled candidates.
+
+Takes the store and a connected cluster, gives a `SweepOutcome`. Holds what is particular to Tune:
+resources, the callback that looks at every step, stopping.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from foldrace.config.schema import ResourcesConfig, SweepConfig
+from foldrace.run_folder.progress import Progress
+from foldrace.run_folder.records import CandidateSummary
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.ray.cluster import Cluster
+from foldrace.scheduling.ray.device_group import NO_DEVICE
+from foldrace.scheduling.ray.fold_searcher import TuneTrial
+from foldrace.scheduling.ray.fold_trial import TrialJob, trainable
+from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.search_spaces.space import SearchSpace
+
+# Tune reads these when it is imported or started: no loggers of its own beside our run folder, its
+# own Ctrl-C handling off, and its state file written rarely, since `resume` does not read it.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "100000")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+from ray import tune
+from ray.tune.stopper import Stopper
+
+_log = logging.getLogger("foldrace")
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended."""
+
+    summaries: tuple[CandidateSummary, ...]
+    seconds: float
+    slots: int
+    interrupted: bool
+    limit: str | None
+    """Of the budget, that let nothing more start; None where there was none."""
+
+
+class _Stop(Stopper):
+    """Ends the sweep: Ctrl-C, SIGTERM, or the time budget."""
+
+    def __init__(self, session: SweepSession) -> None:
+        self._session = session
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._session.over
+
+
+class _EachStep(tune.Callback):
+    """Called by Tune about ten times a second."""
+
+    def __init__(self, look: Callable[[list[TuneTrial]], None]) -> None:
+        self._look = look
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._look(trials)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._look(trials)
+
+
+def run_sweep(
+    store: RunStore,
+    config: SweepConfig,
+    space: SearchSpace,
+    image_root: str,
+    cluster: Cluster,
+    on_progress: Callable[[Progress], None],
+    deadline: Deadline | None = None,
+) -> SweepOutcome:
+    """Run every fold trial that the budget allows and the run folder does not hold yet. What runs
+    at the deadline is ended; its saved state stays, for `resume`."""
+    started = time.monotonic()
+    session = SweepSession(store, config, space, cluster, on_progress, deadline)
+    job = TrialJob(
+        run=store.root,
+        image_root=image_root,
+        training=config.training,
+        transforms=config.augment.transforms,
+        seed=config.search.seed,
+        session=uuid4().hex,
+        cpus=config.resources.cpus_per_trial,
+        use_gpu=cluster.gpus_per_trial > 0,
+        devices=config.resources.devices_per_trial,
+        race=config.race if config.race.stops_epochs else None,
+    )
+    # Tune starts one actor at a time unless told that so many may be pending.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
+    with tempfile.TemporaryDirectory(prefix="foldrace-tune-") as scratch, _signals(session):
+        tuner = tune.Tuner(
+            tune.with_resources(trainable(job), _resources(config.resources, cluster)),
+            tune_config=tune.TuneConfig(
+                search_alg=session.searcher,
+                scheduler=session.scheduler,
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=scratch,
+                stop=_Stop(session),
+                callbacks=[_EachStep(session.look)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    on_progress(session.progress())
+    limit = session.limit
+    summaries = session.close()
+    return SweepOutcome(
+        tuple(summaries),
+        time.monotonic() - started,
+        cluster.slots(),
+        session.interrupted,
+        limit,
+    )
+
+
+def _resources(resources: ResourcesConfig, cluster: Cluster) -> tune.PlacementGroupFactory:
+    """What Tune holds for a trial."""
+    own = {"CPU": float(resources.cpus_per_trial), "GPU": cluster.gpus_per_trial}
+    return tune.PlacementGroupFactory([NO_DEVICE if resources.devices_per_trial > 1 else own])
+
+
+@contextmanager
+def _signals(session: SweepSession) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the sweep in order; a second Ctrl-C ends the process."""
+
+    def interrupt(number: int, frame: object) -> None:
+        _log.warning("interrupted: ending the running trials")
+        session.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

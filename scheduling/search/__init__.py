@@ -1,0 +1,1 @@
+"""The search: samplers, Optuna's study, and what is shown of it."""

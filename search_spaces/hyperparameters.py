@@ -1,0 +1,218 @@
+"""Every hyperparameter, once: name, type, default, limits, default search range, unit, meaning.
+
+`TrialParams` is what a trial trains with; `KNOBS` is the same list as a table, for the search
+space, the documentation and the error messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from foldrace.search_spaces.ranges import Float, Int, Name, Range, Value
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One hyperparameter. `limits` is what anybody may ask for, `search` the range of a config
+    that says `search`, and `varied` whether a config that says nothing varies it too."""
+
+    name: str
+    default: Value
+    limits: Float | Int | Name
+    search: Range | None
+    unit: str
+    doc: str
+    varied: bool
+
+    @property
+    def whole(self) -> bool:
+        """True where only whole numbers make sense."""
+        return isinstance(self.limits, Int)
+
+    @property
+    def named(self) -> bool:
+        """True where the value is a table's row, not a number."""
+        return isinstance(self.limits, Name)
+
+    def cast(self, value: Value) -> Value:
+        """The value in the knob's own type."""
+        if self.named:
+            return str(value)
+        return int(value) if self.whole else float(value)
+
+
+def _knob(
+    default: Value,
+    limits: Float | Int | Name,
+    search: Range | None,
+    unit: str,
+    doc: str,
+    varied: bool = False,
+) -> Any:
+    record = {"limits": limits, "search": search, "unit": unit, "doc": doc, "varied": varied}
+    return field(default=default, metadata=record)
+
+
+@dataclass(frozen=True)
+class TrialParams:
+    """The hyperparameters of one candidate."""
+
+    lr: float = _knob(
+        1e-3, Float(1e-7, 1.0), Float(1e-4, 5e-3, log=True), "per update",
+        "peak learning rate", varied=True,
+    )  # fmt: skip
+    weight_decay: float = _knob(
+        0.02, Float(0.0, 1.0), Float(1e-3, 0.2, log=True), "per update",
+        "weight decay; biases and norms have none", varied=True,
+    )  # fmt: skip
+    warmup: float = _knob(
+        0.1, Float(0.0, 0.9), Float(0.0, 0.3), "fraction of all updates",
+        "linear learning-rate warm-up before the schedule", varied=True,
+    )  # fmt: skip
+    batch_size: int = _knob(
+        32, Int(1, 65_536), None, "images per update",
+        "effective batch size, whatever the micro-batch",
+    )  # fmt: skip
+    dropout: float = _knob(
+        0.1, Float(0.0, 0.95), Float(0.0, 0.5), "probability",
+        "dropout in front of the classifier", varied=True,
+    )  # fmt: skip
+    drop_path: float = _knob(
+        0.0, Float(0.0, 0.9), Float(0.0, 0.2), "probability",
+        "stochastic depth of the last block, rising linearly; backbones without it ignore this",
+        varied=True,
+    )  # fmt: skip
+    mixup_alpha: float = _knob(
+        0.2, Float(0.0, 10.0), Float(0.1, 1.0), "of Beta(alpha, alpha)",
+        "MixUp strength; 0 turns it off", varied=True,
+    )  # fmt: skip
+    mixup_prob: float = _knob(
+        0.5, Float(0.0, 1.0), Float(0.0, 1.0), "probability per batch",
+        "how often a batch is mixed", varied=True,
+    )  # fmt: skip
+    cutmix_alpha: float = _knob(
+        1.0, Float(0.0, 10.0), Float(0.2, 1.0), "of Beta(alpha, alpha)",
+        "CutMix: distribution of the area that is left; 0 turns it off",
+    )  # fmt: skip
+    cutmix_prob: float = _knob(
+        0.0, Float(0.0, 1.0), Float(0.0, 0.5), "probability per batch",
+        "how often a batch is cut and mixed; MixUp's share comes first, both together at most 1",
+    )  # fmt: skip
+    label_smoothing: float = _knob(
+        0.0, Float(0.0, 0.9), Float(0.0, 0.1), "probability mass",
+        "mass moved from the true class to all classes evenly", varied=True,
+    )  # fmt: skip
+    ema_decay: float = _knob(
+        0.99, Float(0.0, 0.999999), None, "per update",
+        "decay of the weight average, warmed up; 0 turns the EMA variant off",
+    )  # fmt: skip
+    optimizer: str = _knob(
+        "adamw", Name(), None, "name",
+        "adamw, sgd, timm/<name> or pytorch_optimizer/<name>",
+    )  # fmt: skip
+    momentum: float = _knob(
+        0.9, Float(0.0, 0.9999), Float(0.8, 0.99), "fraction",
+        "momentum of SGD (Nesterov's), first beta of Adam's family",
+    )  # fmt: skip
+    layer_decay: float = _knob(
+        1.0, Float(0.1, 1.0), Float(0.5, 1.0), "factor per layer",
+        "learning rate of each layer relative to the next one; 1 turns it off",
+    )  # fmt: skip
+    schedule: str = _knob(
+        "cosine", Name(), None, "name",
+        "learning-rate schedule after the warm-up",
+    )  # fmt: skip
+    cycles: int = _knob(
+        1, Int(1, 100), Int(1, 6), "per trial",
+        "cosine: warm restarts make so many equal cycles",
+    )  # fmt: skip
+    lr_factor: float = _knob(
+        0.1, Float(0.001, 0.99), Float(0.1, 0.5), "factor",
+        "step, plateau: what the learning rate is multiplied with",
+    )  # fmt: skip
+    lr_patience: int = _knob(
+        3, Int(1, 1000), Int(1, 10), "epochs",
+        "step: epochs between two steps; plateau: epochs without a lower validation log loss",
+    )  # fmt: skip
+    sam_rho: float = _knob(
+        0.0, Float(0.0, 2.0), Float(0.01, 0.2, log=True), "norm of the perturbation",
+        "sharpness-aware minimisation; 0 turns it off",
+    )  # fmt: skip
+    rdrop_alpha: float = _knob(
+        0.0, Float(0.0, 50.0), Float(0.1, 5.0, log=True), "weight of the divergence",
+        "R-Drop: two passes that drop other units must agree; 0 turns it off",
+    )  # fmt: skip
+    loss: str = _knob(
+        "cross_entropy", Name(), None, "name",
+        "training loss; the default is training.loss",
+    )  # fmt: skip
+    focal_gamma: float = _knob(
+        2.0, Float(0.0, 10.0), Float(0.5, 4.0), "exponent",
+        "focal: how much less easy images count",
+    )  # fmt: skip
+    focal_alpha: float = _knob(
+        1.0, Float(0.01, 1.0), Float(0.25, 1.0), "factor",
+        "focal: scale of the loss",
+    )  # fmt: skip
+    class_weights: str = _knob(
+        "none", Name(), None, "name",
+        "how much the images of rare classes count in the loss",
+    )  # fmt: skip
+    class_weight_beta: float = _knob(
+        0.999, Float(0.0, 0.999999), Float(0.9, 0.9999), "overlap",
+        "class_weights effective: 0 weighs all classes alike, near 1 by inverse frequency",
+    )  # fmt: skip
+    head: str = _knob(
+        "linear", Name(), None, "name",
+        "classifier on the pooled features",
+    )  # fmt: skip
+    freeze_epochs: int = _knob(
+        0, Int(0, 10_000), Int(0, 5), "epochs",
+        "so long the head alone is trained",
+    )  # fmt: skip
+    unfreeze_epochs: int = _knob(
+        0, Int(0, 10_000), Int(0, 10), "epochs",
+        "after them the backbone is unfrozen over so many, from its last layers to its first",
+    )  # fmt: skip
+    policy: str = _knob(
+        "medium", Name(), None, "name",
+        "augmentation policy; the default is augment.policy",
+    )  # fmt: skip
+    random_erasing: float = _knob(
+        0.0, Float(0.0, 1.0), Float(0.0, 0.5), "probability per image",
+        "a rectangle of the image is replaced by noise",
+    )  # fmt: skip
+    size_start: float = _knob(
+        1.0, Float(0.25, 1.0), Float(0.5, 1.0), "fraction of image_size",
+        "side of the training images in the first epoch, growing to the whole; 1 turns it off",
+    )  # fmt: skip
+    snapshots: int = _knob(
+        0, Int(0, 20), Int(0, 5), "weights kept",
+        "further variants: the ends of the last cycles, or without cycles the next best epochs",
+    )  # fmt: skip
+    image_size: int = _knob(
+        224, Int(16, 2048), None, "pixels",
+        "side of the square image that the model sees; searched by choices",
+    )  # fmt: skip
+    epochs: int = _knob(
+        30, Int(1, 10_000), None, "passes over the training folds",
+        "length of the learning-rate schedule",
+    )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Value]:
+        """Knob name -> value, in the order of the fields."""
+        return {name: getattr(self, name) for name in KNOBS}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Value]) -> TrialParams:
+        """From knob name -> value; knobs that are not given take their defaults."""
+        cast: dict[str, Any] = {name: KNOBS[name].cast(value) for name, value in values.items()}
+        return cls(**cast)
+
+
+KNOBS: dict[str, Knob] = {
+    f.name: Knob(name=f.name, default=f.default, **f.metadata)  # type: ignore[arg-type]
+    for f in fields(TrialParams)
+}

@@ -1,0 +1,232 @@
+"""From the config's search section to hyperparameters: what each backbone may vary.
+
+Takes a `SweepConfig`, gives a `SearchSpace` that turns what Optuna draws into `TrialParams` and
+back, or the problems in the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from foldrace.config.schema import SEARCH, KnobConfig, RangeConfig, SweepConfig
+from foldrace.core.errors import Problem, closest
+from foldrace.search_spaces.hyperparameters import KNOBS, Knob, TrialParams
+from foldrace.search_spaces.ranges import Choice, Float, Int, Name, Range, Value, shown
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One knob for one backbone: its default, and its range where it is searched. `name` is the
+    Optuna parameter: shared by backbones with the same range, else the backbone's own."""
+
+    name: str
+    default: Value
+    range: Range | None
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """Every value of a choice, the ends of a range, or the one fixed value."""
+        match self.range:
+            case None:
+                return (self.default,)
+            case Choice(values):
+                return values
+            case Float(low, high) | Int(low, high):
+                return (low, high)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Backbone -> knob -> setting."""
+
+    settings: Mapping[str, Mapping[str, Setting]]
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        return tuple(self.settings)
+
+    def default(self, backbone: str) -> TrialParams:
+        """The configuration of a backbone's first candidate."""
+        return TrialParams.from_dict(
+            {knob: setting.default for knob, setting in self.settings[backbone].items()}
+        )
+
+    def configured(self, backbone: str, given: Mapping[str, Value]) -> TrialParams:
+        """The default configuration with some knobs at given values, inside the space or not."""
+        cast = {knob: KNOBS[knob].cast(value) for knob, value in given.items()}
+        return TrialParams.from_dict(self.default(backbone).as_dict() | cast)
+
+    def searched(self, backbone: str) -> dict[str, Range]:
+        """Optuna's name -> range, of the knobs that are searched for a backbone."""
+        settings = self.settings[backbone].values()
+        return {s.name: s.range for s in settings if s.range is not None}
+
+    def decode(self, backbone: str, drawn: Mapping[str, Value]) -> TrialParams:
+        """The configuration for Optuna's names and values."""
+        return TrialParams.from_dict(
+            {
+                knob: setting.default if setting.range is None else drawn[setting.name]
+                for knob, setting in self.settings[backbone].items()
+            }
+        )
+
+    def encode(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
+        """Optuna's names and values for a configuration; None where it lies outside this space
+        (as after `resume --set search.space...`, or a point given by hand)."""
+        encoded = self.place(backbone, params)
+        return encoded if encoded is not None and self.fixed_alike(backbone, params) else None
+
+    def place(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
+        """As `encode`, whatever the knobs have that are not searched here."""
+        if backbone not in self.settings:
+            return None
+        values, encoded = params.as_dict(), dict[str, Value]()
+        for knob, setting in self.settings[backbone].items():
+            if setting.range is None:
+                continue
+            if not setting.range.contains(values[knob]):
+                return None
+            encoded[setting.name] = values[knob]
+        return encoded
+
+    def fixed_alike(self, backbone: str, params: TrialParams) -> bool:
+        """Whether the knobs that are not searched have this space's values."""
+        values = params.as_dict()
+        settings = self.settings[backbone].items()
+        return all(values[k] == s.default for k, s in settings if s.range is None)
+
+    def distributions(self, backbone: str) -> dict[str, BaseDistribution]:
+        """Optuna's distributions of the searched knobs of a backbone."""
+        return {name: distribution(r) for name, r in self.searched(backbone).items()}
+
+
+def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Problem]]:
+    """The space, with defaults in place of what is wrong, and what is wrong."""
+    search, problems = config.search, list[Problem]()
+    shared = _settings(search.space, _defaults(config), f"{source}: search.space", "", problems)
+    for backbone in search.per_backbone:
+        if backbone not in search.backbones:
+            where = f"{source}: search.per_backbone.{backbone}"
+            allowed = ", ".join(search.backbones)
+            problems.append(Problem(where, f"is not among search.backbones; allowed: {allowed}"))
+    per_backbone = {
+        backbone: shared | _settings(
+            search.per_backbone.get(backbone, {}),
+            {knob: setting.default for knob, setting in shared.items()},
+            f"{source}: search.per_backbone.{backbone}",
+            f"[{backbone}]",
+            problems,
+            only_given=True,
+        )
+        for backbone in search.backbones
+    }  # fmt: skip
+    return SearchSpace(per_backbone), problems
+
+
+def _defaults(config: SweepConfig) -> dict[str, Value]:
+    """Knob -> default; some knobs have theirs from another section."""
+    return {name: knob.default for name, knob in KNOBS.items()} | {
+        "epochs": config.training.epochs,
+        "image_size": config.training.image_size,
+        "loss": config.training.loss,
+        "policy": config.augment.policy,
+    }
+
+
+def _settings(
+    given: Mapping[str, KnobConfig],
+    defaults: Mapping[str, Value],
+    where: str,
+    suffix: str,
+    problems: list[Problem],
+    only_given: bool = False,
+) -> dict[str, Setting]:
+    for name in given:
+        if name not in KNOBS:
+            near = closest(name, KNOBS)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            text = f"unknown hyperparameter; {hint}allowed: {', '.join(KNOBS)}"
+            problems.append(Problem(f"{where}.{name}", text))
+    found: dict[str, Setting] = {}
+    for name, knob in KNOBS.items():
+        if only_given and name not in given:
+            continue
+        form = given.get(name)
+        try:
+            found[name] = _setting(knob, form, defaults[name], suffix)
+        except ValueError as error:
+            problems.append(Problem(f"{where}.{name}", str(error)))
+            found[name] = Setting(name, defaults[name], None)
+    return found
+
+
+def _setting(knob: Knob, form: KnobConfig | None, default: Value, suffix: str) -> Setting:
+    name = knob.name + suffix
+    if form is None:
+        chosen = knob.search if knob.varied else None
+        return Setting(name, _inside(default, chosen), chosen)
+    if isinstance(form, RangeConfig):
+        chosen = _range(knob, form)
+        return Setting(name, _inside(default, chosen), chosen)
+    if form == SEARCH:
+        chosen = _searched(knob)
+        return Setting(name, _inside(default, chosen), chosen)
+    _check_value(knob, form)
+    return Setting(name, knob.cast(form), None)
+
+
+def _searched(knob: Knob) -> Range:
+    """The range of a knob for which the config says `search`."""
+    if isinstance(knob.limits, Name):
+        raise ValueError(f"is searched by {{choices: [...]}}: {knob.doc}")
+    return knob.search or knob.limits
+
+
+def _inside(default: Value, chosen: Range | None) -> Value:
+    """The default where the range holds it, else the middle of the range."""
+    return default if chosen is None or chosen.contains(default) else chosen.middle()
+
+
+def _range(knob: Knob, form: RangeConfig) -> Range:
+    if form.choices is not None:
+        for value in form.choices:
+            _check_value(knob, value)
+        return Choice(tuple(knob.cast(value) for value in form.choices))
+    if isinstance(knob.limits, Name):
+        raise ValueError(f"takes a name or {{choices: [...]}}, no low and high: {knob.doc}")
+    base = knob.search if isinstance(knob.search, (Float, Int)) else knob.limits
+    low = base.low if form.low is None else form.low
+    high = base.high if form.high is None else form.high
+    log = form.log if form.log is not None else base.log and low > 0
+    _check_value(knob, low)
+    _check_value(knob, high)
+    return Int(int(low), int(high), log) if knob.whole else Float(low, high, log)
+
+
+def _check_value(knob: Knob, value: Value) -> None:
+    if not knob.named and isinstance(value, str):
+        raise ValueError(
+            f"got {value!r}; allowed: a number, {knob.limits}; `search`, {{low, high[, log]}} or "
+            f"{{choices: [...]}} ({knob.doc})"
+        )
+    if not knob.limits.contains(value):
+        raise ValueError(f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
+
+
+def distribution(chosen: Range) -> BaseDistribution:
+    """Optuna's form of a range."""
+    match chosen:
+        case Float(low, high, log):
+            return FloatDistribution(low, high, log=log)
+        case Int(low, high, log):
+            return IntDistribution(low, high, log=log)
+        case Choice(values):
+            return CategoricalDistribution(list(values))

@@ -1,0 +1,322 @@
+"""The configuration: every problem at once, in the words of the person who wrote the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from foldrace.config.load import (
+    ParsedConfig,
+    load_config,
+    parse_config,
+    to_public_yaml,
+    to_yaml,
+)
+from foldrace.config.schema import RangeConfig, SearchConfig
+from foldrace.core.errors import ConfigError, has_password
+
+MINIMAL = "data: {train: train.csv}\nsearch: {backbones: [timm/resnet18]}\n"
+
+
+def write(folder: Path, text: str, name: str = "cars.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def parse(folder: Path, text: str, *overrides: str, smoke: bool = False) -> ParsedConfig:
+    return parse_config(write(folder, text), overrides, smoke)
+
+
+def test_minimal_config_takes_the_contract_s_defaults(tmp_path: Path) -> None:
+    config = parse(tmp_path, MINIMAL).require()
+    assert config.name == "cars"
+    assert (config.folds.k, config.folds.seed) == (5, 42)
+    assert (config.data.image_column, config.data.label_column) == ("image_path", "target")
+    assert (config.search.sampler, config.ensemble.method) == ("tpe", "greedy")
+    assert config.training.pretrained is True
+
+
+def test_every_problem_at_once_with_key_value_and_what_is_allowed(tmp_path: Path) -> None:
+    found = parse(
+        tmp_path,
+        """
+data: {train: train.csv, train_imges: x}
+folds: {k: 0, valid_fraction: 0.7, test_fraction: 0.4}
+search:
+  backbones: [timm/resnet18]
+  sampler: annealing
+  space: {lr: true, dropout: {low: 0.1, lo: 0}, warmup: [1, 2], drop_path: {choices: []}}
+training: {epochs: "ten", pretrained: 3, precision: int8}
+resources: {gpus_per_trial: 1.5, time_budget: 90x}
+colour: red
+""",
+    )
+    text = {p.where.split(": ")[1]: p.message for p in found.problems}
+    assert "did you mean 'train_images'?" in text["data.train_imges"]
+    assert text["folds.k"] == "got 0; should be greater than or equal to 1"
+    assert "'tpe', 'random'" in text["search.sampler"] and '"annealing"' in text["search.sampler"]
+    assert text["search.space.lr"].startswith("got true; should be a number")
+    assert "allowed: choices, high, log, low" in text["search.space.dropout.lo"]
+    assert "should be a number" in text["search.space.warmup"]
+    assert "at least 1 item" in text["search.space.drop_path.choices"]
+    assert text["training.epochs"] == 'got "ten"; should be a valid integer'
+    assert "true, false or the path" in text["training.pretrained"]
+    assert "'bf16'" in text["training.precision"]
+    assert "such as 90m" in text["resources.time_budget"]
+    assert "unknown key" in text["colour"]
+    assert all(p.where.startswith(str(tmp_path / "cars.yaml")) for p in found.problems)
+    with pytest.raises(ConfigError) as error:
+        found.require()
+    assert len(error.value.problems) == len(found.problems) == 12
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "message"),
+    [
+        ("folds: {valid_fraction: 0.7, test_fraction: 0.4}", "folds", "leaves no training rows"),
+        ("resources: {gpus_per_trial: 1.5}", "resources", "no whole number"),
+        ("training: {clip_grad: .inf}", "training.clip_grad", "finite"),
+        ("training: {image_size: 8}", "training.image_size", "greater than or equal to 16"),
+        ("folds: 5", "folds", "got 5; should be a mapping"),
+        ("race: none", "race", 'got "none"; should be a mapping'),
+        ("race: {epoch_stopping: maybe}", "race.epoch_stopping", "should be true or false"),
+        ("race: {grace: 1}", "race.grace", "should be less than 1"),
+        ("race: {rule: none, epoch_stopping: true}", "race", "goes with rule: gain"),
+        ("plugins: part.py", "plugins", 'got "part.py"; should be a list'),
+        ("plugins: [1]", "plugins[0]", "got 1; should be text"),
+        ("training: {pretrained: null}", "training.pretrained", "true, false or the path"),
+    ],
+)
+def test_checks_of_one_section(tmp_path: Path, section: str, key: str, message: str) -> None:
+    (problem,) = parse(tmp_path, MINIMAL + section).problems
+    assert problem.where.endswith(f": {key}")
+    assert message in problem.message
+
+
+@pytest.mark.parametrize("form", ["{low: 1, choices: [1]}", "{log: true}"])
+def test_a_range_has_one_form(tmp_path: Path, form: str) -> None:
+    text = f"data: {{train: t}}\nsearch: {{backbones: [a], space: {{lr: {form}}}}}"
+    (problem,) = parse(tmp_path, text).problems
+    assert problem.where.endswith("search.space.lr")
+    assert "low" in problem.message and "choices" in problem.message
+
+
+def test_missing_required_keys_leave_no_config(tmp_path: Path) -> None:
+    found = parse(tmp_path, "name: x\nsearch: {}")
+    assert found.config is None
+    assert {p.where.split(": ")[1] for p in found.problems} == {"data", "search.backbones"}
+    assert all("no default" in p.message for p in found.problems)
+
+
+def test_wrong_values_leave_a_config_with_defaults_for_later_checks(tmp_path: Path) -> None:
+    found = parse(tmp_path, MINIMAL + "training: {epochs: -1, image_size: 64}\nfolds: {kk: 3}")
+    assert len(found.problems) == 2
+    assert found.config is not None
+    assert (found.config.training.epochs, found.config.training.image_size) == (30, 64)
+
+
+def test_set_overrides_any_key_and_wins_over_smoke(tmp_path: Path) -> None:
+    overrides = (
+        "search.candidates=80",
+        "search.space.lr={low: 1e-5, high: 1e-3}",
+        "training.pretrained=false",
+        "folds.k=4",
+        "search.backbones=[timm/a, timm/b]",
+    )
+    config = parse(tmp_path, MINIMAL, *overrides, smoke=True).require()
+    assert config.search.candidates == 80
+    assert config.search.space["lr"] == RangeConfig(low=1e-5, high=1e-3)
+    assert config.training.pretrained is False
+    assert config.folds.k == 4
+    assert config.search.backbones == ("timm/a", "timm/b")
+
+
+@pytest.mark.parametrize("bad", ["search.candidates", "=3", "search..x=3", "search.seed=[1"])
+def test_a_bad_set_is_one_problem_beside_the_others(tmp_path: Path, bad: str) -> None:
+    found = parse(tmp_path, MINIMAL, bad, "folds.k=0")
+    assert found.problems[0].where == f"--set {bad}"
+    assert found.problems[1].where.endswith("folds.k")
+
+
+def test_set_of_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    (problem,) = parse(tmp_path, MINIMAL, "search.candidate=3").problems
+    assert "did you mean 'candidates'?" in problem.message
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "1.0e-3", "0.001", "1_0e-4"])
+def test_every_spelling_of_a_float_is_a_number(tmp_path: Path, number: str) -> None:
+    config = parse(tmp_path, MINIMAL, f"search.space.lr={number}").require()
+    assert config.search.space["lr"] == pytest.approx(1e-3)
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"key 'k' is given twice[\s\S]*line 3"):
+        parse(tmp_path, MINIMAL + "folds: {k: 3, k: 4}")
+    path = write(tmp_path, '{"data": {"train": "a", "train": "b"}}', "c.json")
+    with pytest.raises(ConfigError, match="not valid JSON: key 'train' is given twice"):
+        parse_config(path)
+
+
+def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
+    text = MINIMAL + "smoke:\n  a: &base {x: 1, y: 2}\n  b: {<<: *base, y: 3}\n"
+    assert parse(tmp_path, text).require().smoke["b"] == {"x": 1, "y": 3}
+
+
+def test_byte_order_mark_and_korean(tmp_path: Path) -> None:
+    path = tmp_path / "자동차.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("train.csv", "학습.csv").encode())
+    config = load_config(path)
+    assert config.name == "자동차"
+    assert config.data.train == str(tmp_path / "학습.csv")
+
+
+def test_json_gives_the_same_config_as_yaml(tmp_path: Path) -> None:
+    yaml_path = write(tmp_path, MINIMAL)
+    json_path = write(tmp_path, json.dumps(yaml.safe_load(MINIMAL)), "cars.json")
+    assert load_config(json_path) == load_config(yaml_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("- a\n- b", "holds no keys"),
+        ("just words", "holds no keys"),
+        ("a: [1", "is not valid YAML"),
+        ("a: !!python/object:os.system x", "is not valid YAML"),
+    ],
+)
+def test_what_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(tmp_path, text)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds"),
+    [("90", 90), ("45s", 45), ("90m", 5400), ("1.5h", 5400), ("2d", 172_800), (" 2 h ", 7200)],
+)
+def test_time_budget_in_its_forms(tmp_path: Path, budget: str, seconds: float) -> None:
+    config = parse(tmp_path, MINIMAL, f"resources.time_budget={budget}").require()
+    assert config.resources.time_budget == seconds
+
+
+@pytest.mark.parametrize("budget", ["90x", "-5m", "0", "1h30m", "true", ".nan"])
+def test_bad_time_budgets(tmp_path: Path, budget: str) -> None:
+    (problem,) = parse(tmp_path, MINIMAL, f"resources.time_budget={budget}").problems
+    assert problem.where.endswith("resources.time_budget")
+
+
+def test_paths_are_relative_to_the_config_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    text = "data: {train: ../d/train.csv, test: /abs/test.csv}\nsearch: {backbones: [a]}\n"
+    path = write(tmp_path / "configs", text + "training: {pretrained: w/}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for given in (path, Path("../configs/cars.yaml")):
+        config = load_config(given)
+        assert config.data.train == str(tmp_path / "d" / "train.csv")
+        assert config.data.test == "/abs/test.csv"
+        assert config.data.train_images is None
+        assert config.training.pretrained == str(tmp_path / "configs" / "w")
+
+
+def test_a_linked_table_keeps_its_own_name_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_text("x")
+    (tmp_path / "train.csv").symlink_to(tmp_path / "blob")
+    assert parse(tmp_path, MINIMAL).require().data.train == str(tmp_path / "train.csv")
+
+
+def test_to_yaml_gives_the_same_config_again(tmp_path: Path) -> None:
+    text = """
+name: "1e3"
+data: {train: 학습 데이터.csv, label_column: "yes", group_column: "0123"}
+search:
+  backbones: [timm/a, "stack(timm/a,torchvision/b)"]
+  space: {lr: {low: 1e-5, high: 3.0e-3, log: true}, dropout: search, warmup: 0.1}
+  per_backbone: {timm/a: {dropout: {choices: [0, 0.5]}}}
+training: {pretrained: weights/}
+resources: {time_budget: 1.5h}
+smoke: {training: {epochs: 2}}
+"""
+    config = parse(tmp_path, text).require()
+    again = load_config(write(tmp_path, to_yaml(config), "sweep.yaml"))
+    assert again == config
+    assert to_yaml(again) == to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@host:5432/x",
+        "postgresql+psycopg://me@corp:s3cret@host/x",
+        "postgresql://me:s3cret@s3cret@host/x",
+        "postgresql://me:s3cret/with s3cret@host/x",
+        "postgresql://host/x?user=me&password=s3cret&sslmode=require",
+        "nothing://me:s3cret@host:port/x",
+    ],
+)
+def test_what_is_shown_to_others_has_no_password(tmp_path: Path, url: str) -> None:
+    other = json.dumps({"search": {"storage": url}})
+    config = parse(tmp_path, f"{MINIMAL}smoke: {other}\n", f"search.storage={url}").require()
+    assert config.search.storage == url and has_password(url)
+    text = to_public_yaml(config)
+    assert "s3cret" not in text and text.count("***") == 2 and "host" in text
+    plain = config.model_copy(update={"search": SearchConfig(backbones=("b",)), "smoke": {}})
+    assert to_public_yaml(plain) == to_yaml(plain)
+
+
+def test_smoke_lays_small_values_and_then_its_own_section_over(tmp_path: Path) -> None:
+    text = """
+data: {train: train.csv}
+folds: {k: 5, seed: 7}
+search:
+  backbones: [timm/big]
+  candidates: 40
+  space: {lr: {low: 1e-3, high: 1e-2}, sam_rho: 0.05, dropout: 0.4, epochs: 50, freeze_epochs: 9}
+  per_backbone: {timm/big: {}}
+training: {epochs: 60, image_size: 224, patience: 20, precision: bf16}
+resources: {cpus_per_trial: 8, gpus_per_trial: 1}
+smoke:
+  search: {backbones: [timm/small], space: {dropout: 0.2, lr: {choices: [1e-3]}}}
+  training: {epochs: 3}
+"""
+    plain = parse(tmp_path, text).require()
+    assert (plain.training.epochs, plain.search.candidates) == (60, 40)
+    config = parse(tmp_path, text, smoke=True).require()
+    assert (config.folds.k, config.folds.seed, config.search.candidates) == (2, 7, 2)
+    assert config.search.backbones == ("timm/small",)
+    lr = RangeConfig(choices=(1e-3,))
+    assert config.search.space == {"lr": lr, "sam_rho": 0.05, "dropout": 0.2}
+    assert config.search.per_backbone == {}
+    training = config.training
+    assert (training.epochs, training.image_size, training.patience) == (3, 32, 20)
+    assert (training.pretrained, training.precision) == (False, "auto")
+    assert (config.resources.cpus_per_trial, config.resources.gpus_per_trial) == (1, None)
+
+
+@pytest.mark.parametrize(("folds", "k"), [("{k: 5, column: fold}", 5), ("{k: 1}", 1)])
+def test_smoke_leaves_given_folds_and_a_fixed_split_alone(
+    tmp_path: Path, folds: str, k: int
+) -> None:
+    text = MINIMAL + f"folds: {folds}\n"
+    assert parse(tmp_path, text, smoke=True).require().folds.k == k
+
+
+def test_a_smoke_section_of_the_wrong_kind_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = parse(tmp_path, MINIMAL + "smoke: 3", smoke=True).problems
+    assert problem.where.endswith("smoke")

@@ -1,0 +1,40 @@
+"""The exception tree: its exit codes, its text, and what a message shows of many."""
+
+from __future__ import annotations
+
+from typing import assert_type
+
+import pytest
+
+from foldrace.core import errors
+from foldrace.core.errors import DataError, FoldraceError, Problem, UserError, listing
+
+
+def test_single_gives_the_class_it_is_called_on() -> None:
+    error = assert_type(DataError.single("train.csv", "has no rows"), DataError)
+    assert type(error) is DataError
+    assert error.problems == (Problem("train.csv", "has no rows"),)
+    assert str(error) == "train.csv: has no rows"
+
+
+def test_every_problem_is_shown() -> None:
+    assert str(UserError([Problem("a", "x"), Problem("b", "y")])) == "a: x\nb: y"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *(("FoldraceError", 1), ("RunFailure", 1), ("Interrupted", 130), ("UserError", 2)),
+        *(("ConfigError", 2), ("DataError", 2), ("EnvironmentProblem", 2), ("RunFolderError", 2)),
+    ],
+)
+def test_exit_codes(name: str, code: int) -> None:
+    kind = getattr(errors, name)
+    assert issubclass(kind, FoldraceError)
+    assert kind.exit_code == code
+
+
+def test_listing() -> None:
+    assert listing([]) == ""
+    assert listing(range(3)) == "0, 1, 2"
+    assert listing(range(1333), 2) == "0, 1 and 1,331 more"

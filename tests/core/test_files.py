@@ -1,0 +1,146 @@
+"""Files appear whole or not at all, on a disk and in an object store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foldrace.core.errors import RunFolderError
+from foldrace.core.files import Files, LocalFiles, RemoteFiles, open_files
+
+OLD, NEW = b"o" * 100, b"n" * 50_000_000
+
+
+@pytest.fixture(params=["local", "file-url", "s3-url", "s3-variables"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    """An empty folder of each kind."""
+    if request.param == "local":
+        return open_files(tmp_path / "run")
+    if request.param == "file-url":
+        return open_files((tmp_path / "내 run").as_uri())
+    endpoint = request.getfixturevalue("s3_environment")
+    if request.param == "s3-url":
+        query = f"endpoint_override=http://{endpoint}&scheme=http&region=us-east-1"
+        return open_files(f"s3://runs/{tmp_path.name}?{query}")
+    request.getfixturevalue("monkeypatch").setenv("AWS_ENDPOINT_URL", f"http://{endpoint}")
+    return open_files(f"s3://runs/{tmp_path.name}/내 run")
+
+
+def test_contract_of_every_kind_of_folder(files: Files) -> None:
+    assert not files.exists("a/b/c.txt")
+    assert files.names() == files.names("a/b") == []
+    files.write("a/b/c.txt", b"one")
+    files.write("a/b/c.txt", b"two")
+    files.write("a/b/빈 파일", b"")
+    files.write("a/d.txt", bytes(range(256)))
+    assert files.read("a/b/c.txt") == b"two"
+    assert files.read("a/b/빈 파일") == b""
+    assert files.read("a/d.txt") == bytes(range(256))
+    assert files.exists("a/b/c.txt") and files.exists("a/b")
+    assert files.names("a") == ["b", "d.txt"]
+    assert files.names("a/b") == ["c.txt", "빈 파일"]
+    files.delete("a/d.txt")
+    files.delete("a/b")
+    files.delete("never there")
+    assert not files.exists("a/b/c.txt")
+    assert files.names("a") == []
+    with pytest.raises(OSError):
+        files.read("a/d.txt")
+
+
+def test_sizes(files: Files) -> None:
+    files.write("a/빈 파일", b"")
+    files.write("a/c.bin", bytes(1234))
+    assert (files.size("a/빈 파일"), files.size("a/c.bin")) == (0, 1234)
+    with pytest.raises(FileNotFoundError):
+        files.size("a/never there")
+
+
+def test_stamps_follow_the_files(files: Files) -> None:
+    assert files.stamps("a") == {}
+    for name in ("a/x", "a/b/c/빈 파일", "a/b/y", "other/z"):
+        files.write(name, b"one")
+    before = files.stamps("a")
+    assert before.keys() == {"a/x", "a/b/c/빈 파일", "a/b/y"}
+    assert files.stamps("a") == before
+    files.write("a/b/y", b"other")
+    files.delete("a/x")
+    after = files.stamps("a")
+    assert after.keys() == {"a/b/c/빈 파일", "a/b/y"}
+    assert after["a/b/c/빈 파일"] == before["a/b/c/빈 파일"] and after["a/b/y"] != before["a/b/y"]
+
+
+def test_files_being_written_have_no_stamps(tmp_path: Path) -> None:
+    LocalFiles(tmp_path).write("a/x", OLD)
+    (tmp_path / "a" / ".part-0123-y").write_bytes(b"half")
+    (tmp_path / "a" / "broken").symlink_to(tmp_path / "nowhere")
+    assert LocalFiles(tmp_path).stamps("a").keys() == {"a/x"}
+
+
+def test_file_urls_are_local(tmp_path: Path) -> None:
+    assert isinstance(open_files(tmp_path.as_uri()), LocalFiles)
+
+
+@pytest.mark.parametrize("url", ["hdfs://host/x", "foo://bar", "http://host/x", "s3:///nothing"])
+def test_other_urls_are_refused_with_what_is_allowed(url: str) -> None:
+    with pytest.raises(RunFolderError, match="allowed: a local path, or s3://"):
+        RemoteFiles(url)
+
+
+def test_files_being_written_are_invisible_and_replaced_files_leave_nothing(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.write("x", OLD)
+    files.write("x", b"new")
+    (tmp_path / ".part-0123-y").write_bytes(b"half")
+    assert files.names() == ["x"]
+    assert not files.exists("y")
+    assert sorted(os.listdir(tmp_path)) == [".part-0123-y", "x"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = LocalFiles(tmp_path)
+    files.write("x", OLD)
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write("x", b"new")
+    assert files.read("x") == OLD
+    assert os.listdir(tmp_path) == ["x"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from foldrace.core.files import LocalFiles
+files = LocalFiles(Path(sys.argv[1]))
+print("ready", flush=True)
+while True:
+    files.write("x", b"n" * 50_000_000)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.005, 0.02, 0.05, 0.1])
+def test_kill_in_mid_write_leaves_the_old_or_the_new_file(tmp_path: Path, delay: float) -> None:
+    files = LocalFiles(tmp_path)
+    files.write("x", OLD)
+    root = Path(__file__).resolve().parents[2]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, cwd=root
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+    try:
+        writer.wait(delay)
+    except subprocess.TimeoutExpired:
+        os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    assert files.read("x") in (OLD, NEW)
+    assert files.names() == ["x"]

@@ -1,0 +1,138 @@
+"""What a fold trial's next attempt finds in the run folder: the searcher on a real store."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from typing import Any
+
+import pytest
+from ray.train import WorkerGroupError
+
+from foldrace.config.schema import RaceConfig, ResourcesConfig, SearchConfig
+from foldrace.core.errors import RunFailure
+from foldrace.core.plugin_files import PluginFile
+from foldrace.core.plugins import PluginFailure, load, naming_plugins
+from foldrace.run_folder.records import TrialRecord, VariantScore
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Budget
+from foldrace.scheduling.ledger import Ledger
+from foldrace.scheduling.race import Race
+from foldrace.scheduling.ray.device_group import _memory_is_full
+from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
+from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.search_spaces.space import build_space
+
+STATE = b"a state"
+
+
+@pytest.mark.usefixtures("plugins_end")
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')", True),
+        ("RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')", True),
+        ("RuntimeError('shapes cannot be multiplied')", False),
+    ],
+)
+def test_a_group_whose_plugin_has_no_memory_starts_again(error: str, full: bool) -> None:
+    """What a device sends is pickled: without its cause."""
+    source = f"import torch\ndef f():\n    raise {error}\nPARTS = []\n"
+    load([PluginFile("own_loss", source.encode(), "/gone/own_loss.py")], ())
+    with pytest.raises(PluginFailure, match=r"own_loss\.py line 3") as caught, naming_plugins():
+        sys.modules["own_loss"].f()
+    sent = pickle.loads(pickle.dumps(caught.value))
+    assert _memory_is_full(WorkerGroupError("one failed", {1: sent})) == full
+    assert not _memory_is_full(WorkerGroupError("one", {0: RunFailure("out of memory with 1")}))
+
+
+@pytest.fixture
+def store(make_tiny_run: Any) -> RunStore:
+    store: RunStore = make_tiny_run(k=3).store
+    return store
+
+
+def searcher_for(store: RunStore, max_failures: int) -> FoldSearcher:
+    """One candidate, all of its folds at once."""
+    space, problems = build_space(store.config(), "")
+    assert not problems
+    search = SearchConfig(backbones=("timm/test_vit",), candidates=1)
+    race = Race(store, RaceConfig())
+    return FoldSearcher(
+        store,
+        CandidateStudy(space, search, 3, None, race.gains),
+        Ledger(3, max_failures, min_complete=5),
+        race,
+        Budget(search, ResourcesConfig()),
+        Shares(search.backbones, 1, 0.5, 0),
+        lambda: 3,
+    )
+
+
+def start(searcher: FoldSearcher, name: str) -> tuple[str, int]:
+    task = searcher.suggest(name)
+    assert isinstance(task, dict)
+    return task[CANDIDATE], task[FOLD]
+
+
+def end(store: RunStore, candidate: str, fold: int, status: str) -> None:
+    """What the worker writes."""
+    score = VariantScore(rows=20, val_logloss=1.0, val_acc=0.3, best_epoch=0)
+    store.save_trial(
+        TrialRecord(
+            candidate=candidate, fold=fold, status=status, backbone="timm/test_vit", params={},  # type: ignore[arg-type]
+            folds_hash=store.folds().hash, seed=0, error="boom" if status == "failed" else None,
+            variants={"raw": score} if status == "finished" else {},
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [True, False], ids=["an exception", "a killed worker"])
+def test_a_failed_attempt_leaves_its_state_but_to_the_last(store: RunStore, record: bool) -> None:
+    searcher = searcher_for(store, max_failures=2)
+    for attempt, kept in enumerate([STATE, None, None]):
+        candidate, fold = start(searcher, f"try {attempt}")
+        store.save_resume_state(candidate, fold, STATE)
+        store.files.write(f"{store.trial_folder(candidate, fold)}/oof.npy", b"half")
+        if record:
+            end(store, candidate, fold, "failed")
+        searcher.on_trial_complete(f"try {attempt}")
+        assert store.resume_state(candidate, fold) == kept
+        failed = store.trial(candidate, fold)
+        assert (failed is not None) == (attempt == 2)  # for good
+    assert searcher.suggest("nothing more") == searcher.FINISHED
+
+
+def test_a_settled_candidate_keeps_no_state(store: RunStore) -> None:
+    searcher = searcher_for(store, max_failures=2)
+    candidate, _ = start(searcher, "a")
+    start(searcher, "b")
+    for fold in range(2):
+        store.save_resume_state(candidate, fold, STATE)
+    end(store, candidate, 0, "diverged")
+    searcher.on_trial_complete("a")
+    assert store.resume_state(candidate, 0) is None
+    searcher.on_trial_complete("b")  # killed, and not worth another attempt
+    assert store.resume_state(candidate, 1) is None
+
+
+def test_an_interrupted_sweep_keeps_the_states(store: RunStore) -> None:
+    searcher = searcher_for(store, max_failures=0)
+    candidate, fold = start(searcher, "a")
+    store.save_resume_state(candidate, fold, STATE)
+    searcher.stopped = True
+    searcher.on_trial_complete("a")
+    assert store.resume_state(candidate, fold) == STATE
+
+
+def test_a_trial_that_goes_on_says_so(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "foldrace")
+    searcher = searcher_for(store, max_failures=0)
+    for name, first in (("a", 4), ("b", 0)):
+        start(searcher, name)
+        for epoch in (first, first + 1):
+            searcher.on_trial_result(name, {"epoch": epoch, "val_logloss": 1.0})
+        assert searcher.flights[name].epoch == first + 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ["c0000 fold0 goes on from epoch 5"]

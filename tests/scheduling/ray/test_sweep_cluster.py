@@ -1,0 +1,246 @@
+"""A sweep on a cluster that runs already: whole GPUs, shared GPUs, several nodes.
+
+The GPUs are only promised to Ray, so that the trials train on the CPU with the ids they were given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import psutil
+import pytest
+
+from foldrace.run_folder.records import TrialRecord
+from foldrace.run_folder.store import RunStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+ROOT = Path(__file__).resolve().parents[3]
+DEADLINE = 240.0  # seconds
+
+
+@dataclass
+class RunningCluster:
+    """`ray start` in processes of our own, all ended by `stop`."""
+
+    folder: Path
+    environment: dict[str, str]
+    address: str = ""
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start_head(self, cpus: int, gpus: int) -> None:
+        port, client_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        self._start(
+            "--head", f"--port={port}", f"--ray-client-server-port={client_port}",
+            "--node-ip-address=127.0.0.1", "--include-dashboard=false",
+            f"--temp-dir={self.folder}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
+        )  # fmt: skip
+        until(lambda: answers(port), "the head answers")
+
+    def add_node(self, cpus: int, gpus: int) -> None:
+        self._start(
+            f"--address={self.address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}",
+            f"--num-gpus={gpus}",
+        )  # fmt: skip
+        joined = self.folder / f"start{len(self.processes) - 1}.log"
+        until(lambda: b"Ray runtime started" in joined.read_bytes(), "the node has joined")
+
+    def _start(self, *options: str) -> None:
+        script = Path(sys.executable).with_name("ray")
+        with (self.folder / f"start{len(self.processes)}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [script, "start", "--block", "--disable-usage-stats", *options],
+                    stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
+                    env=self.environment,
+                )
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        """At once: told to end, Ray would first drain for half a minute."""
+        for process in self.processes:
+            if process.poll() is None:
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+                for child in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """One node with 2 cores and 2 GPUs. Its processes start in an empty folder: the code comes
+    with the sweep."""
+    folder = Path(tempfile.mkdtemp(prefix="fr-"))  # short: it holds the names of sockets
+    environment = dict(
+        os.environ,
+        FOLDRACE_CACHE=str(tmp_path_factory.mktemp("cache")),
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )
+    found = RunningCluster(folder, environment)
+    try:
+        found.start_head(cpus=2, gpus=2)
+        yield found
+    finally:
+        found.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(
+    folder: Path,
+    images: Path,
+    cluster: RunningCluster,
+    resources: dict[str, float],
+    candidates: int = 3,
+    **more: object,
+) -> list[TrialRecord]:
+    """Two fold trials a candidate; gives their records. `more` are sections of the config."""
+    raw = more | {
+        "data": {"train": str(images)},
+        "folds": {"k": 2},
+        "search": {
+            "backbones": ["timm/test_resnet"],
+            "candidates": candidates,
+            "sampler": "random",
+        },
+        "training": {
+            "epochs": 15, "patience": 15, "image_size": 32, "pretrained": False,
+            "loss": "own" if "plugins" in more else "cross_entropy",
+        },
+        "augment": {"policy": "none"},
+        "race": {"rule": "none"},  # how many trials run is known beforehand
+        "resources": resources,
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(raw), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, ROOT / "sweep.py", "run", folder / "sweep.json", "--out", folder / "run",
+         "--address", cluster.address],
+        env=cluster.environment, capture_output=True, text=True, timeout=2 * DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = RunStore.open(folder / "run")
+    assert [s.status for s in store.summaries()] == ["complete"] * candidates
+    return list(store.trials().values())
+
+
+def spans(folder: Path, trials: list[TrialRecord]) -> list[tuple[float, float, TrialRecord]]:
+    """From when to when each trial ran."""
+    found = []
+    for trial in trials:
+        path = folder / "run" / RunStore.trial_folder(trial.candidate, trial.fold) / "trial.json"
+        end = path.stat().st_mtime
+        found.append((end - trial.seconds, end - 0.2, trial))
+    return found
+
+
+def together(folder: Path, trials: list[TrialRecord]) -> list[tuple[TrialRecord, TrialRecord]]:
+    """Pairs of trials that ran at the same time."""
+    pairs = combinations(spans(folder, trials), 2)
+    return [(a[2], b[2]) for a, b in pairs if a[0] < b[1] and b[0] < a[1]]
+
+
+def test_whole_gpus_are_not_shared(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    trials = sweep(tmp_path / "whole", tiny_images, cluster, {"gpus_per_trial": 1})
+    pairs = together(tmp_path / "whole", trials)
+    assert pairs, "no two trials ran at the same time"
+    for one, other in pairs:
+        assert sorted([*one.accelerators, *other.accelerators]) == ["0", "1"]
+
+
+def test_halves_of_gpus_on_two_nodes(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """Three at once are more than the first node's two cores: the third is on the second node.
+    The two on the first node have one GPU together, though there is another."""
+    cluster.add_node(cpus=1, gpus=1)
+    folder = tmp_path / "halves"
+    # So many that there is work left when the second node's process has started.
+    trials = sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5}, candidates=8)
+    moments = [start for start, _, _ in spans(folder, trials)]
+    at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
+    assert max(at_once) == 3
+    assert {trial.accelerators for trial in trials} == {("0",)}
+
+
+PLUGIN = """
+from pathlib import Path
+import os
+import ray
+from foldrace.trainables.losses import Loss
+from torch.nn import functional
+
+if ray.is_initialized():
+    node = ray.get_runtime_context().get_node_id()
+    Path({seen!r}, f"{{node}} {{os.getpid()}}").write_text(__spec__.origin)
+
+PARTS = [
+    Loss("own", "", "", lambda logits, targets, settings:
+         functional.cross_entropy(logits, targets, reduction="none")),
+]
+"""
+
+
+def test_a_plugin_reaches_the_nodes_from_the_run_folder(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """No process of the cluster has the plugin's folder on its path; each notes where it found
+    the plugin."""
+    cluster.add_node(cpus=1, gpus=1)
+    seen, own = tmp_path / "seen", tmp_path / "own"
+    seen.mkdir()
+    own.mkdir()
+    (own / "own_loss.py").write_text(PLUGIN.format(seen=str(seen)), encoding="utf-8")
+    folder = tmp_path / "plugged"
+    plugins = [str(own / "own_loss.py")]
+    sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5}, plugins=plugins)
+    workers = [f for f in seen.iterdir() if f.read_text() == f"{folder}/run/plugins/own_loss.py"]
+    assert len({worker.name.split()[0] for worker in workers}) >= 2
+    drivers = [f for f in seen.iterdir() if f not in workers]
+    assert all(driver.read_text() == plugins[0] for driver in drivers)
+
+
+def test_the_devices_of_a_trial_on_two_nodes(
+    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
+) -> None:
+    """Three devices are more than the first node's two cores."""
+    cluster.add_node(cpus=1, gpus=0)
+    folder = tmp_path / "spread"
+    resources = {"gpus_per_trial": 0, "devices_per_trial": 3}
+    trials = sweep(folder, tiny_images, cluster, resources, candidates=1)
+    assert [trial.micro_batch for trial in trials] == [11, 11]  # of 32, shared by three

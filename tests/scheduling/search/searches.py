@@ -1,0 +1,61 @@
+"""Searches and candidates' ends, made up for the tests of the study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from foldrace.config.schema import DataConfig, SearchConfig, SweepConfig
+from foldrace.run_folder.records import (
+    CandidateRecord,
+    CandidateSummary,
+    RaceDecision,
+    TrialRecord,
+    VariantScore,
+)
+from foldrace.search_spaces.hyperparameters import KNOBS
+from foldrace.search_spaces.space import SearchSpace, build_space
+
+BACKBONES = ("timm/test_resnet", "timm/test_vit")
+FEW = {name: knob.default for name, knob in KNOBS.items() if knob.varied and name != "lr"}
+"""Fixes what a config without a space would search, but for the learning rate."""
+
+
+def sweep(**search: object) -> SweepConfig:
+    """Keys of the search section, as in a config file."""
+    section = SearchConfig.model_validate_json(json.dumps({"backbones": BACKBONES, **search}))
+    return SweepConfig(name="s", data=DataConfig(train="t"), search=section)
+
+
+def space_of(config: SweepConfig) -> SearchSpace:
+    space, problems = build_space(config, "")
+    assert not problems
+    return space
+
+
+def ended(
+    record: CandidateRecord,
+    status: str,
+    losses: Sequence[float] = (),
+    folds: int = 2,
+    decisions: Sequence[RaceDecision] = (),
+    seconds: float = 1.0,
+) -> CandidateSummary:
+    """Fold k has 10 · 3^k rows and the loss `losses[k]`."""
+    trials = tuple(
+        TrialRecord(
+            candidate=record.candidate,
+            fold=fold,
+            status="finished",
+            backbone=record.backbone,
+            params=record.params,
+            folds_hash="h",
+            seed=0,
+            seconds=seconds,
+            variants={
+                "raw": VariantScore(rows=10 * 3**fold, val_logloss=x, val_acc=0.5, best_epoch=0)
+            },
+        )
+        for fold, x in enumerate(losses)
+    )
+    return CandidateSummary(record, status, trials, folds, tuple(decisions))  # type: ignore[arg-type]

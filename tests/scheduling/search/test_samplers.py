@@ -1,0 +1,249 @@
+"""Every row of the table of samplers, and what is particular to each."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from foldrace.config.schema import SearchConfig
+from foldrace.scheduling.search.samplers import GRID_POINTS, SAMPLERS, Ask, Lattice, every, grid
+from foldrace.search_spaces.ranges import Choice, Float, Int, Range, Value
+from foldrace.search_spaces.space import distribution
+
+RANGES: dict[str, Range] = {
+    "lr": Float(1e-5, 1e-1, log=True),
+    "dropout": Float(0.0, 0.5),
+    "epochs": Int(2, 40),
+    "batch_size": Choice((16, 32, 64)),
+    "loss": Choice(("focal", "cross_entropy")),
+}
+DRAWING = [name for name, row in SAMPLERS.items() if row.defaults]
+LEARNING = [name for name, row in SAMPLERS.items() if row.most_trials]
+
+
+def trial(
+    number: int,
+    params: dict[str, Value],
+    ranges: dict[str, Range],
+    value: float | None,
+    state: TrialState = TrialState.COMPLETE,
+) -> FrozenTrial:
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=state,
+        value=value if state == TrialState.COMPLETE else None,
+        datetime_start=None,
+        datetime_complete=None,
+        params=params,
+        distributions={name: distribution(ranges[name]) for name in params},
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={1: value} if value and state == TrialState.PRUNED else {},
+    )
+
+
+def proposed(name: str, ask: Ask) -> dict[str, Value]:
+    return dict(next(SAMPLERS[name].propose(ask)))
+
+
+def minimise(
+    name: str,
+    loss: Callable[[dict[str, Value]], float],
+    ranges: dict[str, Range],
+    asks: int,
+    seed: int = 0,
+    parallel: int = 1,
+) -> list[float]:
+    """Losses of `asks` candidates, each told when `parallel` - 1 later ones have been asked for."""
+    known: list[FrozenTrial] = []
+    found: list[float] = []
+    for number in range(1, asks + 1):
+        params = proposed(name, Ask(seed, number, ranges, known))
+        found.append(loss(params))
+        known.append(trial(number, params, ranges, None, TrialState.RUNNING))
+        if number >= parallel:
+            told = known[number - parallel]
+            told.state, told.value = TrialState.COMPLETE, found[number - parallel]
+    return found
+
+
+def median_of_the_last(losses: list[float]) -> float:
+    return statistics.median(losses[-len(losses) // 4 :])
+
+
+def bowl(params: dict[str, Value]) -> float:
+    """Least at lr 1e-3, dropout 0.35, epochs 10, where each adds 0."""
+    logarithm = np.log10(float(params["lr"])) + 3
+    rest = (float(params["dropout"]) - 0.35) / 0.5, (float(params.get("epochs", 10)) - 10) / 38
+    wrong = 0.5 * (params.get("loss", "focal") != "focal")
+    return float((logarithm / 4) ** 2 + sum(x**2 for x in rest) + wrong)
+
+
+def test_every_sampler_of_the_config_has_a_row() -> None:
+    assert get_args(SearchConfig.model_fields["sampler"].annotation) == tuple(SAMPLERS)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_seed_and_the_number_decide(name: str) -> None:
+    rng = np.random.default_rng(0)
+    known = [
+        trial(i, proposed("random", Ask(0, i, RANGES, ())), RANGES, float(rng.random()))
+        for i in range(1, 16)
+    ]
+    ask = Ask(3, 20, RANGES, known)
+    first = list(itertools.islice(SAMPLERS[name].propose(ask), 2))
+    assert first == list(itertools.islice(SAMPLERS[name].propose(ask), 2))
+    for params in first:
+        assert params.keys() == RANGES.keys()
+        assert all(RANGES[knob].contains(value) for knob, value in params.items())
+    others = [Ask(3, 21, RANGES, known), Ask(4, 20, RANGES, known)]
+    assert all(first != list(itertools.islice(SAMPLERS[name].propose(o), 2)) for o in others) or (
+        name == "list"
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_space_of_one_configuration(name: str) -> None:
+    found = list(SAMPLERS[name].propose(Ask(0, 1, {}, ())))
+    assert all(params == {} for params in found)
+    assert bool(found) == (name != "list")
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_in_a_finite_space_everything_is_proposed_at_last(name: str) -> None:
+    ranges: dict[str, Range] = {"a": Int(1, 3), "b": Choice(("x", "y")), "c": Float(0.5, 0.5)}
+    found = {tuple(p.values()) for p in SAMPLERS[name].propose(Ask(0, 1, ranges, ()))}
+    assert found == set(itertools.product((1, 2, 3), ("x", "y"), (0.5,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "asks", "seeds", "knobs"),
+    [
+        ("tpe", 60, 3, ("lr", "dropout", "epochs", "loss")),
+        ("cmaes", 120, 3, ("lr", "dropout", "epochs")),
+        ("gp", 18, 1, ("lr", "dropout")),  # a quarter of a second each
+    ],
+)
+def test_a_sampler_that_learns_beats_chance(
+    name: str, asks: int, seeds: int, knobs: tuple[str, ...]
+) -> None:
+    ranges = {knob: RANGES[knob] for knob in knobs}
+    ours = [median_of_the_last(minimise(name, bowl, ranges, asks, s, 4)) for s in range(seeds)]
+    chance = statistics.median(minimise("random", bowl, ranges, 200))
+    assert max(ours) < 0.5 * chance
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_other_backbones_have_is_no_hindrance(name: str) -> None:
+    """Trials with some of the knobs, and with others'."""
+    rng = np.random.default_rng(0)
+    other = RANGES | {"mixup[b]": Float(0.0, 1.0)}
+    some = {"dropout", "epochs", "mixup[b]"}
+    known = [
+        trial(
+            i,
+            {k: v for k, v in proposed("random", Ask(0, i, other, ())).items() if k in some},
+            other,
+            float(rng.random()),
+        )
+        for i in range(1, 25)
+    ]
+    params = proposed(name, Ask(0, 30, RANGES, known))
+    assert params.keys() == RANGES.keys()
+
+
+def test_tpe_is_optunas_own_with_all_that_it_can() -> None:
+    """The same suggestion as a plain study with the same sampler and the same trials gives."""
+    rng = np.random.default_rng(1)
+    known = []
+    study = optuna.create_study()
+    for number in range(1, 31):
+        params = proposed("random", Ask(0, number, RANGES, ()))
+        state = TrialState.PRUNED if number % 3 == 0 else TrialState.COMPLETE
+        known.append(trial(number, params, RANGES, float(rng.random()), state))
+        plain = optuna.trial.create_trial(
+            state=state,
+            value=known[-1].value,
+            params=params,
+            distributions=known[-1].distributions,
+            intermediate_values=known[-1].intermediate_values,
+        )
+        study.add_trial(plain)
+    ask = Ask(0, 31, RANGES, known)
+    study.sampler = TPESampler(
+        seed=ask.seed_of(0), multivariate=True, group=True, constant_liar=True
+    )
+    expected = study.ask({name: distribution(r) for name, r in RANGES.items()}).params
+    assert proposed("tpe", ask) == expected
+
+
+def test_parallel_asks_keep_away_from_each_other() -> None:
+    """The constant liar: a running trial is taken for a bad one."""
+    ranges: dict[str, Range] = {"lr": Float(0.0, 1.0)}
+    known = [trial(i, {"lr": i / 30}, ranges, abs(i / 30 - 0.5)) for i in range(1, 31)]
+    near = [
+        trial(40 + i, {"lr": 0.5 + i / 1000}, ranges, None, TrialState.RUNNING) for i in range(8)
+    ]
+
+    def distance(trials: list[FrozenTrial]) -> float:
+        asked = [proposed("tpe", Ask(0, n, ranges, trials))["lr"] for n in range(60, 90)]
+        return statistics.mean(abs(float(lr) - 0.5) for lr in asked)
+
+    assert distance(known + near) > distance(known)
+
+
+def test_cma_es_converges_with_choices_beside_it_and_several_at_a_time() -> None:
+    ranges = {k: RANGES[k] for k in ("lr", "dropout", "loss")}
+    found = minimise("cmaes", lambda p: bowl(p | {"loss": "focal"}), ranges, 200, parallel=8)
+    assert statistics.median(found[-30:]) < 0.02 * statistics.median(found[:30])
+
+
+def test_a_cma_es_of_one_number_draws_at_random() -> None:
+    ranges: dict[str, Range] = {"lr": Float(1e-5, 1e-1, log=True), "loss": Choice(("a", "b"))}
+    expected = RandomSampler(seed=Ask(0, 7, ranges, ()).seed_of(0))
+    study = optuna.create_study(sampler=expected)
+    space = {name: distribution(r) for name, r in ranges.items()}
+    assert proposed("cmaes", Ask(0, 7, ranges, ())) == study.ask(space).params
+
+
+def test_the_grid_is_the_product_of_choices_and_points_of_ranges() -> None:
+    axes = [r.grid(GRID_POINTS) for r in RANGES.values()]
+    lattice = grid(RANGES)
+    assert lattice.size == len(list(itertools.product(*axes))) == 5 * 5 * 5 * 3 * 2
+    found = [tuple(lattice.at(i).values()) for i in range(lattice.size)]
+    assert sorted(map(str, found)) == sorted(map(str, itertools.product(*axes)))
+    walked = {tuple(p.values()) for p in SAMPLERS["grid"].propose(Ask(0, 1, RANGES, ()))}
+    assert walked == set(found)
+
+
+def test_a_lattice_larger_than_memory_is_walked() -> None:
+    lattice = Lattice({str(i): range(1000) for i in range(30)})
+    assert lattice.size == 10**90
+    first = list(itertools.islice(lattice.walk(0), 50))
+    assert all(v in range(1000) for p in first for v in p.values())
+    assert every({"a": Int(0, 9), "b": Float(0.0, 1.0)}) is None
+
+
+def test_other_threads_numbers_are_left_alone() -> None:
+    """No global randomness: a fresh process gives the same suggestions, whatever was drawn."""
+    code = (
+        "import random, numpy; random.seed(5); numpy.random.seed(5)\n"
+        "from foldrace.scheduling.search.samplers import SAMPLERS, Ask\n"
+        "from foldrace.search_spaces.ranges import Float\n"
+        "r = {'a': Float(0.0, 1.0), 'b': Float(0.0, 1.0)}\n"
+        f"print([dict(next(SAMPLERS[n].propose(Ask(0, 3, r, ())))) for n in {DRAWING}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ranges: dict[str, Range] = {"a": Float(0.0, 1.0), "b": Float(0.0, 1.0)}
+    assert done.stdout.strip() == str([proposed(n, Ask(0, 3, ranges, ())) for n in DRAWING])

@@ -1,0 +1,200 @@
+"""The contract of every policy, and each operation against a closed form."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from foldrace.trainables.data.augment import POLICIES, Policy, augment, resize
+from foldrace.trainables.data.pixel_cache import stored_side
+
+each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+
+
+class Draws:
+    """Gives the same number to every decision, but for those named by index."""
+
+    def __init__(self, default: float = 0.5, **named: float) -> None:
+        self._row = np.full(12, default)
+        for name, value in named.items():
+            self._row[int(name[1:])] = value
+
+    def random(self, shape: tuple[int, int]) -> NDArray[np.float64]:
+        return np.tile(self._row, (shape[0], 1))
+
+
+def apply(image: NDArray[np.uint8], size: int, policy: Policy, **draws: float) -> NDArray[np.uint8]:
+    return augment([image], size, policy, Draws(**draws))[0]  # type: ignore[arg-type]
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> NDArray[np.uint8]:
+    y, x = np.mgrid[0:height, 0:width]
+    layers = [
+        128 + 100 * np.sin(x / 9),
+        128 + 100 * np.cos(y / 7),
+        (x + y) * 255 / (height + width),
+    ]
+    return np.stack(layers, axis=2).astype(np.uint8)
+
+
+@each_policy
+def test_shape_type_and_seed(policy: Policy) -> None:
+    images = [noise(20, 30), noise(50, 17), noise(1, 1), noise(64, 64)]
+    once = augment(images, 24, policy, np.random.default_rng(1))
+    assert once.shape == (4, 24, 24, 3) and once.dtype == np.uint8
+    np.testing.assert_array_equal(once, augment(images, 24, policy, np.random.default_rng(1)))
+    if policy.name != "none":
+        assert (once != augment(images, 24, policy, np.random.default_rng(2))).any()
+
+
+@each_policy
+def test_an_image_does_not_depend_on_the_others(policy: Policy) -> None:
+    one, other, third = noise(20, 30), noise(31, 19, 1), noise(9, 9, 2)
+    first = augment([one, other, third], 16, policy, np.random.default_rng(3))
+    second = augment([third, other, one], 16, policy, np.random.default_rng(3))
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+@each_policy
+def test_images_are_left_as_they_were(policy: Policy) -> None:
+    image = noise(20, 20)
+    image.flags.writeable = False  # as in the memory-mapped cache
+    augment([image], 16, policy, np.random.default_rng(0))
+    np.testing.assert_array_equal(image, noise(20, 20))
+
+
+@each_policy
+def test_one_colour_stays_one_colour(policy: Policy) -> None:
+    """Nothing is drawn from outside the image: its edge goes on."""
+    image = np.full((20, 30, 3), (200, 90, 40), np.uint8)
+    for out in augment([image] * 20, 16, policy, np.random.default_rng(0)):
+        assert (out.reshape(-1, 3).max(0).astype(int) - out.reshape(-1, 3).min(0) <= 1).all()
+
+
+@each_policy
+def test_ranges_are_sound(policy: Policy) -> None:
+    assert POLICIES[policy.name] is policy and policy.doc
+    assert 0 < policy.crop_area[0] <= policy.crop_area[1] <= 1
+    assert 0 < policy.crop_ratio[0] <= 1 <= policy.crop_ratio[1]
+    assert 0 <= policy.flip <= 1 and 0 <= policy.zoom < 1 and policy.rotate <= 180
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 30, 40), (32, 32, 32), (48, 36, 32)])
+def test_none_is_a_plain_resize(height: int, width: int, size: int) -> None:
+    image = smooth(height, width)
+    out = augment([image], size, POLICIES["none"], np.random.default_rng(0))[0]
+    expected = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(out.astype(int) - expected.astype(int)).max() <= 3
+
+
+@pytest.mark.parametrize("size", [15, 32, 33, 224])
+def test_what_the_cache_stores_by_default_is_interpolated_once(size: int) -> None:
+    side = stored_side(size)
+    image = noise(side, side)
+    scale = size / side
+    matrix = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])
+    expected = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    np.testing.assert_array_equal(apply(image, size, POLICIES["none"]), expected)
+
+
+@pytest.mark.parametrize("name", ["none", "light"])
+@pytest.mark.parametrize(("height", "width", "size"), [(336, 336, 112), (1024, 1000, 224)])
+def test_noise_is_averaged_as_in_scoring(height: int, width: int, size: int, name: str) -> None:
+    image = noise(height, width)
+    out = augment([image] * 4, size, POLICIES[name], np.random.default_rng(0))
+    scored = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    assert out.std() == pytest.approx(scored.std(), rel=0.2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 131), (35, 300), (300, 35), (299, 299)])
+def test_averages_stay_in_their_place(height: int, width: int) -> None:
+    """Also with a rest at the edges that fills no block, which the edge's own pixels replace."""
+    image = smooth(height, width)
+    inner = slice(1, -1)
+    out = apply(image, 24, POLICIES["none"])[inner, inner].astype(int)
+    scored = cv2.resize(image, (24, 24), interpolation=cv2.INTER_AREA)[inner, inner]
+    assert np.abs(out - scored).max() <= 8  # one pixel further off it is 14
+
+
+def test_flip_is_exact() -> None:
+    image = noise(16, 16)
+    flipped = apply(image, 16, Policy("p", "", flip=0.5), u6=0.49)
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
+    np.testing.assert_array_equal(apply(image, 16, Policy("p", "", flip=0.5), u6=0.5), image)
+
+
+@pytest.mark.parametrize(("u", "turns"), [(1.0, 1), (0.0, -1)])
+def test_a_quarter_turn_is_exact(u: float, turns: int) -> None:
+    image = noise(16, 16)
+    turned = apply(image, 16, Policy("p", "", rotate=90), u4=u)
+    np.testing.assert_array_equal(turned, np.rot90(image, -turns))  # clockwise on the screen
+
+
+def test_small_turns_and_zooms_are_cv2s() -> None:
+    image = smooth(33, 33)
+    policy = Policy("p", "", rotate=20, zoom=0.2)
+    out = apply(image, 33, policy, u4=0.9, u5=0.75)
+    matrix = cv2.getRotationMatrix2D((16, 16), -16.0, 1.1)  # cv2 turns the other way round
+    expected = cv2.warpAffine(image, matrix, (33, 33), borderMode=cv2.BORDER_REPLICATE)
+    assert np.abs(out.astype(int) - expected.astype(int)).max() <= 3
+
+
+def test_shift_moves_by_a_fraction_of_the_side() -> None:
+    image = noise(20, 20)
+    moved = apply(image, 20, Policy("p", "", shift=0.1), u7=1.0, u8=0.0)
+    np.testing.assert_array_equal(moved[:18, 2:], image[2:, :18])
+
+
+def test_crop_keeps_the_asked_area_from_the_drawn_place() -> None:
+    image = noise(20, 40)
+    policy = Policy("p", "", crop_area=(0.25, 0.25))
+    quarter = np.ascontiguousarray(image[10:, :20])  # half the height, half the width
+    out = apply(image, 10, policy, u2=0.0, u3=1.0)
+    np.testing.assert_array_equal(out, apply(quarter, 10, POLICIES["none"]))
+
+
+def test_brightness_and_contrast_closed_form() -> None:
+    image = noise(16, 16)
+    policy = Policy("p", "", brightness=0.2, contrast=0.4)
+    out = apply(image, 16, policy, u9=0.75, u11=0.25)  # contrast 1.2, brightness -0.1
+    exact = np.clip((image - 127.5) * 1.2 + 127.5 - 25.5, 0, 255)
+    assert np.abs(out - exact).max() <= 0.5 + 1e-9
+
+
+def test_saturation_closed_form() -> None:
+    image = noise(16, 16)
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    for u, factor in ((0.0, 0.5), (1.0, 1.5), (0.5, 1.0)):
+        out = apply(image, 16, Policy("p", "", saturation=0.5), u10=u)
+        exact = np.clip(image * factor + grey[..., None] * (1 - factor), 0, 255)
+        assert np.abs(out - exact).max() <= 1.01
+
+
+def test_colours_stay_within_their_bounds() -> None:
+    policy = Policy("p", "", brightness=0.15, contrast=0.2)
+    image = np.full((8, 8, 3), 100, np.uint8)
+    out = augment([image] * 300, 8, policy, np.random.default_rng(0)).astype(float)
+    low = (100 - 127.5) * 1.2 + 127.5 - 0.15 * 255
+    high = (100 - 127.5) * 0.8 + 127.5 + 0.15 * 255
+    assert low - 0.5 <= out.min() < low + 8
+    assert high - 8 < out.max() <= high + 0.5
+
+
+def test_mean_brightness_is_kept_on_average() -> None:
+    policy = Policy("p", "", brightness=0.1, contrast=0.1)
+    image = np.full((4, 4, 3), 128, np.uint8)
+    out = augment([image] * 4000, 4, policy, np.random.default_rng(0))
+    assert out.mean() == pytest.approx(128, abs=1.0)
+
+
+def test_resize_averages_when_it_shrinks() -> None:
+    board = np.indices((32, 32)).sum(0) % 2 * 255
+    image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
+    assert np.abs(resize([image], 16)[0].astype(int) - 127).max() <= 1
+    np.testing.assert_array_equal(resize([image], 32)[0], image)

@@ -1,0 +1,146 @@
+"""Batches: each row once, in an order and with pixels that the seed alone decides."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from foldrace.config.schema import AugmentConfig
+from foldrace.trainables.data.augment import POLICIES, augment, resize
+from foldrace.trainables.data.loader import (
+    Batch,
+    Batches,
+    LoaderSettings,
+    OrderedBatches,
+    ShuffledBatches,
+    build_loader,
+    loader_settings,
+    to_float,
+)
+
+
+class Patterns:
+    """A picklable image source: row -> its own noise."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(int(row))
+        return rng.integers(0, 256, size=(10 + row % 5, 12, 3), dtype=np.uint8)
+
+
+def digest(batches: list[Batch]) -> str:
+    sha = hashlib.sha256()
+    for batch in batches:
+        sha.update(batch.images.numpy().tobytes() + batch.rows.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def epochs(workers: int, seed: int = 3) -> list[str]:
+    sampler = ShuffledBatches(np.arange(5, 40), 8, seed)
+    dataset = Batches(Patterns(), 16, AugmentConfig(policy="medium"))
+    loader = build_loader(dataset, sampler, workers, False)
+    found = []
+    for epoch in range(2):
+        sampler.epoch = epoch
+        found.append(digest(list(loader)))
+    return found
+
+
+def test_loader_processes_change_nothing() -> None:
+    alone = epochs(0)
+    assert epochs(2) == alone
+    assert epochs(0) == alone
+    assert alone[0] != alone[1]
+    assert epochs(0, seed=4) != alone
+
+
+def test_loading_leaves_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    np.random.seed(0)
+    epochs(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.random() == np.random.RandomState(0).random()
+
+
+@pytest.mark.parametrize(("n", "batch", "batches"), [(35, 8, 4), (32, 8, 4), (5, 8, 1), (9, 8, 1)])
+def test_an_epoch_has_each_row_once_but_the_last_partial_batch(
+    n: int, batch: int, batches: int
+) -> None:
+    given = np.arange(100, 100 + n)
+    sampler = ShuffledBatches(given, batch, 0)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == batches
+    rows = np.concatenate([b.rows for b in drawn])
+    assert len(rows) == batches * min(n, batch) == len(set(rows.tolist()))
+    assert set(rows.tolist()) <= set(given.tolist())
+    assert len({b.seed for b in drawn}) == batches
+
+
+def test_over_epochs_the_left_out_rows_change() -> None:
+    sampler = ShuffledBatches(np.arange(9), 8, 0)
+    left_out = set()
+    for epoch in range(30):
+        sampler.epoch = epoch
+        left_out |= set(range(9)) - set(np.concatenate([b.rows for b in sampler]).tolist())
+    assert len(left_out) > 4
+
+
+def test_scoring_batches_hold_every_row_in_order_resized_only() -> None:
+    rows = np.array([3, 1, 99, 4, 7])
+    sampler = OrderedBatches(rows, 2)
+    loader = build_loader(Batches(Patterns(), 16, AugmentConfig(policy="none")), sampler, 0, False)
+    found = list(loader)
+    assert len(found) == len(sampler) == 3
+    assert torch.cat([b.rows for b in found]).tolist() == rows.tolist()
+    expected = resize([Patterns().image(row) for row in rows], 16)
+    np.testing.assert_array_equal(torch.cat([b.images for b in found]).numpy(), expected)
+
+
+def test_a_training_batch_is_the_augmentation_of_its_seed() -> None:
+    sampler = ShuffledBatches(np.arange(8), 4, 5)
+    loader = build_loader(Batches(Patterns(), 16, AugmentConfig(policy="light")), sampler, 0, False)
+    for plan, batch in zip(list(sampler), loader, strict=True):
+        images = [Patterns().image(row) for row in plan.rows]
+        rng = np.random.default_rng(plan.seed)
+        expected = augment(images, 16, POLICIES["light"], rng)
+        np.testing.assert_array_equal(batch.images.numpy(), expected)
+
+
+def test_to_float() -> None:
+    pixels = torch.arange(2 * 2 * 2 * 3, dtype=torch.uint8).reshape(2, 2, 2, 3) * 10
+    images = to_float(pixels)
+    assert images.shape == (2, 3, 2, 2) and images.dtype == torch.float32
+    assert torch.equal(images, pixels.permute(0, 3, 1, 2).float() / 255)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "device", "settings"),
+    [
+        (1, "cpu", LoaderSettings(0, False, 4)),
+        (8, "cpu", LoaderSettings(0, False, 4)),
+        (1, "cuda", LoaderSettings(1, True, 4)),
+        (2, "cuda", LoaderSettings(1, True, 4)),
+        (5, "cuda", LoaderSettings(4, True, 4)),
+        (6, "cuda", LoaderSettings(5, True, 2)),
+        (64, "cuda", LoaderSettings(16, True, 2)),
+        (4, "mps", LoaderSettings(3, False, 4)),
+    ],
+)
+def test_a_loader_uses_what_the_trial_has(cpus: int, device: str, settings: LoaderSettings) -> None:
+    assert loader_settings(cpus, device) == settings
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_is_built_as_it_is_set(workers: int) -> None:
+    dataset = Batches(Patterns(), 16, AugmentConfig(policy="none"))
+    loader = build_loader(dataset, OrderedBatches(np.arange(4), 2), workers, False, 3)
+    assert loader.num_workers == workers and not loader.pin_memory
+    assert loader.prefetch_factor == (3 if workers else None)

@@ -1,0 +1,1 @@
+"""What a trial reads: pixel cache, loaders, augmentation, mixing."""

@@ -1,0 +1,103 @@
+"""What a fold trial reads: its rows, and the loaders over them.
+
+Takes a `TrialSpec` and the run folder, gives `TrialData`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from foldrace.config.schema import AugmentConfig
+from foldrace.core.errors import DataError
+from foldrace.dataset.folds import HELD_OUT
+from foldrace.dataset.tables import on_disk
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.data.loader import (
+    Batch,
+    Batches,
+    ShuffledBatches,
+    build_loader,
+    loader_settings,
+)
+from foldrace.trainables.data.pixel_cache import open_images
+from foldrace.trainables.losses import LOSSES
+from foldrace.trainables.models.classifier import ModelCard
+from foldrace.trainables.predict import scoring_loader
+from foldrace.trainables.spec import TrialSpec, first_micro_batch, trial_seed
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """The fold's rows are scored, all others but those held out are trained on."""
+
+    card: ModelCard
+    """The classifier that fits the data."""
+    labels: NDArray[np.int64]  # (n,) of all rows
+    class_counts: NDArray[np.int64]  # (C,) of the training rows
+    rows: NDArray[np.int64]  # of the fold
+    batches: ShuffledBatches
+    training: DataLoader[Batch]
+    scoring: DataLoader[Batch]  # of several devices each has its own rows
+
+    @property
+    def classes(self) -> int:
+        return self.card.classes
+
+
+def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> TrialData:
+    """Loaders for this process, which may be one of several of the trial."""
+    table, params = store.folds(), spec.params
+    train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
+    rows = np.flatnonzero(table.fold == spec.fold)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    _check_shares(spec, len(train_rows), len(rows), world)
+    labels = store.labels()
+    files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
+    cache = store.config().cache
+    source = open_images(files, params.image_size, spec.cpus, cache, spec.session)
+    loader = loader_settings(spec.cpus, device.type)
+    batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
+    card = _card(spec, len(store.classes()))
+    augment = AugmentConfig(policy=params.policy, transforms=spec.transforms)
+    dataset = Batches(source, params.image_size, augment, card.meta)
+    scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
+    return TrialData(
+        card,
+        labels,
+        np.bincount(labels[train_rows], minlength=card.classes),
+        rows,
+        batches,
+        build_loader(dataset, batches, **asdict(loader)),
+        scoring_loader(source, rows[rank::world], card, scored_at_once, loader),
+    )
+
+
+def _card(spec: TrialSpec, classes: int) -> ModelCard:
+    params = spec.params
+    return ModelCard(
+        spec.backbone,
+        classes,
+        params.image_size,
+        params.head,
+        spec.training.meta_features,
+        LOSSES[params.loss].activation,
+    )
+
+
+def _check_shares(spec: TrialSpec, training: int, scored: int, devices: int) -> None:
+    """No device of several may go without a row, nor train on a single one (batch statistics):
+    the others would wait for it."""
+    batch = min(spec.params.batch_size, training)
+    if devices > 1 and (batch < 2 * devices or scored < devices):
+        raise DataError.single(
+            f"fold {spec.fold}",
+            f"has {training} training rows in batches of {batch} and {scored} rows to score; "
+            f"{devices} devices need a batch of at least {2 * devices} and {devices} rows to "
+            "score: lower resources.devices_per_trial",
+        )

@@ -1,0 +1,1 @@
+"""Classifiers: backbones, stacks, heads and their weights."""

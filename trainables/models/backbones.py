@@ -1,0 +1,208 @@
+"""Backbones by registry name: `timm/<name>`, `torchvision/<name>`, and stacks of them.
+
+Takes a name, gives a problem with the nearest names, or the backbone without its classifier.
+
+timm's backbones: their names, and one without its classifier.
+
+torchvision's backbones: their names, and one without its last linear layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torchvision
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from foldrace.core.errors import EnvironmentProblem, Problem, closest
+from foldrace.trainables.data.meta_features import IMAGENET_MEAN, IMAGENET_STD
+from foldrace.trainables.models.body import Body, Normalise
+from foldrace.trainables.models.stack import check_form, is_stack, members, stacked
+from foldrace.trainables.models.weights import load_weights, weights_file
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_SECONDS = 10.0  # for the hub's first answer
+
+
+def timm_names() -> Sequence[str]:
+    return timm.list_models()
+
+
+def timm_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Body:
+    # Also where it is 0: some backbones have another default.
+    options: dict[str, Any] = {"drop_path_rate": drop_path}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.fixed_input_size:
+        options["img_size"] = image_size
+    if pretrained and config is not None and config.hf_hub_id:
+        _require_hub(config.hf_hub_id)
+    try:
+        module = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except TypeError:  # a backbone without stochastic depth
+        del options["drop_path_rate"]
+        module = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    attributes: Any = module  # timm's models share no typed base class
+    features = getattr(module, "head_hidden_size", None) or attributes.num_features
+    used = attributes.pretrained_cfg
+    return Body(module, features, Normalise(used["mean"], used["std"]))
+
+
+def _require_hub(repo: str) -> None:
+    """Raises where the weights are not on this machine and the hub is out of reach: one request,
+    since the hub's client would try for 47 s."""
+    cached = (try_to_load_from_cache(repo, file) for file in _HUB_FILES)
+    if any(isinstance(path, str) for path in cached):
+        return
+    with contextlib.suppress(HfHubHTTPError):  # an answer: timm knows the file's other names
+        get_hf_file_metadata(hf_hub_url(repo, _HUB_FILES[0]), timeout=_HUB_SECONDS)
+
+
+NO_LINEAR_HEAD = frozenset({"squeezenet1_0", "squeezenet1_1", "googlenet", "inception_v3"})
+
+
+def torchvision_names() -> Sequence[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def torchvision_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Body:
+    if name.startswith("vit_"):
+        module = _vit(name, pretrained, image_size)
+    else:
+        module = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    last_name, last = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
+    module.set_submodule(last_name, nn.Identity())
+    _switch_off_dropout(module.get_submodule(last_name.rpartition(".")[0]))
+    _set_stochastic_depth(module, drop_path)
+    return Body(module, last.in_features, Normalise(IMAGENET_MEAN, IMAGENET_STD))
+
+
+def _vit(name: str, pretrained: bool, image_size: int) -> nn.Module:
+    """Its position embeddings fit one image size: others are interpolated."""
+    module: nn.Module = torchvision.models.get_model(name, image_size=image_size)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        state = weights.get_state_dict(progress=False, check_hash=True)
+        module.load_state_dict(interpolate_embeddings(image_size, module.patch_size, state))
+    return module
+
+
+def _switch_off_dropout(classifier: nn.Module) -> None:
+    """The dropout right in front of the removed layer: the head has its own."""
+    children = list(classifier.children())
+    for before, after in itertools.pairwise(children):
+        if isinstance(before, nn.Dropout) and isinstance(after, nn.Identity):
+            before.p = 0.0
+
+
+def _set_stochastic_depth(module: nn.Module, drop_path: float) -> None:
+    """Linearly rising from 0 in the first block to `drop_path` in the last."""
+    blocks = [m for m in module.modules() if isinstance(m, torchvision.ops.StochasticDepth)]
+    for depth, block in enumerate(blocks):
+        block.p = drop_path * depth / max(1, len(blocks) - 1)
+
+
+Pretrained = bool | str
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table: where backbone names come from and how one is built.
+    `build(name, pretrained, drop_path, image_size)`."""
+
+    prefix: str
+    names: Callable[[], Sequence[str]]
+    build: Callable[[str, bool, float, int], Body]
+
+
+FAMILIES: dict[str, Family] = {
+    family.prefix: family
+    for family in (
+        Family("timm", timm_names, timm_body),
+        Family("torchvision", torchvision_names, torchvision_body),
+    )
+}
+
+
+def build_body(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Body:
+    """`image_size` is that of the images, in pixels; a stack's members may have their own. Raises
+    EnvironmentProblem where pretrained weights cannot be had."""
+    parts = members(backbone)
+    if is_stack(backbone) and isinstance(pretrained, str) and not Path(pretrained).is_dir():
+        raise EnvironmentProblem.single(
+            f"training.pretrained: {pretrained}",
+            f"is no folder; {backbone} needs one with a <backbone>.safetensors for each member",
+        )
+    bodies = [
+        _build_one(part.backbone, part.image_size or image_size, pretrained, drop_path)
+        for part in parts
+    ]
+    return stacked(bodies, [p.image_size for p in parts]) if is_stack(backbone) else bodies[0]
+
+
+def check_backbone(backbone: str) -> Problem | None:
+    """A problem, with the nearest names, where there is no such backbone."""
+    if not is_stack(backbone):
+        message = _unknown(backbone)
+    elif (message := check_form(backbone)) is None:
+        found = ((m.backbone, _unknown(m.backbone)) for m in members(backbone))
+        message = "; ".join(f"{name}: {text}" for name, text in found if text) or None
+    return Problem(f"search.backbones: {backbone}", message) if message else None
+
+
+def _unknown(backbone: str) -> str | None:
+    """What is wrong with a plain name."""
+    prefix, slash, name = backbone.partition("/")
+    if not slash or prefix not in FAMILIES:
+        every = [f"{family}/{n}" for family in FAMILIES for n in _names(family)]
+        near = [f"{family}/{backbone}" for family in FAMILIES if backbone in _names(family)]
+        near = near or closest(backbone, every)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        forms = " or ".join(f"{family}/<name>" for family in FAMILIES)
+        return f"should look like {forms}{hint}"
+    if prefix == "torchvision" and name in NO_LINEAR_HEAD:
+        return "has no linear classifier to replace; use timm's version of it"
+    plain = name.split(".")[0] if prefix == "timm" else name
+    if plain in _names(prefix) and (plain == name or name in timm.list_pretrained()):
+        return None
+    names = timm.list_pretrained(f"{plain}.*") if plain in _names(prefix) else _names(prefix)
+    near = closest(name, names, n=4)
+    listed = ", ".join(f"{prefix}/{n}" for n in near)
+    return f"unknown backbone; {f'close matches: {listed}' if near else 'no close match'}"
+
+
+def _names(prefix: str) -> frozenset[str]:
+    return _names_of(FAMILIES[prefix])
+
+
+@cache
+def _names_of(family: Family) -> frozenset[str]:
+    return frozenset(family.names())
+
+
+def _build_one(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Body:
+    prefix, _, name = backbone.partition("/")
+    try:
+        body = FAMILIES[prefix].build(name, pretrained is True, drop_path, image_size)
+    except Exception as error:  # whatever the hub's client raises: it has no common base
+        if pretrained is not True:
+            raise
+        raise EnvironmentProblem.single(
+            f"training.pretrained: {backbone}",
+            f"the pretrained weights cannot be fetched ({type(error).__name__}: {error}); set "
+            "training.pretrained to true (on a machine that reaches the hub), false (from "
+            "scratch), or the path of a weights file or of a folder of <backbone>.safetensors",
+        ) from error
+    if isinstance(pretrained, str):
+        load_weights(body.module, weights_file(pretrained, backbone))
+    return body

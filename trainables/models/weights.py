@@ -1,0 +1,80 @@
+"""Weights into a module: tensors by name, and a backbone's from a file of the user's own.
+
+Everything but that file's classifier must fit: a backbone that is in part random would look like
+a pretrained one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from foldrace.core.errors import EnvironmentProblem
+
+
+def weights_file(pretrained: str, backbone: str) -> Path:
+    """The weights of a backbone under a `training.pretrained` path: the file itself, or
+    `<name>.safetensors` in the folder, `<name>` without `timm/`."""
+    path = Path(pretrained)
+    return path / f"{backbone.partition('/')[2]}.safetensors" if path.is_dir() else path
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Tensors of the same name; the file's own classifier is left out. Raises EnvironmentProblem
+    where one is missing or has another shape."""
+    given = _read(file)
+    own = module.state_dict()
+    fitting = {name: tensor for name, tensor in given.items() if name in own}
+    _require_shapes(fitting, own, file)
+    _require_all(fitting, own, file)
+    load_tensors(module, fitting, strict=False)
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor], strict: bool = True) -> None:
+    """As `load_state_dict`, for tensors without PyTorch's record of layout versions, which some
+    modules ask for (torchvision's MNASNet): they are taken to be of the module's own."""
+    state = OrderedDict(tensors)
+    state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(state, strict=strict)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        raise EnvironmentProblem.single(
+            _where(file), f"cannot be read as safetensors: {error}"
+        ) from error
+
+
+def _require_shapes(fitting: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> None:
+    other = [name for name, tensor in fitting.items() if own[name].shape != tensor.shape]
+    if not other:
+        return
+    file_shape, own_shape = tuple(fitting[other[0]].shape), tuple(own[other[0]].shape)
+    raise EnvironmentProblem.single(
+        _where(file),
+        f"{len(other)} tensors have another shape than the backbone's: {other[0]} is "
+        f"{file_shape} in the file, {own_shape} in the backbone; it is of another backbone, or "
+        "was trained at another image size (training.image_size)",
+    )
+
+
+def _require_all(fitting: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> None:
+    """Whole numbers may be missing: counters of batches and position indices are no weights."""
+    missing = [n for n, t in own.items() if n not in fitting and t.is_floating_point()]
+    if not missing:
+        return
+    listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    raise EnvironmentProblem.single(
+        _where(file),
+        f"fits {len(fitting)} of the backbone's {len(own)} tensors; {len(missing)} are missing: "
+        f"{listed}; it is of another backbone, or of another version of it",
+    )
+
+
+def _where(file: Path) -> str:
+    return f"training.pretrained: {file}"
