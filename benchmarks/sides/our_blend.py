@@ -15,8 +15,7 @@ import numpy as np
 from measured import Answer, Data, Prepared, Side, main
 from numpy.typing import NDArray
 
-from foldrace.ensemble import Blend
-from foldrace.ensemble.solvers import greedy, optimal
+from foldrace.ensemble import Blend, greedy, optimal
 from foldrace.ensemble.solvers.kernels import Backend, MemberSums
 
 _WARM = np.random.default_rng(0).uniform(0.1, 0.9, (60, 200)).astype(np.float32)

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldrace.ensemble import certify
-from foldrace.ensemble.solvers import greedy
+from foldrace.ensemble import certify, greedy
 from foldrace.ensemble.solvers.kernels import certificate, certified
 
 

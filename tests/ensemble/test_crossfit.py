@@ -10,11 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from foldrace.ensemble import Blend, crossfit
+from foldrace.ensemble import Blend, crossfit, greedy
 from foldrace.ensemble.crossfit import crossfit_rows
 from foldrace.ensemble.pool import MemberRows, Pool, member_rows
 from foldrace.ensemble.pooling import Fit, mixture_fit
-from foldrace.ensemble.solvers import greedy
 from foldrace.ensemble.solvers.kernels import certified
 from tests.ensemble.temperature_reference import smoothed_temperature
 

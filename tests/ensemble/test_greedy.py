@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foldrace import ensemble
-from foldrace.ensemble import Blend
-from foldrace.ensemble.solvers import greedy
+from foldrace.ensemble import Blend, greedy
 
 Backend = Literal["numba", "numpy"]
 BACKENDS: tuple[Backend, ...] = ("numba", "numpy")

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldrace.ensemble import certify
-from foldrace.ensemble.solvers import greedy, optimal
+from foldrace.ensemble import certify, greedy, optimal
 from foldrace.ensemble.solvers.kernels import BLOCK, member_sums
 
 Backend = Literal["numba", "numpy"]

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foldrace.ensemble import Blend, certify
-from foldrace.ensemble.solvers import greedy, optimal
+from foldrace.ensemble import Blend, certify, greedy, optimal
 from foldrace.ensemble.solvers.active_set import nonneg_qp
 
 Backend = Literal["numba", "numpy"]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foldrace.ensemble import optimal
 from foldrace.ensemble.running_blend import RunningBlend
-from foldrace.ensemble.solvers import optimal
 
 CLASSES = 4
 KINDS = ("plain", "zeros", "tiny", "grid", "alike")

@@ -11,8 +11,8 @@ import pytest
 
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, RunFailure, RunFolderError
+from foldrace.ensemble import greedy
 from foldrace.ensemble.selection.select import remove_unused_weights
-from foldrace.ensemble.solvers import greedy
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from foldrace.config.schema import EnsembleConfig
-from foldrace.ensemble.solvers import greedy
+from foldrace.ensemble import greedy
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (
     FOLD,

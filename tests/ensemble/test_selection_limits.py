@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError
+from foldrace.ensemble import optimal
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.select import Request, blend_run
-from foldrace.ensemble.solvers import optimal
 from foldrace.run_folder.records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import add, make_store, true_column
