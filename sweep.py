@@ -5,16 +5,28 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import typer
-from rich.console import Console
+try:
+    import typer
+    from rich.console import Console
 
-from foldrace.core.errors import FoldraceError, Interrupted, UserError
+    from foldrace.core.errors import FoldraceError, Interrupted, UserError
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    # The only message that a clone without its environment can give.
+    print(
+        f"Foldrace is not installed for {sys.executable} (no module {error.name!r}): type `make`, "
+        "then `.venv/bin/foldrace`; or `pip install -e .` in the folder of sweep.py",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 app = typer.Typer(
     name="foldrace",
