@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,7 @@ from foldrace.core.errors import RunFolderError
 
 ASIDE = ".part-"
 """Files whose names begin so are being written."""
+_ABANDONED_SECONDS = 24 * 3600
 _OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
 _URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
 
@@ -73,18 +75,8 @@ class LocalFiles:
         return (self.path / name).read_bytes()
 
     def write(self, name: str, data: bytes | memoryview) -> None:
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = aside(target)
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        with atomic_write(self.path / name) as file:
+            file.write(data)
 
     def exists(self, name: str) -> bool:
         return (self.path / name).exists()
@@ -190,6 +182,62 @@ class RemoteFiles:
 
     def delete_parts(self, folder: str) -> None:
         """An object that was not put whole does not exist."""
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Give a new file to write and read, which takes the place of `path` after the block.
+
+    It is written aside, synced and renamed. Where the block or the disk fails, the old file stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = aside(path)
+    try:
+        with part.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder to fill, which becomes `path` after the block.
+
+    Where another process was faster, its folder stays: both are to hold the same. A block that
+    takes long touches its folder now and then, see `remove_abandoned`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = aside(path)
+    part.mkdir()
+    try:
+        yield part
+        os.sync()  # 5,000 files of 20 kB: 0.2 s, an fsync of each 14 s
+        try:
+            part.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Remove files and folders aside that nobody touched for a day: their writers were killed.
+
+    `name`: only those that were to become this one.
+    """
+    for part in folder.glob(f"{ASIDE}*{name}"):
+        with suppress(OSError):  # another process removes it too
+            if time.time() - part.lstat().st_mtime > _ABANDONED_SECONDS:
+                if part.is_dir():
+                    shutil.rmtree(part)
+                else:
+                    part.unlink()
 
 
 def aside(target: Path) -> Path:

@@ -11,15 +11,13 @@ import os
 import re
 import shutil
 import stat
-import tempfile
-import time
 import zipfile
 import zlib
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.core.files import atomic_folder, remove_abandoned
 
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
@@ -27,8 +25,6 @@ RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
 
 _UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
 _CHUNK = 1 << 20
-_PART = ".part-"
-_STALE_SECONDS = 24 * 3600
 # What zipfile raises for damaged, misnamed and unknown content: it has no common base.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
@@ -57,15 +53,6 @@ def unpack(zip_path: Path) -> Path:
         raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
 
 
-def remove_stale_parts(folder: Path) -> None:
-    """Remove the temporary folders in `folder` whose owner was killed: none of them was touched
-    for a day."""
-    for part in folder.glob(f"{_PART}*"):
-        with suppress(FileNotFoundError):  # another process was faster
-            if time.time() - part.lstat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(part, ignore_errors=True)
-
-
 def _key(archive: zipfile.ZipFile) -> str:
     digest = hashlib.sha256()
     for info in archive.infolist():
@@ -76,30 +63,16 @@ def _key(archive: zipfile.ZipFile) -> str:
 
 def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale_parts(target.parent)
+    remove_abandoned(target.parent)
     members = [(_name(info), info) for info in archive.infolist() if not _is_litter(_name(info))]
     problems = [*_unsafe(members, zip_path), *_too_big(members, zip_path, target.parent)]
     if problems:
         raise DataError(problems)
-    aside = Path(tempfile.mkdtemp(prefix=_PART, dir=target.parent))
-    try:
+    with atomic_folder(target) as part:
         for name, info in members:
-            _extract(archive, info, aside / name, is_dir=name.endswith("/"))
-            os.utime(aside)  # still alive: see remove_stale_parts
-        _publish(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            _extract(archive, info, part / name, is_dir=name.endswith("/"))
+            os.utime(part)  # still alive: see remove_abandoned
     return target
-
-
-def _publish(aside: Path, target: Path) -> None:
-    """Rename; when another process was faster, its folder holds the same content."""
-    aside.chmod(0o755)  # mkdtemp makes 0700
-    try:
-        aside.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
 
 
 def _name(info: zipfile.ZipInfo) -> str:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from foldrace.core.errors import RunFolderError
-from foldrace.core.files import Files, LocalFiles, RemoteFiles, open_files
+from foldrace.core.files import (
+    Files,
+    LocalFiles,
+    RemoteFiles,
+    atomic_folder,
+    atomic_write,
+    open_files,
+)
 
 OLD, NEW = b"o" * 100, b"n" * 50_000_000
 
@@ -114,6 +121,48 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         files.write("x", b"new")
     assert files.read("x") == OLD
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a" / "x") as file:
+        file.write(OLD)
+        assert os.listdir(tmp_path / "a") != ["x"]
+    with pytest.raises(ValueError), atomic_write(tmp_path / "a" / "x") as file:
+        file.write(b"new")
+        raise ValueError
+    assert (tmp_path / "a" / "x").read_bytes() == OLD
+    assert os.listdir(tmp_path / "a") == ["x"]
+
+
+def test_a_file_being_written_can_be_read(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "x") as file:
+        file.write(OLD)
+        file.seek(0)
+        assert file.read() == OLD
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "x"
+    with pytest.raises(ValueError), atomic_folder(target) as part:
+        (part / "1").write_bytes(OLD)
+        raise ValueError
+    assert os.listdir(tmp_path / "a") == []
+    with atomic_folder(target) as part:
+        (part / "1").write_bytes(OLD)
+        assert not target.exists()
+    assert os.listdir(tmp_path / "a") == ["x"]
+    assert (target / "1").read_bytes() == OLD
+
+
+def test_the_folder_of_a_faster_process_stays(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "x") as part:
+        (part / "2").write_bytes(b"late")
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "1").write_bytes(b"first")
+    assert os.listdir(tmp_path) == ["x"]
+    assert os.listdir(tmp_path / "x") == ["1"]
+    with pytest.raises(OSError), atomic_folder(tmp_path / "y") as part:
+        (tmp_path / "y").write_bytes(b"a file is in the way")
 
 
 WRITER = """

@@ -257,7 +257,13 @@ def test_a_long_unpack_keeps_its_folder_young(
         os.utime(aside, times=(time.time() - 2 * DAY,) * 2)
 
     monkeypatch.setattr(archive, "_extract", slow)
-    monkeypatch.setattr(archive, "_publish", lambda aside, _: ages.append(age(aside)))
+    rename = Path.rename
+
+    def publish(part: Path, target: Path) -> Path:
+        ages.append(age(part))
+        return rename(part, target)
+
+    monkeypatch.setattr(Path, "rename", publish)
     unpack(make_zip(tmp_path / "x.zip", {f"a/{i}.txt": b"one" for i in range(3)}))
     assert len(ages) == 4
     assert max(ages[1:]) < DAY / 2
