@@ -22,13 +22,12 @@ from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
 from foldrace.core.plugins import loaded
 from foldrace.dataset.duplicates import save_near_duplicates
-from foldrace.dataset.folds import HELD_OUT, folds_csv
-from foldrace.dataset.test_set import read_test_set
+from foldrace.dataset.folds import folds_csv
 from foldrace.reporting.live import LiveView, print_leaderboard
 from foldrace.reporting.markup import counted, duration
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Deadline, Ending
+from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.ray.cluster import Node, alive_nodes, connect, this_machine, unreachable
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
@@ -89,7 +88,7 @@ def sweep_and_finish(
     """`began`: when the command did; all of it is within the time budget."""
     config = store.config()
     folder = log_folder(store)
-    deadline = _deadline(store, config, began)
+    deadline = _deadline(config, began)
     with (
         only_driver(store, folder),
         logging_to(folder),
@@ -105,7 +104,8 @@ def sweep_and_finish(
             )
             _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
             if deadline is not None:
-                screen.print(_kept(deadline, "at first"))
+                kept = duration(deadline.finishing_time)
+                screen.print(f"Kept of the time budget for blend, submission and report: {kept}")
             with LiveView(screen) as view:
                 outcome = run_sweep(
                     store, config, space, image_root, cluster, view.update, deadline
@@ -116,37 +116,14 @@ def sweep_and_finish(
             raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
         print_leaderboard(screen, outcome.summaries, limit=10)
         print_trouble(outcome, screen)
-        if deadline is not None:
-            screen.print(_kept(deadline, "at the end"))
-        finished = finish(store, screen)
-        screen.print(f"Report: {store.root}/{finished.report}")
+        finish(store, screen)
         _log.info("run: blend and report written")
 
 
-def _deadline(store: RunStore, config: SweepConfig, began: float) -> Deadline | None:
-    """For the fold trials; None without a time budget."""
-    if config.resources.time_budget is None:
-        return None
-    fold, test = store.folds().fold, read_test_set(config.data, store.classes())
-    ending = Ending(
-        rows=len(fold),
-        classes=len(store.classes()),
-        folds=store.fold_count,
-        test_images=(len(test) if test is not None else 0) + int((fold == HELD_OUT).sum()),
-        backbones=len(config.search.backbones),
-        max_members=config.ensemble.max_members,
-        max_ms_per_image=config.ensemble.max_ms_per_image,
-    )
-    return Deadline(config.resources.time_budget, began, ending)
-
-
-def _kept(deadline: Deadline, when: str) -> str:
-    """How much of the time budget the sweep leaves."""
-    line = f"Kept of the time budget for blend, submission and report, {when}: "
-    line += duration(deadline.reserved)
-    if deadline.reserved < deadline.expected:
-        line += f"; they may take {duration(deadline.expected)}, and so end after it"
-    return line
+def _deadline(config: SweepConfig, began: float) -> Deadline | None:
+    """The end of the fold trials' part of the time budget; None without a budget."""
+    budget = config.resources.time_budget
+    return None if budget is None else Deadline(budget, began)
 
 
 def print_trouble(outcome: SweepOutcome, console: Console) -> None:

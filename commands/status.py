@@ -17,7 +17,7 @@ from foldrace.reporting.markup import duration, number
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Spent, devices_of_a_trial
-from foldrace.scheduling.progress import Tally
+from foldrace.scheduling.progress import ProgressCounts
 
 _WATCH_EVERY = 5.0  # seconds
 
@@ -60,11 +60,11 @@ def status_lines(
     """What stands below the leaderboard."""
     resources = config.resources
     devices = devices_of_a_trial(resources, resources.gpus_per_trial or 0.0)
-    tally = Tally(config.search, resources, folds, devices)
-    tally.replay(summaries)
-    spent = Spent(len(summaries), tally.trials_ended, tally.device_seconds)
+    counts = ProgressCounts(config.search, resources, folds, devices)
+    counts.replay(summaries)
+    spent = Spent(len(summaries), counts.trials_ended, counts.device_seconds)
     # How many slots there are the folder does not tell: the training that is left, one by one.
-    now = tally.progress((), spent, slots=1, elapsed_s=0.0)
+    now = counts.progress((), spent, slots=1, elapsed_s=0.0)
     if now.trials_total == now.trials_done:
         yield f"{now.trials_done} of {now.trials_total} fold trials ended"
     elif not at_work:

@@ -1,11 +1,7 @@
-"""The sums of a sweep: counts, the best candidates, what is left. Each grows with what happens, so
-that 10,000 candidates cost no more to show than ten.
+"""How far a sweep is: counts, the best candidates, the fold trials and the time that are left.
 
-Takes fold trials, decisions and candidates as they end, gives `Progress`.
-
-How long a sweep will still take, from what its fold trials have taken so far.
-
-Takes fold trials that ended and candidates that are settled, gives seconds. Pure: no clock.
+Takes fold trials, decisions and candidates as they end, gives `Progress`. Each sum grows by one
+record at a time, so that a large sweep costs no more to show than a small one. No clock of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ import heapq
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from foldrace.config.schema import ResourcesConfig, SearchConfig
@@ -29,170 +25,11 @@ from foldrace.run_folder.records import (
 )
 from foldrace.scheduling.budget import Budget, Need, Spent
 
-
-class Pace:
-    """Seconds of a fold trial, by backbone, and fold trials of a candidate. Grows by one record at
-    a time: nothing is walked again.
-
-    The fold trials are the product-limit estimate of Kaplan and Meier (1958), in which candidates
-    that are not settled count too: a mean over the settled ones would be of those that were
-    stopped soon."""
-
-    def __init__(self, folds: int) -> None:
-        self.folds = folds
-        self._seconds: dict[str, _Mean] = defaultdict(_Mean)  # by backbone
-        self._any = _Mean()
-        self._finished: Counter[str] = Counter()  # fold trials of a candidate
-        self._reached = [0] * (folds + 1)  # candidates with so many finished ones or more
-        self._ended = [0] * (folds + 1)  # candidates that were settled with so many
-        self._broken = [_Mean() for _ in range(folds + 1)]  # parts of what was trained beyond them
-
-    def add(self, trial: TrialRecord) -> None:
-        """A fold trial that ended. One that did not finish says nothing about a whole one."""
-        if trial.status == "finished":
-            self._seconds[trial.backbone].add(trial.seconds)
-            self._any.add(trial.seconds)
-            self._finished[trial.candidate] += 1
-            self._reached[self._finished[trial.candidate]] += 1
-
-    def settle(self, summary: CandidateSummary) -> None:
-        """A candidate that gets no further fold, after its fold trials were added. One that was
-        stopped counts as the part of its epochs that it has trained."""
-        finished = len(summary.finished)
-        self._finished.pop(summary.candidate.candidate, None)
-        broken = [_part(trial) for trial in summary.trials if trial.status != "finished"]
-        if broken:
-            self._broken[finished].add(sum(broken))
-        else:
-            self._ended[finished] += 1
-
-    def fold_seconds(self, backbone: str) -> float | None:
-        """Mean of the backbone's finished fold trials, else of everybody's; None without any."""
-        own = self._seconds.get(backbone)
-        return own.value if own is not None else self._any.value
-
-    @property
-    def seconds(self) -> float | None:
-        """Mean of all finished fold trials."""
-        return self._any.value
-
-    @property
-    def longest(self) -> float | None:
-        """Of the backbones' means."""
-        return max((m.value for m in self._seconds.values() if m.value is not None), default=None)
-
-    def further_folds(self, done: int) -> float:
-        """Fold trials that a candidate with `done` finished ones will still take, if it gets one
-        more."""
-        expected = 0.0
-        for level in reversed(range(done, self.folds)):
-            expected = self._expected(level, expected)
-        return expected
-
-    def _expected(self, level: int, after: float) -> float:
-        """`after`: of a candidate that goes on from `level` + 1."""
-        reached, broken = self._reached[level + 1], self._broken[level]
-        goes_on = 1 - self._ended[level + 1] / reached if reached else 1.0
-        if level + 1 == self.folds:
-            goes_on = 0.0
-        whole = reached / (reached + broken.count) if reached + broken.count else 1.0
-        return whole * (1 + goes_on * after) + (1 - whole) * (broken.value or 0.0)
-
-
-@dataclass(frozen=True)
-class OpenCandidate:
-    """A started candidate that is not settled."""
-
-    backbone: str
-    done: int
-    """Finished fold trials."""
-    running: Sequence[float]
-    """Of each running fold trial the part that is trained, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """What a sweep has before it."""
-
-    new: int
-    """Candidates that have not started."""
-    open: Sequence[OpenCandidate]
-    slots: int
-    """Fold trials that run at a time."""
-    fold_trials_left: float = math.inf
-    """That the budget lets start."""
-    seconds_left: float | None = None
-    """Until the sweep's deadline; None: there is none."""
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What is expected."""
-
-    fold_trials: float
-    """That have not ended yet, running ones included."""
-    seconds: float | None
-    """None while no fold trial has finished."""
-
-
-def outlook(pace: Pace, ahead: Ahead) -> Outlook:
-    """Expected fold trials × their seconds / slots, and the time when slots have no work at the
-    end; within the limits of the budget."""
-    waiting = [max(0.0, _further(pace, c) - len(c.running)) for c in ahead.open]
-    new = ahead.new * pace.further_folds(0)
-    to_start = sum(waiting) + new
-    share = min(1.0, ahead.fold_trials_left / to_start) if to_start else 0.0
-    fold_trials = share * to_start + sum(len(c.running) for c in ahead.open)
-    mean = pace.seconds
-    if mean is None:
-        return Outlook(fold_trials, None)
-    each = [pace.fold_seconds(c.backbone) or mean for c in ahead.open]
-    unstarted = share * (new * mean + sum(n * s for n, s in zip(waiting, each, strict=True)))
-    rests = [s * (1 - part) for c, s in zip(ahead.open, each, strict=True) for part in c.running]
-    slots = max(1, ahead.slots)
-    # The last of so many that end evenly within one fold trial is half a one later than their mean;
-    # as much again, since folds of one candidate wait for each other's decisions.
-    tail = (pace.longest or mean) * (slots - 1) / (slots + 1) if unstarted else 0.0
-    seconds = max((unstarted + sum(rests)) / slots + tail, max(rests, default=0.0))
-    if ahead.seconds_left is None or seconds <= ahead.seconds_left:
-        return Outlook(fold_trials, seconds)
-    left = max(0.0, ahead.seconds_left)
-    return Outlook(max(fold_trials * left / seconds, float(len(rests))), left)
-
-
-class _Mean:
-    """Of what was added."""
-
-    def __init__(self) -> None:
-        self._sum, self.count = 0.0, 0
-
-    def add(self, value: float) -> None:
-        self._sum += value
-        self.count += 1
-
-    @property
-    def value(self) -> float | None:
-        return self._sum / self.count if self.count else None
-
-
-def _further(pace: Pace, candidate: OpenCandidate) -> float:
-    """At least those that run, at most those that there are."""
-    expected = max(pace.further_folds(candidate.done), float(len(candidate.running)))
-    return min(expected, float(pace.folds - candidate.done))
-
-
-def _part(trial: TrialRecord) -> float:
-    if trial.status != "stopped":
-        return 1.0
-    epochs = float(trial.params.get("epochs", 0))
-    return min(1.0, trial.epochs_trained / epochs) if epochs else 1.0
-
-
 _LEADERS = 8
 _DECISIONS = 3
 
 
-class Tally:
+class ProgressCounts:
     """One sweep, from its first session on."""
 
     def __init__(
@@ -201,7 +38,10 @@ class Tally:
         """`devices`: of a fold trial, as `devices_of_a_trial` gives them."""
         self._search, self._resources, self._devices = search, resources, devices
         self._budget = Budget(search, resources)
-        self.pace = Pace(folds)
+        self._folds = folds
+        self._finished: Counter[str] = Counter()  # by backbone, of fold trials
+        self._finished_seconds: defaultdict[str, float] = defaultdict(float)
+        self._settled_trials = 0  # fold trials of settled candidates
         self._open: dict[str, CandidateSummary] = {}  # not settled, as far as they are known
         self._settled: Counter[CandidateStatus] = Counter()
         self._best: list[tuple[float, str, CandidateSummary]] = []  # ascending
@@ -225,7 +65,7 @@ class Tally:
         last = heapq.nlargest(_DECISIONS, decided, key=lambda d: d.number)
         self._last = deque(reversed(last), _DECISIONS)
 
-    def trial(self, record: TrialRecord) -> None:
+    def add_trial(self, record: TrialRecord) -> None:
         """A fold trial ended, and is not tried again."""
         self._count(record)
         known = self._open.get(record.candidate) or self._new(record)
@@ -233,7 +73,7 @@ class Tally:
         self._open[record.candidate] = replace(known, trials=tuple(trials))
         self._events.append(record)
 
-    def decide(self, decision: RaceDecision) -> None:
+    def add_decision(self, decision: RaceDecision) -> None:
         """The race decided after a fold of a candidate, or within one; a later decision takes the
         place of an earlier one of the same fold, as in the run folder."""
         self._last.append(decision)
@@ -259,9 +99,16 @@ class Tally:
         """Of the fold trials that ended."""
         return self._seconds * self._devices
 
+    def fold_seconds(self, backbone: str) -> float | None:
+        """Mean seconds of the backbone's finished fold trials, else of all; None without any."""
+        if self._finished[backbone]:
+            return self._finished_seconds[backbone] / self._finished[backbone]
+        finished = self._finished.total()
+        return sum(self._finished_seconds.values()) / finished if finished else None
+
     def need(self, backbone: str, folds: int, slots: int) -> Need:
         """What `folds` more fold trials of a candidate take, for `Budget`."""
-        return Need(folds, self.pace.fold_seconds(backbone), slots, self._devices)
+        return Need(folds, self.fold_seconds(backbone), slots, self._devices)
 
     def progress(
         self,
@@ -272,30 +119,20 @@ class Tally:
         notes: Sequence[str] = (),
     ) -> Progress:
         """`spent` is of all sessions; `elapsed_s` of this one."""
-        any_need = Need(1, self.pace.seconds, slots, self._devices)
-        left = outlook(
-            self.pace,
-            Ahead(
-                new=max(0, self._search.most_candidates - spent.candidates),
-                open=self._open_candidates(running),
-                slots=slots,
-                fold_trials_left=self._budget.fold_trials_left(spent, any_need),
-                seconds_left=spent.seconds_left,
-            ),
-        )
+        trials_left, eta_s = self._outlook(running, spent, slots)
         counts = dict(self._settled)
         if spent.candidates > self._settled.total():
             counts["running"] = spent.candidates - self._settled.total()
         return Progress(
             trials_done=self._ended,
-            trials_total=self._ended + math.ceil(left.fold_trials - 1e-6),
+            trials_total=self._ended + math.ceil(trials_left - 1e-6),
             running=tuple(running),
             counts=counts,
             leaders=self._leaders(),
             events=self._events,
             failed=self._failed,
             elapsed_s=elapsed_s,
-            eta_s=left.seconds,
+            eta_s=eta_s,
             best_logloss=self._best[0][0] if self._best else None,
             blend_logloss=self._last[-1].blend_logloss if self._last else None,
             decisions=tuple(self._last),
@@ -307,13 +144,15 @@ class Tally:
         self._ended += 1
         self._seconds += record.seconds
         self._failed += record.status in ("failed", "diverged")
-        self.pace.add(record)
+        if record.status == "finished":
+            self._finished[record.backbone] += 1
+            self._finished_seconds[record.backbone] += record.seconds
 
     def _settle(self, summary: CandidateSummary) -> None:
         name = summary.candidate.candidate
         self._open.pop(name, None)
         self._settled[summary.status] += 1
-        self.pace.settle(summary)
+        self._settled_trials += len(summary.trials)
         if summary.status == "complete" and summary.best:
             entry = (summary.pooled_logloss(summary.best), name, summary)
             bisect.insort(self._best, entry, key=lambda e: e[:2])
@@ -323,7 +162,7 @@ class Tally:
         candidate = CandidateRecord(
             candidate=record.candidate, backbone=record.backbone, params=record.params
         )
-        return CandidateSummary(candidate, "running", (), self.pace.folds)
+        return CandidateSummary(candidate, "running", (), self._folds)
 
     def _leaders(self) -> tuple[CandidateSummary, ...]:
         """No more than are shown."""
@@ -331,21 +170,48 @@ class Tally:
         begun = (self._open[name] for name in sorted(self._open) if self._open[name].trials)
         return (*best, *islice(begun, _LEADERS - len(best)))
 
-    def _open_candidates(self, running: Sequence[RunningTrial]) -> list[OpenCandidate]:
-        """Those that are known, and those whose first fold trial runs."""
-        parts: dict[str, list[float]] = defaultdict(list)
-        for trial in running:
-            parts[trial.candidate].append(trial.epoch / trial.epochs)
-        backbones = {trial.candidate: trial.backbone for trial in running}
-        backbones |= {name: known.candidate.backbone for name, known in self._open.items()}
-        done = {name: len(known.finished) for name, known in self._open.items()}
-        for name, known in self._open.items():
-            if len(known.finished) < len(known.trials):  # one did not finish: no fold will follow
-                done[name] = self.pace.folds - len(parts.get(name, ()))
-        return [
-            OpenCandidate(backbone, done.get(name, 0), parts.get(name, ()))
-            for name, backbone in backbones.items()
+    def _outlook(
+        self, running: Sequence[RunningTrial], spent: Spent, slots: int
+    ) -> tuple[float, float | None]:
+        """Fold trials that have not ended, and the seconds until they have (None before the first
+        one has finished): those still to start, as far as the race and the budget let them, times
+        mean seconds over the slots."""
+        settled = self._settled.total()
+        used = self._settled_trials / (settled * self._folds) if settled else 1.0
+        mean = self._seconds / self._ended if self._finished else None
+        need = Need(1, mean, slots, self._devices)
+        to_start = min(
+            used * self._waiting(running, spent), self._budget.fold_trials_left(spent, need)
+        )
+        trials = to_start + len(running)
+        if mean is None:
+            return trials, None
+        rests = [
+            (1 - t.epoch / t.epochs) * (self.fold_seconds(t.backbone) or mean) for t in running
         ]
+        seconds = max((to_start * mean + sum(rests)) / max(1, slots), max(rests, default=0.0))
+        left = spent.seconds_left
+        if left is None or seconds <= left:
+            return trials, seconds
+        left = max(0.0, left)
+        return max(trials * left / seconds, float(len(running))), left
+
+    def _waiting(self, running: Sequence[RunningTrial], spent: Spent) -> int:
+        """Fold trials that have not started, if every candidate gets all of its folds; none of a
+        candidate with a fold that did not finish."""
+        running_of = Counter(trial.candidate for trial in running)
+        candidates = max(self._search.most_candidates, spent.candidates)
+        without_trials = candidates - self._settled.total() - len(self._open)
+        first = sum(n for name, n in running_of.items() if name not in self._open)
+        return (
+            without_trials * self._folds
+            - first
+            + sum(
+                self._folds - len(known.trials) - running_of[name]
+                for name, known in self._open.items()
+                if len(known.finished) == len(known.trials)
+            )
+        )
 
     def _used(self, spent: Spent, elapsed_s: float) -> Iterator[Used]:
         yield Used(spent.candidates, self._search.candidates, "candidates")

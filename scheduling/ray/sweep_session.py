@@ -16,7 +16,7 @@ from foldrace.run_folder.records import CandidateSummary, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Budget, Deadline, devices_of_a_trial
 from foldrace.scheduling.ledger import Ledger
-from foldrace.scheduling.progress import Tally
+from foldrace.scheduling.progress import ProgressCounts
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.fold_asha import FoldASHA
@@ -51,7 +51,7 @@ class SweepSession:
         race, search = Race(store, config.race), config.search
         self._study = open_study(store, config, space, race.gains)
         devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
-        self._tally = Tally(search, config.resources, store.fold_count, devices)
+        self._counts = ProgressCounts(search, config.resources, store.fold_count, devices)
         self._budget = Budget(search, config.resources)
         self._told = self._written = 0.0
         self._tables_every = _TABLES_EVERY
@@ -67,12 +67,13 @@ class SweepSession:
             cluster.slots,
             self._trial_ended,
             self._candidate_settled,
-            self._tally.decide,
+            self._counts.add_decision,
             devices,
-            lambda backbone, folds: self._tally.need(backbone, folds, cluster.slots()),
+            lambda backbone, folds: self._counts.need(backbone, folds, cluster.slots()),
             self._seconds_left,
         )
-        self._replay(store.summaries(running=True))
+        self.searcher.replay(store.summaries(running=True))
+        self._counts.replay(self.searcher.ledger.summaries())
         self.scheduler = (
             FoldASHA(store, race, config.race, self.searcher) if config.race.stops_epochs else None
         )
@@ -97,7 +98,7 @@ class SweepSession:
         if not ledger.trials_open and not self.searcher.asks_on:
             return None
         some = next(iter(ledger.started), "")
-        need = self._tally.need(some, ledger.folds, self._cluster.slots())
+        need = self._counts.need(some, ledger.folds, self._cluster.slots())
         return self._budget.spent_up(spent, need)
 
     def look(self, trials: list[TuneTrial]) -> None:
@@ -113,7 +114,7 @@ class SweepSession:
             self._write_tables()
 
     def progress(self) -> Progress:
-        return self._tally.progress(
+        return self._counts.progress(
             tuple(self._running()),
             self.searcher.spent,
             self._cluster.slots(),
@@ -131,16 +132,6 @@ class SweepSession:
                 self._study.tell(summary)
         self._study.close()
         return summaries
-
-    def _replay(self, summaries: list[CandidateSummary]) -> None:
-        self.searcher.replay(summaries)
-        replayed = self.searcher.ledger.summaries()
-        self._tally.replay(replayed)
-        if self._deadline is not None:
-            for summary in replayed:
-                for trial in summary.trials:
-                    self._deadline.add(trial)
-                self._deadline.settle(summary)
 
     def _seconds_left(self) -> float | None:
         return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
@@ -164,9 +155,7 @@ class SweepSession:
             )
 
     def _trial_ended(self, record: TrialRecord) -> None:
-        self._tally.trial(record)
-        if self._deadline is not None:
-            self._deadline.add(record)
+        self._counts.add_trial(record)
         best = record.best
         score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
         _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
@@ -177,9 +166,7 @@ class SweepSession:
         self._on_progress(self.progress())
 
     def _candidate_settled(self, summary: CandidateSummary) -> None:
-        self._tally.settle(summary)
-        if self._deadline is not None:
-            self._deadline.settle(summary)
+        self._counts.settle(summary)
         loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
         _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
 

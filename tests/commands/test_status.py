@@ -80,9 +80,9 @@ def test_while_a_sweep_is_at_work(store: RunStore) -> None:
     with only_driver(store, log_folder(store)):
         lines = _shown(store).splitlines()
     assert "4 candidates: 2 stopped, 1 complete, 1 running" in lines
-    # After one fold 3 of 4 went on, after two 1 of 2. Fold trials of 60 s: 1 + 1/2 of the open
-    # candidate, 1 + 3/4 × (1 + 1/2) of the new one.
-    assert "7 of 11 fold trials ended; about 3m38s of training left" in lines
+    # The settled candidates had 6 of 9 folds: 2/3 of the 5 folds that the open and the new one may
+    # still have, 60 s each.
+    assert "7 of 11 fold trials ended; about 3m20s of training left" in lines
     assert "race: the blend of the complete candidates has 0.3210" in lines
     assert lines[-4:] == [
         "  c0002 goes on after fold 1: gain +0.0020 ± 0.0009",

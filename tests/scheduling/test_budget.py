@@ -13,7 +13,14 @@ from foldrace.config.schema import (
     SearchConfig,
     SweepConfig,
 )
-from foldrace.scheduling.budget import Budget, Need, Spent, budget_problems, devices_of_a_trial
+from foldrace.scheduling.budget import (
+    Budget,
+    Deadline,
+    Need,
+    Spent,
+    budget_problems,
+    devices_of_a_trial,
+)
 
 _NONE = Spent(0, 0, 0.0)
 
@@ -57,13 +64,13 @@ def test_a_candidate_that_cannot_be_complete_is_not_started() -> None:
 @pytest.mark.parametrize(
     ("left", "folds", "slots", "starts"),
     [
-        (50.0, 1, 1, True),  # half of a fold trial of 100 s may lie beyond the deadline
-        (49.9, 1, 1, False),
-        (450.0, 5, 1, True),
-        (449.9, 5, 1, False),
-        (250.0, 5, 2, True),  # three rounds of two at a time
-        (249.9, 5, 2, False),
-        (50.0, 5, 8, True),
+        (100.0, 1, 1, True),  # a fold trial takes 100 s
+        (99.9, 1, 1, False),
+        (500.0, 5, 1, True),
+        (499.9, 5, 1, False),
+        (300.0, 5, 2, True),  # three rounds of two at a time
+        (299.9, 5, 2, False),
+        (100.0, 5, 8, True),
     ],
 )
 def test_what_would_end_after_the_deadline_does_not_start(
@@ -77,8 +84,8 @@ def test_what_would_end_after_the_deadline_does_not_start(
 def test_hours_count_every_device_of_a_fold_trial() -> None:
     budget = _budget(gpu_hours=1.0)  # 3,600 device-seconds
     need = Need(folds=5, fold_seconds=100.0, slots=2, devices=4.0)
-    assert budget.admits_candidate(Spent(1, 5, 1800.0), need)  # 4.5 × 400 s are left
-    assert not budget.admits_candidate(Spent(1, 5, 1800.1), need)
+    assert budget.admits_candidate(Spent(1, 5, 1600.0), need)  # 5 × 400 s are left
+    assert not budget.admits_candidate(Spent(1, 5, 1600.1), need)
     assert budget.fold_trials_left(Spent(1, 5, 1600.0), need) == 5.0
     assert budget.fold_trials_left(Spent(1, 5, 3700.0), need) == 0.0
 
@@ -100,9 +107,9 @@ def test_the_limit_that_ended_a_sweep_is_named() -> None:
     assert budget.spent_up(Spent(2, 5, 1.0, -3.0)) == over
     need = Need(folds=5, fold_seconds=4.0, slots=2)
     assert budget.spent_up(Spent(2, 3, 1.0, 9.0), need) == "search.fold_trials: 3 of 6 started"
-    short = "resources.time_budget: 9 s of it are left for fold trials"
-    assert budget.spent_up(Spent(2, 1, 1.0, 9.0), need) == short
-    assert budget.spent_up(Spent(2, 1, 1.0, 10.0), need) is None
+    short = "resources.time_budget: 11 s of it are left for fold trials"
+    assert budget.spent_up(Spent(2, 1, 1.0, 11.0), need) == short
+    assert budget.spent_up(Spent(2, 1, 1.0, 12.0), need) is None
 
 
 def test_devices_of_a_trial() -> None:
@@ -125,3 +132,20 @@ def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wro
             "search.fold_trials: is 4, but a candidate is complete with folds.k = 5 fold trials; "
             "allowed: at least 5"
         )
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [
+        (8 * 3600.0, 2880.0),  # a tenth
+        (600.0, 60.0),
+        (300.0, 60.0),  # at least a minute
+        (180.0, 60.0),
+        (30.0, 10.0),  # at most a third
+    ],
+)
+def test_time_is_kept_for_what_follows_the_sweep(budget: float, kept: float) -> None:
+    deadline = Deadline(budget, started=100.0)
+    assert deadline.finishing_time == pytest.approx(kept)
+    assert deadline.seconds_left(now=100.0) == pytest.approx(budget - kept)
+    assert deadline.seconds_left(now=101.0 + budget - kept) == pytest.approx(-1.0)

@@ -33,7 +33,7 @@ from foldrace.scheduling.ray.cluster import connect
 from foldrace.scheduling.ray.fold_searcher import FoldSearcher
 from foldrace.search_spaces.space import build_space
 from foldrace.sweep import app
-from foldrace.trainables.tensor_tree import unpack
+from foldrace.trainables.resume_state import from_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[3]
@@ -201,7 +201,7 @@ def saved_epochs(run: Path) -> int:
     found = [0]
     for path in run.glob(f"trials/*/*/{RESUME_STATE}"):
         with contextlib.suppress(FileNotFoundError):  # its trial has just ended
-            found.append(len(unpack(path.read_bytes())["course"]["log"]))
+            found.append(len(from_bytes(path.read_bytes())["course"]["log"]))
     return max(found)
 
 
