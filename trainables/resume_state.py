@@ -7,17 +7,23 @@ trial's seed and the number of the epoch, that is everything which the next epoc
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import time
+import zlib
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
+from enum import IntEnum
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from torch import Tensor
 
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import Oof, VariantScore
@@ -25,12 +31,12 @@ from foldrace.run_folder.store import RunStore
 from foldrace.trainables.history import Course, Kept
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
 from foldrace.trainables.state import Learner
-from foldrace.trainables.tensor_tree import UnpackableError, pack, seal, unpack
 
 _NO_PART_OF_IT = {"save_every", "micro_batch"}
 """Keys of the training section that a state may have been saved with other values of. One changes
 nothing, the other leaves the effective batch as it is but gives batch norms smaller ones: a trial
 that goes on with less memory is worth more than one with the same statistics in every epoch."""
+_CHECKSUM_BYTES = 4
 _log = logging.getLogger("foldrace")
 
 
@@ -92,18 +98,18 @@ class ResumeState:
         if not course.log or not due or busy or not learner.accelerator.is_main_process:
             return
         self._saved = now
-        tree = {
+        state = {
             "fingerprint": self._fingerprint,
             "seconds": self.seconds,
             "learner": _learner_state(learner),
             "course": _course_state(course),
         }
         try:
-            file = pack(tree)
-        except UnpackableError as error:
+            copy = plain_copy(state)
+        except TypeError as error:
             self._warn(f"its state is not saved, since {error}")
             return
-        self._writing = self._writer.submit(self._write, file)
+        self._writing = self._writer.submit(self._write, copy)
 
     def wait(self) -> None:
         """Until the last state is written."""
@@ -115,18 +121,18 @@ class ResumeState:
         if data is None:
             return None
         try:
-            state = unpack(data)
+            state = from_bytes(data)
             if state["fingerprint"] == self._fingerprint:
                 return state
             self._warn("begins anew: its saved state is of another config or version")
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # torch.load raises whatever a damaged file leads it to
             self._warn(f"begins anew: its saved state cannot be read ({error})")
         return None
 
-    def _write(self, file: memoryview) -> None:
-        seal(file)
+    def _write(self, state: object) -> None:
         try:
-            self._store.save_resume_state(self._spec.candidate, self._spec.fold, file)
+            data = to_bytes(state)
+            self._store.save_resume_state(self._spec.candidate, self._spec.fold, data)
         except OSError as error:  # a full disk or a lost connection is no reason to end a training
             self._warn(f"its state cannot be saved: {error}")
 
@@ -143,6 +149,54 @@ def fingerprint(spec: TrialSpec, folds_hash: str, plugins: Sequence[PluginFile])
     code = [(file.module, hashlib.sha256(file.source).hexdigest()) for file in plugins]
     key = [trial_seed(spec), folds_hash, *sections, *versions, code]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+class _Queue:
+    """A deque as a call of its constructor, which `torch.load` can be allowed to make."""
+
+    def __init__(self, items: list[Any], maxlen: int | None) -> None:
+        self._arguments = items, maxlen
+
+    def __reduce__(self) -> tuple[type[deque[Any]], tuple[list[Any], int | None]]:
+        return deque, self._arguments
+
+
+def plain_copy(value: Any) -> Any:
+    """Nested containers with every tensor copied to the CPU, so that training may go on while they
+    are written. Raises TypeError for what `torch.load(weights_only=True)` would refuse."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)  # strides too: fused optimisers go by them
+    if isinstance(value, dict):
+        return {plain_copy(key): plain_copy(inner) for key, inner in value.items()}
+    if isinstance(value, deque):
+        return _Queue([plain_copy(inner) for inner in value], value.maxlen)
+    if isinstance(value, (list, tuple)):
+        copies = [plain_copy(inner) for inner in value]
+        return copies if isinstance(value, list) else tuple(copies)
+    if value is None or type(value) in (bool, int, float, str, torch.dtype):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, IntEnum):
+        return int(value)
+    raise TypeError(f"a {type(value).__name__} cannot be kept without pickle")
+
+
+def to_bytes(state: object) -> bytes:
+    """A plain copy as torch's own file, behind a checksum: `torch.load` does not notice damage."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    data = file.getvalue()
+    return zlib.crc32(data).to_bytes(_CHECKSUM_BYTES) + data
+
+
+def from_bytes(data: bytes) -> Any:
+    """The state that `to_bytes` was given. Raises ValueError where the bytes are damaged."""
+    checksum, file = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
+    if zlib.crc32(file).to_bytes(_CHECKSUM_BYTES) != checksum:
+        raise ValueError("its checksum is another")
+    with torch.serialization.safe_globals([deque]):
+        return torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
 
 
 def _learner_state(learner: Learner) -> dict[str, Any]:
@@ -188,9 +242,10 @@ def _restore_course(state: dict[str, Any], course: Course) -> None:
 
 
 def _kept_state(kept: Kept) -> dict[str, Any]:
-    oof = {"log_prob": kept.oof.log_prob, "true_prob": kept.oof.true_prob}
+    oof = {name: torch.from_numpy(array) for name, array in vars(kept.oof).items()}
     return {"score": kept.score.model_dump(), "oof": oof, "weights": kept.state}
 
 
 def _kept(state: dict[str, Any]) -> Kept:
-    return Kept(VariantScore(**state["score"]), Oof(**state["oof"]), state["weights"])
+    oof = Oof(**{name: tensor.numpy() for name, tensor in state["oof"].items()})
+    return Kept(VariantScore(**state["score"]), oof, state["weights"])

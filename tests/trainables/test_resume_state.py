@@ -27,11 +27,10 @@ from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch
 from foldrace.trainables.history import Course, Scored
 from foldrace.trainables.optimizers import build_optimizer
-from foldrace.trainables.resume_state import ResumeState, fingerprint
+from foldrace.trainables.resume_state import ResumeState, fingerprint, from_bytes, to_bytes
 from foldrace.trainables.schedules import build_schedule
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
 from foldrace.trainables.state import Learner
-from foldrace.trainables.tensor_tree import pack, seal, unpack
 from foldrace.trainables.trial import run_trial
 
 ALWAYS = 1e-6  # seconds between saves: after every epoch
@@ -229,11 +228,9 @@ def test_patience_counts_on(tiny_run: Any) -> None:
 def test_seconds_count_all_sessions(tiny_run: Any) -> None:
     spec = spec_for(tiny_run, "c0000")
     interrupted(spec, 2)
-    state = unpack((folder_of(spec) / "resume.safetensors").read_bytes())
+    state = from_bytes((folder_of(spec) / "resume.safetensors").read_bytes())
     state["seconds"] += 1000.0
-    file = pack(state)
-    seal(file)
-    tiny_run.store.save_resume_state("c0000", 0, file)
+    tiny_run.store.save_resume_state("c0000", 0, to_bytes(state))
     assert run_trial(spec, Watcher()).seconds > 1000.0
 
 
@@ -277,14 +274,12 @@ def test_a_state_that_does_not_fit_is_none(
     run_trial(undisturbed, Watcher())
     spec = replace(undisturbed, candidate="c0001")
     interrupted(spec, 2)
-    state = unpack((folder_of(spec) / "resume.safetensors").read_bytes())
+    state = from_bytes((folder_of(spec) / "resume.safetensors").read_bytes())
     if part == "course":
         state["course"]["log"][0]["a further column"] = 1.0
     else:
         state["learner"][part] = {"of": "another kind"}
-    file = pack(state)
-    seal(file)
-    tiny_run.store.save_resume_state(spec.candidate, 0, file)
+    tiny_run.store.save_resume_state(spec.candidate, 0, to_bytes(state))
     _assert_starts_anew(spec, "does not fit", caplog)
     assert_same_results(spec, undisturbed)
 
