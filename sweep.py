@@ -33,7 +33,6 @@ app = typer.Typer(
     help="Race fold × backbone × hyperparameter trials and blend the best image classifiers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
@@ -46,40 +45,61 @@ Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster that runs already: auto, or host:port."),
 ]
+METHODS = (
+    "greedy, optimal, uniform, top-k, soft-vote, hard-vote, snapshot, geometric, stacking, soup, "
+    "auto, or a plugin's"
+)
+TTAS = "none, flip, flip-rotate, or a plugin's"
+"""Names of tables that are too heavy to import for `--help`; a test holds them equal."""
+
 Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from foldrace import __version__
+
+        print(f"foldrace {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     context.obj = debug
 
 
-@app.command()
+@app.command(epilog="Example: foldrace demo --out runs/demo")
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for data and run.")] = Path("runs/demo"),
 ) -> None:
-    """A real sweep from nothing, on scikit-learn's handwritten digits."""
+    """Run a real sweep from nothing, on scikit-learn's handwritten digits."""
     with _exit_codes(context):
         from foldrace.commands.demo import demo as command
 
         command(out, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace check cars.yaml --set search.candidates=40")
 def check(context: typer.Context, config: Config, set_: Set = None) -> None:
-    """Validate config and data; print every problem; train nothing."""
+    """Validate config and data, print every problem, train nothing."""
     with _exit_codes(context):
         from foldrace.commands.check import check as command
 
         command(config, set_ or (), _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace run cars.yaml --smoke --out runs/try")
 def run(
     context: typer.Context,
     config: Config,
@@ -89,7 +109,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the checks.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="A tiny version of the sweep.")] = False,
 ) -> None:
-    """Check, folds, sweep, blend, submission, report."""
+    """Run the whole job: check, folds, sweep, blend, submission, report."""
     with _exit_codes(context):
         started = time.monotonic()  # the imports are within the time budget, too
         from foldrace.commands.run import run as command
@@ -97,7 +117,7 @@ def run(
         command(config, out, set_ or (), address, dry_run, smoke, _console(), started)
 
 
-@app.command()
+@app.command(epilog="Example: foldrace resume runs/cars --set search.candidates=80")
 def resume(
     context: typer.Context,
     folder: Folder,
@@ -115,16 +135,16 @@ def resume(
         command(folder, set_ or (), retry_failed, address, _console(), started)
 
 
-@app.command()
+@app.command(epilog="Example: foldrace split cars.yaml --out folds.csv")
 def split(context: typer.Context, config: Config, set_: Set = None, out: OutFile = None) -> None:
     """Write folds.csv alone."""
     with _exit_codes(context):
-        from foldrace.commands.check import split as command
+        from foldrace.commands.split import split as command
 
         command(config, set_ or (), out, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace augment cars.yaml --set augment.policy=heavy")
 def augment(
     context: typer.Context,
     config: Config,
@@ -132,63 +152,68 @@ def augment(
     out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("grid.png"),
     images: Annotated[int, typer.Option(min=1, max=100, help="Rows of the picture.")] = 6,
 ) -> None:
-    """A picture of training images: as they are scored, and as training sees them."""
+    """Draw training images as they are scored, and as training sees them."""
     with _exit_codes(context):
         from foldrace.commands.augment import augment as command
 
         command(config, set_ or (), out, images, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace status runs/cars --watch")
 def status(
     context: typer.Context,
     folder: Folder,
-    watch: Annotated[bool, typer.Option("--watch", help="Again, until it has ended.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print again until the sweep has ended.")
+    ] = False,
 ) -> None:
-    """The leaderboard, and what is left."""
+    """Print the leaderboard and what is left to train."""
     with _exit_codes(context):
         from foldrace.commands.status import status as command
 
         command(folder, watch, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace trial cars.yaml --backbone timm/resnet18")
 def trial(
     context: typer.Context,
     config: Config,
-    backbone: Annotated[str, typer.Option(help="Such as timm/resnet18.")],
+    backbone: Annotated[str, typer.Option(help="Backbone, such as timm/resnet18.")],
     fold: Annotated[int, typer.Option(help="The fold that is scored.")] = 0,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: a temporary one.")] = None,
 ) -> None:
-    """One fold trial in this process, without Ray."""
+    """Train one fold trial in this process, without Ray."""
     with _exit_codes(context):
         from foldrace.commands.trial import trial as command
 
         command(config, backbone, fold, set_ or (), out, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace ensemble runs/cars --method auto --max-members 8")
 def ensemble(
     context: typer.Context,
     folder: Folder,
-    method: Annotated[str | None, typer.Option(help="Default: the config's.")] = None,
-    max_members: Annotated[int | None, typer.Option(min=1)] = None,
+    method: Annotated[str | None, typer.Option(help=f"{METHODS}. Default: the config's.")] = None,
+    max_members: Annotated[
+        int | None, typer.Option(min=1, help="Most members that the blend may have.")
+    ] = None,
     max_ms_per_image: Annotated[
-        float | None, typer.Option(help="Of all models of the blend, on this machine.")
+        float | None,
+        typer.Option(help="Most milliseconds of all models of the blend, on this machine."),
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Of the weight files of the blend.")
+        int | None, typer.Option(min=1, help="Most bytes of all weight files of the blend.")
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            help="A candidate, one variant ('c0001 ema') or a backbone, with RUN: before it of one "
-            "run folder (':c0001': of DIR); repeatable."
+            help="Leave out a candidate, one variant ('c0001 ema') or a backbone; RUN: before it "
+            "means that run folder only (':c0001' is that of DIR). Repeatable."
         ),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="One that must have a weight; repeatable.")
+        list[str] | None, typer.Option(help="Must have a weight; named like --exclude. Repeatable.")
     ] = None,
     add: Annotated[
         list[str] | None,
@@ -217,23 +242,21 @@ def ensemble(
         reblend(folder, changes, add or (), run_ or (), _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace submit runs/cars --tta flip --out flip.csv")
 def submit(
     context: typer.Context,
     folder: Folder,
-    tta: Annotated[
-        str, typer.Option(help="Average over views: none, flip or flip-rotate.")
-    ] = "none",
+    tta: Annotated[str, typer.Option(help=f"Average over views of the image: {TTAS}.")] = "none",
     out: OutFile = None,
 ) -> None:
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
-        from foldrace.commands.finish import submit_run as command
+        from foldrace.commands.submit import submit as command
 
         command(folder, tta, out, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace predict runs/cars photo.jpg photos/ --out classes.csv")
 def predict(
     context: typer.Context,
     folder: Folder,
@@ -243,18 +266,18 @@ def predict(
     ] = None,
     out: OutFile = None,
 ) -> None:
-    """Class, confidence and probabilities of any images."""
+    """Print class, confidence and probabilities of any images."""
     with _exit_codes(context):
         from foldrace.commands.predict import predict as command
 
         command(folder, paths or (), table, out, _console())
 
 
-@app.command()
+@app.command(epilog="Example: foldrace report runs/cars")
 def report(context: typer.Context, folder: Folder) -> None:
     """Write the HTML report."""
     with _exit_codes(context):
-        from foldrace.commands.finish import report as command
+        from foldrace.commands.report import report as command
 
         command(folder, _console())
 

@@ -1,4 +1,4 @@
-"""`check` and `split`: look at config and data, train nothing."""
+"""`check`: look at config and data, train nothing; and the plan of a sweep in words."""
 
 from __future__ import annotations
 
@@ -11,36 +11,22 @@ from rich.markup import escape
 from foldrace.checks.preflight import Plan, preflight
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.commands.terminal import cores
-from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError
-from foldrace.dataset.folds import folds_csv, make_folds
-from foldrace.dataset.manifest import read_manifest
 from foldrace.reporting.markup import counted
 from foldrace.run_folder.store import RunStore, differing_keys
 from foldrace.scheduling.ray.cluster import this_machine
 
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:
-    """Every problem of config and data, or what a run would do."""
+    """Print what a run would do; UserError with every problem of config and data."""
     plan = preflight(parse_with_plugins(config, overrides), Path(), this_machine(), cores())
     print_plan(plan, console)
 
 
-def split(config: Path, overrides: Sequence[str], out: Path | None, console: Console) -> Path:
-    """Write folds.csv alone; `out` None: beside the config."""
-    parsed = parse_config(config, overrides).require()
-    manifest = read_manifest(parsed.data, parsed.folds.column)
-    target = out or config.resolve().parent / "folds.csv"
-    if target.exists():
-        raise RunFolderError.single(str(target), "exists; remove it or give another --out")
-    text = folds_csv(manifest, make_folds(manifest, parsed.folds))
-    RunStore(target.parent).files.write(target.name, text.encode())
-    console.print(f"{target}: {len(manifest)} rows in {parsed.folds.k} folds")
-    return target
-
-
 def print_plan(plan: Plan, console: Console) -> None:
+    """Print the warnings, and the size of the sweep in one line."""
     config = plan.config
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/yellow] {escape(str(warning))}", highlight=False)
@@ -53,7 +39,7 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def trials_line(config: SweepConfig) -> str:
-    """How many fold trials there are; with a race or another limit at most."""
+    """The number of fold trials in words; an upper limit with a race or a budget."""
     candidates, folds = config.search.most_candidates, config.folds.k
     started = f"{counted(candidates, 'candidate')} × {counted(folds, 'fold')}"
     trials = candidates * folds
@@ -65,7 +51,7 @@ def trials_line(config: SweepConfig) -> str:
 
 
 def already_exists(store: RunStore, parsed: ParsedConfig) -> RunFolderError:
-    """Same sweep: `resume` goes on with it. Another: name the keys that differ."""
+    """The error for a run folder that exists; it names the keys in which another sweep differs."""
     keys = differing_keys(store.config(), parsed.config) if parsed.config else []
     message = f"exists already; go on with `foldrace resume {store.root}`, or give --out"
     if keys:

@@ -1,101 +1,143 @@
-"""After the sweep, and again at any time from the store: blend, held-out score, submission,
-report."""
+"""What `run` and `resume` share: sweep, blend, submission, report, and the weights that stay.
+
+Takes a run folder with its config and folds, leaves a finished one; tells what went wrong.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 
 from foldrace.commands.ensemble import blend, count_members
-from foldrace.commands.terminal import cores
-from foldrace.core.errors import RunFolderError
-from foldrace.core.files import Files, open_files
-from foldrace.core.plugins import naming_plugins
-from foldrace.dataset.test_set import ImageSet, read_test_set
+from foldrace.commands.submit import predict_test_set
+from foldrace.commands.terminal import log_folder, logging_to, only_driver, only_our_output
+from foldrace.config.load import ParsedConfig
+from foldrace.config.schema import ResourcesConfig, SweepConfig
+from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
 from foldrace.ensemble.selection.select import remove_unused_weights
-from foldrace.inference.plugins import use_run_plugins
-from foldrace.inference.predictor import Predictor
-from foldrace.inference.submission import Receipt, write_submission
-from foldrace.inference.tta import find_tta
+from foldrace.reporting.live import LiveView, print_leaderboard
+from foldrace.reporting.markup import counted, duration
 from foldrace.reporting.report import write_report
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.ray.cluster import Node, alive_nodes, connect, this_machine, unreachable
+from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
+from foldrace.search_spaces.space import SearchSpace
+
+DIVERGED = "its training loss became NaN or infinite"
+
+_log = logging.getLogger("foldrace")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """What stands at the end of a run."""
+@contextlib.contextmanager
+def cluster_for_checks(parsed: ParsedConfig, address: str | None) -> Iterator[list[Node]]:
+    """The nodes that the run will have.
 
-    ensemble: EnsembleRecord
-    receipt: Receipt | None
-    report: str
+    A cluster that runs must be asked, and stays connected; this machine is known without starting
+    Ray, so that a typo costs no start.
+    """
+    if address is None:
+        yield this_machine()
+        return
+    resources = parsed.config.resources if parsed.config else ResourcesConfig()
+    with connect(address, resources):
+        yield alive_nodes()
 
 
-def finish(store: RunStore, console: Console) -> Finished:
-    """Blend, score held-out rows, write submission and report; then remove the weights that the
-    config does not keep."""
+def sweep_and_finish(
+    store: RunStore,
+    space: SearchSpace,
+    image_root: str,
+    address: str | None,
+    console: Console,
+    began: float,
+) -> None:
+    """Train the fold trials that are left, then blend, submit and report.
+
+    `began` is when the command did: all of it is within the time budget. Raises Interrupted on
+    Ctrl-C.
+    """
+    config = store.config()
+    folder = log_folder(store)
+    deadline = _deadline(config, began)
+    with (
+        only_driver(store, folder),
+        logging_to(folder),
+        only_our_output(folder / "ray.log", console) as screen,
+    ):
+        _log.info("Ray: starting")
+        with connect(address, config.resources) as cluster:
+            problems = unreachable(_local_folders(store, image_root))
+            if problems:
+                raise EnvironmentProblem(problems)
+            screen.print(
+                f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
+            )
+            _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
+            if deadline is not None:
+                kept = duration(deadline.finishing_time)
+                screen.print(f"Kept of the time budget for blend, submission and report: {kept}")
+            with LiveView(screen) as view:
+                outcome = run_sweep(
+                    store, config, space, image_root, cluster, view.update, deadline
+                )
+            _log.info("sweep: ended after %.1f s", outcome.seconds)
+        _log.info("Ray: stopped")
+        if outcome.interrupted:
+            raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
+        print_leaderboard(screen, outcome.summaries, limit=10)
+        print_trouble(outcome, screen)
+        _finish(store, screen)
+        _log.info("run: blend and report written")
+
+
+def _deadline(config: SweepConfig, began: float) -> Deadline | None:
+    """The end of the fold trials' part of the time budget; None without a budget."""
+    budget = config.resources.time_budget
+    return None if budget is None else Deadline(budget, began)
+
+
+def print_trouble(outcome: SweepOutcome, console: Console) -> None:
+    """Print why the sweep ended before its end, and which candidates are not in the blend."""
+    by_status: dict[str, list[CandidateSummary]] = defaultdict(list)
+    for summary in outcome.summaries:
+        by_status[summary.status].append(summary)
+    if outcome.limit is not None:
+        _warn(console, f"the budget ended the sweep: {outcome.limit}")
+    for summary in (*by_status["diverged"], *by_status["failed"]):
+        errors = [t.error for t in summary.trials if t.error]
+        reason = errors[0].strip().splitlines()[-1] if errors else DIVERGED
+        _warn(console, f"{summary.candidate.candidate} {summary.status}: {reason}")
+    if by_status["unfinished"]:
+        names = listing(s.candidate.candidate for s in by_status["unfinished"])
+        _warn(console, f"without all of their folds, and so not in the blend: {names}")
+    if by_status["stopped"]:
+        stopped = counted(len(by_status["stopped"]), "candidate")
+        console.print(f"{stopped} stopped by the race: decisions.csv has the numbers")
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
+
+
+def _local_folders(store: RunStore, image_root: str) -> list[str]:
+    return [path for path in (store.root, image_root) if "://" not in path]
+
+
+def _finish(store: RunStore, console: Console) -> None:
+    """Blend, submission and report; then the weights go that the config does not keep."""
     config = store.config()
     ensemble = blend(store, config.ensemble, console)
-    receipt = submit(store, "none", None, console) if config.data.test is not None else None
-    report = write_report(store)
+    if config.data.test is not None:
+        predict_test_set(store, "none", None, console)
+    page = write_report(store)
     if config.ensemble.keep == "blend":
         count = remove_unused_weights(store, ensemble)
         console.print(f"Weights removed that the blend does not use: of {count_members(count)}")
-    return Finished(ensemble, receipt, report)
-
-
-@naming_plugins()
-def submit(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
-    """Predict the test set with the blend; write the submission and its receipt. `out` None:
-    `submission.csv` in the run folder."""
-    use_run_plugins(store)
-    find_tta(tta)  # a wrong name is told before the test set is read
-    config = store.config()
-    test = read_test_set(config.data, store.classes())
-    if test is None:
-        raise RunFolderError.single(
-            f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
-        )
-    predictor = Predictor(store, cores(), tta)
-    with console.status(f"Predicting {len(test)} test images") as status:
-        prob = predictor.test_probabilities(
-            test,
-            lambda done: status.update(
-                f"Predicting {len(test)} test images: model {done} of {predictor.models}"
-            ),
-        )
-    files, name = _target(store, out)
-    receipt = write_submission(files, name, test, store.classes(), prob, predictor.ensemble, tta)
-    console.print(
-        f"[bold]{receipt.file}[/bold]: {receipt.rows} rows of {_form(test)}, "
-        f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
-    )
-    if receipt.unvalidated:
-        shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
-        console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")
-    return receipt
-
-
-def _form(test: ImageSet) -> str:
-    """What a submission holds."""
-    classes = len(test.class_columns)
-    return "labels" if test.labels else f"probabilities of {classes} classes"
-
-
-def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
-    if out is None:
-        return store.files, "submission.csv"
-    return open_files(out.resolve().parent), out.name
-
-
-def submit_run(root: str, tta: str, out: Path | None, console: Console) -> None:
-    """`submit DIR`."""
-    submit(RunStore.open(root), tta, out, console)
-
-
-def report(root: str, console: Console) -> None:
-    """`report DIR`."""
-    store = RunStore.open(root)
-    console.print(f"Report: {store.root}/{write_report(store)}")
+    console.print(f"Report: {store.root}/{page}")

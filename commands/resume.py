@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.checks.config import config_problems
+from foldrace.commands.finish import cluster_for_checks, sweep_and_finish
 from foldrace.commands.plugins import open_run
-from foldrace.commands.run import cluster_for_checks, sweep_and_finish
 from foldrace.config.load import ParsedConfig, parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError, UserError
@@ -47,8 +47,11 @@ def resume(
     console: Console,
     started: float | None = None,
 ) -> RunStore:
-    """Go on with a run; finished fold trials are kept, and who was stopped stays so. Overrides may
-    extend budget and space. `started` as of `run`."""
+    """Go on with a run; finished fold trials are kept, and stopped candidates stay stopped.
+
+    Overrides may extend budget and space. `started` is when the command began, by
+    `time.monotonic`; None: now.
+    """
     began = time.monotonic() if started is None else started
     store = open_run(root, console)
     parsed = _parse_stored(store, overrides)

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.checks.preflight import preflight
 from foldrace.commands.check import already_exists, print_plan
-from foldrace.commands.finish import finish
+from foldrace.commands.finish import cluster_for_checks, sweep_and_finish
 from foldrace.commands.plugins import parse_with_plugins
-from foldrace.commands.terminal import cores, log_folder, logging_to, only_driver, only_our_output
-from foldrace.config.load import ParsedConfig
-from foldrace.config.schema import ResourcesConfig, SweepConfig
-from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
+from foldrace.commands.terminal import cores
 from foldrace.core.plugins import loaded
 from foldrace.dataset.duplicates import save_near_duplicates
 from foldrace.dataset.folds import folds_csv
-from foldrace.reporting.live import LiveView, print_leaderboard
-from foldrace.reporting.markup import counted, duration
-from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.ray.cluster import Node, alive_nodes, connect, this_machine, unreachable
-from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
-from foldrace.search_spaces.space import SearchSpace
-
-_log = logging.getLogger("foldrace")
 
 
 def run(
@@ -45,8 +29,11 @@ def run(
     console: Console,
     started: float | None = None,
 ) -> RunStore:
-    """The main job. `started`: when the command began, by `time.monotonic`, for the time budget;
-    None: now. Raises UserError before anything is written, Interrupted on Ctrl-C."""
+    """Check the config, make a run folder, and sweep into it.
+
+    `started` is when the command began, by `time.monotonic`, for the time budget; None: now.
+    Raises UserError before anything is written, Interrupted on Ctrl-C.
+    """
     began = time.monotonic() if started is None else started
     parsed = parse_with_plugins(config, overrides, smoke)
     name = parsed.config.name if parsed.config else config.stem
@@ -62,95 +49,9 @@ def run(
             save_near_duplicates(store.files, plan.near_duplicates)
             images = str(plan.manifest.image_root)
             sweep_and_finish(store, plan.space, images, address, console, began)
+            if smoke:
+                console.print("smoke run, tiny and barely trained: not for submission")
     return store
-
-
-@contextlib.contextmanager
-def cluster_for_checks(parsed: ParsedConfig, address: str | None) -> Iterator[list[Node]]:
-    """What the run will have. A cluster that runs must be asked, and stays connected; this
-    machine is known without starting Ray, so that a typo costs no start."""
-    if address is None:
-        yield this_machine()
-        return
-    resources = parsed.config.resources if parsed.config else ResourcesConfig()
-    with connect(address, resources):
-        yield alive_nodes()
-
-
-def sweep_and_finish(
-    store: RunStore,
-    space: SearchSpace,
-    image_root: str,
-    address: str | None,
-    console: Console,
-    began: float,
-) -> None:
-    """`began`: when the command did; all of it is within the time budget."""
-    config = store.config()
-    folder = log_folder(store)
-    deadline = _deadline(config, began)
-    with (
-        only_driver(store, folder),
-        logging_to(folder),
-        only_our_output(folder / "ray.log", console) as screen,
-    ):
-        _log.info("Ray: starting")
-        with connect(address, config.resources) as cluster:
-            problems = unreachable(_local_folders(store, image_root))
-            if problems:
-                raise EnvironmentProblem(problems)
-            screen.print(
-                f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
-            )
-            _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
-            if deadline is not None:
-                kept = duration(deadline.finishing_time)
-                screen.print(f"Kept of the time budget for blend, submission and report: {kept}")
-            with LiveView(screen) as view:
-                outcome = run_sweep(
-                    store, config, space, image_root, cluster, view.update, deadline
-                )
-            _log.info("sweep: ended after %.1f s", outcome.seconds)
-        _log.info("Ray: stopped")
-        if outcome.interrupted:
-            raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
-        print_leaderboard(screen, outcome.summaries, limit=10)
-        print_trouble(outcome, screen)
-        finish(store, screen)
-        _log.info("run: blend and report written")
-
-
-def _deadline(config: SweepConfig, began: float) -> Deadline | None:
-    """The end of the fold trials' part of the time budget; None without a budget."""
-    budget = config.resources.time_budget
-    return None if budget is None else Deadline(budget, began)
-
-
-def print_trouble(outcome: SweepOutcome, console: Console) -> None:
-    """Why the sweep ended where it is not over, and who will not be in the blend."""
-    by_status: dict[str, list[CandidateSummary]] = defaultdict(list)
-    for summary in outcome.summaries:
-        by_status[summary.status].append(summary)
-    if outcome.limit is not None:
-        _warn(console, f"the budget ended the sweep: {outcome.limit}")
-    for summary in (*by_status["diverged"], *by_status["failed"]):
-        errors = [t.error for t in summary.trials if t.error]
-        reason = errors[0].strip().splitlines()[-1] if errors else "its loss was no number any more"
-        _warn(console, f"{summary.candidate.candidate} {summary.status}: {reason}")
-    if by_status["unfinished"]:
-        names = listing(s.candidate.candidate for s in by_status["unfinished"])
-        _warn(console, f"without all of their folds, and so not in the blend: {names}")
-    if by_status["stopped"]:
-        stopped = counted(len(by_status["stopped"]), "candidate")
-        console.print(f"{stopped} stopped by the race: decisions.csv has the numbers")
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
-
-
-def _local_folders(store: RunStore, image_root: str) -> list[str]:
-    return [path for path in (store.root, image_root) if "://" not in path]
 
 
 def _mounted(store: RunStore) -> Path | None:

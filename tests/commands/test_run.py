@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from foldrace.commands.check import trials_line
+from foldrace.commands.finish import print_trouble
 from foldrace.commands.resume import _parse_stored, _refuse_other_changes
-from foldrace.commands.run import print_trouble
 from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
 from foldrace.core.errors import RunFolderError
 from foldrace.run_folder.records import (
@@ -58,7 +58,7 @@ def test_each_failed_candidate_is_one_warning() -> None:
     )
     assert lines == [
         "warning the budget ended the sweep: search.fold_trials: 12 have started",
-        "warning c0002 diverged: its loss was no number any more",
+        "warning c0002 diverged: its training loss became NaN or infinite",
         "warning c0000 failed: ValueError: [bold] no",
         "warning without all of their folds, and so not in the blend: c0001, c0003",
     ]
