@@ -21,12 +21,19 @@ from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.live import LiveView, print_leaderboard
-from foldrace.reporting.markup import counted, duration
+from foldrace.reporting.formats import counted, duration
 from foldrace.reporting.report import write_report
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.ray.cluster import Node, alive_nodes, connect, this_machine, unreachable
+from foldrace.scheduling.ray.cluster import (
+    Node,
+    alive_nodes,
+    connect,
+    starting,
+    this_machine,
+    unreachable,
+)
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
 
@@ -36,18 +43,23 @@ _log = logging.getLogger("foldrace")
 
 
 @contextlib.contextmanager
-def cluster_for_checks(parsed: ParsedConfig, address: str | None) -> Iterator[list[Node]]:
+def cluster_for_checks(
+    parsed: ParsedConfig, address: str | None, dry_run: bool = False
+) -> Iterator[list[Node]]:
     """The nodes that the run will have.
 
-    A cluster that runs must be asked, and stays connected; this machine is known without starting
-    Ray, so that a typo costs no start.
+    A cluster that runs must be asked, and stays connected. This machine is known without Ray, which
+    starts meanwhile where a run will follow.
     """
-    if address is None:
-        yield this_machine()
-        return
     resources = parsed.config.resources if parsed.config else ResourcesConfig()
-    with connect(address, resources):
-        yield alive_nodes()
+    if address is not None:
+        with connect(address, resources):
+            yield alive_nodes()
+    elif dry_run or parsed.problems or parsed.config is None:
+        yield this_machine()
+    else:
+        with starting(resources):
+            yield this_machine()
 
 
 def sweep_and_finish(

@@ -40,7 +40,7 @@ def run(
     store = RunStore(out or f"runs/{name}")
     if store.exists:
         raise already_exists(store, parsed)
-    with cluster_for_checks(parsed, address) as nodes:
+    with cluster_for_checks(parsed, address, dry_run) as nodes:
         plan = preflight(parsed, _mounted(store), nodes, cores())
         print_plan(plan, console)
         if not dry_run:

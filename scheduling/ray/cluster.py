@@ -9,20 +9,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import foldrace
 from foldrace.config.schema import ResourcesConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
 
-_PACKAGES = ("experiment", "search_spaces", "trainables", "ensemble", "scheduling")
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, ROCm, WSL
 _PROBE_TIMEOUT = 5.0  # seconds
 _SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
 
@@ -116,10 +120,8 @@ def _group_problems(asked: int, devices: int, gpus: float) -> Iterator[Problem]:
 
 
 def this_machine() -> list[Node]:
-    """What an embedded cluster would have."""
-    import torch
-
-    return [Node(len(os.sched_getaffinity(0)), torch.cuda.device_count())]
+    """What a cluster that is started here would have."""
+    return [Node(len(os.sched_getaffinity(0)), _gpus())]
 
 
 def alive_nodes() -> list[Node]:
@@ -136,14 +138,71 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
     """Start a cluster in this machine's cores and GPUs (`address` None), or join one (`auto`, or
     host:port). A connection that the process already has is used and left as it is. The caller asks
     `resource_problems(alive_nodes(), resources)` before it runs anything."""
-    joined = ray.is_initialized()
-    if not joined:
+    own = _background.wait() or not ray.is_initialized()
+    if not ray.is_initialized():
         _start() if address is None else _join(address)
     try:
         yield Cluster(resources, default_gpus(alive_nodes(), resources), _dashboard())
     finally:
-        if not joined:
+        if own:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def starting(resources: ResourcesConfig) -> Iterator[None]:
+    """Start this machine's cluster in the background, while the caller checks its input: both take
+    seconds. `connect` within the block waits for it; without one it ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    _background.start(resources)
+    try:
+        yield
+    finally:
+        if _background.wait():
+            ray.shutdown()
+
+
+class _BackgroundStart:
+    """The start of this process's cluster that goes on in a thread, if any."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._start: Future[None] | None = None
+
+    def start(self, resources: ResourcesConfig) -> None:
+        """Begin; returns at once."""
+        self._thread = ThreadPoolExecutor(1, "start of Ray")
+        self._start = self._thread.submit(_start_warm, resources)
+
+    def wait(self) -> bool:
+        """Wait for its end and say whether there was one; whatever it raised is raised here."""
+        if self._thread is None or self._start is None:
+            return False
+        start, self._start = self._start, None
+        self._thread.shutdown()
+        start.result()
+        return True
+
+
+_background = _BackgroundStart()
+
+
+def _start_warm(resources: ResourcesConfig) -> None:
+    """Start the cluster and have its worker processes import what a fold trial needs. Not where
+    there are GPUs: a worker of another task does not see the GPU that its trial will have."""
+    _start()
+    [machine] = this_machine()
+    if machine.gpus == 0:
+        import_all = ray.remote(num_cpus=resources.cpus_per_trial, max_retries=0)(_import_trials)
+        for _ in range(slots([machine], resources, 0)):
+            import_all.remote()
+
+
+def _import_trials() -> None:
+    """Import the heavy packages, which stay in this worker process."""
+    import foldrace.scheduling.ray.fold_trial
+    import foldrace.trainables.trial  # noqa: F401
 
 
 def unreachable(paths: Sequence[str]) -> list[Problem]:
@@ -178,10 +237,32 @@ def _dashboard() -> str | None:
     return f"http://{url}" if url else None
 
 
+def _gpus() -> int:
+    """GPUs of this machine. torch, which takes seconds to import, is asked only where a GPU's
+    driver is loaded."""
+    if not any(Path(device).exists() for device in _GPU_DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class _OwnPath(JobConfig):
+    """Keeps the folders of the user's script and terminal off the workers' import path.
+
+    Ray puts them in front of it, where a user's `timm/` or `ensemble.py` would be imported in place
+    of the installed one; only jobs with a working directory are spared, so this says it has one.
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
 def _start() -> None:
     [machine] = this_machine()
     ray.init(
         address="local",
+        job_config=_OwnPath(),
         num_cpus=int(machine.cpus),
         num_gpus=int(machine.gpus),
         log_to_driver=False,
@@ -198,12 +279,14 @@ def _join(address: str) -> None:
         )
     try:
         _probe(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-        ray.init(
-            address=address,
-            runtime_env=_shipped_code(),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with tempfile.TemporaryDirectory(prefix="foldrace-package-") as folder:
+            ray.init(
+                address=address,
+                job_config=_OwnPath(),
+                runtime_env={"py_modules": [str(staged_package(Path(folder)))]},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise EnvironmentProblem.single(
             f"--address {address}",
@@ -220,10 +303,17 @@ def _probe(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT).close()
 
 
-def _shipped_code() -> dict[str, Any]:
-    """Our packages go along: the other nodes need not have Foldrace installed."""
-    root = Path(__file__).resolve().parents[1]
-    return {"py_modules": [str(root / package) for package in _PACKAGES]}
+def staged_package(folder: Path) -> Path:
+    """A copy of this package as `folder/foldrace`, without what a checkout holds beside it. It is
+    shipped to the nodes of a cluster, which need not have Foldrace installed."""
+    root, copy = Path(foldrace.__file__).parent, folder / "foldrace"
+    copy.mkdir()
+    for path in root.iterdir():
+        if (path / "__init__.py").exists():
+            shutil.copytree(path, copy / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.suffix == ".py" or path.name == "py.typed":
+            shutil.copy(path, copy)
+    return copy
 
 
 def _too_many(key: str, asked: float, most: float, unit: str) -> Problem:

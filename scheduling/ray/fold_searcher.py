@@ -7,9 +7,11 @@ The outcome of a trial is what its `trial.json` says, never what Tune reports.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -19,11 +21,15 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Budget, Need, Spent
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race, is_decided
-from foldrace.scheduling.rungs import stopped_trial, with_stopped_trials
+from foldrace.scheduling.ray.fold_trial import BACKBONE, CANDIDATE, FOLD, PARAMS
 from foldrace.scheduling.search.shares import Shares
 from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.scheduling.unfinished_trials import (
+    stopped_trial,
+    unfinished_trial,
+    with_stopped_trial,
+)
 
-CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
 _ENDED = frozenset({"TERMINATED", "ERROR"})
 _log = logging.getLogger("foldrace")
 
@@ -33,6 +39,10 @@ class TuneTrial(Protocol):
 
     trial_id: str
     status: str
+
+    @property
+    def error_file(self) -> str | None:
+        """Path of the text of its errors, or None."""
 
 
 @dataclass
@@ -88,6 +98,8 @@ class FoldSearcher(Searcher):
         self._seen = 0
         self._nothing_to_ask = False
         self.stopped = False
+        self.import_error: str | None = None
+        """What a worker could not import, in Python's words; the sweep ends by it."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
@@ -156,7 +168,7 @@ class FoldSearcher(Searcher):
         """What an earlier session left, from the run folder alone. Who was killed between a fold
         trial's record and the race's decision is judged now, and a trial that was stopped without
         its record yet gets it; the `on_` functions hear nothing."""
-        whole = [with_stopped_trials(self._store, summary) for summary in summaries]
+        whole = [with_stopped_trial(self._store, summary) for summary in summaries]
         self._race.replay(whole)
         for summary in whole:
             self.ledger.add(summary.candidate, summary.trials, summary.decisions)
@@ -259,9 +271,13 @@ class FoldSearcher(Searcher):
     def _settle(self, trial_id: str, silent: bool) -> None:
         """Take a trial out of flight and book its outcome. `silent`: Tune ended it without
         telling; without a record it never ran, and is not to blame."""
-        self._tune_trials.pop(trial_id, None)
+        trial = self._tune_trials.pop(trial_id, None)
         flight = self.flights.pop(trial_id, None)
         if flight is None or self.stopped:
+            return
+        self.import_error = _import_error(trial) if self._is_without_record(flight) else None
+        if self.import_error is not None:
+            self.stopped = True  # every other trial would meet the same
             return
         record = self._outcome(flight, silent)
         if record is None:
@@ -279,6 +295,9 @@ class FoldSearcher(Searcher):
             settled = self._judge(candidate)
         self._tell(settled)
 
+    def _is_without_record(self, flight: Flight) -> bool:
+        return self._store.trial(flight.task.candidate.candidate, flight.task.fold) is None
+
     def _outcome(self, flight: Flight, silent: bool) -> TrialRecord | None:
         """Of a trial that Tune has ended; None where there is none, and it is tried again. That of
         a stopped one is not saved yet."""
@@ -287,8 +306,8 @@ class FoldSearcher(Searcher):
         if record is not None and record.status != "failed":
             return record
         if flight.stop is not None:
-            folds_hash = self._store.folds().hash
-            return stopped_trial(flight.task.candidate, flight.stop, folds_hash, flight.seconds)
+            task = flight.task
+            return stopped_trial(self._store, task.candidate, flight.stop, flight.seconds)
         if self.ledger.is_stopped(candidate):
             self._store.forget_trial(candidate, fold)
             self._tell(self.ledger.drop(candidate, fold))
@@ -326,17 +345,21 @@ class FoldSearcher(Searcher):
             self._store.clear_trial(candidate, fold)
 
     def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
-        record = TrialRecord(
-            candidate=task.candidate.candidate,
-            fold=task.fold,
-            status="failed",
-            backbone=task.candidate.backbone,
-            params=task.candidate.params,
-            folds_hash=self._store.folds().hash,
-            seed=0,
-            error=reason
-            or "the worker process ended without a result: killed, out of memory, "
-            "or its node was lost",
+        error = reason or (
+            "the worker process ended without a result: killed, out of memory, or its node was lost"
         )
+        record = unfinished_trial(self._store, task.candidate, task.fold, "failed", error=error)
         self._store.save_trial(record)
         return record
+
+
+def _import_error(trial: TuneTrial | None) -> str | None:
+    """The last import error in what Tune has written down of a trial's failure, or None."""
+    if trial is None or trial.error_file is None:
+        return None
+    try:
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.findall(r"(?:ModuleNotFound|Import)Error: (.+)", text)
+    return found[-1].strip() if found else None

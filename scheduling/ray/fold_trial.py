@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from ray import tune
 
 from foldrace.config.schema import RaceConfig, TrainingConfig, TransformConfig
-from foldrace.run_folder.records import Oof, TrialRecord
+from foldrace.run_folder.records import CandidateRecord, Oof
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
 from foldrace.scheduling.rungs import RungReport, rungs_of
+from foldrace.scheduling.unfinished_trials import unfinished_trial
 from foldrace.search_spaces.hyperparameters import TrialParams
 
 if TYPE_CHECKING:
     from foldrace.trainables.spec import EpochReport, TrialSpec
 
+
+CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
+"""Keys of what Tune passes from the searcher to a worker."""
 
 RUNG = "rung"
 """Key of a `RungReport` in what Tune hears of an epoch."""
@@ -147,18 +150,8 @@ def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _record_failure(spec: TrialSpec, error: str) -> None:
-    from foldrace.trainables.spec import trial_seed
-
     store = RunStore.open(spec.run)
-    store.save_trial(
-        TrialRecord(
-            candidate=spec.candidate,
-            fold=spec.fold,
-            status="failed",
-            backbone=spec.backbone,
-            params=spec.params.as_dict(),
-            folds_hash=store.folds().hash,
-            seed=trial_seed(spec),
-            error=error,
-        )
+    candidate = CandidateRecord(
+        candidate=spec.candidate, backbone=spec.backbone, params=spec.params.as_dict()
     )
+    store.save_trial(unfinished_trial(store, candidate, spec.fold, "failed", error=error))

@@ -89,6 +89,8 @@ class SweepSession:
     def over(self) -> bool:
         """Whether the running trials are to be ended."""
         left = self._seconds_left()
+        if self.searcher.import_error is not None:
+            return True
         return self.interrupted or (left is not None and left <= 0)
 
     @property

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from foldrace.config.schema import ResourcesConfig, SweepConfig
+from foldrace.core.errors import EnvironmentProblem
 from foldrace.run_folder.progress import Progress
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
@@ -128,12 +129,23 @@ def run_sweep(
     on_progress(session.progress())
     limit = session.limit
     summaries = session.close()
+    if session.searcher.import_error is not None:
+        raise _cannot_import(session.searcher.import_error, store)
     return SweepOutcome(
         tuple(summaries),
         time.monotonic() - started,
         cluster.slots(),
         session.interrupted,
         limit,
+    )
+
+
+def _cannot_import(error: str, store: RunStore) -> EnvironmentProblem:
+    """The end of a sweep whose workers lack a module."""
+    return EnvironmentProblem.single(
+        "a worker process of the sweep",
+        f"cannot import what a fold trial needs: {error}. Install it on every node in the Python "
+        f"that Ray runs there, then go on with: foldrace resume {store.root}",
     )
 
 
