@@ -1,6 +1,8 @@
 """Where rows come from: CSV tables as people have them, and folders or zips of images.
 
 Takes the paths that the config names, gives a `Table` or a folder, and adds to a list of problems.
+`read_table` is ours, not pandas': a message names the line of the user's file, and names of images
+may hold bytes that are not UTF-8, which pandas cannot.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Table:
 
 
 def read_table(path: Path, name: str, problems: list[Problem]) -> Table | None:
+    """The table in a CSV file; None and problems with their lines where it is unsound."""
     text = _decode(path, name, problems)
     records: list[list[str]] = []
     lines: list[int] = []

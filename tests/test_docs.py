@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from foldrace.config.load import parse_config  # noqa: E402  (also run as a script)
 from foldrace.config.schema import SweepConfig  # noqa: E402  (also run as a script)
-from foldrace.run_folder.tables import COLUMNS  # noqa: E402
+from foldrace.run_folder.tables import DECISIONS  # noqa: E402
 from foldrace.scheduling.race import RULES  # noqa: E402
 from foldrace.scheduling.search.samplers import SAMPLERS  # noqa: E402
 from foldrace.search_spaces.hyperparameters import KNOBS, Knob  # noqa: E402
@@ -190,7 +190,7 @@ def first_cells(guide: Path, head: str) -> list[str]:
 @pytest.mark.parametrize(
     ("guide", "head", "names"),
     [
-        (RACE, "column", COLUMNS),
+        (RACE, "column", DECISIONS),
         (RACE, "rule", RULES),
         (SEARCH, "sampler", SAMPLERS),
     ],
