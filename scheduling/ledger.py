@@ -96,11 +96,10 @@ class Ledger:
         self._shelved: list[_Entry] = []
         self._summaries: dict[str, CandidateSummary] = {}
         self._changed: set[str] = set()
-        self._trials: Counter[str] = Counter()  # by `waiting`, `running`, and status
+        self._trials_ended = 0
         self._complete = 0
         self._started: Counter[str] = Counter()
         self._gains: defaultdict[str, dict[str, float]] = defaultdict(dict)
-        self._best_loss: float | None = None
         self.next_number = 0
         """Of the next candidate: ids are never used twice."""
         self.trained_seconds = 0.0
@@ -126,7 +125,6 @@ class Ledger:
         for decision in decisions:
             self._note(entry, decision)
         entry.waiting = [k for k in range(self.folds) if k not in entry.ended]
-        self._count(entry, 1)
         self._settle(entry)
         self.summary(record.candidate)  # so that they are in the order of the candidates
 
@@ -149,19 +147,15 @@ class Ledger:
 
     def start(self, task: FoldTask) -> None:
         entry = self._entries[task.candidate.candidate]
-        self._count(entry, -1)
         entry.waiting.remove(task.fold)
         entry.running.add(task.fold)
-        self._count(entry, 1)
         self._place(entry)
 
     def end(self, record: TrialRecord) -> CandidateSummary | None:
         """A fold trial ended (finished, stopped, diverged, or failed for good). Gives the
         candidate's summary when this settles it."""
         entry = self._entries[record.candidate]
-        self._count(entry, -1)
         entry.running.discard(record.fold)
-        self._count(entry, 1)
         self._book(entry, record)
         return self._settle(entry)
 
@@ -187,9 +181,7 @@ class Ledger:
     def drop(self, candidate: str, fold: int) -> CandidateSummary | None:
         """An attempt of a stopped candidate came to nothing: it is as if it had never started."""
         entry = self._entries[candidate]
-        self._count(entry, -1)
         entry.running.discard(fold)
-        self._count(entry, 1)
         return self._settle(entry)
 
     def expect_stop(self, candidate: str, fold: int) -> None:
@@ -250,33 +242,14 @@ class Ledger:
         return list(self._summaries.values())
 
     @property
-    def trials_ended(self) -> int:
-        return self._trials.total() - self.trials_open
-
-    @property
     def trials_open(self) -> int:
         """Fold trials that wait or run."""
-        return self._trials["waiting"] + self._trials["running"]
+        return sum(len(e.waiting) + len(e.running) for e in self._unsettled.values())
 
     @property
     def trials_started(self) -> int:
         """Fold trials that run or have ended."""
-        return self._trials.total() - self._trials["waiting"]
-
-    @property
-    def trials_lost(self) -> int:
-        """Fold trials that failed or diverged."""
-        return self._trials["failed"] + self._trials["diverged"]
-
-    @property
-    def complete(self) -> int:
-        """Complete candidates."""
-        return self._complete
-
-    @property
-    def best_loss(self) -> float | None:
-        """Pooled OOF log loss of the best complete candidate."""
-        return self._best_loss
+        return self._trials_ended + sum(len(e.running) for e in self._unsettled.values())
 
     @property
     def started(self) -> Mapping[str, int]:
@@ -310,16 +283,14 @@ class Ledger:
     def _again(self, entry: _Entry, fold: int, allowed: bool) -> bool:
         if not allowed or entry.hopeless:
             return False
-        self._count(entry, -1)
         entry.running.discard(fold)
         entry.waiting = sorted([*entry.waiting, fold])
-        self._count(entry, 1)
         self._place(entry)
         return True
 
     def _book(self, entry: _Entry, record: TrialRecord) -> None:
         entry.ended[record.fold] = record
-        self._trials[record.status] += 1
+        self._trials_ended += 1
         self.trained_seconds += record.seconds
 
     def _note(self, entry: _Entry, decision: RaceDecision) -> None:
@@ -327,15 +298,9 @@ class Ledger:
         if decision.gain is not None:
             self._gains[entry.record.backbone][entry.name] = decision.gain
 
-    def _count(self, entry: _Entry, sign: int) -> None:
-        """Of the folds that wait and run, before and after they change."""
-        self._trials["waiting"] += sign * len(entry.waiting)
-        self._trials["running"] += sign * len(entry.running)
-
     def _settle(self, entry: _Entry) -> CandidateSummary | None:
         """After anything that may settle a candidate: spend nothing more on a hopeless one."""
         if entry.hopeless:
-            self._trials["waiting"] -= len(entry.waiting)
             entry.waiting.clear()
         self._place(entry)
         if not entry.settled:
@@ -343,13 +308,7 @@ class Ledger:
         summary = self.summary(entry.name)
         if self._unsettled.pop(entry.name, None) is not None and summary.status == "complete":
             self._complete += 1
-            self._compare(summary)
         return summary
-
-    def _compare(self, summary: CandidateSummary) -> None:
-        if summary.best is not None:
-            loss = summary.pooled_logloss(summary.best)
-            self._best_loss = loss if self._best_loss is None else min(self._best_loss, loss)
 
     def _place(self, entry: _Entry) -> None:
         """Where it is found when a fold is to be started."""

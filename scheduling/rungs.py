@@ -1,8 +1,4 @@
-"""Records of fold trials that were stopped in mid-training, which only the driver can write.
-
-Takes the decision that stopped one, gives its record; makes up for one that a kill has prevented.
-
-The rungs at which a first fold may be judged in mid-training, and who has reached them how.
+"""Rungs at which a first fold may be judged in mid-training, and the losses that reached them.
 
 Takes the race's settings, hyperparameters and losses by epoch, gives rungs and the cut of each.
 Pure: no Ray, no files. Source: Li et al., A System for Massively Parallel Hyperparameter Tuning,
@@ -17,14 +13,12 @@ import io
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.config.schema import RaceConfig
-from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
-from foldrace.run_folder.store import RunStore
 from foldrace.search_spaces.hyperparameters import TrialParams
 
 _ROUNDING = 1e-9
@@ -154,37 +148,3 @@ class RungRecords:
             del losses[bisect_left(losses, known[candidate])]
         known[candidate] = loss
         insort(losses, loss)
-
-
-def stopped_trial(
-    candidate: CandidateRecord, decision: RaceDecision, folds_hash: str, seconds: float
-) -> TrialRecord:
-    """The record of a fold trial that was stopped after `decision.epoch` epochs."""
-    return TrialRecord(
-        candidate=candidate.candidate,
-        fold=decision.fold,
-        status="stopped",
-        backbone=candidate.backbone,
-        params=candidate.params,
-        folds_hash=folds_hash,
-        seed=0,
-        epochs_trained=decision.epoch or 0,
-        seconds=seconds,
-    )
-
-
-def with_stopped_trials(store: RunStore, summary: CandidateSummary) -> CandidateSummary:
-    """As given, or with the record of a trial that the driver stopped but was killed before it had
-    written that; it is written now, with the seconds of the epochs in its train_log.csv."""
-    ended = {trial.fold for trial in summary.trials if trial.status != "failed"}
-    for decision in summary.decisions:
-        if decision.epoch is None or decision.action != "stop" or decision.fold in ended:
-            continue
-        log = store.train_log(summary.candidate.candidate, decision.fold)
-        seconds = 0.0 if log is None else seconds_of(log)
-        record = stopped_trial(summary.candidate, decision, store.folds().hash, seconds)
-        store.save_trial(record)
-        others = (trial for trial in summary.trials if trial.fold != decision.fold)
-        trials = sorted([*others, record], key=lambda trial: trial.fold)
-        return replace(summary, trials=tuple(trials))
-    return summary

@@ -6,6 +6,8 @@ space, the documentation and the error messages.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -216,3 +218,13 @@ KNOBS: dict[str, Knob] = {
     f.name: Knob(name=f.name, default=f.default, **f.metadata)  # type: ignore[arg-type]
     for f in fields(TrialParams)
 }
+
+
+def fold_trial_seed(seed: int, backbone: str, params: TrialParams, fold: int) -> int:
+    """Random seed of a fold trial, in [0, 2^31), from the search's `seed`.
+
+    A function of what is trained, not of when: the same candidate and fold train alike in whatever
+    order and process the trials run.
+    """
+    key = [seed, backbone, params.as_dict(), fold]
+    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:4]) >> 1

@@ -7,8 +7,6 @@ Takes whatever is logged within a `with` block, gives the texts of the warnings.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import TrainingConfig, TransformConfig
 from foldrace.run_folder.records import Oof
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.search_spaces.hyperparameters import TrialParams, fold_trial_seed
 
 
 class _Notes(logging.Filter):
@@ -126,7 +124,5 @@ def first_micro_batch(spec: TrialSpec, devices: int) -> int:
 
 
 def trial_seed(spec: TrialSpec) -> int:
-    """A function of what is trained, not of when: the same candidate and fold train alike in
-    whatever order and process the trials run."""
-    key = [spec.seed, spec.backbone, spec.params.as_dict(), spec.fold]
-    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:4]) >> 1
+    """Random seed of the trial: see `fold_trial_seed`."""
+    return fold_trial_seed(spec.seed, spec.backbone, spec.params, spec.fold)

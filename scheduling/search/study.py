@@ -86,11 +86,6 @@ class CandidateStudy:
         if self._mirror is not None:
             self._mirror.close()
 
-    @property
-    def running(self) -> int:
-        """Candidates that the sampler sees as running."""
-        return self._view.running
-
     def _point(self) -> tuple[str, TrialParams] | None:
         return next(iter(self._points.values()), None)
 

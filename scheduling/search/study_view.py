@@ -95,10 +95,6 @@ class StudyView:
             number = self._first + int(record.candidate[1:])
             self._settle(self._entry(record.candidate, record.backbone, knobs, number), summary)
 
-    @property
-    def running(self) -> int:
-        return len(self._running)
-
     def trials(self, backbone: str) -> list[FrozenTrial]:
         """By number: those of the backbone once there are enough of them, else all, whose shared
         hyperparameters say something about this one too. None for a sampler that learns nothing."""

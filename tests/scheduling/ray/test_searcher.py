@@ -29,6 +29,7 @@ from foldrace.scheduling.search.shares import Shares
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.space import SearchSpace, build_space
 from tests.scheduling.raced_runs import RacedRun
+from tests.scheduling.search.searches import running
 
 K, NEEDED = 3, 2
 BACKBONES = ("timm/test_vit", "timm/test_resnet")
@@ -128,7 +129,7 @@ def test_whatever_happens_every_candidate_ends_in_one_state(
         if record is not None:
             ended[candidate, fold] = record.status
     told += [s.candidate.candidate for s in session.settled]
-    assert session.finished and not flying and session.study.running == 0
+    assert session.finished and not flying and running(session.study) == 0
     summaries = run.store.summaries()
     assert [s.candidate.candidate for s in summaries] == [f"c{n:04d}" for n in range(9)]
     assert sorted(set(told)) == sorted(told)  # nobody is settled twice

@@ -13,6 +13,7 @@ from foldrace.run_folder.records import (
     TrialRecord,
     VariantScore,
 )
+from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.search_spaces.space import SearchSpace, build_space
 
@@ -31,6 +32,11 @@ def space_of(config: SweepConfig) -> SearchSpace:
     space, problems = build_space(config, "")
     assert not problems
     return space
+
+
+def running(study: CandidateStudy) -> int:
+    """How many candidates the sampler takes for running."""
+    return len(study._view._running)
 
 
 def ended(

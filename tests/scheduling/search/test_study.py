@@ -17,7 +17,7 @@ from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.search.study_view import StudyView
 from foldrace.search_spaces.hyperparameters import TrialParams
-from tests.scheduling.search.searches import BACKBONES, FEW, ended, space_of, sweep
+from tests.scheduling.search.searches import BACKBONES, FEW, ended, running, space_of, sweep
 
 A, B = BACKBONES
 
@@ -78,13 +78,13 @@ def test_a_resumed_search_suggests_what_the_undisturbed_one_would(
     for summary in random.Random(0).sample(told, len(told)):
         still_running = summary in left
         resumed.replay(ended(summary.candidate, "running") if still_running else summary)
-    assert resumed.running == whole.running == len(left)
+    assert running(resumed) == running(whole) == len(left)
     assert resumed.ask(15, A) == whole.ask(15, A)
     for study in (whole, resumed):
         for summary in left:
             study.tell(summary)
     assert resumed.ask(16, B) == whole.ask(16, B)
-    assert resumed.running == 2
+    assert running(resumed) == 2
 
 
 def test_points_come_first_and_each_once() -> None:
@@ -104,7 +104,7 @@ def test_points_come_first_and_each_once() -> None:
         third = asked(one, 2)
         assert (third.backbone, third.params["lr"], third.params["dropout"]) == (B, 0.001, 0.3)
         assert asked(one, 3, B).params["batch_size"] == 32  # the sampler's own
-    assert again.running == 3 and study.running == 3  # the first one has no place in the space
+    assert running(again) == 3 and running(study) == 3  # the first one has no place in the space
 
 
 def test_a_list_is_its_points_alone() -> None:
@@ -146,7 +146,7 @@ def test_no_configuration_is_asked_for_twice(sampler: str) -> None:
             study.tell(ended(record, status, (0.5, 0.5)))
     assert len(seen) == 12
     assert study.ask(12, A) is None
-    assert study.running == 4
+    assert running(study) == 4
 
 
 def test_refused_asks_teach_the_sampler_nothing() -> None:
@@ -157,7 +157,7 @@ def test_refused_asks_teach_the_sampler_nothing() -> None:
         record = asked(study, number, A)
         other.replay(ended(record, "running"))
     assert study.ask(6) is None
-    assert study.running == other.running == 6
+    assert running(study) == running(other) == 6
 
 
 class View:
@@ -301,7 +301,7 @@ def test_what_lies_outside_a_changed_space_is_not_seen_and_not_run_again() -> No
     changed = make(space={"lr": {"low": 0.01, "high": 0.1, "log": True}})
     for record in records:
         changed.replay(ended(record, "running"))
-    assert changed.running == 0
+    assert running(changed) == 0
     assert asked(changed, 4, B).params != space_of(sweep()).default(B).as_dict()
 
 
@@ -325,7 +325,7 @@ def test_no_candidate_is_left_running_whatever_happens(events: list[tuple[int, s
             study = make()
             for summary in [*done, *(ended(r, "running") for r in live)]:
                 study.replay(summary)
-        assert study.running == len(live)
+        assert running(study) == len(live)
     for record in live:
         study.tell(ended(record, "stopped", (0.3,)))
-    assert study.running == 0
+    assert running(study) == 0

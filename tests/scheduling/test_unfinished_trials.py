@@ -1,0 +1,76 @@
+"""Records of stopped and failed fold trials: what a finished trial would have recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord
+from foldrace.scheduling.unfinished_trials import (
+    stopped_trial,
+    unfinished_trial,
+    with_stopped_trial,
+)
+from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.trainables.spec import TrialSpec, trial_seed
+from tests.scheduling.raced_runs import RacedRun
+
+FOLD = 1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RacedRun:
+    run = RacedRun.make(tmp_path / "run", rows=60)
+    config = run.store.config()
+    search = config.search.model_copy(update={"seed": 7})
+    run.store.save_config(config.model_copy(update={"search": search}))
+    return run
+
+
+def candidate(**params: float) -> CandidateRecord:
+    return CandidateRecord(candidate="c0003", backbone="timm/x", params=params)
+
+
+def seed_of_a_finished_one(run: RacedRun, record: CandidateRecord) -> int:
+    config = run.store.config()
+    return trial_seed(
+        TrialSpec(
+            run=run.store.root, image_root="", candidate=record.candidate,
+            backbone=record.backbone, params=TrialParams.from_dict(record.params), fold=FOLD,
+            training=config.training, transforms=(), seed=config.search.seed,
+        )
+    )  # fmt: skip
+
+
+def stop(record: CandidateRecord) -> RaceDecision:
+    return RaceDecision(
+        number=0, candidate=record.candidate, fold=FOLD, epoch=2, rule="epoch", action="stop",
+        folds_done=0, rows=10, complete=0, epochs_trained=0, reason="lags behind",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [candidate(), candidate(lr=0.01, epochs=3)])
+def test_the_seed_is_that_of_a_finished_trial(run: RacedRun, record: CandidateRecord) -> None:
+    stopped = stopped_trial(run.store, record, stop(record), seconds=1.5)
+    failed = unfinished_trial(run.store, record, FOLD, "failed", error="boom")
+    assert stopped.seed == failed.seed == seed_of_a_finished_one(run, record) != 0
+    assert (stopped.status, stopped.epochs_trained, stopped.seconds) == ("stopped", 2, 1.5)
+    assert (failed.status, failed.error, failed.folds_hash) == (
+        "failed", "boom", run.store.folds().hash,
+    )  # fmt: skip
+
+
+def test_a_stop_without_its_record_gets_it(run: RacedRun) -> None:
+    """The seconds are those of the epochs in its log; a second look changes nothing."""
+    record = candidate(lr=0.01)
+    run.store.save_candidate(record)
+    run.store.save_decision(stop(record))
+    log = "epoch,val_logloss,ema_val_logloss,seconds\n0,1.0,nan,1.5\n1,0.9,nan,2.0\n"
+    run.store.save_train_log(record.candidate, FOLD, log)
+    whole = with_stopped_trial(run.store, run.summary(record.candidate))
+    (trial,) = whole.trials
+    assert isinstance(trial, TrialRecord) and (trial.status, trial.seconds) == ("stopped", 3.5)
+    assert trial.seed == seed_of_a_finished_one(run, record)
+    assert run.store.trial(record.candidate, FOLD) == trial
+    assert with_stopped_trial(run.store, run.summary(record.candidate)).trials == (trial,)
