@@ -26,6 +26,7 @@ def fresh_accelerator(spec: TrialSpec) -> Accelerator:
     mixed precision it also keeps the last trial's model, in reference cycles, and its device
     memory, as it does when compiled; else the model is gone already, and looking through all
     objects would take 0.2 s."""
+    # Private: Accelerate offers no other way to another precision in the same process.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     device = PartialState(cpu=not spec.use_gpu).device
@@ -49,9 +50,9 @@ def _forget_compiled() -> None:
     """What a process has compiled counts against a limit for the same lines of code, whichever
     trial they ran in; beyond it they run uncompiled without a word. One trial alone needs more than
     the usual 8: for each image size, frozen layer and pass of SAM, in training and in scoring."""
-    from torch import _dynamo  # heavy
+    from torch import _dynamo  # heavy; private: `torch.compiler` has no such limit to set
 
-    _dynamo.reset()
+    torch.compiler.reset()
     _dynamo.config.recompile_limit = 64
 
 

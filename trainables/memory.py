@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from foldrace.core.errors import RunFailure
+from foldrace.trainables.models.layers import NORMS_WITH_STATISTICS
 
 # Where no torch.OutOfMemoryError is raised: CUDA's driver, cuBLAS, cuDNN, Apple's Metal, the CPU.
 _MESSAGES = (
@@ -57,7 +57,7 @@ class StepStart:
     the generators that dropout draws from."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        norms = [module for module in model.modules() if isinstance(module, NORMS_WITH_STATISTICS)]
         buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self._statistics = [_Copies([b for b in buffers if b.dtype == dtype])
                             for dtype in {b.dtype for b in buffers}]  # fmt: skip

@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import get_total_norm
 
 from foldrace.run_folder.records import EMA, RAW
@@ -31,7 +30,7 @@ from foldrace.trainables.data.trial_data import TrialData
 from foldrace.trainables.losses import LOSSES, build_loss
 from foldrace.trainables.memory import StepStart
 from foldrace.trainables.models.classifier import ModelCard, build_classifier
-from foldrace.trainables.models.layers import layer_ids
+from foldrace.trainables.models.layers import NORMS_WITH_STATISTICS, layer_ids
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import Schedule, build_schedule
 from foldrace.trainables.spec import TrialSpec, first_micro_batch
@@ -102,7 +101,9 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, _NormBase) and module.training and module.track_running_stats
+        if isinstance(module, NORMS_WITH_STATISTICS)
+        and module.training
+        and module.track_running_stats
     ]
     for norm in norms:
         norm.track_running_stats = False

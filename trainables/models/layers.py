@@ -12,17 +12,21 @@ step-by-step unfreezing go by.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from timm.models._manipulate import group_with_matcher
+from timm.models import group_parameters  # type: ignore[attr-defined]
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.models.classifier import Classifier
 from foldrace.trainables.models.stack import Stack
 
+NORMS_WITH_STATISTICS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""Modules that may keep running statistics of what they have seen."""
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -70,9 +74,19 @@ def _by_timm(body: Any) -> tuple[dict[str, int], int]:
     number."""
     classifier = body.pretrained_cfg["classifier"]
     removed = classifier if isinstance(classifier, str) else classifier[0]
-    parameters = [*body.named_parameters(), (removed, None)]
-    ids = group_with_matcher(iter(parameters), body.group_matcher(coarse=False), reverse=True)
+    names = [*(name for name, _ in body.named_parameters()), removed]
+    ids = group_parameters(_Names(names), body.group_matcher(coarse=False), reverse=True)
     return ids, ids.pop(removed)
+
+
+class _Names:
+    """Parameter names, given as timm's `group_parameters` asks a module for them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def named_parameters(self) -> Iterator[tuple[str, None]]:
+        return ((name, None) for name in self._names)
 
 
 def _layers(body: nn.Module) -> list[list[str]]:
@@ -154,7 +168,9 @@ def train_from(model: nn.Module, layer_ids: Mapping[str, int], lowest: int) -> N
         if not parameter.requires_grad:
             parameter.grad = None
     for name, module in model.named_modules():
-        if isinstance(module, _NormBase) and _is_frozen(name, module, layer_ids, lowest):
+        if isinstance(module, NORMS_WITH_STATISTICS) and _is_frozen(
+            name, module, layer_ids, lowest
+        ):
             module.eval()
 
 
