@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,17 @@ EMA = "ema"
 
 TrialStatus = Literal["finished", "stopped", "diverged", "failed"]
 """`stopped`: in mid-training, by the epoch-level rule; it has no OOF rows."""
-CandidateStatus = Literal["running", "complete", "stopped", "unfinished", "diverged", "failed"]
+CandidateStatus = Literal["complete", "running", "stopped", "unfinished", "diverged", "failed"]
+STATUSES: tuple[CandidateStatus, ...] = get_args(CandidateStatus)
+"""In the order in which candidates are counted for people."""
+
+RaceAction = Literal["continue", "stop", "complete"]
+ACTION_WORDS: dict[RaceAction, Literal["goes on", "stopped", "complete"]] = {
+    "continue": "goes on",
+    "stop": "stopped",
+    "complete": "complete",
+}
+"""What a decision means for its candidate, in words for people."""
 
 
 class _Record(BaseModel):
@@ -99,7 +109,7 @@ class RaceDecision(_Record):
     """Epochs trained of that fold, for a decision in mid-training; None after a whole fold."""
     rule: str
     """`gain`, `forgiving`, `none`, or `epoch` for one in mid-training."""
-    action: Literal["continue", "stop", "complete"]
+    action: RaceAction
     """`complete`: the candidate's last fold has ended well, and it joins the race's blend."""
     variant: str | None = None
     """The better one, which decided."""
@@ -128,11 +138,10 @@ class RaceDecision(_Record):
     @property
     def line(self) -> str:
         """For the log: `c0012 stopped after fold 1: gain -0.0031 ± 0.0009`."""
-        verb = {"continue": "goes on", "stop": "stopped", "complete": "complete"}[self.action]
         place = f"after fold {self.fold}"
         if self.epoch is not None:
             place = f"after epoch {self.epoch} of fold {self.fold}"
-        return f"{self.candidate} {verb} {place}: {self.reason}"
+        return f"{self.candidate} {ACTION_WORDS[self.action]} {place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -311,6 +320,11 @@ class CandidateSummary:
     trials: tuple[TrialRecord, ...]  # by fold
     folds: int
     decisions: tuple[RaceDecision, ...] = ()  # by number
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further fold of the candidate is trained."""
+        return self.status not in ("running", "unfinished")
 
     @property
     def gain(self) -> float | None:

@@ -57,10 +57,10 @@ class ProgressCounts:
         for summary in summaries:
             for trial in summary.trials:
                 self._count(trial)
-            if summary.status in ("running", "unfinished"):
-                self._open[summary.candidate.candidate] = summary
-            else:
+            if summary.settled:
                 self._settle(summary)
+            else:
+                self._open[summary.candidate.candidate] = summary
         decided = (d for summary in summaries for d in summary.decisions)
         last = heapq.nlargest(_DECISIONS, decided, key=lambda d: d.number)
         self._last = deque(reversed(last), _DECISIONS)

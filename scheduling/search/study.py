@@ -69,13 +69,13 @@ class CandidateStudy:
         the space still holds it, it is not run again."""
         record = summary.candidate
         self._start(record.candidate, record.backbone, TrialParams.from_dict(record.params))
-        if summary.status not in ("running", "unfinished"):
+        if summary.settled:
             self._view.end(summary)
             self._reflect(summary)
 
     def tell(self, summary: CandidateSummary) -> None:
         """A candidate is settled, or the budget has ended before it was."""
-        if summary.status not in ("running", "unfinished"):
+        if summary.settled:
             self._view.end(summary)
         self._reflect(summary)
         if self._mirror is not None:
