@@ -148,12 +148,13 @@ class _Images:
 class Predictor:
     """The blend of one run folder.
 
-    >>> Predictor(RunStore.open("runs/cars")).probabilities([Path("car.jpg")])  # (1, C)
+    >>> Predictor("runs/cars").probabilities([Path("car.jpg")])  # (1, C)
     """
 
-    def __init__(self, store: RunStore, workers: int = 1, tta: str = "none") -> None:
+    def __init__(self, run: RunStore | str | Path, workers: int = 1, tta: str = "none") -> None:
         """`tta`: a row of `TTAS`. RunFolderError where the run has no blend, or a member's own run
         folder is gone or has other folds."""
+        store = run if isinstance(run, RunStore) else RunStore.open(run)
         use_run_plugins(store)
         self._tta = find_tta(tta)
         ensemble = store.blend.record()
