@@ -34,7 +34,7 @@ from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.soups import Soup, make_soups
 from foldrace.inference.speed import measure_speed
-from foldrace.run_folder.records import EnsembleRecord, HeldOutScore, MemberRecord
+from foldrace.run_folder.blend_records import EnsembleRecord, HeldOutScore, MemberRecord
 from foldrace.run_folder.store import RunStore
 
 _IN_WORDS = ("log_loss", "accuracy")

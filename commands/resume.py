@@ -13,11 +13,11 @@ from rich.console import Console
 from foldrace.checks.config import config_problems
 from foldrace.commands.finish import cluster_for_checks, sweep_and_finish
 from foldrace.commands.plugins import open_run
-from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.config.load import ParsedConfig, differing_keys, parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError, UserError
 from foldrace.dataset.manifest import Manifest, read_manifest
-from foldrace.run_folder.store import RunStore, differing_keys
+from foldrace.run_folder.store import RunStore
 from foldrace.search_spaces.space import build_space
 
 # What `resume --set` may change: everything else would make old and new trials incomparable.

@@ -55,11 +55,6 @@ _NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cy
 """Knobs that only make sense at the config's own length and size."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), smoke: bool = False) -> SweepConfig:
-    """Read, override and validate; raises ConfigError with all problems."""
-    return parse_config(path, overrides, smoke).require()
-
-
 def parse_config(
     path: Path, overrides: Sequence[str] = (), smoke: bool = False, base: Path | None = None
 ) -> ParsedConfig:
@@ -89,6 +84,22 @@ def to_yaml(config: SweepConfig) -> str:
 def to_public_yaml(config: SweepConfig) -> str:
     """As `to_yaml`, without passwords: for reports, which are shown to others."""
     return _yaml(_without_passwords(config.model_dump(mode="json")))
+
+
+def differing_keys(old: SweepConfig, new: SweepConfig) -> list[str]:
+    """Dotted keys in which two configs differ, sorted."""
+    left, right = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _yaml(tree: object) -> str:

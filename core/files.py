@@ -11,12 +11,14 @@ written aside, synced and renamed; an object store puts whole objects.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -286,7 +288,7 @@ def to_bytes(text: str) -> bytes:
 
 
 def read_text(files: Files, name: str) -> str:
-    """The inverse of `to_bytes`."""
+    """The text that `to_bytes` made a file of; RunFolderError where it cannot be read."""
     try:
         return files.read(name).decode(errors="surrogateescape")
     except OSError as error:
@@ -294,12 +296,32 @@ def read_text(files: Files, name: str) -> str:
 
 
 def record_json(record: BaseModel) -> bytes:
+    """The bytes of a record's JSON file."""
     return record.model_dump_json(indent=1).encode()
 
 
 def read_record(files: Files, name: str, kind: type[Record]) -> Record:
-    """RunFolderError where the file holds no such record."""
+    """The record in a file; RunFolderError where there is none of that kind."""
     try:
         return kind.model_validate_json(files.read(name))
     except (OSError, ValidationError) as error:
         raise RunFolderError.single(f"{files.root}/{name}", f"is damaged: {error}") from error
+
+
+def sound_record(files: Files, name: str, kind: type[Record]) -> Record | None:
+    """The record in a file; None where there is no file, or with a warning a damaged one."""
+    if not files.exists(name):
+        return None
+    try:
+        return kind.model_validate_json(files.read(name))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        warn_ignored(f"{files.root}/{name}", f"{place}: {first['msg']}".removeprefix(": "))
+        return None
+
+
+@cache
+def warn_ignored(file: str, reason: str) -> None:
+    """Say once in the log that a file is treated as if it were not there."""
+    logging.getLogger("foldrace").warning("%s is ignored: %s", file, reason)

@@ -23,7 +23,7 @@ from foldrace.ensemble.methods import AUTO
 from foldrace.ensemble.pool import MemberRows, Pool
 from foldrace.ensemble.pooling import Fit, blend_prob
 from foldrace.ensemble.temperature import at_temperature, fit_temperature, reliability
-from foldrace.run_folder.records import Calibration, CalibrationTrial, MethodTrial
+from foldrace.run_folder.blend_records import Calibration, CalibrationTrial, MethodTrial
 
 _TIE = 1e-5
 """Losses closer than this, in nats, are equal: nobody can tell them apart, and a method that scales

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.metrics import CLIP
-from foldrace.run_folder.records import Reliability, ReliabilityBin
+from foldrace.run_folder.blend_records import Reliability, ReliabilityBin
 
 LOG_CLIP = math.log(CLIP)
 """Log-probabilities below count as this one, as they do in the score: a stored zero is -inf in

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import Files
 from foldrace.dataset.test_set import ImageSet
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
 
 _ROW_SUM = 1e-6
 

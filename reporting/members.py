@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.reporting.charts.style import short
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.oof import read_array
-from foldrace.run_folder.records import CandidateSummary, EnsembleRecord, MemberRecord
+from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 
 ELSEWHERE = "made elsewhere"

@@ -21,14 +21,14 @@ from safetensors.numpy import load, save
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.core.files import Files, LocalFiles, read_record, record_json, to_bytes
 from foldrace.dataset.archive import cache_dir
+from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.oof import array_of, npy
-from foldrace.run_folder.records import EnsembleRecord
 
 FOLDER = "ensemble"
 _RECORD, _TRAJECTORY, _OOF = "ensemble.json", "trajectory.csv", "oof.npy"
 _COMBINER = "combiner"
 _ADDED = "added/"
-_MATRIX = "matrix.safetensors"
+_MATRIX = "matrix"
 _LOCK = "logs/blend.lock"
 _PATIENCE = 60.0
 """Seconds that a writer waits for another, which takes one or two."""

@@ -1,15 +1,12 @@
-"""What is written about candidates, fold trials and blends: frozen, validated, JSON both ways.
+"""Records of candidates, fold trials and race decisions: frozen, validated, JSON both ways.
 
-Everybody reads and writes these through `foldrace.run_folder.store`.
-
-The variants of a fold trial that every part knows by name; snapshots and soups have their own.
-
-Imports nothing: the blend uses it without the records.
+`foldrace.run_folder.trials` reads and writes them; `CandidateSummary` is made of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -17,8 +14,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-
-from foldrace.core.metrics import MetricScore
 
 RAW = "raw"
 """The weights as they were trained."""
@@ -41,13 +36,15 @@ ACTION_WORDS: dict[RaceAction, Literal["goes on", "stopped", "complete"]] = {
 """What a decision means for its candidate, in words for people."""
 
 
-class _Record(BaseModel):
+class StoredRecord(BaseModel):
+    """Base of what is written to the run folder as JSON."""
+
     # Unknown keys are ignored: a run folder of a newer version stays readable.
     # NaN is refused when a record is made: JSON cannot hold it, and it could not be read back.
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class CandidateRecord(_Record):
+class CandidateRecord(StoredRecord):
     """One backbone with one set of hyperparameters, written when it is suggested."""
 
     candidate: str
@@ -55,7 +52,7 @@ class CandidateRecord(_Record):
     params: dict[str, int | float | str]
 
 
-class VariantScore(_Record):
+class VariantScore(StoredRecord):
     """One set of weights of a fold trial, scored on the fold's rows."""
 
     rows: int
@@ -67,7 +64,7 @@ class VariantScore(_Record):
     candidates are in it, so it judges none of them."""
 
 
-class TrialRecord(_Record):
+class TrialRecord(StoredRecord):
     """The truth about one fold trial; written last, so that its files are whole."""
 
     candidate: str
@@ -97,7 +94,7 @@ class TrialRecord(_Record):
         return min(own, key=lambda v: (self.variants[v].val_logloss, v != RAW, v), default=None)
 
 
-class RaceDecision(_Record):
+class RaceDecision(StoredRecord):
     """What the race decided after a fold of a candidate, or at an epoch of its first fold, and the
     numbers that it went by. A fold has one: of several the last."""
 
@@ -150,165 +147,6 @@ class Oof:
 
     log_prob: NDArray[np.float16]  # (n, C) natural log
     true_prob: NDArray[np.float32]  # (n,) from the float32 softmax
-
-
-class MemberRecord(_Record):
-    """One member of a blend. `temperature` 1 means uncalibrated."""
-
-    candidate: str
-    variant: str
-    weight: float
-    temperature: float = 1.0
-    run: str = ""
-    """The run folder that holds it; empty: this one."""
-    added: bool = False
-    """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
-    oof_logloss: float | None = None
-    """Of the member alone, uncalibrated; None in the records of a version that kept none."""
-    gain: float | None = None
-    """How much the OOF log loss rises without it, in nats. Where the method fits the weights: the
-    least loss that a mixture of the members can have. Where it gives all the same (`uniform`,
-    `top-k`, `soft-vote`, `snapshot`): the loss of their mean, which may fall. None where the blend
-    is no mixture, and beyond the 50 heaviest members."""
-    ms_per_image: float | None = None
-    """Of all its fold models together; None where it was not measured."""
-    weight_bytes: int | None = None
-
-
-class ReliabilityBin(_Record):
-    """Rows whose highest probability lies in one of equally wide bins of [0, 1]."""
-
-    rows: int
-    confidence: float
-    """Mean of the highest probability."""
-    accuracy: float
-
-
-class Reliability(_Record):
-    """How honest the confidence is: cross-fitted predictions."""
-
-    ece: float
-    """Expected calibration error: mean over rows of |confidence - accuracy| of their bin."""
-    bins: tuple[ReliabilityBin, ...]
-
-
-class CalibrationTrial(_Record):
-    """One way to calibrate, cross-fitted."""
-
-    members: bool
-    blend: bool
-    crossfit_logloss: float
-    crossfit_se: float
-
-
-class Calibration(_Record):
-    """Which temperatures were kept, and why."""
-
-    members: bool
-    blend: bool
-    tried: tuple[CalibrationTrial, ...]
-    before: Reliability
-    """Without any temperature."""
-    after: Reliability
-    """With those that were kept."""
-
-
-class MethodTrial(_Record):
-    """One method that `ensemble.method: auto` tried, with the temperatures that suit it."""
-
-    method: str
-    crossfit_logloss: float
-    crossfit_se: float
-
-
-class CurvePoint(_Record):
-    """The best blend found within a limit of time."""
-
-    ms_per_image: float
-    oof_logloss: float
-    members: int
-
-
-class NearDuplicates(_Record):
-    """Rows that resemble an image of another fold or of the test set."""
-
-    rows: int
-    oof_logloss_without: float | None
-    """Of the blend on the other rows; None where there are none."""
-
-
-class UnvalidatedRecord(_Record):
-    """Test predictions without OOF rows: averaged into the submission, backed by no score."""
-
-    name: str
-    weight: float
-
-
-class HeldOutScore(_Record):
-    """With `k: 1` and a `test_fraction`: the blend on rows that no trial and no choice has seen."""
-
-    rows: int
-    logloss: float
-    accuracy: float
-    metrics: tuple[MetricScore, ...] = ()
-
-
-class EnsembleRecord(_Record):
-    """`ensemble.json`: the blend and what is known about it."""
-
-    method: str
-    members: tuple[MemberRecord, ...]
-    oof_logloss: float
-    crossfit_logloss: float
-    crossfit_se: float
-    certificate: float | None
-    """Upper bound on `mixture_logloss` minus the least loss that any weights could have; None where
-    the blend is no weighted mean of probabilities."""
-    best_single_oof_logloss: float
-    best_single: str
-    best_single_calibrated_logloss: float | None = None
-    """The least OOF loss of one member at a temperature of its own: what of the blend's gain is
-    calibration; None without calibration."""
-    oof_accuracy: float
-    last_fold_logloss: float
-    members_considered: int
-    candidates_considered: int
-    members_without_weights: int = 0
-    """Left out, since their weights are not there any more (`ensemble.keep: blend`)."""
-    folds_hash: str
-    metrics: tuple[MetricScore, ...] = ()
-    """Every metric of the table, of the blend's OOF probabilities."""
-    held_out: HeldOutScore | None = None
-    pooling: str = "arithmetic"
-    """`arithmetic`, `geometric`, `votes` or `stacking`: how members are combined."""
-    mixture_logloss: float | None = None
-    """Before the temperature of the blend."""
-    blend_temperature: float = 1.0
-    calibration: Calibration | None = None
-    methods_tried: tuple[MethodTrial, ...] = ()
-    """With `ensemble.method: auto`: `method` is the one of these with the least loss."""
-    ms_per_image: float | None = None
-    """Of all fold models; None where a member's was not measured."""
-    device: str = ""
-    """What `ms_per_image` was measured on."""
-    weight_bytes: int | None = None
-    curve: tuple[CurvePoint, ...] = ()
-    """With a limit of time: loss against time."""
-    duplicates: tuple[tuple[str, ...], ...] = ()
-    """Members with the same probabilities: only the first of each was considered."""
-    near_duplicates: NearDuplicates | None = None
-    unvalidated: tuple[UnvalidatedRecord, ...] = ()
-    combiner: str = "combiner.safetensors"
-    """The file in `ensemble/` with what the combiner knows beyond the weights; empty: nothing."""
-    digests: dict[str, str] = {}
-    """File in `ensemble/` -> blake2b of its bytes: only a file that has it is of this blend.
-    Empty in those of a version that wrote none."""
-
-    @property
-    def fair_single_logloss(self) -> float:
-        """The best single member treated as the blend is: calibrated where the blend is."""
-        calibrated = self.best_single_calibrated_logloss
-        return self.best_single_oof_logloss if calibrated is None else calibrated
 
 
 @dataclass(frozen=True)
@@ -376,3 +214,27 @@ class CandidateSummary:
         """Of the better variant on the last fold, where that has been trained."""
         last = [t for t in self.finished if t.fold == self.folds - 1]
         return last[0].variants[self.best].val_logloss if last and self.best else None
+
+
+def summarise(
+    candidate: CandidateRecord,
+    trials: Sequence[TrialRecord],
+    folds: int,
+    running: bool,
+    decisions: Sequence[RaceDecision] = (),
+) -> CandidateSummary:
+    """A candidate's one status: complete means that all K folds ended well. A decision to stop
+    holds for ever, whatever else is there: another fold that was in flight, another rule."""
+    statuses = {trial.status for trial in trials}
+    status: CandidateStatus
+    if "stopped" in statuses or any(d.action == "stop" for d in decisions):
+        status = "stopped"
+    elif "diverged" in statuses:
+        status = "diverged"
+    elif "failed" in statuses:
+        status = "failed"
+    elif len(trials) == folds:
+        status = "complete"
+    else:
+        status = "running" if running else "unfinished"
+    return CandidateSummary(candidate, status, tuple(trials), folds, tuple(decisions))

@@ -13,8 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
-from foldrace.run_folder.store import summarise
+from foldrace.run_folder.records import (
+    CandidateRecord,
+    CandidateSummary,
+    RaceDecision,
+    TrialRecord,
+    summarise,
+)
 
 _MAX_LOST = 10  # times a fold trial may vanish through no fault of its own before it counts
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from foldrace.core.errors import RunFolderError
 from foldrace.ensemble.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import CandidateSummary
-from foldrace.run_folder.store import RunStore, suffix
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import suffix
 
 _MOST_BYTES = 256 << 20
 """At 33,000 rows those of 1,000 complete candidates with two variants."""

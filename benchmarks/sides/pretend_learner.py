@@ -24,7 +24,8 @@ from foldrace.core.files import record_json
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.run_folder.oof import npy
 from foldrace.run_folder.records import CandidateRecord, TrialRecord, VariantScore
-from foldrace.run_folder.store import RunStore, suffix
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import suffix
 
 FOLDS = 5
 BACKBONES = ("timm/test_vit", "timm/test_resnet", "timm/test_efficientnet", "timm/test_byobnet")

@@ -17,7 +17,8 @@ from sides.race_recorder import seen_file
 
 from foldrace.config.schema import DataConfig
 from foldrace.ensemble.temperature import fit_temperature, true_prob_at
-from foldrace.run_folder.store import RunStore, suffix
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import suffix
 
 _RUNGS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of the schedule: where first folds may be judged
 

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from foldrace.core.errors import Problem, RunFolderError, UserError
 from foldrace.dataset.folds import FoldTable
 from foldrace.ensemble.pool import Member
-from foldrace.run_folder.store import RunStore, suffix, weights_name
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import suffix, weights_name
 
 
 def member_name(member: Member) -> str:

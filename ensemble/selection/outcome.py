@@ -28,7 +28,7 @@ from foldrace.ensemble.pooling import Fit
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import VARIANT
 from foldrace.ensemble.selection.members import member_name
-from foldrace.run_folder.records import (
+from foldrace.run_folder.blend_records import (
     CurvePoint,
     EnsembleRecord,
     MemberRecord,

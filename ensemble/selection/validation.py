@@ -19,7 +19,8 @@ from foldrace.dataset.folds import FoldTable
 from foldrace.ensemble.selection.members import OofSource, member_name
 from foldrace.ensemble.temperature import LOG_CLIP
 from foldrace.run_folder.oof import row_name
-from foldrace.run_folder.store import RunStore, suffix
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import suffix
 
 _TOLERANCE = 1e-3
 """How far the sum of a row's probabilities may be from 1, and a probability above 1."""

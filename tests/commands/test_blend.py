@@ -16,7 +16,7 @@ from foldrace.core.errors import ConfigError
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import AddSpec, add_sources
 from foldrace.ensemble.selection.select import Request, blend_run
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.sweep import app
 from tests.ensemble.selection_runs import LABELS, add, blend, make_store

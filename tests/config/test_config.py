@@ -10,7 +10,6 @@ import yaml
 
 from foldrace.config.load import (
     ParsedConfig,
-    load_config,
     parse_config,
     to_public_yaml,
     to_yaml,
@@ -170,7 +169,7 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
 def test_byte_order_mark_and_korean(tmp_path: Path) -> None:
     path = tmp_path / "자동차.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("train.csv", "학습.csv").encode())
-    config = load_config(path)
+    config = parse_config(path).require()
     assert config.name == "자동차"
     assert config.data.train == str(tmp_path / "학습.csv")
 
@@ -178,7 +177,7 @@ def test_byte_order_mark_and_korean(tmp_path: Path) -> None:
 def test_json_gives_the_same_config_as_yaml(tmp_path: Path) -> None:
     yaml_path = write(tmp_path, MINIMAL)
     json_path = write(tmp_path, json.dumps(yaml.safe_load(MINIMAL)), "cars.json")
-    assert load_config(json_path) == load_config(yaml_path)
+    assert parse_config(json_path).require() == parse_config(yaml_path).require()
 
 
 @pytest.mark.parametrize(
@@ -198,10 +197,10 @@ def test_what_is_no_config(tmp_path: Path, text: str, message: str) -> None:
 
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_config(tmp_path / "none.yaml")
+        parse_config(tmp_path / "none.yaml").require()
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_config(tmp_path / "binary.yaml")
+        parse_config(tmp_path / "binary.yaml").require()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_paths_are_relative_to_the_config_file(
     path = write(tmp_path / "configs", text + "training: {pretrained: w/}\n")
     monkeypatch.chdir(tmp_path / "elsewhere")
     for given in (path, Path("../configs/cars.yaml")):
-        config = load_config(given)
+        config = parse_config(given).require()
         assert config.data.train == str(tmp_path / "d" / "train.csv")
         assert config.data.test == "/abs/test.csv"
         assert config.data.train_images is None
@@ -254,7 +253,7 @@ resources: {time_budget: 1.5h}
 smoke: {training: {epochs: 2}}
 """
     config = parse(tmp_path, text).require()
-    again = load_config(write(tmp_path, to_yaml(config), "sweep.yaml"))
+    again = parse_config(write(tmp_path, to_yaml(config), "sweep.yaml")).require()
     assert again == config
     assert to_yaml(again) == to_yaml(config)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from foldrace.config.load import load_config
+from foldrace.config.load import parse_config
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
@@ -235,7 +235,7 @@ def test_more_folds_than_a_class_has_images(project: Any, cli: Cli, k: int) -> N
 
 
 def existing_run(project: Any, folder: Path) -> RunStore:
-    config = load_config(project.write())
+    config = parse_config(project.write()).require()
     manifest = read_manifest(config.data)
     store = RunStore(folder)
     text = folds_csv(manifest, make_folds(manifest, config.folds))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from foldrace.config.load import load_config
+from foldrace.config.load import parse_config
 from foldrace.config.schema import ResourcesConfig
 from foldrace.scheduling.ray.cluster import connect
 from tests.end_to_end.recipe_data import cars, image_types, sketch_folders, sketches
@@ -128,7 +128,7 @@ def check_submission(run: Path, data: Path, tta: str) -> None:
 
 def check_techniques(run: Path, name: str) -> None:
     """Every listed backbone of the smoke form was trained, with what the recipe fixes."""
-    smoke = load_config(ROOT / "configs" / f"{name}.yaml", smoke=True)
+    smoke = parse_config(ROOT / "configs" / f"{name}.yaml", smoke=True).require()
     fixed = {k: v for k, v in smoke.search.space.items() if isinstance(v, (int, float, str))}
     records = [json.loads(p.read_text(encoding="utf-8")) for p in run.glob("trials/*/*/trial.json")]
     assert {record["backbone"] for record in records} == set(smoke.search.backbones)

@@ -16,13 +16,8 @@ from foldrace.config.schema import (
 )
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.select import Request, blend_run
-from foldrace.run_folder.records import (
-    CandidateRecord,
-    EnsembleRecord,
-    Oof,
-    TrialRecord,
-    VariantScore,
-)
+from foldrace.run_folder.blend_records import EnsembleRecord
+from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 
 ROWS, CLASSES, K = 90, ("a", "b", "c"), 3

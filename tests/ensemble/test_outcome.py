@@ -25,7 +25,7 @@ from foldrace.ensemble.selection.outcome import (
 )
 from foldrace.ensemble.solvers.greedy import greedy
 from foldrace.ensemble.solvers.optimal import optimal
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
 from tests.ensemble.member_pools import made_up
 
 LOG_PROBS, LABELS = made_up(5, 200, 4, seed=1)

@@ -17,7 +17,7 @@ from foldrace.ensemble import optimal
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.select import Request, blend_run
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import add, make_store, true_column
 

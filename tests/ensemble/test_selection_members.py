@@ -22,7 +22,7 @@ from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import NOTHING_ADDED, Added, AddSpec, add_sources
 from foldrace.ensemble.selection.select import Request, blend_run
 from foldrace.ensemble.temperature import at_temperature
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (
     CLASSES,

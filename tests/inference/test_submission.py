@@ -16,7 +16,7 @@ from foldrace.core.errors import RunFailure
 from foldrace.core.files import LocalFiles
 from foldrace.dataset.test_set import ImageSet
 from foldrace.inference.submission import check_submission, submission_csv, write_submission
-from foldrace.run_folder.records import EnsembleRecord, MemberRecord, UnvalidatedRecord
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
 
 CLASSES = ("고양이", "강아지", 'a "b", c')
 IDS = ("t 10", "t 2", "0001")

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from foldrace.core.metrics import accuracy, log_loss
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
-    EnsembleRecord,
-    MemberRecord,
     Oof,
     RaceDecision,
     TrialRecord,
     TrialStatus,
     VariantScore,
+    summarise,
 )
-from foldrace.run_folder.store import RunStore, summarise
+from foldrace.run_folder.store import RunStore
 
 BACKBONES = ("torchvision/convnext_tiny", "timm/caformer_b36.sail_in22k", "timm/resnet18.a1_in1k")
 KOREAN = ("고양이", "강아지", "<script>alert('x')</script>", 'a "quoted" & $5$ one')

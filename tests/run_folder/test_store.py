@@ -13,19 +13,19 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss
 
+from foldrace.config.load import differing_keys
 from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from foldrace.core.errors import RunFolderError
 from foldrace.core.plugin_files import PluginFile
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.records import (
     CandidateRecord,
-    EnsembleRecord,
-    MemberRecord,
     Oof,
     RaceDecision,
     TrialRecord,
     VariantScore,
 )
-from foldrace.run_folder.store import RunStore, differing_keys
+from foldrace.run_folder.store import RunStore
 
 CLASSES = ("가", "b", "c")
 PARAMS: dict[str, int | float] = {"lr": 1e-3, "batch_size": 32}
@@ -366,16 +366,24 @@ def test_swapped_lengths_are_noticed(complete: RunStore, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"candidate": "c0000"}', b"null"])
-def test_a_damaged_record_is_no_record(complete: RunStore, content: bytes) -> None:
+def test_a_damaged_record_is_no_record_and_is_logged_once(
+    complete: RunStore, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     complete.files.write("trials/c0000/fold1/trial.json", content)
     assert complete.trial("c0000", 1) is None
     assert sorted(complete.trials()) == [("c0000", 0), ("c0000", 2)]
     assert complete.summaries()[0].status == "unfinished"
+    (line,) = caplog.messages
+    assert line.startswith(f"{complete.root}/trials/c0000/fold1/trial.json is ignored: ")
 
 
-def test_a_record_of_other_folds_is_no_record(complete: RunStore) -> None:
+def test_a_record_of_other_folds_is_no_record_and_is_logged_once(
+    complete: RunStore, caplog: pytest.LogCaptureFixture
+) -> None:
     complete.save_trial(trial_record(complete, 1, folds_hash="other"))
-    assert complete.trial("c0000", 1) is None
+    assert complete.trial("c0000", 1) is complete.trial("c0000", 1) is None
+    name = f"{complete.root}/trials/c0000/fold1/trial.json"
+    assert caplog.messages == [f"{name} is ignored: it is of another folds.csv"]
 
 
 def test_a_record_of_a_newer_version_is_read(complete: RunStore) -> None:
@@ -531,12 +539,16 @@ def test_who_was_stopped_stays_so(
     assert (summary.gain, summary.gain_se) == (-0.5, 0.1)
 
 
-def test_a_later_decision_takes_the_place_of_a_torn_or_older_one(complete: RunStore) -> None:
+def test_a_later_decision_takes_the_place_of_a_torn_or_older_one(
+    complete: RunStore, caplog: pytest.LogCaptureFixture
+) -> None:
     complete.save_decision(decision(complete, 1, "continue", number=3))
     complete.save_decision(decision(complete, 0, "continue", number=8))
     complete.files.write("trials/c0000/fold2/decision.json", b'{"number": 1, "cand')
     (summary,) = complete.summaries()
     assert [(d.number, d.fold) for d in summary.decisions] == [(3, 1), (8, 0)]
+    (line,) = caplog.messages
+    assert line.startswith(f"{complete.root}/trials/c0000/fold2/decision.json is ignored: ")
     complete.save_decision(decision(complete, 0, "stop", number=9))
     complete.save_decision(decision(complete, 2, "continue", number=10))
     assert [d.number for d in complete.summaries()[0].decisions] == [3, 9, 10]

@@ -22,8 +22,9 @@ from foldrace.run_folder.records import (
     RaceDecision,
     TrialRecord,
     VariantScore,
+    summarise,
 )
-from foldrace.run_folder.store import RunStore, summarise
+from foldrace.run_folder.store import RunStore
 from tests.ensemble.temperature_reference import smoothed_temperature
 
 Floats = NDArray[np.float64]

@@ -19,8 +19,8 @@ from foldrace.run_folder.records import (
     TrialRecord,
     TrialStatus,
     VariantScore,
+    summarise,
 )
-from foldrace.run_folder.store import summarise
 from foldrace.run_folder.tables import ranked
 from foldrace.scheduling.budget import Need, Spent
 from foldrace.scheduling.progress import ProgressCounts

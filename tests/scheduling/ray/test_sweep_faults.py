@@ -23,7 +23,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from foldrace.config.load import load_config
+from foldrace.config.load import parse_config
 from foldrace.config.schema import ResourcesConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
@@ -201,7 +201,7 @@ def saved_epochs(run: Path) -> int:
     found = [0]
     for path in run.glob(f"trials/*/*/{RESUME_STATE}"):
         with contextlib.suppress(FileNotFoundError):  # its trial has just ended
-            found.append(len(from_bytes(path.read_bytes())["course"]["log"]))
+            found.append(len(from_bytes(path.read_bytes())["history"]["log"]))
     return max(found)
 
 
@@ -311,7 +311,7 @@ def test_a_worker_that_cannot_be_reset(
 
     monkeypatch.setattr(FoldSearcher, "_settle", spy)
     monkeypatch.setattr(tuner, "trainable", _slow_to_leave)
-    sweep = load_config(config, [f"resources.max_failures={max_failures}"])
+    sweep = parse_config(config, [f"resources.max_failures={max_failures}"]).require()
     manifest = read_manifest(sweep.data)
     store = RunStore(tmp_path / "run")
     text = folds_csv(manifest, make_folds(manifest, sweep.folds))

@@ -1,0 +1,170 @@
+"""Records of a blend: members, calibration, what was tried, and `ensemble.json` as a whole.
+
+`foldrace.run_folder.ensemble_folder` reads and writes them.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from foldrace.core.metrics import MetricScore
+from foldrace.run_folder.records import StoredRecord
+
+
+class MemberRecord(StoredRecord):
+    """One member of a blend. `temperature` 1 means uncalibrated."""
+
+    candidate: str
+    variant: str
+    weight: float
+    temperature: float = 1.0
+    run: str = ""
+    """The run folder that holds it; empty: this one."""
+    added: bool = False
+    """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
+    oof_logloss: float | None = None
+    """Of the member alone, uncalibrated; None in the records of a version that kept none."""
+    gain: float | None = None
+    """How much the OOF log loss rises without it, in nats. Where the method fits the weights: the
+    least loss that a mixture of the members can have. Where it gives all the same (`uniform`,
+    `top-k`, `soft-vote`, `snapshot`): the loss of their mean, which may fall. None where the blend
+    is no mixture, and beyond the 50 heaviest members."""
+    ms_per_image: float | None = None
+    """Of all its fold models together; None where it was not measured."""
+    weight_bytes: int | None = None
+
+
+class ReliabilityBin(StoredRecord):
+    """Rows whose highest probability lies in one of equally wide bins of [0, 1]."""
+
+    rows: int
+    confidence: float
+    """Mean of the highest probability."""
+    accuracy: float
+
+
+class Reliability(StoredRecord):
+    """How honest the confidence is: cross-fitted predictions."""
+
+    ece: float
+    """Expected calibration error: mean over rows of |confidence - accuracy| of their bin."""
+    bins: tuple[ReliabilityBin, ...]
+
+
+class CalibrationTrial(StoredRecord):
+    """One way to calibrate, cross-fitted."""
+
+    members: bool
+    blend: bool
+    crossfit_logloss: float
+    crossfit_se: float
+
+
+class Calibration(StoredRecord):
+    """Which temperatures were kept, and why."""
+
+    members: bool
+    blend: bool
+    tried: tuple[CalibrationTrial, ...]
+    before: Reliability
+    """Without any temperature."""
+    after: Reliability
+    """With those that were kept."""
+
+
+class MethodTrial(StoredRecord):
+    """One method that `ensemble.method: auto` tried, with the temperatures that suit it."""
+
+    method: str
+    crossfit_logloss: float
+    crossfit_se: float
+
+
+class CurvePoint(StoredRecord):
+    """The best blend found within a limit of time."""
+
+    ms_per_image: float
+    oof_logloss: float
+    members: int
+
+
+class NearDuplicates(StoredRecord):
+    """Rows that resemble an image of another fold or of the test set."""
+
+    rows: int
+    oof_logloss_without: float | None
+    """Of the blend on the other rows; None where there are none."""
+
+
+class UnvalidatedRecord(StoredRecord):
+    """Test predictions without OOF rows: averaged into the submission, backed by no score."""
+
+    name: str
+    weight: float
+
+
+class HeldOutScore(StoredRecord):
+    """With `k: 1` and a `test_fraction`: the blend on rows that no trial and no choice has seen."""
+
+    rows: int
+    logloss: float
+    accuracy: float
+    metrics: tuple[MetricScore, ...] = ()
+
+
+class EnsembleRecord(StoredRecord):
+    """`ensemble.json`: the blend and what is known about it."""
+
+    method: str
+    members: tuple[MemberRecord, ...]
+    oof_logloss: float
+    crossfit_logloss: float
+    crossfit_se: float
+    certificate: float | None
+    """Upper bound on `mixture_logloss` minus the least loss that any weights could have; None where
+    the blend is no weighted mean of probabilities."""
+    best_single_oof_logloss: float
+    best_single: str
+    best_single_calibrated_logloss: float | None = None
+    """The least OOF loss of one member at a temperature of its own: what of the blend's gain is
+    calibration; None without calibration."""
+    oof_accuracy: float
+    last_fold_logloss: float
+    members_considered: int
+    candidates_considered: int
+    members_without_weights: int = 0
+    """Left out, since their weights are not there any more (`ensemble.keep: blend`)."""
+    folds_hash: str
+    metrics: tuple[MetricScore, ...] = ()
+    """Every metric of the table, of the blend's OOF probabilities."""
+    held_out: HeldOutScore | None = None
+    pooling: str = "arithmetic"
+    """`arithmetic`, `geometric`, `votes` or `stacking`: how members are combined."""
+    mixture_logloss: float | None = None
+    """Before the temperature of the blend."""
+    blend_temperature: float = 1.0
+    calibration: Calibration | None = None
+    methods_tried: tuple[MethodTrial, ...] = ()
+    """With `ensemble.method: auto`: `method` is the one of these with the least loss."""
+    ms_per_image: float | None = None
+    """Of all fold models; None where a member's was not measured."""
+    device: str = ""
+    """What `ms_per_image` was measured on."""
+    weight_bytes: int | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    """With a limit of time: loss against time."""
+    duplicates: tuple[tuple[str, ...], ...] = ()
+    """Members with the same probabilities: only the first of each was considered."""
+    near_duplicates: NearDuplicates | None = None
+    unvalidated: tuple[UnvalidatedRecord, ...] = ()
+    combiner: str = "combiner.safetensors"
+    """The file in `ensemble/` with what the combiner knows beyond the weights; empty: nothing."""
+    digests: dict[str, str] = Field(default_factory=dict)
+    """File in `ensemble/` -> blake2b of its bytes: only a file that has it is of this blend.
+    Empty in those of a version that wrote none."""
+
+    @property
+    def fair_single_logloss(self) -> float:
+        """The best single member treated as the blend is: calibrated where the blend is."""
+        calibrated = self.best_single_calibrated_logloss
+        return self.best_single_oof_logloss if calibrated is None else calibrated
