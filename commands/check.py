@@ -11,11 +11,11 @@ from rich.markup import escape
 from foldrace.checks.preflight import Plan, preflight
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.commands.terminal import cores
-from foldrace.config.load import ParsedConfig
+from foldrace.config.load import ParsedConfig, differing_keys
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError
-from foldrace.reporting.markup import counted
-from foldrace.run_folder.store import RunStore, differing_keys
+from foldrace.reporting.formats import counted
+from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.cluster import this_machine
 
 

@@ -20,8 +20,8 @@ from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
 from foldrace.ensemble.selection.select import remove_unused_weights
-from foldrace.reporting.live import LiveView, print_leaderboard
 from foldrace.reporting.formats import counted, duration
+from foldrace.reporting.live import LiveView, print_leaderboard
 from foldrace.reporting.report import write_report
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore

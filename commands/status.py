@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from foldrace.config.schema import SweepConfig
+from foldrace.reporting.formats import duration, number
 from foldrace.reporting.live import budget_line, print_leaderboard, print_plain
-from foldrace.reporting.markup import duration, number
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Spent, devices_of_a_trial
@@ -32,7 +32,7 @@ def status(root: str, watch: bool, console: Console) -> None:
         print_leaderboard(console, summaries, limit=20)
         for line in status_lines(summaries, config, store.fold_count, at_work):
             print_plain(console, line)
-        settled = sum(s.status not in ("running", "unfinished") for s in summaries)
+        settled = sum(s.settled for s in summaries)
         if not watch or not at_work or settled >= config.search.candidates:
             return
         time.sleep(max(_WATCH_EVERY, time.monotonic() - began))  # a large run takes long to read

@@ -1,6 +1,6 @@
-"""What the sections of the report look at, read from the run folder once.
+"""The run that a report describes, read from its folder once for all sections.
 
-Takes a `RunStore`; gives tables, arrays and the place where charts are put.
+Takes a `RunStore`; gives records, tables and arrays, and collects the charts of the page.
 """
 
 from __future__ import annotations
@@ -16,48 +16,51 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import SweepConfig
 from foldrace.reporting.charts.candidates import Curve
-from foldrace.reporting.charts.style import Looks, looks
-from foldrace.reporting.markup import Html, chart
+from foldrace.reporting.charts.style import Palette, palette
+from foldrace.reporting.content import Chart
 from foldrace.reporting.members import BlendMember, blend_members
-from foldrace.run_folder.records import CandidateSummary, EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
+from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv, ranked
 
 
 @dataclass(frozen=True)
 class Step:
-    """One round of the blend's choice."""
+    """One round of choosing the blend."""
 
     round: int
     picked: str
-    """`c0007 ema`; empty after the best prefix, as nothing picked there counts."""
+    """Member that was picked, such as `c0007 ema`; empty after the best round."""
     oof_logloss: float
 
 
 class ReportContext:
-    """One run, as the report sees it."""
+    """One run folder, with what several sections need from it."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
         self.charts: dict[str, bytes] = {}
-        """File name -> PNG, of every chart that a section has shown."""
+        """PNG files of all charts so far, by file name."""
 
-    def show(self, name: str, png: bytes, alt: str, caption: str) -> Html:
+    def chart(self, name: str, png: bytes, alt: str, caption: str) -> Chart:
         """A chart for the page, and for `report/<name>.png`."""
         self.charts[f"{name}.png"] = png
-        return chart(png, alt, caption)
+        return Chart(png, alt, caption)
 
     @cached_property
     def config(self) -> SweepConfig:
+        """The resolved config."""
         return self.store.config()
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
+        """Class names, by class index."""
         return self.store.classes()
 
     @cached_property
     def summaries(self) -> list[CandidateSummary]:
-        """Best first."""
+        """All candidates, best first."""
         return ranked(self.store.summaries())
 
     @cached_property
@@ -67,18 +70,18 @@ class ReportContext:
 
     @cached_property
     def ensemble(self) -> EnsembleRecord | None:
-        """The blend, unless it was chosen on other folds."""
+        """The blend; None where there is none, or it was chosen on other folds."""
         found = self.store.blend.record()
         return found if found and found.folds_hash == self.store.folds().hash else None
 
     @cached_property
     def members(self) -> tuple[BlendMember, ...]:
-        """Of the blend, heaviest first."""
+        """Members of the blend, heaviest first."""
         return blend_members(self.store, self.summaries, self.ensemble) if self.ensemble else ()
 
     @cached_property
     def weights(self) -> dict[str, float]:
-        """Candidate of this run -> its weight in the blend, over all its variants."""
+        """Weight in the blend of each candidate of this run, over all its variants."""
         found: dict[str, float] = {}
         for member in self.ensemble.members if self.ensemble else ():
             if not member.run and not member.added:
@@ -86,14 +89,14 @@ class ReportContext:
         return found
 
     @cached_property
-    def looks(self) -> Looks:
-        """Backbone -> its colour and marker in every chart."""
+    def palette(self) -> Palette:
+        """Colour and marker of each backbone in every chart."""
         own = [s.candidate.backbone for s in self.summaries]
-        return looks([*own, *(m.backbone for m in self.members)])
+        return palette([*own, *(m.backbone for m in self.members)])
 
     @cached_property
     def scored_labels(self) -> NDArray[np.int64]:
-        """(N,) class index of each scored row."""
+        """Class index of each scored row, (N,)."""
         return self.store.labels()[self.store.scored_rows()]
 
     @cached_property
@@ -102,7 +105,7 @@ class ReportContext:
         return _rows(leaderboard_csv(self.summaries))
 
     def trajectory(self) -> list[Step]:
-        """How the blend was chosen; empty for a method without rounds."""
+        """Rounds in which the blend was chosen; empty for a method without rounds."""
         if not self.store.files.exists("ensemble/trajectory.csv"):
             return []
         rows = _rows(self.store.blend.trajectory())
@@ -110,7 +113,7 @@ class ReportContext:
         return [step for step in path if math.isfinite(step.oof_logloss)]
 
     def curve(self, candidate: str, fold: int) -> Curve | None:
-        """A fold trial's train_log.csv; None where there is none."""
+        """Losses by epoch from a fold trial's train_log.csv; None where there is none."""
         rows = _rows(self.store.train_log(candidate, fold) or "")
         if not rows:
             return None

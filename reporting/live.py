@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from foldrace.reporting.markup import counted, difference, duration, number
+from foldrace.reporting.formats import counted, difference, duration, number
 from foldrace.run_folder.progress import Event, Progress, RunningTrial, Used
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.tables import ranked

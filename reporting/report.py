@@ -1,21 +1,18 @@
 """The HTML report of a run: one self-contained file, and its charts as PNG files beside it.
 
-Takes a run folder, gives the name of the page that it wrote there.
-
-The table of the report's sections, in the order of the page.
-
-A new section is one function and one row.
+Takes a run folder, gives the name of the page that it wrote there. `SECTIONS` is the table of its
+sections: a new one is one function and one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from foldrace.core.errors import RunFolderError
+from foldrace.reporting.content import Part, Warnings
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import Html, warning_list
 from foldrace.reporting.page import Block, page
 from foldrace.reporting.sections import (
     blend,
@@ -26,8 +23,6 @@ from foldrace.reporting.sections import (
     race,
     reproduce,
 )
-from foldrace.reporting.sections import calibration as correlation
-from foldrace.reporting.sections import candidates as leaderboard
 from foldrace.run_folder.store import RunStore
 
 
@@ -37,23 +32,22 @@ class Section:
 
     id: str
     title: str
-    build: Callable[[ReportContext], Html | None]
-    """None when there is nothing to show."""
+    build: Callable[[ReportContext], Sequence[Part]]
+    """Gives its parts; none when there is nothing to show."""
 
 
 SECTIONS = (
     Section("summary", "Summary", overview.summary),
-    Section("leaderboard", "Leaderboard", leaderboard.leaderboard),
+    Section("leaderboard", "Leaderboard", candidates.leaderboard),
     Section("race", "Race", race.race),
     Section("curves", "Learning curves", candidates.learning_curves),
     Section("accuracy", "Accuracy", candidates.accuracy),
     Section("blend", "Blend", blend.blend),
-    Section("correlation", "Correlation", correlation.correlation),
+    Section("correlation", "Correlation", calibration.correlation),
     Section("calibration", "Calibration", calibration.calibration),
     Section("classes", "Classes", classes.classes),
     Section("reproduce", "How to reproduce", reproduce.reproduce),
 )
-
 
 PAGE = "report/index.html"
 
@@ -74,9 +68,9 @@ def write_report(store: RunStore) -> str:
 
 
 def _block(section: Section, ctx: ReportContext) -> Block | None:
-    """A damaged file costs its section, never the report."""
+    """The section with its parts; a damaged file costs its section, never the report."""
     try:
-        body: Html | None = section.build(ctx)
+        parts = section.build(ctx)
     except RunFolderError as error:
-        body = warning_list(f"This section cannot be shown: {p}" for p in error.problems)
-    return Block(section.id, section.title, body) if body else None
+        parts = [Warnings(tuple(f"This section cannot be shown: {p}" for p in error.problems))]
+    return Block(section.id, section.title, parts) if parts else None

@@ -1,1 +1,1 @@
-"""The report's charts."""
+"""The charts of the report, as PNG."""

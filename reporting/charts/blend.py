@@ -1,5 +1,4 @@
-"""The charts of the blend, one function each: weights and gains, how it was chosen, loss against
-time, reliability.
+"""Charts of the blend, one function each: weights, rounds, loss against time, reliability.
 
 Takes plain records, gives the bytes of a PNG.
 """
@@ -14,15 +13,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from foldrace.reporting.charts.style import COLOURS, INK, MUTED, WIDTH, Looks, png
-from foldrace.reporting.markup import difference
-from foldrace.run_folder.records import CurvePoint, Reliability
+from foldrace.reporting.charts.style import COLOURS, INK, MUTED, WIDTH, Palette, png
+from foldrace.reporting.formats import difference
+from foldrace.run_folder.blend_records import CurvePoint, Reliability
 
 _ROW = 0.27
-"""Inches that one row of a chart with horizontal bars takes."""
+"""Height of one horizontal bar [inches]."""
 _GAIN_COLOUR = "#8a959e"
 _NUMBERED = 15
-"""Points of a curve that have room for a number each."""
+"""Most points of a curve that have room for a number each."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ class Bar:
     gain: float | None
 
 
-def weights(bars: Sequence[Bar], look: Looks) -> bytes:
-    """One bar a member, heaviest on top; the gains beside them where any is known."""
+def weights(bars: Sequence[Bar], palette: Palette) -> bytes:
+    """Draw one bar a member, heaviest on top, and the gains beside them where any is known."""
     with_gains = any(bar.gain is not None for bar in bars)
 
     def draw(left: Axes, right: Axes | None = None) -> None:
         values = [bar.weight for bar in bars]
-        colours = [look[bar.backbone][0] for bar in bars]
+        colours = [palette[bar.backbone][0] for bar in bars]
         _bars(left, values, colours, [_weight(value) for value in values])
         left.set_yticks(range(len(bars)), [bar.label for bar in bars])
         left.set_xlabel("weight in the blend")
@@ -81,8 +80,10 @@ def _bars(axes: Axes, values: list[float], colours: list[str], shown: list[str])
 def trajectory(
     rounds: Sequence[int], losses: Sequence[float], best_single: float, bound: float | None
 ) -> bytes:
-    """The blend's OOF log loss after each round, beside the best single member and the loss
-    that no weights can pass."""
+    """Draw the blend's OOF log loss after each round.
+
+    Lines beside it are the best single member and the loss below which no weights reach.
+    """
     digits = 4 if max(losses) - min(losses) > 0.01 else 6
 
     def draw(axes: Axes) -> None:
@@ -111,8 +112,10 @@ def trajectory(
 
 
 def loss_against_time(curve: Sequence[CurvePoint], chosen: tuple[float, float] | None) -> bytes:
-    """The least OOF log loss within each limit of time; `chosen` is (ms per image, OOF log loss)
-    of the blend."""
+    """Draw the least OOF log loss within each limit of time.
+
+    `chosen` is the blend's own (ms per image, OOF log loss).
+    """
     points = sorted(curve, key=lambda p: p.ms_per_image)
     times = [p.ms_per_image for p in points]
 
@@ -140,7 +143,7 @@ def loss_against_time(curve: Sequence[CurvePoint], chosen: tuple[float, float] |
 
 
 def reliability(panels: Sequence[tuple[str, Reliability]]) -> bytes:
-    """Accuracy against confidence above, the rows of each bin below: a column a titled panel."""
+    """Draw accuracy against confidence, and below it the rows of each bin; a column a panel."""
     n = len(panels)
     most = max(b.rows for _, found in panels for b in found.bins)
 
@@ -161,7 +164,7 @@ def _accuracy_of_bins(axes: Axes, found: Reliability) -> None:
     confidence = [b.confidence for b in bins]
     accuracy = [b.accuracy for b in bins]
     errors = [math.sqrt(b.accuracy * (1 - b.accuracy) / b.rows) for b in bins]
-    axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.0, label="honest")
+    axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1.0, label="calibrated")
     axes.errorbar(
         confidence, accuracy, errors, fmt="o-", color=COLOURS[0], linewidth=1.4, markersize=5,
         capsize=2, label=f"ECE {found.ece:.4f}",

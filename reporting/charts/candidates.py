@@ -1,4 +1,4 @@
-"""The charts of candidates and classes, one function each.
+"""Charts of candidates and classes, one function each.
 
 Takes plain records and arrays, gives the bytes of a PNG.
 """
@@ -19,7 +19,7 @@ from foldrace.reporting.charts.style import (
     INK,
     MARKERS,
     WIDTH,
-    Looks,
+    Palette,
     annotate,
     heat,
     letters,
@@ -28,12 +28,12 @@ from foldrace.reporting.charts.style import (
 )
 
 _ROW = 0.27
-"""Inches that one row of a chart with horizontal bars takes."""
+"""Height of one dot's row [inches]."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One fold trial's log."""
+    """Losses of one fold trial by epoch."""
 
     epochs: NDArray[np.float64]  # (E,)
     val_logloss: NDArray[np.float64]  # (E,)
@@ -42,13 +42,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class CandidateCurves:
+    """The curves of a candidate's folds."""
+
     label: str
     folds: tuple[Curve, ...]
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A candidate's share of right rows."""
+    """OOF accuracy of one candidate."""
 
     candidate: str
     backbone: str
@@ -56,7 +58,7 @@ class Dot:
 
 
 def learning_curves(candidates: Sequence[CandidateCurves]) -> bytes:
-    """Validation log loss on the left, training loss on the right."""
+    """Draw validation log loss on the left, training loss on the right."""
 
     def draw(left: Axes, right: Axes) -> None:
         for i, candidate in enumerate(candidates):
@@ -93,8 +95,10 @@ def _curve_lines(
 def shared_mean(
     folds: Sequence[Curve], column: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Epochs (E,) that every fold has reached and the mean over the folds there (E,): a mean over
-    the folds that happened to last longest would jump where one ends."""
+    """Epochs (E,) that every fold has reached, and the mean over the folds there (E,).
+
+    A mean over the folds that happened to last longest would jump where one ends.
+    """
     shared = min((len(fold.epochs) for fold in folds), default=0)
     if shared == 0:
         return np.empty(0), np.empty(0)
@@ -102,13 +106,13 @@ def shared_mean(
     return folds[0].epochs[:shared], values.mean(axis=0)
 
 
-def accuracy(dots: Sequence[Dot], blend: float | None, look: Looks) -> bytes:
-    """One dot a candidate, best on top; the blend as a line."""
+def accuracy(dots: Sequence[Dot], blend: float | None, palette: Palette) -> bytes:
+    """Draw one dot a candidate, best on top, and the blend as a line."""
     shown = sorted({dot.backbone for dot in dots})
 
     def draw(axes: Axes) -> None:
         for row, dot in enumerate(dots):
-            colour, marker = look[dot.backbone]
+            colour, marker = palette[dot.backbone]
             axes.plot(dot.accuracy, row, marker, color=colour, markersize=7)
         axes.set_yticks(range(len(dots)), [dot.candidate for dot in dots])
         axes.set_ylim(len(dots) - 0.4, -0.6)
@@ -116,7 +120,9 @@ def accuracy(dots: Sequence[Dot], blend: float | None, look: Looks) -> bytes:
         axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.4g} %")
         axes.margins(x=0.08)
         handles = [
-            Line2D([], [], color=look[b][0], marker=look[b][1], linestyle="", label=short(b, 44))
+            Line2D(
+                [], [], color=palette[b][0], marker=palette[b][1], linestyle="", label=short(b, 44)
+            )
             for b in shown
         ]
         if blend is not None:
@@ -129,7 +135,7 @@ def accuracy(dots: Sequence[Dot], blend: float | None, look: Looks) -> bytes:
 
 
 def correlation(values: NDArray[np.float64], ids: list[str], names: list[str]) -> bytes:
-    """(M, M) correlations in the order given; the rows have names and ids, the columns ids."""
+    """Draw (M, M) correlations in the order given; rows have names and ids, columns ids."""
     n = len(ids)
     rows = [f"{name}  {id_}" for id_, name in zip(ids, names, strict=True)]
     off_diagonal = values[~np.eye(n, dtype=bool)]
@@ -152,7 +158,7 @@ def correlation(values: NDArray[np.float64], ids: list[str], names: list[str]) -
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
-    """(C, C) counts, row = label; the colour is the share of the row."""
+    """Draw (C, C) counts, a row a label; the colour is the share of the row."""
     n = len(names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from foldrace.reporting.charts.style import COLOURS, INK, MUTED, WIDTH, png, short
 
-State = Literal["went on", "stopped", "cut", "complete", "finished", "failed", "diverged", "none"]
+State = Literal["goes on", "stopped", "cut", "complete", "finished", "failed", "diverged", "none"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Look:
 
 
 LOOKS: dict[State, Look] = {
-    "went on": Look("#b5dcf5", "finished, candidate went on"),
+    "goes on": Look("#b5dcf5", "finished, candidate went on"),
     "complete": Look("#4a9fd8", "last fold: complete, joins the blend"),
     "stopped": Look("#f08a4b", "finished, candidate stopped"),
     "cut": Look("#f2d43d", "stopped in mid-training (filled: share of its epochs)"),

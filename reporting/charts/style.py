@@ -1,4 +1,4 @@
-"""How every chart looks and becomes a PNG; the colours tell backbones and candidates apart.
+"""The style that all charts share: size, fonts, colours, labels, and the way to a PNG.
 
 Takes a function that draws on axes, gives the bytes of a PNG. No pyplot: figures are objects, so
 that nothing is left behind and any thread may draw.
@@ -63,8 +63,10 @@ def png(
     width: float = WIDTH,
     rows: Sequence[float] = (1.0,),
 ) -> bytes:
-    """`draw` gets the axes of a figure of `width` x `height` inches, row by row: `columns` side by
-    side, in `rows` of these relative heights."""
+    """Draw a figure of `width` x `height` inches.
+
+    `draw` gets its axes row by row: `columns` side by side, in `rows` of these relative heights.
+    """
     with (
         matplotlib.rc_context({**_STYLE, "font.family": chart_families()}),
         warnings.catch_warnings(),
@@ -80,8 +82,10 @@ def png(
 
 
 def short(label: str, limit: int = 30) -> str:
-    """A label that leaves room for the data: the middle of a long name goes. `limit` counts Latin
-    letters; Hangul and other wide ones take one and a half."""
+    """Cut the middle out of a long label.
+
+    `limit` counts Latin letters; Hangul and other wide ones take one and a half.
+    """
     clean = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", label))
     if letters(clean) <= limit:
         return clean
@@ -91,12 +95,12 @@ def short(label: str, limit: int = 30) -> str:
 
 
 def letters(label: str) -> float:
-    """How many Latin letters are as wide as the label."""
+    """Width of a label [Latin letters]."""
     return sum(map(_width, label))
 
 
 def _fitting(text: str, limit: float) -> str:
-    """The start of the text that is no wider than the limit."""
+    """Start of the text that is no wider than the limit."""
     widths = itertools.accumulate(map(_width, text))
     return text[: sum(width <= limit for width in widths)]
 
@@ -105,11 +109,12 @@ def _width(character: str) -> float:
     return 1.5 if unicodedata.east_asian_width(character) in "WF" else 1.0
 
 
-Looks = dict[str, tuple[str, str]]
+Palette = dict[str, tuple[str, str]]
+"""Colour and marker of each name."""
 
 
-def looks(names: Iterable[str]) -> Looks:
-    """Name -> colour and marker; the pairs repeat only after 36 names."""
+def palette(names: Iterable[str]) -> Palette:
+    """Give each name a colour and a marker; the pairs repeat only after 36 names."""
     ordered = sorted(set(names))
     n = len(COLOURS)
     return {
@@ -128,7 +133,7 @@ def heat(
     colours: str,
     size: float,
 ) -> AxesImage:
-    """A heat map of (rows, columns) values."""
+    """Draw a heat map of (rows, columns) values."""
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
     axes.set_yticks(range(len(rows)), rows, fontsize=size)
@@ -139,7 +144,7 @@ def heat(
 
 
 def annotate(axes: Axes, image: AxesImage, texts: list[list[str]], size: float) -> None:
-    """Write a text into each field, in the colour that can be read on it."""
+    """Write a text into each field of a heat map, in black or white, whichever can be read."""
     array = np.asarray(image.get_array(), dtype=np.float64)
     fields = np.asarray(image.cmap(image.norm(array)))[..., :3]  # (n, n, 3)
     dark = fields @ np.array([0.299, 0.587, 0.114]) < 0.55

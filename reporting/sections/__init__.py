@@ -1,1 +1,1 @@
-"""The report's sections, one file each."""
+"""The sections of the report: each takes the `ReportContext`, gives a list of parts."""

@@ -1,34 +1,25 @@
-"""Report section: the blend's members, weights and guarantees, and how it was chosen.
-
-Takes the `ReportContext` and gives HTML, or None when there is no blend.
-
-What is known about the blend, in words: its guarantee, how members are combined, what it costs.
-
-Takes the `EnsembleRecord`, gives names with their values and sentences.
-"""
+"""Report section: the blend's members, weights, guarantee and cost, and how it was chosen."""
 
 from __future__ import annotations
 
 from foldrace.reporting.charts import blend as blend_charts
-from foldrace.reporting.context import ReportContext, Step
-from foldrace.reporting.markup import (
-    UNKNOWN,
+from foldrace.reporting.content import (
     Cell,
-    Html,
+    Chart,
+    Facts,
+    Folded,
+    Note,
+    Number,
+    Part,
+    Table,
     count,
-    difference,
-    file_size,
-    folded,
-    join,
-    milliseconds,
-    note,
-    number,
-    pairs,
     score,
-    table,
+    signed,
 )
+from foldrace.reporting.context import ReportContext, Step
+from foldrace.reporting.formats import UNKNOWN, difference, file_size, milliseconds, number
 from foldrace.reporting.members import BlendMember
-from foldrace.run_folder.records import EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
 
 _POOLINGS = {
     "arithmetic": (
@@ -52,12 +43,16 @@ _POOLINGS = {
 }
 
 _GROUPS = 5
-"""Of duplicates, that are named."""
+"""Groups of duplicates that are named."""
+_BARS = 40
+"""Members that the chart of weights has room for."""
 
 
 def bound(record: EnsembleRecord) -> float | None:
-    """The OOF log loss that no weights can go below, before a temperature of the blend; None
-    without a certificate."""
+    """OOF log loss that no weights can go below, before a temperature of the blend.
+
+    None without a certificate.
+    """
     loss = record.mixture_logloss
     if loss is None and record.blend_temperature == 1.0:
         loss = record.oof_logloss
@@ -65,7 +60,7 @@ def bound(record: EnsembleRecord) -> float | None:
 
 
 def certificate_in_words(record: EnsembleRecord) -> str:
-    """How far from the best possible weights the blend is."""
+    """Say how far from the best possible weights the blend is."""
     if record.certificate is None:
         return "none: it bounds weighted means of probabilities, and this blend is not one"
     least = bound(record)
@@ -78,13 +73,13 @@ def certificate_in_words(record: EnsembleRecord) -> str:
 
 
 def meaning_of_weights(record: EnsembleRecord) -> str:
-    """What the numbers in the column `weight` are."""
+    """Say what the numbers in the column `weight` mean."""
     known = _POOLINGS.get(record.pooling)
     return known[1] if known else f"Weights are those of the pooling `{record.pooling}`."
 
 
 def facts(record: EnsembleRecord, scored_rows: int) -> list[tuple[str, str]]:
-    """(name, value); what was not measured is left out."""
+    """Facts of the blend by name; those that were not measured are left out."""
     known = _POOLINGS.get(record.pooling)
     return [
         ("Members are combined by", known[0] if known else record.pooling),
@@ -147,53 +142,50 @@ def _unvalidated(record: EnsembleRecord) -> list[tuple[str, str]]:
     return [("Unvalidated predictions in the submission", shares)] if shares else []
 
 
-_BARS = 40
-
-
-def blend(ctx: ReportContext) -> Html | None:
-    """Members, weights and gains, the certificate, and how the blend was chosen."""
+def blend(ctx: ReportContext) -> list[Part]:
+    """Show members, weights and gains, the guarantee, and how the blend was chosen."""
     record = ctx.ensemble
     if record is None or not record.members:
-        return None
-    return join(
-        pairs(facts(record, len(ctx.scored_labels))),
-        note(meaning_of_weights(record)),
-        _methods(record),
+        return []
+    return [
+        Facts(tuple(facts(record, len(ctx.scored_labels)))),
+        Note(meaning_of_weights(record)),
+        *_methods(record),
         _members_table(ctx.members),
         _weights_chart(ctx),
-        _path(ctx, record),
-        _curve(ctx, record),
-    )
+        *_path(ctx, record),
+        *_curve(ctx, record),
+    ]
 
 
-def _methods(record: EnsembleRecord) -> Html | None:
-    """What `ensemble.method: auto` tried."""
+def _methods(record: EnsembleRecord) -> list[Part]:
+    """The methods that `ensemble.method: auto` tried."""
     tried = record.methods_tried
     if not tried:
-        return None
-    chosen = [i for i, t in enumerate(tried) if t.method == record.method]
-    rows = [
-        [
+        return []
+    chosen = frozenset(i for i, t in enumerate(tried) if t.method == record.method)
+    rows = tuple(
+        (
             t.method, score(t.crossfit_logloss), score(t.crossfit_se),
             "chosen" if i in chosen else "",
-        ]
+        )
         for i, t in enumerate(tried)
-    ]  # fmt: skip
-    headers = ["method", "cross-fitted log loss", "standard error", ""]
-    return join(
-        note("Chosen is the method with the least cross-fitted loss."),
-        table(headers, rows, chosen, name="Methods that were tried"),
-    )
+    )  # fmt: skip
+    headers = ("method", "cross-fitted log loss", "standard error", "")
+    return [
+        Note("Chosen is the method with the least cross-fitted loss."),
+        Table(headers, rows, "Methods that were tried", chosen),
+    ]
 
 
-def _members_table(members: tuple[BlendMember, ...]) -> Html:
+def _members_table(members: tuple[BlendMember, ...]) -> Table:
     """Columns in which nothing is known are left out; members from elsewhere are shaded."""
-    columns: dict[str, list[object]] = {
+    columns: dict[str, list[Cell]] = {
         "candidate": [m.record.candidate for m in members],
         "run": [m.run_name for m in members],
         "variant": ["" if m.record.added else m.record.variant for m in members],
         "weight": [score(m.record.weight) for m in members],
-        "loss rise without it": [_gain(m.gain) for m in members],
+        "loss rise without it": [signed(m.gain) for m in members],
         "own OOF log loss": [score(m.own_logloss) for m in members],
         "temperature": [score(m.record.temperature) for m in members],
         "time per image": [_time(m.record.ms_per_image) for m in members],
@@ -201,30 +193,27 @@ def _members_table(members: tuple[BlendMember, ...]) -> Html:
         "backbone": [m.backbone for m in members],
         "from": [m.origin for m in members],
     }
-    elsewhere = [i for i, m in enumerate(members) if m.record.added or m.record.run]
+    elsewhere = frozenset(i for i, m in enumerate(members) if m.record.added or m.record.run)
     if not elsewhere:
         del columns["run"], columns["from"]
     shown = {name: cells for name, cells in columns.items() if any(map(_is_known, cells))}
-    return table(list(shown), zip(*shown.values(), strict=True), elsewhere, "Members of the blend")
+    rows = tuple(zip(*shown.values(), strict=True))
+    return Table(tuple(shown), rows, "Members of the blend", elsewhere)
 
 
-def _gain(gain: float | None) -> Cell:
-    return Cell(difference(gain), gain)
+def _time(ms: float | None) -> Number:
+    return Number(UNKNOWN if ms is None else milliseconds(ms), ms)
 
 
-def _time(ms: float | None) -> Cell:
-    return Cell(UNKNOWN if ms is None else milliseconds(ms), ms)
+def _size(n_bytes: int | None) -> Number:
+    return Number(UNKNOWN, None) if n_bytes is None else Number(file_size(n_bytes), float(n_bytes))
 
 
-def _size(n_bytes: int | None) -> Cell:
-    return Cell(UNKNOWN, None) if n_bytes is None else Cell(file_size(n_bytes), float(n_bytes))
+def _is_known(cell: Cell) -> bool:
+    return not isinstance(cell, Number) or cell.value is not None
 
 
-def _is_known(cell: object) -> bool:
-    return not isinstance(cell, Cell) or cell.value is not None
-
-
-def _weights_chart(ctx: ReportContext) -> Html:
+def _weights_chart(ctx: ReportContext) -> Chart:
     shown = ctx.members[:_BARS]
     bars = [blend_charts.Bar(m.label, m.backbone, m.record.weight, m.gain) for m in shown]
     which = f"The {_BARS} heaviest of {len(ctx.members)}" if len(ctx.members) > _BARS else "All"
@@ -234,55 +223,59 @@ def _weights_chart(ctx: ReportContext) -> Html:
         if any(bar.gain is not None for bar in bars)
         else ""
     )
-    return ctx.show(
+    return ctx.chart(
         "weights",
-        blend_charts.weights(bars, ctx.looks),
+        blend_charts.weights(bars, ctx.palette),
         f"Weights of {len(bars)} members of the blend",
         f"{which} members, coloured by backbone.{gains}",
     )
 
 
-def _path(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
+def _path(ctx: ReportContext, record: EnsembleRecord) -> list[Part]:
+    """The OOF log loss after each round, and who was picked."""
     steps = ctx.trajectory()
     if len(steps) < 2:
-        return None
+        return []
     rounds, losses = [s.round for s in steps], [s.oof_logloss for s in steps]
     least = bound(record)
     calibrated = record.calibration is not None and record.calibration.members
     single = record.fair_single_logloss if calibrated else record.best_single_oof_logloss
     guarantee = " No weights reach below the dotted line." if least is not None else ""
-    return join(
-        ctx.show(
+    return [
+        ctx.chart(
             "selection_path",
             blend_charts.trajectory(rounds, losses, single, least),
             f"OOF log loss of the blend against round, {len(steps)} rounds",
             f"How the blend was chosen: its OOF log loss after each round.{guarantee}",
         ),
         _rounds(steps),
-    )
+    ]
 
 
-def _rounds(steps: list[Step]) -> Html:
-    rows = [[count(s.round), s.picked, score(s.oof_logloss, 6)] for s in steps]
-    return folded(
-        f"Who was picked in each of the {len(steps)} rounds",
-        join(
-            note("Rounds after the best one count for nothing, and name nobody."),
-            table(["round", "picked", "OOF log loss after it"], rows, name="Rounds"),
+def _rounds(steps: list[Step]) -> Folded:
+    rows = tuple((count(s.round), s.picked, score(s.oof_logloss, 6)) for s in steps)
+    return Folded(
+        f"Members picked in each of the {len(steps)} rounds",
+        (
+            Note("Rounds after the best one are dropped, and name no member."),
+            Table(("round", "picked", "OOF log loss after it"), rows, "Rounds"),
         ),
     )
 
 
-def _curve(ctx: ReportContext, record: EnsembleRecord) -> Html | None:
+def _curve(ctx: ReportContext, record: EnsembleRecord) -> list[Chart]:
+    """The least loss within each limit of time; empty without such a limit."""
     if not record.curve:
-        return None
+        return []
     ms = record.ms_per_image
     chosen = None if ms is None else (ms, record.oof_logloss)
-    return ctx.show(
-        "loss_against_time",
-        blend_charts.loss_against_time(record.curve, chosen),
-        f"OOF log loss against milliseconds per image, {len(record.curve)} blends",
-        "The least OOF log loss of a blend within each limit of time"
-        f"{f', measured on {record.device}' if record.device else ''}; a number is the members of "
-        "the blend there.",
-    )
+    return [
+        ctx.chart(
+            "loss_against_time",
+            blend_charts.loss_against_time(record.curve, chosen),
+            f"OOF log loss against milliseconds per image, {len(record.curve)} blends",
+            "The least OOF log loss of a blend within each limit of time"
+            f"{f', measured on {record.device}' if record.device else ''}; a number is the members "
+            "of the blend there.",
+        )
+    ]

@@ -1,11 +1,4 @@
-"""Report section: how alike the members of the blend are, row by row.
-
-Takes the `ReportContext`, gives HTML, or None when the blend has fewer than two members.
-
-Report section: which temperatures the blend has, why, and how honest its confidence is.
-
-Takes the `ReportContext`, gives HTML, or None when no calibration was tried.
-"""
+"""Report sections on the blend's predictions: how alike its members are, and its confidence."""
 
 from __future__ import annotations
 
@@ -16,10 +9,13 @@ from foldrace.core.metrics import CLIP
 from foldrace.reporting.charts import blend as blend_charts
 from foldrace.reporting.charts import candidates as charts
 from foldrace.reporting.charts.style import short
+from foldrace.reporting.content import Chart, Note, Part, Table, score
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import Html, join, note, score, table
 from foldrace.reporting.members import true_prob
-from foldrace.run_folder.records import Calibration
+from foldrace.run_folder.blend_records import Calibration
+
+_MOST_MEMBERS = 30
+"""Members that the map of correlations has room for."""
 
 _LEGEND = (
     "A dot is a bin of confidence with its standard error; below it are its rows. Dots under the "
@@ -27,31 +23,32 @@ _LEGEND = (
 )
 
 
-def calibration(ctx: ReportContext) -> Html | None:
-    """What was tried, and accuracy against confidence before and after."""
+def calibration(ctx: ReportContext) -> list[Part]:
+    """Show the temperatures that were tried, and accuracy against confidence before and after."""
     found = ctx.ensemble.calibration if ctx.ensemble else None
     if found is None:
-        return None
-    return join(_tried(found), _diagram(ctx, found))
+        return []
+    return [
+        Note(
+            "A temperature above 1 lowers confidence, one below 1 raises it. Kept is what has the "
+            "least cross-fitted loss; inside the cross-fitting all temperatures are fitted anew."
+        ),
+        _tried(found),
+        *_diagram(ctx, found),
+    ]
 
 
-def _tried(found: Calibration) -> Html:
-    kept = [i for i, t in enumerate(found.tried) if _is_kept(found, i)]
-    rows = [
-        [
+def _tried(found: Calibration) -> Table:
+    kept = frozenset(i for i in range(len(found.tried)) if _is_kept(found, i))
+    rows = tuple(
+        (
             _which(t.members, t.blend), score(t.crossfit_logloss), score(t.crossfit_se),
             "kept" if i in kept else "",
-        ]
+        )
         for i, t in enumerate(found.tried)
-    ]  # fmt: skip
-    headers = ["temperature of", "cross-fitted log loss", "standard error", ""]
-    return join(
-        note(
-            "A temperature above 1 lowers confidence, one below 1 raises it. Kept is what has the",
-            "least cross-fitted loss; inside the cross-fitting all temperatures are fitted anew.",
-        ),
-        table(headers, rows, kept, name="Calibrations that were tried"),
-    )
+    )  # fmt: skip
+    headers = ("temperature of", "cross-fitted log loss", "standard error", "")
+    return Table(headers, rows, "Calibrations that were tried", kept)
 
 
 def _is_kept(found: Calibration, index: int) -> bool:
@@ -64,53 +61,56 @@ def _which(members: bool, blend: bool) -> str:
     return " and ".join(names) or "nothing"
 
 
-def _diagram(ctx: ReportContext, found: Calibration) -> Html | None:
+def _diagram(ctx: ReportContext, found: Calibration) -> list[Chart]:
     if not all(any(b.rows for b in r.bins) for r in (found.before, found.after)):
-        return None
+        return []
     if not found.members and not found.blend:
-        return ctx.show(
-            "reliability",
-            blend_charts.reliability([("Without temperatures", found.before)]),
-            f"Accuracy against confidence: expected calibration error {found.before.ece:.4f}",
-            f"Reliability of the cross-fitted predictions. {_LEGEND}",
-        )
+        return [
+            ctx.chart(
+                "reliability",
+                blend_charts.reliability([("Without temperatures", found.before)]),
+                f"Accuracy against confidence: expected calibration error {found.before.ece:.4f}",
+                f"Reliability of the cross-fitted predictions. {_LEGEND}",
+            )
+        ]
     panels = [("Without temperatures", found.before), ("With those that were kept", found.after)]
-    return ctx.show(
-        "reliability",
-        blend_charts.reliability(panels),
-        f"Accuracy against confidence: expected calibration error {found.before.ece:.4f} without "
-        f"temperatures, {found.after.ece:.4f} with those that were kept",
-        "Reliability of the cross-fitted predictions, without any temperature and with a "
-        f"temperature of {_which(found.members, found.blend)}. {_LEGEND}",
-    )
+    return [
+        ctx.chart(
+            "reliability",
+            blend_charts.reliability(panels),
+            f"Accuracy against confidence: expected calibration error {found.before.ece:.4f} "
+            f"without temperatures, {found.after.ece:.4f} with those that were kept",
+            "Reliability of the cross-fitted predictions, without any temperature and with a "
+            f"temperature of {_which(found.members, found.blend)}. {_LEGEND}",
+        )
+    ]
 
 
-_SHOWN = 30
-
-
-def correlation(ctx: ReportContext) -> Html | None:
-    """A heat map of the heaviest members, alike ones side by side."""
-    chosen = ctx.members[:_SHOWN]
+def correlation(ctx: ReportContext) -> list[Part]:
+    """Show a heat map of the heaviest members, alike ones side by side; empty below two."""
+    chosen = ctx.members[:_MOST_MEMBERS]
     if len(chosen) < 2:
-        return None
+        return []
     columns = np.stack([true_prob(ctx.store, member.record) for member in chosen])
     matrix = log_prob_correlation(columns)
     order = similar_side_by_side(matrix)
     ids = [chosen[i].id for i in order]
     names = [short(chosen[i].backbone, 28) for i in order]
-    which = f"the {_SHOWN} heaviest" if len(ctx.members) > _SHOWN else "all"
-    return ctx.show(
-        "correlation",
-        charts.correlation(matrix[np.ix_(order, order)], ids, names),
-        f"Correlation of the OOF predictions of {len(chosen)} members of the blend",
-        "Pearson correlation of the log-probabilities that two members give to the true class, "
-        f"row by row, of {which} members of the blend; alike ones stand side by side. "
-        "A good member that correlates little with the others adds most.",
-    )
+    which = f"the {_MOST_MEMBERS} heaviest" if len(ctx.members) > _MOST_MEMBERS else "all"
+    return [
+        ctx.chart(
+            "correlation",
+            charts.correlation(matrix[np.ix_(order, order)], ids, names),
+            f"Correlation of the OOF predictions of {len(chosen)} members of the blend",
+            "Pearson correlation of the log-probabilities that two members give to the true class, "
+            f"row by row, of {which} members of the blend; alike ones stand side by side. "
+            "A good member that correlates little with the others adds most.",
+        )
+    ]
 
 
 def log_prob_correlation(true_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(M, N) true-class probabilities -> (M, M); 0 for a member whose rows are all the same."""
+    """Correlate (M, N) true-class probabilities, (M, M); 0 for a member of equal rows."""
     logs = np.log(np.maximum(true_prob, CLIP, dtype=np.float64))
     centred = logs - logs.mean(axis=1, keepdims=True)
     norms = np.sqrt((centred * centred).sum(axis=1, keepdims=True))  # (M, 1)
@@ -121,8 +121,11 @@ def log_prob_correlation(true_prob: NDArray[np.floating]) -> NDArray[np.float64]
 
 
 def similar_side_by_side(matrix: NDArray[np.float64]) -> list[int]:
-    """The leaves of an average-linkage tree on 1 - correlation, ordered so that neighbours are
-    as alike as the tree allows (Bar-Joseph et al. 2001)."""
+    """Order members so that alike ones are neighbours.
+
+    The leaves of an average-linkage tree on 1 - correlation, in the order in which neighbours are
+    as alike as the tree allows (Bar-Joseph et al. 2001).
+    """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 

@@ -1,11 +1,4 @@
-"""Report section: leaderboard.csv as a table that can be sorted.
-
-Takes the `ReportContext`, gives HTML, or None while there is no candidate.
-
-Report sections that compare candidates: learning curves and accuracy.
-
-Each takes the `ReportContext` and gives HTML, or None when there is nothing to show.
-"""
+"""Report sections that compare candidates: leaderboard, learning curves, accuracy."""
 
 from __future__ import annotations
 
@@ -13,60 +6,63 @@ from collections.abc import Callable
 
 from foldrace.reporting.charts import candidates as charts
 from foldrace.reporting.charts.style import short
-from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import (
-    UNKNOWN,
+from foldrace.reporting.content import (
+    Badge,
     Cell,
-    Html,
+    Note,
+    Number,
+    Part,
+    Table,
     count,
-    difference,
-    duration,
-    join,
-    note,
     score,
-    table,
-    text,
+    signed,
 )
+from foldrace.reporting.context import ReportContext
+from foldrace.reporting.formats import UNKNOWN, duration
 from foldrace.run_folder.records import CandidateSummary
 
 _CURVES = 4
 _DOTS = 40
 
 
-def learning_curves(ctx: ReportContext) -> Html | None:
-    """The best candidates; those with any finished fold while none is complete."""
+def learning_curves(ctx: ReportContext) -> list[Part]:
+    """Show the best candidates; those with any finished fold while none is complete."""
     chosen = (ctx.complete or [s for s in ctx.summaries if s.best])[:_CURVES]
     shown = [c for c in (_curves(ctx, s) for s in chosen) if c.folds]
     if not shown:
-        return None
-    return ctx.show(
-        "learning_curves",
-        charts.learning_curves(shown),
-        f"Log loss against epoch of {', '.join(c.label for c in shown)}",
-        "The best candidates. Light lines are folds; the strong line is their mean, up to the last "
-        "epoch that every fold reached.",
-    )
+        return []
+    return [
+        ctx.chart(
+            "learning_curves",
+            charts.learning_curves(shown),
+            f"Log loss against epoch of {', '.join(c.label for c in shown)}",
+            "The best candidates. Light lines are folds; the strong line is their mean, up to the "
+            "last epoch that every fold reached.",
+        )
+    ]
 
 
-def accuracy(ctx: ReportContext) -> Html | None:
-    """OOF accuracy of the complete candidates."""
+def accuracy(ctx: ReportContext) -> list[Part]:
+    """Show the OOF accuracy of the complete candidates."""
     dots = [
         charts.Dot(s.candidate.candidate, s.candidate.backbone, s.pooled_accuracy(s.best))
         for s in ctx.complete
         if s.best
     ]
     if not dots:
-        return None
+        return []
     shown = sorted(dots, key=lambda d: (-d.accuracy, d.candidate))[:_DOTS]
     blend = ctx.ensemble.oof_accuracy if ctx.ensemble else None
     which = f"The {_DOTS} best of {len(dots)}" if len(dots) > _DOTS else "All"
-    return ctx.show(
-        "accuracy",
-        charts.accuracy(shown, blend, ctx.looks),
-        f"OOF accuracy of {len(shown)} candidates, coloured by backbone",
-        f"{which} complete candidates: the share of rows whose most probable class is right, "
-        "out of fold.",
-    )
+    return [
+        ctx.chart(
+            "accuracy",
+            charts.accuracy(shown, blend, ctx.palette),
+            f"OOF accuracy of {len(shown)} candidates, coloured by backbone",
+            f"{which} complete candidates: the share of rows whose most probable class is right, "
+            "out of fold.",
+        )
+    ]
 
 
 def _curves(ctx: ReportContext, summary: CandidateSummary) -> charts.CandidateCurves:
@@ -86,65 +82,65 @@ _EXACT: dict[str, Callable[[CandidateSummary], float | None]] = {
 """Columns rounded from the record: the CSV's six digits, rounded again, may end one off."""
 
 
-def leaderboard(ctx: ReportContext) -> Html | None:
-    """leaderboard.csv, best first, with the blend's members marked."""
+def leaderboard(ctx: ReportContext) -> list[Part]:
+    """Show leaderboard.csv, best first, with the blend's members marked."""
     rows = ctx.leaderboard
     if not rows:
-        return None
+        return []
     columns = [c for c in rows[0] if any(row[c] for row in rows)]
-    body = [
-        [_rank(i, row), *_weight(ctx, row), *(_cell(c, row[c], summary) for c in columns)]
+    body = tuple(
+        (_rank(i, row), *_weight(ctx, row), *(_cell(c, row[c], summary) for c in columns))
         for i, (row, summary) in enumerate(zip(rows, ctx.summaries, strict=True))
-    ]
-    blended = ["in blend"] if ctx.weights else []
-    marked = [i for i, row in enumerate(rows) if row["candidate"] in ctx.weights]
-    return join(
-        note(
-            "Complete candidates come first, by OOF log loss; only they can be compared with each",
-            "other, and only they may enter the blend (shaded rows).",
-            "The gain is what a candidate added to the race's blend when it was last judged, in",
-            "nats a row; a later blend may gain less by it. A click on a column sorts by it.",
-        ),
-        table(["#", *blended, *columns], body, marked, name="Leaderboard"),
     )
+    blended = ["in blend"] if ctx.weights else []
+    marked = frozenset(i for i, row in enumerate(rows) if row["candidate"] in ctx.weights)
+    return [
+        Note(
+            "Complete candidates come first, by OOF log loss; only they can be compared with each "
+            "other, and only they may enter the blend (shaded rows). "
+            "The gain is what a candidate added to the race's blend when it was last judged, in "
+            "nats a row; a later blend may gain less by it. A click on a column sorts by it."
+        ),
+        Table(("#", *blended, *columns), body, "Leaderboard", marked),
+    ]
 
 
-def _rank(index: int, row: dict[str, str]) -> Cell:
+def _rank(index: int, row: dict[str, str]) -> Number:
     complete = row["status"] == "complete"
-    return Cell(str(index + 1) if complete else "", float(index + 1))
+    return Number(str(index + 1) if complete else "", float(index + 1))
 
 
 def _weight(ctx: ReportContext, row: dict[str, str]) -> list[Cell]:
-    """A column that is there only when there is a blend."""
+    """Cell of a column that is there only when there is a blend."""
     if not ctx.weights:
         return []
     weight = ctx.weights.get(row["candidate"])
-    return [Cell("", None) if weight is None else score(weight, 3)]
+    return [Number("", None) if weight is None else score(weight, 3)]
 
 
-def _hyperparameter(value: str) -> object:
+def _hyperparameter(value: str) -> Cell:
     """A number, or the name of a table's row."""
     if not value:
-        return Cell(UNKNOWN, None)
+        return Number(UNKNOWN, None)
     try:
-        return Cell(f"{float(value):.4g}", float(value))
+        return Number(f"{float(value):.4g}", float(value))
     except ValueError:
         return value
 
 
-def _cell(column: str, value: str, summary: CandidateSummary) -> object:
+def _cell(column: str, value: str, summary: CandidateSummary) -> Cell:
     if column in _EXACT:
         return score(_EXACT[column](summary))
     if column == "gain":
-        return Cell(difference(float(value)), float(value)) if value else Cell(UNKNOWN, None)
+        return signed(float(value) if value else None)
     if column == "gain_se":
-        return score(float(value)) if value else Cell(UNKNOWN, None)
+        return score(float(value) if value else None)
     if column.startswith("hp."):
         return _hyperparameter(value)
     if column == "seconds":
-        return Cell(duration(float(value)), float(value))
+        return Number(duration(float(value)), float(value))
     if column in ("folds_done", "epochs_trained"):
         return count(int(value))
     if column == "status":
-        return Html(f'<span class="status {text(value)}">{text(value)}</span>')
+        return Badge(value)
     return value

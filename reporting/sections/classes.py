@@ -1,7 +1,4 @@
-"""Report section: what the blend does class by class, and what it takes for what.
-
-Takes the `ReportContext`, gives HTML, or None when there is no blend.
-"""
+"""Report section: the blend class by class, and the classes that it confuses."""
 
 from __future__ import annotations
 
@@ -11,29 +8,30 @@ from numpy.typing import NDArray
 from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import confusion, precision_recall_f1
 from foldrace.reporting.charts import candidates as charts
+from foldrace.reporting.content import Chart, Heading, Note, Part, Table, count, score, share
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import Cell, Html, count, heading, join, note, percent, score, table
 
 _MATRIX_CLASSES = 40
-_MIX_UPS = 20
+_MISTAKES = 20
 
 
-def classes(ctx: ReportContext) -> Html | None:
-    """Precision, recall and F1 of each class, and what is taken for what."""
+def classes(ctx: ReportContext) -> list[Part]:
+    """Show precision, recall and F1 of each class, and the mistakes; empty without a blend."""
     if ctx.ensemble is None:
-        return None
+        return []
     predicted = _predicted(ctx)
     n = len(ctx.classes)
     counts = confusion(predicted, ctx.scored_labels, n)
-    return join(
+    return [
+        Note("Out-of-fold predictions of the blend; rows counts the scored rows of the class."),
         _class_table(ctx, predicted, counts),
-        _mix_ups(ctx, counts),
-        _matrix(ctx, counts) if n <= _MATRIX_CLASSES else None,
-    )
+        *_mistakes(ctx, counts),
+        *([_matrix(ctx, counts)] if n <= _MATRIX_CLASSES else []),
+    ]
 
 
 def _predicted(ctx: ReportContext) -> NDArray[np.int64]:
-    """(N,) the most probable class of each scored row, by the blend."""
+    """Most probable class of each scored row by the blend, (N,)."""
     prob = ctx.store.blend.oof()
     expected = (len(ctx.scored_labels), len(ctx.classes))
     if prob.shape != expected:
@@ -46,43 +44,39 @@ def _predicted(ctx: ReportContext) -> NDArray[np.int64]:
 
 def _class_table(
     ctx: ReportContext, predicted: NDArray[np.int64], counts: NDArray[np.int64]
-) -> Html:
+) -> Table:
     scores = precision_recall_f1(predicted, ctx.scored_labels, len(ctx.classes))
-    rows = [
-        [name, count(int(n)), score(precision), score(recall), score(f1)]
+    rows = tuple(
+        (name, count(int(n)), score(precision), score(recall), score(f1))
         for name, n, precision, recall, f1 in zip(
             ctx.classes, counts.sum(axis=1), *scores, strict=True
         )
-    ]
-    return join(
-        note("Out-of-fold predictions of the blend; rows counts the scored rows of the class."),
-        table(["class", "rows", "precision", "recall", "F1"], rows, name="Classes"),
     )
+    return Table(("class", "rows", "precision", "recall", "F1"), rows, "Classes")
 
 
-def _mix_ups(ctx: ReportContext, counts: NDArray[np.int64]) -> Html | None:
-    """The pairs of classes that are mistaken most often."""
+def _mistakes(ctx: ReportContext, counts: NDArray[np.int64]) -> list[Part]:
+    """Pairs of classes that are confused most often."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:_MIX_UPS]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MISTAKES]
     pairs = [divmod(int(i), len(ctx.classes)) for i in order if wrong.flat[int(i)] > 0]
     if not pairs:
-        return None
-    rows = [
-        [ctx.classes[a], ctx.classes[b], count(int(wrong[a, b])), _share(wrong, counts, a, b)]
+        return []
+    of_label = counts.sum(axis=1)
+    rows = tuple(
+        (
+            ctx.classes[a], ctx.classes[b], count(int(wrong[a, b])),
+            share(float(wrong[a, b] / of_label[a])),
+        )
         for a, b in pairs
-    ]
-    headers = ["label", "predicted as", "rows", "share of the label's rows"]
-    return join(heading("Most frequent mistakes"), table(headers, rows, name="Mistakes"))
+    )  # fmt: skip
+    headers = ("label", "predicted as", "rows", "share of the label's rows")
+    return [Heading("Most frequent mistakes"), Table(headers, rows, "Mistakes")]
 
 
-def _share(wrong: NDArray[np.int64], counts: NDArray[np.int64], a: int, b: int) -> Cell:
-    share = float(wrong[a, b] / counts[a].sum())
-    return Cell(percent(share), share)
-
-
-def _matrix(ctx: ReportContext, counts: NDArray[np.int64]) -> Html:
-    return ctx.show(
+def _matrix(ctx: ReportContext, counts: NDArray[np.int64]) -> Chart:
+    return ctx.chart(
         "confusion",
         charts.confusion(counts, ctx.classes),
         f"Confusion matrix of {len(ctx.classes)} classes",

@@ -1,7 +1,4 @@
-"""Report section: the run in figures, and what to be careful about.
-
-Takes the `ReportContext`, gives HTML.
-"""
+"""Report section: the run in figures, and warnings about them."""
 
 from __future__ import annotations
 
@@ -10,56 +7,49 @@ import shlex
 from collections import Counter
 
 from foldrace.core.metrics import MetricScore
+from foldrace.reporting.content import Card, Cards, Facts, Part, Warnings
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import (
-    UNKNOWN,
-    Html,
-    cards,
-    duration,
-    join,
-    number,
-    pairs,
-    percent,
-    warning_list,
-)
+from foldrace.reporting.formats import UNKNOWN, duration, number, percent
 from foldrace.reporting.sections.blend import bound
-from foldrace.run_folder.records import CandidateSummary, EnsembleRecord
+from foldrace.run_folder.blend_records import EnsembleRecord
+from foldrace.run_folder.records import STATUSES, CandidateSummary
 
-_STATUSES = ("complete", "running", "stopped", "unfinished", "diverged", "failed")
 _SHOWN_ERRORS = 5
 
 
-def summary(ctx: ReportContext) -> Html:
-    """The run in figures, and what to be careful about."""
-    return join(
-        _headline(ctx.ensemble) if ctx.ensemble else None,
-        warning_list(warnings(ctx)),
-        pairs([*_data_facts(ctx), *(_blend_facts(ctx.ensemble) if ctx.ensemble else ())]),
-    )
+def summary(ctx: ReportContext) -> list[Part]:
+    """Show the run in figures, and what to be careful about."""
+    found = tuple(warnings(ctx))
+    blend_facts = _blend_facts(ctx.ensemble) if ctx.ensemble else []
+    return [
+        *([_headline(ctx.ensemble)] if ctx.ensemble else []),
+        *([Warnings(found)] if found else []),
+        Facts((*_data_facts(ctx), *blend_facts)),
+    ]
 
 
 def warnings(ctx: ReportContext) -> list[str]:
-    """One sentence for each thing that makes the figures less than they seem."""
+    """Sentences about whatever makes the figures less than they seem."""
     return [*_blend_warnings(ctx), *_candidate_warnings(ctx)]
 
 
-def _headline(blend: EnsembleRecord) -> Html:
+def _headline(blend: EnsembleRecord) -> Cards:
     gain = blend.oof_logloss - blend.fair_single_logloss
-    return cards([
-        ("Blend, OOF log loss", number(blend.oof_logloss), _chosen_on_the_same_rows(blend)),
-        (
+    return Cards((
+        Card("Blend, OOF log loss", number(blend.oof_logloss), _chosen_on_the_same_rows(blend)),
+        Card(
             "Cross-fitted log loss",
             number(blend.crossfit_logloss),
             f"± {number(blend.crossfit_se)} (standard error), weights chosen on the other folds",
         ),
-        ("Accuracy", percent(blend.oof_accuracy), "of the blend, out of fold"),
-        (
+        Card("Accuracy", percent(blend.oof_accuracy), "of the blend, out of fold"),
+        Card(
             "Against the best single",
             _signed(gain),
             f"{blend.best_single} alone: {number(blend.best_single_oof_logloss)}"
             f"{_calibrated(blend)}; below 0 is better",
         ),
-    ])  # fmt: skip
+    ))  # fmt: skip
 
 
 def _calibrated(blend: EnsembleRecord) -> str:
@@ -125,13 +115,13 @@ def _metric(metric: MetricScore) -> str:
 
 
 def _statuses(total: int, statuses: Counter[str]) -> str:
-    known = ", ".join(f"{statuses[s]} {s}" for s in _STATUSES if statuses[s])
+    known = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
     return f"{total} ({known})" if known else "0"
 
 
 def _blend_warnings(ctx: ReportContext) -> list[str]:
     stored, blend, complete = ctx.store.blend.record(), ctx.ensemble, len(ctx.complete)
-    again = f"run `python sweep.py ensemble {shlex.quote(ctx.store.root)}`"
+    again = f"run `foldrace ensemble {shlex.quote(ctx.store.root)}`"
     if stored is not None and blend is None:
         return [f"The stored blend was chosen on other folds and is not shown; {again}."]
     if blend is None and complete == 0:
@@ -189,11 +179,11 @@ def _candidate_warnings(ctx: ReportContext) -> list[str]:
     more = len(found) - _SHOWN_ERRORS
     if more > 0:
         found = [*found[:_SHOWN_ERRORS], f"{more} more candidate(s) failed or diverged."]
-    waiting = sum(s.status in ("running", "unfinished") for s in ctx.summaries)
+    waiting = sum(not s.settled for s in ctx.summaries)
     if waiting:
         found.append(
             f"{waiting} candidate(s) have folds left and are in no blend; "
-            f"`python sweep.py resume {shlex.quote(ctx.store.root)}` goes on."
+            f"`foldrace resume {shlex.quote(ctx.store.root)}` goes on."
         )
     return found
 

@@ -1,11 +1,4 @@
-"""Report section: the race, who went on and who was stopped, and what the blend gained by it.
-
-Takes the `ReportContext`, gives HTML, or None while there is no candidate.
-
-What the race did, in words and as a table.
-
-Takes summaries and decisions, gives sentences and HTML.
-"""
+"""Report section: the race, its rule and its decisions, and the blend's loss while it went on."""
 
 from __future__ import annotations
 
@@ -15,23 +8,18 @@ from collections.abc import Iterable, Sequence
 from foldrace.config.schema import RaceConfig
 from foldrace.reporting.charts import race as race_charts
 from foldrace.reporting.charts.race import MOST_LANES, BlendPoint, Fold, Lane, State
+from foldrace.reporting.content import Chart, Heading, Note, Part, Table, count, score, signed
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import (
-    Cell,
-    Html,
-    count,
-    counted,
-    difference,
-    heading,
-    join,
-    note,
-    score,
-    table,
+from foldrace.reporting.formats import counted
+from foldrace.run_folder.records import (
+    ACTION_WORDS,
+    STATUSES,
+    CandidateSummary,
+    RaceDecision,
+    TrialRecord,
 )
-from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 
 _ROWS = 20
-_ACTIONS = {"continue": "goes on", "stop": "stopped", "complete": "complete"}
 
 
 def rule_sentence(config: RaceConfig) -> str:
@@ -79,7 +67,7 @@ def _outcomes(summaries: Sequence[CandidateSummary]) -> str:
             *([f"{cut:,} in mid-training"] if cut else []),
         ]
         parts.append(f"{len(stopped):,} stopped by the race ({', '.join(places)})")
-    others = ("running", "unfinished", "diverged", "failed")
+    others = (status for status in STATUSES if status not in ("complete", "stopped"))
     return ", ".join([*parts, *(f"{statuses[s]:,} {s}" for s in others if statuses[s])])
 
 
@@ -92,28 +80,29 @@ def schedule_epochs(summary: CandidateSummary, epochs: int) -> int:
     return int(summary.candidate.params.get("epochs", epochs))
 
 
-def decision_table(decisions: Sequence[RaceDecision]) -> Html:
-    """The newest of them, which come in the order in which they were made."""
+def decision_table(decisions: Sequence[RaceDecision]) -> list[Part]:
+    """Show the newest of the decisions, which come in the order in which they were made."""
     shown = decisions[: -_ROWS - 1 : -1]
-    rows = [
-        [
-            count(d.number), d.candidate, _place(d), _ACTIONS[d.action],
-            Cell(difference(d.gain), d.gain), score(d.gain_se), count(d.complete),
+    rows = tuple(
+        (
+            count(d.number), d.candidate, _place(d), ACTION_WORDS[d.action],
+            signed(d.gain), score(d.gain_se), count(d.complete),
             score(d.blend_logloss), count(d.epochs_trained), d.reason,
-        ]
+        )
         for d in shown
-    ]  # fmt: skip
+    )  # fmt: skip
     headers = (
         "decision", "candidate", "after", "action", "gain", "± se", "complete", "blend log loss",
         "epochs trained", "reason",
     )  # fmt: skip
-    return join(
-        Html(
-            f"<p>{counted(len(shown), 'decision')} of {len(decisions):,}, the newest first; all "
-            'with all their numbers: <a href="../decisions.csv">decisions.csv</a>.</p>'
+    return [
+        Note(
+            f"{counted(len(shown), 'decision')} of {len(decisions):,}, the newest first; all with "
+            "all their numbers:",
+            "decisions.csv",
         ),
-        table(headers, rows, name="The last decisions of the race"),
-    )
+        Table(headers, rows, "The last decisions of the race"),
+    ]
 
 
 def _place(decision: RaceDecision) -> str:
@@ -122,26 +111,26 @@ def _place(decision: RaceDecision) -> str:
     return f"epoch {decision.epoch} of fold {decision.fold}"
 
 
-def race(ctx: ReportContext) -> Html | None:
-    """The candidates as lanes, the blend's loss over the epochs trained, the last decisions."""
+def race(ctx: ReportContext) -> list[Part]:
+    """Show the candidates as lanes, the blend's loss over the epochs, the last decisions."""
     started = in_order(ctx.summaries)
     if not started:
-        return None
+        return []
     decisions = sorted((d for s in started for d in s.decisions), key=lambda d: d.number)
     if not decisions:
-        return note("No decision of a race is recorded in this run.")
+        return [Note("No decision of a race is recorded in this run.")]
     epochs = ctx.config.training.epochs
-    return join(
-        note(rule_sentence(ctx.config.race)),
-        note(outcome_sentence(started, epochs)),
+    return [
+        Note(rule_sentence(ctx.config.race)),
+        Note(outcome_sentence(started, epochs)),
         _lanes(ctx, started, epochs),
-        _blend_loss(ctx, started, decisions),
-        heading("The last decisions"),
-        decision_table(decisions),
-    )
+        *_blend_loss(ctx, started, decisions),
+        Heading("The last decisions"),
+        *decision_table(decisions),
+    ]
 
 
-def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int) -> Html:
+def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int) -> Chart:
     shown = most_telling(started, MOST_LANES)
     left_out = (
         f" The {len(shown)} of {len(started):,} candidates with the most finished folds, the newer "
@@ -149,7 +138,7 @@ def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int)
         if len(shown) < len(started)
         else ""
     )
-    return ctx.show(
+    return ctx.chart(
         "race",
         race_charts.lanes([lane(s, epochs) for s in shown]),
         f"The race of {counted(len(shown), 'candidate')} over {counted(shown[0].folds, 'fold')}",
@@ -201,24 +190,26 @@ def _fold(trial: TrialRecord | None, decision: RaceDecision | None, schedule: in
 
 
 def _state(decision: RaceDecision | None) -> State:
-    states: dict[str, State] = {"continue": "went on", "stop": "stopped", "complete": "complete"}
-    return states[decision.action] if decision else "finished"
+    return ACTION_WORDS[decision.action] if decision else "finished"
 
 
 def _blend_loss(
     ctx: ReportContext, started: Iterable[CandidateSummary], decisions: Sequence[RaceDecision]
-) -> Html | None:
+) -> list[Chart]:
     points = blend_points(decisions)
     if not points:
-        return None
+        return []
     singles = best_singles(started, decisions)
-    return ctx.show(
-        "race_blend",
-        race_charts.blend_loss(points, singles),
-        "OOF log loss of the race's blend over the epochs trained, beside the best candidate's",
-        "The race's own blend: the best weights of the calibrated complete candidates on all rows, "
-        "chosen and scored on the same ones. The candidates are scored without calibration.",
-    )
+    return [
+        ctx.chart(
+            "race_blend",
+            race_charts.blend_loss(points, singles),
+            "OOF log loss of the race's blend over the epochs trained, beside the best candidate's",
+            "The race's own blend: the best weights of the calibrated complete candidates on all "
+            "rows, chosen and scored on the same ones. The candidates are scored without "
+            "calibration.",
+        )
+    ]
 
 
 def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:

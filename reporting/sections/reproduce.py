@@ -1,7 +1,4 @@
-"""Report section: the commands, seeds, versions and config that give the run again.
-
-Takes the `ReportContext`, gives HTML.
-"""
+"""Report section: the commands, seeds, versions and config that give the run again."""
 
 from __future__ import annotations
 
@@ -10,8 +7,9 @@ import platform
 import shlex
 
 from foldrace.config.load import to_public_yaml
+from foldrace.reporting.content import Code, Facts, Folded, Heading, Note, Part
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import UNKNOWN, Html, code, folded, heading, join, note, pairs
+from foldrace.reporting.formats import UNKNOWN
 
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "albumentations", "ray", "optuna",
@@ -19,14 +17,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def reproduce(ctx: ReportContext) -> Html:
-    """The commands, the config and the versions."""
+def reproduce(ctx: ReportContext) -> list[Part]:
+    """List the commands, the config and the versions."""
     folder = shlex.quote(ctx.store.root)
     saved = shlex.quote(f"{ctx.store.root}/sweep.yaml")
     commands = (
-        f"python sweep.py run {saved} --out NEW   # the same sweep again, in a new folder\n"
-        f"python sweep.py resume {folder}   # go on after an interruption\n"
-        f"python sweep.py submit {folder}   # predict the test set with the blend"
+        f"foldrace run {saved} --out NEW   # the same sweep again, in a new folder\n"
+        f"foldrace resume {folder}   # go on after an interruption\n"
+        f"foldrace submit {folder}   # predict the test set with the blend"
     )
     facts = [
         ("Folds hash", ctx.store.folds().hash),
@@ -35,13 +33,13 @@ def reproduce(ctx: ReportContext) -> Html:
         ("Devices", _devices(ctx)),
         *_versions(),
     ]
-    return join(
-        code(commands),
-        heading("Seeds and versions"),
-        note("Versions are those of the machine that wrote this page."),
-        pairs(facts),
-        folded("sweep.yaml, the resolved config", code(to_public_yaml(ctx.config))),
-    )
+    return [
+        Code(commands),
+        Heading("Seeds and versions"),
+        Note("Versions are those of the machine that wrote this page."),
+        Facts(tuple(facts)),
+        Folded("sweep.yaml, the resolved config", (Code(to_public_yaml(ctx.config)),)),
+    ]
 
 
 def _devices(ctx: ReportContext) -> str:

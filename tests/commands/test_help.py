@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,8 +48,6 @@ def test_help_names_what_is_allowed() -> None:
 def test_version_is_that_of_the_package() -> None:
     done = CliRunner().invoke(app, ["--version"])
     assert (done.exit_code, done.stdout) == (0, f"foldrace {foldrace.__version__}\n")
-    text = (Path(foldrace.__file__).parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert foldrace.__version__ == tomllib.loads(text)["project"]["version"]
 
 
 def test_completion_can_be_installed() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
+
+from foldrace.reporting.content import Part
+from foldrace.reporting.page import templates
 
 _VOID = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Fails on unbalanced tags; keeps tables, attributes and text."""
+    """Fails on unbalanced tags and unreadable numbers; keeps tables, attributes and text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -24,6 +28,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.loads += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action")]
         assert not [k for k, _ in attrs if k.startswith("on")]
+        assert all(float(v or "") == float(v or "") for k, v in attrs if k == "data-value")
         if tag not in _VOID:
             self.open.append(tag)
         self.scripts += tag == "script"
@@ -41,6 +46,12 @@ class Page(HTMLParser):
         self.words.append(data)
         if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += data
+
+
+def html_of(parts: Sequence[Part]) -> str:
+    """The parts of one section as the page shows them."""
+    module = templates().get_template("parts.html.j2").module
+    return str(module.parts(parts)).strip()  # type: ignore[attr-defined,unused-ignore]
 
 
 def table_of(document: str, header: str) -> list[dict[str, str]]:

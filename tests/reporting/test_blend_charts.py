@@ -11,8 +11,8 @@ from matplotlib import image
 from foldrace.ensemble.solvers.greedy import greedy
 from foldrace.reporting.charts import blend as blend_charts
 from foldrace.reporting.charts import candidates as charts
-from foldrace.reporting.charts.style import looks, short
-from foldrace.run_folder.records import CurvePoint, Reliability, ReliabilityBin
+from foldrace.reporting.charts.style import palette, short
+from foldrace.run_folder.blend_records import CurvePoint, Reliability, ReliabilityBin
 
 _LONG = "stack(timm/caformer_b36.sail_in22k_ft_in1k_384,timm/tf_efficientnetv2_xl.in21k_ft_in1k)"
 _HANGUL = "나의_플러그인/한글이름이_아주_긴_백본_모델_이름_대형_384_사전학습"
@@ -36,14 +36,14 @@ def _bars(members: int, gains: float | None) -> list[blend_charts.Bar]:
 @pytest.mark.parametrize("members", [1, 2, 12, 40])
 @pytest.mark.parametrize("gains", [None, 1e-8, 0.01, 30.0])
 def test_weights_chart_is_never_cut(members: int, gains: float | None) -> None:
-    _assert_uncut(blend_charts.weights(_bars(members, gains), looks(_BACKBONES)))
+    _assert_uncut(blend_charts.weights(_bars(members, gains), palette(_BACKBONES)))
 
 
 def test_gains_below_zero_are_never_cut() -> None:
     bars = [
         blend_charts.Bar(f"c{i:04d}", "timm/x", 0.5, gain) for i, gain in enumerate((-2.0, 0.0))
     ]
-    _assert_uncut(blend_charts.weights(bars, looks(_BACKBONES)))
+    _assert_uncut(blend_charts.weights(bars, palette(_BACKBONES)))
 
 
 @pytest.mark.parametrize("members", [2, 12, 15, 30])

@@ -22,8 +22,7 @@ from foldrace.reporting.sections.calibration import calibration as calibration_s
 from foldrace.reporting.sections.calibration import correlation as correlation_section
 from foldrace.reporting.sections.candidates import leaderboard
 from foldrace.reporting.sections.overview import summary, warnings
-from foldrace.run_folder.oof import npy
-from foldrace.run_folder.records import (
+from foldrace.run_folder.blend_records import (
     Calibration,
     CalibrationTrial,
     CurvePoint,
@@ -34,8 +33,9 @@ from foldrace.run_folder.records import (
     NearDuplicates,
     UnvalidatedRecord,
 )
+from foldrace.run_folder.oof import npy
 from foldrace.run_folder.store import RunStore
-from tests.reporting.pages import Page, table_of
+from tests.reporting.pages import Page, html_of, table_of
 
 Run = Any  # the record that conftest.py makes
 MakeRun = Callable[..., Run]
@@ -114,7 +114,7 @@ def _record(run: Run, **update: object) -> EnsembleRecord:
 
 
 def test_members_are_told_by_where_they_come_from(rich: Run, other: Run) -> None:
-    rows = table_of(blend_section(ReportContext(rich.store)) or "", "from")
+    rows = table_of(html_of(blend_section(ReportContext(rich.store))), "from")
     assert [(r["candidate"], r["variant"], r["backbone"], r["from"]) for r in rows] == [
         ("c0000", "raw", "torchvision/convnext_tiny", "this run"),
         ("kernel.v2", "", "made elsewhere", "added"),
@@ -134,7 +134,7 @@ def test_the_own_loss_is_what_was_blended_whatever_became_of_the_trial(
         for i, (m, gain) in enumerate(zip(_record(rich).members, (3e-10, 0.5, -2e-12), strict=True))
     )
     store.blend.update(_record(rich, members=members))
-    rows = table_of(blend_section(ReportContext(store)) or "", "run")
+    rows = table_of(html_of(blend_section(ReportContext(store))), "run")
     assert list(rows[0])[:2] == ["candidate", "run"]
     assert [(r["candidate"], r["run"], r["own OOF log loss"]) for r in rows] == [
         ("c0000", "this run", "0.5000"),
@@ -145,14 +145,14 @@ def test_the_own_loss_is_what_was_blended_whatever_became_of_the_trial(
 
 
 def test_the_methods_that_auto_tried(rich: Run, tmp_path: Path) -> None:
-    assert "Methods that were tried" not in (blend_section(ReportContext(rich.store)) or "")
+    assert "Methods that were tried" not in html_of(blend_section(ReportContext(rich.store)))
     store = _copy(rich, tmp_path)
     tried = [
         MethodTrial(method=name, crossfit_logloss=loss, crossfit_se=0.01)
         for name, loss in (("greedy", 0.5), ("geometric", 0.6))
     ]
     store.blend.update(_record(rich, methods_tried=tuple(tried)))
-    rows = table_of(blend_section(ReportContext(store)) or "", "method")
+    rows = table_of(html_of(blend_section(ReportContext(store))), "method")
     assert [tuple(row.values()) for row in rows] == [
         ("greedy", "0.5000", "0.0100", "chosen"),
         ("geometric", "0.6000", "0.0100", ""),
@@ -174,7 +174,7 @@ def test_the_warning_names_the_fair_comparison(
 
 
 def test_members_table_shows_gain_time_and_size(rich: Run) -> None:
-    rows = table_of(blend_section(ReportContext(rich.store)) or "", "loss rise without it")
+    rows = table_of(html_of(blend_section(ReportContext(rich.store))), "loss rise without it")
     assert [r["loss rise without it"] for r in rows] == ["+0.0123", "-2.0e-06", "-"]
     assert [r["time per image"] for r in rows] == ["12.3 ms", "-", "-"]
     assert [r["weight files"] for r in rows] == ["345 MB", "-", "-"]
@@ -186,7 +186,7 @@ def test_the_correlation_reads_each_member_where_it_is(rich: Run, other: Run) ->
     columns = [true_prob(ctx.store, m.record) for m in ctx.members]
     expected = [_true(rich, "c0000"), _true(rich, "c0002"), _true(other, "c0001")]
     assert all(np.array_equal(a, b) for a, b in zip(columns, expected, strict=True))
-    assert "of all members of the blend" in (correlation_section(ctx) or "")
+    assert "of all members of the blend" in html_of(correlation_section(ctx))
 
 
 def test_an_added_member_of_other_rows_costs_its_section_only(rich: Run, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_an_added_member_of_other_rows_costs_its_section_only(rich: Run, tmp_pat
 
 
 def test_another_runs_member_does_not_mark_the_own_candidate(rich: Run) -> None:
-    rows = table_of(leaderboard(ReportContext(rich.store)) or "", "in blend")
+    rows = table_of(html_of(leaderboard(ReportContext(rich.store))), "in blend")
     assert {r["candidate"]: r["in blend"] for r in rows} == {
         "c0000": "0.500", "c0001": "", "c0002": "",
     }  # fmt: skip
@@ -266,10 +266,10 @@ def test_each_pooling_says_what_its_weights_are(rich: Run, pooling: str, expecte
 def test_a_blend_that_is_no_mixture_has_no_certificate(rich: Run, tmp_path: Path) -> None:
     store = _copy(rich, tmp_path)
     store.blend.update(_record(rich, pooling="geometric", certificate=None, mixture_logloss=None))
-    html = blend_section(ReportContext(store)) or ""
+    html = html_of(blend_section(ReportContext(store)))
     assert "none: it bounds weighted means of probabilities" in html
     assert "dotted line" not in html
-    assert "no weights reach" not in summary(ReportContext(store))
+    assert "no weights reach" not in html_of(summary(ReportContext(store)))
 
 
 def test_warnings_tell_what_the_figures_do_not_cover(rich: Run) -> None:
@@ -289,13 +289,13 @@ def test_near_duplicates_that_flatter_nothing_are_no_warning(rich: Run, tmp_path
 
 
 def test_held_out_rows_are_in_the_summary(rich: Run) -> None:
-    words = Page(summary(ReportContext(rich.store))).words
+    words = Page(html_of(summary(ReportContext(rich.store)))).words
     assert "log loss 0.4321, accuracy 87.50 %" in words
 
 
 def test_calibration_shows_what_was_tried_and_kept(rich: Run) -> None:
     ctx = ReportContext(rich.store)
-    html = calibration_section(ctx) or ""
+    html = html_of(calibration_section(ctx))
     rows = table_of(html, "temperature of")
     assert [(r["temperature of"], r["cross-fitted log loss"], r[""]) for r in rows] == [
         ("nothing", "0.9000", ""),
@@ -313,13 +313,13 @@ def test_without_temperatures_there_is_one_reliability_diagram(rich: Run, tmp_pa
     assert tried is not None
     nothing = tried.model_copy(update={"blend": False, "after": tried.before})
     store.blend.update(_record(rich, calibration=nothing))
-    html = calibration_section(ReportContext(store)) or ""
+    html = html_of(calibration_section(ReportContext(store)))
     assert [r["temperature of"] for r in table_of(html, "temperature of") if r[""]] == ["nothing"]
     assert "without any temperature and with" not in html
 
 
 def test_the_path_names_who_was_picked(rich: Run) -> None:
-    html = blend_section(ReportContext(rich.store)) or ""
+    html = html_of(blend_section(ReportContext(rich.store)))
     assert [r["picked"] for r in table_of(html, "picked")] == [
         "c0000 raw",
         "c0001 raw",
@@ -355,13 +355,13 @@ def test_an_ensemble_json_of_an_older_version_is_shown(make_run: MakeRun) -> Non
     (first, *_) = table_of(html, "own OOF log loss")
     assert not {"from", "loss rise without it", "time per image", "weight files"} & first.keys()
     assert "are better by more than 3.2e-04: none has an OOF log loss below" in html
-    assert calibration_section(ReportContext(store)) is None
+    assert calibration_section(ReportContext(store)) == []
 
 
 def test_a_blend_of_one_member_has_no_correlation(rich: Run, tmp_path: Path) -> None:
     store = _copy(rich, tmp_path)
     store.blend.update(_record(rich, members=_record(rich).members[1:2]))
-    assert correlation_section(ReportContext(store)) is None
+    assert correlation_section(ReportContext(store)) == []
 
 
 def _copy(run: Run, folder: Path) -> RunStore:

@@ -20,17 +20,10 @@ from sklearn.metrics import (  # type: ignore[import-untyped,unused-ignore]
 
 from foldrace.reporting import fonts
 from foldrace.reporting.charts.candidates import Curve, shared_mean
-from foldrace.reporting.charts.style import looks, short
+from foldrace.reporting.charts.style import palette, short
+from foldrace.reporting.content import Note, Table
 from foldrace.reporting.context import ReportContext
-from foldrace.reporting.markup import (
-    difference,
-    duration,
-    file_size,
-    milliseconds,
-    number,
-    table,
-    text,
-)
+from foldrace.reporting.formats import difference, duration, file_size, milliseconds, number
 from foldrace.reporting.page import page
 from foldrace.reporting.report import SECTIONS, Section, write_report
 from foldrace.reporting.sections.calibration import log_prob_correlation, similar_side_by_side
@@ -38,7 +31,7 @@ from foldrace.reporting.sections.classes import classes as classes_section
 from foldrace.reporting.sections.overview import summary, warnings
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
-from tests.reporting.pages import Page, table_of
+from tests.reporting.pages import Page, html_of, table_of
 
 Run = Any  # the record that conftest.py makes
 MakeRun = Callable[..., Run]
@@ -68,9 +61,9 @@ def test_every_section_gives_balanced_html_or_nothing(
 ) -> None:
     if kind not in runs:
         runs[kind] = make_run(rows=60, epochs=2, **_RUNS[kind])
-    html = section.build(ReportContext(runs[kind].store))
-    assert html is None or (html and Page(html).words)
-    assert html is not None or kind != "full" or section.id == "calibration"
+    parts = section.build(ReportContext(runs[kind].store))
+    assert not parts or Page(html_of(parts)).words
+    assert parts or kind != "full" or section.id == "calibration"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +144,7 @@ def test_mistakes_agree_with_scikit_learn(full_run: Run, document: str) -> None:
 
 
 def test_summary_gives_the_blends_figures(full_run: Run, document: str) -> None:
-    words = Page(summary(ReportContext(full_run.store))).words
+    words = Page(html_of(summary(ReportContext(full_run.store)))).words
     record = full_run.store.blend.record()
     for value in (record.oof_logloss, record.crossfit_logloss, record.last_fold_logloss):
         assert f"{value:.4f}" in words
@@ -166,7 +159,7 @@ def test_warnings_name_what_failed_and_what_to_do(full_run: Run) -> None:
     assert "c0005 failed: fold 0, OutOfMemoryError: <b>no</b> memory\n" in found
     assert "c0006 diverged" in found
     assert "1 candidate(s) have folds left" in found
-    assert f"python sweep.py resume {full_run.store.root}" in found
+    assert f"foldrace resume {full_run.store.root}" in found
 
 
 @pytest.mark.parametrize(
@@ -185,7 +178,7 @@ def test_a_blend_on_other_folds_is_not_shown(make_run: MakeRun) -> None:
     record = run.store.blend.record().model_copy(update={"folds_hash": "other"})
     run.store.blend.save(record, "", np.zeros((1, 1), np.float16))
     ctx = ReportContext(run.store)
-    assert classes_section(ctx) is None
+    assert classes_section(ctx) == []
     assert "chosen on other folds" in warnings(ctx)[0]
 
 
@@ -247,7 +240,7 @@ def test_report_of_a_run_in_an_object_store(make_run: MakeRun) -> None:
     store, memory = RunStore(run.store.root), _Memory(run.store.files)
     store.files, store.root = memory, memory.root
     assert write_report(store) == "report/index.html"
-    assert "python sweep.py resume s3://bucket/run" in memory.written["report/index.html"].decode()
+    assert "foldrace resume s3://bucket/run" in memory.written["report/index.html"].decode()
     assert not run.store.files.names("report")
 
 
@@ -313,7 +306,7 @@ def test_report_without_the_font_package(
 
 
 def test_decomposed_hangul_is_composed() -> None:
-    assert text(unicodedata.normalize("NFD", "고양이")) == "고양이"
+    assert html_of([Note(unicodedata.normalize("NFD", "고양이"))]) == "<p>고양이</p>"
     assert short(unicodedata.normalize("NFD", "고양이")) == "고양이"
 
 
@@ -328,8 +321,8 @@ def test_hangul_takes_more_room_than_latin() -> None:
     assert short("현대_그랜저_2016", 30) == "현대_그랜저_2016"
 
 
-def test_looks_tell_36_names_apart() -> None:
-    assert len(set(looks(map(str, range(36))).values())) == 36
+def test_colours_and_markers_tell_36_names_apart() -> None:
+    assert len(set(palette(map(str, range(36))).values())) == 36
 
 
 def test_numbers() -> None:
@@ -349,11 +342,7 @@ def test_numbers() -> None:
 
 
 def test_table_without_rows() -> None:
-    assert Page(table(["a"], [])).tables == [
-        [
-            ["a"],
-        ]
-    ]
+    assert Page(html_of([Table(("a",), (), "empty")])).tables == [[["a"]]]
 
 
 def _same(shown: str, exact: str) -> None:
