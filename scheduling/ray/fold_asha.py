@@ -7,13 +7,13 @@ Parallel Hyperparameter Tuning, 2020 (ASHA), for the rungs.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from foldrace.config.schema import RaceConfig
+from foldrace.core.files import warn_ignored
 from foldrace.run_folder.records import CandidateSummary, RaceDecision
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ledger import FoldTask, Ledger
@@ -67,9 +67,13 @@ class FoldASHA(FIFOScheduler):
                 continue
             name, fold = summary.candidate.candidate, min(t.fold for t in summary.trials)
             log = self._store.train_log(name, fold)
-            with contextlib.suppress(ValueError):  # a damaged log is none
+            try:
                 losses = losses_of(log) if log is not None else []
-                self._records.add(name, fold, self._rungs(summary.candidate.params), losses)
+            except ValueError as error:
+                folder = f"{self._store.root}/{self._store.trial_folder(name, fold)}"
+                warn_ignored(f"{folder}/train_log.csv", str(error))
+                continue
+            self._records.add(name, fold, self._rungs(summary.candidate.params), losses)
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial | TuneTrial, result: dict[str, Any]

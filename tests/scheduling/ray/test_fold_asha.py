@@ -339,7 +339,9 @@ def test_what_an_interrupted_trial_missed_is_in_its_log(store: RunStore) -> None
     assert sweep.stops[0].limit == 0.2
 
 
-def test_the_logs_of_ended_trials_give_the_same_records(store: RunStore) -> None:
+def test_the_logs_of_ended_trials_give_the_same_records(
+    store: RunStore, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     sweep = Sweep(store, Given(SOME_GAIN))
     for number in range(30):
@@ -349,9 +351,11 @@ def test_the_logs_of_ended_trials_give_the_same_records(store: RunStore) -> None
         for rung in rungs_of(sweep.config, TrialParams(epochs=epochs)):
             sweep.reach(trial_id, losses[: rung.epoch])
         sweep.end(trial_id, "finished" if number % 3 else "stopped", log_of(losses))
-    store.save_train_log("c0007", 0, "damaged")
+    store.save_train_log("c0007", 0, "damaged\nlog\n")
     resumed = Sweep(store, Given(NO_GAIN))
     resumed.asha.replay(store.summaries(running=True))
+    log = f"{store.root}/{store.trial_folder('c0007', 0)}/train_log.csv"
+    assert [m for m in caplog.messages if m.startswith(f"{log} is ignored: ")]
     fresh, old = resumed.asha._records, sweep.asha._records
     for fraction in (0.25, 0.5):
         seen = {n: x for n, x in old._of_candidate[0, fraction].items() if n != "c0007"}
