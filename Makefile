@@ -1,25 +1,71 @@
-# make demo | test | check | bench | clean: each makes .venv first where it is missing or stale.
+# make demo | test | test-fast | test-full | check | fmt | docs | bench | clean: each makes .venv
+# first where it is missing or stale.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+# Tests that start Ray wait more than they compute and want the cores alone; the others share them.
+SHARED := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
+FULL := --hypothesis-profile=full
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
 	controller
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-fast test-full check fmt docs bench clean
+.PHONY: lint format types tests-without-ray tests-with-ray all-without-ray all-with-ray
+
+# Makes each target of the list, whatever becomes of the others; says how each ended.
+define each
+@ends=; for part in $(1); do \
+  if $(MAKE) --no-print-directory $$part; then end=passed; else end=FAILED; fi; \
+  ends="$$ends$$part: $$end\n"; done; \
+printf "$$ends"; ! printf "$$ends" | grep -q FAILED
+endef
 
 demo: $(STAMP)
-	$(BIN)/python sweep.py demo
+	$(BIN)/foldrace demo
 
-# Tests that start Ray wait more than they compute and want the cores alone; the others share them.
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not ray'
-	$(BIN)/python -m pytest -m ray
+test: $(STAMP)
+	$(call each,check tests-without-ray tests-with-ray)
+
+# Every example of the property tests, and every sweep on real Ray.
+test-full: $(STAMP)
+	$(call each,check all-without-ray all-with-ray)
+
+test-fast: $(STAMP)
+	$(SHARED) -m 'not ray and not slow'
 
 check: $(STAMP)
+	$(call each,lint format types)
+
+tests-without-ray: $(STAMP)
+	$(SHARED) -m 'not ray'
+
+tests-with-ray: $(STAMP)
+	$(PYTEST) -m 'ray and not full'
+
+all-without-ray: $(STAMP)
+	$(SHARED) -m 'not ray' $(FULL)
+
+all-with-ray: $(STAMP)
+	$(PYTEST) -m ray $(FULL)
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
+
+format: $(STAMP)
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+fmt: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The tables in docs/ that are made from the code.
+docs: $(STAMP)
+	$(BIN)/python tests/test_docs.py
 
 bench: $(STAMP)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
@@ -34,4 +80,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	mkdir -p $(VENV)/checkout
+	ln -sfn ../.. $(VENV)/checkout/foldrace  # for mypy, whatever the checkout's name is
 	@touch $(STAMP)

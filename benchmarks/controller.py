@@ -1,7 +1,7 @@
 """The driver of a sweep at scale: 10,000 candidates of 5 folds, with training alone pretended.
 
 sweep       searcher, study (TPE), ledger, race, budget, shares and tables are the product's own, in
-            one process (`sides/controller_sweep.py`); Ray Tune is played by `sides/pretend_tune.py`
+            one process (`sides/controller_sweep.py`); Ray Tune is played by `tests/pretend_tune.py`
             with 64 slots, and a fold trial links prepared OOF files of 33,000 rows and 10 classes,
             raw and EMA, into the run folder and writes a `trial.json`
             (`sides/pretend_learner.py`). Records and decisions are written and synced as always.

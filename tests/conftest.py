@@ -1,24 +1,53 @@
-"""What many tests need: a cache folder of their own, and a tiny run folder with real images."""
+"""What many tests need: a cache folder of their own, a tiny run folder with real images, a cluster
+that is only pretended, and how many examples a property test draws."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
-from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
+from foldrace.config.schema import (
+    DataConfig,
+    FoldsConfig,
+    ResourcesConfig,
+    SearchConfig,
+    SweepConfig,
+)
 from foldrace.core.plugin_files import PluginFile
 from foldrace.core.plugins import load
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
 
+if TYPE_CHECKING:
+    from tests.pretend_tune import PretendRay
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY_CLASSES = ("blue", "green", "red")
+REAL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.ray])
+REAL_IN_FULL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.ray, pytest.mark.full])
+
+settings.register_profile("full", deadline=None)
+settings.register_profile("quick", max_examples=20, deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Few examples, unless `--hypothesis-profile=full` asks for all."""
+    if not config.getoption("hypothesis_profile", None):
+        settings.load_profile("quick")
+
+
+def examples(most: int) -> int:
+    """How many examples a property test draws that draws `most` of them in `make test-full`."""
+    return most if settings.get_current_profile_name() == "full" else max(most // 5, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +118,38 @@ def make_tiny_run(tmp_path: Path, tiny_images: Path) -> Callable[..., TinyRun]:
 @pytest.fixture
 def tiny_run(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
     return make_tiny_run()
+
+
+@contextlib.contextmanager
+def _cluster(kind: str, cache: Path) -> Iterator[PretendRay | None]:
+    """A connection that all sweeps use while it is there, and a cache of its processes."""
+    from foldrace.scheduling.ray.cluster import connect
+    from tests.pretend_tune import pretend_ray
+
+    pretended = pretend_ray() if kind == "pretended" else contextlib.nullcontext()
+    with pytest.MonkeyPatch.context() as patch, pretended as found:
+        patch.setenv("FOLDRACE_CACHE", str(cache))
+        with connect(None, ResourcesConfig()):
+            yield found
+
+
+@pytest.fixture(scope="module", params=["pretended", REAL_IN_FULL])
+def any_ray(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PretendRay | None]:
+    """A cluster for the sweeps of a file: pretended, and in `make test-full` a real one too, which
+    gives None."""
+    with _cluster(request.param, tmp_path_factory.mktemp("cache")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module", params=["pretended", REAL])
+def both_rays(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PretendRay | None]:
+    """As `any_ray`, for a file whose sweep runs on real Ray in `make test` too."""
+    with _cluster(request.param, tmp_path_factory.mktemp("cache")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,12 @@ from typing import cast
 
 import numpy as np
 from pretend_learner import EPOCHS, Learner
-from pretend_tune import Call, PretendTune
+from timed_tune import Call, TimedTune
 
 from foldrace.config.schema import SweepConfig
 from foldrace.core.files import record_json
-from foldrace.run_folder.records import CandidateRecord, RaceDecision
-from foldrace.run_folder.store import RunStore, summarise
+from foldrace.run_folder.records import CandidateRecord, RaceDecision, summarise
+from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.sweep_session import SweepSession
@@ -62,9 +62,9 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
     """Runs it; gives the figures."""
     store, session = _session(run, slots)
     logging.getLogger("foldrace").setLevel(logging.ERROR)
-    tune = PretendTune(store, session.searcher, session.look, Learner(bank), slots)
+    tune = TimedTune(store, session.searcher, session.look, Learner(bank), slots)
     mark, cpu = time.perf_counter(), time.process_time()
-    tune.run()
+    tune.tune.run()
     wall, used = time.perf_counter() - mark, time.process_time() - cpu
     listed = session.searcher.ledger.summaries()
     ends = {
@@ -83,7 +83,7 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
             "wall_s": wall,
             "cpu_s": used,
             "calls_s": sum(call.wall for calls in vars(tune.calls).values() for call in calls),
-            "slots_busy": tune.busy / (slots * tune.now),
+            "slots_busy": tune.tune.busy / (slots * tune.tune.now),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
             **ends,
         },

@@ -1,14 +1,12 @@
-"""`ensemble DIR` as people type it, on a real run: every method and option, then what predicts with
-the blend, and what happens when something is wrong."""
+"""`ensemble DIR` as people type it, on a trained run: every method and option, then what predicts
+with the blend, and what happens when something is wrong."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
-from numpy.typing import NDArray
 
-from foldrace.config.schema import ResourcesConfig
 from foldrace.ensemble.methods import METHODS
-from foldrace.scheduling.ray.cluster import connect
 from tests.conftest import ROOT
+from tests.end_to_end.runs import Cli, Run, succeeded
+from tests.pretend_tune import pretend_ray
 
-Cli = Callable[..., Result]
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
-
-
-@dataclass(frozen=True)
-class Run:
-    folder: Path
-    project: Any
-
-    @property
-    def blend(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "ensemble/ensemble.json").read_text())
-        return found
-
-    @property
-    def classes(self) -> list[str]:
-        return list(json.loads((self.folder / "classes.json").read_text(encoding="utf-8")))
-
-    def folds(self) -> pd.DataFrame:
-        return pd.read_csv(self.folder / "folds.csv")
-
-    def good(self, noise: float) -> NDArray[np.float64]:
-        """(rows, C) OOF probabilities that are better than those of the trials."""
-        labels = [self.classes.index(name) for name in self.folds()["target"]]
-        shape = len(labels), len(self.classes)
-        logits = 4 * np.eye(shape[1])[labels] + noise * np.random.default_rng(1).normal(size=shape)
-        return np.asarray(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
-
-    def test_ids(self) -> list[str]:
-        """In the order of the submission."""
-        return [row[0] for row in self.project.rows("sample submission.csv")[1:]]
-
-    def submission(self) -> NDArray[np.float64]:
-        """(n, C) with the columns in the order of the classes."""
-        return np.asarray(pd.read_csv(self.folder / "submission.csv")[self.classes])
-
-    def contents(self) -> dict[str, bytes]:
-        """Of all files but logs and what is derived."""
-        derived = {"matrix.safetensors", "speed.json"}
-        files = (path for path in self.folder.rglob("*") if path.is_file())
-        return {
-            str(path.relative_to(self.folder)): path.read_bytes()
-            for path in files
-            if path.name not in derived and path.parent.name != "logs"
-        }
-
-
-def succeeded(result: Result) -> Result:
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    return result
+pytestmark = pytest.mark.slow
 
 
 def refused(result: Result) -> str:
@@ -82,22 +30,16 @@ def refused(result: Result) -> str:
     return " ".join(result.output.split())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(
     tmp_path_factory: pytest.TempPathFactory, make_project: Callable[[Path], Any], cli: Cli
 ) -> Run:
-    """Never changed: two candidates with raw, EMA and snapshot weights."""
+    """Never changed: two candidates with raw, EMA and snapshot weights, trained in this process."""
     root = tmp_path_factory.mktemp("finished")
     project = make_project(root / "project")
     project.config["search"]["space"] |= {"snapshots": 1, "lr": 5e-3}
-    with connect(None, ResourcesConfig()):
+    with pytest.MonkeyPatch.context() as patch, pretend_ray():
+        patch.setenv("FOLDRACE_CACHE", str(root / "cache"))
         succeeded(cli("run", project.write(), "--out", root / "run"))
     return Run(root / "run", project)
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ from click.testing import Result
 from rich.console import Console
 
 from foldrace.commands.plugins import open_run
-from foldrace.config.schema import ResourcesConfig
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.cluster import connect
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,77 +178,71 @@ def numbers(submission: str) -> list[list[float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-class TestSweep:
+def test_run_then_use_without_the_original(
+    any_ray: object,
+    with_plugin: Any,
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One sweep, typed in another folder, whose plugin is deleted afterwards."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = tmp_path / "run"
+    result = cli("run", with_plugin.write(), "--out", run)
+    assert result.exit_code == 0, result.output
 
-    @pytest.fixture(scope="class", autouse=True)
-    def one_cluster(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-            with connect(None, ResourcesConfig()):
-                yield
+    store = RunStore.open(run)
+    assert [s.status for s in store.summaries()] == ["complete"] * 2
+    backbones = {s.candidate.backbone for s in store.summaries()}
+    assert backbones == {"mine/tiny", "timm/test_resnet"}
+    record = json.loads((run / "ensemble/ensemble.json").read_text())
+    prob, labels = store.blend.oof(), store.labels()
+    best = np.argsort(-prob, axis=1)[:, :2]
+    share = float(np.mean((best == labels[:, None]).any(axis=1)))
+    expected = {"name": "top2_accuracy", "value": share, "greater_is_better": True}
+    assert record["metrics"][-1] == expected
+    assert "Blend, top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
+    copy = run / "plugins/my_parts.py"
+    assert copy.read_bytes() == plugin_of(with_plugin).read_bytes()
 
-    def test_run_then_use_without_the_original(
-        self, with_plugin: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        (tmp_path / "elsewhere").mkdir()
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        run = tmp_path / "run"
-        result = cli("run", with_plugin.write(), "--out", run)
-        assert result.exit_code == 0, result.output
+    plugin_of(with_plugin).unlink()
+    image = with_plugin.folder / "test/t 0.png"
+    first = (run / "submission.csv").read_text(encoding="utf-8")
+    (run / "submission.csv").unlink()
+    done = typed(tmp_path / "third", "submit", run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # In a process with more threads: sums differ in their last bits, and the low temperatures
+    # of so few rows enlarge that.
+    again = numbers((run / "submission.csv").read_text(encoding="utf-8"))
+    np.testing.assert_allclose(again, numbers(first), rtol=0, atol=1e-5)
+    done = typed(tmp_path / "third", "predict", run, image)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = typed(tmp_path / "third", "ensemble", run)
+    assert done.returncode == 0 and "top2_accuracy" in done.stdout, done.stderr
 
-        store = RunStore.open(run)
-        assert [s.status for s in store.summaries()] == ["complete"] * 2
-        backbones = {s.candidate.backbone for s in store.summaries()}
-        assert backbones == {"mine/tiny", "timm/test_resnet"}
-        record = json.loads((run / "ensemble/ensemble.json").read_text())
-        prob, labels = store.blend.oof(), store.labels()
-        best = np.argsort(-prob, axis=1)[:, :2]
-        share = float(np.mean((best == labels[:, None]).any(axis=1)))
-        expected = {"name": "top2_accuracy", "value": share, "greater_is_better": True}
-        assert record["metrics"][-1] == expected
-        assert "Blend, top2_accuracy" in (run / "report/index.html").read_text(encoding="utf-8")
-        copy = run / "plugins/my_parts.py"
-        assert copy.read_bytes() == plugin_of(with_plugin).read_bytes()
+    more = ("resume", run, "--set", "search.candidates=3")
+    plugin_of(with_plugin).write_text("PARTS = 1", encoding="utf-8")
+    result = cli(*more)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "has changed since the run was made; the run goes on with its own copy" in said
+    assert len(RunStore.open(run).trials()) == 6
 
-        plugin_of(with_plugin).unlink()
-        image = with_plugin.folder / "test/t 0.png"
-        first = (run / "submission.csv").read_text(encoding="utf-8")
-        (run / "submission.csv").unlink()
-        done = typed(tmp_path / "third", "submit", run)
-        assert done.returncode == 0, done.stdout + done.stderr
-        # In a process with more threads: sums differ in their last bits, and the low temperatures
-        # of so few rows enlarge that.
-        again = numbers((run / "submission.csv").read_text(encoding="utf-8"))
-        np.testing.assert_allclose(again, numbers(first), rtol=0, atol=1e-5)
-        done = typed(tmp_path / "third", "predict", run, image)
-        assert done.returncode == 0, done.stdout + done.stderr
-        done = typed(tmp_path / "third", "ensemble", run)
-        assert done.returncode == 0 and "top2_accuracy" in done.stdout, done.stderr
+    _methods_and_views(run, cli)
+    result = cli("resume", run, "--set", "plugins=[]")
+    assert result.exit_code == 2 and "--set plugins: cannot change" in result.stderr
 
-        more = ("resume", run, "--set", "search.candidates=3")
-        plugin_of(with_plugin).write_text("PARTS = 1", encoding="utf-8")
-        result = cli(*more)
-        assert result.exit_code == 0, result.output
-        said = " ".join(result.stdout.split())
-        assert "has changed since the run was made; the run goes on with its own copy" in said
-        assert len(RunStore.open(run).trials()) == 6
+    source = copy.read_text(encoding="utf-8")
+    failing = source.replace("    right = ", "    assert 0\n    right = ")
+    copy.write_text(failing, encoding="utf-8")
+    result = cli("resume", run, "--set", "search.candidates=4")
+    line = failing.split("assert 0")[0].count("\n") + 1
+    errors = [t.error for t in RunStore.open(run).trials().values() if t.status == "failed"]
+    assert errors, result.output
+    assert all(f"plugin {copy} line {line}: AssertionError" in str(e) for e in errors)
 
-        _methods_and_views(run, cli)
-        result = cli("resume", run, "--set", "plugins=[]")
-        assert result.exit_code == 2 and "--set plugins: cannot change" in result.stderr
-
-        source = copy.read_text(encoding="utf-8")
-        failing = source.replace("    right = ", "    assert 0\n    right = ")
-        copy.write_text(failing, encoding="utf-8")
-        result = cli("resume", run, "--set", "search.candidates=4")
-        line = failing.split("assert 0")[0].count("\n") + 1
-        errors = [t.error for t in RunStore.open(run).trials().values() if t.status == "failed"]
-        assert errors, result.output
-        assert all(f"plugin {copy} line {line}: AssertionError" in str(e) for e in errors)
-
-        copy.write_text("raise RuntimeError('damaged')", encoding="utf-8")
-        done = typed(tmp_path / "third", "predict", run, image)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert f"{copy} line 1: the plugin cannot be imported" in done.stderr
+    copy.write_text("raise RuntimeError('damaged')", encoding="utf-8")
+    done = typed(tmp_path / "third", "predict", run, image)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{copy} line 1: the plugin cannot be imported" in done.stderr

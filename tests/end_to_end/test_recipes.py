@@ -17,8 +17,7 @@ import pytest
 from click.testing import Result
 
 from foldrace.config.load import parse_config
-from foldrace.config.schema import ResourcesConfig
-from foldrace.scheduling.ray.cluster import connect
+from tests.conftest import REAL, REAL_IN_FULL
 from tests.end_to_end.recipe_data import cars, image_types, sketch_folders, sketches
 
 Cli = Callable[..., Result]
@@ -75,13 +74,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """For all runs of this file: a run uses a connection that is there."""
-    with connect(None, ResourcesConfig()):
-        yield
-
-
-@pytest.fixture(scope="module")
 def data_of(home: Path) -> Callable[[str], Path]:
     """The folder of a recipe's data, written once."""
 
@@ -94,11 +86,24 @@ def data_of(home: Path) -> Callable[[str], Path]:
     return data
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("name", RECIPES)
+CLUSTERS = [
+    *((name, "pretended") for name in RECIPES),
+    *(
+        pytest.param(name, *real.values, marks=real.marks)
+        for name in RECIPES
+        for real in [REAL if name == "image_type" else REAL_IN_FULL]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "any_ray"), CLUSTERS, indirect=["any_ray"])
 def test_its_own_commands_lead_to_a_submission(
-    name: str, data_of: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    any_ray: object,
+    data_of: Any,
+    cli: Cli,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     launch, *after = commands(name, data_of(name))

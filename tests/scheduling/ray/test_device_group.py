@@ -138,6 +138,7 @@ def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, cache
     until(nothing_left, "the groups are gone")
 
 
+@pytest.mark.full
 def test_ctrl_c_ends_a_group(config: Path, tmp_path: Path, cache: Path) -> None:
     run, known = tmp_path / "run", set(cache.glob("pixels/*/index.npy"))
 
@@ -158,6 +159,7 @@ def test_ctrl_c_ends_a_group(config: Path, tmp_path: Path, cache: Path) -> None:
     until(nothing_left, "the group is gone")
 
 
+@pytest.mark.full
 def test_a_stopped_group_gives_its_devices_back(make_tiny_run: Any, tmp_path: Path) -> None:
     """As when a sweep stops one trial and goes on: Tune waits 2 seconds for the process to leave
     it, and uses it again."""
@@ -194,6 +196,7 @@ def test_a_stopped_group_gives_its_devices_back(make_tiny_run: Any, tmp_path: Pa
     until(nothing_left, "the group is gone")
 
 
+@pytest.mark.full
 def test_a_device_without_memory_starts_the_group_again(
     make_tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,16 +222,16 @@ def _full_above(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def device(config: dict[str, Any]) -> None:
         import torch
 
-        from foldrace.trainables import step as update
+        from foldrace.trainables import step
 
-        gradients = update._gradients
+        gradients = step._gradients
 
-        def with_little_memory(learner: Any, *arguments: Any) -> Any:
-            if learner.accelerator.process_index == 1 and learner.micro_batch > images:
+        def with_little_memory(state: Any, *arguments: Any) -> Any:
+            if state.accelerator.process_index == 1 and state.micro_batch > images:
                 raise torch.OutOfMemoryError("no memory left")
-            return gradients(learner, *arguments)
+            return gradients(state, *arguments)
 
-        update._gradients = with_little_memory
+        step._gradients = with_little_memory
         real(config)
 
     monkeypatch.setattr(device_group, "_one_device", device)

@@ -173,6 +173,7 @@ def together(folder: Path, trials: list[TrialRecord]) -> list[tuple[TrialRecord,
     return [(a[2], b[2]) for a, b in pairs if a[0] < b[1] and b[0] < a[1]]
 
 
+@pytest.mark.full
 def test_whole_gpus_are_not_shared(
     cluster: RunningCluster, tmp_path: Path, tiny_images: Path
 ) -> None:
@@ -181,21 +182,6 @@ def test_whole_gpus_are_not_shared(
     assert pairs, "no two trials ran at the same time"
     for one, other in pairs:
         assert sorted([*one.accelerators, *other.accelerators]) == ["0", "1"]
-
-
-def test_halves_of_gpus_on_two_nodes(
-    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
-) -> None:
-    """Three at once are more than the first node's two cores: the third is on the second node.
-    The two on the first node have one GPU together, though there is another."""
-    cluster.add_node(cpus=1, gpus=1)
-    folder = tmp_path / "halves"
-    # So many that there is work left when the second node's process has started.
-    trials = sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5}, candidates=8)
-    moments = [start for start, _, _ in spans(folder, trials)]
-    at_once = [sum(a <= m < b for a, b, _ in spans(folder, trials)) for m in moments]
-    assert max(at_once) == 3
-    assert {trial.accelerators for trial in trials} == {("0",)}
 
 
 PLUGIN = """
@@ -216,25 +202,54 @@ PARTS = [
 """
 
 
-def test_a_plugin_reaches_the_nodes_from_the_run_folder(
-    cluster: RunningCluster, tmp_path: Path, tiny_images: Path
-) -> None:
-    """No process of the cluster has the plugin's folder on its path; each notes where it found
-    the plugin."""
+@dataclass(frozen=True)
+class TwoNodes:
+    """A sweep with a plugin on two nodes."""
+
+    folder: Path
+    trials: list[TrialRecord]
+    plugin: str
+    seen: Path
+    """Where each process notes which file of the plugin it has loaded."""
+
+
+@pytest.fixture(scope="module")
+def two_nodes(
+    cluster: RunningCluster, tmp_path_factory: pytest.TempPathFactory, tiny_images: Path
+) -> TwoNodes:
+    """No process of the cluster has the plugin's folder on its path."""
     cluster.add_node(cpus=1, gpus=1)
-    seen, own = tmp_path / "seen", tmp_path / "own"
+    root = tmp_path_factory.mktemp("two nodes")
+    seen, own = root / "seen", root / "own"
     seen.mkdir()
     own.mkdir()
-    (own / "own_loss.py").write_text(PLUGIN.format(seen=str(seen)), encoding="utf-8")
-    folder = tmp_path / "plugged"
-    plugins = [str(own / "own_loss.py")]
-    sweep(folder, tiny_images, cluster, {"gpus_per_trial": 0.5}, plugins=plugins)
-    workers = [f for f in seen.iterdir() if f.read_text() == f"{folder}/run/plugins/own_loss.py"]
+    plugin = own / "own_loss.py"
+    plugin.write_text(PLUGIN.format(seen=str(seen)), encoding="utf-8")
+    folder, resources = root / "sweep", {"gpus_per_trial": 0.5}
+    # So many that there is work left when the second node's process has started.
+    trials = sweep(folder, tiny_images, cluster, resources, candidates=8, plugins=[str(plugin)])
+    return TwoNodes(folder, trials, str(plugin), seen)
+
+
+def test_halves_of_gpus_on_two_nodes(two_nodes: TwoNodes) -> None:
+    """Three at once are more than the first node's two cores: the third is on the second node.
+    The two on the first node have one GPU together, though there is another."""
+    moments = spans(two_nodes.folder, two_nodes.trials)
+    at_once = [sum(a <= start < b for a, b, _ in moments) for start, _, _ in moments]
+    assert max(at_once) == 3
+    assert {trial.accelerators for trial in two_nodes.trials} == {("0",)}
+
+
+def test_a_plugin_reaches_the_nodes_from_the_run_folder(two_nodes: TwoNodes) -> None:
+    """Each process notes where it found the plugin."""
+    own, notes = f"{two_nodes.folder}/run/plugins/own_loss.py", list(two_nodes.seen.iterdir())
+    workers = [note for note in notes if note.read_text() == own]
     assert len({worker.name.split()[0] for worker in workers}) >= 2
-    drivers = [f for f in seen.iterdir() if f not in workers]
-    assert all(driver.read_text() == plugins[0] for driver in drivers)
+    drivers = [note for note in notes if note not in workers]
+    assert all(driver.read_text() == two_nodes.plugin for driver in drivers)
 
 
+@pytest.mark.full
 def test_the_devices_of_a_trial_on_two_nodes(
     cluster: RunningCluster, tmp_path: Path, tiny_images: Path
 ) -> None:

@@ -1,5 +1,5 @@
-"""What goes wrong in the middle of a sweep: killed drivers and workers, a process that cannot be
-used again, Ctrl-C, the end of the time. Real Ray, real training, real signals."""
+"""What goes wrong in the middle of a sweep: killed drivers and workers, Ctrl-C, the end of the
+time. Real Ray, real training, real signals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,28 +16,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from foldrace.config.load import parse_config
 from foldrace.config.schema import ResourcesConfig
-from foldrace.dataset.folds import folds_csv, make_folds
-from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray import tuner
 from foldrace.scheduling.ray.cluster import connect
-from foldrace.scheduling.ray.fold_searcher import FoldSearcher
-from foldrace.search_spaces.space import build_space
 from foldrace.sweep import app
 from foldrace.trainables.resume_state import from_bytes
+from tests.pretend_tune import pretend_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE = 300.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
+OFTEN = ("--set", "training.save_every=0.001")  # seconds: after each epoch
 RESUME_STATE = "resume.safetensors"
 
 
@@ -82,10 +76,11 @@ def cli(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: None, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to, but that there was no room for its images."""
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without Ray that nothing happened to, but that there was no room for its images."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = cli("run", config, "--out", folder, "--set", "cache.max_gb=1e-6")
+    with pretend_ray():
+        result = cli("run", config, "--out", folder, "--set", "cache.max_gb=1e-6")
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return folder
 
@@ -131,11 +126,14 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def test_killed_then_interrupted_then_resumed(
-    config: Path, tmp_path: Path, undisturbed: Path
+    config: Path, tmp_path: Path, cluster: None, undisturbed: Path
 ) -> None:
+    """Each trial goes on from its last saved epoch, and all come to the bits of a run without Ray
+    that nothing happened to."""
     run = tmp_path / "run"
-    driver = start("run", config, "--out", run)
+    driver = start("run", config, "--out", run, *OFTEN)
     until(lambda: len(finished(run)) >= 2, "two finished trials", driver)
+    until(lambda: saved_epochs(run) >= 3, "a state after three epochs", driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     trainers = [p for p in family if not _is_agent(p)]
     driver.kill()
@@ -146,6 +144,8 @@ def test_killed_then_interrupted_then_resumed(
     assert trainers and not alive, f"left behind: {alive}"
     after_kill = finished(run)
     assert not (run / "ensemble").exists()
+    interrupted = [path.parent for path in run.glob(f"trials/*/*/{RESUME_STATE}")]
+    assert interrupted
 
     driver = start("resume", run)
     goal = len(after_kill) + 2
@@ -167,15 +167,19 @@ def test_killed_then_interrupted_then_resumed(
     summaries = RunStore.open(run).summaries()
     assert [s.status for s in summaries] == ["complete"] * CANDIDATES
     assert oof_files(run) == oof_files(undisturbed)
+    log = (run / "logs" / "application.log").read_text(encoding="utf-8")
+    for fold in interrupted:
+        assert re.search(rf"{fold.parent.name} {fold.name} goes on from epoch [1-9]", log), log
+    assert not list(run.glob(f"**/*{RESUME_STATE}"))
 
 
+@pytest.mark.full
 def test_a_trial_killed_in_its_middle_goes_on(
     config: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     """From its last saved epoch, to the same bits."""
     run = tmp_path / "run"
-    often = ("--set", "training.save_every=0.001", "--set", "search.candidates=1")
-    driver = start("run", config, "--out", run, *often)
+    driver = start("run", config, "--out", run, *OFTEN, "--set", "search.candidates=1")
     until(lambda: saved_epochs(run) >= 3, "a state after three epochs", driver)
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
@@ -218,7 +222,9 @@ def _kill(process: psutil.Process) -> None:
         process.kill()  # psutil makes sure that it is still the same process
 
 
-def test_a_killed_worker_costs_one_attempt(config: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_a_killed_worker_costs_one_attempt(
+    config: Path, tmp_path: Path, cluster: None, undisturbed: Path
+) -> None:
     run, killed = tmp_path / "run", []
 
     def kill_one() -> None:
@@ -248,132 +254,9 @@ def training_worker() -> psutil.Process | None:
     return None
 
 
-def test_a_trial_that_always_kills_its_worker(
-    config: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It fails its candidate after `max_failures` more attempts; the others go on."""
-    factory = tuner.trainable
-
-    def with_a_killer(job: Any) -> Callable[[dict[str, Any]], None]:
-        real = factory(job)
-
-        def trial(values: dict[str, Any]) -> None:
-            import os
-            import signal
-
-            if (values["candidate"], values["fold"]) == ("c0001", 0):
-                with open(f"{job.run}/attempts", "a") as file:
-                    file.write("x")
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(values)
-
-        return trial
-
-    monkeypatch.setattr(tuner, "trainable", with_a_killer)
+def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, cluster: None) -> None:
+    """Exit code 1, as no candidate is complete."""
     run = tmp_path / "run"
-    overrides = ("--set", "search.candidates=2", "--set", "training.epochs=1")
-    result = cli("run", config, "--out", run, *overrides)
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    assert (run / "attempts").read_text() == "xx"
-    store = RunStore.open(run)
-    assert [s.status for s in store.summaries()] == ["complete", "failed"]
-    record = store.trial("c0001", 0)
-    assert record is not None and "killed" in str(record.error)
-
-    monkeypatch.setattr(tuner, "trainable", factory)
-    before = finished(run)
-    again = cli("resume", run)
-    assert again.exit_code == 0 and finished(run) == before  # a failed trial stays as it is
-    mended = cli("resume", run, "--retry-failed")
-    assert mended.exit_code == 0, f"{mended.output}\n{mended.exception!r}"
-    assert [s.status for s in RunStore.open(run).summaries()] == ["complete"] * 2
-    kept = {name: stat for name, stat in before.items() if "c0001/fold0" not in name}
-    assert kept.items() <= finished(run).items()
-
-
-@pytest.mark.parametrize("max_failures", [0, 2])
-def test_a_worker_that_cannot_be_reset(
-    config: Path,
-    tmp_path: Path,
-    cluster: None,
-    monkeypatch: pytest.MonkeyPatch,
-    max_failures: int,
-) -> None:
-    """Tune then ends the next trial, which is innocent, without telling the searcher. The
-    sweep finds out, and runs that trial again, whatever `max_failures` is."""
-    silent: list[str] = []
-    settle = FoldSearcher._settle
-
-    def spy(self: FoldSearcher, trial_id: str, **options: bool) -> None:
-        if options["silent"] and trial_id in self.flights:
-            silent.append(trial_id)
-        settle(self, trial_id, **options)
-
-    monkeypatch.setattr(FoldSearcher, "_settle", spy)
-    monkeypatch.setattr(tuner, "trainable", _slow_to_leave)
-    sweep = parse_config(config, [f"resources.max_failures={max_failures}"]).require()
-    manifest = read_manifest(sweep.data)
-    store = RunStore(tmp_path / "run")
-    text = folds_csv(manifest, make_folds(manifest, sweep.folds))
-    store.create(sweep, text, manifest.classes)
-    space, _ = build_space(sweep, "")
-    with connect(None, sweep.resources) as connected:
-        outcome = tuner.run_sweep(store, sweep, space, "", connected, lambda progress: None)
-    assert silent, "no trial was ended silently: the fault did not happen"
-    assert [s.status for s in outcome.summaries] == ["complete"] * CANDIDATES
-    assert not outcome.interrupted and outcome.limit is None
-    for summary in outcome.summaries:
-        rows = [
-            np.load(p)
-            for p in (tmp_path / "run/trials").glob(f"{summary.candidate.candidate}/*/rows.npy")
-        ]
-        assert sorted(np.concatenate(rows)) == list(range(len(manifest)))
-
-
-def _slow_to_leave(job: Any) -> Callable[[dict[str, Any]], None]:
-    """Trials without training: each writes a finished trial and tells Tune that it is done; the
-    very first stays on for longer than Tune waits."""
-
-    def trial(values: dict[str, Any]) -> None:
-        import time
-        from pathlib import Path
-
-        import numpy as np
-        from ray import tune
-
-        from foldrace.run_folder.records import Oof, TrialRecord, VariantScore
-        from foldrace.run_folder.store import RunStore
-
-        store = RunStore.open(job.run)
-        rows = np.flatnonzero(store.folds().fold == values["fold"])
-        third = np.full((len(rows), 3), 1 / 3)
-        score = VariantScore(rows=len(rows), val_logloss=1.0986, val_acc=0.3, best_epoch=0)
-        store.save_trial(
-            TrialRecord(
-                candidate=values["candidate"], fold=values["fold"], status="finished",
-                backbone=values["backbone"], params=values["params"],
-                folds_hash=store.folds().hash, seed=0, variants={"raw": score},
-            ),
-            {"raw": Oof(np.log(third).astype(np.float16), third[:, 0].astype(np.float32))},
-            rows,
-        )  # fmt: skip
-        first = True
-        try:
-            Path(job.run, "first").touch(exist_ok=False)
-        except FileExistsError:
-            first = False
-        try:
-            tune.report({"done": True, "val_logloss": 1.0986})  # leaves by SystemExit
-        finally:
-            if first:
-                time.sleep(8)
-
-    return trial
-
-
-def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, undisturbed: Path) -> None:
-    """Exit code 1 while no candidate is complete, 0 with a blend of those that are."""
-    run = tmp_path / "none"
     long = ("--set", "training.epochs=3000", "--set", "training.patience=3000")
     result = cli("run", config, "--out", run, *long, "--set", "resources.time_budget=2s")
     assert result.exit_code == 1, f"{result.output}\n{result.exception!r}"
@@ -381,35 +264,8 @@ def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, undisturbe
     assert statuses(run) <= {"unfinished"}
     assert not finished(run)
 
-    run = tmp_path / "some"
-    shutil.copytree(undisturbed, run)
-    started = time.monotonic()
-    budget = ("--set", "resources.time_budget=0.5m", "--set", "search.candidates=1000")
-    result = cli("resume", run, *budget)
-    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    assert time.monotonic() - started < DEADLINE
-    assert {"complete"} <= statuses(run) <= {"complete", "stopped", "unfinished"}
-    assert RunStore.open(run).summaries()[-1].candidate.candidate >= f"c{CANDIDATES:04d}"
-
 
 def statuses(run: Path) -> set[str]:
     """Of the leaderboard's rows."""
     lines = (run / "leaderboard.csv").read_text(encoding="utf-8").splitlines()[1:]
     return {line.split(",")[2] for line in lines}
-
-
-def test_an_error_in_a_trial_is_the_users_to_read(
-    config: Path, tmp_path: Path, cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(job: Any) -> Callable[[dict[str, Any]], None]:
-        def trial(values: dict[str, Any]) -> None:
-            raise RuntimeError("the dog ate it")
-
-        return trial
-
-    monkeypatch.setattr(tuner, "trainable", failing)
-    run = tmp_path / "run"
-    result = cli("run", config, "--out", run, "--set", "search.candidates=1")
-    assert result.exit_code == 1, f"{result.output}\n{result.exception!r}"
-    assert "c0000 failed" in result.stderr and "--retry-failed" in result.stderr
-    assert statuses(run) == {"failed"}

@@ -1,13 +1,13 @@
-"""The race in real sweeps: stopped candidates, and a run folder that knows all there is to know.
+"""The race in whole sweeps: stopped candidates, and a run folder that knows all there is to know.
 
-Real Ray, real processes; the trials do not train, but write made-up rows at once.
+The trials do not train, but write made-up rows at once.
 """
 
 from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from foldrace.config.schema import ResourcesConfig
 from foldrace.run_folder.records import RaceDecision
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import tuner
-from foldrace.scheduling.ray.cluster import connect
 from foldrace.sweep import app
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.usefixtures("any_ray")
 CANDIDATES, K, NEEDED = 12, 3, 3
 DERIVED = ("leaderboard.csv", "trials.csv", "decisions.csv", "study.journal")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with connect(None, ResourcesConfig()):
-            yield
 
 
 @pytest.fixture
