@@ -158,7 +158,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = _from_json(text) if form == "JSON" else yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError.single(str(path), f"is not valid {form}: {error}") from error
+        tab = r"'\t' that cannot start any token" in str(error)
+        advice = "use spaces, not tabs: " if tab else ""
+        raise ConfigError.single(str(path), f"is not valid {form}: {advice}{error}") from error
     if not isinstance(raw, dict):
         found = "is empty" if raw is None else f"holds no keys, only {shown(raw)}"
         raise ConfigError.single(str(path), f"{found}; it should hold data:, search: and so on")

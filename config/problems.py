@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from foldrace.config.schema import RangeConfig, SweepConfig
-from foldrace.core.errors import Problem, closest
+from foldrace.core.errors import Problem, did_you_mean, plain
 
 _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
     "tuple_type": "should be a list: [..., ...]",
@@ -22,6 +22,26 @@ _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
     "bool_type": "should be true or false",
     "string_type": "should be text",
 }
+
+ELSEWHERE = {
+    "augmentation": "augment.policy", "augmentations": "augment.policy",
+    "backbone": "search.backbones", "backbones": "search.backbones",
+    "batchsize": "search.space.batch_size", "candidates": "search.candidates",
+    "cutmix": "search.space.cutmix_alpha and search.space.cutmix_prob",
+    "dropout": "search.space.dropout", "droppath": "search.space.drop_path",
+    "ema": "search.space.ema_decay", "emadecay": "search.space.ema_decay",
+    "epochs": "training.epochs", "head": "search.space.head",
+    "imagesize": "training.image_size", "labelsmoothing": "search.space.label_smoothing",
+    "learningrate": "search.space.lr", "lr": "search.space.lr",
+    "mixup": "search.space.mixup_alpha and search.space.mixup_prob",
+    "model": "search.backbones", "momentum": "search.space.momentum", "nfolds": "folds.k",
+    "ntrials": "search.candidates", "optimizer": "search.space.optimizer",
+    "patience": "training.patience", "schedule": "search.space.schedule",
+    "scheduler": "search.space.schedule", "timebudget": "resources.time_budget",
+    "trials": "search.candidates", "warmup": "search.space.warmup",
+    "wd": "search.space.weight_decay", "weightdecay": "search.space.weight_decay",
+}  # fmt: skip
+"""A key that people look for elsewhere -> where it stands."""
 
 
 def validated(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
@@ -71,8 +91,9 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 def _unknown_key(loc: tuple[int | str, ...]) -> str:
     fields = sorted(_model_at(loc[:-1]).model_fields)
-    near = closest(str(loc[-1]), fields)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    name = str(loc[-1])
+    meant = ELSEWHERE.get(plain(name))
+    hint = f"did you mean {meant}? " if meant is not None else did_you_mean(name, fields)
     return f"unknown key; {hint}allowed: {', '.join(fields)}"
 
 

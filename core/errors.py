@@ -1,10 +1,6 @@
-"""URLs as they may be shown: a database's URL may hold a password.
+"""Errors that a user sees, and how they are worded.
 
-Takes URLs, gives text for messages and reports.
-
-The exception tree. Each class knows the exit code of the command line.
-
-FoldraceError                 1  a failure while running
+FoldraceError                 1  exit code: a failure while running
 ├── UserError                 2  what the user gave is wrong; carries every problem found
 │   ├── ConfigError              the YAML/JSON file or a --set
 │   ├── DataError                tables, images, archives, sample submission
@@ -13,9 +9,8 @@ FoldraceError                 1  a failure while running
 ├── RunFailure                1  no complete candidate, every image unreadable, ...
 └── Interrupted             130  Ctrl-C or SIGTERM, after everything finished was saved
 
-Names that people mistype: the nearest allowed ones, and the problem that tells them.
-
-Takes a name and a table, gives a `Problem` or nothing. Imports nothing heavy: the blend uses it.
+Also the name that a mistyped one was meant to be, and URLs without their password. Imports nothing
+heavy: the blend uses it.
 """
 
 from __future__ import annotations
@@ -30,18 +25,19 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `where` is a file, a config key or a row; `message` gives the
-    bad value, what is allowed and what to do."""
+    """One thing that is wrong."""
 
     where: str
+    """A file, a config key or a row."""
     message: str
+    """The bad value, what is allowed and what to do."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
 
 
 def listing(items: Iterable[object], limit: int = 20) -> str:
-    """'a, b, c and 312 more': what a message shows of many."""
+    """Items as a message shows many: 'a, b, c and 312 more'."""
     items = iter(items)
     shown = ", ".join(str(item) for item in islice(items, limit))
     more = sum(1 for _ in items)
@@ -65,6 +61,7 @@ class UserError(FoldraceError):
 
     @classmethod
     def single(cls, where: str, message: str) -> Self:
+        """An error with one problem."""
         return cls([Problem(where, message)])
 
 
@@ -99,25 +96,56 @@ def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(allowed), n=n, cutoff=0.6)
 
 
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "architectures": ("backbones",), "batch": ("batch_size",), "bs": ("batch_size",),
+    "bayesian": ("tpe",), "ce": ("cross_entropy",), "crossentropyloss": ("cross_entropy",),
+    "cutmix": ("cutmix_alpha", "cutmix_prob"), "earlystopping": ("patience",),
+    "ema": ("ema_decay",), "gpus": ("gpus_per_trial",), "gradclip": ("clip_grad",),
+    "gradientclipping": ("clip_grad",), "imgsize": ("image_size",), "imgsz": ("image_size",),
+    "inputsize": ("image_size",), "learningrate": ("lr",), "lr0": ("lr",),
+    "lrscheduler": ("schedule",), "maxgradnorm": ("clip_grad",),
+    "mixup": ("mixup_alpha", "mixup_prob"), "model": ("backbones",), "models": ("backbones",),
+    "nfolds": ("k",), "nll": ("cross_entropy",), "nsplits": ("k",), "ntrials": ("candidates",),
+    "numepochs": ("epochs",), "onecyclelr": ("one_cycle",), "rdrop": ("rdrop_alpha",),
+    "reducelronplateau": ("plateau",), "resolution": ("image_size",), "sam": ("sam_rho",),
+    "scheduler": ("schedule",), "smoothing": ("label_smoothing",),
+    "stochasticdepth": ("drop_path",), "timelimit": ("time_budget",), "trials": ("candidates",),
+    "wd": ("weight_decay",),
+}  # fmt: skip
+"""What other tools call a thing -> what it is called here, where that is not similar."""
+
+
+def plain(name: str) -> str:
+    """A name as tables of synonyms have it: small letters, no `_` or `-`."""
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """'did you mean 'lr'? ', from synonyms and similar names; empty where nothing is near."""
+    names = list(allowed)
+    meant = [n for n in SYNONYMS.get(plain(name), ()) if n in names]
+    near = meant or closest(name, names, n=1)
+    return f"did you mean {' and '.join(map(repr, near))}? " if near else ""
+
+
 def check_name(where: str, name: str, table: Iterable[str]) -> Problem | None:
     """A problem with the nearest names where the table has no row `name`."""
     names = list(table)
     if name in names:
         return None
-    near = closest(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return Problem(where, f"got {name!r}; {hint}allowed: {', '.join(names)}")
+    return Problem(where, f"got {name!r}; {did_you_mean(name, names)}allowed: {', '.join(names)}")
 
 
-_OF_USER = re.compile(r"(://[^:/]*):.*@", re.DOTALL)
+_USER_PASSWORD = re.compile(r"(://[^:/]*):.*@", re.DOTALL)
 """Up to the last @, since a password may hold one that is not escaped."""
-_IN_QUERY = re.compile(r"([?&]password=)[^&]*", re.IGNORECASE)
+_QUERY_PASSWORD = re.compile(r"([?&]password=)[^&]*", re.IGNORECASE)
 
 
 def without_password(url: str) -> str:
-    """With *** in its place, also where the URL is malformed."""
-    return _IN_QUERY.sub(r"\1***", _OF_USER.sub(r"\1:***@", url))
+    """The URL with *** in place of its password, also where it is malformed."""
+    return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", url))
 
 
 def has_password(url: str) -> bool:
+    """True where the URL holds a password."""
     return without_password(url) != url

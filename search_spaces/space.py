@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 
 from foldrace.config.schema import SEARCH, KnobConfig, RangeConfig, SweepConfig
-from foldrace.core.errors import Problem, closest
+from foldrace.core.errors import Problem, did_you_mean
 from foldrace.search_spaces.hyperparameters import KNOBS, Knob, TrialParams
 from foldrace.search_spaces.ranges import Choice, Float, Int, Name, Range, Value, shown
 
@@ -151,8 +151,7 @@ def _settings(
 ) -> dict[str, Setting]:
     for name in given:
         if name not in KNOBS:
-            near = closest(name, KNOBS)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, KNOBS)
             text = f"unknown hyperparameter; {hint}allowed: {', '.join(KNOBS)}"
             problems.append(Problem(f"{where}.{name}", text))
     found: dict[str, Setting] = {}

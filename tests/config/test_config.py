@@ -14,8 +14,13 @@ from foldrace.config.load import (
     to_public_yaml,
     to_yaml,
 )
-from foldrace.config.schema import RangeConfig, SearchConfig
-from foldrace.core.errors import ConfigError, has_password
+from foldrace.config.problems import ELSEWHERE
+from foldrace.config.schema import RangeConfig, SearchConfig, SweepConfig
+from foldrace.core.errors import SYNONYMS, ConfigError, has_password, plain
+from foldrace.scheduling.search.samplers import SAMPLERS
+from foldrace.search_spaces.hyperparameters import KNOBS
+from foldrace.trainables.losses import LOSSES
+from foldrace.trainables.schedules import SCHEDULES
 
 MINIMAL = "data: {train: train.csv}\nsearch: {backbones: [timm/resnet18]}\n"
 
@@ -145,6 +150,44 @@ def test_a_bad_set_is_one_problem_beside_the_others(tmp_path: Path, bad: str) ->
 def test_set_of_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     (problem,) = parse(tmp_path, MINIMAL, "search.candidate=3").problems
     assert "did you mean 'candidates'?" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("training.lr", "did you mean search.space.lr? allowed: channels_last"),
+        ("training.learning_rate", "did you mean search.space.lr?"),
+        ("training.mixup", "did you mean search.space.mixup_alpha and search.space.mixup_prob?"),
+        ("training.img_size", "did you mean 'image_size'?"),
+        ("epochs", "did you mean training.epochs?"),
+        ("folds.n_splits", "did you mean 'k'?"),
+        ("search.models", "did you mean 'backbones'?"),
+        ("training.patients", "did you mean 'patience'?"),
+    ],
+)
+def test_a_key_of_another_section_or_tool_is_led_to_ours(
+    tmp_path: Path, key: str, hint: str
+) -> None:
+    (problem,) = parse(tmp_path, MINIMAL, f"{key}=3").problems
+    assert problem.message.startswith(f"unknown key; {hint}")
+
+
+def test_names_of_other_tools_lead_to_names_that_exist() -> None:
+    sections = {name: f.annotation for name, f in SweepConfig.model_fields.items()}
+    keys = {n: {*s.model_fields} for n, s in sections.items() if hasattr(s, "model_fields")}
+    names = set.union(*keys.values(), KNOBS, LOSSES, SCHEDULES, SAMPLERS)
+    assert {ours for found in SYNONYMS.values() for ours in found} <= names
+    for place in " and ".join(ELSEWHERE.values()).split(" and "):
+        section, _, key = place.partition(".")
+        known = KNOBS if key.startswith("space.") else keys[section]
+        assert key.removeprefix("space.") in known, place
+    assert all(plain(name) == name for name in (*SYNONYMS, *ELSEWHERE))
+
+
+@pytest.mark.parametrize("text", ["data:\n\ttrain: x", "data: {\n\ttrain: x}", "data:\tx"])
+def test_a_tab_in_yaml_is_told_as_such(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not valid YAML: use spaces, not tabs: [\s\S]*line"):
+        parse(tmp_path, text)
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "1.0e-3", "0.001", "1_0e-4"])

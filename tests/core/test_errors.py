@@ -7,7 +7,14 @@ from typing import assert_type
 import pytest
 
 from foldrace.core import errors
-from foldrace.core.errors import DataError, FoldraceError, Problem, UserError, listing
+from foldrace.core.errors import (
+    DataError,
+    FoldraceError,
+    Problem,
+    UserError,
+    check_name,
+    listing,
+)
 
 
 def test_single_gives_the_class_it_is_called_on() -> None:
@@ -38,3 +45,28 @@ def test_listing() -> None:
     assert listing([]) == ""
     assert listing(range(3)) == "0, 1, 2"
     assert listing(range(1333), 2) == "0, 1 and 1,331 more"
+
+
+LOSSES = ("cross_entropy", "focal", "bce", "kl", "ldam")
+KNOBS = ("lr", "lr_factor", "mixup_alpha", "mixup_prob", "dropout")
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "hint"),
+    [
+        ("ce", LOSSES, "did you mean 'cross_entropy'? "),
+        ("CrossEntropyLoss", LOSSES, "did you mean 'cross_entropy'? "),
+        ("focall", LOSSES, "did you mean 'focal'? "),
+        ("hinge", LOSSES, ""),
+        ("learning_rate", KNOBS, "did you mean 'lr'? "),
+        ("mixup", KNOBS, "did you mean 'mixup_alpha' and 'mixup_prob'? "),
+        ("learning_rate", LOSSES, ""),
+    ],
+)
+def test_an_unknown_name_is_led_to_the_one_that_was_meant(
+    name: str, table: tuple[str, ...], hint: str
+) -> None:
+    problem = check_name("search.space.loss", name, table)
+    assert problem is not None
+    assert problem.message == f"got {name!r}; {hint}allowed: {', '.join(table)}"
+    assert check_name("x", table[0], table) is None
