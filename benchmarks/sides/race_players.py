@@ -28,7 +28,7 @@ from foldrace.scheduling.ray.fold_asha import FoldASHA
 from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import RungReport, rungs_of
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
@@ -235,7 +235,7 @@ def _searcher(
         Ledger(table.fold_count, 0, config.race.min_complete if stops else None),
         judge,
         Budget(search, config.resources),
-        Shares(search.backbones, search.candidates, search.min_share, search.seed),
+        BackboneAllocation(search.backbones, search.candidates, search.min_share, search.seed),
         lambda: slots,
     )
 

@@ -22,7 +22,7 @@ from foldrace.scheduling.budget import Budget, Need, Spent
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race, is_decided
 from foldrace.scheduling.ray.fold_trial import BACKBONE, CANDIDATE, FOLD, PARAMS
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.unfinished_trials import (
     stopped_trial,
@@ -77,7 +77,7 @@ class FoldSearcher(Searcher):
         ledger: Ledger,
         race: Race,
         budget: Budget,
-        shares: Shares,
+        shares: BackboneAllocation,
         slots: Callable[[], int],
         on_trial_end: Callable[[TrialRecord], None] = lambda record: None,
         on_settled: Callable[[CandidateSummary], None] = lambda summary: None,

@@ -21,7 +21,7 @@ from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.fold_asha import FoldASHA
 from foldrace.scheduling.ray.fold_searcher import FoldSearcher, TuneTrial
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import open_study
 from foldrace.search_spaces.space import SearchSpace
 
@@ -63,7 +63,7 @@ class SweepSession:
             _ledger(store, config),
             race,
             self._budget,
-            Shares(space.backbones, search.candidates, search.min_share, search.seed),
+            BackboneAllocation(space.backbones, search.candidates, search.min_share, search.seed),
             cluster.slots,
             self._trial_ended,
             self._candidate_settled,

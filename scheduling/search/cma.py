@@ -26,12 +26,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 _SIGMA = 0.3  # of the unit cube, as the tutorial suggests for an optimum inside it
 LEAST_KNOBS = 2
-"""A covariance needs two."""
+"""Numeric knobs that CMA-ES needs: a covariance needs two."""
 
 
 class ReplayedCma(BaseSampler):
-    """Each `population_size` ended trials, in the order of their numbers, are one generation.
-    Choices, and fewer than two numeric knobs, are drawn at random."""
+    """Optuna sampler that rebuilds the distribution of CMA-ES from the ended trials at each ask.
+
+    Each `population_size` ended trials, in the order of their numbers, are one generation. Choices,
+    and fewer than two numeric knobs, are drawn at random.
+    """
 
     def __init__(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> None:
         self._seed = seed
@@ -42,11 +45,13 @@ class ReplayedCma(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        """The numeric knobs, or none where there are fewer than two."""
         return dict(self._space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Values of the numeric knobs, from the distribution after all complete trials."""
         if not search_space:
             return {}
         ended = [
@@ -65,6 +70,7 @@ class ReplayedCma(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
+        """A random value of a knob that is not numeric."""
         return self._others.sample_independent(study, trial, param_name, param_distribution)
 
     def _replay(self, ended: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> CMA:
@@ -87,7 +93,7 @@ def _is_numeric(distribution: BaseDistribution) -> bool:
 
 
 def _ends(distribution: BaseDistribution) -> tuple[float, float, bool]:
-    """Of the unit interval, in the knob's own values; a whole number owns half a unit each side."""
+    """Ends of the range, and whether it is logarithmic; a whole number owns half a unit a side."""
     match distribution:
         case FloatDistribution():
             return distribution.low, distribution.high, distribution.log

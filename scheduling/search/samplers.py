@@ -1,11 +1,7 @@
-"""How the next configuration of a backbone is found: one row a `search.sampler`.
+"""The table of samplers: one row for each value of `search.sampler`.
 
-Takes an `Ask` (the space, what the sampler may see, a seed), gives proposals in the order in which
-they should be tried: the study takes the first that no candidate has.
-
-A finite search space: every combination of the values of its knobs, without listing them.
-
-Takes values for each knob, gives combinations from a random place on. Larger than memory is fine.
+Takes an `Ask` (the space, the trials that the sampler may see, a seed), gives proposals in the
+order in which they should be tried: the study takes the first that no candidate has.
 """
 
 from __future__ import annotations
@@ -28,19 +24,25 @@ from foldrace.scheduling.search.cma import ReplayedCma
 from foldrace.search_spaces.ranges import Range, Value
 from foldrace.search_spaces.space import distribution
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are for who chose the sampler
+
 GRID_POINTS = 5
 """Values that a grid takes of a range."""
-_DRAWS = 20
+_RANDOM_POINTS = 20  # of a grid, before it is walked in order
+_TRIES = 3  # of the sampler itself, when what it proposes is taken: each costs a whole suggestion
+_RANDOM_TRIES = 20
 
 
 @dataclass(frozen=True)
-class Lattice:
-    """Knob -> its values."""
+class Grid:
+    """A finite search space, whose combinations are never listed: it may exceed the memory."""
 
     axes: Mapping[str, Sequence[Value]]
+    """Knob -> its values."""
 
     @property
     def size(self) -> int:
+        """Number of combinations."""
         return math.prod(len(values) for values in self.axes.values())
 
     def at(self, index: int) -> dict[str, Value]:
@@ -52,77 +54,78 @@ class Lattice:
         return chosen
 
     def walk(self, seed: int) -> Iterator[dict[str, Value]]:
-        """Every combination at least once: some at random, then all from a random one on, so that
-        whoever looks for a free one finds it after as many steps as others are taken."""
+        """Every combination at least once: some at random, then all from a random one on.
+
+        The random ones spare a search for a free combination the long way past those taken.
+        """
         generator = random.Random(seed)
-        for _ in range(_DRAWS):
+        for _ in range(_RANDOM_POINTS):
             yield self.at(generator.randrange(self.size))
         start = generator.randrange(self.size)
         for step in range(self.size):
             yield self.at((start + step) % self.size)
 
 
-def grid(ranges: Mapping[str, Range]) -> Lattice:
-    """The choices, and at most `GRID_POINTS` values of each range."""
-    return Lattice({name: chosen.grid(GRID_POINTS) for name, chosen in ranges.items()})
+def coarse_grid(ranges: Mapping[str, Range]) -> Grid:
+    """All choices, and at most `GRID_POINTS` values of each range."""
+    return Grid({name: chosen.grid(GRID_POINTS) for name, chosen in ranges.items()})
 
 
-def every(ranges: Mapping[str, Range]) -> Lattice | None:
+def full_grid(ranges: Mapping[str, Range]) -> Grid | None:
     """All values of all knobs; None where one of them takes real numbers."""
     axes = {name: chosen.every() for name, chosen in ranges.items()}
     listed = {name: values for name, values in axes.items() if values is not None}
-    return Lattice(listed) if len(listed) == len(axes) else None
-
-
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are for who chose the sampler
-
-_TRIES = 3  # of the sampler itself, when what it proposes is taken: each costs a whole suggestion
-_RANDOM_TRIES = 20
+    return Grid(listed) if len(listed) == len(axes) else None
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a proposal is made from."""
+    """A question for the next configuration of a backbone, with what may be known for it."""
 
     seed: int
-    """Of the search."""
+    """Seed of the search."""
     number: int
-    """Of the candidate; with `seed` it decides every draw, so that `resume` needs no generator's
-    state."""
+    """Number of the candidate; with `seed` it decides every draw, so that `resume` needs no
+    generator's state."""
     ranges: Mapping[str, Range]
-    """Optuna's name -> range, of the backbone's searched knobs."""
+    """Optuna's name -> range, for the backbone's searched knobs."""
     trials: Sequence[FrozenTrial]
-    """What is known, by number; none of them has number 0."""
+    """Trials that the sampler may see, by number; none of them has number 0."""
 
     def seed_of(self, attempt: object) -> int:
-        """32 bits."""
+        """Seed of one attempt (32 bits)."""
         text = f"{self.seed}/{self.number}/{attempt}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
-Make = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
+MakeSampler = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """`most_trials`: how many ended candidates it sees, so many that a suggestion takes tens of
-    milliseconds (GP: tenths of a second). `sees_pruned`: whether it ranks trials of the state
-    PRUNED; to others stopped candidates are shown as complete, with what their folds gave.
-    `defaults`: whether each backbone begins with its default configuration."""
+    """One row of the table."""
 
     propose: Callable[[Ask], Iterator[Mapping[str, Value]]]
     most_trials: int = 0
+    """Number of ended candidates that it sees, so many that a suggestion takes tens of
+    milliseconds (GP: tenths of a second)."""
     sees_pruned: bool = False
+    """True where it ranks trials of the state PRUNED; to other samplers stopped candidates are
+    shown as complete, with the loss of the folds that they have."""
     defaults: bool = True
+    """True where each backbone begins with its default configuration."""
 
 
-class _Shown(InMemoryStorage):
-    """A study that holds the given trials and the one that is asked for. They are not copied in
-    (a thousand copies a suggestion would take longer than the sampler), and only read."""
+class _TrialsStorage(InMemoryStorage):
+    """A study that holds the given trials and the one that is asked for.
+
+    The given ones are only read and not copied in: a thousand copies a suggestion would take longer
+    than the sampler.
+    """
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         super().__init__()
-        self._shown = trials
+        self._given = trials
 
     def get_all_trials(
         self,
@@ -130,29 +133,30 @@ class _Shown(InMemoryStorage):
         deepcopy: bool = True,
         states: Sequence[TrialState] | None = None,  # type: ignore[override]
     ) -> list[FrozenTrial]:
-        shown = [t for t in self._shown if states is None or t.state in states]
-        return shown + super().get_all_trials(study_id, deepcopy, states)
+        given = [t for t in self._given if states is None or t.state in states]
+        return given + super().get_all_trials(study_id, deepcopy, states)
 
 
-def _draw(ask: Ask, make: Make, attempt: object, trials: Sequence[FrozenTrial]) -> dict[str, Value]:
-    """One suggestion."""
+def _suggestion(
+    ask: Ask, make: MakeSampler, attempt: object, trials: Sequence[FrozenTrial]
+) -> dict[str, Value]:
     space = {name: distribution(chosen) for name, chosen in ask.ranges.items()}
     with warnings.catch_warnings():  # several options of Optuna's samplers are called experimental
         warnings.simplefilter("ignore", ExperimentalWarning)
         sampler = make(ask.seed_of(attempt), space)
-        study = optuna.create_study(storage=_Shown(trials), sampler=sampler)
+        study = optuna.create_study(storage=_TrialsStorage(trials), sampler=sampler)
         return study.ask(fixed_distributions=space).params
 
 
-def _drawn(make: Make) -> Callable[[Ask], Iterator[Mapping[str, Value]]]:
+def _proposals(make: MakeSampler) -> Callable[[Ask], Iterator[Mapping[str, Value]]]:
     """The sampler's proposals, then random ones, then in a finite space all others."""
 
     def propose(ask: Ask) -> Iterator[Mapping[str, Value]]:
         for attempt in range(_TRIES):
-            yield _draw(ask, make, attempt, ask.trials)
+            yield _suggestion(ask, make, attempt, ask.trials)
         for attempt in range(_RANDOM_TRIES):
-            yield _draw(ask, _random, f"random {attempt}", ())
-        rest = every(ask.ranges)
+            yield _suggestion(ask, _random, f"random {attempt}", ())
+        rest = full_grid(ask.ranges)
         if rest is not None:
             yield from rest.walk(ask.seed_of("rest"))
 
@@ -160,7 +164,7 @@ def _drawn(make: Make) -> Callable[[Ask], Iterator[Mapping[str, Value]]]:
 
 
 def _grid(ask: Ask) -> Iterator[Mapping[str, Value]]:
-    return grid(ask.ranges).walk(ask.seed_of("grid"))
+    return coarse_grid(ask.ranges).walk(ask.seed_of("grid"))
 
 
 def _nothing(ask: Ask) -> Iterator[Mapping[str, Value]]:
@@ -180,10 +184,10 @@ def _gp(seed: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "tpe": Sampler(_drawn(_tpe), most_trials=1000, sees_pruned=True),
-    "random": Sampler(_drawn(_random)),
-    "cmaes": Sampler(_drawn(ReplayedCma), most_trials=1000),
-    "gp": Sampler(_drawn(_gp), most_trials=60),
+    "tpe": Sampler(_proposals(_tpe), most_trials=1000, sees_pruned=True),
+    "random": Sampler(_proposals(_random)),
+    "cmaes": Sampler(_proposals(ReplayedCma), most_trials=1000),
+    "gp": Sampler(_proposals(_gp), most_trials=60),
     "grid": Sampler(_grid, defaults=False),
     "list": Sampler(_nothing, defaults=False),
 }

@@ -1,7 +1,7 @@
 """The search: which candidate comes next, and what the sampler learns from those that ended.
 
 Takes a `SearchSpace`, candidates of earlier sessions and how candidates end; gives new candidates.
-Everything is rebuilt from the run folder; `study_mirror` shows it to optuna-dashboard.
+Everything is rebuilt from the run folder; `export` writes it for optuna-dashboard.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from foldrace.config.schema import SearchConfig, SweepConfig
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.search.export import StudyExporter, open_exporter
+from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS, Ask
-from foldrace.scheduling.search.study_mirror import StudyMirror, open_mirror
-from foldrace.scheduling.search.study_view import EarlierCandidate, StudyView
 from foldrace.scheduling.search.warm_start import earlier_candidates
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.ranges import Value
@@ -24,25 +24,26 @@ _Key = tuple[str, tuple[tuple[str, Value], ...]]
 
 
 class CandidateStudy:
-    """Ask for the next candidate, tell how one ended.
-
-    `gains()`: candidate -> its gain over the race's blend as it is now; read at each ask where the
-    gain is the objective. `earlier`: candidates of other run folders to learn from.
-    """
+    """The search of one sweep: ask for the next candidate, tell how one ended."""
 
     def __init__(
         self,
         space: SearchSpace,
         search: SearchConfig,
         classes: int,
-        mirror: StudyMirror | None = None,
+        exporter: StudyExporter | None = None,
         gains: Callable[[], Mapping[str, float]] = dict,
         earlier: Sequence[EarlierCandidate] = (),
     ) -> None:
-        self._space, self._search, self._mirror = space, search, mirror
+        """Begin a search without candidates.
+
+        `gains()`: candidate -> its gain over the race's blend as it is now, read at each ask where
+        the gain is the objective; `earlier`: candidates of other run folders to learn from.
+        """
+        self._space, self._search, self._exporter = space, search, exporter
         self._sampler = SAMPLERS[search.sampler]
         objective = gains if search.objective == "gain" else None
-        self._view = StudyView(space, self._sampler, classes, objective, earlier)
+        self._history = SamplerHistory(space, self._sampler, classes, objective, earlier)
         points = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
         self._points = {_key(*point): point for point in points}  # that no candidate has
         for backbone, params in points:
@@ -51,12 +52,14 @@ class CandidateStudy:
         self._begun: set[str] = set()  # backbones with a candidate
 
     def ask(self, number: int, backbone: str | None = None) -> CandidateRecord | None:
-        """Candidate `number`: the next point given by hand, else the default configuration of a
-        backbone without a candidate, else what the sampler proposes for `backbone` (None: one at
-        random). Where every configuration of that backbone is taken, the next backbone's; None
-        where all are, as at the end of a grid or a list."""
-        if self._mirror is not None:
-            self._mirror.write()  # what was replayed: the dashboard shows it from the start
+        """Candidate `number`, or None where every configuration is taken (the end of a grid).
+
+        The next point given by hand, else the default configuration of a backbone without a
+        candidate, else what the sampler proposes for `backbone` (None: one at random), or for the
+        next backbone where every configuration of that one is taken.
+        """
+        if self._exporter is not None:
+            self._exporter.write()  # what was replayed: the dashboard shows it from the start
         found = self._point() or self._default() or self._proposed(number, backbone)
         if found is None:
             return None
@@ -65,26 +68,28 @@ class CandidateStudy:
         return CandidateRecord(candidate=candidate, backbone=chosen, params=params.as_dict())
 
     def replay(self, summary: CandidateSummary) -> None:
-        """A candidate of an earlier session: settled, or still to be continued. Whether or not
-        the space still holds it, it is not run again."""
+        """Add a candidate of an earlier session, settled or still to be continued.
+
+        Whether or not the space still holds it, it is not run again.
+        """
         record = summary.candidate
         self._start(record.candidate, record.backbone, TrialParams.from_dict(record.params))
         if summary.settled:
-            self._view.end(summary)
-            self._reflect(summary)
+            self._history.end(summary)
+            self._export(summary)
 
     def tell(self, summary: CandidateSummary) -> None:
-        """A candidate is settled, or the budget has ended before it was."""
+        """Take in a candidate that is settled, or that the budget has left unfinished."""
         if summary.settled:
-            self._view.end(summary)
-        self._reflect(summary)
-        if self._mirror is not None:
-            self._mirror.write()
+            self._history.end(summary)
+        self._export(summary)
+        if self._exporter is not None:
+            self._exporter.write()
 
     def close(self) -> None:
-        """Wait until what was told is written where the dashboard reads it."""
-        if self._mirror is not None:
-            self._mirror.close()
+        """Wait until every candidate is written where the dashboard reads it."""
+        if self._exporter is not None:
+            self._exporter.close()
 
     def _point(self) -> tuple[str, TrialParams] | None:
         return next(iter(self._points.values()), None)
@@ -104,9 +109,11 @@ class CandidateStudy:
         return next((found for found in tried if found is not None), None)
 
     def _free(self, number: int, backbone: str) -> tuple[str, TrialParams] | None:
-        """The sampler's first proposal that no candidate has. What it proposed in vain is
-        forgotten: the next ask sees candidates alone."""
-        trials = self._view.trials(backbone)
+        """The sampler's first proposal that no candidate has.
+
+        What it proposed in vain is forgotten: the next ask sees candidates alone.
+        """
+        trials = self._history.trials(backbone)
         ask = Ask(self._search.seed, number, self._space.searched(backbone), trials)
         for drawn in self._sampler.propose(ask):
             params = self._space.decode(backbone, drawn)
@@ -120,15 +127,15 @@ class CandidateStudy:
         self._taken.add(key)
         self._points.pop(key, None)
         self._expect(backbone, params)
-        self._view.start(candidate, backbone, params)
+        self._history.start(candidate, backbone, params)
 
     def _expect(self, backbone: str, params: TrialParams) -> None:
-        if self._mirror is not None:
-            self._mirror.expect(backbone, params)
+        if self._exporter is not None:
+            self._exporter.expect(backbone, params)
 
-    def _reflect(self, summary: CandidateSummary) -> None:
-        if self._mirror is not None:
-            self._mirror.add(summary)
+    def _export(self, summary: CandidateSummary) -> None:
+        if self._exporter is not None:
+            self._exporter.add(summary)
 
 
 def open_study(
@@ -137,11 +144,13 @@ def open_study(
     space: SearchSpace,
     gains: Callable[[], Mapping[str, float]],
 ) -> CandidateStudy:
-    """The study of a run folder, as its config says. Raises UserError where the database or a
-    folder of `search.warm_start` cannot be read."""
+    """The study of a run folder, as its config says.
+
+    Raises UserError where the database or a folder of `search.warm_start` cannot be read.
+    """
     earlier = earlier_candidates(config.search.warm_start, space, store.folds().hash)
-    mirror = open_mirror(store, config, space)
-    return CandidateStudy(space, config.search, len(store.classes()), mirror, gains, earlier)
+    exporter = open_exporter(store, config, space)
+    return CandidateStudy(space, config.search, len(store.classes()), exporter, gains, earlier)
 
 
 def _key(backbone: str, params: TrialParams) -> _Key:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from foldrace.core.errors import Problem, RunFolderError, UserError, listing
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.search.study_view import EarlierCandidate
+from foldrace.scheduling.search.sampler_history import EarlierCandidate
 from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
 from foldrace.search_spaces.space import SearchSpace
 
@@ -19,29 +19,31 @@ _REMOVE = (
     "put the folder back, or remove it from the list; a run that learnt from it goes on without it "
     "with `resume RUN --set search.warm_start=[]`"
 )
-_LEARNT_FROM = ("complete", "stopped", "diverged")
+_INSTRUCTIVE = ("complete", "stopped", "diverged")  # statuses that a sampler can learn from
 
 
 def earlier_candidates(
     roots: Sequence[str], space: SearchSpace, folds_hash: str
 ) -> list[EarlierCandidate]:
-    """Of each folder those that have ended and whose searched hyperparameters lie in the space.
-    Raises UserError for a folder that cannot be read."""
+    """Candidates of the folders that have ended and lie in the search space.
+
+    Raises UserError for a folder that cannot be read.
+    """
     return [
         _earlier(summary, run, space, folds_hash == store.folds().hash)
         for run, root in enumerate(roots, start=1)
         for store in [RunStore.open(root)]
-        for summary in _fitting(store, space)
+        for summary in _usable(store, space)
     ]
 
 
 def warm_start_problems(roots: Sequence[str], space: SearchSpace) -> Iterator[Problem]:
-    """Folders that are no run folders, or that nothing can be learnt from."""
+    """Problems of folders that are no run folders, or that nothing can be learnt from."""
     for i, root in enumerate(roots):
         where = f"search.warm_start[{i}]"
         try:
             store = RunStore.open(root)
-            if _fitting(store, space):
+            if _usable(store, space):
                 continue
             summaries = store.summaries()
         except RunFolderError as error:
@@ -49,14 +51,14 @@ def warm_start_problems(roots: Sequence[str], space: SearchSpace) -> Iterator[Pr
         except (UserError, OSError) as error:
             yield Problem(where, f"{root} cannot be read: {error}; {_REMOVE}")
         else:
-            yield Problem(where, _why_nothing_fits(root, summaries, space))
+            yield Problem(where, _why_unusable(root, summaries, space))
 
 
-def _fitting(store: RunStore, space: SearchSpace) -> list[CandidateSummary]:
+def _usable(store: RunStore, space: SearchSpace) -> list[CandidateSummary]:
     return [
         summary
         for summary in store.summaries()
-        if summary.status in _LEARNT_FROM
+        if summary.status in _INSTRUCTIVE
         and summary.candidate.params.keys() <= KNOBS.keys()  # else it is of a newer version
         and space.place(summary.candidate.backbone, _params(summary)) is not None
     ]
@@ -65,12 +67,12 @@ def _fitting(store: RunStore, space: SearchSpace) -> list[CandidateSummary]:
 def _earlier(
     summary: CandidateSummary, run: int, space: SearchSpace, same_folds: bool
 ) -> EarlierCandidate:
-    alike = same_folds and space.fixed_alike(summary.candidate.backbone, _params(summary))
-    return EarlierCandidate(summary, run, alike)
+    comparable = same_folds and space.fixed_alike(summary.candidate.backbone, _params(summary))
+    return EarlierCandidate(summary, run, comparable)
 
 
-def _why_nothing_fits(root: str, summaries: Sequence[CandidateSummary], space: SearchSpace) -> str:
-    ended = [s for s in summaries if s.status in _LEARNT_FROM]
+def _why_unusable(root: str, summaries: Sequence[CandidateSummary], space: SearchSpace) -> str:
+    ended = [s for s in summaries if s.status in _INSTRUCTIVE]
     if not ended:
         return f"{root} has no candidate that ended: nothing can be learnt from it; remove it"
     backbones = Counter(s.candidate.backbone for s in ended)

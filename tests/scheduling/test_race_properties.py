@@ -45,9 +45,10 @@ from foldrace.scheduling.ray.fold_asha import FoldASHA
 from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import RungReport
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import open_study
 from foldrace.search_spaces.space import build_space
+from tests.conftest import examples
 
 K, ROWS, EPOCHS = 3, 45, 4
 CLASSES = ("a", "b", "c")
@@ -116,7 +117,7 @@ class Tune:
             Ledger(K, config.resources.max_failures, needed),
             self.race,
             Budget(config.search, config.resources),
-            Shares(space.backbones, config.search.candidates, 0.5, 0),
+            BackboneAllocation(space.backbones, config.search.candidates, 0.5, 0),
             lambda: self.slots,
             on_settled=lambda summary: self.settled.append(summary.candidate.candidate),
         )
@@ -287,7 +288,7 @@ def sweep_config(
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(
     rule=st.sampled_from(["gain", "gain", "forgiving", "none"]),
     sampler=st.sampled_from(["tpe", "random"]),

@@ -20,7 +20,7 @@ from foldrace.scheduling.ledger import Ledger
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.device_group import _memory_is_full
 from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.space import build_space
 
@@ -65,7 +65,7 @@ def searcher_for(store: RunStore, max_failures: int) -> FoldSearcher:
         Ledger(3, max_failures, min_complete=5),
         race,
         Budget(search, ResourcesConfig()),
-        Shares(search.backbones, 1, 0.5, 0),
+        BackboneAllocation(search.backbones, 1, 0.5, 0),
         lambda: 3,
     )
 

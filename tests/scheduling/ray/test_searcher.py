@@ -25,9 +25,10 @@ from foldrace.scheduling.budget import Budget, Need
 from foldrace.scheduling.ledger import Ledger
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.space import SearchSpace, build_space
+from tests.conftest import examples
 from tests.scheduling.raced_runs import RacedRun
 from tests.scheduling.search.searches import running
 
@@ -55,7 +56,7 @@ class Session:
         self.searcher = FoldSearcher(
             run.store, self.study, Ledger(K, 1, needed), self.race,
             Budget(search, ResourcesConfig()),
-            Shares(search.backbones, search.candidates, search.min_share, search.seed),
+            BackboneAllocation(search.backbones, search.candidates, search.min_share, search.seed),
             lambda: slots, on_settled=self.settled.append,
         )  # fmt: skip
         self.searcher.replay(run.store.summaries(running=True))
@@ -96,7 +97,9 @@ def epoch_decision(candidate: str, fold: int) -> RaceDecision:
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(8),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(seed=st.integers(0, 2**32 - 1), slots=st.integers(1, 4))
 def test_whatever_happens_every_candidate_ends_in_one_state(
@@ -274,7 +277,7 @@ def test_hours_are_committed_to_what_runs(run: RacedRun) -> None:
         run.store, CandidateStudy(space_of(limited), limited, 3), Ledger(K, 1),
         Race(run.store, RaceConfig(rule="none")),
         Budget(limited, ResourcesConfig(gpu_hours=2 * K * seconds / 3600)),
-        Shares(limited.backbones, 9, limited.min_share, limited.seed), lambda: 20,
+        BackboneAllocation(limited.backbones, 9, limited.min_share, limited.seed), lambda: 20,
         need=lambda backbone, folds: Need(folds, seconds, 20),
     )  # fmt: skip
     started: list[tuple[str, int]] = []

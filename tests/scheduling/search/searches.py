@@ -36,7 +36,7 @@ def space_of(config: SweepConfig) -> SearchSpace:
 
 def running(study: CandidateStudy) -> int:
     """How many candidates the sampler takes for running."""
-    return len(study._view._running)
+    return len(study._history._running)
 
 
 def ended(

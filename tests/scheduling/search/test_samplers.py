@@ -16,7 +16,14 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from foldrace.config.schema import SearchConfig
-from foldrace.scheduling.search.samplers import GRID_POINTS, SAMPLERS, Ask, Lattice, every, grid
+from foldrace.scheduling.search.samplers import (
+    GRID_POINTS,
+    SAMPLERS,
+    Ask,
+    Grid,
+    coarse_grid,
+    full_grid,
+)
 from foldrace.search_spaces.ranges import Choice, Float, Int, Range, Value
 from foldrace.search_spaces.space import distribution
 
@@ -219,20 +226,20 @@ def test_a_cma_es_of_one_number_draws_at_random() -> None:
 
 def test_the_grid_is_the_product_of_choices_and_points_of_ranges() -> None:
     axes = [r.grid(GRID_POINTS) for r in RANGES.values()]
-    lattice = grid(RANGES)
-    assert lattice.size == len(list(itertools.product(*axes))) == 5 * 5 * 5 * 3 * 2
-    found = [tuple(lattice.at(i).values()) for i in range(lattice.size)]
+    grid = coarse_grid(RANGES)
+    assert grid.size == len(list(itertools.product(*axes))) == 5 * 5 * 5 * 3 * 2
+    found = [tuple(grid.at(i).values()) for i in range(grid.size)]
     assert sorted(map(str, found)) == sorted(map(str, itertools.product(*axes)))
     walked = {tuple(p.values()) for p in SAMPLERS["grid"].propose(Ask(0, 1, RANGES, ()))}
     assert walked == set(found)
 
 
-def test_a_lattice_larger_than_memory_is_walked() -> None:
-    lattice = Lattice({str(i): range(1000) for i in range(30)})
-    assert lattice.size == 10**90
-    first = list(itertools.islice(lattice.walk(0), 50))
+def test_a_grid_larger_than_memory_is_walked() -> None:
+    grid = Grid({str(i): range(1000) for i in range(30)})
+    assert grid.size == 10**90
+    first = list(itertools.islice(grid.walk(0), 50))
     assert all(v in range(1000) for p in first for v in p.values())
-    assert every({"a": Int(0, 9), "b": Float(0.0, 1.0)}) is None
+    assert full_grid({"a": Int(0, 9), "b": Float(0.0, 1.0)}) is None
 
 
 def test_other_threads_numbers_are_left_alone() -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision
+from foldrace.scheduling.search.sampler_history import SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.scheduling.search.study_view import StudyView
 from foldrace.search_spaces.hyperparameters import TrialParams
+from tests.conftest import examples
 from tests.scheduling.search.searches import BACKBONES, FEW, ended, running, space_of, sweep
 
 A, B = BACKBONES
@@ -160,13 +161,13 @@ def test_refused_asks_teach_the_sampler_nothing() -> None:
     assert running(study) == running(other) == 6
 
 
-class View:
-    """A `StudyView` of one searched knob, and candidates c0000, c0001 ... as they are told."""
+class History:
+    """A `SamplerHistory` of one searched knob, and candidates c0000, c0001 ... as they are told."""
 
     def __init__(self, sampler: str = "tpe", gains: Mapping[str, float] | None = None) -> None:
         self.space = space_of(sweep(space=FEW))
         live = None if gains is None else (lambda: gains)
-        self.view = StudyView(self.space, SAMPLERS[sampler], 10, live)
+        self.history = SamplerHistory(self.space, SAMPLERS[sampler], 10, live)
 
     def record(self, number: int, backbone: str = A) -> CandidateRecord:
         params = self.space.configured(backbone, {"lr": 1e-4 + number * 1e-7})
@@ -176,10 +177,10 @@ class View:
 
     def start(self, number: int, backbone: str = A) -> None:
         record = self.record(number, backbone)
-        self.view.start(record.candidate, backbone, TrialParams.from_dict(record.params))
+        self.history.start(record.candidate, backbone, TrialParams.from_dict(record.params))
 
     def end(self, number: int, status: str, *losses: float, backbone: str = A) -> None:
-        self.view.end(self.summary(number, status, *losses, backbone=backbone))
+        self.history.end(self.summary(number, status, *losses, backbone=backbone))
 
     def summary(
         self, number: int, status: str, *losses: float, backbone: str = A
@@ -189,7 +190,7 @@ class View:
     def seen(self, backbone: str = A) -> dict[int, object]:
         """Candidate's number -> value, (folds, value) of a pruned one, or `running`."""
         found: dict[int, object] = {}
-        for trial in self.view.trials(backbone):
+        for trial in self.history.trials(backbone):
             value: object = trial.value
             if trial.state == TrialState.PRUNED:
                 value = next(iter(trial.intermediate_values.items()), None)
@@ -199,15 +200,15 @@ class View:
 
 
 def test_what_the_sampler_sees_of_each_end() -> None:
-    view = View()
+    history = History()
     for number in range(7):
-        view.start(number)
-    view.end(0, "complete", 0.4, 0.8, 0.2)
-    view.end(1, "stopped", 0.4, 0.8)
-    view.end(2, "stopped")
-    view.end(3, "diverged", 0.4)
-    view.end(4, "failed", 0.4)
-    assert view.seen() == {
+        history.start(number)
+    history.end(0, "complete", 0.4, 0.8, 0.2)
+    history.end(1, "stopped", 0.4, 0.8)
+    history.end(2, "stopped")
+    history.end(3, "diverged", 0.4)
+    history.end(4, "failed", 0.4)
+    assert history.seen() == {
         0: pytest.approx((10 * 0.4 + 30 * 0.8 + 90 * 0.2) / 130),  # pooled over rows
         1: (2, pytest.approx((10 * 0.4 + 30 * 0.8) / 40)),
         3: (0, 2 * math.log(10)),  # worse than anything that was stopped
@@ -234,56 +235,56 @@ def test_tpe_learns_where_training_diverges_also_where_nearly_all_others_are_sto
 
 
 def test_of_a_first_fold_stopped_in_mid_training_its_score_is_seen() -> None:
-    view = View()
+    history = History()
     decision = RaceDecision(
         number=0, candidate="c0000", fold=0, epoch=4, rule="epoch", action="stop", folds_done=0,
         rows=10, score=1.5, complete=5, epochs_trained=9, reason="",
     )  # fmt: skip
-    view.view.end(ended(view.record(0), "stopped", decisions=[decision]))
-    assert view.seen() == {0: (0, 1.5)}
+    history.history.end(ended(history.record(0), "stopped", decisions=[decision]))
+    assert history.seen() == {0: (0, 1.5)}
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "gp"])
 def test_a_sampler_that_knows_no_pruning_sees_what_the_folds_gave(sampler: str) -> None:
-    view = View(sampler)
-    view.end(0, "stopped", 0.4, 0.8)
-    assert view.seen() == {0: pytest.approx(0.7)}
+    history = History(sampler)
+    history.end(0, "stopped", 0.4, 0.8)
+    assert history.seen() == {0: pytest.approx(0.7)}
 
 
 def test_with_the_gain_as_objective_values_follow_the_blend() -> None:
     gains = {"c0000": 0.02, "c0001": -0.01, "c0002": 0.5}
-    view = View(gains=gains)
-    view.end(0, "complete", 0.4, 0.8, 0.2)
-    view.end(1, "stopped", 0.3)
-    view.end(2, "diverged", 0.3)
-    view.end(3, "complete", 0.1, 0.1, 0.1)  # its gain is not known yet
+    history = History(gains=gains)
+    history.end(0, "complete", 0.4, 0.8, 0.2)
+    history.end(1, "stopped", 0.3)
+    history.end(2, "diverged", 0.3)
+    history.end(3, "complete", 0.1, 0.1, 0.1)  # its gain is not known yet
     penalty = 2 * math.log(10)
-    assert view.seen() == {0: -0.02, 1: (1, 0.01), 2: (0, penalty)}
+    assert history.seen() == {0: -0.02, 1: (1, 0.01), 2: (0, penalty)}
     gains |= {"c0000": -0.03, "c0003": 0.04}
-    assert view.seen() == {0: 0.03, 1: (1, 0.01), 2: (0, penalty), 3: -0.04}
+    assert history.seen() == {0: 0.03, 1: (1, 0.01), 2: (0, penalty), 3: -0.04}
 
 
 def test_a_backbone_learns_from_all_until_it_has_enough_of_its_own() -> None:
-    view = View()
+    history = History()
     for number in range(9):
-        view.end(number, "complete", 0.5, backbone=B)
-    view.start(20)
-    view.start(21, B)
-    view.end(9, "complete", 0.5)
-    assert view.seen(B).keys() == view.seen(A).keys() == {*range(10), 20, 21}
-    view.end(10, "stopped", 0.5, backbone=B)
-    assert view.seen(B).keys() == {*range(9), 10, 21}
-    assert view.seen(A).keys() == {*range(11), 20, 21}
+        history.end(number, "complete", 0.5, backbone=B)
+    history.start(20)
+    history.start(21, B)
+    history.end(9, "complete", 0.5)
+    assert history.seen(B).keys() == history.seen(A).keys() == {*range(10), 20, 21}
+    history.end(10, "stopped", 0.5, backbone=B)
+    assert history.seen(B).keys() == {*range(9), 10, 21}
+    assert history.seen(A).keys() == {*range(11), 20, 21}
 
 
 def test_of_many_the_best_and_the_newest_are_seen() -> None:
     most = SAMPLERS["tpe"].most_trials
-    count, view = most + 300, View()
+    count, history = most + 300, History()
     losses = {n: random.Random(n).random() for n in range(count)}
     for number in random.Random(0).sample(range(count), count):
         stopped = number % 3 == 0
-        view.end(number, "stopped" if stopped else "complete", losses[number])
-    seen = view.seen()
+        history.end(number, "stopped" if stopped else "complete", losses[number])
+    seen = history.seen()
     assert len(seen) == most
     assert list(seen) == sorted(seen)
     newest = set(range(count - most // 2, count))
@@ -305,7 +306,7 @@ def test_what_lies_outside_a_changed_space_is_not_seen_and_not_run_again() -> No
     assert asked(changed, 4, B).params != space_of(sweep()).default(B).as_dict()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=examples(30))
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["ask", "end", "resume"])), max_size=40)
 )

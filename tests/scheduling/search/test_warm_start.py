@@ -13,9 +13,9 @@ from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy, open_study
-from foldrace.scheduling.search.study_view import EarlierCandidate, StudyView
 from foldrace.scheduling.search.warm_start import earlier_candidates
 from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
 from tests.conftest import TinyRun
@@ -59,15 +59,15 @@ def fill(store: RunStore, candidates: Sequence[tuple[CandidateRecord, Sequence[f
 
 def shown(earlier: Sequence[EarlierCandidate], backbone: str = A, **search: object) -> list[float]:
     """The values that a sampler without pruning sees, by number."""
-    view = StudyView(space_of(sweep(space=FEW, **search)), SAMPLERS["gp"], 10, None, earlier)
+    view = SamplerHistory(space_of(sweep(space=FEW, **search)), SAMPLERS["gp"], 10, None, earlier)
     return [trial.value for trial in view.trials(backbone) if trial.value is not None]
 
 
 def earlier(
-    number: int, loss: float, run: int = 1, alike: bool = True, backbone: str = A
+    number: int, loss: float, run: int = 1, comparable: bool = True, backbone: str = A
 ) -> EarlierCandidate:
     summary = ended(record(number, backbone), "complete", (loss, loss))
-    return EarlierCandidate(summary, run, alike)
+    return EarlierCandidate(summary, run, comparable)
 
 
 def test_of_the_same_folds_values_are_taken_as_they_are() -> None:
@@ -76,15 +76,15 @@ def test_of_the_same_folds_values_are_taken_as_they_are() -> None:
 
 def test_of_other_folds_each_runs_values_are_put_on_one_level() -> None:
     one = [earlier(i, 0.1 * i, run=1) for i in range(5)]
-    two = [earlier(i, 5.0 + i, run=2, alike=False) for i in range(5)]
+    two = [earlier(i, 5.0 + i, run=2, comparable=False) for i in range(5)]
     expected = [-1.0, -0.5, 0.0, 0.5, 1.0]  # from the median, in interquartile ranges
     assert shown([*one, *two]) == pytest.approx(expected * 2)
 
 
 def test_own_candidates_join_the_level_of_their_folds() -> None:
     space = space_of(sweep(space=FEW))
-    others = [earlier(i, 5.0 + i, alike=False) for i in range(5)]
-    view = StudyView(space, SAMPLERS["gp"], 10, None, others)
+    others = [earlier(i, 5.0 + i, comparable=False) for i in range(5)]
+    view = SamplerHistory(space, SAMPLERS["gp"], 10, None, others)
     view.end(ended(record(0), "complete", (0.3, 0.3)))
     assert [t.value for t in view.trials(A)] == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0, 0.0])
     view.end(ended(record(1), "complete", (0.2, 0.2)))
@@ -96,7 +96,7 @@ def test_a_gain_and_an_earlier_log_loss_are_never_compared_as_they_are() -> None
     space = space_of(sweep(space=FEW))
     gains = {"c0000": 0.01, "c0001": -0.01}
     others = [earlier(i, 0.1 * i) for i in range(3)]
-    view = StudyView(space, SAMPLERS["gp"], 10, lambda: gains, others)
+    view = SamplerHistory(space, SAMPLERS["gp"], 10, lambda: gains, others)
     for number in range(2):
         view.end(ended(record(number), "complete", (0.3, 0.3)))
     assert [t.value for t in view.trials(A)] == pytest.approx([-1.0, 0.0, 1.0, -1.0, 1.0])
@@ -120,7 +120,7 @@ def test_folders_are_read(make_tiny_run: Callable[..., TinyRun]) -> None:
     fill(other.store, [(record(0), (0.3, 0.4))])
     roots = [same.store.root, other.store.root]
     found = earlier_candidates(roots, space, same.store.folds().hash)
-    assert [(e.summary.candidate.candidate, e.run, e.alike) for e in found] == [
+    assert [(e.summary.candidate.candidate, e.run, e.comparable) for e in found] == [
         ("c0000", 1, True),
         ("c0001", 1, True),
         ("c0005", 1, False),

@@ -1,4 +1,4 @@
-"""What the sampler sees of the sweep: one Optuna trial a candidate, with values as they are now.
+"""The history that a sampler learns from: one Optuna trial a candidate, with its value as of now.
 
 Takes candidates as they start and end, gives the trials that count for the next ask of a backbone.
 """
@@ -20,8 +20,8 @@ from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import SearchSpace
 
-_OWN = 0  # the group of this run's own values, and of those that are on their level
-_ENOUGH = 10  # ended candidates of a backbone, from which on its hyperparameters are its own matter
+_OWN_RUN = 0  # the group of this run's own values, and of those on the same level
+_ENOUGH = 10  # ended candidates of a backbone, from which on others' are left out
 _MOST_RUNNING = 250
 
 
@@ -31,16 +31,19 @@ class EarlierCandidate:
 
     summary: CandidateSummary
     run: int
-    """Which of the folders, from 1 on."""
-    alike: bool
-    """Whether its log loss is on this run's level: the same folds, the same values of the
+    """Number of the folder in the list, from 1 on."""
+    comparable: bool
+    """True where its log loss is on this run's level: the same folds, and the same values of the
     hyperparameters that are not searched."""
 
 
 @dataclass
 class _Entry:
-    """A candidate, and its trial, which is changed in place at each ask: building a thousand anew
-    takes longer than the sampler."""
+    """A candidate and its trial.
+
+    The trial is changed in place at each ask: building a thousand anew takes longer than the
+    sampler.
+    """
 
     candidate: str
     backbone: str
@@ -50,16 +53,16 @@ class _Entry:
     diverged: bool = False
     folds: int = 0
 
-    def show(self, value: float | None) -> None:
-        """Of several folds Optuna's samplers take the last value alone."""
+    def set_value(self, value: float | None) -> None:
+        """Give the trial its value; of several folds Optuna's samplers take the last alone."""
         if self.trial.state == TrialState.PRUNED:
             self.trial.intermediate_values = {} if value is None else {self.folds: value}
         else:
             self.trial.value = value
 
 
-class StudyView:
-    """Every candidate that the space can place. `gains`: None where log loss is the objective."""
+class SamplerHistory:
+    """Every candidate of the sweep, and of earlier runs, that lies in the search space."""
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class StudyView:
         gains: Callable[[], Mapping[str, float]] | None,
         earlier: Sequence[EarlierCandidate] = (),
     ) -> None:
+        """`gains()`: candidate -> its gain; None where log loss is the objective."""
         self._space, self._sampler, self._gains = space, sampler, gains
         self._penalty = diverged_value(classes)
         self._distributions = {b: space.distributions(b) for b in space.backbones}
@@ -80,14 +84,14 @@ class StudyView:
             self._add_earlier(number, candidate)
 
     def start(self, candidate: str, backbone: str, params: TrialParams) -> None:
-        """A candidate that is being trained, or will be."""
+        """Add a candidate that is being trained, or will be."""
         knobs = self._space.encode(backbone, params)
         if knobs is not None:
             number = self._first + int(candidate[1:])
             self._running[candidate] = self._entry(candidate, backbone, knobs, number)
 
     def end(self, summary: CandidateSummary) -> None:
-        """A candidate is settled."""
+        """Give a settled candidate its value."""
         record = summary.candidate
         self._running.pop(record.candidate, None)
         knobs = self._space.encode(record.backbone, TrialParams.from_dict(record.params))
@@ -96,8 +100,11 @@ class StudyView:
             self._settle(self._entry(record.candidate, record.backbone, knobs, number), summary)
 
     def trials(self, backbone: str) -> list[FrozenTrial]:
-        """By number: those of the backbone once there are enough of them, else all, whose shared
-        hyperparameters say something about this one too. None for a sampler that learns nothing."""
+        """Trials for the next ask of the backbone, by number.
+
+        Those of the backbone alone once there are enough of them; before, all, whose shared
+        hyperparameters say something about this one too. Empty for a sampler that learns nothing.
+        """
         if not self._sampler.most_trials:
             return []
         own = self._ended[backbone]
@@ -108,7 +115,7 @@ class StudyView:
         return [e.trial for e in sorted([*self._chosen(ended), *newest], key=_number)]
 
     def _chosen(self, ended: list[_Entry]) -> list[_Entry]:
-        """Half of them the best, half the newest, with their values as they are now."""
+        """As many as the sampler sees, half of them the best, half the newest, with values."""
         known, values = self._valued(ended)
         most = self._sampler.most_trials
         if len(known) > most:
@@ -119,7 +126,7 @@ class StudyView:
             chosen = np.concatenate([ranked[: most - most // 2], np.flatnonzero(is_newest)])
             known, values = [known[i] for i in chosen], values[chosen]
         for entry, value in zip(known, values, strict=True):
-            entry.show(float(value))
+            entry.set_value(float(value))
         return known
 
     def _valued(self, ended: Iterable[_Entry]) -> tuple[list[_Entry], NDArray[np.float64]]:
@@ -130,9 +137,11 @@ class StudyView:
         return known, self._on_one_level(known, values) if self._several_levels else values
 
     def _value(self, entry: _Entry, gains: Mapping[str, float] | None) -> float | None:
-        """To be minimised. What an earlier run's candidate gained it gained over another blend, so
-        its log loss stands for it."""
-        if gains is None or entry.diverged or entry.group != _OWN:
+        """Value to be minimised, or None.
+
+        An earlier run's candidate had its gain over another blend: its log loss stands for it.
+        """
+        if gains is None or entry.diverged or entry.group != _OWN_RUN:
             return entry.loss
         gain = gains.get(entry.candidate)
         return None if gain is None else -gain
@@ -140,8 +149,10 @@ class StudyView:
     def _on_one_level(
         self, known: Sequence[_Entry], values: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Each run's values by their median and interquartile range: other folds, data or epochs
-        have other losses, but what is good among them may be good here."""
+        """(n,) values, those of each run scaled by their median and interquartile range.
+
+        Other folds, data or epochs have other losses, but what is good among them may be good here.
+        """
         groups = np.array([entry.group for entry in known])
         levelled = np.empty_like(values)
         for group in np.unique(groups):
@@ -156,7 +167,7 @@ class StudyView:
         if knobs is None:
             return
         entry = self._entry(record.candidate, record.backbone, knobs, number)
-        if self._gains is not None or not earlier.alike:  # a gain and a log loss are never alike
+        if self._gains is not None or not earlier.comparable:  # a gain and a log loss never are
             entry.group, self._several_levels = earlier.run, True
         self._settle(entry, earlier.summary)
 
@@ -174,18 +185,22 @@ class StudyView:
 
     def _entry(self, candidate: str, backbone: str, knobs: dict[str, Value], number: int) -> _Entry:
         trial = _running_trial(number, knobs, self._distributions[backbone])
-        return _Entry(candidate, backbone, _OWN, trial)
+        return _Entry(candidate, backbone, _OWN_RUN, trial)
 
 
 def diverged_value(classes: int) -> float:
-    """Worse than chance, and finite, so that the sampler learns where training diverges; worse
-    than the least gain that there is, too (log 0.9 / 0.1 = -1.05 nats a row)."""
+    """Value of a diverged candidate: worse than chance, and finite, so that the sampler learns.
+
+    It is worse than the least possible gain, too (log 0.9 / 0.1 = -1.05 nats a row).
+    """
     return 2.0 * math.log(classes)
 
 
 def last_value(summary: CandidateSummary) -> float | None:
-    """Pooled log loss of the finished folds; without any, the score at which the first one was
-    stopped; None where there is neither."""
+    """Pooled log loss of the finished folds, else the score at which the first one was stopped.
+
+    None where there is neither.
+    """
     if summary.best is not None:
         return summary.pooled_logloss(summary.best)
     scores = [d.score for d in summary.decisions if d.epoch is not None and d.score is not None]

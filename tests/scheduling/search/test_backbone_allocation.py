@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from foldrace.scheduling.search.shares import Shares
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 
 _FOUR = ("a", "b", "c", "d")
 
@@ -21,11 +21,11 @@ def _sweep(
     seed: int = 0,
 ) -> list[str]:
     """The backbones of a whole sweep, candidate by candidate; each gain is known at once."""
-    shares = Shares(backbones, candidates, min_share, seed)
+    allocation = BackboneAllocation(backbones, candidates, min_share, seed)
     gains: dict[str, list[float]] = {b: [] for b in backbones}
     chosen: list[str] = []
     for number in range(candidates):
-        backbone = shares.choose(number, Counter(chosen), gains)
+        backbone = allocation.choose(number, Counter(chosen), gains)
         chosen.append(backbone)
         value = gain(backbone)
         if value is not None:
@@ -70,24 +70,24 @@ def test_who_brings_everything_gets_the_most() -> None:
     assert all(c["c"] == max(c.values()) for c in counts)
 
 
-def test_chances_have_their_closed_form() -> None:
-    shares = Shares(("a", "b", "c"), 10, 0.0, 0)
-    chances = shares.chances({"a": [0.3, -9.0], "b": [0.0], "gone": [5.0]})
+def test_probabilities_have_their_closed_form() -> None:
+    allocation = BackboneAllocation(("a", "b", "c"), 10, 0.0, 0)
+    probabilities = allocation.probabilities({"a": [0.3, -9.0], "b": [0.0], "gone": [5.0]})
     mean = 0.3 / 3
     shrunk = [(0.3 + 4 * mean) / 6, 4 * mean / 5, mean]
     expected = [0.1 / 3 + 0.9 * m / sum(shrunk) for m in shrunk]
-    assert chances == pytest.approx(expected)
+    assert probabilities == pytest.approx(expected)
     assert sum(expected) == pytest.approx(1.0)
 
 
-def test_draws_follow_the_chances() -> None:
-    shares = Shares(("a", "b"), 1000, 0.0, 3)
+def test_draws_follow_the_probabilities() -> None:
+    allocation = BackboneAllocation(("a", "b"), 1000, 0.0, 3)
     gains = {"a": [0.2, 0.1], "b": [0.0, 0.0, 0.0]}
-    chances = shares.chances(gains)
-    assert chances is not None
-    drawn = [shares.choose(n, {"a": 400, "b": 400}, gains) for n in range(4000)]
-    error = math.sqrt(chances[0] * chances[1] / 4000)
-    assert drawn.count("a") / 4000 == pytest.approx(chances[0], abs=4 * error)
+    probabilities = allocation.probabilities(gains)
+    assert probabilities is not None
+    drawn = [allocation.choose(n, {"a": 400, "b": 400}, gains) for n in range(4000)]
+    error = math.sqrt(probabilities[0] * probabilities[1] / 4000)
+    assert drawn.count("a") / 4000 == pytest.approx(probabilities[0], abs=4 * error)
 
 
 def test_a_choice_depends_on_its_number_and_seed_alone() -> None:
@@ -96,16 +96,16 @@ def test_a_choice_depends_on_its_number_and_seed_alone() -> None:
     started = dict.fromkeys(_FOUR, 10)
 
     def row(seed: int, order: Sequence[int]) -> dict[int, str]:
-        shares = Shares(_FOUR, 80, 0.2, seed)
-        return {n: shares.choose(n, started, gains) for n in order}
+        allocation = BackboneAllocation(_FOUR, 80, 0.2, seed)
+        return {n: allocation.choose(n, started, gains) for n in order}
 
     assert row(5, range(40, 80)) == row(5, range(79, 39, -1))
     assert row(5, range(40, 80)) != row(6, range(40, 80))
 
 
 def test_a_backbone_added_on_resume_catches_up() -> None:
-    shares = Shares((*_FOUR, "new"), 100, 0.5, 0)
+    allocation = BackboneAllocation((*_FOUR, "new"), 100, 0.5, 0)
     started = Counter(dict.fromkeys(_FOUR, 10))
     for number in range(40, 44):  # it is entitled to a tenth of them
-        assert shares.choose(number, started, {b: [1.0] for b in _FOUR}) == "new"
+        assert allocation.choose(number, started, {b: [1.0] for b in _FOUR}) == "new"
         started["new"] += 1

