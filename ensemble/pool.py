@@ -87,6 +87,8 @@ class MemberRows:
     """(1 + K, M, N) the same at `temperatures`."""
     read: Callable[[int], NDArray[np.float32]]
     """Member -> (N, C) uncalibrated log-probabilities."""
+    duplicates: tuple[tuple[Member, ...], ...] = ()
+    """Members with the same OOF probabilities: the first of each is in `members`, the rest not."""
 
     @property
     def n_parts(self) -> int:

@@ -1,7 +1,8 @@
 """The derived matrix: every member's checked, calibrated true-class probabilities, side by side.
 
-Takes a run folder and the sources of its members; gives their `MemberRows`, memory-mapped. The file
-behind them may be deleted at any time; members whose files have not changed are not read again.
+Takes a run folder and the sources of its members; gives their `MemberRows`, memory-mapped from the
+folder `ensemble/matrix`. That may be deleted at any time; members whose files have not changed are
+not read again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.core.files import LocalFiles
 from foldrace.ensemble.pool import Member, MemberRows, cross_fit_parts
-from foldrace.ensemble.selection.matrix_file import (
+from foldrace.ensemble.selection.matrix_folder import (
     Column,
-    Entry,
-    MatrixFile,
+    IndexRow,
     MatrixWriter,
+    StoredMatrix,
+    new_folder,
+    read_folder,
     read_matrix,
 )
 from foldrace.ensemble.selection.members import OofSource
@@ -30,8 +33,8 @@ from foldrace.ensemble.selection.validation import ScoredRows, violations
 from foldrace.ensemble.temperature import part_temperatures, true_prob_at
 from foldrace.run_folder.store import RunStore
 
-_VERSION = 1
-"""Of what is stored: to be raised when gate, calibration or columns change."""
+_VERSION = 2
+"""Version of what is stored: to be raised when validation, calibration or columns change."""
 _BLOCK = 64
 """Members whose columns are in memory at a time."""
 _REQUESTS = 16
@@ -39,17 +42,7 @@ _REQUESTS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
-    """The members that a blend may choose from."""
-
-    rows: MemberRows
-    """Each set of probabilities once, in the order of the members."""
-    duplicates: tuple[tuple[Member, ...], ...]
-    """Members with the same OOF probabilities: the first of each is in `rows`, the others not."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Sides:
+class _RowSplit:
     """The rows of all members and how they are split."""
 
     scored: ScoredRows
@@ -57,14 +50,14 @@ class _Sides:
     calibrate: bool
 
     @property
-    def count(self) -> int:
-        """All rows and those outside each part."""
+    def sides(self) -> int:
+        """Number of sides: all rows and those outside each part."""
         return 2 + int(self.parts.max())
 
     @property
     def key(self) -> str:
-        """Differs wherever a stored number could."""
-        shape = (_VERSION, len(self.scored.rows), len(self.scored.classes), self.count)
+        """Digest that differs wherever a stored number could."""
+        shape = (_VERSION, len(self.scored.rows), len(self.scored.classes), self.sides)
         key = hashlib.blake2b(repr(shape).encode(), digest_size=16)
         key.update(self.scored.labels.tobytes())
         key.update(self.parts.tobytes())
@@ -72,36 +65,38 @@ class _Sides:
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """A source after the gate; a column only where nothing is wrong."""
+class _CheckedSource:
+    """A source after validation; a column only where nothing is wrong."""
 
     problems: tuple[Problem, ...] = ()
     digest: str = ""
     column: Column | None = None
 
 
-def open_matrix(store: RunStore, sources: Sequence[OofSource], calibrate: bool = True) -> Matrix:
-    """The matrix of these sources, at least one, on the scored rows of `store`.
+def open_matrix(
+    store: RunStore, sources: Sequence[OofSource], calibrate: bool = True
+) -> MemberRows:
+    """The rows of these sources, at least one, on the scored rows of `store`.
 
     With `calibrate`, the temperatures are fitted; else they are 1. Raises RunFolderError with every
     violation of every source before anything is written.
     """
     ordered = sorted(sources, key=lambda source: source.member.rank)
     scored = ScoredRows.of(store)
-    sides = _Sides(scored, _parts(store, scored), calibrate)
+    split = _RowSplit(scored, _parts(store, scored), calibrate)
     path = store.blend.matrix_path()
-    file = read_matrix(path, sides.key)
-    if file is None or not _is_of(file, ordered, sides):
+    matrix = read_matrix(path, split.key)
+    if matrix is None or not _is_of(matrix, ordered, split):
         try:
-            file = _build(store, ordered, sides, file)
+            matrix = _build(store, ordered, split, matrix)
         except OSError as error:
             message = f"cannot be written: {error}; the folder needs room and write access"
             raise RunFolderError.single(str(path), message) from error
-    return _matrix(file, ordered, sides)
+    return _member_rows(matrix, ordered, split)
 
 
 def _parts(store: RunStore, scored: ScoredRows) -> NDArray[np.int64]:
-    """RunFolderError where the rows cannot be split."""
+    """(N,) the part of each row; RunFolderError where the rows cannot be split."""
     if len(scored.rows) < 2:
         raise RunFolderError.single(
             f"{store.root}/folds.csv",
@@ -112,83 +107,107 @@ def _parts(store: RunStore, scored: ScoredRows) -> NDArray[np.int64]:
     return cross_fit_parts(scored.fold)
 
 
-def _is_of(file: MatrixFile, sources: Sequence[OofSource], sides: _Sides) -> bool:
-    held = [(entry.member, entry.fingerprint) for entry in file.entries]
+def _is_of(matrix: StoredMatrix, sources: Sequence[OofSource], split: _RowSplit) -> bool:
+    stored = [(row.member, row.fingerprint) for row in matrix.index]
     wanted = [(source.member, source.fingerprint) for source in sources]
-    return held == wanted and _has_sides(file, sides)
+    return stored == wanted and _has_sides(matrix, split)
 
 
-def _has_sides(file: MatrixFile, sides: _Sides) -> bool:
-    return len(file.calibrated) > 0 or not sides.calibrate
+def _has_sides(matrix: StoredMatrix, split: _RowSplit) -> bool:
+    return len(matrix.calibrated) > 0 or not split.calibrate
+
+
+def _member_rows(
+    matrix: StoredMatrix, sources: Sequence[OofSource], split: _RowSplit
+) -> MemberRows:
+    same: list[list[int]] = [[] for _ in matrix.raw]
+    for i, row in enumerate(matrix.index):
+        same[row.slot].append(i)
+    firsts = [sources[group[0]] for group in same]
+    shape = (split.sides, *matrix.raw.shape)
+    return MemberRows(
+        members=tuple(source.member for source in firsts),
+        labels=split.scored.labels,
+        parts=split.parts,
+        n_classes=len(split.scored.classes),
+        temperatures=matrix.temperatures if split.calibrate else np.ones(shape[:2]),
+        raw=matrix.raw,
+        calibrated=matrix.calibrated if split.calibrate else np.broadcast_to(matrix.raw, shape),
+        read=lambda member: firsts[member].log_prob(),
+        duplicates=tuple(
+            tuple(sources[i].member for i in group) for group in same if len(group) > 1
+        ),
+    )
 
 
 def _build(
-    store: RunStore, sources: Sequence[OofSource], sides: _Sides, old: MatrixFile | None
-) -> MatrixFile:
-    """Every source through the gate into a new file, in order."""
-    entries: list[Entry] = []
+    store: RunStore, sources: Sequence[OofSource], split: _RowSplit, old: StoredMatrix | None
+) -> StoredMatrix:
+    """Validate every source and write the matrix; RunFolderError with all that is wrong."""
+    index: list[IndexRow] = []
     problems: list[Problem] = []
     slots: dict[str, int] = {}
-    to_come = [Entry(source.member, source.fingerprint, "", 0) for source in sources]
-    n_sides = sides.count if sides.calibrate else 0
-    with MatrixWriter(
-        store.blend.matrix_path(), sides.key, to_come, len(sides.parts), n_sides
-    ) as writer:
-        for source, read in _all_read(store, sources, sides, old):
-            problems += read.problems
-            if problems or read.column is None:
-                continue
-            if read.digest not in slots:
-                slots[read.digest] = writer.append(read.column)
-            entries.append(
-                Entry(source.member, source.fingerprint, read.digest, slots[read.digest])
-            )
-        if problems:  # variants share rows.npy
-            raise RunFolderError(list(dict.fromkeys(problems)))
-        return writer.finish(entries)
+    shape = (split.sides if split.calibrate else 0, len(sources), len(split.parts))
+    with new_folder(store.blend.matrix_path()) as folder:
+        with MatrixWriter(folder, shape) as writer:
+            for source, found in _all_checked(store, sources, split, old):
+                problems += found.problems
+                if problems or found.column is None:
+                    continue
+                if found.digest not in slots:
+                    slots[found.digest] = writer.append(found.column)
+                slot = slots[found.digest]
+                index.append(IndexRow(source.member, source.fingerprint, found.digest, slot))
+            if problems:  # variants share rows.npy
+                raise RunFolderError(list(dict.fromkeys(problems)))
+            writer.finish(split.key, index)
+        return read_folder(folder, split.key)
 
 
-def _all_read(
-    store: RunStore, sources: Sequence[OofSource], sides: _Sides, old: MatrixFile | None
-) -> Iterator[tuple[OofSource, _Read]]:
+def _all_checked(
+    store: RunStore, sources: Sequence[OofSource], split: _RowSplit, old: StoredMatrix | None
+) -> Iterator[tuple[OofSource, _CheckedSource]]:
     """In order; several at a time."""
-    known = _known(old, sides)
+    known = _known(old, split)
     local = isinstance(store.files, LocalFiles)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if local else _REQUESTS) as threads:
         for start in range(0, len(sources), _BLOCK):
             block = sources[start : start + _BLOCK]
-            yield from zip(block, threads.map(lambda s: _read(s, sides, known), block), strict=True)
+            checked = threads.map(lambda source: _checked(source, split, known), block)
+            yield from zip(block, checked, strict=True)
 
 
-def _known(old: MatrixFile | None, sides: _Sides) -> dict[tuple[Member, str], _Read]:
+def _known(old: StoredMatrix | None, split: _RowSplit) -> dict[tuple[Member, str], _CheckedSource]:
     """(member, fingerprint) -> what needs not be read again."""
-    if old is None or not _has_sides(old, sides):
+    if old is None or not _has_sides(old, split):
         return {}
     return {
-        (e.member, e.fingerprint): _Read(digest=e.digest, column=old.column(e.slot))
-        for e in old.entries
+        (r.member, r.fingerprint): _CheckedSource(digest=r.digest, column=old.column(r.slot))
+        for r in old.index
     }
 
 
-def _read(source: OofSource, sides: _Sides, known: Mapping[tuple[Member, str], _Read]) -> _Read:
+def _checked(
+    source: OofSource, split: _RowSplit, known: Mapping[tuple[Member, str], _CheckedSource]
+) -> _CheckedSource:
     found = known.get((source.member, source.fingerprint))
     if found is not None:
         return found
     unreadable: list[Problem] = []
-    log_prob, true_prob = (_or_told(a, unreadable) for a in (source.log_prob, source.true_prob))
+    log_prob, true_prob = (_array(a, unreadable) for a in (source.log_prob, source.true_prob))
     if log_prob is None or true_prob is None:
-        return _Read(tuple(unreadable))
-    problems = violations(source, log_prob, true_prob, sides.scored)
+        return _CheckedSource(tuple(unreadable))
+    problems = violations(source, log_prob, true_prob, split.scored)
     if problems:
-        return _Read(tuple(problems))
+        return _CheckedSource(tuple(problems))
     digest = hashlib.blake2b(np.ascontiguousarray(log_prob).data, digest_size=16).hexdigest()
-    return _Read(digest=digest, column=_column(log_prob, true_prob, sides))
+    return _CheckedSource(digest=digest, column=_calibrated(log_prob, true_prob, split))
 
 
-def _or_told(
+def _array(
     read: Callable[[], NDArray[np.float32]], problems: list[Problem]
 ) -> NDArray[np.float32] | None:
-    """None where the array cannot be read: `problems` has why."""
+    """The array, or None where it cannot be read: `problems` has why."""
     try:
         return read()
     except RunFolderError as error:
@@ -196,30 +215,12 @@ def _or_told(
         return None
 
 
-def _column(log_prob: NDArray[np.float32], true_prob: NDArray[np.float32], sides: _Sides) -> Column:
-    labels = sides.scored.labels
-    if not sides.calibrate:
+def _calibrated(
+    log_prob: NDArray[np.float32], true_prob: NDArray[np.float32], split: _RowSplit
+) -> Column:
+    labels = split.scored.labels
+    if not split.calibrate:
         return Column(true_prob, np.empty((0, len(labels)), np.float32), np.empty(0))
-    temperatures = part_temperatures(log_prob, labels, sides.parts)
+    temperatures = part_temperatures(log_prob, labels, split.parts)
     calibrated = np.stack([true_prob_at(log_prob, labels, float(t)) for t in temperatures])
     return Column(true_prob, calibrated, temperatures)
-
-
-def _matrix(file: MatrixFile, sources: Sequence[OofSource], sides: _Sides) -> Matrix:
-    same: list[list[int]] = [[] for _ in file.raw]
-    for i, entry in enumerate(file.entries):
-        same[entry.slot].append(i)
-    firsts = [sources[group[0]] for group in same]
-    shape = (sides.count, *file.raw.shape)
-    rows = MemberRows(
-        members=tuple(source.member for source in firsts),
-        labels=sides.scored.labels,
-        parts=sides.parts,
-        n_classes=len(sides.scored.classes),
-        temperatures=file.temperatures if sides.calibrate else np.ones(shape[:2]),
-        raw=file.raw,
-        calibrated=file.calibrated if sides.calibrate else np.broadcast_to(file.raw, shape),
-        read=lambda member: firsts[member].log_prob(),
-    )
-    groups = [tuple(sources[i].member for i in group) for group in same if len(group) > 1]
-    return Matrix(rows, tuple(groups))

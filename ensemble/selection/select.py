@@ -48,7 +48,7 @@ from foldrace.ensemble.selection.external import (
     keep_only,
     save_added,
 )
-from foldrace.ensemble.selection.matrix import Matrix, open_matrix
+from foldrace.ensemble.selection.matrix import open_matrix
 from foldrace.ensemble.selection.members import OofSource, other_runs, run_sources
 from foldrace.ensemble.selection.outcome import (
     Blended,
@@ -58,7 +58,8 @@ from foldrace.ensemble.selection.outcome import (
     record_of,
     trajectory,
 )
-from foldrace.run_folder.records import EMA, RAW, CandidateSummary, CurvePoint, EnsembleRecord
+from foldrace.run_folder.blend_records import CurvePoint, EnsembleRecord
+from foldrace.run_folder.records import EMA, RAW, CandidateSummary
 from foldrace.run_folder.store import RunStore
 
 _KINDS = (ConfigError, DataError, RunFolderError)
@@ -190,15 +191,15 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     sources = requested_sources(store, config, request)
     considered = count_considered(store, sources)
     kept = without_excluded([s.member for s in sources], config.exclude)
-    matrix = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
-    blended, curve = _choose(matrix, config, request)
+    rows = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
+    blended, curve = _choose(rows, config, request)
     record = record_of(
         blended,
         considered,
         folds=store.folds().fold[store.scored_rows()],
         folds_hash=store.folds().hash,
         near=_near_duplicates(store),
-        duplicates=matrix.duplicates,
+        duplicates=rows.duplicates,
         curve=curve,
         unvalidated=request.added.unvalidated,
     )
@@ -206,12 +207,11 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
 
 
 def _choose(
-    matrix: Matrix, config: EnsembleConfig, request: Request
+    rows: MemberRows, config: EnsembleConfig, request: Request
 ) -> tuple[Blended, list[CurvePoint]]:
     """Method, temperatures and members; with a limit of time, the loss at other limits too."""
-    rows = matrix.rows
     losses = np.array([log_loss_of_true(column) for column in rows.raw])
-    forced = forced_members(rows.members, losses, config.include, matrix.duplicates)
+    forced = forced_members(rows.members, losses, config.include, rows.duplicates)
     bounded = config.max_ms_per_image is not None or config.max_bytes is not None
     prices = request.prices(rows.members) if bounded else Prices({}, {})
     limits = find_limits(rows.members, prices, config, forced)

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from foldrace.core.errors import RunFolderError
-from foldrace.ensemble.pool import Member
-from foldrace.ensemble.selection.matrix import Matrix, open_matrix
+from foldrace.ensemble.pool import Member, MemberRows
+from foldrace.ensemble.selection.matrix import open_matrix
 from foldrace.ensemble.selection.members import OofSource, other_runs, run_sources
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.made_runs import (
@@ -45,7 +44,7 @@ def store(tmp_path: Path) -> RunStore:
     return store
 
 
-def opened(store: RunStore, calibrate: bool = True) -> Matrix:
+def opened(store: RunStore, calibrate: bool = True) -> MemberRows:
     return open_matrix(store, run_sources(store), calibrate)
 
 
@@ -63,13 +62,12 @@ def watched(store: RunStore) -> tuple[list[OofSource], list[str]]:
     return [noting(source) for source in run_sources(store)], read
 
 
-def content(matrix: Matrix) -> list[NDArray[np.floating]]:
-    rows = matrix.rows
+def content(rows: MemberRows) -> list[NDArray[np.floating]]:
     return [np.array(a) for a in (rows.raw, rows.calibrated, rows.temperatures)]
 
 
-def assert_same(left: Matrix, right: Matrix) -> None:
-    assert left.rows.members == right.rows.members
+def assert_same(left: MemberRows, right: MemberRows) -> None:
+    assert left.members == right.members
     assert left.duplicates == right.duplicates
     for one, other in zip(content(left), content(right), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -85,7 +83,7 @@ def at(
 
 def test_numbers_equal_the_definition(store: RunStore) -> None:
     """The least loss of each side by another minimiser; columns by another formula."""
-    rows = opened(store).rows
+    rows = opened(store)
     every = np.ones(ROWS, dtype=bool)
     assert [m.candidate for m in rows.members] == [f"c{i:04d}" for i in range(M)]
     np.testing.assert_array_equal(rows.parts, FOLD)
@@ -106,12 +104,12 @@ def test_numbers_equal_the_definition(store: RunStore) -> None:
 
 
 def test_without_calibration_the_calibrated_are_the_raw(store: RunStore) -> None:
-    rows = opened(store, calibrate=False).rows
+    rows = opened(store, calibrate=False)
     assert rows.temperatures.shape == (1 + K, M) and (rows.temperatures == 1).all()
     assert rows.calibrated.shape == (1 + K, M, ROWS)
     for side in rows.calibrated:
         np.testing.assert_array_equal(side, rows.raw)
-    assert load_file(store.blend.matrix_path())["calibrated"].size == 0
+    assert np.load(store.blend.matrix_path() / "calibrated.npy").size == 0
 
 
 def test_calibration_may_be_switched(store: RunStore) -> None:
@@ -122,24 +120,26 @@ def test_calibration_may_be_switched(store: RunStore) -> None:
     assert len(read) == M
     without = open_matrix(store, sources, calibrate=False)
     assert len(read) == M
-    assert (without.rows.temperatures == 1).all()
+    assert (without.temperatures == 1).all()
     assert_same(open_matrix(store, sources), with_it)
     assert len(read) == M
+    some = open_matrix(store, sources[1:], calibrate=False)  # written without it
+    assert len(read) == M and (some.temperatures == 1).all()
+    np.testing.assert_array_equal(some.calibrated[1], with_it.raw[1:])
 
 
 def test_arrays_are_mapped_and_read_only(store: RunStore) -> None:
-    rows = opened(store).rows
+    rows = opened(store)
     for array in (rows.raw, rows.calibrated, rows.temperatures):
         assert not array.flags.owndata and not array.flags.writeable
     assert rows.raw.flags.c_contiguous and rows.calibrated[1].flags.c_contiguous
 
 
-def test_the_file_is_a_safetensors_file(store: RunStore) -> None:
+def test_the_folder_holds_npy_files(store: RunStore) -> None:
     matrix = opened(store)
-    arrays = load_file(store.blend.matrix_path())
     for name, array in zip(("raw", "calibrated", "temperatures"), content(matrix), strict=True):
-        np.testing.assert_array_equal(arrays[name], array)
-    assert os.listdir(store.blend.matrix_path().parent) == ["matrix.safetensors"]
+        np.testing.assert_array_equal(np.load(store.blend.matrix_path() / f"{name}.npy"), array)
+    assert os.listdir(store.blend.matrix_path().parent) == ["matrix"]
 
 
 def test_only_what_changed_is_read_again(store: RunStore) -> None:
@@ -152,16 +152,16 @@ def test_only_what_changed_is_read_again(store: RunStore) -> None:
     sources, read = watched(store)
     second = open_matrix(store, sources)
     assert sorted(read) == ["c0002", "c0009"]
-    store.blend.matrix_path().unlink()
+    shutil.rmtree(store.blend.matrix_path())
     assert_same(opened(store), second)
-    np.testing.assert_array_equal(second.rows.raw[[0, 1, 3]], first.rows.raw[[0, 1, 3]])
+    np.testing.assert_array_equal(second.raw[[0, 1, 3]], first.raw[[0, 1, 3]])
     store.remove_weights("c0001", "raw")
     sources, read = watched(store)
     third = open_matrix(store, sources)
-    assert read == [] and [m.candidate for m in third.rows.members] == [
+    assert read == [] and [m.candidate for m in third.members] == [
         "c0000", "c0002", "c0003", "c0009",
     ]  # fmt: skip
-    np.testing.assert_array_equal(third.rows.calibrated, second.rows.calibrated[:, [0, 2, 3, 4]])
+    np.testing.assert_array_equal(third.calibrated, second.calibrated[:, [0, 2, 3, 4]])
 
 
 def test_other_folds_take_nothing_over(store: RunStore, tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_other_folds_take_nothing_over(store: RunStore, tmp_path: Path) -> None:
     )
     open_matrix(store, ours)
     expected = open_matrix(other, theirs)
-    other.blend.matrix_path().unlink()
-    shutil.copy(store.blend.matrix_path(), other.blend.matrix_path())
+    shutil.rmtree(other.blend.matrix_path())
+    shutil.copytree(store.blend.matrix_path(), other.blend.matrix_path())
     assert_same(open_matrix(other, theirs), expected)
 
 
@@ -197,17 +197,17 @@ def test_exact_duplicates_are_merged_into_the_first(store: RunStore, tmp_path: P
             ),
             (Member("c0005", "raw", "timm/x"), Member("c0007", "raw", "timm/x", other.root)),
         )
-        names = [m.candidate for m in matrix.rows.members]
+        names = [m.candidate for m in matrix.members]
         assert names == ["c0000", "c0001", "c0002", "c0003", "c0005"]
-        assert matrix.rows.raw.shape == (5, ROWS)
+        assert matrix.raw.shape == (5, ROWS)
         np.testing.assert_array_equal(
-            matrix.rows.raw[4], random_prob(5)[np.arange(ROWS), LABELS].astype(np.float32)
+            matrix.raw[4], random_prob(5)[np.arange(ROWS), LABELS].astype(np.float32)
         )
-        np.testing.assert_allclose(np.exp(matrix.rows.read(4)), random_prob(5), rtol=0.01)
+        np.testing.assert_allclose(np.exp(matrix.read(4)), random_prob(5), rtol=0.01)
     store.forget_trial("c0000", 0)  # the first of them goes, with its numbers in the file
     again = open_matrix(store, run_sources(store))
     assert again.duplicates == ()
-    np.testing.assert_array_equal(again.rows.raw[-2], matrix.rows.raw[0])
+    np.testing.assert_array_equal(again.raw[-2], matrix.raw[0])
 
 
 def spoiled(store: RunStore, candidate: str, fold: int, name: str, change: Callable) -> None:  # type: ignore[type-arg]
@@ -237,7 +237,7 @@ def test_all_violations_of_all_members_come_at_once(store: RunStore) -> None:
         f"row once, for example line {row[0] + 2} of folds.csv ({row[0]}.png) is missing (30 "
         "rows for 30 of fold 0); delete this fold's folder and resume",
     ]
-    assert os.listdir(store.blend.matrix_path().parent) == ["matrix.safetensors"]
+    assert os.listdir(store.blend.matrix_path().parent) == ["matrix"]
     for i in range(M):
         add_candidate(store, f"c{i:04d}", random_prob(i, 1 + i / 4))
     assert_same(opened(store), before)
@@ -274,69 +274,82 @@ def test_a_single_scored_row_cannot_be_blended(tmp_path: Path) -> None:
         opened(store)
 
 
-def damage_torn(data: bytes) -> bytes:
+Damage = Callable[[bytes], bytes]
+
+
+def torn(data: bytes) -> bytes:
     return data[:-40]
 
 
-def damage_longer(data: bytes) -> bytes:
+def longer(data: bytes) -> bytes:
     return data + b"x"
 
 
-def damage_header(data: bytes) -> bytes:
-    return data.replace(b"F32", b"F16", 1)
-
-
-def damage_shape(data: bytes) -> bytes:
-    return data.replace(b"[4, 90]", b"[9, 40]", 1)
-
-
-def damage_key(data: bytes) -> bytes:
-    place = data.index(b'"key": "') + 8
-    return data[:place] + b"0" * 32 + data[place + 32 :]
-
-
-def damage_slot(data: bytes) -> bytes:
-    place = data.index(b", 3]]")
-    return data[:place] + b", 7]]" + data[place + 5 :]
-
-
-def damage_entry(data: bytes) -> bytes:
-    return data.replace(b'\\"raw\\"', b"  123  ", 1)
-
-
-def damage_length(data: bytes) -> bytes:
-    return b"\xff" * 8 + data[8:]
-
-
-def damage_list(data: bytes) -> bytes:
-    return (2).to_bytes(8, "little") + b"[]"
-
-
-def damage_empty(data: bytes) -> bytes:
+def empty(data: bytes) -> bytes:
     return b""
 
 
+def replaced(old: bytes, new: bytes) -> Damage:
+    return lambda data: data.replace(old, new, 1)
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("name", "damage"),
     [
-        damage_torn, damage_longer, damage_header, damage_shape, damage_key, damage_slot,
-        damage_entry, damage_length, damage_list, damage_empty,
+        *((f"{array}.npy", way) for way in (torn, longer, empty)
+          for array in ("raw", "calibrated", "temperatures")),
+        ("raw.npy", replaced(b"<f4", b"<f2")),
+        ("raw.npy", replaced(b"<f4", b"<i4")),
+        ("raw.npy", replaced(b"<f4'", b"|O8'")),
+        ("raw.npy", replaced(b"(4, 90)", b"(9, 40)")),
+        ("raw.npy", replaced(b"False", b"True ")),
+        ("raw.npy", replaced(b"{", b"(")),
+        ("raw.npy", replaced(b"NUMPY", b"DUMPY")),
+        ("index.json", torn),
+        ("index.json", longer),
+        ("index.json", empty),
+        ("index.json", lambda data: b"[]"),
+        ("index.json", replaced(b'"key": "', b'"key": "0')),
+        ("index.json", replaced(b"[4, 4, 90]", b"[4, 9, 40]")),
+        ("index.json", replaced(b", 3]]", b", 7]]")),
+        ("index.json", replaced(b'"raw"', b"12345")),
     ],
 )  # fmt: skip
-def test_a_damaged_or_foreign_file_is_made_anew(
-    store: RunStore, damage: Callable[[bytes], bytes]
+def test_a_damaged_or_foreign_folder_is_made_anew(
+    store: RunStore, name: str, damage: Damage
 ) -> None:
     expected = opened(store)
-    path = store.blend.matrix_path()
+    path = store.blend.matrix_path() / name
     good = path.read_bytes()
     assert damage(good) != good
     path.unlink()  # the mapped file itself is not touched
+    assert_same(opened(store), expected)
+    path.unlink()
     path.write_bytes(damage(good))
     sources, read = watched(store)
-    matrix = open_matrix(store, sources)
+    assert_same(open_matrix(store, sources), expected)
     assert len(read) == M
-    assert matrix.rows.members == expected.rows.members
-    assert path.read_bytes() == good
+    if name != "index.json":  # it differs at each writing
+        assert path.read_bytes() == good
+
+
+def test_arrays_of_two_matrices_are_never_mixed(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another blend puts its matrix in place while this one maps the arrays."""
+    ours, theirs = run_sources(store)[:2], run_sources(store)[2:]
+    expected = open_matrix(store, ours)
+    mapped, swaps = np.lib.format.open_memmap, []
+
+    def open_memmap(path: Path, mode: str, *args: object) -> object:
+        if mode == "r" and path.parent == store.blend.matrix_path() and not swaps:
+            swaps.append(path)
+            open_matrix(store, theirs)
+        return mapped(path, mode, *args)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", open_memmap)
+    assert_same(open_matrix(store, ours), expected)
+    assert swaps
 
 
 def test_an_open_matrix_outlives_its_file(store: RunStore) -> None:
@@ -346,7 +359,7 @@ def test_an_open_matrix_outlives_its_file(store: RunStore) -> None:
     second = opened(store)
     for array, expected in zip(content(first), held, strict=True):
         np.testing.assert_array_equal(array, expected)
-    assert (second.rows.raw[0] != first.rows.raw[0]).any()
+    assert (second.raw[0] != first.raw[0]).any()
 
 
 def test_blends_at_the_same_time_do_not_meet(store: RunStore) -> None:
@@ -364,30 +377,31 @@ def test_blends_at_the_same_time_do_not_meet(store: RunStore) -> None:
 
     with ThreadPoolExecutor(M) as threads:
         list(threads.map(work, expected))
-    assert os.listdir(store.blend.matrix_path().parent) == ["matrix.safetensors"]
+    assert os.listdir(store.blend.matrix_path().parent) == ["matrix"]
 
 
 def test_what_a_killed_process_left_goes_after_a_day(store: RunStore) -> None:
     folder = store.blend.matrix_path().parent
     folder.mkdir()
     for name in ("old", "new"):
-        (folder / f".part-{name}-matrix.safetensors").write_bytes(b"half")
+        (folder / f".part-{name}-matrix").mkdir()
+        (folder / f".part-{name}-matrix" / "raw.npy").write_bytes(b"half")
     yesterday = time.time() - 25 * 3600
-    os.utime(folder / ".part-old-matrix.safetensors", (yesterday, yesterday))
+    os.utime(folder / ".part-old-matrix", (yesterday, yesterday))
     opened(store)
-    assert sorted(os.listdir(folder)) == [".part-new-matrix.safetensors", "matrix.safetensors"]
+    assert sorted(os.listdir(folder)) == [".part-new-matrix", "matrix"]
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_problem(store: RunStore) -> None:
     store.files.write("ensemble", b"a file where a folder should be")
-    with pytest.raises(RunFolderError, match=r"matrix.safetensors: cannot be written.*room"):
+    with pytest.raises(RunFolderError, match=r"matrix: cannot be written.*room"):
         opened(store)
 
 
 def test_one_fixed_split_is_cut_into_five_parts(tmp_path: Path) -> None:
     store = make_run(tmp_path / "fixed", replace(TABLE, fold=np.where(FOLD == 0, 0, -1)))
     add_candidate(store, "c0000", random_prob(0), folds=(0,))
-    rows = opened(store).rows
+    rows = opened(store)
     assert rows.calibrated.shape == (6, 1, (FOLD == 0).sum())
     np.testing.assert_array_equal(rows.labels, LABELS[FOLD == 0])
     assert np.bincount(rows.parts).tolist() == [6] * 5
@@ -402,10 +416,10 @@ def test_the_matrix_of_a_run_in_an_object_store_lies_in_the_users_cache(
         add_candidate(store, f"c{i:04d}", random_prob(i))
     matrix = opened(store)
     assert store.blend.matrix_path().is_relative_to(own_cache)
-    np.testing.assert_allclose(matrix.rows.raw[1], random_prob(1)[np.arange(ROWS), LABELS])
+    np.testing.assert_allclose(matrix.raw[1], random_prob(1)[np.arange(ROWS), LABELS])
     time.sleep(1.1)  # S3 tells times in whole seconds
     add_candidate(store, "c0001", random_prob(11))
     sources, read = watched(store)
     again = open_matrix(store, sources)
     assert read == ["c0001"]
-    np.testing.assert_allclose(again.rows.raw[1], random_prob(11)[np.arange(ROWS), LABELS])
+    np.testing.assert_allclose(again.raw[1], random_prob(11)[np.arange(ROWS), LABELS])

@@ -281,7 +281,7 @@ def contents(store: RunStore) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in files
-        if "matrix" not in path.name
+        if "matrix" not in path.parts
     }
 
 
