@@ -155,32 +155,27 @@ def starting(resources: ResourcesConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _background.start(resources)
-    try:
-        yield
-    finally:
-        if _background.wait():
-            ray.shutdown()
+    # Ray's processes are killed when the thread that started them ends: it lives as long as they.
+    with ThreadPoolExecutor(1, "start of Ray") as thread:
+        _background.start = thread.submit(_start_warm, resources)
+        try:
+            yield
+        finally:
+            if _background.wait():
+                ray.shutdown()
 
 
+@dataclass
 class _BackgroundStart:
     """The start of this process's cluster that goes on in a thread, if any."""
 
-    def __init__(self) -> None:
-        self._thread: ThreadPoolExecutor | None = None
-        self._start: Future[None] | None = None
-
-    def start(self, resources: ResourcesConfig) -> None:
-        """Begin; returns at once."""
-        self._thread = ThreadPoolExecutor(1, "start of Ray")
-        self._start = self._thread.submit(_start_warm, resources)
+    start: Future[None] | None = None
 
     def wait(self) -> bool:
         """Wait for its end and say whether there was one; whatever it raised is raised here."""
-        if self._thread is None or self._start is None:
+        start, self.start = self.start, None
+        if start is None:
             return False
-        start, self._start = self._start, None
-        self._thread.shutdown()
         start.result()
         return True
 
