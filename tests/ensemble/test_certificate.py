@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from foldrace.ensemble import certify, greedy
 from foldrace.ensemble.solvers.kernels import certificate, certified
+from tests.conftest import examples
 
 
 def loss(t: np.ndarray, weights: np.ndarray) -> float:
@@ -40,7 +41,7 @@ matrices = st.tuples(st.integers(1, 6), st.integers(1, 8)).flatmap(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(rows=matrices, repeat=st.booleans(), rounds=st.integers(1, 12))
 def test_bounds_the_gap_to_the_optimum(rows: list[list[float]], repeat: bool, rounds: int) -> None:
     t = np.array(rows + rows[:1] if repeat else rows)
@@ -53,7 +54,7 @@ def test_bounds_the_gap_to_the_optimum(rows: list[list[float]], repeat: bool, ro
     assert got.loss - best <= got.certificate + 1e-10
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(rows=matrices, seed=st.integers(0, 2**32 - 1))
 def test_bounds_the_gap_between_any_two_blends(rows: list[list[float]], seed: int) -> None:
     t, rng = np.array(rows), np.random.default_rng(seed)

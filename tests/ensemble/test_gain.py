@@ -12,6 +12,7 @@ from scipy.stats import sem
 
 from foldrace.ensemble.running_blend import MOST_LOST, STEP, bounded_gain, mean_gains
 from foldrace.ensemble.solvers import kernels
+from tests.conftest import examples
 
 
 def loss(q: np.ndarray) -> float:
@@ -23,7 +24,7 @@ def columns(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.uniform(0.0, 1.0, rows), rng.uniform(0.05, 1.0, rows)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(2, 400))
 def test_is_the_mean_and_error_of_the_closed_form(seed: int, rows: int) -> None:
     t, q = columns(seed, rows)
@@ -34,7 +35,7 @@ def test_is_the_mean_and_error_of_the_closed_form(seed: int, rows: int) -> None:
     assert gain.rows == rows
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_is_what_the_blend_gains_by_the_step(seed: int) -> None:
     t, q = columns(seed, 300)
@@ -60,7 +61,7 @@ def test_a_member_equal_to_the_blend_gains_nothing() -> None:
     assert (gain.mean, gain.se) == (0.0, 0.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     t=st.lists(st.floats(0, 1), min_size=1, max_size=20),
     q=st.floats(1e-15, 1.0),

@@ -16,6 +16,7 @@ from foldrace.dataset.folds import FoldTable
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.members import OofSource
 from foldrace.ensemble.selection.validation import ScoredRows, allowed_sum_error, violations
+from tests.conftest import examples
 
 N, CLASSES = 60, ("cat", "dog", "고양이")
 FOLD = np.arange(N) % 3
@@ -76,7 +77,7 @@ def test_what_float16_logarithms_lose_is_allowed(n_classes: int) -> None:
     assert found(stored.astype(np.float32), np.minimum(true, 1), rows) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(0, N - 1), st.floats(0.5, 1.5))
 def test_a_row_is_refused_exactly_when_its_sum_is_beyond_the_tolerance(
     row: int, sum_: float

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from foldrace import ensemble
 from foldrace.ensemble import Blend, greedy
+from tests.conftest import examples
 
 Backend = Literal["numba", "numpy"]
 BACKENDS: tuple[Backend, ...] = ("numba", "numpy")
@@ -66,7 +67,7 @@ grids = st.integers(1, 4).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     grid=grids,
     rounds=st.integers(1, 6),

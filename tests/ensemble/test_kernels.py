@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from foldrace.ensemble import certify, greedy, optimal
 from foldrace.ensemble.solvers.kernels import BLOCK, member_sums
+from tests.conftest import examples
 
 Backend = Literal["numba", "numpy"]
 BACKENDS: tuple[Backend, ...] = ("numba", "numpy")
@@ -35,7 +36,7 @@ def expected_logs(t: np.ndarray, offset: np.ndarray) -> np.ndarray:
     return np.log(wide + offset.astype(np.longdouble)).mean(axis=1).astype(np.float64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     rows=st.one_of(st.integers(1, 70), st.sampled_from([1023, 1024, 1025, 2047, 2049, 3111])),
     seed=st.integers(0, 2**32 - 1),
@@ -133,6 +134,7 @@ def test_small_problems_load_no_numba_and_large_ones_use_it() -> None:
 SUMS = """
 import resource, sys, numpy
 from foldrace.ensemble.solvers.kernels import member_sums
+from tests.conftest import examples
 if sys.argv[1:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sums = member_sums(numpy.full((3, 40), 0.5), "numba")

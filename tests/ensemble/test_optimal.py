@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from foldrace.ensemble import Blend, certify, greedy, optimal
 from foldrace.ensemble.solvers.active_set import nonneg_qp
+from tests.conftest import examples
 
 Backend = Literal["numba", "numpy"]
 KINDS = ("plain", "zeros", "tiny", "grid", "scaled", "alike")
@@ -77,7 +78,7 @@ def oof_like(members: int, rows: int, seed: int) -> np.ndarray:
     return 1 / (1 + np.exp(-(logits + rng.normal(0, 0.5, (members, 1)))))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     kind=st.sampled_from(KINDS),
@@ -248,7 +249,7 @@ def test_wrong_members_are_named() -> None:
         optimal([[0.5, 0.5], [0.5, math.nan]])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(size=st.integers(1, 12), rank=st.integers(1, 14), seed=st.integers(0, 2**32 - 1))
 def test_the_quadratic_step_meets_its_optimality_conditions(
     size: int, rank: int, seed: int

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from foldrace.ensemble import optimal
 from foldrace.ensemble.running_blend import RunningBlend
+from tests.conftest import examples
 
 CLASSES = 4
 KINDS = ("plain", "zeros", "tiny", "grid", "alike")
@@ -75,7 +76,7 @@ def test_begins_with_the_constant_member() -> None:
     assert (blend.weights, blend.version, len(blend)) == ({}, 0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     kind=st.sampled_from(KINDS),
@@ -94,7 +95,7 @@ def test_any_order_comes_to_the_blend_of_all_at_once(
     assert blend.loss - best.loss <= blend.certificate + 1e-8
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     kind=st.sampled_from(KINDS),

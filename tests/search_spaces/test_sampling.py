@@ -20,6 +20,7 @@ from foldrace.config.schema import (
 from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
 from foldrace.search_spaces.ranges import Choice, Float, Int
 from foldrace.search_spaces.space import SearchSpace, Setting, build_space
+from tests.conftest import examples
 
 A, B = "timm/a", "torchvision/b"
 
@@ -186,7 +187,7 @@ MIXED = {
 }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.integers(0, 2**31 - 1))
 def test_encode_and_decode_are_inverse(seed: int) -> None:
     """`enqueue_trial(encode(...))` draws exactly the same again."""
