@@ -17,7 +17,7 @@ from PIL import Image
 _TEST_IMAGES = 360
 _SIDE = 32  # pixels, from the 8 × 8 of the data set
 _CONFIG = """\
-# python sweep.py run {config} --out {run}
+# foldrace run {config} --out {run}
 name: digits
 data:
   train: data/train.csv

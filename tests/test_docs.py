@@ -153,7 +153,7 @@ def test_the_guides_skeleton_is_every_key_with_its_default() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_configs_are_valid_and_say_how_to_run_them(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith(f"# python sweep.py run configs/{path.name}")
+    assert first.startswith(f"# foldrace run configs/{path.name}")
     assert parse_config(path).problems == ()
 
 

@@ -7,6 +7,7 @@ fit; what the cluster cannot do is an EnvironmentProblem before anything trains.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -278,7 +279,7 @@ def _join(address: str) -> None:
             ray.init(
                 address=address,
                 job_config=_OwnPath(),
-                runtime_env={"py_modules": [str(staged_package(Path(folder)))]},
+                runtime_env=_shipped_code(Path(folder)),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -296,6 +297,15 @@ def _probe(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT).close()
+
+
+def _shipped_code(folder: Path) -> dict[str, list[str]]:
+    """The runtime environment that has this package; nothing where a job brings its own modules,
+    since Ray refuses both."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    if "py_modules" in (job.get("runtime_env") or {}):
+        return {}
+    return {"py_modules": [str(staged_package(folder))]}
 
 
 def staged_package(folder: Path) -> Path:

@@ -53,9 +53,9 @@ def commands(name: str, data: Path) -> list[list[str]]:
     lines = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     comment = "\n".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
     found = [
-        shlex.split(line.removeprefix("python sweep.py "))
+        shlex.split(line.removeprefix("foldrace "))
         for line in comment.replace("\\\n", "").splitlines()
-        if line.startswith("python sweep.py ")
+        if line.startswith("foldrace ")
     ]
     return [[_filled_in(word, data) for word in words] for words in found]
 
