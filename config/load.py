@@ -23,11 +23,12 @@ from foldrace.core.errors import ConfigError, Problem, without_password
 
 @dataclass(frozen=True)
 class ParsedConfig:
-    """`config` is None when a required part is wrong; where problems remain but enough is right,
-    it holds defaults in place of the wrong values, so that later checks can find more."""
+    """A config file as read, with its problems."""
 
     source: str
     config: SweepConfig | None
+    """Config with defaults in place of wrong values, for later checks; None where a required part
+    is wrong."""
     problems: tuple[Problem, ...]
 
     def require(self) -> SweepConfig:
@@ -52,15 +53,17 @@ _SMOKE_DEFAULTS: dict[str, Any] = {
     "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
 }
 _NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots")
-"""Knobs that only make sense at the config's own length and size."""
+"""Hyperparameters that only make sense at the config's own length and size."""
 
 
 def parse_config(
     path: Path, overrides: Sequence[str] = (), smoke: bool = False, base: Path | None = None
 ) -> ParsedConfig:
-    """Read `path` (YAML or JSON), lay the smoke section and `key=value` overrides over it,
-    validate. Relative paths are relative to `base`, by default the folder of `path`. Raises
-    ConfigError only where there is nothing to validate."""
+    """Read `path` (YAML or JSON), lay smoke section and `key=value` overrides over it, validate.
+
+    Relative paths are relative to `base`, by default the folder of `path`. Raises ConfigError only
+    where there is nothing to validate.
+    """
     raw = _read_mapping(path)
     if smoke:
         raw = _smoke(raw)
@@ -82,7 +85,7 @@ def to_yaml(config: SweepConfig) -> str:
 
 
 def to_public_yaml(config: SweepConfig) -> str:
-    """As `to_yaml`, without passwords: for reports, which are shown to others."""
+    """The resolved config without passwords: for reports, which are shown to others."""
     return _yaml(_without_passwords(config.model_dump(mode="json")))
 
 
@@ -119,7 +122,7 @@ def _without_passwords(tree: object) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `1e-3` is a number, and a key given twice is an error."""
+    """Reader of YAML as people write it: `1e-3` is a number, a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
@@ -138,7 +141,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts a text such as `1e-3` in quotes, since `_Loader` takes it for a number."""
+    """Writer that puts a text such as `1e-3` in quotes, which `_Loader` takes for a number."""
 
 
 for _reader_or_writer in (_Loader, _Dumper):
@@ -162,8 +165,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         advice = "use spaces, not tabs: " if tab else ""
         raise ConfigError.single(str(path), f"is not valid {form}: {advice}{error}") from error
     if not isinstance(raw, dict):
-        found = "is empty" if raw is None else f"holds no keys, only {shown(raw)}"
-        raise ConfigError.single(str(path), f"{found}; it should hold data:, search: and so on")
+        fault = "is empty" if raw is None else f"holds no keys, only {shown(raw)}"
+        raise ConfigError.single(str(path), f"{fault}; it should hold data:, search: and so on")
     return raw
 
 
@@ -179,8 +182,10 @@ def _from_json(text: str) -> Any:
 
 
 def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
-    """The config with generic small values and its own smoke section laid over it. The techniques
-    of its search space stay on: they are what a smoke run tries."""
+    """The config with generic small values and its own smoke section laid over it.
+
+    The techniques of its search space stay on: they are what a smoke run tries.
+    """
     defaults, own = dict(_SMOKE_DEFAULTS), raw.get("smoke")
     folds = raw.get("folds")
     if isinstance(folds, dict) and (folds.get("column") is not None or folds.get("k") == 1):
@@ -199,8 +204,10 @@ def _without_length(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """`over` wins; sections and the search space merge key by key, but a knob's range and
-    `per_backbone` are replaced whole."""
+    """`base` with `over` laid over it, key by key.
+
+    The range of a hyperparameter and `per_backbone` are replaced whole.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -249,5 +256,5 @@ def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
 
 
 def _absolute(path: str, base: Path) -> str:
-    """Symbolic links stay: what a linked `train.csv` points to may have another name and folder."""
+    """The absolute path; symbolic links stay, since their targets may have other names."""
     return os.path.abspath(base / Path(path).expanduser())

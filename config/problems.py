@@ -45,8 +45,11 @@ ELSEWHERE = {
 
 
 def validated(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
-    """Validate; where values are wrong, validate again without them to give later checks a
-    config to work on. JSON mode: lists become tuples, strings are never numbers."""
+    """The config of a mapping, and the problems of its values.
+
+    Where values are wrong, they are left out, to give later checks a config to work on; None where
+    that is not enough. JSON mode: lists become tuples, strings are never numbers.
+    """
     try:
         return SweepConfig.model_validate_json(json.dumps(raw, default=str)), []
     except ValidationError as error:
@@ -113,6 +116,7 @@ def _is_model(annotation: object) -> bool:
 
 
 def shown(value: object, limit: int = 80) -> str:
+    """A value as a message shows it: as JSON, cut at `limit` characters."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

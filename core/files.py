@@ -1,12 +1,8 @@
-"""Texts and records as files of a run folder.
+"""Whole files in a folder on a local disk, NFS, or an object store (`s3://...`).
 
-Takes files and names, gives texts and validated records; what cannot be read is a RunFolderError
-that names the file.
-
-Whole-file access to a folder on a local disk, NFS, or an object store (`s3://...`).
-
-Takes names relative to the folder, gives bytes. A file appears whole or not at all: locally it is
-written aside, synced and renamed; an object store puts whole objects.
+`Files` takes names relative to its folder and gives bytes; texts and validated records are read and
+written through it. A file appears whole or not at all: locally `atomic_write` and `atomic_folder`
+write aside, sync and rename; an object store puts whole objects.
 """
 
 from __future__ import annotations
@@ -27,8 +23,8 @@ from pydantic import BaseModel, ValidationError
 
 from foldrace.core.errors import RunFolderError
 
-ASIDE = ".part-"
-"""Files whose names begin so are being written."""
+_PART = ".part-"
+"""Beginning of the names of files and folders that are being written."""
 _ABANDONED_SECONDS = 24 * 3600
 _OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
 _URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
@@ -39,21 +35,35 @@ class Files(Protocol):
 
     root: str
 
-    def read(self, name: str) -> bytes: ...
-    def write(self, name: str, data: bytes | memoryview) -> None: ...
-    def exists(self, name: str) -> bool: ...
-    def names(self, folder: str = "") -> list[str]: ...
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; OSError where there is none."""
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write a file, whole or not at all, in place of an older one."""
+
+    def exists(self, name: str) -> bool:
+        """True where there is a file or a folder of that name."""
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the entries of a folder, sorted; [] where there is none."""
+
     def size(self, name: str) -> int:
-        """Of a file, in bytes; OSError where there is none."""
+        """Size of a file in bytes; OSError where there is none."""
 
     def stamps(self, folder: str) -> dict[str, str]:
-        """Every file at any depth below the folder, by its name relative to the root -> a text that
-        changes whenever the file does."""
+        """Name relative to the root -> a text that changes whenever the file does.
 
-    def delete(self, name: str) -> None: ...
+        Every file at any depth below the folder is listed.
+        """
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all in it, if there is one."""
+
     def delete_parts(self, folder: str) -> None:
-        """Remove what killed writers left of files that never came to be. Nobody may be writing
-        into the folder."""
+        """Remove what killed writers left of files that never came to be.
+
+        Nobody may be writing into the folder.
+        """
 
 
 def open_files(root: str | Path) -> Files:
@@ -66,7 +76,7 @@ def open_files(root: str | Path) -> Files:
     return RemoteFiles(text)
 
 
-class LocalFiles:
+class LocalFiles(Files):
     """A folder that the operating system mounts."""
 
     def __init__(self, path: Path) -> None:
@@ -74,29 +84,36 @@ class LocalFiles:
         self.root = str(path)
 
     def read(self, name: str) -> bytes:
+        """See `Files.read`."""
         return (self.path / name).read_bytes()
 
     def write(self, name: str, data: bytes | memoryview) -> None:
+        """See `Files.write`."""
         with atomic_write(self.path / name) as file:
             file.write(data)
 
     def exists(self, name: str) -> bool:
+        """See `Files.exists`."""
         return (self.path / name).exists()
 
     def names(self, folder: str = "") -> list[str]:
-        """Names of the entries of a folder, sorted; files being written are not entries yet."""
+        """See `Files.names`."""
+        # Files being written are not entries yet.
         path = self.path / folder
         if not path.is_dir():
             return []
-        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(ASIDE))
+        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(_PART))
 
     def size(self, name: str) -> int:
+        """See `Files.size`."""
         return (self.path / name).stat().st_size
 
     def stamps(self, folder: str) -> dict[str, str]:
+        """See `Files.stamps`."""
         return dict(_stamps(str(self.path / folder), folder))
 
     def delete(self, name: str) -> None:
+        """See `Files.delete`."""
         path = self.path / name
         try:
             path.unlink()  # mostly there is nothing, and this one call says so
@@ -108,11 +125,12 @@ class LocalFiles:
             shutil.rmtree(path)
 
     def delete_parts(self, folder: str) -> None:
-        for part in (self.path / folder).glob(f"{ASIDE}*"):
+        """See `Files.delete_parts`."""
+        for part in (self.path / folder).glob(f"{_PART}*"):
             part.unlink(missing_ok=True)
 
 
-class RemoteFiles:
+class RemoteFiles(Files):
     """A folder in an object store, through pyarrow's file systems.
 
     Keys and region come from where the AWS tools have them: AWS_ACCESS_KEY_ID and
@@ -135,26 +153,31 @@ class RemoteFiles:
         self._fs, self._path, self.root = base, PurePosixPath(path), url
 
     def read(self, name: str) -> bytes:
+        """See `Files.read`."""
         with self._fs.open_input_stream(str(self._path / name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes | memoryview) -> None:
+        """See `Files.write`."""
         with self._fs.open_output_stream(str(self._path / name)) as stream:
             stream.write(data)
 
     def exists(self, name: str) -> bool:
+        """See `Files.exists`."""
         from pyarrow import fs
 
         found = self._fs.get_file_info(str(self._path / name))
         return bool(found.type != fs.FileType.NotFound)
 
     def names(self, folder: str = "") -> list[str]:
+        """See `Files.names`."""
         from pyarrow import fs
 
         selector = fs.FileSelector(str(self._path / folder), allow_not_found=True)
         return sorted(info.base_name for info in self._fs.get_file_info(selector))
 
     def size(self, name: str) -> int:
+        """See `Files.size`."""
         from pyarrow import fs
 
         found = self._fs.get_file_info(str(self._path / name))
@@ -163,6 +186,7 @@ class RemoteFiles:
         return int(found.size)
 
     def stamps(self, folder: str) -> dict[str, str]:
+        """See `Files.stamps`."""
         from pyarrow import fs
 
         where = str(self._path / folder)  # one request lists many files: none is asked for alone
@@ -174,6 +198,7 @@ class RemoteFiles:
         }
 
     def delete(self, name: str) -> None:
+        """See `Files.delete`."""
         from pyarrow import fs
 
         found = self._fs.get_file_info(str(self._path / name))
@@ -183,7 +208,7 @@ class RemoteFiles:
             self._fs.delete_file(str(self._path / name))
 
     def delete_parts(self, folder: str) -> None:
-        """An object that was not put whole does not exist."""
+        """Do nothing: an object that was not put whole does not exist."""
 
 
 @contextmanager
@@ -193,7 +218,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     It is written aside, synced and renamed. Where the block or the disk fails, the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = aside(path)
+    part = _part_path(path)
     try:
         with part.open("w+b") as file:
             yield file
@@ -213,7 +238,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     takes long touches its folder now and then, see `remove_abandoned`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = aside(path)
+    part = _part_path(path)
     part.mkdir()
     try:
         yield part
@@ -233,7 +258,7 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
 
     `name`: only those that were to become this one.
     """
-    for part in folder.glob(f"{ASIDE}*{name}"):
+    for part in folder.glob(f"{_PART}*{name}"):
         with suppress(OSError):  # another process removes it too
             if time.time() - part.lstat().st_mtime > _ABANDONED_SECONDS:
                 if part.is_dir():
@@ -242,27 +267,27 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
                     part.unlink()
 
 
-def aside(target: Path) -> Path:
-    """Where this writer, and no other, writes a file before it is renamed to `target`."""
-    return target.with_name(f"{ASIDE}{uuid.uuid4().hex}-{target.name}")
+def _part_path(target: Path) -> Path:
+    """A new path beside `target`, which this writer, and no other, renames to it."""
+    return target.with_name(f"{_PART}{uuid.uuid4().hex}-{target.name}")
 
 
 def _stamps(path: str, name: str) -> Iterator[tuple[str, str]]:
-    """(name, stamp) of every file below; with its inode, since each write makes a new file."""
+    """(name, stamp) of every file below."""
     try:
         entries = os.scandir(path)
     except (FileNotFoundError, NotADirectoryError):
         return
     with entries:
         for entry in entries:
-            if entry.name.startswith(ASIDE):
+            if entry.name.startswith(_PART):
                 continue
             if entry.is_dir():
                 yield from _stamps(entry.path, f"{name}/{entry.name}")
                 continue
             with suppress(FileNotFoundError):  # a sweep may be running
-                found = entry.stat()
-                stamp = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+                stat = entry.stat()
+                stamp = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"  # a write: a new inode
                 yield f"{name}/{entry.name}", stamp
 
 
@@ -283,7 +308,7 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def to_bytes(text: str) -> bytes:
-    """UTF-8; a Linux file name may hold bytes that are not, which Python keeps as surrogates."""
+    """The text as UTF-8; bytes of file names that are no UTF-8, kept as surrogates, come back."""
     return text.encode(errors="surrogateescape")
 
 

@@ -1,8 +1,8 @@
 """The one definition of the score, and the classification metrics of the report.
 
 Takes probabilities (n, C) or predicted classes (n,) with labels (n,); gives float64 numbers.
-Wrong input is a ValueError that names the row. `METRICS` is the table of what a blend is described
-by.
+Wrong input is a ValueError that names the row. `METRICS` is the table of what a report
+shows of a blend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foldrace.core.plugin_files import told
+from foldrace.core.plugin_files import error_with_place
 
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("foldrace")
 
 @dataclass(frozen=True)
 class MetricScore:
-    """What a metric gives for a blend."""
+    """Value of one metric for a blend."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class MetricScore:
 
 
 class ClassScores(NamedTuple):
-    """Each field (C,) float64; 0 where a class was never predicted or never occurs."""
+    """Scores by class, (C,) float64 each; 0 where a class never occurs or is never predicted."""
 
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -48,12 +48,12 @@ class ClassScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table. `function`: probabilities (n, C) float64 whose rows sum to 1, and
-    labels (n,) int64 -> a finite number."""
+    """One row of the table of metrics."""
 
     name: str
     doc: str
     function: Callable[[NDArray[np.float64], NDArray[np.int64]], float]
+    """Probabilities (n, C) whose rows sum to 1, and labels (n,) -> a finite number."""
     greater_is_better: bool
 
 
@@ -65,14 +65,14 @@ def normalise(prob: ArrayLike) -> NDArray[np.float64]:
 
 
 def read_only(array: NDArray[Number]) -> NDArray[Number]:
-    """A view for a metric: the next one gets the same numbers."""
+    """A read-only view, so that one metric cannot change what the next one gets."""
     view = array.view()
     view.flags.writeable = False
     return view
 
 
 def true_class_probability(prob: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """(n,): what the normalised and clipped row gives to its own label; prob (n, C), labels (n,).
+    """Probability (n,) of each row's own label; prob (n, C), labels (n,).
 
     The same numbers as `normalise(prob)[row, label]`, without its (n, C) copy.
     """
@@ -109,7 +109,7 @@ def log_loss(prob: ArrayLike, labels: ArrayLike) -> float:
 
 
 def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
-    """The share of rows whose class is right; predicted is (n, C) probabilities or (n,) classes."""
+    """Share of rows whose class is right; predicted is (n, C) probabilities or (n,) classes."""
     guesses = _guesses(predicted, None)
     return float((guesses == _classes(labels, "label", len(guesses), None)).mean())
 
@@ -135,7 +135,7 @@ def confusion(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> NDArra
 
 
 def _class_scores(table: NDArray[np.int64]) -> ClassScores:
-    """From a confusion table (C, C), row = label."""
+    """Scores from a confusion table (C, C), row = label."""
     hits = np.diag(table)
     predicted, actual = table.sum(axis=0), table.sum(axis=1)
     return ClassScores(
@@ -161,7 +161,7 @@ def _rows_and_sums(prob: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 
 def _reason(row: NDArray[np.float64]) -> str:
-    """What is wrong with one row (C,) of probabilities."""
+    """The fault of one row (C,) of probabilities, in words."""
     for column, value in enumerate(row):
         if not 0.0 <= value < np.inf:
             return f"class {column} has the probability {value}, should be finite and >= 0"
@@ -215,15 +215,17 @@ METRICS: dict[str, Metric] = {
 
 
 def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> tuple[MetricScore, ...]:
-    """Every row of the table for prob (n, C), labels (n,). One that fails or is not finite is left
-    out, with a warning: a blend does not depend on it."""
+    """Every metric of the table for prob (n, C), labels (n,).
+
+    One that fails or is not finite is left out, with a warning: a blend does not depend on it.
+    """
     rows, classes = read_only(normalise(prob)), read_only(labels)
     found: list[MetricScore] = []
     for metric in METRICS.values():
         try:
             value = float(metric.function(rows, classes))
         except Exception as error:  # a user's own metric may raise anything
-            _log.warning("metric %s is left out: %s", metric.name, told(error))
+            _log.warning("metric %s is left out: %s", metric.name, error_with_place(error))
             _log.debug("metric %s failed", metric.name, exc_info=True)
             continue
         if math.isfinite(value):

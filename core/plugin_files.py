@@ -27,21 +27,21 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 @dataclass(frozen=True)
 class PluginFile:
-    """Equal files are the same plugin, wherever they lie."""
+    """One plugin file; equal files are the same plugin, wherever they lie."""
 
     module: str
-    """Its name in `import` statements: the file's name without `.py`."""
+    """Name in `import` statements: the file's name without `.py`."""
     source: bytes
     path: str = field(compare=False)
-    """For messages: a path, or a place in an object store."""
+    """Path or place in an object store, for messages."""
 
     def at(self, line: int) -> str:
-        """`where` of a Problem."""
+        """The `where` of a problem in that line."""
         return f"{self.path} line {line}"
 
 
 def read_plugins(paths: Sequence[str]) -> tuple[tuple[PluginFile, ...], list[Problem]]:
-    """The files that can be read and may be imported, by name, and what is wrong with the rest."""
+    """The files that may be imported, by name, and the problems of the rest."""
     found: dict[str, PluginFile] = {}
     problems: list[Problem] = []
     for path in map(Path, dict.fromkeys(paths)):
@@ -62,8 +62,10 @@ def read_plugins(paths: Sequence[str]) -> tuple[tuple[PluginFile, ...], list[Pro
 
 
 def import_plugins(files: Sequence[PluginFile]) -> dict[PluginFile, ModuleType | Problem]:
-    """Run the files; one that cannot be run gives a problem instead of a module. What was imported
-    by an earlier call and is not among `files` goes."""
+    """Run the files; one that cannot be run gives a problem instead of a module.
+
+    Modules that an earlier call imported and that are not among `files` are dropped.
+    """
     _finder.replace(files)
     found: dict[PluginFile, ModuleType | Problem] = {}
     for file in files:
@@ -71,13 +73,15 @@ def import_plugins(files: Sequence[PluginFile]) -> dict[PluginFile, ModuleType |
             found[file] = importlib.import_module(file.module)
         except (Exception, SystemExit) as error:  # a user's file may raise anything
             where = place_of(error) or file.path
-            found[file] = Problem(where, f"the plugin cannot be imported: {described(error)}")
+            found[file] = Problem(where, f"the plugin cannot be imported: {error_line(error)}")
     return found
 
 
 def place_of(error: BaseException) -> str | None:
-    """The innermost line of an imported plugin that an error came through, also where another
-    process sent the error as text."""
+    """The innermost line of an imported plugin that an error came through, or None.
+
+    It is found also where another process sent the error as text.
+    """
     paths = {file.path for file in _finder.files.values()}
     if isinstance(error, SyntaxError) and error.filename in paths:
         return f"{error.filename} line {error.lineno}"
@@ -95,9 +99,12 @@ def place_of(error: BaseException) -> str | None:
     return place
 
 
-def described(error: BaseException) -> str:
-    """Type and message in one line: the message's first, since advice and links come after it; of
-    a traceback that another process sent as text, the last."""
+def error_line(error: BaseException) -> str:
+    """Type and message of an error in one line.
+
+    It is the message's first line, since advice and links come after it; of a traceback that
+    another process sent as text, the last.
+    """
     text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
     lines = text.splitlines()
     if not lines:
@@ -105,19 +112,20 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] if _TRACEBACK in text else lines[0]}"
 
 
-def told(error: BaseException) -> str:
-    """The error in one line, with the plugin's line where it came through one."""
+def error_with_place(error: BaseException) -> str:
+    """The error in one line, with the line of the plugin that it came through, if any."""
     place = place_of(error)
-    return described(error) if place is None else f"plugin {place}: {described(error)}"
+    return error_line(error) if place is None else f"plugin {place}: {error_line(error)}"
 
 
 class _Finder(MetaPathFinder, InspectLoader):
-    """Finds and loads the plugins of this process, and no others."""
+    """Import hook that finds and loads the plugins of this process, and no others."""
 
     def __init__(self) -> None:
         self.files: dict[str, PluginFile] = {}
 
     def replace(self, files: Sequence[PluginFile]) -> None:
+        """Make exactly these files importable."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)  # first: a node may have another file of that name
         # An import of one's own may have found that other file already, or may have stayed.
@@ -128,14 +136,16 @@ class _Finder(MetaPathFinder, InspectLoader):
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Import spec of a plugin; None for any other module."""
         file = self.files.get(fullname)
         return None if file is None else spec_from_loader(fullname, self, origin=file.path)
 
     def get_source(self, fullname: str) -> str:
-        """Tracebacks and `inspect` read it here: the file itself may be on another machine."""
+        """Source for tracebacks and `inspect`: the file itself may be on another machine."""
         return decode_source(self.files[fullname].source)
 
     def get_code(self, fullname: str) -> CodeType:
+        """Compiled source of a plugin."""
         file = self.files[fullname]
         code: CodeType = compile(file.source, file.path, "exec", dont_inherit=True)
         return code
@@ -145,7 +155,7 @@ _finder = _Finder()
 
 
 def _name_problem(path: Path, other: PluginFile | None) -> str | None:
-    """Why a file may not be imported under its name."""
+    """The reason why a file may not be imported under its name, or None."""
     name = path.stem
     if path.suffix != ".py" or not name.isidentifier() or keyword.iskeyword(name):
         return "is no name of a plugin; allowed: letters, digits and _, ending in .py"
@@ -157,7 +167,7 @@ def _name_problem(path: Path, other: PluginFile | None) -> str | None:
 
 
 def _exists_elsewhere(name: str, folder: Path) -> bool:
-    """Whether `import name` finds something that is neither a plugin nor in this folder."""
+    """True where `import name` finds what is neither a plugin nor in this folder."""
     if name in sys.stdlib_module_names or (_FOLDRACE / name / "__init__.py").exists():
         return True
     try:

@@ -16,11 +16,11 @@ from typing import Any, Generic, TypeVar
 from foldrace.core.errors import ConfigError, Problem, RunFailure, UserError
 from foldrace.core.plugin_files import (
     PluginFile,
-    described,
+    error_line,
+    error_with_place,
     import_plugins,
     place_of,
     read_plugins,
-    told,
 )
 
 Row = TypeVar("Row")
@@ -35,9 +35,9 @@ class Kind(Generic[Row]):
     noun: str
     table: dict[str, Row]
     try_row: Callable[[Row], None]
-    """Uses a row on something tiny; raises whatever the row raises, or Unfit."""
+    """Function that uses a row on something tiny; raises what the row raises, or Unfit."""
     key: str = "name"
-    """The record's field that is the key of the table."""
+    """Field of the record that is the key of the table."""
 
 
 class PluginFailure(RunFailure):
@@ -50,7 +50,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """A row that a plugin gives, and where it stands."""
+    """A row that a plugin gives, with the line where it stands."""
 
     row: Any
     file: PluginFile
@@ -58,12 +58,13 @@ class Part:
 
     @property
     def where(self) -> str:
+        """The `where` of a problem with this row."""
         return self.file.at(self.line)
 
 
 @dataclass(frozen=True)
-class _Added:
-    """What the loaded files added to one table."""
+class _PluginRows:
+    """The rows that the loaded files added to one table."""
 
     table: dict[str, Any]
     parts: dict[str, Part]
@@ -71,22 +72,24 @@ class _Added:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """What the process has loaded; `added` is by the record of the table."""
+class _PluginState:
+    """Plugin files of this process with their rows; `added` is by the record of the table."""
 
     files: tuple[PluginFile, ...] = ()
     parts: tuple[Part, ...] = ()
     problems: tuple[Problem, ...] = ()
-    added: dict[type, _Added] = field(default_factory=dict)
+    added: dict[type, _PluginRows] = field(default_factory=dict)
 
 
-_now = _Loaded()
+_now = _PluginState()
 _lock = threading.RLock()
 
 
 def load(files: Sequence[PluginFile], kinds: Sequence[Kind[Any]]) -> list[Problem]:
-    """Add the files' rows to the tables of `kinds`, in place of those of other files. Files that
-    are loaded already are not run again. Rows of other kinds are left out."""
+    """Add the files' rows to the tables of `kinds`, in place of those of other files.
+
+    Files that are loaded already are not run again. Rows of other kinds are left out.
+    """
     with _lock:
         if tuple(files) != _now.files:
             _replace(tuple(files))
@@ -99,7 +102,7 @@ def load(files: Sequence[PluginFile], kinds: Sequence[Kind[Any]]) -> list[Proble
 
 
 def check(paths: Sequence[str], kinds: Sequence[Kind[Any]]) -> list[Problem]:
-    """Load the files as far as they are right, try every row, and tell what is wrong."""
+    """Load the files as far as they are right, try every row, and give every problem."""
     files, problems = read_plugins(paths)
     problems += load(files, kinds)
     for part in _now.parts:
@@ -120,7 +123,7 @@ def loaded() -> tuple[PluginFile, ...]:
 
 @contextlib.contextmanager
 def naming_plugins() -> Iterator[None]:
-    """An error out of a plugin's code becomes a PluginFailure, with its file and line."""
+    """Turn an error out of a plugin's code into a PluginFailure with its file and line."""
     try:
         yield
     except (UserError, RunFailure):
@@ -128,11 +131,11 @@ def naming_plugins() -> Iterator[None]:
     except Exception as error:  # a user's part may raise anything; what is not a plugin's passes on
         if place_of(error) is None:
             raise
-        raise PluginFailure(told(error)) from error
+        raise PluginFailure(error_with_place(error)) from error
 
 
 def require(problems: Sequence[Problem]) -> None:
-    """ConfigError where there are problems."""
+    """Raise a ConfigError where there are problems."""
     if problems:
         raise ConfigError(problems)
 
@@ -144,14 +147,14 @@ def _replace(files: tuple[PluginFile, ...]) -> None:
             del added.table[name]
     parts: list[Part] = []
     problems: list[Problem] = []
-    _now = _Loaded()  # stays where importing is interrupted
+    _now = _PluginState()  # stays where importing is interrupted
     for file, module in import_plugins(files).items():
         found = module if isinstance(module, Problem) else _parts(file, module)
         if isinstance(found, Problem):
             problems.append(found)
         else:
             parts += found
-    _now = _Loaded(files, tuple(parts), tuple(problems))
+    _now = _PluginState(files, tuple(parts), tuple(problems))
 
 
 def _parts(file: PluginFile, module: object) -> list[Part] | Problem:
@@ -181,7 +184,7 @@ def _lines(file: PluginFile) -> list[int]:
     return lines
 
 
-def _add_rows(kind: Kind[Any]) -> _Added:
+def _add_rows(kind: Kind[Any]) -> _PluginRows:
     added: dict[str, Part] = {}
     problems: list[Problem] = []
     for part in _now.parts:
@@ -199,11 +202,11 @@ def _add_rows(kind: Kind[Any]) -> _Added:
         else:
             kind.table[name] = part.row
             added[name] = part
-    return _Added(kind.table, added, problems)
+    return _PluginRows(kind.table, added, problems)
 
 
 def _fault(part: Part, kind: Kind[Any]) -> list[Problem]:
-    """What trying a row tells, at the line that raised it, else at the row's."""
+    """The problem of a row that was tried, at the line that raised it, else at the row's."""
     name = getattr(part.row, kind.key)
     try:
         kind.try_row(part.row)
@@ -211,7 +214,7 @@ def _fault(part: Part, kind: Kind[Any]) -> list[Problem]:
         return [Problem(part.where, f"{kind.noun} {name!r} {error}")]
     except Exception as error:  # a user's part may raise anything
         where = place_of(error) or part.where
-        return [Problem(where, f"{kind.noun} {name!r}, tried, raises {described(error)}")]
+        return [Problem(where, f"{kind.noun} {name!r}, tried, raises {error_line(error)}")]
     return []
 
 

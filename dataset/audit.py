@@ -1,4 +1,4 @@
-"""A look at every image before any training: missing, damaged, duplicate or nearly so, too few.
+"""The audit of all images before any training: missing, damaged, duplicate or nearly so, too few.
 
 Takes a `Manifest`, its folds and the test set, gives problems (nothing can run) and warnings
 (it can, but scores would deceive). Each file is read once.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from foldrace.core.errors import Problem, closest, listing
 from foldrace.dataset.duplicates import NearDuplicate, exact_copies, near_copies
 from foldrace.dataset.manifest import Manifest
-from foldrace.dataset.similarity import Look, look_at_all
+from foldrace.dataset.similarity import ImageInfo, scan_images
 from foldrace.dataset.test_set import ImageSet
 
 FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there
@@ -30,14 +30,16 @@ _FUZZY_LIMIT = 2000  # so many file names are compared in tolerable time
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. `problems` forbid a run, `warnings` do not."""
+    """Result of the audit."""
 
     problems: tuple[Problem, ...]
+    """Faults that forbid a run."""
     warnings: tuple[Problem, ...]
+    """Faults that make scores deceive, but forbid no run."""
     largest_side: int
-    """Pixels: the longest side of all images."""
+    """Longest side of all images, in pixels."""
     images: int
-    """How many files were looked at."""
+    """Number of files that were read."""
     near_duplicates: tuple[NearDuplicate, ...] = ()
     """Training images that nearly equal one of another fold or of the test set."""
 
@@ -47,42 +49,42 @@ def audit(
 ) -> Audit:
     """Read, hash and decode every image, `workers` at a time."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        looks = look_at_all(manifest, pool)
-        test_looks = [] if test is None else look_at_all(test, pool)
-        near = near_copies(manifest, looks, fold, test, test_looks, pool)
-    problems = list(_faults("training", "data.train_images", manifest, looks))
+        infos = scan_images(manifest, pool)
+        test_infos = [] if test is None else scan_images(test, pool)
+        near = near_copies(manifest, infos, fold, test, test_infos, pool)
+    problems = list(_faults("training", "data.train_images", manifest, infos))
     if test is not None:
-        problems += _faults("test", "data.test_images", test, test_looks)
+        problems += _faults("test", "data.test_images", test, test_infos)
     warnings = [
         *_tiny_classes(manifest, fold),
-        *exact_copies(manifest, looks, fold, test, test_looks),
+        *exact_copies(manifest, infos, fold, test, test_infos),
         *near.warnings,
     ]
-    every = looks + test_looks
-    largest = max((look.side for look in every), default=0)
+    every = infos + test_infos
+    largest = max((info.side for info in every), default=0)
     return Audit(tuple(problems), tuple(warnings), largest, len(every), near.found)
 
 
 def _faults(
-    kind: str, key: str, images: Manifest | ImageSet, looks: Sequence[Look]
+    kind: str, key: str, images: Manifest | ImageSet, infos: Sequence[ImageInfo]
 ) -> Iterator[Problem]:
     where = f"{kind} images in {images.image_root}"
-    missing = [row for row, look in enumerate(looks) if look.missing]
+    missing = [row for row, info in enumerate(infos) if info.missing]
     for row in missing[:_SHOWN]:
         yield _fault(where, images, row, _missing(images.file(row)))
-    if len(missing) > min(_SHOWN, len(looks) / 2):
+    if len(missing) > min(_SHOWN, len(infos) / 2):
         advice = f"correct the paths or set {key} to the folder that they are relative to"
-        yield Problem(where, f"{len(missing):,} of {len(looks):,} are missing; {advice}")
-    damaged = [row for row, look in enumerate(looks) if look.fault and not look.missing]
+        yield Problem(where, f"{len(missing):,} of {len(infos):,} are missing; {advice}")
+    damaged = [row for row, info in enumerate(infos) if info.fault and not info.missing]
     for row in damaged[:_SHOWN]:
-        message = f"unreadable; it {looks[row].fault}; replace or remove the file"
+        message = f"unreadable; it {infos[row].fault}; replace or remove the file"
         yield _fault(where, images, row, message)
     if len(damaged) > _SHOWN:
-        yield Problem(where, f"{len(damaged):,} of {len(looks):,} are unreadable")
+        yield Problem(where, f"{len(damaged):,} of {len(infos):,} are unreadable")
 
 
 def _fault(where: str, images: Manifest | ImageSet, row: int, message: str) -> Problem:
-    """'train.csv line 17: images/a.jpg: missing; ...'"""
+    """The problem of one file: 'train.csv line 17: images/a.jpg: missing; ...'."""
     if images.lines is not None:
         where = f"{images.table} line {images.lines[row]}"
     return Problem(where, f"{images.image_paths[row]}: {message}")

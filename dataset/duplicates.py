@@ -1,10 +1,7 @@
 """The same image twice: exact copies, and images that nearly equal another one.
 
-Takes the looks at training and test images, gives warnings and the rows of `near_duplicates.csv`.
-
-`near_duplicates.csv`: training images that nearly equal one of another fold or of the test set.
-
-Takes what the audit found, gives the file in the run folder, and later the rows that it names.
+Takes the scanned training and test images, gives warnings and `near_duplicates.csv`: the training
+images that nearly equal one of another fold or of the test set. Reads that file too.
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ from foldrace.core.errors import Problem, RunFolderError, listing
 from foldrace.core.files import Files
 from foldrace.dataset.folds import FoldTable
 from foldrace.dataset.manifest import Manifest
-from foldrace.dataset.similarity import Look, Match, named, nearest, stack
+from foldrace.dataset.similarity import ImageInfo, Match, nearest_matches, row_label, stack_hashes
 from foldrace.dataset.test_set import ImageSet
 
 NAME = "near_duplicates.csv"
@@ -32,19 +29,22 @@ HEADER = ("image_path", "other", "kind", "distance")
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """One row of the file; exact copies are in it too."""
+    """One row of `near_duplicates.csv`; exact copies are in it too."""
 
     image_path: str
-    """Of the training image, as in folds.csv."""
+    """Path of the training image, as in folds.csv."""
     other: str
     """The most similar image of another fold, or of the test set."""
     kind: Literal["fold", "test"]
     distance: int
-    """Bits of 64 in which the hashes differ."""
+    """Number of bits of 64 in which the hashes differ."""
 
 
 def save_near_duplicates(files: Files, found: Iterable[NearDuplicate]) -> None:
-    """Write the file; without any, its header alone: then it is known that there are none."""
+    """Write the file; where there are none, its header alone, which says so.
+
+    With csv, not pandas, which cannot write file names that are not UTF-8.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
@@ -70,7 +70,7 @@ def near_duplicate_rows(files: Files, folds: FoldTable) -> NDArray[np.int64] | N
 
 @dataclass(frozen=True)
 class NearCopies:
-    """What the run folder lists, and what the user is told of it."""
+    """Training images that nearly equal another one, and the warnings about them."""
 
     found: tuple[NearDuplicate, ...]
     warnings: tuple[Problem, ...]
@@ -78,49 +78,53 @@ class NearCopies:
 
 def exact_copies(
     manifest: Manifest,
-    looks: Sequence[Look],
+    infos: Sequence[ImageInfo],
     fold: NDArray[np.int64] | None,
     test: ImageSet | None,
-    test_looks: Sequence[Look],
+    test_infos: Sequence[ImageInfo],
 ) -> Iterator[Problem]:
-    """Files of the same bytes whose labels differ, or that lie in several folds or in both sets."""
-    copies = _by_content(looks)
+    """Warnings of equal files with different labels, in several folds, or in both sets."""
+    copies = _by_content(infos)
     yield from _duplicates(manifest, fold, copies)
     if test is not None:
-        yield from _leaks(manifest, test, copies, test_looks)
+        yield from _leaks(manifest, test, copies, test_infos)
 
 
 def near_copies(
     manifest: Manifest,
-    looks: Sequence[Look],
+    infos: Sequence[ImageInfo],
     fold: NDArray[np.int64] | None,
     test: ImageSet | None,
-    test_looks: Sequence[Look],
+    test_infos: Sequence[ImageInfo],
     pool: Executor,
 ) -> NearCopies:
-    """Training images that nearly equal one of another fold, or of the test set."""
+    """Find training images that nearly equal one of another fold, or of the test set."""
     found: list[NearDuplicate] = []
     warnings: list[Problem] = []
-    prints = [look.fingerprint for look in looks]
+    hashes = [info.perceptual_hash for info in infos]
     if fold is not None:
-        images = stack(prints, fold)
-        torn = nearest(images, images, pool)
+        images = stack_hashes(hashes, fold)
+        torn = nearest_matches(images, images, pool)
         found += [_near(manifest, manifest, match, "fold") for match in torn]
-        warnings += _near_duplicates(manifest, torn, looks)
+        warnings += _near_duplicates(manifest, torn, infos)
     if test is not None:
-        tested = stack([look.fingerprint for look in test_looks], np.ones(len(test), np.int64))
-        leaked = nearest(stack(prints, np.zeros(len(manifest), np.int64)), tested, pool)
+        tested = stack_hashes(
+            [info.perceptual_hash for info in test_infos], np.ones(len(test), np.int64)
+        )
+        leaked = nearest_matches(
+            stack_hashes(hashes, np.zeros(len(manifest), np.int64)), tested, pool
+        )
         found += [_near(manifest, test, match, "test") for match in leaked]
-        warnings += _near_leaks(manifest, test, leaked, looks, test_looks)
+        warnings += _near_leaks(manifest, test, leaked, infos, test_infos)
     return NearCopies(tuple(found), tuple(warnings))
 
 
-def _by_content(looks: Sequence[Look]) -> dict[bytes, list[int]]:
-    """Rows by content."""
+def _by_content(infos: Sequence[ImageInfo]) -> dict[bytes, list[int]]:
+    """Digest of a file -> the rows that have it."""
     rows: dict[bytes, list[int]] = {}
-    for row, look in enumerate(looks):
-        if look.fault is None:
-            rows.setdefault(look.digest, []).append(row)
+    for row, info in enumerate(infos):
+        if info.fault is None:
+            rows.setdefault(info.digest, []).append(row)
     return rows
 
 
@@ -132,7 +136,8 @@ def _duplicates(
     if conflicting:
         shown = listing(
             " = ".join(
-                f"{named(manifest, row)} [{manifest.classes[manifest.labels[row]]}]" for row in rows
+                f"{row_label(manifest, row)} [{manifest.classes[manifest.labels[row]]}]"
+                for row in rows
             )
             for rows in conflicting
         )
@@ -140,7 +145,7 @@ def _duplicates(
         yield Problem("training images", message)
     torn = [] if fold is None else [rows for rows in several if len(set(fold[rows])) > 1]
     if torn:
-        shown = listing(" = ".join(named(manifest, row) for row in rows) for rows in torn)
+        shown = listing(" = ".join(row_label(manifest, row) for row in rows) for rows in torn)
         message = f"identical files in different folds: {shown}; validation scores are too good"
         advice = "drop the copies or give them one group (data.group_column)"
         yield Problem("training images", f"{message}: {advice}")
@@ -150,12 +155,12 @@ def _leaks(
     manifest: Manifest,
     test: ImageSet,
     copies: dict[bytes, list[int]],
-    test_looks: Sequence[Look],
+    test_infos: Sequence[ImageInfo],
 ) -> Iterator[Problem]:
     shared = [
-        f"{named(test, row)} = {named(manifest, copies[look.digest][0])}"
-        for row, look in enumerate(test_looks)
-        if look.fault is None and look.digest in copies
+        f"{row_label(test, row)} = {row_label(manifest, copies[info.digest][0])}"
+        for row, info in enumerate(test_infos)
+        if info.fault is None and info.digest in copies
     ]
     if shared:
         message = f"{len(shared):,} are also training images: {listing(shared)}"
@@ -170,13 +175,13 @@ def _near(
 
 
 def _near_duplicates(
-    manifest: Manifest, torn: Sequence[Match], looks: Sequence[Look]
+    manifest: Manifest, torn: Sequence[Match], infos: Sequence[ImageInfo]
 ) -> Iterator[Problem]:
-    """Without the exact copies, which have their own warning."""
-    near = [m for m in torn if looks[m.row].digest != looks[m.other].digest]
+    """The warning of near copies; exact ones have their own."""
+    near = [m for m in torn if infos[m.row].digest != infos[m.other].digest]
     if near:
         pairs = dict.fromkeys((min(m.row, m.other), max(m.row, m.other)) for m in near)
-        shown = listing(f"{named(manifest, a)} ≈ {named(manifest, b)}" for a, b in pairs)
+        shown = listing(f"{row_label(manifest, a)} ≈ {row_label(manifest, b)}" for a, b in pairs)
         message = f"{len(near):,} nearly equal one of another fold: {shown}"
         advice = "drop the copies or give them one group (data.group_column)"
         yield Problem("training images", f"{message}; validation scores may be too good: {advice}")
@@ -186,11 +191,11 @@ def _near_leaks(
     manifest: Manifest,
     test: ImageSet,
     leaked: Sequence[Match],
-    looks: Sequence[Look],
-    test_looks: Sequence[Look],
+    infos: Sequence[ImageInfo],
+    test_infos: Sequence[ImageInfo],
 ) -> Iterator[Problem]:
-    near = [m for m in leaked if looks[m.row].digest != test_looks[m.other].digest]
+    near = [m for m in leaked if infos[m.row].digest != test_infos[m.other].digest]
     if near:
-        shown = listing(f"{named(manifest, m.row)} ≈ {named(test, m.other)}" for m in near)
+        shown = listing(f"{row_label(manifest, m.row)} ≈ {row_label(test, m.other)}" for m in near)
         message = f"{len(near):,} nearly equal a test image: {shown}"
         yield Problem("training images", f"{message}; scores there say little about new images")

@@ -1,11 +1,8 @@
-"""One look at each image file: read once, hashed, decoded, fingerprinted.
+"""The scan of all image files, and which images nearly equal one another.
 
-Takes a `Manifest` or an `ImageSet`, gives a `Look` for every row, faults included.
-
-Images that nearly equal another one: saved anew, resized, a little brighter or darker.
-
-Takes small images and the side (a fold, or training against test) that each is on, gives for every
-image its nearest one on another side. A perceptual hash finds candidates (ImageHash's `phash`: the
+Each file is read once: digest, size and perceptual hash. Takes hashes and the side (a fold, or
+training against test) that each image is on, gives for every image its nearest one on another side:
+saved anew, resized, a little brighter or darker. The hash finds candidates (ImageHash's `phash`:
 signs of the 8 x 8 lowest frequencies of a cosine transform), a thumbnail confirms them: digits of
 one hand share a hash, but not their strokes.
 """
@@ -34,68 +31,73 @@ _MAX_SHIFT = 50  # grey levels between the means of the thumbnails
 _LEAST_SD = 8  # grey levels: what a blank image is measured by
 _THUMB = 16  # pixels a side
 _CONFIRMED = 64  # so many candidates of an image are looked at, the nearest first
+_BATCH = 4096  # images queued at once
 _BLOCK = 2**22  # distances computed at once by a thread: 32 MB
 
 
 @dataclass(frozen=True, eq=False)
-class Fingerprint:
-    """What is kept of an image."""
+class PerceptualHash:
+    """Hash and thumbnail of one image."""
 
     hash: int
-    """64 bits."""
+    """Perceptual hash, 64 bits."""
     thumb: NDArray[np.uint8]
-    """(16, 16, 3): grey alone would not tell a red car from a blue one."""
+    """Thumbnail (16, 16, 3): grey alone would not tell a red car from a blue one."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A row, its nearest row on another side, and the bits in which their hashes differ."""
+    """A row and its nearest row on another side."""
 
     row: int
     other: int
     distance: int
+    """Number of bits in which their hashes differ."""
 
 
 @dataclass(frozen=True, eq=False)
-class Fingerprints:
-    """Those of n images on their sides; images that could not be read are not among them."""
+class ImageHashes:
+    """Perceptual hashes of n images; those that could not be read are not among them."""
 
     rows: NDArray[np.int64]
-    """(n,) what they are called in a `Match`."""
-    hashes: NDArray[np.uint64]
+    """Row of each image in a `Match`, (n,)."""
+    hashes: NDArray[np.uint64]  # (n,)
     thumbs: NDArray[np.uint8]  # (n, 16, 16, 3)
     sides: NDArray[np.int64]
-    """(n,) images of one side are not compared."""
+    """Side of each image, (n,); images of one side are not compared."""
 
 
-def fingerprint(small: Image.Image) -> Fingerprint:
-    """Of an RGB image of about 64 pixels a side; 0.3 ms."""
+def perceptual_hash(small: Image.Image) -> PerceptualHash:
+    """Hash of an RGB image of about 64 pixels a side; takes 0.3 ms."""
     bits = imagehash.phash(small).hash
     thumb = small.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR)
-    return Fingerprint(int.from_bytes(np.packbits(bits).tobytes()), np.asarray(thumb))
+    return PerceptualHash(int.from_bytes(np.packbits(bits).tobytes()), np.asarray(thumb))
 
 
-def stack(found: Sequence[Fingerprint | None], sides: NDArray[np.int64]) -> Fingerprints:
-    """Row after row, with the side of each; None: it could not be read."""
-    rows = np.array([row for row, one in enumerate(found) if one is not None], dtype=np.int64)
-    kept = [one for one in found if one is not None]
-    thumbs = np.zeros((len(kept), _THUMB, _THUMB, 3), dtype=np.uint8)
-    for target, one in zip(thumbs, kept, strict=True):
+def stack_hashes(hashes: Sequence[PerceptualHash | None], sides: NDArray[np.int64]) -> ImageHashes:
+    """Stack the hashes of rows with their sides (n,); None: the image could not be read."""
+    rows = np.array([row for row, one in enumerate(hashes) if one is not None], dtype=np.int64)
+    readable = [one for one in hashes if one is not None]
+    thumbs = np.zeros((len(readable), _THUMB, _THUMB, 3), dtype=np.uint8)
+    for target, one in zip(thumbs, readable, strict=True):
         target[:] = one.thumb
-    hashes = np.array([one.hash for one in kept], dtype=np.uint64)
-    return Fingerprints(rows, hashes, thumbs, sides[rows])
+    bits = np.array([one.hash for one in readable], dtype=np.uint64)
+    return ImageHashes(rows, bits, thumbs, sides[rows])
 
 
-def nearest(images: Fingerprints, others: Fingerprints, pool: Executor) -> list[Match]:
-    """The match of every image that has one, by row. All are compared with all, a block at a time:
-    33,000 images with each other take 3 s on two cores, 100,000 take 20 s."""
+def nearest_matches(images: ImageHashes, others: ImageHashes, pool: Executor) -> list[Match]:
+    """The match of every image that has one, by row.
+
+    All are compared with all, a block at a time: 33,000 images with each other take 3 s on two
+    cores, 100,000 take 20 s.
+    """
     step = max(1, _BLOCK // max(1, len(others.rows)))
     starts = range(0, len(images.rows), step)
-    found = pool.map(lambda start: list(_in_block(images, others, start, start + step)), starts)
-    return [match for block in found for match in block]
+    blocks = pool.map(lambda start: list(_in_block(images, others, start, start + step)), starts)
+    return [match for block in blocks for match in block]
 
 
-def _in_block(images: Fingerprints, others: Fingerprints, start: int, stop: int) -> Iterator[Match]:
+def _in_block(images: ImageHashes, others: ImageHashes, start: int, stop: int) -> Iterator[Match]:
     distance = np.bitwise_count(images.hashes[start:stop, None] ^ others.hashes)
     close = distance <= MAX_DISTANCE
     close &= images.sides[start:stop, None] != others.sides
@@ -111,7 +113,7 @@ def _in_block(images: Fingerprints, others: Fingerprints, start: int, stop: int)
 
 
 def _alike(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(k,) which of k thumbnails show the same, but for brightness and contrast."""
+    """Mask (k,) of the thumbnails that show the same, but for brightness and contrast."""
     mean, pattern = _pattern(thumb[None])
     means, patterns = _pattern(others)
     rms = np.sqrt(np.square(patterns - pattern).mean(axis=1))
@@ -119,47 +121,44 @@ def _alike(thumb: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bo
 
 
 def _pattern(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(k,) means and (k, 768) what remains, in standard deviations; the three colours together."""
+    """Means (k,) and the rest (k, 768) in standard deviations, the three colours together."""
     pixels = thumbs.reshape(len(thumbs), -1).astype(np.float32)
     mean = pixels.mean(axis=1)
     pixels -= mean[:, None]
     return mean, pixels / np.maximum(pixels.std(axis=1), _LEAST_SD)[:, None]
 
 
-_BATCH = 4096  # images queued at once
-
-
 @dataclass(frozen=True)
-class Look:
-    """What is known of a file; without a fault it has a fingerprint."""
+class ImageInfo:
+    """Result of scanning one file; without a fault it has a hash."""
 
     side: int
-    """Pixels of the longer side."""
+    """Longer side, in pixels."""
     digest: bytes
-    fingerprint: Fingerprint | None
+    perceptual_hash: PerceptualHash | None
     fault: str | None = None
     missing: bool = False
 
 
-def look_at_all(images: Manifest | ImageSet, pool: Executor) -> list[Look]:
-    """Every file, in the order of the rows."""
-    looks: list[Look] = []
+def scan_images(images: Manifest | ImageSet, pool: Executor) -> list[ImageInfo]:
+    """Scan every file, in the order of the rows."""
+    infos: list[ImageInfo] = []
     for start in range(0, len(images), _BATCH):
         rows = range(start, min(start + _BATCH, len(images)))
-        looks.extend(pool.map(_look, (images.file(row) for row in rows)))
-    return looks
+        infos.extend(pool.map(_scan, (images.file(row) for row in rows)))
+    return infos
 
 
-def named(images: Manifest | ImageSet, row: int) -> str:
-    """The row as messages call it."""
+def row_label(images: Manifest | ImageSet, row: int) -> str:
+    """Name of a row in messages."""
     path = images.image_paths[row]
     return path if images.lines is None else f"{path} (line {images.lines[row]})"
 
 
-def _look(path: Path) -> Look:
+def _scan(path: Path) -> ImageInfo:
     try:
         data = read_bytes(path)
         side, small = check_image(data, path)
     except ImageError as error:
-        return Look(0, b"", None, error.reason, missing=not os.path.exists(path))
-    return Look(side, hashlib.blake2b(data, digest_size=16).digest(), fingerprint(small))
+        return ImageInfo(0, b"", None, error.reason, missing=not os.path.exists(path))
+    return ImageInfo(side, hashlib.blake2b(data, digest_size=16).digest(), perceptual_hash(small))

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldrace.reporting.formats import counted, difference, duration, number
-from foldrace.run_folder.progress import Event, Progress, RunningTrial, Used
+from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.tables import ranked
 
@@ -41,7 +41,7 @@ class EventLines:
         lines = [line for event in fresh if (line := _line(event)) is not None]
         before = progress.trials_done - sum(isinstance(e, TrialRecord) for e in fresh)
         if not self._started and before > 0:
-            lines.insert(0, f"{before} ended before")
+            lines.insert(0, f"{before} had ended before this start")
         self._told, self._started = len(progress.events), True
         now = time.strftime("%H:%M:%S")
         done = f"{progress.trials_done}/{progress.trials_total} fold trials"
@@ -170,12 +170,12 @@ def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], l
     console.print(Text(f"{candidates}: {_counted(statuses)}{shown}"))
 
 
-def budget_line(budget: Sequence[Used]) -> str:
+def budget_line(budget: Sequence[BudgetUse]) -> str:
     """`12 of 40 candidates, 41 of 120 fold trials, 5m00s of 2h00m`."""
     return ", ".join(_used(part) for part in budget)
 
 
-def _used(part: Used) -> str:
+def _used(part: BudgetUse) -> str:
     if part.unit == "s":
         return f"{duration(part.used)} of {duration(part.limit)}"
     return f"{round(part.used, 2):g} of {part.limit:g} {part.unit}"

@@ -29,7 +29,7 @@ class RunningTrial:
 
 
 @dataclass(frozen=True)
-class Used:
+class BudgetUse:
     """How much of one limit of the budget is used up."""
 
     used: float
@@ -62,7 +62,7 @@ class Progress:
     """Of the race's blend of the complete candidates, on all rows."""
     decisions: tuple[RaceDecision, ...] = ()
     """The last ones."""
-    budget: tuple[Used, ...] = ()
+    budget: tuple[BudgetUse, ...] = ()
     """Of every limit that is set."""
     notes: tuple[str, ...] = ()
     """What fold trials of this session warned of, each text once, in the order they came."""

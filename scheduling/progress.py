@@ -15,7 +15,7 @@ from dataclasses import replace
 from itertools import islice
 
 from foldrace.config.schema import ResourcesConfig, SearchConfig
-from foldrace.run_folder.progress import Event, Progress, RunningTrial, Used
+from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateStatus,
@@ -23,26 +23,26 @@ from foldrace.run_folder.records import (
     RaceDecision,
     TrialRecord,
 )
-from foldrace.scheduling.budget import Budget, Need, Spent
+from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
 
 _LEADERS = 8
 _DECISIONS = 3
 
 
 class ProgressCounts:
-    """One sweep, from its first session on."""
+    """Counts and sums of one sweep, from its first session on."""
 
     def __init__(
         self, search: SearchConfig, resources: ResourcesConfig, folds: int, devices: float
     ) -> None:
-        """`devices`: of a fold trial, as `devices_of_a_trial` gives them."""
+        """`folds`: of a candidate; `devices`: of a fold trial, see `devices_of_a_trial`."""
         self._search, self._resources, self._devices = search, resources, devices
         self._budget = Budget(search, resources)
         self._folds = folds
         self._finished: Counter[str] = Counter()  # by backbone, of fold trials
         self._finished_seconds: defaultdict[str, float] = defaultdict(float)
         self._settled_trials = 0  # fold trials of settled candidates
-        self._open: dict[str, CandidateSummary] = {}  # not settled, as far as they are known
+        self._open: dict[str, CandidateSummary] = {}  # not settled, with an ended fold trial
         self._settled: Counter[CandidateStatus] = Counter()
         self._best: list[tuple[float, str, CandidateSummary]] = []  # ascending
         self._events: list[Event] = []
@@ -50,10 +50,10 @@ class ProgressCounts:
         self._ended = self._failed = 0
         self._seconds = 0.0
 
-    # -- what happens
+    # -- events
 
     def replay(self, summaries: Sequence[CandidateSummary]) -> None:
-        """The candidates of earlier sessions, with what the race has decided about them since."""
+        """Take in the candidates of earlier sessions, with the race's decisions about them."""
         for summary in summaries:
             for trial in summary.trials:
                 self._count(trial)
@@ -66,7 +66,7 @@ class ProgressCounts:
         self._last = deque(reversed(last), _DECISIONS)
 
     def add_trial(self, record: TrialRecord) -> None:
-        """A fold trial ended, and is not tried again."""
+        """Take in a fold trial that ended, and is not tried again."""
         self._count(record)
         known = self._open.get(record.candidate) or self._new(record)
         trials = sorted([*known.trials, record], key=lambda t: t.fold)
@@ -74,8 +74,7 @@ class ProgressCounts:
         self._events.append(record)
 
     def add_decision(self, decision: RaceDecision) -> None:
-        """The race decided after a fold of a candidate, or within one; a later decision takes the
-        place of an earlier one of the same fold, as in the run folder."""
+        """Take in a decision of the race, in place of an earlier one about the same fold."""
         self._last.append(decision)
         known = self._open.get(decision.candidate)
         if known is not None:
@@ -84,19 +83,20 @@ class ProgressCounts:
         self._events.append(decision)
 
     def settle(self, summary: CandidateSummary) -> None:
-        """A candidate gets no further fold."""
+        """Take in a candidate that gets no further fold."""
         self._settle(summary)
         self._events.append(summary)
 
-    # -- what is known
+    # -- counts
 
     @property
     def trials_ended(self) -> int:
+        """Number of fold trials that ended."""
         return self._ended
 
     @property
     def device_seconds(self) -> float:
-        """Of the fold trials that ended."""
+        """Seconds of the fold trials that ended × devices of each."""
         return self._seconds * self._devices
 
     def fold_seconds(self, backbone: str) -> float | None:
@@ -106,23 +106,23 @@ class ProgressCounts:
         finished = self._finished.total()
         return sum(self._finished_seconds.values()) / finished if finished else None
 
-    def need(self, backbone: str, folds: int, slots: int) -> Need:
-        """What `folds` more fold trials of a candidate take, for `Budget`."""
-        return Need(folds, self.fold_seconds(backbone), slots, self._devices)
+    def cost(self, backbone: str, folds: int, slots: int) -> CompletionCost:
+        """Expected cost of `folds` more fold trials of a candidate, for `Budget`."""
+        return CompletionCost(folds, self.fold_seconds(backbone), slots, self._devices)
 
     def progress(
         self,
         running: Sequence[RunningTrial],
-        spent: Spent,
+        usage: SweepUsage,
         slots: int,
         elapsed_s: float,
         notes: Sequence[str] = (),
     ) -> Progress:
-        """`spent` is of all sessions; `elapsed_s` of this one."""
-        trials_left, eta_s = self._outlook(running, spent, slots)
+        """The sweep at this moment; `usage` is of all sessions, `elapsed_s` of this one."""
+        trials_left, eta_s = self._outlook(running, usage, slots)
         counts = dict(self._settled)
-        if spent.candidates > self._settled.total():
-            counts["running"] = spent.candidates - self._settled.total()
+        if usage.candidates > self._settled.total():
+            counts["running"] = usage.candidates - self._settled.total()
         return Progress(
             trials_done=self._ended,
             trials_total=self._ended + math.ceil(trials_left - 1e-6),
@@ -136,7 +136,7 @@ class ProgressCounts:
             best_logloss=self._best[0][0] if self._best else None,
             blend_logloss=self._last[-1].blend_logloss if self._last else None,
             decisions=tuple(self._last),
-            budget=tuple(self._used(spent, elapsed_s)),
+            budget=tuple(self._used(usage, elapsed_s)),
             notes=tuple(notes),
         )
 
@@ -165,23 +165,25 @@ class ProgressCounts:
         return CandidateSummary(candidate, "running", (), self._folds)
 
     def _leaders(self) -> tuple[CandidateSummary, ...]:
-        """No more than are shown."""
+        """The best complete candidates, then open ones, no more than are shown."""
         best = [summary for _, _, summary in self._best]
         begun = (self._open[name] for name in sorted(self._open) if self._open[name].trials)
         return (*best, *islice(begun, _LEADERS - len(best)))
 
     def _outlook(
-        self, running: Sequence[RunningTrial], spent: Spent, slots: int
+        self, running: Sequence[RunningTrial], usage: SweepUsage, slots: int
     ) -> tuple[float, float | None]:
-        """Fold trials that have not ended, and the seconds until they have (None before the first
-        one has finished): those still to start, as far as the race and the budget let them, times
-        mean seconds over the slots."""
+        """Fold trials that have not ended, and seconds until they have.
+
+        Fold trials still to start, as many of a candidate's folds as settled ones have had, times
+        mean seconds over the slots, within the budget. None before one has finished.
+        """
         settled = self._settled.total()
         used = self._settled_trials / (settled * self._folds) if settled else 1.0
         mean = self._seconds / self._ended if self._finished else None
-        need = Need(1, mean, slots, self._devices)
+        cost = CompletionCost(1, mean, slots, self._devices)
         to_start = min(
-            used * self._waiting(running, spent), self._budget.fold_trials_left(spent, need)
+            used * self._waiting(running, usage), self._budget.fold_trials_left(usage, cost)
         )
         trials = to_start + len(running)
         if mean is None:
@@ -190,17 +192,19 @@ class ProgressCounts:
             (1 - t.epoch / t.epochs) * (self.fold_seconds(t.backbone) or mean) for t in running
         ]
         seconds = max((to_start * mean + sum(rests)) / max(1, slots), max(rests, default=0.0))
-        left = spent.seconds_left
+        left = usage.seconds_left
         if left is None or seconds <= left:
             return trials, seconds
         left = max(0.0, left)
         return max(trials * left / seconds, float(len(running))), left
 
-    def _waiting(self, running: Sequence[RunningTrial], spent: Spent) -> int:
-        """Fold trials that have not started, if every candidate gets all of its folds; none of a
-        candidate with a fold that did not finish."""
+    def _waiting(self, running: Sequence[RunningTrial], usage: SweepUsage) -> int:
+        """Fold trials that have not started, if every candidate gets all of its folds.
+
+        A candidate with a fold that did not finish gets none.
+        """
         running_of = Counter(trial.candidate for trial in running)
-        candidates = max(self._search.most_candidates, spent.candidates)
+        candidates = max(self._search.most_candidates, usage.candidates)
         without_trials = candidates - self._settled.total() - len(self._open)
         first = sum(n for name, n in running_of.items() if name not in self._open)
         return (
@@ -213,11 +217,11 @@ class ProgressCounts:
             )
         )
 
-    def _used(self, spent: Spent, elapsed_s: float) -> Iterator[Used]:
-        yield Used(spent.candidates, self._search.candidates, "candidates")
+    def _used(self, usage: SweepUsage, elapsed_s: float) -> Iterator[BudgetUse]:
+        yield BudgetUse(usage.candidates, self._search.candidates, "candidates")
         if self._search.fold_trials is not None:
-            yield Used(spent.fold_trials, self._search.fold_trials, "fold trials")
+            yield BudgetUse(usage.fold_trials, self._search.fold_trials, "fold trials")
         if self._resources.gpu_hours is not None:
-            yield Used(spent.device_seconds / 3600, self._resources.gpu_hours, "GPU-hours")
-        if spent.seconds_left is not None:
-            yield Used(elapsed_s, elapsed_s + max(0.0, spent.seconds_left), "s")
+            yield BudgetUse(usage.device_seconds / 3600, self._resources.gpu_hours, "GPU-hours")
+        if usage.seconds_left is not None:
+            yield BudgetUse(elapsed_s, elapsed_s + max(0.0, usage.seconds_left), "s")

@@ -12,7 +12,13 @@ from types import ModuleType
 import pytest
 
 from foldrace.core.errors import Problem
-from foldrace.core.plugin_files import PluginFile, described, import_plugins, place_of, read_plugins
+from foldrace.core.plugin_files import (
+    PluginFile,
+    error_line,
+    import_plugins,
+    place_of,
+    read_plugins,
+)
 
 pytestmark = pytest.mark.usefixtures("plugins_end")
 
@@ -94,8 +100,8 @@ def test_the_plugin_wins_over_a_module_of_its_name_that_is_there_already(
     ],
 )
 def test_an_error_in_one_line(error: Exception, line: str) -> None:
-    assert described(error) == f"{type(error).__name__}: {line}"
-    assert described(ValueError()) == "ValueError"
+    assert error_line(error) == f"{type(error).__name__}: {line}"
+    assert error_line(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(

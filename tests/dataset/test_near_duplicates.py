@@ -21,12 +21,12 @@ from foldrace.dataset.duplicates import NearDuplicate, near_duplicate_rows, save
 from foldrace.dataset.folds import read_folds
 from foldrace.dataset.images import check_image, find_images
 from foldrace.dataset.similarity import (
-    Fingerprint,
-    Fingerprints,
+    ImageHashes,
     Match,
-    fingerprint,
-    nearest,
-    stack,
+    PerceptualHash,
+    nearest_matches,
+    perceptual_hash,
+    stack_hashes,
 )
 
 Bicubic = Image.Resampling.BICUBIC
@@ -57,21 +57,22 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def looked(data: bytes) -> Fingerprint:
-    return fingerprint(check_image(data, Path("x"))[1])
+def hash_of(data: bytes) -> PerceptualHash:
+    return perceptual_hash(check_image(data, Path("x"))[1])
 
 
-def of(image: Image.Image) -> Fingerprint:
+def of(image: Image.Image) -> PerceptualHash:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return looked(buffer.getvalue())
+    return hash_of(buffer.getvalue())
 
 
-def matches(a: list[Fingerprint], b: list[Fingerprint]) -> list[Match]:
+def matches(a: list[PerceptualHash], b: list[PerceptualHash]) -> list[Match]:
     """Of images of one set in another."""
     with ThreadPoolExecutor(2) as pool:
-        left, right = stack(a, np.zeros(len(a), np.int64)), stack(b, np.ones(len(b), np.int64))
-        return nearest(left, right, pool)
+        left = stack_hashes(a, np.zeros(len(a), np.int64))
+        right = stack_hashes(b, np.ones(len(b), np.int64))
+        return nearest_matches(left, right, pool)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +84,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def test_no_two_handwritten_digits_are_alike(digits: list[bytes]) -> None:
-    prints = [looked(data) for data in digits]
+    prints = [hash_of(data) for data in digits]
     with ThreadPoolExecutor(2) as pool:
-        images = stack(prints, np.arange(len(prints)))
+        images = stack_hashes(prints, np.arange(len(prints)))
         assert len(prints) == 1797
-        assert nearest(images, images, pool) == []
+        assert nearest_matches(images, images, pool) == []
 
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
@@ -95,8 +96,8 @@ def test_copies_of_digits_are_found(
     digits: list[bytes], copy: Callable[[Image.Image], bytes]
 ) -> None:
     kept = digits[::30]
-    copies = [looked(copy(Image.open(io.BytesIO(data)).convert("RGB"))) for data in kept]
-    found = matches(copies, [looked(data) for data in digits])
+    copies = [hash_of(copy(Image.open(io.BytesIO(data)).convert("RGB"))) for data in kept]
+    found = matches(copies, [hash_of(data) for data in digits])
     assert [(m.row, m.other) for m in found] == [(i, 30 * i) for i in range(len(kept))]
 
 
@@ -109,7 +110,7 @@ def scene(seed: int, width: int = 300, height: int = 200) -> Image.Image:
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
 def test_copies_of_scenes_are_found(copy: Callable[[Image.Image], bytes]) -> None:
     scenes = [scene(seed) for seed in range(20)]
-    found = matches([looked(copy(s)) for s in scenes], [of(s) for s in scenes])
+    found = matches([hash_of(copy(s)) for s in scenes], [of(s) for s in scenes])
     assert [(m.row, m.other) for m in found] == [(i, i) for i in range(20)]
 
 
@@ -118,7 +119,7 @@ def test_a_photo_turned_by_its_exif_and_one_turned_for_good() -> None:
     exif[0x0112] = 6
     buffer = io.BytesIO()
     scene(0).transpose(Image.Transpose.ROTATE_90).save(buffer, "JPEG", quality=95, exif=exif)
-    assert len(matches([looked(buffer.getvalue())], [of(scene(0))])) == 1
+    assert len(matches([hash_of(buffer.getvalue())], [of(scene(0))])) == 1
 
 
 def test_colour_and_brightness_tell_images_apart() -> None:
@@ -133,10 +134,10 @@ def test_colour_and_brightness_tell_images_apart() -> None:
 
 def test_the_hash_is_that_of_the_library() -> None:
     small = scene(1, 64, 48)
-    assert f"{fingerprint(small).hash:016x}" == str(imagehash.phash(small))
+    assert f"{perceptual_hash(small).hash:016x}" == str(imagehash.phash(small))
 
 
-def brute_force(images: Fingerprints, others: Fingerprints) -> list[Match]:
+def brute_force(images: ImageHashes, others: ImageHashes) -> list[Match]:
     """One pair after another, with Python's integers."""
     found = []
     for i, row in enumerate(images.rows):
@@ -167,26 +168,26 @@ def test_agrees_with_brute_force(monkeypatch: pytest.MonkeyPatch, block: int) ->
         hashes ^= np.uint64(1) << rng.integers(0, 64, 150, dtype=np.uint64)
     thumbs = rng.integers(60, 200, (3, 16, 16, 3))[rng.integers(0, 3, 150)]
     thumbs = (thumbs + rng.normal(0, 3, thumbs.shape)).round().astype(np.uint8)
-    found = [Fingerprint(int(h), t) for h, t in zip(hashes, thumbs, strict=True)]
+    found = [PerceptualHash(int(h), t) for h, t in zip(hashes, thumbs, strict=True)]
     every = [None if i % 13 == 0 else one for i, one in enumerate(found)]
-    images = stack(every, rng.integers(0, 3, 150))
+    images = stack_hashes(every, rng.integers(0, 3, 150))
     with ThreadPoolExecutor(2) as pool:
-        got = nearest(images, images, pool)
+        got = nearest_matches(images, images, pool)
         assert got == brute_force(images, images)
         assert 20 < len(got) < 138
         assert all(m.row % 13 and m.other % 13 for m in got)
-        nobody = stack([None, None], np.arange(2))
-        assert nearest(nobody, images, pool) == nearest(images, nobody, pool) == []
+        nobody = stack_hashes([None, None], np.arange(2))
+        assert nearest_matches(nobody, images, pool) == nearest_matches(images, nobody, pool) == []
 
 
 def test_many_with_one_hash_take_bounded_memory_and_find_the_copy() -> None:
     rng = np.random.default_rng(0)
     blank = of(Image.new("RGB", (64, 64), "white"))
     prints = [blank] * 3000
-    prints[7] = Fingerprint(blank.hash, rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    prints[7] = PerceptualHash(blank.hash, rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     with ThreadPoolExecutor(2) as pool:
-        images = stack(prints, np.arange(3000) % 2)
-        found = nearest(images, images, pool)
+        images = stack_hashes(prints, np.arange(3000) % 2)
+        found = nearest_matches(images, images, pool)
     assert {m.row for m in found} == set(range(3000)) - {7}
 
 

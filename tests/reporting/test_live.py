@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from foldrace.reporting.live import LiveView, leaderboard_table, print_leaderboard
-from foldrace.run_folder.progress import Event, Progress, RunningTrial, Used
+from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
@@ -108,7 +108,7 @@ def test_a_decision_to_stop_is_one_line_with_its_numbers() -> None:
 def test_what_ended_before_the_session_is_one_line() -> None:
     lines = _plain(_progress(before=2, eta=None), _progress(_trial("c1", 0), before=2, eta=None))
     assert [line[10:] for line in lines] == [
-        "2/18 fold trials  2 ended before",
+        "2/18 fold trials  2 had ended before this start",
         "3/18 fold trials  c1 fold0 finished: log loss 0.5000",
     ]
 
@@ -181,10 +181,10 @@ def test_terminal_shows_where_the_race_stands() -> None:
         blend_logloss=0.2,
         decisions=(decision,),
         budget=(
-            Used(14, 40, "candidates"),
-            Used(41, 120, "fold trials"),
-            Used(0.3149, 2.0, "GPU-hours"),
-            Used(61.0, 7200.0, "s"),
+            BudgetUse(14, 40, "candidates"),
+            BudgetUse(41, 120, "fold trials"),
+            BudgetUse(0.3149, 2.0, "GPU-hours"),
+            BudgetUse(61.0, 7200.0, "s"),
         ),
     )
     lines = [line.strip() for line in _screen(progress).splitlines()]

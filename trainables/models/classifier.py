@@ -1,27 +1,15 @@
 """The whole classifier: backbone, meta features where there are some, head.
 
-Takes a `ModelCard`, gives a module from images in [0, 1] to logits; tells beforehand what a
-backbone refuses and how large it is, without its memory.
-
-The one description of a classifier's architecture: what its weights file must say to rebuild it.
-
-Takes and gives the JSON text that lies in the header of a weights file.
-
-Whether a backbone has stochastic depth, so that `drop_path` does something to it.
-
-Takes a backbone's name; builds it without memory.
-
-Gradient checkpointing: activations computed anew in the backward pass instead of kept, less
-memory for about a third more time. (Chen et al., Training Deep Nets with Sublinear Memory Cost,
-2016.)
-
-Takes a backbone's body, switches it on; only timm's backbones have it, and not all of them.
+Takes a `ModelConfig`, which a weights file carries as JSON in its header, gives a module from
+images in [0, 1] to logits; tells beforehand what a backbone refuses, whether it has stochastic
+depth or gradient checkpointing, and how large it is, without its memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 
@@ -31,17 +19,18 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from foldrace.core.errors import Problem, UserError
-from foldrace.core.plugin_files import described, place_of
+from foldrace.core.plugin_files import error_line, place_of
 from foldrace.trainables.data.meta_features import meta_width
-from foldrace.trainables.models.backbones import Pretrained, build_body
-from foldrace.trainables.models.body import Body, drop_final_norm
+from foldrace.trainables.losses import LOSSES
+from foldrace.trainables.models.backbones import Pretrained, build_encoder
+from foldrace.trainables.models.encoder import Encoder, drop_final_norm
 from foldrace.trainables.models.heads import HEADS
 from foldrace.trainables.models.stack import Stack, is_stack, members
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """An architecture, without what only training needs (dropout, stochastic depth)."""
+class ModelConfig:
+    """A classifier's architecture, without what only training needs (dropout, stochastic depth)."""
 
     backbone: str
     """`timm/<name>`, `torchvision/<name>` or `stack(<backbone>,<backbone>@<size>,...)`."""
@@ -56,16 +45,39 @@ class ModelCard:
     """A row of `ACTIVATIONS`: how logits become probabilities."""
 
 
-def card_to_json(card: ModelCard) -> str:
-    return json.dumps(asdict(card))
+def trial_model_config(
+    backbone: str, classes: int, params: Mapping[str, int | float | str], meta: tuple[str, ...]
+) -> ModelConfig:
+    """The config of a trial's classifier, by the hyperparameters as its record has them.
+
+    The run's plugins must be loaded: the loss may be of one.
+    """
+    defaults = ModelConfig(backbone, classes, image_size=0)
+    loss = LOSSES[str(params.get("loss", "cross_entropy"))]
+    return ModelConfig(
+        backbone,
+        classes,
+        int(params.get("image_size", defaults.image_size)),
+        str(params.get("head", defaults.head)),
+        meta,
+        loss.activation,
+    )
 
 
-def card_from_json(text: str) -> ModelCard:
-    """Of an older version too: what it lacks has its default, what is not known is left out.
-    Raises ValueError, KeyError or TypeError for anything that is no card."""
+def config_to_json(config: ModelConfig) -> str:
+    """The text in the header of a weights file."""
+    return json.dumps(asdict(config))
+
+
+def config_from_json(text: str) -> ModelConfig:
+    """The config that a text holds, also one of another version.
+
+    What the text lacks has its default, what is not known is left out. Raises ValueError, KeyError
+    or TypeError for anything that is no config.
+    """
     given = json.loads(text)
-    known = {field.name: given[field.name] for field in fields(ModelCard) if field.name in given}
-    return ModelCard(**known | {"meta": tuple(known.get("meta", ()))})
+    known = {field.name: given[field.name] for field in fields(ModelConfig) if field.name in given}
+    return ModelConfig(**known | {"meta": tuple(known.get("meta", ()))})
 
 
 _PIXELS = 224  # whether there are such blocks does not depend on it
@@ -73,10 +85,13 @@ _PIXELS = 224  # whether there are such blocks does not depend on it
 
 @cache
 def drops_paths(backbone: str) -> bool:
-    """True also where it cannot be told: the backbone needs memory, or another size."""
+    """True where `drop_path` does something to the backbone.
+
+    Also where that cannot be told: the backbone needs memory, or another size.
+    """
     try:
         with torch.device("meta"):
-            module = build_body(backbone, _PIXELS, False, drop_path=0.5).module
+            module = build_encoder(backbone, _PIXELS, False, drop_path=0.5).module
     except Exception:  # whatever its constructor raises: the checks of backbones tell
         return True
     kinds = (DropPath, torchvision.ops.StochasticDepth)
@@ -86,10 +101,14 @@ def drops_paths(backbone: str) -> bool:
 _WHERE = "training.gradient_checkpointing"
 
 
-def checkpoint_gradients(body: nn.Module, backbone: str) -> None:
-    """The same outputs and gradients, with less memory. Raises UserError where a backbone, or a
-    stack's member, does not offer it."""
-    parts = list(body.members) if isinstance(body, Stack) else [body]
+def checkpoint_gradients(module: nn.Module, backbone: str) -> None:
+    """Switch on gradient checkpointing: less memory for about a third more time.
+
+    Activations are computed anew in the backward pass instead of kept. Raises UserError where a
+    backbone, or a stack's member, does not offer it; only timm's do, and not all of them. Chen et
+    al., Training Deep Nets with Sublinear Memory Cost, 2016.
+    """
+    parts = list(module.members) if isinstance(module, Stack) else [module]
     for part, member in zip(parts, members(backbone), strict=True):
         try:
             part.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -98,14 +117,13 @@ def checkpoint_gradients(body: nn.Module, backbone: str) -> None:
 
 
 def check_gradient_checkpointing(backbone: str) -> Problem | None:
-    """A problem where the backbone cannot; one that exists is expected. (Whether it can does not
-    depend on the image size.)"""
+    """A problem where the backbone has no gradient checkpointing; it must be one that exists."""
     for member in members(backbone):
         if not member.backbone.startswith("timm/"):
             return _problem(member.backbone)
     try:
         with torch.device("meta"):
-            checkpoint_gradients(build_body(backbone, 224, False, 0.0).module, backbone)
+            checkpoint_gradients(build_encoder(backbone, 224, False, 0.0).module, backbone)
     except UserError as error:
         return error.problems[0]
     except (RuntimeError, NotImplementedError, AssertionError, ValueError):
@@ -122,21 +140,27 @@ def _problem(backbone: str) -> Problem:
 
 
 class Classifier(nn.Module):
-    """(B, 3, H, W) images in [0, 1] and, where built with them, (B, F) meta features ->
-    (B, classes) logits."""
+    """A module from images to logits.
+
+    (B, 3, H, W) images in [0, 1] and, where built with them, (B, F) meta features -> (B, classes)
+    logits. The encoder's attribute is `body`: weights files have that name in their keys.
+    """
 
     def __init__(
-        self, body: Body, head: nn.Module, meta_width: int, channels_last: bool = True
+        self, encoder: Encoder, head: nn.Module, meta_width: int, channels_last: bool = True
     ) -> None:
-        """`channels_last`: images pass as loaders give them; else they are reordered at once, since
-        layers would otherwise reorder their contiguous weights at every call."""
+        """`channels_last`: images pass as loaders give them; else they are reordered at once.
+
+        Layers would otherwise reorder their contiguous weights at every call.
+        """
         super().__init__()
-        self.normalise = body.normalise
-        self.body = body.module
+        self.normalise = encoder.normalise
+        self.body = encoder.module
         self.head = head
         self._meta_width, self._channels_last = meta_width, channels_last
 
     def forward(self, images: Tensor, meta: Tensor | None = None) -> Tensor:
+        """(B, classes) logits."""
         if not self._channels_last:
             images = images.contiguous()
         features = self.body(self.normalise(images))
@@ -152,7 +176,7 @@ class Classifier(nn.Module):
 
 
 def build_classifier(
-    card: ModelCard,
+    config: ModelConfig,
     *,
     pretrained: Pretrained = False,
     dropout: float = 0.0,
@@ -160,22 +184,27 @@ def build_classifier(
     gradient_checkpointing: bool = False,
     channels_last: bool = True,
 ) -> Classifier:
-    """`channels_last`: see `Classifier`. Raises EnvironmentProblem where pretrained weights cannot
-    be had, and UserError where the backbone has no gradient checkpointing."""
-    body = build_body(card.backbone, card.image_size, pretrained, drop_path)
+    """The classifier of a config, in training mode; `channels_last`: see `Classifier`.
+
+    Raises EnvironmentProblem where pretrained weights cannot be had, and UserError where the
+    backbone has no gradient checkpointing.
+    """
+    encoder = build_encoder(config.backbone, config.image_size, pretrained, drop_path)
     if gradient_checkpointing:
-        checkpoint_gradients(body.module, card.backbone)
-    head = HEADS[card.head]
-    if head.norms_features and not is_stack(card.backbone):  # of a stack: members on one scale
-        drop_final_norm(body.module)
-    width = meta_width(card.meta)
-    end = head.build(body.features + width, card.classes, dropout)
-    return Classifier(body, end, width, channels_last)
+        checkpoint_gradients(encoder.module, config.backbone)
+    head = HEADS[config.head]
+    if head.norms_features and not is_stack(config.backbone):  # of a stack: members on one scale
+        drop_final_norm(encoder.module)
+    width = meta_width(config.meta)
+    end = head.build(encoder.features + width, config.classes, dropout)
+    return Classifier(encoder, end, width, channels_last)
 
 
 def check_image_size(backbone: str, image_size: int) -> Problem | None:
-    """A problem where the backbone, or a stack's member, cannot take images of this size; tried
-    without memory."""
+    """A problem where the backbone, or a stack's member, cannot take images of this size.
+
+    Tried without memory.
+    """
     for member in members(backbone):
         size = member.image_size or image_size
         message = refusal(member.backbone, size, size)
@@ -187,11 +216,13 @@ def check_image_size(backbone: str, image_size: int) -> Problem | None:
 
 
 def refusal(backbone: str, image_size: int, seen: int) -> str | None:
-    """What a backbone built for `image_size` says of images of `seen` pixels, where it refuses
-    them; tried without memory."""
+    """The reason why a backbone built for `image_size` refuses images of `seen` pixels, or None.
+
+    Tried without memory.
+    """
     try:
         with torch.device("meta"), torch.no_grad():
-            model = build_classifier(ModelCard(backbone, 2, image_size)).eval()
+            model = build_classifier(ModelConfig(backbone, 2, image_size)).eval()
             model(torch.zeros(1, 3, seen, seen))
     except NotImplementedError:
         return None  # needs real memory to be built: the trial will tell
@@ -200,18 +231,18 @@ def refusal(backbone: str, image_size: int, seen: int) -> str | None:
             return None
         place = place_of(error)
         if place is not None:
-            return f"plugin {place}: {described(error)}"
+            return f"plugin {place}: {error_line(error)}"
         if not isinstance(error, (RuntimeError, AssertionError, ValueError)):
             raise
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None
 
 
-def parameter_count(card: ModelCard) -> int:
-    """Parameters of the classifier, without allocating them where the backbone allows it."""
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters, found without allocating them where the backbone allows it."""
     with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
-        return _parameters(build_classifier(card))
-    return _parameters(build_classifier(card))
+        return _parameters(build_classifier(config))
+    return _parameters(build_classifier(config))
 
 
 def _parameters(model: nn.Module) -> int:
