@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from foldrace.trainables.data.meta_features import MetaFeature
     from foldrace.trainables.losses import ClassWeights, Loss, LossSettings
     from foldrace.trainables.models.backbones import Family
-    from foldrace.trainables.models.body import Body, Normalise
+    from foldrace.trainables.models.encoder import Encoder, Normalise
     from foldrace.trainables.models.heads import Head
     from foldrace.trainables.optimizers import Optimizer
     from foldrace.trainables.schedules import ScheduleRow
 
 _HOMES = {
-    "Body": "foldrace.trainables.models.body",
     "ClassWeights": "foldrace.trainables.losses",
     "Custom": "foldrace.trainables.data.custom_transforms",
     "CustomTransform": "foldrace.trainables.data.custom_transforms",
+    "Encoder": "foldrace.trainables.models.encoder",
     "Family": "foldrace.trainables.models.backbones",
     "Fit": "foldrace.ensemble.pooling",
     "GeometricMean": "foldrace.ensemble.pooling",
@@ -48,7 +48,7 @@ _HOMES = {
     "MetaFeature": "foldrace.trainables.data.meta_features",
     "Method": "foldrace.ensemble.methods",
     "Metric": "foldrace.core.metrics",
-    "Normalise": "foldrace.trainables.models.body",
+    "Normalise": "foldrace.trainables.models.encoder",
     "Optimizer": "foldrace.trainables.optimizers",
     "Policy": "foldrace.trainables.data.augment",
     "Pool": "foldrace.ensemble.pool",
@@ -63,10 +63,10 @@ _HOMES = {
 
 __all__ = [
     "TTA",
-    "Body",
     "ClassWeights",
     "Custom",
     "CustomTransform",
+    "Encoder",
     "Family",
     "Fit",
     "GeometricMean",

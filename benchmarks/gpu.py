@@ -39,8 +39,8 @@ from foldrace.trainables.data.mixing import soft_targets
 from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_trial
 from foldrace.trainables.spec import TrialSpec
-from foldrace.trainables.state import Learner, build_learner
-from foldrace.trainables.step import Examples, update
+from foldrace.trainables.state import TrainState, build_train_state
+from foldrace.trainables.step import Examples, train_step
 from foldrace.trainables.trial import run_trial
 
 _WARM_UP = 5  # steps
@@ -63,15 +63,15 @@ def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> No
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
     data = open_data(spec, store, accelerator)
-    learner = build_learner(spec, data, accelerator)
-    learner.model.train()
+    state = build_train_state(spec, data, accelerator)
+    state.model.train()
     _reset_memory()
-    fed = _rate(learner, data, _from_loader(learner, data), steps)
+    fed = _rate(state, data, _from_loader(state, data), steps)
     memory = _peak_gb()
-    held = next(_from_loader(learner, data))
+    held = next(_from_loader(state, data))
     turns = in_turns(
-        partial(_rate, learner, data, _for_ever(held), steps),
-        partial(_timed, _bare_step(backbone, held), _for_ever(held), steps, learner.device),
+        partial(_rate, state, data, _for_ever(held), steps),
+        partial(_timed, _bare_step(backbone, held), _for_ever(held), steps, state.device),
         _TURNS,
     )
     steady, bare = median(turns.a), median(turns.b)
@@ -106,15 +106,15 @@ def _spec(config: Path, backbone: str, knobs: dict[str, Value]) -> TrialSpec:
     return fold_spec(parsed, config.parent, backbone, _PLAIN | knobs, cpus=cpus)
 
 
-def _from_loader(learner: Learner, data: TrialData) -> Iterator[Examples]:
+def _from_loader(state: TrainState, data: TrialData) -> Iterator[Examples]:
     """Epoch after epoch, as a trial makes them."""
-    labels = torch.from_numpy(data.labels).to(learner.device)
+    labels = torch.from_numpy(data.labels).to(state.device)
     while True:
         data.batches.epoch += 1
         for batch in data.training:
-            images = to_float(batch.images.to(learner.device, non_blocking=True))
-            rows = batch.rows.to(learner.device, non_blocking=True)
-            meta = batch.meta.to(learner.device, non_blocking=True)
+            images = to_float(batch.images.to(state.device, non_blocking=True))
+            rows = batch.rows.to(state.device, non_blocking=True)
+            meta = batch.meta.to(state.device, non_blocking=True)
             yield Examples(images, meta, soft_targets(labels[rows], data.classes, 0.0))
 
 
@@ -123,9 +123,9 @@ def _for_ever(examples: Examples) -> Iterator[Examples]:
         yield examples
 
 
-def _rate(learner: Learner, data: TrialData, batches: Iterator[Examples], steps: int) -> float:
-    return _timed(lambda examples: update(learner, examples, data.batches.batch_size),
-                  batches, steps, learner.device)  # fmt: skip
+def _rate(state: TrainState, data: TrialData, batches: Iterator[Examples], steps: int) -> float:
+    return _timed(lambda examples: train_step(state, examples, data.batches.batch_size),
+                  batches, steps, state.device)  # fmt: skip
 
 
 def _bare_step(backbone: str, held: Examples) -> Callable[[Examples], object]:

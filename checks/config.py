@@ -19,7 +19,7 @@ from foldrace.scheduling.ray.cluster import Node, resource_problems
 from foldrace.search_spaces.ranges import Float, Int
 from foldrace.search_spaces.space import SearchSpace
 from foldrace.trainables.data.meta_features import check_meta
-from foldrace.trainables.models.backbones import build_body, check_backbone
+from foldrace.trainables.models.backbones import build_encoder, check_backbone
 from foldrace.trainables.models.classifier import (
     check_gradient_checkpointing,
     check_image_size,
@@ -112,7 +112,7 @@ def _growing_size_problems(space: SearchSpace, backbone: str) -> list[Problem]:
 def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) -> Iterable[Problem]:
     """Fetch (and so keep for the trials) or open the pretrained weights once."""
     try:
-        build_body(backbone, image_size, pretrained, drop_path=0.0)
+        build_encoder(backbone, image_size, pretrained, drop_path=0.0)
     except UserError as error:
         return error.problems
     return ()

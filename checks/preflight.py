@@ -28,7 +28,7 @@ from foldrace.dataset.test_set import ImageSet, read_test_set
 from foldrace.scheduling.ray.cluster import Node
 from foldrace.search_spaces.space import SearchSpace, build_space
 from foldrace.trainables.data.pixel_cache import cache_bytes
-from foldrace.trainables.models.classifier import ModelCard, parameter_count
+from foldrace.trainables.models.classifier import ModelConfig, parameter_count
 
 T = TypeVar("T")
 _FLOAT32, _VARIANTS = 4, 2  # bytes; raw and EMA
@@ -72,7 +72,7 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
 def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
     """Disk that a full run may take: weights and OOF of every variant, decoded images."""
     sizes = {b: max(image_sizes(space, b)) for b in space.backbones}
-    counts = [parameter_count(ModelCard(b, classes, size)) for b, size in sizes.items()]
+    counts = [parameter_count(ModelConfig(b, classes, size)) for b, size in sizes.items()]
     snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
     variants = _VARIANTS + snapshots
     weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.k

@@ -6,7 +6,7 @@ checkpoints are read, each once.
 
 The fold models of one run folder, ready to be run as they were scored.
 
-Takes a run folder and a device; gives a fold's model with its card and precision, and the images
+Takes a run folder and a device; gives a fold's model with its config and precision, and the images
 that it sees.
 """
 
@@ -32,16 +32,17 @@ from foldrace.ensemble.selection.external import added_test
 from foldrace.ensemble.temperature import at_temperature
 from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.tta import AveragedViews, find_tta
-from foldrace.run_folder.records import EnsembleRecord, MemberRecord, TrialRecord
-from foldrace.run_folder.store import RunStore, weights_name
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
+from foldrace.run_folder.records import TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import weights_name
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.data.pixel_cache import ImageSource, open_images
-from foldrace.trainables.losses import LOSSES
-from foldrace.trainables.models.classifier import Classifier, ModelCard
+from foldrace.trainables.models.classifier import Classifier, ModelConfig, trial_model_config
 from foldrace.trainables.predict import (
     autocast_for,
     log_probabilities,
-    read_card,
+    read_model_config,
     resolve_precision,
     scoring_loader,
     unpack_classifier,
@@ -58,7 +59,7 @@ class FoldModel:
     """One fold's model of a member: in evaluation mode, on the device."""
 
     module: Classifier
-    card: ModelCard
+    model_config: ModelConfig
     autocast: torch.autocast
 
 
@@ -73,11 +74,11 @@ class RunModels:
         """RunFolderError where the weights are gone or damaged."""
         try:
             data = self.store.weights(candidate, fold, variant)
-            card = read_card(data)
-            module = unpack_classifier(data, card).to(self.device)
+            model_config = read_model_config(data)
+            module = unpack_classifier(data, model_config).to(self.device)
         except _UNREADABLE as error:
             raise self._unreadable(candidate, variant, fold, error) from error
-        return FoldModel(module, card, self.autocast(candidate, fold))
+        return FoldModel(module, model_config, self.autocast(candidate, fold))
 
     def state(self, candidate: str, variant: str, fold: int) -> State:
         """The weights alone, on the CPU; errors as in `open`."""
@@ -86,18 +87,13 @@ class RunModels:
         except _UNREADABLE as error:
             raise self._unreadable(candidate, variant, fold, error) from error
 
-    def card(self, trial: TrialRecord) -> ModelCard:
-        """The card that lies in the trial's weights, without reading them: a weights file is read
-        whole. The run's plugins must be loaded."""
-        params = trial.params
-        return ModelCard(
-            trial.backbone,
-            self._classes,
-            int(params.get("image_size", 0)),
-            str(params.get("head", "linear")),
-            self._config.training.meta_features,
-            LOSSES[str(params.get("loss", "cross_entropy"))].activation,
-        )
+    def model_config(self, trial: TrialRecord) -> ModelConfig:
+        """The config that lies in the trial's weights, without reading them.
+
+        A weights file is read whole. The run's plugins must be loaded.
+        """
+        meta = self._config.training.meta_features
+        return trial_model_config(trial.backbone, self._classes, trial.params, meta)
 
     def precision(self, trial: TrialRecord | None) -> str:
         """What this device would have scored the trial's model in."""
@@ -108,10 +104,12 @@ class RunModels:
         return autocast_for(self.device, self.precision(self.store.trial(candidate, fold)))
 
     def images(
-        self, files: Sequence[Path], card: ModelCard, workers: int, session: str
+        self, files: Sequence[Path], model_config: ModelConfig, workers: int, session: str
     ) -> ImageSource:
         """As this run's trials saw theirs; `session` as in `open_images`."""
-        return open_images(files, card.image_size, max(1, workers), self._config.cache, session)
+        return open_images(
+            files, model_config.image_size, max(1, workers), self._config.cache, session
+        )
 
     def _unreadable(
         self, candidate: str, variant: str, fold: int, error: Exception
@@ -254,10 +252,10 @@ class Predictor:
         run = self._runs[member.run]
         use_run_plugins(run.store)
         model = run.open(member.candidate, member.variant, fold)
-        source = run.images(images.files, model.card, self._workers, images.session)
+        source = run.images(images.files, model.model_config, self._workers, images.session)
         settings = loader_settings(self._workers, self._device.type)
-        loader = scoring_loader(source, np.arange(len(source)), model.card, BATCH, settings)
-        seen = AveragedViews(model.module, self._tta, model.card.activation)
+        loader = scoring_loader(source, np.arange(len(source)), model.model_config, BATCH, settings)
+        seen = AveragedViews(model.module, self._tta, model.model_config.activation)
         # Averaged log-probabilities: softmax leaves them as they are.
         return log_probabilities(seen, loader, self._device, model.autocast, "softmax")[0]
 

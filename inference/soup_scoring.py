@@ -23,7 +23,7 @@ from foldrace.inference.predictor import BATCH, RunModels, State
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.history import oof_of
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.models.weights import load_tensors
 from foldrace.trainables.predict import log_probabilities, scoring_loader
 
@@ -75,12 +75,12 @@ class Scorer:
         self.models, self._workers = models, workers
         self._session = uuid.uuid4().hex  # of the pixel cache: the files are looked at once
 
-    def serve(self, ingredients: Sequence[Ingredient], card: ModelCard) -> Served:
+    def serve(self, ingredients: Sequence[Ingredient], model_config: ModelConfig) -> Served:
         """The mean of the ingredients' weights, for each fold of that fold's checkpoints."""
         folds, accuracies = [], []
         for fold in range(self.models.store.fold_count):
             rows, labels = self._rows(fold)
-            log_prob = self._log_prob(ingredients, card, fold, rows)
+            log_prob = self._log_prob(ingredients, model_config, fold, rows)
             folds.append(oof_of(log_prob, labels))
             accuracies.append(float((log_prob.argmax(axis=1) == labels).mean()))
         return Served(tuple(ingredients), tuple(folds), tuple(accuracies))
@@ -90,17 +90,23 @@ class Scorer:
         return averaged(self.models.state(i.candidate, i.variant, fold) for i in ingredients)
 
     def _log_prob(
-        self, ingredients: Sequence[Ingredient], card: ModelCard, fold: int, rows: NDArray[np.int64]
+        self,
+        ingredients: Sequence[Ingredient],
+        model_config: ModelConfig,
+        fold: int,
+        rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         models = self.models
-        module = build_classifier(card)
+        module = build_classifier(model_config)
         load_tensors(module, self.weights(ingredients, fold))
-        source = models.images(self._files, card, self._workers, self._session)
+        source = models.images(self._files, model_config, self._workers, self._session)
         settings = loader_settings(self._workers, models.device.type)
-        loader = scoring_loader(source, rows, card, BATCH, settings)
+        loader = scoring_loader(source, rows, model_config, BATCH, settings)
         autocast = models.autocast(ingredients[0].candidate, fold)
         module = module.to(models.device)
-        return log_probabilities(module, loader, models.device, autocast, card.activation)[0]
+        return log_probabilities(module, loader, models.device, autocast, model_config.activation)[
+            0
+        ]
 
     def _rows(self, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) rows of the fold, and their labels."""

@@ -24,9 +24,10 @@ from foldrace.core.plugins import naming_plugins
 from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.predictor import RunModels, best_device
 from foldrace.inference.soup_scoring import Ingredient, Scorer, Served
-from foldrace.run_folder.records import EMA, RAW, CandidateSummary, TrialRecord, VariantScore
+from foldrace.run_folder.records import CandidateSummary, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
-from foldrace.trainables.models.classifier import ModelCard
+from foldrace.run_folder.variants import EMA, RAW
+from foldrace.trainables.models.classifier import ModelConfig
 from foldrace.trainables.predict import pack_weights
 
 SOUP = "soup"
@@ -86,13 +87,13 @@ def tasted(served: Served, stays: bool) -> Taste:
     return Taste(member=served.ingredients[-1].name, oof_logloss=finite, stays=stays)
 
 
-def save_soup(scorer: Scorer, served: Served, card: ModelCard) -> None:
+def save_soup(scorer: Scorer, served: Served, model_config: ModelConfig) -> None:
     """Fold by fold, each record last; records of an older soup go before its files."""
     store, best = scorer.models.store, served.ingredients[0]
     plain = [_without_soup(store, record) for record in _trials(store, best.candidate)]
     for fold, record in enumerate(plain):
         score = served.score(fold, record.variants[best.variant].best_epoch)
-        weights = pack_weights(scorer.weights(served.ingredients, fold), card)
+        weights = pack_weights(scorer.weights(served.ingredients, fold), model_config)
         store.save_trial(
             record.model_copy(update={"variants": record.variants | {SOUP: score}}),
             oof={SOUP: served.folds[fold]},
@@ -155,8 +156,8 @@ def make_soups(store: RunStore, workers: int, tell: Tell = lambda line: None) ->
     scorer = Scorer(RunModels(store, best_device()), workers)
     with naming_plugins():
         new = [
-            _soup(scorer, card, group, earlier, tell)
-            for card, group in _groups(store, scorer.models)
+            _soup(scorer, model_config, group, earlier, tell)
+            for model_config, group in _groups(store, scorer.models)
             if not is_last_copy(store, group[0].candidate)
         ]
     made_of = {soup.candidate for soup in new}
@@ -166,15 +167,15 @@ def make_soups(store: RunStore, workers: int, tell: Tell = lambda line: None) ->
     return tuple(soups)
 
 
-def _groups(store: RunStore, models: RunModels) -> Iterator[tuple[ModelCard, list[Ingredient]]]:
+def _groups(store: RunStore, models: RunModels) -> Iterator[tuple[ModelConfig, list[Ingredient]]]:
     """Members of equal architecture, the best first; only groups of two or more."""
-    groups: dict[ModelCard, list[Ingredient]] = defaultdict(list)
+    groups: dict[ModelConfig, list[Ingredient]] = defaultdict(list)
     for summary in store.summaries():
         if summary.status == "complete":
-            groups[models.card(summary.trials[0])] += _ingredients(store, summary)
-    for card, group in groups.items():
+            groups[models.model_config(summary.trials[0])] += _ingredients(store, summary)
+    for model_config, group in groups.items():
         if len(group) > 1:
-            yield card, sorted(group, key=lambda ingredient: ingredient.oof_logloss)
+            yield model_config, sorted(group, key=lambda ingredient: ingredient.oof_logloss)
 
 
 def _ingredients(store: RunStore, summary: CandidateSummary) -> Iterator[Ingredient]:
@@ -186,7 +187,7 @@ def _ingredients(store: RunStore, summary: CandidateSummary) -> Iterator[Ingredi
 
 def _soup(
     scorer: Scorer,
-    card: ModelCard,
+    model_config: ModelConfig,
     group: Sequence[Ingredient],
     earlier: Sequence[Soup],
     tell: Tell,
@@ -194,25 +195,25 @@ def _soup(
     """That of an earlier call, where nothing has changed since."""
     store, key = scorer.models.store, _key(scorer.models.store, group)
     same = [soup for soup in earlier if soup.key == key and is_there(store, soup)]
-    return same[0] if same else _cooked(scorer, card, group, key, tell)
+    return same[0] if same else _cooked(scorer, model_config, group, key, tell)
 
 
 def _cooked(
-    scorer: Scorer, card: ModelCard, group: Sequence[Ingredient], key: str, tell: Tell
+    scorer: Scorer, model_config: ModelConfig, group: Sequence[Ingredient], key: str, tell: Tell
 ) -> Soup:
     """The greedy choice, written where it is a soup."""
     best, *others = group[:_MOST_TRIED]
-    served = alone = scorer.serve([best], card)
+    served = alone = scorer.serve([best], model_config)
     tried = [tasted(alone, stays=True)]
     for other in others:
-        further = scorer.serve([*served.ingredients, other], card)
+        further = scorer.serve([*served.ingredients, other], model_config)
         stays = further.oof_logloss < served.oof_logloss - _LEAST_GAIN
         served = further if stays else served
         tried.append(tasted(further, stays))
-        tell(_line(card.backbone, further, stays))
+        tell(_line(model_config.backbone, further, stays))
     soup = Soup(
         candidate=best.candidate,
-        backbone=card.backbone,
+        backbone=model_config.backbone,
         ingredients=tuple(ingredient.name for ingredient in served.ingredients),
         oof_logloss=served.oof_logloss,
         best_single_oof_logloss=alone.oof_logloss,
@@ -220,7 +221,7 @@ def _cooked(
         key=key,
     )
     if soup.kept:
-        save_soup(scorer, served, card)
+        save_soup(scorer, served, model_config)
     return soup
 
 

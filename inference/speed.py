@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from foldrace.core.errors import RunFolderError, listing
-from foldrace.core.files import Files
+from foldrace.core.files import Files, warn_ignored
 from foldrace.core.plugins import naming_plugins
 from foldrace.ensemble.pool import Member
 from foldrace.inference.plugins import use_run_plugins
@@ -27,7 +27,7 @@ from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.loader import Batch
 from foldrace.trainables.data.meta_features import meta_width
-from foldrace.trainables.models.classifier import card_to_json
+from foldrace.trainables.models.classifier import config_to_json
 from foldrace.trainables.predict import log_probabilities
 
 _FILE = "ensemble/speed.json"
@@ -134,7 +134,7 @@ def _keys(models: RunModels, candidates: Sequence[str]) -> dict[str, str]:
     """Candidate -> what a time is remembered by; without those that have no trial."""
     trials = ((candidate, models.store.trial(candidate, 0)) for candidate in candidates)
     return {
-        candidate: f"{card_to_json(models.card(trial))} {models.precision(trial)}"
+        candidate: f"{config_to_json(models.model_config(trial))} {models.precision(trial)}"
         for candidate, trial in trials
         if trial is not None
     }
@@ -171,12 +171,12 @@ def _measured(subjects: Sequence[_Subject], known: dict[str, Timing]) -> dict[Me
 
 def _seconds(model: FoldModel, device: torch.device, images: int) -> float:
     """Of one batch, from pixels in memory to probabilities in memory."""
-    card = model.card
+    model_config = model.model_config
     generator = torch.Generator().manual_seed(0)
-    shape = (images, card.image_size, card.image_size, 3)
+    shape = (images, model_config.image_size, model_config.image_size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    batch = Batch(pixels, torch.arange(images), torch.zeros(images, meta_width(card.meta)))
-    seen = AveragedViews(model.module, find_tta("none"), card.activation)
+    batch = Batch(pixels, torch.arange(images), torch.zeros(images, meta_width(model_config.meta)))
+    seen = AveragedViews(model.module, find_tta("none"), model_config.activation)
     started = time.perf_counter()
     log_probabilities(seen, [batch], device, model.autocast, "softmax")
     return time.perf_counter() - started
@@ -193,7 +193,10 @@ def _cached(files: Files) -> dict[str, dict[str, Timing]]:
             }
             for device, times in stored.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        warn_ignored(f"{files.root}/{_FILE}", f"it holds no measured times: {error!r}")
         return {}
 
 

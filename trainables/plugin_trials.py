@@ -108,7 +108,7 @@ def family(row: Family) -> None:
     if not isinstance(found, torch.Tensor) or found.shape != (2, body.features):
         raise Unfit(
             f"{names[0]!r}, of 2 images, gives {_form(found)}, should be pooled features of the "
-            f"shape (2, {body.features}), as its Body says"
+            f"shape (2, {body.features}), as its Encoder says"
         )
 
 

@@ -1,4 +1,7 @@
-"""From weights and images to probabilities: used to score folds and to predict test images."""
+"""From weights and images to probabilities: used to score folds and to predict test images.
+
+Takes a model or its weights file, and a loader; gives (n, C) logits or log-probabilities.
+"""
 
 from __future__ import annotations
 
@@ -27,45 +30,47 @@ from foldrace.trainables.losses import log_probs
 from foldrace.trainables.memory import halved, release
 from foldrace.trainables.models.classifier import (
     Classifier,
-    ModelCard,
+    ModelConfig,
     build_classifier,
-    card_from_json,
-    card_to_json,
+    config_from_json,
+    config_to_json,
 )
 from foldrace.trainables.models.weights import load_tensors
 
 _METADATA = "foldrace"
 
 
-def pack_weights(state: dict[str, torch.Tensor], card: ModelCard) -> bytes:
+def pack_weights(state: dict[str, torch.Tensor], model_config: ModelConfig) -> bytes:
     """A safetensors file that describes its own model."""
     dense = {name: tensor.contiguous() for name, tensor in state.items()}
-    return save(dense, metadata={_METADATA: card_to_json(card)})
+    return save(dense, metadata={_METADATA: config_to_json(model_config)})
 
 
-def unpack_classifier(data: bytes, card: ModelCard) -> Classifier:
+def unpack_classifier(data: bytes, model_config: ModelConfig) -> Classifier:
     """The classifier in evaluation mode, on the CPU."""
-    model = build_classifier(card)
+    model = build_classifier(model_config)
     load_tensors(model, load(data))
     return model.eval()
 
 
-def read_card(data: bytes) -> ModelCard:
-    """The card of a weights file."""
+def read_model_config(data: bytes) -> ModelConfig:
+    """The config in the header of a weights file."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    return card_from_json(header["__metadata__"][_METADATA])
+    return config_from_json(header["__metadata__"][_METADATA])
 
 
 def scoring_loader(
     source: ImageSource,
     rows: NDArray[np.int64],
-    card: ModelCard,
+    model_config: ModelConfig,
     batch_size: int,
     settings: LoaderSettings,
 ) -> DataLoader[Batch]:
-    """Rows in order, resized only, with the meta features of the card."""
-    dataset = Batches(source, card.image_size, AugmentConfig(policy="none"), card.meta)
+    """Rows in order, resized only, with the meta features of the config."""
+    dataset = Batches(
+        source, model_config.image_size, AugmentConfig(policy="none"), model_config.meta
+    )
     sampler = OrderedBatches(rows, batch_size)
     return build_loader(dataset, sampler, **asdict(settings))
 
@@ -78,7 +83,9 @@ def log_probabilities(
     activation: str,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(n, C) natural-log probabilities in float32, and the (n,) rows they belong to.
-    `activation`, a row of `ACTIVATIONS`, makes them from what the model gives."""
+
+    `activation`, a row of `ACTIVATIONS`, makes them from what the model gives.
+    """
     logits, rows = all_logits(model, loader, device, autocast)
     return log_probs(logits, activation).cpu().numpy(), rows
 
@@ -87,8 +94,10 @@ def log_probabilities(
 def all_logits(
     model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
 ) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """(n, C) float32 on the device, and the (n,) rows they belong to. Where memory runs out the
-    batches are halved."""
+    """(n, C) float32 logits on the device, and the (n,) rows they belong to.
+
+    Where memory runs out the batches are halved.
+    """
     model.eval()
     parts: list[torch.Tensor] = []
     rows: list[torch.Tensor] = []
@@ -111,14 +120,17 @@ def all_logits(
 
 
 def autocast_for(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision as `resolve_precision` named it; a context that can be entered again."""
+    """A context of mixed precision as `resolve_precision` named it, to be entered many times."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.bfloat16)
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
 def resolve_precision(device: torch.device, asked: str, sam_rho: float) -> str:
-    """`auto`: bf16 where the GPU has it, else fp16; fp32 on a CPU. With SAM, whose perturbation is
-    wrong on fp16's scaled gradients, never fp16: also to predict, as its model was scored."""
+    """The precision to use: `auto` is bf16 where the GPU has it, else fp16; fp32 on a CPU.
+
+    With SAM, whose perturbation is wrong on fp16's scaled gradients, never fp16: also to predict,
+    as its model was scored.
+    """
     found = _automatic(device) if asked == "auto" else asked
     return "fp32" if found == "fp16" and sam_rho > 0 else found
 

@@ -1,7 +1,7 @@
 """The state of a fold trial after an epoch, from which an interrupted trial goes on.
 
-Takes a learner and its course, gives them back as they were: together with what follows from the
-trial's seed and the number of the epoch, that is everything which the next epochs depend on.
+Takes a `TrainState` and its `History`, gives them back as they were: together with what follows
+from the trial's seed and the number of the epoch, everything that the next epochs depend on.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from torch import Tensor
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.run_folder.store import RunStore
-from foldrace.trainables.history import Course, Kept
+from foldrace.trainables.history import Checkpoint, History
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
-from foldrace.trainables.state import Learner
+from foldrace.trainables.state import TrainState
 
-_NO_PART_OF_IT = {"save_every", "micro_batch"}
-"""Keys of the training section that a state may have been saved with other values of. One changes
-nothing, the other leaves the effective batch as it is but gives batch norms smaller ones: a trial
-that goes on with less memory is worth more than one with the same statistics in every epoch."""
+_MAY_DIFFER = {"save_every", "micro_batch"}
+"""Keys of the training section that may differ between a saved state and its trial.
+
+One changes nothing, the other leaves the effective batch as it is but gives batch norms smaller
+ones: a trial that goes on with less memory is worth more than one with the same statistics in every
+epoch.
+"""
 _CHECKSUM_BYTES = 4
 _log = logging.getLogger("foldrace")
 
@@ -45,12 +48,14 @@ class UnfitState(Exception):
 
 
 class ResumeState:
-    """A fold trial's one resumable state in the run folder. Written beside the training, in a
-    thread; leaving the context waits for the last write, except where the trial is asked to stop:
-    then it may be finished, or cut off and cleared away by the next attempt."""
+    """A fold trial's one resumable state in the run folder, written in a thread beside training.
+
+    Leaving the context waits for the last write, except where the trial is asked to stop: then it
+    may be finished, or cut off and cleared away by the next attempt.
+    """
 
     def __init__(self, store: RunStore, spec: TrialSpec, started: float) -> None:
-        """`started` is when the trial began, by `time.perf_counter`."""
+        """Begin with nothing saved; `started` is the trial's start by `time.perf_counter`."""
         self._store, self._spec = store, spec
         self._fingerprint = fingerprint(spec, store.folds().hash, store.plugins())
         self._started = self._saved = started
@@ -70,68 +75,73 @@ class ResumeState:
 
     @property
     def seconds(self) -> float:
-        """That this trial took, in all sessions that its state comes from."""
+        """Seconds of training in all sessions that the trial's state comes from."""
         return time.perf_counter() - self._started
 
-    def restore(self, learner: Learner, course: Course) -> bool:
-        """Put a new learner and a new course into the saved state. False: there is none that
-        belongs to this trial, and both are as they were. Raises UnfitState where they do not take
-        it; both may then be in any state."""
-        state = self._read()
-        if state is None:
+    def restore(self, state: TrainState, history: History) -> bool:
+        """Bring a new state and a new history to where the saved ones were.
+
+        False where nothing is saved that belongs to this trial; both are then as they were. Raises
+        UnfitState where they do not take what is saved; both may then be in any state.
+        """
+        saved = self._read()
+        if saved is None:
             return False
         try:
-            _restore_learner(state["learner"], learner)
-            _restore_course(state["course"], course)
+            _restore_train_state(saved["train_state"], state)
+            _restore_history(saved["history"], history)
         except Exception as error:  # any optimiser may raise anything
             self._warn(f"begins anew: its saved state does not fit ({error})")
             raise UnfitState from error
-        self._started -= state["seconds"]
+        self._started -= saved["seconds"]
         return True
 
-    def save_if_due(self, learner: Learner, course: Course) -> None:
-        """After an epoch: once in `training.save_every` seconds, and not while the last state is
-        still being written."""
+    def save_if_due(self, state: TrainState, history: History) -> None:
+        """Start to save after an epoch, at most once in `training.save_every` seconds.
+
+        Never while the last state is still being written.
+        """
         now = time.perf_counter()
         due = now - self._saved >= self._spec.training.save_every
         busy = self._writing is not None and not self._writing.done()
-        if not course.log or not due or busy or not learner.accelerator.is_main_process:
+        if not history.log or not due or busy or not state.accelerator.is_main_process:
             return
         self._saved = now
-        state = {
+        saved = {
             "fingerprint": self._fingerprint,
             "seconds": self.seconds,
-            "learner": _learner_state(learner),
-            "course": _course_state(course),
+            "train_state": _train_state(state),
+            "history": _history_state(history),
         }
         try:
-            copy = plain_copy(state)
+            copy = plain_copy(saved)
         except TypeError as error:
             self._warn(f"its state is not saved, since {error}")
             return
         self._writing = self._writer.submit(self._write, copy)
 
     def wait(self) -> None:
-        """Until the last state is written."""
+        """Wait until the last state is written."""
         if self._writing is not None:
             wait([self._writing])
 
     def _read(self) -> Any:
+        """The saved state, or None where there is none that belongs to this trial."""
         data = self._store.resume_state(self._spec.candidate, self._spec.fold)
         if data is None:
             return None
         try:
-            state = from_bytes(data)
-            if state["fingerprint"] == self._fingerprint:
-                return state
+            saved = from_bytes(data)
+            if saved["fingerprint"] == self._fingerprint:
+                return saved
             self._warn("begins anew: its saved state is of another config or version")
         except Exception as error:  # torch.load raises whatever a damaged file leads it to
             self._warn(f"begins anew: its saved state cannot be read ({error})")
         return None
 
-    def _write(self, state: object) -> None:
+    def _write(self, saved: object) -> None:
         try:
-            data = to_bytes(state)
+            data = to_bytes(saved)
             self._store.save_resume_state(self._spec.candidate, self._spec.fold, data)
         except OSError as error:  # a full disk or a lost connection is no reason to end a training
             self._warn(f"its state cannot be saved: {error}")
@@ -141,9 +151,11 @@ class ResumeState:
 
 
 def fingerprint(spec: TrialSpec, folds_hash: str, plugins: Sequence[PluginFile]) -> str:
-    """Of all that must be the same for a state to belong to a trial. Library versions are part of
-    it: a newer one may name its parts otherwise, or compute otherwise."""
-    training = spec.training.model_dump(mode="json", exclude=_NO_PART_OF_IT)
+    """A hash of all that must be the same for a saved state to belong to a trial.
+
+    Library versions are part of it: a newer one may name its parts otherwise, or compute otherwise.
+    """
+    training = spec.training.model_dump(mode="json", exclude=_MAY_DIFFER)
     sections = (training, list(spec.transforms))
     versions = (str(torch.__version__), str(timm.__version__))
     code = [(file.module, hashlib.sha256(file.source).hexdigest()) for file in plugins]
@@ -162,8 +174,10 @@ class _Queue:
 
 
 def plain_copy(value: Any) -> Any:
-    """Nested containers with every tensor copied to the CPU, so that training may go on while they
-    are written. Raises TypeError for what `torch.load(weights_only=True)` would refuse."""
+    """Nested containers with every tensor copied to the CPU, to be written while training goes on.
+
+    Raises TypeError for what `torch.load(weights_only=True)` would refuse.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)  # strides too: fused optimisers go by them
     if isinstance(value, dict):
@@ -191,7 +205,7 @@ def to_bytes(state: object) -> bytes:
 
 
 def from_bytes(data: bytes) -> Any:
-    """The state that `to_bytes` was given. Raises ValueError where the bytes are damaged."""
+    """The copy that `to_bytes` was given. Raises ValueError where the bytes are damaged."""
     checksum, file = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
     if zlib.crc32(file).to_bytes(_CHECKSUM_BYTES) != checksum:
         raise ValueError("its checksum is another")
@@ -199,53 +213,56 @@ def from_bytes(data: bytes) -> Any:
         return torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
 
 
-def _learner_state(learner: Learner) -> dict[str, Any]:
-    """Generators have no part in it: each epoch seeds its own (`devices.seed_epoch`), and batches
-    follow from the number of the epoch (`data.ShuffledBatches`)."""
-    scaler = learner.accelerator.scaler
+def _train_state(state: TrainState) -> dict[str, Any]:
+    """Everything that training changes, but for the generators.
+
+    Each epoch seeds its own (`devices.seed_epoch`), and batches follow from the number of the epoch
+    (`loader.ShuffledBatches`).
+    """
+    scaler = state.accelerator.scaler
     return {
-        "model": learner.bare.state_dict(),
-        "ema": learner.ema.module.state_dict() if learner.ema is not None else None,
-        "optimizer": learner.optimizer.state_dict(),
-        "schedule": learner.schedule.state_dict(),
+        "model": state.bare.state_dict(),
+        "ema": state.ema.module.state_dict() if state.ema is not None else None,
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
-        "updates": learner.updates,
-        "micro_batch": learner.micro_batch,
+        "updates": state.updates,
+        "micro_batch": state.micro_batch,
     }
 
 
-def _restore_learner(state: dict[str, Any], learner: Learner) -> None:
-    learner.bare.load_state_dict(state["model"])
-    if learner.ema is not None:
-        learner.ema.module.load_state_dict(state["ema"])
-    learner.optimizer.load_state_dict(state["optimizer"])
-    learner.schedule.load_state_dict(state["schedule"])
-    scaler = learner.accelerator.scaler
-    if scaler is not None and state["scaler"] is not None:  # None: saved on another device
-        scaler.load_state_dict(state["scaler"])
-    learner.updates = state["updates"]
-    learner.micro_batch = min(learner.micro_batch, state["micro_batch"])  # what has fitted
+def _restore_train_state(saved: dict[str, Any], state: TrainState) -> None:
+    state.bare.load_state_dict(saved["model"])
+    if state.ema is not None:
+        state.ema.module.load_state_dict(saved["ema"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.schedule.load_state_dict(saved["schedule"])
+    scaler = state.accelerator.scaler
+    if scaler is not None and saved["scaler"] is not None:  # None: saved on another device
+        scaler.load_state_dict(saved["scaler"])
+    state.updates = saved["updates"]
+    state.micro_batch = min(state.micro_batch, saved["micro_batch"])  # what has fitted
 
 
-def _course_state(course: Course) -> dict[str, Any]:
+def _history_state(history: History) -> dict[str, Any]:
     return {
-        "log": [asdict(line) for line in course.log],
-        "best": {name: _kept_state(kept) for name, kept in course.best.items()},
-        "further": [_kept_state(kept) for kept in course.further],
+        "log": [asdict(line) for line in history.log],
+        "best": {name: _checkpoint_state(best) for name, best in history.best.items()},
+        "further": [_checkpoint_state(further) for further in history.further],
     }
 
 
-def _restore_course(state: dict[str, Any], course: Course) -> None:
-    course.log = [EpochReport(**line) for line in state["log"]]
-    course.best = {name: _kept(kept) for name, kept in state["best"].items()}
-    course.further = [_kept(kept) for kept in state["further"]]
+def _restore_history(saved: dict[str, Any], history: History) -> None:
+    history.log = [EpochReport(**line) for line in saved["log"]]
+    history.best = {name: _checkpoint(best) for name, best in saved["best"].items()}
+    history.further = [_checkpoint(further) for further in saved["further"]]
 
 
-def _kept_state(kept: Kept) -> dict[str, Any]:
-    oof = {name: torch.from_numpy(array) for name, array in vars(kept.oof).items()}
-    return {"score": kept.score.model_dump(), "oof": oof, "weights": kept.state}
+def _checkpoint_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    oof = {name: torch.from_numpy(array) for name, array in vars(checkpoint.oof).items()}
+    return {"score": checkpoint.score.model_dump(), "oof": oof, "weights": checkpoint.weights}
 
 
-def _kept(state: dict[str, Any]) -> Kept:
-    oof = Oof(**{name: tensor.numpy() for name, tensor in state["oof"].items()})
-    return Kept(VariantScore(**state["score"]), oof, state["weights"])
+def _checkpoint(saved: dict[str, Any]) -> Checkpoint:
+    oof = Oof(**{name: tensor.numpy() for name, tensor in saved["oof"].items()})
+    return Checkpoint(VariantScore(**saved["score"]), oof, saved["weights"])

@@ -1,9 +1,4 @@
-"""What a fold trial is given, and who watches it.
-
-What a fold trial warns of, kept for its record: nobody reads the terminal of a worker process.
-
-Takes whatever is logged within a `with` block, gives the texts of the warnings.
-"""
+"""A fold trial's inputs, its reports to a monitor, and the warnings kept for its record."""
 
 from __future__ import annotations
 
@@ -21,9 +16,11 @@ from foldrace.run_folder.records import Oof
 from foldrace.search_spaces.hyperparameters import TrialParams, fold_trial_seed
 
 
-class _Notes(logging.Filter):
-    """Keeps warnings and lets everything pass. A filter and no handler: where the logger has no
-    handler, Python still prints warnings itself."""
+class _WarningFilter(logging.Filter):
+    """A filter that remembers warnings and lets everything pass.
+
+    It is no handler: where the logger has none, Python still prints warnings itself.
+    """
 
     def __init__(self, before: Iterable[str]) -> None:
         super().__init__()
@@ -36,14 +33,17 @@ class _Notes(logging.Filter):
 
 
 @contextmanager
-def noting(before: Iterable[str]) -> Iterator[Iterable[str]]:
-    """`before`, then the texts of our own warnings in this process, of every thread, each once."""
-    logger, notes = logging.getLogger("foldrace"), _Notes(before)
-    logger.addFilter(notes)
+def capture_warnings(before: Iterable[str]) -> Iterator[Iterable[str]]:
+    """`before`, then the texts of our own warnings in this process, of every thread, each once.
+
+    A trial's record keeps them, since the terminal of a worker process is seldom read.
+    """
+    logger, captured = logging.getLogger("foldrace"), _WarningFilter(before)
+    logger.addFilter(captured)
     try:
-        yield notes.texts
+        yield captured.texts
     finally:
-        logger.removeFilter(notes)
+        logger.removeFilter(captured)
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class TrialSpec:
     fold: int
     training: TrainingConfig
     transforms: tuple[TransformConfig, ...]
-    """After the augmentation policy, which is a hyperparameter."""
+    """Transforms after the augmentation policy, which is a hyperparameter."""
     seed: int
     """The sweep's seed; the trial's own follows from it, the hyperparameters and the fold."""
     cpus: int = 1
     use_gpu: bool = True
     """False: the CPU, even where a GPU can be seen that belongs to somebody else."""
     session: str | None = None
-    """Of the driver: within one the image files are taken not to change (`open_images`)."""
+    """Name of the driver's run: within one, image files do not change (see `open_images`)."""
     accelerators: tuple[str, ...] = ()
     """Device ids that a scheduler gave to this trial, for the record."""
     notes: tuple[str, ...] = ()
-    """What whoever starts it has warned of, for the record too."""
+    """Warnings given before the trial started, for the record too."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class EpochReport:
 
 
 class Monitor(Protocol):
-    """Who watches a trial."""
+    """A trial's caller, as the trial sees it."""
 
     def report(self, epoch: EpochReport) -> None:
-        """After each epoch; from a trial that goes on also the last one that it had, first."""
+        """Take the report of an epoch; a resumed trial first reports the last one that it had."""
 
     def stop_requested(self) -> bool:
-        """Asked before every batch."""
+        """True to stop the trial; asked before every batch."""
 
 
 @runtime_checkable
@@ -104,13 +104,16 @@ class RungMonitor(Monitor, Protocol):
     """A monitor that compares the trial with others after some of its epochs."""
 
     rungs: Collection[int]
-    """Epochs trained after which `show` is called."""
+    """Numbers of trained epochs after which `show` is called."""
 
     def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
-        """Before the `report` of the same epoch: the text of train_log.csv so far, each variant's
-        probabilities at this epoch on the fold's rows, ascending, and their labels (n,). Nothing of
-        the trial is being written until that `report` returns or raises. From a trial that goes on
-        also with the last epoch that it had, first, and without probabilities."""
+        """Take a rung's scores, before the `report` of the same epoch.
+
+        `log` is the text of train_log.csv so far, `scored` each variant's probabilities at this
+        epoch on the fold's rows, ascending, `labels` (n,) theirs. Nothing of the trial is being
+        written until that `report` returns or raises. A resumed trial first shows the last epoch
+        that it had, without probabilities.
+        """
 
 
 class TrialStopped(Exception):
@@ -118,7 +121,7 @@ class TrialStopped(Exception):
 
 
 def first_micro_batch(spec: TrialSpec, devices: int) -> int:
-    """Images on one device at once, as long as memory suffices."""
+    """Number of images on one device at once, as long as memory suffices."""
     share = -(-spec.params.batch_size // devices)
     return min(spec.training.micro_batch or share, share)
 

@@ -24,7 +24,7 @@ from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.data.augment import POLICIES, resize
 from foldrace.trainables.data.loader import Batches, ShuffledBatches, build_loader
 from foldrace.trainables.data.pixel_cache import open_images
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.spec import EpochReport, TrialSpec
 from foldrace.trainables.trial import run_trial
 
@@ -113,7 +113,7 @@ class Digits:
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, params.image_size, 1)
         pixels = resize([source.image(row) for row in range(len(files))], params.image_size)
-        normalise = build_classifier(ModelCard(backbone, 2, params.image_size)).normalise
+        normalise = build_classifier(ModelConfig(backbone, 2, params.image_size)).normalise
         images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
         fold = torch.from_numpy(store.folds().fold)
         assert clip_grad is not None

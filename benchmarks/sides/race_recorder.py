@@ -26,7 +26,8 @@ from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.inference.predictor import BATCH, RunModels
 from foldrace.run_folder.records import CandidateRecord, Oof
-from foldrace.run_folder.store import RunStore, weights_name
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trials import weights_name
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.data.loader import loader_settings
@@ -147,11 +148,11 @@ def _test(folder: Path, store: RunStore, key: Key, variant: str) -> NDArray[np.f
     models = RunModels(store, torch.device("cpu"))
     model = models.open(key[0], variant, key[1])
     files, _ = test_images(folder)
-    source = models.images(files, model.card, 1, "")
+    source = models.images(files, model.model_config, 1, "")
     settings = loader_settings(1, "cpu")
-    loader = scoring_loader(source, np.arange(len(files)), model.card, BATCH, settings)
+    loader = scoring_loader(source, np.arange(len(files)), model.model_config, BATCH, settings)
     log_prob, _ = log_probabilities(
-        model.module, loader, torch.device("cpu"), model.autocast, model.card.activation
+        model.module, loader, torch.device("cpu"), model.autocast, model.model_config.activation
     )
     return np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16)
 

@@ -143,7 +143,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
     ),
     "Family features": (
         replace(FAMILIES["timm"], names=lambda: ["a"], build=bad_body),
-        "shape (2, 7), as its Body says",
+        "shape (2, 7), as its Encoder says",
     ),
     "Family empty": (replace(FAMILIES["timm"], names=list), "one text or more"),
     "Metric infinite": (

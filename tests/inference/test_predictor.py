@@ -21,15 +21,10 @@ from foldrace.core.files import record_json
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.selection.external import AddSpec, add_sources, save_added
 from foldrace.inference.predictor import Predictor, RunModels
-from foldrace.run_folder.records import (
-    CandidateRecord,
-    EnsembleRecord,
-    MemberRecord,
-    TrialRecord,
-    UnvalidatedRecord,
-)
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
+from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.predict import pack_weights, resolve_precision
 
 K = 2
@@ -48,8 +43,8 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
         store.save_candidate(record)
         for fold in range(K):
             torch.manual_seed(100 * fold + size)
-            card = ModelCard(f"timm/{backbone}", 3, size)
-            model = build_classifier(card, dropout=0.3)
+            config = ModelConfig(f"timm/{backbone}", 3, size)
+            model = build_classifier(config, dropout=0.3)
             for parameter in model.head.parameters():  # a fresh head is nearly indifferent
                 parameter.data.mul_(4)
             store.save_trial(
@@ -57,7 +52,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
                     candidate=name, fold=fold, status="finished", backbone=f"timm/{backbone}",
                     params={}, folds_hash=store.folds().hash, seed=0,
                 ),
-                weights={variant: pack_weights(model.state_dict(), card)},
+                weights={variant: pack_weights(model.state_dict(), config)},
             )  # fmt: skip
     store.blend.update(
         EnsembleRecord(

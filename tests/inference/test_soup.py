@@ -29,12 +29,12 @@ from foldrace.inference.soups import make_soups
 from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.predict import pack_weights
 
 K = 2
 SIZE = 32
-CARD = ModelCard("timm/test_resnet", 3, SIZE)
+CARD = ModelConfig("timm/test_resnet", 3, SIZE)
 State = dict[str, torch.Tensor]
 
 

@@ -18,7 +18,7 @@ from foldrace.inference.predictor import FoldModel
 from foldrace.inference.speed import Timing, device_name, measure_speed, time_model
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.predict import autocast_for, pack_weights
 
 K = 3
@@ -27,16 +27,16 @@ CPU = torch.device("cpu")
 
 def add(store: RunStore, candidate: str, backbone: str, size: int, sam_rho: float = 0.0) -> Member:
     """A candidate with untrained weights of all folds."""
-    card = ModelCard(f"timm/{backbone}", 3, size)
-    store.save_candidate(CandidateRecord(candidate=candidate, backbone=card.backbone, params={}))
-    data = pack_weights(build_classifier(card).state_dict(), card)
+    config = ModelConfig(f"timm/{backbone}", 3, size)
+    store.save_candidate(CandidateRecord(candidate=candidate, backbone=config.backbone, params={}))
+    data = pack_weights(build_classifier(config).state_dict(), config)
     for fold in range(K):
         trial = TrialRecord(
-            candidate=candidate, fold=fold, status="finished", backbone=card.backbone,
+            candidate=candidate, fold=fold, status="finished", backbone=config.backbone,
             params={"image_size": size, "sam_rho": sam_rho}, folds_hash=store.folds().hash, seed=0,
         )  # fmt: skip
         store.save_trial(trial, weights={"raw": data, "ema": data})
-    return Member(candidate, "raw", card.backbone)
+    return Member(candidate, "raw", config.backbone)
 
 
 @pytest.fixture
@@ -78,11 +78,14 @@ def test_what_is_known_is_not_timed_again(store: RunStore) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"cpu": {"a": "fast"}}', '{"cpu": 1}'])
-def test_a_file_of_something_else_is_written_anew(store: RunStore, text: str) -> None:
+def test_a_file_of_something_else_is_written_anew(
+    store: RunStore, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     member = add(store, "c0000", "test_resnet", 32)
     store.files.write("ensemble/speed.json", text.encode())
     speeds = measure_speed(store, [member])
     assert list(remembered(store)) == [speeds.device]
+    assert f"{store.root}/ensemble/speed.json is ignored: " in caplog.text
 
 
 def test_another_device_is_kept_beside(store: RunStore) -> None:
@@ -140,7 +143,7 @@ class Slow(nn.Module):
 
 
 def timed(module: Slow) -> Timing:
-    model = FoldModel(module, ModelCard("timm/none", 3, 8), autocast_for(CPU, "fp32"))  # type: ignore[arg-type]
+    model = FoldModel(module, ModelConfig("timm/none", 3, 8), autocast_for(CPU, "fp32"))  # type: ignore[arg-type]
     return time_model(model, CPU)
 
 

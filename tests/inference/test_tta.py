@@ -18,14 +18,15 @@ from typer.testing import CliRunner
 from foldrace.core.errors import UserError
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.tta import TTA, TTAS, AveragedViews, find_tta
-from foldrace.run_folder.records import CandidateRecord, EnsembleRecord, MemberRecord, TrialRecord
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
+from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.sweep import app
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.predict import pack_weights
 
 each_tta = pytest.mark.parametrize("tta", TTAS.values(), ids=TTAS)
-CARD = ModelCard("timm/test_resnet", 3, 32)
+CARD = ModelConfig("timm/test_resnet", 3, 32)
 NO_META = torch.empty(2, 0)
 PLAIN, FLIP, ROTATE = TTAS["flip-rotate"].views
 

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from foldrace.trainables import history as scoring
-from foldrace.trainables import state as learner_module
-from foldrace.trainables import step as update
-from foldrace.trainables import trial
+from foldrace.trainables import history, step, trial
+from foldrace.trainables import state as train_state
 from foldrace.trainables.models.classifier import build_classifier
-from foldrace.trainables.state import Learner
+from foldrace.trainables.state import TrainState
 
 
 class Watcher:
@@ -38,18 +36,18 @@ class Watcher:
 
 
 def checksums(seen: dict[str, list[float]]) -> Any:
-    """`score`, which notes what the model was that it scored."""
-    real = scoring.score
+    """`score_fold`, which notes what the model was that it scored."""
+    real = history.score_fold
 
-    def noting(model: nn.Module, *arguments: Any) -> Any:
+    def watching(model: nn.Module, *arguments: Any) -> Any:
         state = [t for t in model.state_dict().values() if t.is_floating_point()]
         seen.setdefault("scored", []).append(float(sum(t.double().sum() for t in state)))
         return real(model, *arguments)
 
-    return noting
+    return watching
 
 
-def without_memory(learner: Learner, *arguments: Any) -> Any:
+def without_memory(state: TrainState, *arguments: Any) -> Any:
     """`_gradients` on a device whose memory is full."""
     raise torch.OutOfMemoryError("no memory left")
 
@@ -67,11 +65,11 @@ def main(spec_file: str, what: str, notes_file: str) -> None:
     if int(os.environ["WORLD_SIZE"]) > 1:
         distributed.init_process_group("gloo")
     seen: dict[str, list[float]] = {}
-    trial.score = checksums(seen)  # type: ignore[assignment]
+    trial.score_fold = checksums(seen)  # type: ignore[assignment]
     if what == "full" and rank == 1:
-        update._gradients = without_memory
+        step._gradients = without_memory
     if what == "idle":
-        learner_module.build_classifier = with_an_idle_parameter  # type: ignore[assignment]
+        train_state.build_classifier = with_an_idle_parameter  # type: ignore[assignment]
     watcher = Watcher()
     record = trial.run_trial(spec, watcher)
     seen["train_loss"] = [e.train_loss for e in watcher.epochs]

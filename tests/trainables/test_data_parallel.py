@@ -168,7 +168,7 @@ def test_the_stored_weights_give_the_stored_rows(
         scoring_loader,
         unpack_classifier,
     )
-    from foldrace.trainables.predict import read_card as card_of
+    from foldrace.trainables.predict import read_model_config as card_of
 
     run, cpu = make_tiny_run(), torch.device("cpu")
     ended_well(train(spec_for(run, backbone="timm/test_resnet"), 2, tmp_path / "two"))

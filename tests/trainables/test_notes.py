@@ -8,14 +8,14 @@ import sys
 import threading
 from pathlib import Path
 
-from foldrace.trainables.spec import noting
+from foldrace.trainables.spec import capture_warnings
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_each_warning_once_in_order_from_every_thread() -> None:
     log = logging.getLogger("foldrace")
-    with noting(["its start"]) as notes:
+    with capture_warnings(["its start"]) as notes:
         log.warning("no room: %d GB", 3)
         thread = threading.Thread(target=log.error, args=("not saved",))
         thread.start()
@@ -29,8 +29,8 @@ def test_each_warning_once_in_order_from_every_thread() -> None:
 
 def test_a_process_without_handlers_prints_a_warning_as_before() -> None:
     code = (
-        "import logging\nfrom foldrace.trainables.spec import noting\n"
-        "with noting([]):\n    logging.getLogger('foldrace').warning('no room')"
+        "import logging\nfrom foldrace.trainables.spec import capture_warnings\n"
+        "with capture_warnings([]):\n    logging.getLogger('foldrace').warning('no room')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120

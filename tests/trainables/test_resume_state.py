@@ -25,12 +25,12 @@ from foldrace.run_folder.records import Oof
 from foldrace.run_folder.store import RunStore
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch
-from foldrace.trainables.history import Course, Scored
+from foldrace.trainables.history import FoldScore, History
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.resume_state import ResumeState, fingerprint, from_bytes, to_bytes
 from foldrace.trainables.schedules import build_schedule
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
-from foldrace.trainables.state import Learner
+from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
 
 ALWAYS = 1e-6  # seconds between saves: after every epoch
@@ -265,20 +265,20 @@ def test_a_damaged_state_is_none(
     assert_same_results(spec, undisturbed)
 
 
-@pytest.mark.parametrize("part", ["optimizer", "schedule", "course"])
+@pytest.mark.parametrize("part", ["optimizer", "schedule", "history"])
 def test_a_state_that_does_not_fit_is_none(
     tiny_run: Any, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Found out when some of it is in the learner already: a new one gives the same bits."""
+    """Found out when some of it is in the new state already: a new one gives the same bits."""
     undisturbed = spec_for(tiny_run, "c0000", epochs=3)
     run_trial(undisturbed, Watcher())
     spec = replace(undisturbed, candidate="c0001")
     interrupted(spec, 2)
     state = from_bytes((folder_of(spec) / "resume.safetensors").read_bytes())
-    if part == "course":
-        state["course"]["log"][0]["a further column"] = 1.0
+    if part == "history":
+        state["history"]["log"][0]["a further column"] = 1.0
     else:
-        state["learner"][part] = {"of": "another kind"}
+        state["train_state"][part] = {"of": "another kind"}
     tiny_run.store.save_resume_state(spec.candidate, 0, to_bytes(state))
     _assert_starts_anew(spec, "does not fit", caplog)
     assert_same_results(spec, undisturbed)
@@ -301,7 +301,7 @@ def test_only_a_stop_does_not_wait_for_the_write(
         contextlib.suppress(TrialStopped),
         ResumeState(tiny_run.store, toy.spec, started=0.0) as state,
     ):
-        state.save_if_due(toy.learner, toy.course)
+        state.save_if_due(toy.state, toy.history)
         if stopped:
             raise TrialStopped
         goes_on.set()
@@ -382,23 +382,23 @@ def test_an_optimisers_state_comes_back(tiny_run: Any, name: str) -> None:
     saved = _Toy(tiny_run, name)
     saved.steps(0, 3)
     with ResumeState(tiny_run.store, saved.spec, started=0.0) as state:
-        state.save_if_due(saved.learner, saved.course)
+        state.save_if_due(saved.state, saved.history)
     back = _Toy(tiny_run, name)
     with ResumeState(tiny_run.store, back.spec, started=0.0) as state:
-        assert state.restore(back.learner, back.course)
+        assert state.restore(back.state, back.history)
     for toy in (undisturbed, back):
         toy.steps(3, 6)
     for one, two in zip(
-        undisturbed.learner.bare.parameters(), back.learner.bare.parameters(), strict=True
+        undisturbed.state.bare.parameters(), back.state.bare.parameters(), strict=True
     ):
         assert torch.equal(one, two)
-    assert back.learner.updates == undisturbed.learner.updates == 6
-    assert back.course.log == undisturbed.course.log
-    assert back.course.variants().keys() == {"raw", "snap1"}
+    assert back.state.updates == undisturbed.state.updates == 6
+    assert back.history.log == undisturbed.history.log
+    assert back.history.variants().keys() == {"raw", "snap1"}
 
 
 class _Toy:
-    """A learner of a small convolutional net, channels last, on noise."""
+    """The training state of a small convolutional net, channels last, on noise."""
 
     def __init__(self, run: Any, optimizer: str) -> None:
         self.spec = spec_for(run, "c0000")
@@ -410,7 +410,7 @@ class _Toy:
         inner = build_optimizer(model, params)
         schedule = build_schedule(inner, params, 3, 2)
         wrapped, prepared = accelerator.prepare(model, inner)
-        self.learner = Learner(
+        self.state = TrainState(
             accelerator=accelerator,
             model=wrapped,
             bare=model,
@@ -418,28 +418,28 @@ class _Toy:
             criterion=nn.functional.cross_entropy,
             optimizer=prepared,
             schedule=schedule,
-            sharpness=None,
+            sam_rho=0.0,
             rdrop_alpha=0.0,
             activation="softmax",
             layer_ids=None,
             clip_grad=None,
             micro_batch=8,
         )
-        self.course = Course(snapshots=1)
+        self.history = History(snapshots=1)
 
     def steps(self, first: int, end: int) -> None:
         """An epoch of these updates, which seeds the generators as one does."""
         seed_epoch(self.spec, first, rank=0)
-        learner = self.learner
+        state = self.state
         for i in range(first, end):
             rng = torch.Generator().manual_seed(i)
-            learner.model(torch.randn(8, 3, 8, 8, generator=rng)).square().mean().backward()
-            learner.optimizer.step()
-            learner.optimizer.zero_grad()
-            learner.updates += 1
-            learner.schedule.step_update(learner.updates)
-        self.course.log.append(EpochReport(len(self.course.log), *[0.5] * 9))
+            state.model(torch.randn(8, 3, 8, 8, generator=rng)).square().mean().backward()
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.updates += 1
+            state.schedule.step_update(state.updates)
+        self.history.log.append(EpochReport(len(self.history.log), *[0.5] * 9))
         oof = Oof(np.zeros((2, 5), np.float16), np.ones(2, np.float32))
-        scored = Scored(0.5, 0.5, 0.5 / end, oof)
-        self.course.keep({"raw": learner.bare}, {"raw": scored})
-        learner.schedule.epoch_done(0.5)
+        scored = FoldScore(0.5, 0.5, 0.5 / end, oof)
+        self.history.keep({"raw": state.bare}, {"raw": scored})
+        state.schedule.epoch_done(0.5)

@@ -14,20 +14,18 @@ from torch.nn import functional
 
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.optimizers import build_optimizer
-from foldrace.trainables.state import SharpnessAware, kept_statistics
+from foldrace.trainables.step import frozen_norm_statistics, perturbed_weights
 
 
 def test_one_update_of_a_quadratic_by_hand() -> None:
     # Loss (a^2 + 4 b^2) / 2, gradient (a, 4 b), at (3, 1): (3, 4), norm 5.
     a, b = nn.Parameter(torch.tensor(3.0)), nn.Parameter(torch.tensor(1.0))
     optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.2}], lr=0.1)
-    sam = SharpnessAware(optimizer, rho=0.5)
     ((a**2 + 4 * b**2) / 2).backward()
-    sam.perturb()
-    assert (a.item(), b.item()) == pytest.approx((3 + 0.5 * 3 / 5, 1 + 0.5 * 4 / 5))
-    assert a.grad is None and b.grad is None
-    ((a**2 + 4 * b**2) / 2).backward()
-    sam.restore()
+    with perturbed_weights(optimizer, rho=0.5):
+        assert (a.item(), b.item()) == pytest.approx((3 + 0.5 * 3 / 5, 1 + 0.5 * 4 / 5))
+        assert a.grad is None and b.grad is None
+        ((a**2 + 4 * b**2) / 2).backward()
     optimizer.step()
     assert (a.item(), b.item()) == pytest.approx((3 - 0.1 * 3.3, 1 - 0.2 * 4 * 1.4))
 
@@ -46,13 +44,10 @@ def loss_of(model: nn.Module, seed: int) -> Tensor:
 
 
 def ours(model: nn.Module, optimizer: torch.optim.Optimizer, rho: float, steps: int) -> None:
-    sam = SharpnessAware(optimizer, rho)
     for step in range(steps):
         loss_of(model, step).backward()
-        sam.perturb()
-        with kept_statistics(model):
+        with perturbed_weights(optimizer, rho), frozen_norm_statistics(model):
             loss_of(model, step).backward()
-        sam.restore()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -67,7 +62,7 @@ def test_is_pytorch_optimizers(base: type[torch.optim.Optimizer], rho: float) ->
     for step in range(4):
         loss_of(twin, step).backward()
         theirs.first_step(zero_grad=True)
-        with kept_statistics(twin):
+        with frozen_norm_statistics(twin):
             loss_of(twin, step).backward()
         theirs.second_step(zero_grad=True)
     for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
@@ -101,12 +96,11 @@ def test_around_any_optimiser_by_a_second_implementation(name: str) -> None:
 def test_restored_bit_for_bit_after_an_error() -> None:
     model = net()
     before = [p.detach().clone() for p in model.parameters()]
-    sam = SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1), 0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss_of(model, 0).backward()
-    sam.perturb()
-    assert not torch.equal(before[0], next(model.parameters()))
-    sam.restore()
-    sam.restore()  # nothing to do
+    with pytest.raises(RuntimeError, match="in between"), perturbed_weights(optimizer, 0.3):
+        assert not torch.equal(before[0], next(model.parameters()))
+        raise RuntimeError("in between")
     assert all(map(torch.equal, before, model.parameters()))
 
 
@@ -114,11 +108,11 @@ def test_frozen_weights_and_zero_gradients_stay() -> None:
     model = net()
     model[0].requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
-    sam = SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1), 0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     (0.0 * loss_of(model, 0)).backward()
-    sam.perturb()
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name])
+    with perturbed_weights(optimizer, 0.3):
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before[name])
 
 
 @pytest.mark.parametrize("make", [net, lambda: timm.create_model("test_resnet", num_classes=3)])
@@ -128,7 +122,7 @@ def test_statistics_are_kept_and_the_output_is_the_same(make) -> None:
         torch.rand(4, 3, 6, 6) if isinstance(model, nn.Sequential) else torch.rand(4, 3, 64, 64)
     )
     before = copy.deepcopy(dict(model.named_buffers()))
-    with kept_statistics(model):
+    with frozen_norm_statistics(model):
         inside = model(images)
     torch.testing.assert_close(dict(model.named_buffers()), before, rtol=0, atol=0)
     torch.testing.assert_close(model(images), inside)
@@ -138,6 +132,6 @@ def test_statistics_are_kept_and_the_output_is_the_same(make) -> None:
 def test_statistics_are_learned_again_after_an_error() -> None:
     model = net()
     model[1].eval()
-    with pytest.raises(RuntimeError), kept_statistics(model):
+    with pytest.raises(RuntimeError), frozen_norm_statistics(model):
         raise RuntimeError
     assert model[1].track_running_stats and not model[1].training

@@ -29,12 +29,12 @@ from foldrace.trainables.data.pixel_cache import open_images
 from foldrace.trainables.predict import (
     autocast_for,
     log_probabilities,
-    read_card,
+    read_model_config,
     scoring_loader,
     unpack_classifier,
 )
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
-from foldrace.trainables.state import Learner
+from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
 
 CPU = torch.device("cpu")
@@ -181,10 +181,10 @@ def test_the_stored_weights_give_the_stored_rows(tiny_run: Any) -> None:
     rows = np.flatnonzero(store.folds().fold == 0)
     for variant, name in (("raw", "oof"), ("ema", "oof_ema")):
         data = store.weights("c0000", 0, variant)
-        card = read_card(data)
-        assert (card.backbone, card.classes, card.image_size) == ("timm/test_resnet", 3, 32)
-        loader = scoring_loader(open_images(files, 32, 1), rows, card, 5, IN_PROCESS)
-        model = unpack_classifier(data, card)
+        config = read_model_config(data)
+        assert (config.backbone, config.classes, config.image_size) == ("timm/test_resnet", 3, 32)
+        loader = scoring_loader(open_images(files, 32, 1), rows, config, 5, IN_PROCESS)
+        model = unpack_classifier(data, config)
         autocast = autocast_for(CPU, "fp32")
         log_prob, scored = log_probabilities(model, loader, CPU, autocast, "softmax")
         stored = np.load(io.BytesIO(store.files.read(f"trials/c0000/fold0/{name}.npy")))
@@ -301,16 +301,16 @@ def test_without_an_average_there_is_the_raw_variant_alone(tiny_run: Any) -> Non
 
 
 @pytest.fixture
-def learners(monkeypatch: pytest.MonkeyPatch) -> list[Learner]:
+def states(monkeypatch: pytest.MonkeyPatch) -> list[TrainState]:
     """Those that trials build."""
-    built: list[Learner] = []
-    build = trial_module.build_learner
+    built: list[TrainState] = []
+    build = trial_module.build_train_state
 
-    def noted(*arguments: Any) -> Learner:
+    def noted(*arguments: Any) -> TrainState:
         built.append(build(*arguments))
         return built[-1]
 
-    monkeypatch.setattr(trial_module, "build_learner", noted)
+    monkeypatch.setattr(trial_module, "build_train_state", noted)
     return built
 
 
@@ -381,7 +381,7 @@ def test_images_and_weights_lie_alike_in_memory(
     ],
 )
 def test_compiled_and_contiguous_models_train_alike(
-    make_tiny_run: Callable[..., Any], learners: list[Learner], key: str
+    make_tiny_run: Callable[..., Any], states: list[TrainState], key: str
 ) -> None:
     """Only rounding may differ (and the masks of dropout, which a compiled model draws itself)."""
     run = make_tiny_run()
@@ -391,22 +391,22 @@ def test_compiled_and_contiguous_models_train_alike(
         spec = spec_for(run, candidate=f"c{value:04d}", dropout=0.0, **{key: value})
         run_trial(spec, Watcher())
         losses.append([float(row["val_logloss"]) for row in log_rows(run, spec)])
-        effects.append(effect(learners[-1]))
+        effects.append(effect(states[-1]))
     assert effects == [False, True]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def _lies_channels_last(learner: Learner) -> bool:
+def _lies_channels_last(state: TrainState) -> bool:
     """See also `test_images_and_weights_lie_alike_in_memory`."""
-    kernels = [p for p in learner.bare.parameters() if p.dim() == 4 and p[0, 0].numel() > 1]
+    kernels = [p for p in state.bare.parameters() if p.dim() == 4 and p[0, 0].numel() > 1]
     return all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
-def _runs_compiled(learner: Learner) -> bool:
+def _runs_compiled(state: TrainState) -> bool:
     from torch._dynamo import OptimizedModule
     from torch._dynamo.utils import counters
 
-    return isinstance(learner.model, OptimizedModule) and counters["frames"]["ok"] > 0
+    return isinstance(state.model, OptimizedModule) and counters["frames"]["ok"] > 0
 
 
 def test_training_learns_the_colours(tiny_run: Any) -> None:

@@ -17,8 +17,8 @@ from torch.nn import functional
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import build_schedule
-from foldrace.trainables.state import Learner, SharpnessAware, build_ema
-from foldrace.trainables.step import Examples, update
+from foldrace.trainables.state import TrainState, build_ema
+from foldrace.trainables.step import Examples, train_step
 
 LR, CLASSES, BATCH = 0.1, 3, 8
 PLAIN = TrialParams(
@@ -40,7 +40,7 @@ class Net(nn.Module):
         return self.layers(images)  # type: ignore[no-any-return]
 
 
-def learner_for(net: nn.Module, params: TrialParams = PLAIN, **changes: Any) -> Learner:
+def state_for(net: nn.Module, params: TrialParams = PLAIN, **changes: Any) -> TrainState:
     optimizer = build_optimizer(net, params)
     parts: dict[str, Any] = {
         "accelerator": Accelerator(cpu=True),
@@ -50,14 +50,14 @@ def learner_for(net: nn.Module, params: TrialParams = PLAIN, **changes: Any) -> 
         "criterion": functional.cross_entropy,
         "optimizer": optimizer,
         "schedule": build_schedule(optimizer, params, 10, 1),
-        "sharpness": None,
+        "sam_rho": 0.0,
         "rdrop_alpha": 0.0,
         "activation": "softmax",
         "layer_ids": None,
         "clip_grad": None,
         "micro_batch": BATCH,
     }
-    return Learner(**parts | changes)
+    return TrainState(**parts | changes)
 
 
 def examples(seed: int = 0) -> Examples:
@@ -68,7 +68,7 @@ def examples(seed: int = 0) -> Examples:
 
 
 def nets(dropout: float = 0.0) -> tuple[Net, Net]:
-    """The same twice: one for `update`, one for the hand."""
+    """The same twice: one for `train_step`, one for the hand."""
     torch.manual_seed(1)
     net = Net(dropout).train()
     return net, copy.deepcopy(net)
@@ -94,7 +94,7 @@ def descend(net: nn.Module, grads: list[Tensor], rate: float = LR) -> None:
 def test_plain() -> None:
     ours, other = nets()
     data = examples()
-    loss, logits = update(learner_for(ours), data, BATCH)
+    loss, logits = train_step(state_for(ours), data, BATCH)
     expected = functional.cross_entropy(out := other(data.images), data.targets)
     descend(other, gradients(other, expected))
     torch.testing.assert_close((loss, logits), (expected.detach(), out.detach()))
@@ -106,9 +106,7 @@ def test_sharpness_aware(rho: float) -> None:
     """Batch statistics learn from the first pass alone."""
     ours, other = nets()
     data = examples()
-    learner = learner_for(ours)
-    learner.sharpness = SharpnessAware(learner.optimizer, rho)
-    loss, _ = update(learner, data, BATCH)
+    loss, _ = train_step(state_for(ours, sam_rho=rho), data, BATCH)
     first = functional.cross_entropy(other(data.images), data.targets)
     grads = gradients(other, first)
     norm = torch.sqrt(sum((g**2).sum() for g in grads))  # type: ignore[arg-type]
@@ -124,7 +122,7 @@ def test_rdrop() -> None:
     ours, other = nets(dropout=0.4)
     data, alpha = examples(), 0.7
     torch.manual_seed(5)
-    loss, logits = update(learner_for(ours, rdrop_alpha=alpha), data, BATCH)
+    loss, logits = train_step(state_for(ours, rdrop_alpha=alpha), data, BATCH)
     torch.manual_seed(5)
     p, q = other(torch.cat([data.images, data.images])).log_softmax(1).chunk(2)
     fit = -((data.targets * p).sum(1) + (data.targets * q).sum(1)).mean() / 2
@@ -140,7 +138,7 @@ def test_rdrop() -> None:
 def test_clipping_comes_before_the_step() -> None:
     ours, other = nets()
     data = examples()
-    update(learner_for(ours, clip_grad=0.01), data, BATCH)
+    train_step(state_for(ours, clip_grad=0.01), data, BATCH)
     grads = gradients(other, functional.cross_entropy(other(data.images), data.targets))
     norm = torch.sqrt(sum((g**2).sum() for g in grads))  # type: ignore[arg-type]
     descend(other, [g * 0.01 / norm for g in grads])
@@ -155,11 +153,10 @@ def test_micro_batches_add_up(technique: str) -> None:
     parts = copy.deepcopy(whole)
     for net, size in ((whole, BATCH), (parts, 3)):
         with_meta = _IgnoringMeta(net)
-        learner = learner_for(with_meta, micro_batch=size)
-        learner.rdrop_alpha = 1.0 if technique == "rdrop" else 0.0
-        if technique == "sam":
-            learner.sharpness = SharpnessAware(learner.optimizer, 0.1)
-        update(learner, examples(), BATCH)
+        state = state_for(with_meta, micro_batch=size)
+        state.rdrop_alpha = 1.0 if technique == "rdrop" else 0.0
+        state.sam_rho = 0.1 if technique == "sam" else 0.0
+        train_step(state, examples(), BATCH)
     assert_same(whole, parts)
 
 
@@ -188,12 +185,12 @@ def test_micro_batches_are_even(images: int, size: int, least: int) -> None:
 def test_the_average_and_the_schedule_hear_of_every_step() -> None:
     ours, _ = nets()
     params = TrialParams(optimizer="sgd", momentum=0.0, lr=LR, schedule="cosine", warmup=0.5)
-    learner = learner_for(ours, params, ema=build_ema(ours, 0.9))
+    state = state_for(ours, params, ema=build_ema(ours, 0.9))
     rates = []
     for seed in range(4):
-        rates.append(learner.optimizer.param_groups[0]["lr"])
-        update(learner, examples(seed), BATCH)
+        rates.append(state.optimizer.param_groups[0]["lr"])
+        train_step(state, examples(seed), BATCH)
     assert rates == pytest.approx([LR * (0.01 + 0.99 * step / 5) for step in range(4)])
-    assert learner.updates == 4 and learner.ema is not None
-    weights = zip(learner.ema.module.parameters(), ours.parameters(), strict=True)
+    assert state.updates == 4 and state.ema is not None
+    weights = zip(state.ema.module.parameters(), ours.parameters(), strict=True)
     assert any(not torch.equal(average, raw) for average, raw in weights)

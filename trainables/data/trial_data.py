@@ -26,17 +26,19 @@ from foldrace.trainables.data.loader import (
     loader_settings,
 )
 from foldrace.trainables.data.pixel_cache import open_images
-from foldrace.trainables.losses import LOSSES
-from foldrace.trainables.models.classifier import ModelCard
+from foldrace.trainables.models.classifier import ModelConfig, trial_model_config
 from foldrace.trainables.predict import scoring_loader
 from foldrace.trainables.spec import TrialSpec, first_micro_batch, trial_seed
 
 
 @dataclass(frozen=True)
 class TrialData:
-    """The fold's rows are scored, all others but those held out are trained on."""
+    """A fold trial's rows and the loaders over them.
 
-    card: ModelCard
+    The fold's rows are scored, all others but those held out are trained on.
+    """
+
+    model_config: ModelConfig
     """The classifier that fits the data."""
     labels: NDArray[np.int64]  # (n,) of all rows
     class_counts: NDArray[np.int64]  # (C,) of the training rows
@@ -47,7 +49,7 @@ class TrialData:
 
     @property
     def classes(self) -> int:
-        return self.card.classes
+        return self.model_config.classes
 
 
 def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> TrialData:
@@ -63,36 +65,28 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     source = open_images(files, params.image_size, spec.cpus, cache, spec.session)
     loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
-    card = _card(spec, len(store.classes()))
+    model_config = trial_model_config(
+        spec.backbone, len(store.classes()), params.as_dict(), spec.training.meta_features
+    )
     augment = AugmentConfig(policy=params.policy, transforms=spec.transforms)
-    dataset = Batches(source, params.image_size, augment, card.meta)
+    dataset = Batches(source, params.image_size, augment, model_config.meta)
     scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
     return TrialData(
-        card,
+        model_config,
         labels,
-        np.bincount(labels[train_rows], minlength=card.classes),
+        np.bincount(labels[train_rows], minlength=model_config.classes),
         rows,
         batches,
         build_loader(dataset, batches, **asdict(loader)),
-        scoring_loader(source, rows[rank::world], card, scored_at_once, loader),
-    )
-
-
-def _card(spec: TrialSpec, classes: int) -> ModelCard:
-    params = spec.params
-    return ModelCard(
-        spec.backbone,
-        classes,
-        params.image_size,
-        params.head,
-        spec.training.meta_features,
-        LOSSES[params.loss].activation,
+        scoring_loader(source, rows[rank::world], model_config, scored_at_once, loader),
     )
 
 
 def _check_shares(spec: TrialSpec, training: int, scored: int, devices: int) -> None:
-    """No device of several may go without a row, nor train on a single one (batch statistics):
-    the others would wait for it."""
+    """Refuse a device without a row, or with a single one to train on (batch statistics).
+
+    The other devices would wait for it.
+    """
     batch = min(spec.params.batch_size, training)
     if devices > 1 and (batch < 2 * devices or scored < devices):
         raise DataError.single(

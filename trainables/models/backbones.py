@@ -1,10 +1,6 @@
 """Backbones by registry name: `timm/<name>`, `torchvision/<name>`, and stacks of them.
 
 Takes a name, gives a problem with the nearest names, or the backbone without its classifier.
-
-timm's backbones: their names, and one without its classifier.
-
-torchvision's backbones: their names, and one without its last linear layer.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from foldrace.core.errors import EnvironmentProblem, Problem, closest
 from foldrace.trainables.data.meta_features import IMAGENET_MEAN, IMAGENET_STD
-from foldrace.trainables.models.body import Body, Normalise
+from foldrace.trainables.models.encoder import Encoder, Normalise
 from foldrace.trainables.models.stack import check_form, is_stack, members, stacked
 from foldrace.trainables.models.weights import load_weights, weights_file
 
@@ -35,10 +31,12 @@ _HUB_SECONDS = 10.0  # for the hub's first answer
 
 
 def timm_names() -> Sequence[str]:
+    """Names of timm's backbones."""
     return timm.list_models()
 
 
-def timm_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Body:
+def timm_encoder(name: str, pretrained: bool, drop_path: float, image_size: int) -> Encoder:
+    """timm's backbone without its classifier."""
     # Also where it is 0: some backbones have another default.
     options: dict[str, Any] = {"drop_path_rate": drop_path}
     config = timm.get_pretrained_cfg(name)
@@ -54,12 +52,14 @@ def timm_body(name: str, pretrained: bool, drop_path: float, image_size: int) ->
     attributes: Any = module  # timm's models share no typed base class
     features = getattr(module, "head_hidden_size", None) or attributes.num_features
     used = attributes.pretrained_cfg
-    return Body(module, features, Normalise(used["mean"], used["std"]))
+    return Encoder(module, features, Normalise(used["mean"], used["std"]))
 
 
 def _require_hub(repo: str) -> None:
-    """Raises where the weights are not on this machine and the hub is out of reach: one request,
-    since the hub's client would try for 47 s."""
+    """Raise where the weights are not on this machine and the hub is out of reach.
+
+    One request alone, since the hub's client would try for 47 s.
+    """
     cached = (try_to_load_from_cache(repo, file) for file in _HUB_FILES)
     if any(isinstance(path, str) for path in cached):
         return
@@ -71,11 +71,13 @@ NO_LINEAR_HEAD = frozenset({"squeezenet1_0", "squeezenet1_1", "googlenet", "ince
 
 
 def torchvision_names() -> Sequence[str]:
+    """Names of torchvision's backbones."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
-def torchvision_body(name: str, pretrained: bool, drop_path: float, image_size: int) -> Body:
+def torchvision_encoder(name: str, pretrained: bool, drop_path: float, image_size: int) -> Encoder:
+    """torchvision's backbone without its last linear layer."""
     if name.startswith("vit_"):
         module = _vit(name, pretrained, image_size)
     else:
@@ -84,11 +86,11 @@ def torchvision_body(name: str, pretrained: bool, drop_path: float, image_size: 
     module.set_submodule(last_name, nn.Identity())
     _switch_off_dropout(module.get_submodule(last_name.rpartition(".")[0]))
     _set_stochastic_depth(module, drop_path)
-    return Body(module, last.in_features, Normalise(IMAGENET_MEAN, IMAGENET_STD))
+    return Encoder(module, last.in_features, Normalise(IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _vit(name: str, pretrained: bool, image_size: int) -> nn.Module:
-    """Its position embeddings fit one image size: others are interpolated."""
+    """A vision transformer, its position embeddings interpolated to the image size."""
     module: nn.Module = torchvision.models.get_model(name, image_size=image_size)
     if pretrained:
         weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -98,7 +100,7 @@ def _vit(name: str, pretrained: bool, image_size: int) -> nn.Module:
 
 
 def _switch_off_dropout(classifier: nn.Module) -> None:
-    """The dropout right in front of the removed layer: the head has its own."""
+    """Switch off the dropout right in front of the removed layer: the head has its own."""
     children = list(classifier.children())
     for before, after in itertools.pairwise(children):
         if isinstance(before, nn.Dropout) and isinstance(after, nn.Identity):
@@ -106,7 +108,10 @@ def _switch_off_dropout(classifier: nn.Module) -> None:
 
 
 def _set_stochastic_depth(module: nn.Module, drop_path: float) -> None:
-    """Linearly rising from 0 in the first block to `drop_path` in the last."""
+    """Let stochastic depth rise linearly from 0 in the first block to `drop_path` in the last.
+
+    Huang, Sun, Liu, Sedra and Weinberger, Deep Networks with Stochastic Depth, ECCV 2016.
+    """
     blocks = [m for m in module.modules() if isinstance(m, torchvision.ops.StochasticDepth)]
     for depth, block in enumerate(blocks):
         block.p = drop_path * depth / max(1, len(blocks) - 1)
@@ -117,37 +122,44 @@ Pretrained = bool | str
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table: where backbone names come from and how one is built.
-    `build(name, pretrained, drop_path, image_size)`."""
+    """One row of the table: where backbone names come from and how one is built."""
 
     prefix: str
+    """The part of a backbone's name before the slash."""
     names: Callable[[], Sequence[str]]
-    build: Callable[[str, bool, float, int], Body]
+    """All names, without the prefix."""
+    build: Callable[[str, bool, float, int], Encoder]
+    """(name, pretrained, drop_path, image_size in pixels) -> the backbone without classifier."""
 
 
 FAMILIES: dict[str, Family] = {
     family.prefix: family
     for family in (
-        Family("timm", timm_names, timm_body),
-        Family("torchvision", torchvision_names, torchvision_body),
+        Family("timm", timm_names, timm_encoder),
+        Family("torchvision", torchvision_names, torchvision_encoder),
     )
 }
 
 
-def build_body(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Body:
-    """`image_size` is that of the images, in pixels; a stack's members may have their own. Raises
-    EnvironmentProblem where pretrained weights cannot be had."""
+def build_encoder(
+    backbone: str, image_size: int, pretrained: Pretrained, drop_path: float
+) -> Encoder:
+    """The backbone, or all members of a stack, without a classifier.
+
+    `image_size` is that of the images, in pixels; a stack's members may have their own. Raises
+    EnvironmentProblem where pretrained weights cannot be had.
+    """
     parts = members(backbone)
     if is_stack(backbone) and isinstance(pretrained, str) and not Path(pretrained).is_dir():
         raise EnvironmentProblem.single(
             f"training.pretrained: {pretrained}",
             f"is no folder; {backbone} needs one with a <backbone>.safetensors for each member",
         )
-    bodies = [
+    encoders = [
         _build_one(part.backbone, part.image_size or image_size, pretrained, drop_path)
         for part in parts
     ]
-    return stacked(bodies, [p.image_size for p in parts]) if is_stack(backbone) else bodies[0]
+    return stacked(encoders, [p.image_size for p in parts]) if is_stack(backbone) else encoders[0]
 
 
 def check_backbone(backbone: str) -> Problem | None:
@@ -161,7 +173,7 @@ def check_backbone(backbone: str) -> Problem | None:
 
 
 def _unknown(backbone: str) -> str | None:
-    """What is wrong with a plain name."""
+    """The reason why a plain name is no backbone's, or None."""
     prefix, slash, name = backbone.partition("/")
     if not slash or prefix not in FAMILIES:
         every = [f"{family}/{n}" for family in FAMILIES for n in _names(family)]
@@ -190,10 +202,10 @@ def _names_of(family: Family) -> frozenset[str]:
     return frozenset(family.names())
 
 
-def _build_one(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Body:
+def _build_one(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Encoder:
     prefix, _, name = backbone.partition("/")
     try:
-        body = FAMILIES[prefix].build(name, pretrained is True, drop_path, image_size)
+        encoder = FAMILIES[prefix].build(name, pretrained is True, drop_path, image_size)
     except Exception as error:  # whatever the hub's client raises: it has no common base
         if pretrained is not True:
             raise
@@ -204,5 +216,5 @@ def _build_one(backbone: str, image_size: int, pretrained: Pretrained, drop_path
             "scratch), or the path of a weights file or of a folder of <backbone>.safetensors",
         ) from error
     if isinstance(pretrained, str):
-        load_weights(body.module, weights_file(pretrained, backbone))
-    return body
+        load_weights(encoder.module, weights_file(pretrained, backbone))
+    return encoder

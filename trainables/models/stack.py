@@ -1,7 +1,7 @@
 """Several backbones as one: `stack(timm/a,timm/b@336)`, pooled features side by side.
 
-Takes such a name, gives its members; takes their bodies, gives one body. A member with `@size`
-sees the images resized to it, the others see them as they are.
+Takes such a name, gives its members; takes their encoders, gives one encoder. A member with `@size`
+gets the images resized to it, the others get them as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foldrace.trainables.models.body import Body
+from foldrace.trainables.models.encoder import Encoder
 
 _SMALLEST, _LARGEST = 16, 2048  # pixels, as of training.image_size
 _FORM = "stack(<backbone>,<backbone>@<size>,...)"
@@ -29,12 +29,12 @@ class Member:
 
 
 def is_stack(name: str) -> bool:
-    """Whether it is meant to be one, well written or not."""
+    """True where the name is meant as a stack, well written or not."""
     return re.match(r"\s*stack\s*\(", name) is not None
 
 
 def members(name: str) -> tuple[Member, ...]:
-    """Of a well-formed stack; of a plain backbone, itself."""
+    """The members of a well-formed stack; a plain backbone is its own only member."""
     if not is_stack(name):
         return (Member(name, None),)
     found = (text.partition("@") for text in _texts(name))
@@ -42,7 +42,7 @@ def members(name: str) -> tuple[Member, ...]:
 
 
 def check_form(name: str) -> str | None:
-    """What is wrong with a stack's name, whether or not its members exist."""
+    """The fault in the form of a stack's name, or None, whether or not its members exist."""
     plain = re.sub(r"\s+", "", name)
     if not plain.endswith(")"):
         return (
@@ -77,22 +77,23 @@ def _has_sound_size(text: str) -> bool:
 class Stack(nn.Module):
     """(B, 3, H, W) images in [0, 1] -> (B, sum of the members' features)."""
 
-    def __init__(self, bodies: Sequence[Body], image_sizes: Sequence[int | None]) -> None:
+    def __init__(self, encoders: Sequence[Encoder], image_sizes: Sequence[int | None]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(body.module for body in bodies)
-        self.normalise = nn.ModuleList(body.normalise for body in bodies)
+        self.members = nn.ModuleList(each.module for each in encoders)
+        self.normalise = nn.ModuleList(each.normalise for each in encoders)
         self.image_sizes = tuple(image_sizes)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Pooled features of all members, side by side."""
         parts = zip(self.members, self.normalise, self.image_sizes, strict=True)
         pooled = [member(norm(_resized(images, size))) for member, norm, size in parts]
         return torch.cat(pooled, dim=1)
 
 
-def stacked(bodies: Sequence[Body], image_sizes: Sequence[int | None]) -> Body:
-    """One body; each member normalises for itself."""
-    features = sum(body.features for body in bodies)
-    return Body(Stack(bodies, image_sizes), features, nn.Identity())
+def stacked(encoders: Sequence[Encoder], image_sizes: Sequence[int | None]) -> Encoder:
+    """One encoder of all; each member normalises for itself."""
+    features = sum(each.features for each in encoders)
+    return Encoder(Stack(encoders, image_sizes), features, nn.Identity())
 
 
 def _resized(images: Tensor, size: int | None) -> Tensor:

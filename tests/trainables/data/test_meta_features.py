@@ -26,13 +26,13 @@ from foldrace.trainables.data.meta_features import (
     meta_vectors,
     meta_width,
 )
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.predict import autocast_for, log_probabilities, scoring_loader
 
 CPU = torch.device("cpu")
 IN_PROCESS = loader_settings(1, "cpu")
 NAMES = tuple(META_FEATURES)
-CARD = ModelCard("timm/test_resnet", 3, 32, meta=NAMES)
+CARD = ModelConfig("timm/test_resnet", 3, 32, meta=NAMES)
 
 
 class Noise:

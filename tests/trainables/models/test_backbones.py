@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from foldrace.trainables.models.backbones import FAMILIES, check_backbone
 from foldrace.trainables.models.classifier import (
-    ModelCard,
+    ModelConfig,
     build_classifier,
     check_image_size,
     parameter_count,
@@ -38,33 +38,33 @@ def test_every_family_has_an_example_here() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_images_to_logits_and_gradients_everywhere(name: str) -> None:
     torch.manual_seed(0)
-    model = build_classifier(ModelCard(name, 5, 64), dropout=0.3, drop_path=0.1)
+    model = build_classifier(ModelConfig(name, 5, 64), dropout=0.3, drop_path=0.1)
     logits = model(torch.rand(2, 3, 64, 64))
     assert logits.shape == (2, 5) and torch.isfinite(logits).all()
     logits.square().sum().backward()
     assert model.head[1].weight.grad is not None  # type: ignore[index,union-attr]
     assert sum(p.grad is not None for p in model.body.parameters()) > 0
     assert check_backbone(name) is None
-    assert parameter_count(ModelCard(name, 5, 64)) == sum(p.numel() for p in model.parameters())
+    assert parameter_count(ModelConfig(name, 5, 64)) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_backbones_without_memory(name: str) -> None:
     assert check_backbone(name) is None
     with torch.device("meta"):
-        model = build_classifier(ModelCard(name, 7, 96)).eval()
+        model = build_classifier(ModelConfig(name, 7, 96)).eval()
         assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 7)
     assert check_image_size(name, 96) is None
 
 
 def test_a_backbone_that_needs_memory_to_be_built_is_left_to_the_trial() -> None:
     assert check_image_size("torchvision/regnet_y_400mf", 96) is None
-    assert parameter_count(ModelCard("torchvision/regnet_y_400mf", 2, 96)) > 1_000_000
+    assert parameter_count(ModelConfig("torchvision/regnet_y_400mf", 2, 96)) > 1_000_000
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/shufflenet_v2_x0_5"])
 def test_each_backbone_normalises_as_torchvision_would(name: str) -> None:
-    model = build_classifier(ModelCard(name, 2, 32))
+    model = build_classifier(ModelConfig(name, 2, 32))
     seen: list[torch.Tensor] = []
     model.body.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     images = torch.rand(2, 3, 32, 32)
@@ -79,7 +79,7 @@ def test_each_backbone_normalises_as_torchvision_would(name: str) -> None:
 
 
 def test_normalisation_is_no_part_of_the_weights() -> None:
-    state = build_classifier(ModelCard("timm/test_resnet", 2, 32)).state_dict()
+    state = build_classifier(ModelConfig("timm/test_resnet", 2, 32)).state_dict()
     assert {name.split(".")[0] for name in state} == {"body", "head"}
 
 
@@ -87,7 +87,7 @@ def test_normalisation_is_no_part_of_the_weights() -> None:
 @pytest.mark.parametrize("name", ["torchvision/convnext_tiny", "torchvision/swin_t"])
 def test_stochastic_depth_rises_linearly_in_torchvision(name: str, drop_path: float) -> None:
     with torch.device("meta"):
-        model = build_classifier(ModelCard(name, 2, 32), drop_path=drop_path)
+        model = build_classifier(ModelConfig(name, 2, 32), drop_path=drop_path)
     rates = [m.p for m in model.modules() if isinstance(m, torchvision.ops.StochasticDepth)]
     assert rates == pytest.approx([drop_path * i / (len(rates) - 1) for i in range(len(rates))])
 
@@ -104,7 +104,7 @@ def test_stochastic_depth_rises_linearly_in_torchvision(name: str, drop_path: fl
 def test_stochastic_depth_rises_linearly_in_timm(name: str, depth: int, drop_path: float) -> None:
     """From 0 in the first block to the whole rate in the last (Huang et al., ECCV 2016)."""
     with torch.device("meta"):
-        model = build_classifier(ModelCard(name, 2, 224), drop_path=drop_path)
+        model = build_classifier(ModelConfig(name, 2, 224), drop_path=drop_path)
     found = [m.drop_prob for m in model.modules() if isinstance(m, DropPath) and m.drop_prob]
     rates = list(dict.fromkeys(found))  # a block may use its own twice
     assert rates == pytest.approx(
@@ -113,14 +113,14 @@ def test_stochastic_depth_rises_linearly_in_timm(name: str, depth: int, drop_pat
 
 
 def test_a_backbone_without_stochastic_depth_ignores_it() -> None:
-    build_classifier(ModelCard("torchvision/shufflenet_v2_x0_5", 2, 32), drop_path=0.2)
+    build_classifier(ModelConfig("torchvision/shufflenet_v2_x0_5", 2, 32), drop_path=0.2)
     with torch.device("meta"):
-        build_classifier(ModelCard("timm/vgg11", 2, 224), drop_path=0.2)
+        build_classifier(ModelConfig("timm/vgg11", 2, 224), drop_path=0.2)
 
 
 def test_the_heads_dropout_is_the_only_one_before_the_classifier() -> None:
     with torch.device("meta"):
-        model = build_classifier(ModelCard("torchvision/efficientnet_b0", 2, 32), dropout=0.25)
+        model = build_classifier(ModelConfig("torchvision/efficientnet_b0", 2, 32), dropout=0.25)
     rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
     assert [rate for rate in rates if rate] == [0.25]
 

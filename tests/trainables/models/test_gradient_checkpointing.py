@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foldrace.core.errors import UserError
 from foldrace.trainables.models.classifier import (
-    ModelCard,
+    ModelConfig,
     build_classifier,
     check_gradient_checkpointing,
 )
@@ -19,7 +19,7 @@ STACK = "stack(timm/test_resnet,timm/test_vit@48)"
 def gradients(backbone: str, on: bool, frozen: str = "none") -> tuple[dict[str, Tensor], int]:
     """Those of one batch, and how many layers ran for it."""
     torch.manual_seed(0)
-    model = build_classifier(ModelCard(backbone, 3, 32), gradient_checkpointing=on)
+    model = build_classifier(ModelConfig(backbone, 3, 32), gradient_checkpointing=on)
     runs: list[nn.Module] = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(frozen not in name)
@@ -65,4 +65,4 @@ def test_backbones_without_it_are_told(backbone: str, member: str) -> None:
     assert problem is not None and problem.where == "training.gradient_checkpointing"
     assert problem.message.startswith(f"{member} does not offer it")
     with torch.device("meta"), pytest.raises(UserError, match=f"{member} does not offer it"):
-        build_classifier(ModelCard(backbone, 2, 32), gradient_checkpointing=True)
+        build_classifier(ModelConfig(backbone, 2, 32), gradient_checkpointing=True)

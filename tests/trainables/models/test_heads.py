@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.models.heads import HEADS, Head
 
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
@@ -66,7 +66,7 @@ def test_heads_by_hand_with_torchs_dropout(name: str, dropout: float) -> None:
 @each_head
 def test_every_head_fits_every_family(head: Head) -> None:
     for backbone in ("timm/test_convnext", "timm/test_vit2", "torchvision/mnasnet0_5"):
-        model = build_classifier(ModelCard(backbone, 4, 64, head.name), dropout=0.3)
+        model = build_classifier(ModelConfig(backbone, 4, 64, head.name), dropout=0.3)
         assert model(torch.rand(2, 3, 64, 64)).shape == (2, 4)
 
 
@@ -74,7 +74,7 @@ def test_the_layernorm_head_is_the_authors_convnext() -> None:
     """torchvision's model with its classifier replaced, in evaluation mode."""
     torch.manual_seed(0)
     ours = build_classifier(
-        ModelCard("torchvision/convnext_tiny", 7, 64, "layernorm"), dropout=0.3
+        ModelConfig("torchvision/convnext_tiny", 7, 64, "layernorm"), dropout=0.3
     ).eval()
     theirs = torchvision.models.convnext_tiny()
     theirs.classifier = nn.Sequential(
@@ -96,7 +96,7 @@ def test_the_linear_head_keeps_the_bodys_own_norm() -> None:
     """torchvision's own model, its last layer replaced."""
     theirs = torchvision.models.convnext_tiny(num_classes=7)
     with torch.device("meta"):
-        ours = build_classifier(ModelCard("torchvision/convnext_tiny", 7, 64))
+        ours = build_classifier(ModelConfig("torchvision/convnext_tiny", 7, 64))
     assert count(ours) == count(theirs)
     assert "body.classifier.0.weight" in ours.state_dict()
 
@@ -117,8 +117,8 @@ def test_the_linear_head_keeps_the_bodys_own_norm() -> None:
 )
 def test_no_pooled_feature_is_normed_twice(backbone: str, norm: str | None) -> None:
     with torch.device("meta"):
-        plain = build_classifier(ModelCard(backbone, 2, 160, "linear"))
-        normed = build_classifier(ModelCard(backbone, 2, 160, "layernorm"))
+        plain = build_classifier(ModelConfig(backbone, 2, 160, "linear"))
+        normed = build_classifier(ModelConfig(backbone, 2, 160, "layernorm"))
     gone = set(plain.body.state_dict()) - set(normed.body.state_dict())
     assert gone == ({f"{norm}.weight", f"{norm}.bias"} if norm else set())
 

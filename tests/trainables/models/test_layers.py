@@ -8,7 +8,7 @@ import torch
 from timm.models import group_parameters  # type: ignore[attr-defined]
 from torch import nn
 
-from foldrace.trainables.models.classifier import Classifier, ModelCard, build_classifier
+from foldrace.trainables.models.classifier import Classifier, ModelConfig, build_classifier
 from foldrace.trainables.models.layers import layer_ids
 
 TIMM = tuple(f"timm/{name}" for name in timm.list_models("test_*"))
@@ -28,7 +28,7 @@ TORCHVISION = {  # name -> groups: stem, blocks, head
 
 def on_meta(name: str) -> Classifier:
     with torch.device("meta"):
-        return build_classifier(ModelCard(name, 3, 224))
+        return build_classifier(ModelConfig(name, 3, 224))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_vits_embeddings_are_its_first_layer() -> None:
 
 def test_numbers_rise_as_the_image_goes_through() -> None:
     """The order in which a forward pass first meets each layer's modules."""
-    model = build_classifier(ModelCard("torchvision/mobilenet_v3_small", 3, 64)).eval()
+    model = build_classifier(ModelConfig("torchvision/mobilenet_v3_small", 3, 64)).eval()
     ids, met = layer_ids(model), []
 
     def hook(name: str) -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from foldrace.trainables.models.backbones import build_body, check_backbone
+from foldrace.trainables.models.backbones import build_encoder, check_backbone
 from foldrace.trainables.models.classifier import (
     Classifier,
-    ModelCard,
+    ModelConfig,
     build_classifier,
     check_image_size,
     parameter_count,
@@ -26,7 +26,7 @@ STACK = f"stack({RESNET},{VIT}@48,torchvision/mobilenet_v3_small)"
 
 def stack(head: str = "linear") -> Classifier:
     torch.manual_seed(0)
-    return build_classifier(ModelCard(STACK, 4, 32, head)).eval()
+    return build_classifier(ModelConfig(STACK, 4, 32, head)).eval()
 
 
 def test_members_of_a_name() -> None:
@@ -71,7 +71,7 @@ def test_pooled_features_side_by_side_each_normalised_and_sized_by_its_own() -> 
     with torch.no_grad():
         for i, member in enumerate(members(STACK)):
             size = member.image_size or 32
-            body = build_body(member.backbone, size, False, 0.0)
+            body = build_encoder(member.backbone, size, False, 0.0)
             body.module.load_state_dict(model.body.members[i].state_dict())  # type: ignore
             resized = functional.resize(images, [size, size], antialias=True)
             parts.append(body.module.eval()(body.normalise(resized)))
@@ -101,7 +101,7 @@ def test_gradients_reach_every_member(head: str) -> None:
 
 def test_size_and_refusals() -> None:
     model = stack()
-    assert parameter_count(ModelCard(STACK, 4, 32)) == sum(p.numel() for p in model.parameters())
+    assert parameter_count(ModelConfig(STACK, 4, 32)) == sum(p.numel() for p in model.parameters())
     assert check_image_size(STACK, 32) is None
     problem = check_image_size(f"stack({RESNET},{VIT}@70)", 32)
     assert problem is not None and f"{VIT} refuses 70 px" in problem.message
@@ -127,7 +127,7 @@ def test_layers_of_the_members_lie_side_by_side() -> None:
     assert set(ids) == {name for name, _ in model.named_parameters()}
     head = ids["head.1.weight"]
     for i, member in enumerate(members(STACK)):
-        alone = layer_ids(build_classifier(ModelCard(member.backbone, 2, 48)))
+        alone = layer_ids(build_classifier(ModelConfig(member.backbone, 2, 48)))
         last = max(alone.values()) - 1  # in front of the head
         prefix = f"body.members.{i}."
         own = {f"body.{k.removeprefix(prefix)}": v for k, v in ids.items() if k.startswith(prefix)}

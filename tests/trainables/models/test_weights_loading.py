@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from foldrace.core.errors import EnvironmentProblem
 from foldrace.trainables.models import backbones as timm_bodies
-from foldrace.trainables.models.classifier import ModelCard, build_classifier
+from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.models.weights import weights_file
 
 
 def backbone_weights(name: str, image_size: int = 32) -> dict[str, torch.Tensor]:
     torch.manual_seed(7)
-    model = build_classifier(ModelCard(name, 2, image_size))
+    model = build_classifier(ModelConfig(name, 2, image_size))
     weights = {k: v.clone() for k, v in model.body.state_dict().items()}
     return weights | {"fc.weight": torch.zeros(1000, 4)}  # the file's own classifier
 
@@ -32,7 +32,7 @@ def test_weights_from_a_file_or_a_folder(tmp_path: Path, name: str, as_folder: b
     assert path == tmp_path / f"{name.split('/')[1]}.safetensors"
     save_file(weights, path)
     model = build_classifier(
-        ModelCard(name, 3, 32), pretrained=str(tmp_path if as_folder else path)
+        ModelConfig(name, 3, 32), pretrained=str(tmp_path if as_folder else path)
     )
     for key, tensor in model.body.state_dict().items():
         torch.testing.assert_close(tensor, weights[key])
@@ -42,15 +42,15 @@ def test_files_that_do_not_fit_say_why(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(backbone_weights("timm/test_resnet"), path)
     with pytest.raises(EnvironmentProblem, match="99 are missing: stem"):
-        build_classifier(ModelCard("timm/test_convnext", 2, 32), pretrained=str(path))
+        build_classifier(ModelConfig("timm/test_convnext", 2, 32), pretrained=str(path))
     save_file(backbone_weights("timm/test_vit", 64), path)
     with pytest.raises(EnvironmentProblem, match=r"pos_embed is .*another image size"):
-        build_classifier(ModelCard("timm/test_vit", 2, 32), pretrained=str(path))
+        build_classifier(ModelConfig("timm/test_vit", 2, 32), pretrained=str(path))
     path.write_bytes(b"junk")
     with pytest.raises(EnvironmentProblem, match="cannot be read as safetensors"):
-        build_classifier(ModelCard("timm/test_resnet", 2, 32), pretrained=str(path))
+        build_classifier(ModelConfig("timm/test_resnet", 2, 32), pretrained=str(path))
     with pytest.raises(EnvironmentProblem, match=r"test_resnet\.safetensors"):
-        build_classifier(ModelCard("timm/test_resnet", 2, 32), pretrained=str(tmp_path))
+        build_classifier(ModelConfig("timm/test_resnet", 2, 32), pretrained=str(tmp_path))
 
 
 def test_one_missing_weight_is_told_but_a_counter_may_be_missing(tmp_path: Path) -> None:
@@ -59,18 +59,18 @@ def test_one_missing_weight_is_told_but_a_counter_may_be_missing(tmp_path: Path)
     counters = [name for name in weights if name.endswith("num_batches_tracked")]
     whole = {name: tensor for name, tensor in weights.items() if name not in counters}
     save_file(whole, path)
-    model = build_classifier(ModelCard("timm/test_resnet", 2, 32), pretrained=str(path))
+    model = build_classifier(ModelConfig("timm/test_resnet", 2, 32), pretrained=str(path))
     for name, tensor in whole.items():
         if name != "fc.weight":  # the file's own classifier
             torch.testing.assert_close(model.body.state_dict()[name], tensor)
     del whole["layer3.0.bn1.running_var"]
     save_file(whole, path)
     with pytest.raises(EnvironmentProblem, match=r"1 are missing: layer3\.0\.bn1\.running_var"):
-        build_classifier(ModelCard("timm/test_resnet", 2, 32), pretrained=str(path))
+        build_classifier(ModelConfig("timm/test_resnet", 2, 32), pretrained=str(path))
 
 
 def test_each_member_of_a_stack_has_its_own_file(tmp_path: Path) -> None:
-    stack = ModelCard("stack(timm/test_resnet,timm/test_vit@48)", 2, 32)
+    stack = ModelConfig("stack(timm/test_resnet,timm/test_vit@48)", 2, 32)
     members = {"test_resnet": backbone_weights("timm/test_resnet")}
     members["test_vit"] = backbone_weights("timm/test_vit", 48)
     for name, weights in members.items():
@@ -99,7 +99,7 @@ def test_without_the_hub_the_error_comes_at_once_and_names_the_choices(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     started = time.monotonic()
     with pytest.raises(EnvironmentProblem) as error:
-        build_classifier(ModelCard(name, 2, 32), pretrained=True)
+        build_classifier(ModelConfig(name, 2, 32), pretrained=True)
     assert time.monotonic() - started < 5
     (problem,) = error.value.problems
     assert problem.where == f"training.pretrained: {name}"
@@ -135,7 +135,7 @@ def test_torchvisions_pretrained_vit_takes_other_image_sizes(
     trained = torchvision.models.get_model("vit_b_32", image_size=224).state_dict()
     weights = torchvision.models.ViT_B_32_Weights
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **keys: dict(trained))
-    model = build_classifier(ModelCard("torchvision/vit_b_32", 2, 96), pretrained=True).eval()
+    model = build_classifier(ModelConfig("torchvision/vit_b_32", 2, 96), pretrained=True).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 3, 96, 96)).shape == (1, 2)
     torch.testing.assert_close(model.body.conv_proj.weight, trained["conv_proj.weight"])

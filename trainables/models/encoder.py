@@ -1,6 +1,6 @@
-"""A backbone without its classifier, and what stands in front of it: its own normalisation.
+"""A backbone without its classifier, with the normalisation that stands in front of it.
 
-What every backbone family builds; nothing outside needs to know a mean and a deviation.
+Every backbone family builds one; nothing outside needs to know a mean and a deviation.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ _POOLED_NORMS = frozenset({"classifier.0", "head.norm", "fc_norm"})  # after the
 
 
 @dataclass(frozen=True)
-class Body:
-    """`module` takes what `normalise` gives for images in [0, 1], and gives (B, features)."""
+class Encoder:
+    """A backbone without its classifier: from images in [0, 1] to pooled features."""
 
     module: nn.Module
+    """Takes what `normalise` gives, gives (B, features)."""
     features: int
+    """Number of pooled features."""
     normalise: nn.Module
+    """Takes (B, 3, H, W) images in [0, 1], gives the backbone's own input."""
 
 
 class Normalise(nn.Module):
@@ -35,12 +38,15 @@ class Normalise(nn.Module):
         self.register_buffer("std", _channels(std), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, in memory as they came."""
         return (images - _planes(self.mean, images)) / _planes(self.std, images)
 
 
 def drop_final_norm(module: nn.Module) -> None:
-    """Leave out the layer norm of the pooled features that ends some backbones: torchvision's and
-    timm's ConvNeXt, timm's ViTs with average pooling."""
+    """Leave out the layer norm of the pooled features that ends some backbones.
+
+    These are torchvision's and timm's ConvNeXt, and timm's ViTs with average pooling.
+    """
     weighted = [name for name, m in module.named_modules() if list(m.parameters(recurse=False))]
     last = weighted[-1]
     if last in _POOLED_NORMS and isinstance(module.get_submodule(last), nn.LayerNorm):
@@ -48,8 +54,10 @@ def drop_final_norm(module: nn.Module) -> None:
 
 
 def _planes(channels: Tensor, images: Tensor) -> Tensor:
-    """(1, 3, 1, 1) -> (1, 3, H, W), in memory as the images are: broadcasting along an innermost
-    dimension of 3 would take ten times as long."""
+    """(1, 3, 1, 1) -> (1, 3, H, W), in memory as the images are.
+
+    Broadcasting along an innermost dimension of 3 would take ten times as long.
+    """
     planes = channels.expand(1, -1, *images.shape[2:])
     if images.is_contiguous():
         return planes.contiguous()
