@@ -39,7 +39,7 @@ from oof_data import OofData
 from sklearn.model_selection import train_test_split
 
 from foldrace.core.metrics import log_loss_of_true, normalise
-from foldrace.ensemble.calibration import TRIED, choose_calibration
+from foldrace.ensemble.calibration import choose_calibration, methods_to_try
 from foldrace.ensemble.methods import AUTO, METHODS, fit_method
 from foldrace.ensemble.pool import MemberRows, Pool, member_rows
 from foldrace.ensemble.pooling import Fit, Settings, blend_prob, mixture_fit
@@ -116,7 +116,9 @@ def _score(job: Job) -> dict[str, Scored]:
     rows = _member_rows(data.rows(chosen))
     scored = {calibrated: _held(data.rows(held), rows, calibrated) for calibrated in (False, True)}
     found = {name: _one(rows, scored, find) for name, find in _methods(data).items()}
-    return found | {AUTO: min((found[name] for name in TRIED), key=lambda s: s.crossfit)}
+    return found | {
+        AUTO: min((found[name] for name in methods_to_try(AUTO)), key=lambda s: s.crossfit)
+    }
 
 
 def _draw(labels: NDArray[np.int64], job: Job) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from foldrace.config.schema import EnsembleConfig, SweepConfig
 from foldrace.core.errors import Problem, listing
-from foldrace.ensemble.methods import check_method
+from foldrace.ensemble.methods import METHODS, check_include, check_method
+from foldrace.ensemble.selection.eligible import in_both_lists, too_many_included
 from foldrace.search_spaces.space import SearchSpace
 
 _CANDIDATE = re.compile(r"(c\d{4,})(?: (raw|ema|soup|snap\d+))?")
-_ALONE = ("snapshot", "soup")
-"""Methods that choose one candidate's weights and can force none in."""
 
 
 def ensemble_problems(
@@ -62,9 +61,8 @@ def _in_both(wishes: EnsembleConfig) -> Iterator[Problem]:
     for name in wishes.include:
         match = _CANDIDATE.fullmatch(name.removeprefix(":"))
         barring = out & {name.removeprefix(":"), "" if match is None else match[1]}
-        for bar in sorted(barring):
-            message = f"{name!r} is excluded by ensemble.exclude ({bar!r})"
-            yield Problem("ensemble.include", f"{message}; leave it out of one of the two")
+        if barring:
+            yield in_both_lists(name, sorted(barring))
 
 
 def _nothing_left(wishes: EnsembleConfig, backbones: Sequence[str]) -> Iterator[Problem]:
@@ -82,19 +80,18 @@ def _too_many(wishes: EnsembleConfig) -> Iterator[Problem]:
     whole = {name for name, match in matches.items() if match and not match[2]} - of_variants
     backbones = sum(match is None for match in matches.values())
     needed = max(len(variants) + len(whole), backbones)
-    if wishes.max_members is not None and needed > wishes.max_members:
-        message = f"is {wishes.max_members}, but ensemble.include forces {needed} in"
-        yield Problem("ensemble.max_members", f"{message}; raise it, or shorten the list")
+    yield from too_many_included(needed, wishes.max_members)
 
 
 def _of_method(wishes: EnsembleConfig, space: SearchSpace) -> Iterator[Problem]:
-    if wishes.method in _ALONE and wishes.include:
-        message = f"the method {wishes.method!r} can force none in"
-        yield Problem("ensemble.include", f"{message}; empty the list or use another method")
+    problem = check_include(wishes.method, wishes.include)
+    if problem is not None:
+        yield problem
     most = [
         int(value) for settings in space.settings.values() for value in settings["snapshots"].values
     ]
-    if wishes.method == "snapshot" and most and max(most) == 0:
-        message = "'snapshot' needs snapshots, and no trial keeps one"
+    method = METHODS.get(wishes.method)
+    if method is not None and method.needs_snapshots and most and max(most) == 0:
+        message = f"{method.name!r} needs snapshots, and no trial keeps one"
         advice = "set `snapshots: 3` in search.space, or use another method"
         yield Problem("ensemble.method", f"{message}; {advice}")

@@ -1,11 +1,8 @@
-"""Which method a blend uses, where the config leaves it open (`ensemble.method: auto`).
+"""Which temperatures a blend keeps, and with them the method, by the cross-fitted loss.
 
-Takes `MemberRows` and some methods, gives the one with the least cross-fitted loss, each with the
-temperatures that suit it.
-
-Which temperatures a blend keeps: those that the cross-fitted loss asks for, and no others.
-
-Takes `MemberRows` and a method; gives the `CalibrationChoice`, and with it the fit on all rows.
+Takes `MemberRows` and one or more methods; gives the `MethodChoice` with its `CalibrationChoice`,
+and the fit on all rows. Source of the reliability diagram: Guo, Pleiss, Sun and Weinberger, On
+Calibration of Modern Neural Networks, ICML 2017, section 2.
 """
 
 from __future__ import annotations
@@ -19,11 +16,17 @@ from numpy.typing import NDArray
 
 from foldrace.core.metrics import normalise
 from foldrace.ensemble.crossfit import CrossFitRows, crossfit_rows
-from foldrace.ensemble.methods import AUTO
+from foldrace.ensemble.methods import AUTO, METHODS
 from foldrace.ensemble.pool import MemberRows, Pool
 from foldrace.ensemble.pooling import Fit, blend_prob
-from foldrace.ensemble.temperature import at_temperature, fit_temperature, reliability
-from foldrace.run_folder.blend_records import Calibration, CalibrationTrial, MethodTrial
+from foldrace.ensemble.temperature import at_temperature, fit_temperature
+from foldrace.run_folder.blend_records import (
+    Calibration,
+    CalibrationTrial,
+    MethodTrial,
+    Reliability,
+    ReliabilityBin,
+)
 
 _TIE = 1e-5
 """Losses closer than this, in nats, are equal: nobody can tell them apart, and a method that scales
@@ -99,9 +102,31 @@ def _record(kept: tuple[bool, bool], tried: dict[tuple[bool, bool], CrossFitRows
     )
 
 
-TRIED = ("greedy", "geometric", "stacking")
-"""What wins somewhere in `benchmarks/generalisation.py`: with few rows a mixture, with many a
-pooling of logarithms. The first on a tie."""
+def reliability(
+    confidence: NDArray[np.floating], hits: NDArray[np.bool_], bins: int = 15
+) -> Reliability:
+    """The diagram of confidence (n,) in [0, 1] and hits (n,), n at least 1.
+
+    Bin b holds the rows with a confidence in (b / bins, (b + 1) / bins], the first also 0. All bins
+    are given, so that the place of one tells its edges; one without rows has its middle as
+    confidence and an accuracy of 0.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(np.intp) - 1, 0, bins - 1)
+    rows = np.bincount(place, minlength=bins)
+    sure = np.bincount(place, weights=confidence, minlength=bins)
+    right = np.bincount(place, weights=hits, minlength=bins)
+    return Reliability(
+        ece=float(np.abs(sure - right).sum() / len(place)),
+        bins=tuple(
+            _bin(b, bins, int(rows[b]), float(sure[b]), float(right[b])) for b in range(bins)
+        ),
+    )
+
+
+def _bin(place: int, bins: int, rows: int, sure: float, right: float) -> ReliabilityBin:
+    if rows == 0:
+        return ReliabilityBin(rows=0, confidence=(place + 0.5) / bins, accuracy=0.0)
+    return ReliabilityBin(rows=rows, confidence=sure / rows, accuracy=right / rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +140,9 @@ class MethodChoice:
 
 
 def methods_to_try(method: str) -> tuple[str, ...]:
-    """The method itself, or those of `auto`."""
-    return TRIED if method == AUTO else (method,)
+    """The method itself, or those of `auto`, the first of which wins a tie."""
+    of_auto = tuple(name for name, row in METHODS.items() if row.in_auto)
+    return of_auto if method == AUTO else (method,)
 
 
 def choose_method(

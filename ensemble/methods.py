@@ -5,7 +5,7 @@ Takes a name and a `Pool`; gives a `Fit`. A new method is one function and one r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,18 @@ class Method:
     """(members and rows to look at, the config's wishes) -> the combination found. It must not
     depend on the order of members or rows; a user's mistake is a ConfigError."""
     takes: Callable[[Member], bool] = lambda member: True
-    """Whether it can use a member at all: limits are to be met by such members."""
+    """The members that it can use at all: limits are to be met by such members."""
+    takes_one_candidate: bool = False
+    """It chooses one candidate's members alone, so that none can be forced in."""
+    fits_weights: bool = False
+    """It weighs the others anew without a member, also where all weights are equal."""
+    in_auto: bool = False
+    """`auto` tries it: it won somewhere in `benchmarks/generalisation.py`. With few rows that is a
+    mixture, with many a pooling of logarithms."""
+    needs_soups: bool = False
+    """Soups are made before the choice."""
+    needs_snapshots: bool = False
+    """It has nothing to choose from where no trial keeps a snapshot."""
 
 
 def _greedy(pool: Pool, settings: Settings) -> Fit:
@@ -62,12 +73,6 @@ def _optimal(pool: Pool, settings: Settings) -> Fit:
 
 def _soup(pool: Pool, settings: Settings) -> Fit:
     """The soup with the least OOF loss, alone; the lowest on a tie."""
-    if settings.forced:
-        raise ConfigError.single(
-            "ensemble.include",
-            "the method 'soup' takes one soup alone and can force no member in; empty the list or "
-            "use another method",
-        )
     soups = [i for i, member in enumerate(pool.members) if _is_soup(member)]
     if not soups:
         raise ConfigError.single(
@@ -88,37 +93,68 @@ _ROWS = (
         "greedy",
         "adds the member that helps most, round by round, and keeps the best prefix",
         _greedy,
+        fits_weights=True,
+        in_auto=True,
     ),
-    Method("optimal", "the weights of the least OOF loss, to 1e-6", _optimal),
+    Method("optimal", "the weights of the least OOF loss, to 1e-6", _optimal, fits_weights=True),
     Method("uniform", "all members with the same weight", uniform),
     Method("top-k", "the best k members with the same weight, k by the OOF loss", top_k),
     Method("soft-vote", "the mean of one variant a candidate", soft_vote),
     Method("hard-vote", "one vote a candidate for its most probable class", hard_vote),
-    Method("snapshot", "the mean of one candidate's last snapshots", snapshot, is_snapshot),
-    Method("geometric", "product of up to 20 members' probabilities to fitted powers", geometric),
-    Method("stacking", "logistic regression on up to 20 members' log-probabilities", stacking),
+    Method(
+        "snapshot",
+        "the mean of one candidate's last snapshots",
+        snapshot,
+        takes=is_snapshot,
+        takes_one_candidate=True,
+        needs_snapshots=True,
+    ),
+    Method(
+        "geometric",
+        "product of up to 20 members' probabilities to fitted powers",
+        geometric,
+        in_auto=True,
+    ),
+    Method(
+        "stacking",
+        "logistic regression on up to 20 members' log-probabilities",
+        stacking,
+        in_auto=True,
+    ),
     Method(
         "soup",
         "the best average of one candidate's or backbone's weights, alone",
         _soup,
-        _is_soup,
+        takes=_is_soup,
+        takes_one_candidate=True,
+        needs_soups=True,
     ),
 )
 
 AUTO = "auto"
-"""In place of a name: the method with the least cross-fitted loss (see `automatic`)."""
+"""In place of a name: the method with the least cross-fitted loss (see `calibration`)."""
 
 METHODS = {method.name: method for method in _ROWS}
 
 
 def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
-    """The method of that name on the pool; ConfigError if there is none."""
+    """The method of that name on the pool; ConfigError where there is none, or it can force no
+    member in."""
     problem = check_name("ensemble.method", name, METHODS)  # `auto` is none of them
+    problem = problem or check_include(name, settings.forced)
     if problem is not None:
         raise ConfigError([problem])
     return METHODS[name].function(pool, settings)
 
 
 def check_method(name: str) -> Problem | None:
-    """What is wrong with the name, or None."""
+    """Say what is wrong with the name, or None."""
     return check_name("ensemble.method", name, (*METHODS, AUTO))
+
+
+def check_include(name: str, include: Sequence[object]) -> Problem | None:
+    """Say that the method, of any name, can force nothing of `include` in, or None."""
+    if not include or name not in METHODS or not METHODS[name].takes_one_candidate:
+        return None
+    message = f"the method {name!r} can force none in; empty the list or use another method"
+    return Problem("ensemble.include", message)

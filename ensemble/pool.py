@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.ensemble.blend import first_of_equals
 from foldrace.ensemble.temperature import at_temperature, part_temperatures, true_prob_at
-from foldrace.run_folder.records import RAW
+from foldrace.run_folder.variants import RAW
 
 _PARTS = 5
 _SEED = 0

@@ -18,7 +18,7 @@ from foldrace.ensemble.methods import METHODS, Method
 from foldrace.ensemble.pool import Member, Pool
 from foldrace.ensemble.pooling import POOLINGS, Fit, Settings, blend_prob
 from foldrace.inference.tta import TTA, TTAS
-from foldrace.run_folder.records import RAW
+from foldrace.run_folder.variants import RAW
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.plugins import KINDS
 

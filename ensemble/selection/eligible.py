@@ -6,7 +6,7 @@ told at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from posixpath import basename
@@ -104,9 +104,7 @@ def find_limits(
         problems += [Problem(key, f"is {budget:g}; {d} {unit}") for d in dear]
         rows.append(costs)
         budgets.append(float(budget))
-    if config.max_members is not None and len(forced) > config.max_members:
-        message = f"is {config.max_members}, but ensemble.include forces {len(forced)} in"
-        problems.append(Problem("ensemble.max_members", message))
+    problems += too_many_included(len(forced), config.max_members)
     if problems:
         raise ConfigError(problems)
     costs_table = np.array(rows).reshape(len(rows), len(members))
@@ -173,14 +171,28 @@ def _barred(
     """Forced names, all members of which are excluded or cannot predict."""
     for name in config.include:
         named = [m for m in members if is_named(m, name)]
-        bars = dict.fromkeys([bar for m in named for bar in _excluding(m, config.exclude)])
+        bars = [bar for m in named for bar in _excluding(m, config.exclude)]
         gone = any(is_named(m, name) for m in absent)
         if named and all(_excluding(m, config.exclude) for m in named):
-            message = f"{name!r} is excluded by ensemble.exclude ({listing(map(repr, bars))})"
-            yield Problem("ensemble.include", f"{message}; leave it out of one of the two")
+            yield in_both_lists(name, bars)
         if gone and not named:
             message = f"{name!r} cannot predict: not all its folds ended, or its weights are gone"
             yield Problem("ensemble.include", f"{message}; leave it out, or train it anew")
+
+
+def in_both_lists(name: str, excluding: Iterable[str]) -> Problem:
+    """Say that a name of `ensemble.include` is excluded by these names."""
+    bars = listing(map(repr, dict.fromkeys(excluding)))
+    message = f"{name!r} is excluded by ensemble.exclude ({bars}); leave it out of one of the two"
+    return Problem("ensemble.include", message)
+
+
+def too_many_included(needed: int, max_members: int | None) -> list[Problem]:
+    """Say that `ensemble.include` needs more members than there may be, where it does."""
+    if max_members is None or needed <= max_members:
+        return []
+    message = f"is {max_members}, but ensemble.include forces {needed} in"
+    return [Problem("ensemble.max_members", f"{message}; raise it, or shorten the list")]
 
 
 def _excluding(member: Member, exclude: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, RunFolderError
-from foldrace.core.files import LocalFiles
+from foldrace.core.files import LocalFiles, atomic_folder, remove_abandoned
 from foldrace.ensemble.pool import Member, MemberRows, cross_fit_parts
 from foldrace.ensemble.selection.matrix_folder import (
     Column,
     IndexRow,
     MatrixWriter,
     StoredMatrix,
-    new_folder,
     read_folder,
     read_matrix,
 )
@@ -148,7 +148,9 @@ def _build(
     problems: list[Problem] = []
     slots: dict[str, int] = {}
     shape = (split.sides if split.calibrate else 0, len(sources), len(split.parts))
-    with new_folder(store.blend.matrix_path()) as folder:
+    path = store.blend.matrix_path()
+    remove_abandoned(path.parent, path.name)
+    with atomic_folder(path) as folder:
         with MatrixWriter(folder, shape) as writer:
             for source, found in _all_checked(store, sources, split, old):
                 problems += found.problems
@@ -161,7 +163,9 @@ def _build(
             if problems:  # variants share rows.npy
                 raise RunFolderError(list(dict.fromkeys(problems)))
             writer.finish(split.key, index)
-        return read_folder(folder, split.key)
+        matrix = read_folder(folder, split.key)
+        shutil.rmtree(path, ignore_errors=True)  # makes room; where it is open, it stays readable
+    return matrix
 
 
 def _all_checked(

@@ -7,13 +7,11 @@ these are. Renamed into place whole, so that a blend that has an older one open 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foldrace.core.files import aside, remove_abandoned
 from foldrace.ensemble.pool import Member
 
 _INDEX = "index.json"
@@ -138,37 +135,6 @@ class MatrixWriter(ExitStack):
         numbers = np.ascontiguousarray(values, dtype=_TYPES[name])
         file.seek(start + row * numbers.nbytes)
         file.write(numbers.data)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, which takes the place of the one at `path` after the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path.parent, path.name)
-    part = aside(path)
-    part.mkdir()
-    try:
-        yield part
-        _replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _replace(part: Path, path: Path) -> None:
-    """Put a folder in the place of another, which stays readable where it is open."""
-    old = aside(path)
-    while True:
-        with suppress(FileNotFoundError):
-            os.rename(path, old)
-        try:
-            os.rename(part, path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            continue  # another writer came between
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-        return
 
 
 def _sizes(shape: Shape) -> dict[str, tuple[int, ...]]:

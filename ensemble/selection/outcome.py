@@ -23,6 +23,7 @@ from foldrace.core.metrics import (
 )
 from foldrace.ensemble.calibration import CalibrationChoice
 from foldrace.ensemble.crossfit import rise_of_least_loss, rise_of_mixture
+from foldrace.ensemble.methods import METHODS
 from foldrace.ensemble.pool import Member, MemberRows
 from foldrace.ensemble.pooling import Fit
 from foldrace.ensemble.selection.eligible import Prices
@@ -39,8 +40,6 @@ from foldrace.run_folder.blend_records import (
 
 _EQUAL = 1e-12
 """Weights that differ by less are equal."""
-_FIT_WEIGHTS = ("greedy", "optimal")
-"""Methods that would weigh the others anew without a member, also where all weights are equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +180,7 @@ def _gains(blended: Blended) -> list[float | None]:
     if blended.fit.blend is None or len(used) < 2:
         return [None] * len(used)
     true_prob = blended.rows.pool(blended.choice.members).true_prob[used]
-    if blended.method not in _FIT_WEIGHTS and np.ptp(weights) < _EQUAL:
+    if not METHODS[blended.method].fits_weights and np.ptp(weights) < _EQUAL:
         return [*rise_of_mixture(true_prob, weights).tolist()]
     return rise_of_least_loss(true_prob)
 

@@ -59,8 +59,9 @@ from foldrace.ensemble.selection.outcome import (
     trajectory,
 )
 from foldrace.run_folder.blend_records import CurvePoint, EnsembleRecord
-from foldrace.run_folder.records import EMA, RAW, CandidateSummary
+from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.variants import EMA, RAW
 
 _KINDS = (ConfigError, DataError, RunFolderError)
 """Of wrong wishes, of predictions made elsewhere, of further run folders."""

@@ -1,20 +1,8 @@
-"""Snapshots of one training, averaged.
+"""Blends whose members have equal weights: uniform, the best k, votes, one training's snapshots.
 
-Takes a `Pool`, gives a `Fit`. Source: Huang, Li, Pleiss, Liu, Hopcroft and Weinberger, Snapshot
-Ensembles: Train 1, Get M for Free, ICLR 2017.
-
-All members with the same weight: no choice, so nothing that could be overfitted.
-
-Takes a `Pool`, gives a `Fit`; of exact duplicates only one counts.
-
-The best k members with equal weights.
-
-Takes a `Pool`, gives a `Fit`; k is where the mean of the members so far has the least OOF loss.
-
-One vote a candidate: a probability (soft) or its most probable class (hard).
-
-Takes a `Pool`, gives a `Fit`. A candidate votes with its better variant, so that one with many
-variants has no more say than another.
+Each takes a `Pool` and gives a `Fit`; of exact duplicates only one counts. Source of the snapshots:
+Huang, Li, Pleiss, Liu, Hopcroft and Weinberger, Snapshot Ensembles: Train 1, Get M for Free, ICLR
+2017.
 """
 
 from __future__ import annotations
@@ -118,21 +106,15 @@ _SNAPSHOT = re.compile(r"snap(\d+)")
 
 
 def is_snapshot(member: Member) -> bool:
-    """Whether it is the end of a cycle, or one of the next best epochs."""
+    """Say whether it is the end of a cycle, or one of the next best epochs."""
     return _SNAPSHOT.fullmatch(member.variant) is not None
 
 
 def snapshot(pool: Pool, settings: Settings) -> Fit:
     """The mean of a candidate's last snapshots; which candidate and how many by the OOF loss.
 
-    Raises ConfigError where no member is a snapshot, and where members are forced.
+    Raises ConfigError where no member is a snapshot; none can be forced.
     """
-    if settings.forced:
-        raise ConfigError.single(
-            "ensemble.include",
-            "the method 'snapshot' takes one candidate's snapshots alone and can force none in; "
-            "empty the list or use another method",
-        )
     runs = list(_runs(pool))
     if not runs:
         raise ConfigError.single(

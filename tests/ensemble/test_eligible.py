@@ -171,7 +171,8 @@ def test_every_limit_that_cannot_be_held_at_once() -> None:
         "ensemble.max_ms_per_image: cannot hold with mine added: limits of time and bytes know "
         "nothing of predictions made elsewhere: leave out --add or the limit",
         "ensemble.max_bytes: is 29; ensemble.include (c0001 ema, c0001 raw) needs 30 bytes",
-        "ensemble.max_members: is 1, but ensemble.include forces 2 in",
+        "ensemble.max_members: is 1, but ensemble.include forces 2 in; raise it, or shorten the "
+        "list",
     ]
     with pytest.raises(ConfigError, match="the cheapest member, c0001 ema, needs 10 bytes"):
         find_limits(MEMBERS, known, EnsembleConfig(max_bytes=9), ())

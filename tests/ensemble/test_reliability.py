@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foldrace.ensemble.temperature import reliability
+from foldrace.ensemble.calibration import reliability
 
 
 @pytest.mark.parametrize(("rows", "bins"), [(1, 15), (10, 3), (2000, 15), (500, 1)])

@@ -155,7 +155,8 @@ def test_all_limits_that_nothing_meets_are_told(run: Run) -> None:
     assert [str(p) for p in caught.value.problems] == [
         "ensemble.max_ms_per_image: is 7; ensemble.include (c0000 raw, c0004 raw) needs 9 ms per "
         "image",
-        "ensemble.max_members: is 1, but ensemble.include forces 2 in",
+        "ensemble.max_members: is 1, but ensemble.include forces 2 in; raise it, or shorten the "
+        "list",
     ]
     assert run.store.blend.record() is None
 

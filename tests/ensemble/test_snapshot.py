@@ -7,6 +7,7 @@ import pytest
 
 from foldrace.core.errors import ConfigError
 from foldrace.core.metrics import log_loss
+from foldrace.ensemble.methods import fit_method
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.pooling import Settings, blend_prob
 from foldrace.ensemble.solvers.equal_weights import snapshot
@@ -48,5 +49,5 @@ def test_without_snapshots_it_says_how_to_get_them() -> None:
 def test_a_forced_member_has_no_place() -> None:
     log_probs, labels = made_up(2, 20, 3)
     pool = pool_of(log_probs, labels, [Member("c0", "snap1"), Member("c0", "snap2")])
-    with pytest.raises(ConfigError, match="'snapshot' takes one candidate's snapshots alone"):
-        snapshot(pool, Settings(forced=(0,)))
+    with pytest.raises(ConfigError, match="'snapshot' can force none in"):
+        fit_method("snapshot", pool, Settings(forced=(0,)))

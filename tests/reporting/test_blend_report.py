@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from foldrace.ensemble.temperature import reliability
+from foldrace.ensemble.calibration import reliability
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.members import true_prob
 from foldrace.reporting.report import write_report
@@ -161,7 +161,7 @@ def test_the_methods_that_auto_tried(rich: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("calibrated", "expected"),
-    [(0.6, "best single member with a temperature of its own, 0.6000:"), (None, "member, 0.7000:")],
+    [(0.6, "best single model, calibrated, 0.6000:"), (None, "best single model, 0.7000:")],
 )
 def test_the_warning_names_the_fair_comparison(
     rich: Run, tmp_path: Path, calibrated: float | None, expected: str
@@ -220,7 +220,7 @@ def test_the_facts_are_in_words(rich: Run) -> None:
     found = dict(facts(_record(rich), 60))
     assert found == {
         "Members are combined by": "weighted mean of the probabilities",
-        "Certificate": "no weights of the members considered are better by more than 1.2e-01: "
+        "Certificate": "other weights of the members considered could gain at most 0.1250: "
         "none has an OOF log loss below 0.6250, before the temperature of the blend",
         "Temperature of the blend": "1.2500 (OOF log loss 0.7500 before it)",
         "Time per image, all fold models": "23.4 ms on NVIDIA <H200>",
@@ -267,15 +267,14 @@ def test_a_blend_that_is_no_mixture_has_no_certificate(rich: Run, tmp_path: Path
     store = _copy(rich, tmp_path)
     store.blend.update(_record(rich, pooling="geometric", certificate=None, mixture_logloss=None))
     html = html_of(blend_section(ReportContext(store)))
-    assert "none: it bounds weighted means of probabilities" in html
+    assert "gain unknown: only for weighted means of probabilities" in html
     assert "dotted line" not in html
     assert "no weights reach" not in html_of(summary(ReportContext(store)))
 
 
 def test_warnings_tell_what_the_figures_do_not_cover(rich: Run) -> None:
     found = "\n".join(warnings(ReportContext(rich.store)))
-    assert "25.00 % of the submission comes from test predictions without OOF rows" in found
-    assert "(public-kernel)" in found
+    assert "public-kernel has no OOF predictions: no score says how good that 25.00 %" in found
     assert "7 scored rows resemble an image of another fold" in found
     assert "is 0.9877, not " in found
 
@@ -354,7 +353,7 @@ def test_an_ensemble_json_of_an_older_version_is_shown(make_run: MakeRun) -> Non
     assert "This section cannot be shown" not in html
     (first, *_) = table_of(html, "own OOF log loss")
     assert not {"from", "loss rise without it", "time per image", "weight files"} & first.keys()
-    assert "are better by more than 3.2e-04: none has an OOF log loss below" in html
+    assert "could gain at most 0.0003: none has an OOF log loss below" in html
     assert calibration_section(ReportContext(store)) == []
 
 
