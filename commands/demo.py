@@ -10,6 +10,7 @@ from rich.console import Console
 
 from foldrace.core.metrics import accuracy, log_loss
 from foldrace.dataset.demo import hidden_labels, write_demo
+from foldrace.reporting.formats import counted
 from foldrace.reporting.live import print_leaderboard
 from foldrace.run_folder.store import RunStore
 
@@ -36,8 +37,8 @@ def _show(store: RunStore, folder: Path, console: Console) -> None:
         console.print(f"It was interrupted; go on with: foldrace resume {store.root}")
         return
     console.print(
-        f"Blend of {len(ensemble.members)} members: OOF log loss {ensemble.oof_logloss:.4f}, best "
-        f"single {ensemble.best_single} {ensemble.fair_single_logloss:.4f}"
+        f"Blend of {counted(len(ensemble.members), 'member')}: OOF log loss "
+        f"{ensemble.oof_logloss:.4f}, best single model {ensemble.fair_single_logloss:.4f}"
     )
     _print_hidden_score(store, folder, console)
     console.print(f"Report: {store.root}/report/index.html")

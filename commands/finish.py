@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
-from foldrace.commands.ensemble import blend, count_members
+from foldrace.commands.ensemble import blend
 from foldrace.commands.submit import predict_test_set
 from foldrace.commands.terminal import log_folder, logging_to, only_driver, only_our_output
 from foldrace.config.load import ParsedConfig
@@ -23,6 +23,7 @@ from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
 from foldrace.reporting.live import LiveView, print_leaderboard
 from foldrace.reporting.report import write_report
+from foldrace.reporting.sentences import DIVERGED
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
@@ -36,8 +37,6 @@ from foldrace.scheduling.ray.cluster import (
 )
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
-
-DIVERGED = "its training loss became NaN or infinite"
 
 _log = logging.getLogger("foldrace")
 
@@ -151,5 +150,5 @@ def _finish(store: RunStore, console: Console) -> None:
     page = write_report(store)
     if config.ensemble.keep == "blend":
         count = remove_unused_weights(store, ensemble)
-        console.print(f"Weights removed that the blend does not use: of {count_members(count)}")
+        console.print(f"Weights removed that the blend does not use: of {counted(count, 'member')}")
     console.print(f"Report: {store.root}/{page}")

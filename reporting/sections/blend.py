@@ -19,6 +19,7 @@ from foldrace.reporting.content import (
 from foldrace.reporting.context import ReportContext, Step
 from foldrace.reporting.formats import UNKNOWN, difference, file_size, milliseconds, number
 from foldrace.reporting.members import BlendMember
+from foldrace.reporting.sentences import gain_of_other_weights
 from foldrace.run_folder.blend_records import EnsembleRecord
 
 _POOLINGS = {
@@ -62,14 +63,12 @@ def bound(record: EnsembleRecord) -> float | None:
 def certificate_in_words(record: EnsembleRecord) -> str:
     """Say how far from the best possible weights the blend is."""
     if record.certificate is None:
-        return "none: it bounds weighted means of probabilities, and this blend is not one"
+        return gain_of_other_weights(record)
     least = bound(record)
     known = "" if least is None else f": none has an OOF log loss below {number(least)}"
     before = ", before the temperature of the blend" if record.blend_temperature != 1.0 else ""
-    return (
-        "no weights of the members considered are better by more than "
-        f"{record.certificate:.1e}{known}{before}"
-    )
+    gain = gain_of_other_weights(record)
+    return f"other weights of the members considered {gain}{known}{before}"
 
 
 def meaning_of_weights(record: EnsembleRecord) -> str:

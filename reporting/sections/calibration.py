@@ -12,6 +12,7 @@ from foldrace.reporting.charts.style import short
 from foldrace.reporting.content import Chart, Note, Part, Table, score
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.members import true_prob
+from foldrace.reporting.sentences import calibration_change
 from foldrace.run_folder.blend_records import Calibration
 
 _MOST_MEMBERS = 30
@@ -33,9 +34,15 @@ def calibration(ctx: ReportContext) -> list[Part]:
             "A temperature above 1 lowers confidence, one below 1 raises it. Kept is what has the "
             "least cross-fitted loss; inside the cross-fitting all temperatures are fitted anew."
         ),
+        *_change(ctx),
         _tried(found),
         *_diagram(ctx, found),
     ]
+
+
+def _change(ctx: ReportContext) -> list[Part]:
+    sentence = calibration_change(ctx.ensemble) if ctx.ensemble else None
+    return [] if sentence is None else [Note(f"{sentence}.")]
 
 
 def _tried(found: Calibration) -> Table:

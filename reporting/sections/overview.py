@@ -11,6 +11,14 @@ from foldrace.reporting.content import Card, Cards, Facts, Part, Warnings
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.formats import UNKNOWN, duration, number, percent
 from foldrace.reporting.sections.blend import bound
+from foldrace.reporting.sentences import (
+    DIVERGED,
+    METRICS_IN_WORDS,
+    blending_may_gain_nothing,
+    model_name,
+    near_duplicates,
+    unvalidated,
+)
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.records import STATUSES, CandidateSummary
 
@@ -44,22 +52,22 @@ def _headline(blend: EnsembleRecord) -> Cards:
         ),
         Card("Accuracy", percent(blend.oof_accuracy), "of the blend, out of fold"),
         Card(
-            "Against the best single",
+            "Blend minus best single model",
             _signed(gain),
-            f"{blend.best_single} alone: {number(blend.best_single_oof_logloss)}"
-            f"{_calibrated(blend)}; below 0 is better",
+            f"log loss; below 0 the blend is better. {model_name(blend.best_single)}: "
+            f"{number(blend.best_single_oof_logloss)}{_calibrated(blend)}",
         ),
     ))  # fmt: skip
 
 
 def _calibrated(blend: EnsembleRecord) -> str:
-    """So that calibration is not taken for blending."""
+    """The best calibrated model, so that calibration is not taken for blending."""
     loss = blend.best_single_calibrated_logloss
-    return "" if loss is None else f", at best {number(loss)} with a temperature of its own"
+    return "" if loss is None else f"; best one, calibrated: {number(loss)}"
 
 
 def _chosen_on_the_same_rows(blend: EnsembleRecord) -> str:
-    """With the guarantee, where there is one for the figure beside it."""
+    """A remark on the blend's figure, with its guarantee where there is one."""
     least = bound(blend) if blend.blend_temperature == 1.0 else None
     guarantee = "" if least is None else f"; no weights reach less than {number(least)}"
     return f"weights chosen on the same rows{guarantee}"
@@ -70,35 +78,36 @@ def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
     k = ctx.store.fold_count
     statuses = Counter[str](s.status for s in ctx.summaries)
     trials = [t for s in ctx.summaries for t in s.trials]
-    finished = sum(t.status == "finished" for t in trials)
+    ends = Counter[str](t.status for t in trials)
     return [
         ("Rows", f"{len(folds.targets):,}"),
         ("Scored rows", f"{len(ctx.scored_labels):,}"),
         ("Classes", f"{len(ctx.classes):,}"),
         ("Folds", str(k) if k > 1 else "1 (one fixed validation split)"),
         ("Candidates", _statuses(len(ctx.summaries), statuses)),
-        ("Fold trials", f"{finished:,} finished of {len(trials):,} that ended"),
+        ("Fold trials", _statuses(len(trials), ends)),
         ("Time of all fold trials", duration(sum(t.seconds for t in trials))),
     ]
 
 
 def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
     single = blend.fair_single_logloss
+    shown = (m for m in blend.metrics if m.name not in METRICS_IN_WORDS)  # those are on cards
     return [
         ("Blend method", blend.method),
         ("Blend members", f"{len(blend.members)} of {blend.members_considered} considered"),
         ("Blend, log loss on the last fold", number(blend.last_fold_logloss)),
-        *((f"Blend, {m.name}", _metric(m)) for m in blend.metrics),
+        *((f"Blend, {m.name}", _metric(m)) for m in shown),
         *_held_out(blend),
         (
-            "Cross-fitted less best single",
+            "Cross-fitted blend minus best single model",
             _signed(blend.crossfit_logloss - single),
         ),
     ]
 
 
 def _held_out(blend: EnsembleRecord) -> list[tuple[str, str]]:
-    """With `k: 1` and a test fraction."""
+    """Scores on the held-out rows of `k: 1` with a test fraction."""
     held = blend.held_out
     if held is None:
         return []
@@ -115,8 +124,8 @@ def _metric(metric: MetricScore) -> str:
 
 
 def _statuses(total: int, statuses: Counter[str]) -> str:
-    known = ", ".join(f"{statuses[s]} {s}" for s in STATUSES if statuses[s])
-    return f"{total} ({known})" if known else "0"
+    known = ", ".join(f"{statuses[s]:,} {s}" for s in ("finished", *STATUSES) if statuses[s])
+    return f"{total:,} ({known})" if known else "0"
 
 
 def _blend_warnings(ctx: ReportContext) -> list[str]:
@@ -134,40 +143,15 @@ def _blend_warnings(ctx: ReportContext) -> list[str]:
             f"The blend was chosen among {blend.candidates_considered} candidate(s), but {complete}"
             f" are complete now; {again}."
         )
-    if complete > 1 and blend.crossfit_logloss > blend.fair_single_logloss:
-        found.append(
-            f"The cross-fitted log loss of the blend, {number(blend.crossfit_logloss)}, is not "
-            f"below that of the best single member{_fair(blend)}, "
-            f"{number(blend.fair_single_logloss)}: blending may gain nothing on new images."
-        )
-    return [*found, *_foreign_warnings(blend)]
+    shared = (blending_may_gain_nothing(blend), unvalidated(blend), _flattering(blend))
+    return [*found, *(sentence for sentence in shared if sentence is not None)]
 
 
-def _fair(blend: EnsembleRecord) -> str:
-    """The best single member is calibrated where the blend is."""
-    known = blend.best_single_calibrated_logloss is not None
-    return " with a temperature of its own" if known else ""
-
-
-def _foreign_warnings(blend: EnsembleRecord) -> list[str]:
-    """What the blend's figures do not cover, or cover too kindly."""
-    found = []
-    if blend.unvalidated:
-        names = ", ".join(u.name for u in blend.unvalidated)
-        share = sum(u.weight for u in blend.unvalidated)
-        found.append(
-            f"{percent(share)} of the submission comes from test predictions without OOF rows "
-            f"({names}): no figure on this page says how good they are."
-        )
+def _flattering(blend: EnsembleRecord) -> str | None:
+    """The sentence on near-duplicate rows, where the loss without them is worse."""
     near = blend.near_duplicates
     without = near.oof_logloss_without if near else None
-    if near and without is not None and without > blend.oof_logloss:
-        found.append(
-            f"{near.rows:,} scored rows resemble an image of another fold or of the test set; "
-            f"without them the OOF log loss of the blend is {number(without)}, not "
-            f"{number(blend.oof_logloss)}."
-        )
-    return found
+    return near_duplicates(blend) if without is not None and without > blend.oof_logloss else None
 
 
 def _candidate_warnings(ctx: ReportContext) -> list[str]:
@@ -192,7 +176,8 @@ def _first_error(summary: CandidateSummary) -> str:
     for trial in summary.trials:
         if trial.status != "finished":
             lines = (trial.error or "").strip().splitlines()
-            return f"fold {trial.fold}, {lines[0] if lines else 'no message'}"
+            silent = DIVERGED if trial.status == "diverged" else "no message"
+            return f"fold {trial.fold}, {lines[0] if lines else silent}"
     return "no message"
 
 

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from foldrace.commands.ensemble import Changes, blend_lines, not_chosen
+from foldrace.commands.ensemble import Changes, unchosen_lines
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import AddSpec, add_sources
 from foldrace.ensemble.selection.select import Request, blend_run
+from foldrace.reporting.blend_lines import blend_lines
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.sweep import app
@@ -40,8 +41,8 @@ def shown(record: EnsembleRecord) -> list[str]:
 
 def test_only_what_is_asked_changes() -> None:
     config = EnsembleConfig(max_members=3, exclude=("c0001",), max_bytes=7)
-    assert Changes().of(config) == config
-    changed = Changes(method="optimal", max_ms_per_image=0.5, exclude=("c0002",)).of(config)
+    assert Changes().applied_to(config) == config
+    changed = Changes(method="optimal", max_ms_per_image=0.5, exclude=("c0002",)).applied_to(config)
     expected = {"method": "optimal", "max_ms_per_image": 0.5, "exclude": ("c0002",)}
     assert changed == config.model_copy(update=expected)
 
@@ -49,7 +50,7 @@ def test_only_what_is_asked_changes() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_limit_that_is_none_is_refused(value: float) -> None:
     with pytest.raises(ConfigError) as caught:
-        Changes(max_ms_per_image=value, max_members=0).of(EnsembleConfig())
+        Changes(max_ms_per_image=value, max_members=0).applied_to(EnsembleConfig())
     members, time = map(str, caught.value.problems)
     assert members.startswith("--max-members: got 0; allowed: greater than or equal to 1")
     assert time.startswith(f"--max-ms-per-image: got {value}; allowed: ")
@@ -93,26 +94,31 @@ def test_ctrl_c_leaves_the_old_blend(store: RunStore, monkeypatch: pytest.Monkey
 def test_one_line_a_figure(store: RunStore) -> None:
     record = blend(store, EnsembleConfig(calibrate=False))
     lines = shown(record)
+    candidate, variant = record.best_single.split()
     loss, single = record.oof_logloss, record.best_single_oof_logloss
     count = len(record.members)
     assert lines[0] == f"Blend of {count} members (greedy): OOF log loss {loss:.4f}"
-    assert f"  best single      {single:.4f}  {record.best_single}" in lines
-    assert f"  against it       {single - loss:.4f} better" in lines
+    assert f"  best single model      {single:.4f}  {candidate} ({variant} weights)" in lines
+    assert f"  blend is better by     {single - loss:.4f}  (log loss)" in lines
     figure = f"{record.crossfit_logloss:.4f} ± {record.crossfit_se:.4f}"
-    assert f"  cross-fitted     {figure}" in lines
+    assert f"  cross-fitted blend     {figure}" in lines
     assert f"  {record.members[0].weight:.3f}  c0000 raw" in lines
     assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(
     ("gain", "text"),
-    [(-0.0206, "0.0206 worse"), (0.0206, "0.0206 better"), (-1e-9, "0.0000 better")],
+    [
+        (-0.0206, "worse by      0.0206"),
+        (0.0206, "better by     0.0206"),
+        (-1e-9, "better by     0.0000"),
+    ],
 )
 def test_better_or_worse(store: RunStore, gain: float, text: str) -> None:
     record = blend(store, EnsembleConfig(calibrate=False))
     single = record.best_single_oof_logloss
     lines = shown(record.model_copy(update={"oof_logloss": single - gain}))
-    assert f"  against it       {text}" in lines
+    assert f"  blend is {text}  (log loss)" in lines
 
 
 def test_a_blend_that_may_gain_nothing_is_warned_of(store: RunStore) -> None:
@@ -120,7 +126,8 @@ def test_a_blend_that_may_gain_nothing_is_warned_of(store: RunStore) -> None:
     for change, warned in ((1e-3, True), (-1e-3, False)):
         loss = record.fair_single_logloss + change
         text = " ".join(shown(record.model_copy(update={"crossfit_logloss": loss})))
-        assert ("warning the cross-fitted log loss is not below" in text) == warned
+        assert ("warning The cross-fitted log loss of the blend" in text) == warned
+        assert ("blending may gain nothing on new images" in text) == warned
 
 
 def test_run_folders_are_no_markup(store: RunStore) -> None:
@@ -129,10 +136,10 @@ def test_run_folders_are_no_markup(store: RunStore) -> None:
     changed = record.model_copy(update={"members": (member,), "members_without_weights": 2})
     lines = shown(changed)
     assert f"  {member.weight:.3f}  c0000 raw, of runs/[old]" in lines
-    assert "Left out, since their weights are not there: 2 members" in lines
+    assert "Left out, as their weight files are not there: 2 members" in lines
 
 
-def test_a_member_from_elsewhere_that_is_not_chosen(store: RunStore, tmp_path: Path) -> None:
+def test_a_member_from_elsewhere_that_is_unchosen_lines(store: RunStore, tmp_path: Path) -> None:
     wrong = np.eye(3)[(LABELS + 1) % 3] * 0.97 + 0.01
     for name, prob in (("bad", wrong), ("good", np.eye(3)[LABELS] * 0.97 + 0.01)):
         np.save(tmp_path / f"{name}.npy", prob)
@@ -140,5 +147,5 @@ def test_a_member_from_elsewhere_that_is_not_chosen(store: RunStore, tmp_path: P
     request = Request(lambda members: Prices({}, {}), added=add_sources(store, specs, None))
     record = blend_run(store, EnsembleConfig(), request)
     expected = f"bad: own OOF log loss {-np.log(0.01):.4f}, not chosen"
-    assert list(not_chosen(record, request.added)) == [expected]
-    assert not list(not_chosen(record, replace(request.added, members=())))
+    assert list(unchosen_lines(record, request.added)) == [expected]
+    assert not list(unchosen_lines(record, replace(request.added, members=())))

@@ -150,7 +150,7 @@ def test_summary_gives_the_blends_figures(full_run: Run, document: str) -> None:
         assert f"{value:.4f}" in words
     assert f"{record.oof_logloss - record.best_single_oof_logloss:+.4f}" in words
     assert "8 (5 complete, 1 unfinished, 1 diverged, 1 failed)" in words
-    assert "15 finished of 17 that ended" in words
+    assert "17 (15 finished, 1 diverged, 1 failed)" in words
     assert any(word.startswith("± 0.0123") for word in words)
 
 

@@ -1,0 +1,111 @@
+"""A blend as lines for the terminal: its figures, warnings, members, and remarks.
+
+Takes an `EnsembleRecord`, gives lines with rich markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.markup import escape
+
+from foldrace.core.metrics import MetricScore
+from foldrace.reporting.formats import counted
+from foldrace.reporting.sentences import (
+    METRICS_IN_WORDS,
+    blending_may_gain_nothing,
+    calibration_change,
+    gain_of_other_weights,
+    model_name,
+    near_duplicates,
+    unvalidated,
+)
+from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
+
+_WIDTH = 22  # of the names of figures
+
+
+def blend_lines(blend: EnsembleRecord) -> Iterator[str]:
+    """Describe a blend: one line a figure, a member, or a remark."""
+    yield (
+        f"[bold]Blend[/bold] of {counted(len(blend.members), 'member')} ({blend.method}): "
+        f"OOF log loss [bold]{blend.oof_logloss:.4f}[/bold]"
+    )
+    for name, text in _figures(blend):
+        yield f"  {name:{_WIDTH}} {text}"
+    warning = blending_may_gain_nothing(blend)
+    if warning is not None:
+        yield f"[yellow]warning[/yellow] {warning}"
+    yield "Members, by weight:"
+    for member in blend.members:
+        yield f"  {member.weight:.3f}  {member.candidate} {member.variant}{_details(member)}"
+    yield from _remarks(blend)
+
+
+def _figures(blend: EnsembleRecord) -> Iterator[tuple[str, str]]:
+    single = escape(model_name(blend.best_single))
+    yield "best single model", f"{blend.best_single_oof_logloss:.4f}  {single}"
+    if blend.best_single_calibrated_logloss is not None:
+        # so that calibration is not taken for blending
+        yield "best one, calibrated", f"{blend.best_single_calibrated_logloss:.4f}"
+    yield _comparison(blend.fair_single_logloss - blend.oof_logloss)
+    yield "cross-fitted blend", f"{blend.crossfit_logloss:.4f} ± {blend.crossfit_se:.4f}"
+    yield "blend on the last fold", f"{blend.last_fold_logloss:.4f}"
+    yield "other weights", gain_of_other_weights(blend)
+    yield "OOF accuracy", f"{blend.oof_accuracy:.4f}"
+    for metric in blend.metrics:
+        if metric.name not in METRICS_IN_WORDS:
+            yield f"OOF {metric.name}", f"{metric.value:.4f}"
+    if blend.ms_per_image is not None:
+        yield "ms per image", f"{blend.ms_per_image:.3g} on {blend.device}"
+
+
+def _comparison(gain: float) -> tuple[str, str]:
+    """Gain against the best single model, in the places that are shown: no zero has a sign."""
+    shown = f"{abs(gain):.4f}"
+    better = gain >= 0 or float(shown) == 0
+    return f"blend is {'better' if better else 'worse'} by", f"{shown}  (log loss)"
+
+
+def _details(member: MemberRecord) -> str:
+    warm = f", temperature {member.temperature:.3f}" if member.temperature != 1 else ""
+    return f"{warm}{f', of {escape(member.run)}' if member.run else ''}"
+
+
+def _remarks(blend: EnsembleRecord) -> Iterator[str]:
+    """Sentences on how the blend came about, and on what its figures do not cover."""
+    if blend.methods_tried:
+        tried = (f"{t.method} {t.crossfit_logloss:.4f}" for t in blend.methods_tried)
+        yield f"Method {blend.method} has the least cross-fitted log loss: {', '.join(tried)}"
+    calibrated = calibration_change(blend)
+    if calibrated is not None:
+        yield calibrated
+    if blend.duplicates:
+        same = escape("; ".join(" = ".join(names) for names in blend.duplicates))
+        yield f"Same predictions, so only the first was considered: {same}"
+    if blend.members_without_weights:
+        left = counted(blend.members_without_weights, "member")
+        yield f"Left out, as their weight files are not there: {left}"
+    alike = near_duplicates(blend)
+    if alike is not None:
+        yield alike
+    for point in blend.curve:
+        yield (
+            f"  {point.ms_per_image:9.3f} ms per image: {point.oof_logloss:.4f} with "
+            f"{counted(point.members, 'member')}"
+        )
+    uncovered = unvalidated(blend)
+    if uncovered is not None:
+        yield f"[bold]Unvalidated[/bold]: {escape(uncovered)}"
+    held_out = blend.held_out
+    if held_out is not None:
+        yield (
+            f"Held-out rows ({held_out.rows}, seen by no trial): log loss {held_out.logloss:.4f}, "
+            f"accuracy {held_out.accuracy:.4f}{_other_metrics(held_out.metrics)}"
+        )
+
+
+def _other_metrics(metrics: Iterable[MetricScore]) -> str:
+    """The metrics without words of their own, as `, macro_f1 0.9012`."""
+    shown = (f", {m.name} {m.value:.4f}" for m in metrics if m.name not in METRICS_IN_WORDS)
+    return "".join(shown)
