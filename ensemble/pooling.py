@@ -51,6 +51,10 @@ class Combiner(Protocol):
     def take(self, members: NDArray[np.intp]) -> Combiner:
         """The same with only these members, in this order; the others must not count."""
 
+    def among(self, places: NDArray[np.intp], n_members: int) -> Combiner:
+        """The same among more members, of which the others do not count: member i is at places[i],
+        ascending."""
+
 
 @dataclass(frozen=True, eq=False)
 class ArithmeticMean:
@@ -72,6 +76,9 @@ class ArithmeticMean:
 
     def take(self, members: NDArray[np.intp]) -> ArithmeticMean:
         return ArithmeticMean(self.weights[members])
+
+    def among(self, places: NDArray[np.intp], n_members: int) -> ArithmeticMean:
+        return ArithmeticMean(spread(self.weights, places, n_members))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +106,9 @@ class Votes:
     def take(self, members: NDArray[np.intp]) -> Votes:
         return Votes(self.weights[members], self.constant)
 
+    def among(self, places: NDArray[np.intp], n_members: int) -> Votes:
+        return Votes(spread(self.weights, places, n_members), self.constant)
+
 
 @dataclass(frozen=True, eq=False)
 class GeometricMean:
@@ -121,6 +131,9 @@ class GeometricMean:
 
     def take(self, members: NDArray[np.intp]) -> GeometricMean:
         return GeometricMean(self.weights[members])
+
+    def among(self, places: NDArray[np.intp], n_members: int) -> GeometricMean:
+        return GeometricMean(spread(self.weights, places, n_members))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +182,24 @@ class Stacking:
             owners[there],
             self.intercept,
         )
+
+    def among(self, places: NDArray[np.intp], n_members: int) -> Stacking:
+        return Stacking(
+            spread(self.weights, places, n_members),
+            spread(self.scales, places, n_members),
+            self.matrices,
+            places[self.owners],
+            self.intercept,
+        )
+
+
+def spread(
+    weights: NDArray[np.float64], places: NDArray[np.intp], n_members: int
+) -> NDArray[np.float64]:
+    """(n_members,) the weights at their places, 0 elsewhere."""
+    among = np.zeros(n_members)
+    among[places] = weights
+    return among
 
 
 def centred_logs(log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
