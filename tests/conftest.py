@@ -121,35 +121,46 @@ def tiny_run(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
     return make_tiny_run()
 
 
-@contextlib.contextmanager
-def _cluster(kind: str, cache: Path) -> Iterator[PretendRay | None]:
-    """A connection that all sweeps use while it is there, and a cache of its processes."""
+@pytest.fixture(scope="session")
+def real_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A local cluster for all sweeps of this process that want real Ray; they use a connection
+    that is there. Gives the cache of its workers."""
     from foldrace.scheduling.ray.cluster import connect
-    from tests.pretend_tune import pretend_ray
 
-    pretended = pretend_ray() if kind == "pretended" else contextlib.nullcontext()
-    with pytest.MonkeyPatch.context() as patch, pretended as found:
+    cache = tmp_path_factory.mktemp("workers-cache")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLDRACE_CACHE", str(cache))
         with connect(None, ResourcesConfig()):
-            yield found
+            yield cache
+
+
+@contextlib.contextmanager
+def _cluster(request: pytest.FixtureRequest) -> Iterator[PretendRay | None]:
+    """The cluster of the fixture's parameter."""
+    from tests.pretend_tune import pretend_ray
+
+    if request.param == "real":
+        request.getfixturevalue("real_ray")
+        yield None
+        return
+    with pytest.MonkeyPatch.context() as patch, pretend_ray() as pretended:
+        cache = request.getfixturevalue("tmp_path_factory").mktemp("cache")
+        patch.setenv("FOLDRACE_CACHE", str(cache))
+        yield pretended
 
 
 @pytest.fixture(scope="module", params=["pretended", REAL_IN_FULL])
-def any_ray(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PretendRay | None]:
+def any_ray(request: pytest.FixtureRequest) -> Iterator[PretendRay | None]:
     """A cluster for the sweeps of a file: pretended, and in `make test-full` a real one too, which
     gives None."""
-    with _cluster(request.param, tmp_path_factory.mktemp("cache")) as found:
+    with _cluster(request) as found:
         yield found
 
 
 @pytest.fixture(scope="module", params=["pretended", REAL])
-def both_rays(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PretendRay | None]:
+def both_rays(request: pytest.FixtureRequest) -> Iterator[PretendRay | None]:
     """As `any_ray`, for a file whose sweep runs on real Ray in `make test` too."""
-    with _cluster(request.param, tmp_path_factory.mktemp("cache")) as found:
+    with _cluster(request) as found:
         yield found
 
 

@@ -153,7 +153,6 @@ class PretendRay:
     cpus: int
     lost: Callable[[dict[str, Any]], bool] = lambda config: False
     """Tells of which trials the process cannot be reset; tests set it."""
-    started: bool = False
 
     def nodes(self) -> list[dict[str, Any]]:
         """As `ray.nodes` lists them."""
@@ -178,26 +177,16 @@ class PretendRay:
 
         return SimpleNamespace(fit=fit)
 
-    def start(self, **_: Any) -> None:
-        """In place of `ray.init`."""
-        self.started = True
-
-    def stop(self) -> None:
-        """In place of `ray.shutdown`."""
-        self.started = False
-
 
 @contextmanager
 def pretend_ray(cpus: int = 2) -> Iterator[PretendRay]:
-    """Whoever starts Ray in this process gets a cluster with `cpus` cores that trains here."""
+    """A connection that is there, to a cluster with `cpus` cores that trains in this process."""
     cluster = PretendRay(cpus)
     runtime = SimpleNamespace(get_accelerator_ids=lambda: {})
     with (
         patch.multiple(
             ray,
-            is_initialized=lambda: cluster.started,
-            init=cluster.start,
-            shutdown=cluster.stop,
+            is_initialized=lambda: True,
             nodes=cluster.nodes,
             get_runtime_context=lambda: runtime,
         ),

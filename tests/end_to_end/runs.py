@@ -14,12 +14,21 @@ from click.testing import Result
 from numpy.typing import NDArray
 
 Cli = Callable[..., Result]
+SAME = 2e-4
+"""Absolute, between probabilities of one blend computed in other batches or processes: the
+temperatures of so few rows multiply the last bits of the logits by a hundred."""
 
 
 def succeeded(result: Result) -> Result:
     """The result of a command that has to end well."""
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return result
+
+
+def undecided(prob: NDArray[np.float64]) -> float:
+    """The share of the rows whose two likeliest classes are equal up to `SAME`."""
+    ordered = np.sort(prob, axis=1)
+    return float((ordered[:, -1] - ordered[:, -2] < SAME).mean())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from sklearn.metrics import accuracy_score, log_loss
 
-from tests.end_to_end.runs import Cli, Run, succeeded
+from tests.end_to_end.runs import SAME, Cli, Run, succeeded, undecided
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("both_rays")]
 
@@ -159,7 +159,8 @@ def test_the_blend_is_what_it_says(finished: Run) -> None:
     blend = mixed ** (1 / record["blend_temperature"])
     blend /= blend.sum(axis=1, keepdims=True)
     assert record["oof_logloss"] == pytest.approx(log_loss(labels, blend), abs=2e-4)
-    assert record["oof_accuracy"] == pytest.approx((blend.argmax(axis=1) == labels).mean())
+    right = (blend.argmax(axis=1) == labels).mean()
+    assert record["oof_accuracy"] == pytest.approx(right, abs=undecided(blend) + 1e-6)
     assert record["mixture_logloss"] <= record["best_single_oof_logloss"] + 1e-12
     assert record["certificate"] >= 0 and record["members_considered"] == 4
     best = finished.table("leaderboard.csv")["oof_logloss"].min()
@@ -203,7 +204,7 @@ def test_submit_and_predict_agree_with_the_run(finished: Run, tmp_path: Path, cl
     for row in table[table["class"] != "ERROR"].to_dict("records"):
         expected = submission.loc[Path(row["image_path"]).stem]
         got = {name: float(row[name]) for name in finished.classes}
-        assert got == pytest.approx({n: expected[n] for n in finished.classes}, abs=2e-5)
+        assert got == pytest.approx({n: expected[n] for n in finished.classes}, abs=SAME)
         assert row["class"] == max(got, key=lambda name: got[name])
         assert float(row["confidence"]) == max(got.values()) and row["error"] == ""
 

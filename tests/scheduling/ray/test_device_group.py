@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,15 @@ from ray import train, tune
 from ray.util import placement_group_table
 from typer.testing import CliRunner
 
-from foldrace.config.schema import ResourcesConfig, TrainingConfig
+from foldrace.config.schema import TrainingConfig
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import device_group
-from foldrace.scheduling.ray.cluster import connect
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.sweep import app
 from foldrace.trainables.spec import TrialSpec, TrialStopped
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("real_ray")]
 DEADLINE = 300.0  # seconds; only a fault takes so long
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A local cluster for the sweeps of this process, and where it keeps decoded images."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOLDRACE_CACHE", str(folder))
-        with connect(None, ResourcesConfig()):
-            yield folder
 
 
 @pytest.fixture
@@ -54,7 +43,7 @@ def config(tiny_images: Path, tmp_path: Path) -> Path:
             "candidates": 1,
             "space": {"batch_size": 15},
         },
-        "training": {"epochs": 2, "image_size": 32, "pretrained": False},
+        "training": {"epochs": 2, "image_size": 40, "pretrained": False},
         "augment": {"policy": "light"},
         "resources": {"devices_per_trial": 2, "max_failures": 1},
     }
@@ -111,12 +100,13 @@ def spec_for(run: Any, **changes: Any) -> TrialSpec:
     )
 
 
-def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, cache: Path) -> None:
+def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, real_ray: Path) -> None:
     """The fold trial is tried again, and every row has its probabilities once."""
-    run, killed = tmp_path / "run", []
+    run, killed = tmp_path / "run", list[int]()
+    known = set(real_ray.glob("pixels/*/index.npy"))
 
     def kill_one() -> None:
-        until(lambda: any(cache.glob("pixels/*/index.npy")), "the images of the first trial")
+        until(lambda: set(real_ray.glob("pixels/*/index.npy")) - known, "the images")
         time.sleep(3)  # one of its epochs
         two = device_processes()
         two[0].kill()
@@ -139,12 +129,12 @@ def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, cache
 
 
 @pytest.mark.full
-def test_ctrl_c_ends_a_group(config: Path, tmp_path: Path, cache: Path) -> None:
-    run, known = tmp_path / "run", set(cache.glob("pixels/*/index.npy"))
+def test_ctrl_c_ends_a_group(config: Path, tmp_path: Path, real_ray: Path) -> None:
+    run, known = tmp_path / "run", set(real_ray.glob("pixels/*/index.npy"))
 
     def interrupt() -> None:
         try:
-            until(lambda: set(cache.glob("pixels/*/index.npy")) - known, "the images")
+            until(lambda: set(real_ray.glob("pixels/*/index.npy")) - known, "the images")
             time.sleep(3)  # some of its epochs
         finally:
             os.kill(os.getpid(), signal.SIGINT)

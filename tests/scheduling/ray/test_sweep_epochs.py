@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from foldrace.config.schema import ResourcesConfig
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.cluster import connect
 from foldrace.scheduling.ray.fold_asha import FoldASHA
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.sweep import app
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("real_ray")]
 GOOD, HOPELESS = 5e-3, 1e-7
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A local cluster for the sweeps of this file: a run uses a connection that is there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOLDRACE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        with connect(None, ResourcesConfig()):
-            yield
 
 
 def cli(*arguments: object) -> Result:
@@ -43,9 +31,12 @@ def processes() -> dict[tuple[str, int], int]:
 
 @pytest.fixture(scope="module")
 def run(
-    tiny_images: Path, tmp_path_factory: pytest.TempPathFactory, processes: dict[Any, int]
+    real_ray: Path,
+    tiny_images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    processes: dict[Any, int],
 ) -> Path:
-    """One after another: good, hopeless, good, hopeless. Each saves its state after every epoch."""
+    """Good, hopeless, good, hopeless, one after another; each saves its state after every epoch."""
     root = tmp_path_factory.mktemp("epochs")
     points = [
         {"backbone": "timm/test_resnet", "params": {"lr": lr, "weight_decay": 0.01 + number / 1e3}}

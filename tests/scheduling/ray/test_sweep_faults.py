@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from foldrace.config.schema import ResourcesConfig
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.cluster import connect
 from foldrace.sweep import app
 from foldrace.trainables.resume_state import from_bytes
 from tests.pretend_tune import pretend_ray
@@ -34,21 +32,6 @@ DEADLINE = 300.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
 OFTEN = ("--set", "training.save_every=0.001")  # seconds: after each epoch
 RESUME_STATE = "resume.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOLDRACE_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def cluster(cache: Path) -> Iterator[None]:
-    """A local cluster for the sweeps of this process."""
-    with connect(None, ResourcesConfig()):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +62,8 @@ def cli(*arguments: object) -> Result:
 def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without Ray that nothing happened to, but that there was no room for its images."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    with pretend_ray():
+    with pytest.MonkeyPatch.context() as patch, pretend_ray():
+        patch.setenv("FOLDRACE_CACHE", str(folder.parent / "cache"))
         result = cli("run", config, "--out", folder, "--set", "cache.max_gb=1e-6")
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     return folder
@@ -126,7 +110,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def test_killed_then_interrupted_then_resumed(
-    config: Path, tmp_path: Path, cluster: None, undisturbed: Path
+    config: Path, tmp_path: Path, real_ray: Path, undisturbed: Path
 ) -> None:
     """Each trial goes on from its last saved epoch, and all come to the bits of a run without Ray
     that nothing happened to."""
@@ -223,7 +207,7 @@ def _kill(process: psutil.Process) -> None:
 
 
 def test_a_killed_worker_costs_one_attempt(
-    config: Path, tmp_path: Path, cluster: None, undisturbed: Path
+    config: Path, tmp_path: Path, real_ray: Path, undisturbed: Path
 ) -> None:
     run, killed = tmp_path / "run", []
 
@@ -254,7 +238,7 @@ def training_worker() -> psutil.Process | None:
     return None
 
 
-def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, cluster: None) -> None:
+def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, real_ray: Path) -> None:
     """Exit code 1, as no candidate is complete."""
     run = tmp_path / "run"
     long = ("--set", "training.epochs=3000", "--set", "training.patience=3000")
