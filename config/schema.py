@@ -23,7 +23,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def _seconds(value: object) -> object:
-    """'90m', '1.5h', '45s', '2d' or a number of seconds -> seconds."""
+    """Seconds from '90m', '1.5h', '45s', '2d' or a number of seconds."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
@@ -41,12 +41,12 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """Where the images, labels and test images are. Paths are relative to the config file."""
+    """Places of the images, labels and test images; paths are relative to the config file."""
 
     train: str
     """A CSV of image paths and labels, a folder with one folder per class, or a zip of either."""
     train_images: str | None = None
-    """What the CSV's image paths are relative to: a folder or a zip. Default: the CSV's folder."""
+    """Folder or zip that the CSV's image paths are relative to. Default: the CSV's folder."""
     image_column: str = "image_path"
     label_column: str = "target"
     group_column: str | None = None
@@ -64,7 +64,7 @@ class DataConfig(_Section):
 
 
 class FoldsConfig(_Section):
-    """How the training rows are cut into folds."""
+    """Split of the training rows into folds."""
 
     k: Annotated[int, Field(ge=1, le=100)] = 5
     """Number of folds; 1 means one fixed validation split of `valid_fraction`."""
@@ -88,7 +88,7 @@ class FoldsConfig(_Section):
 
 
 def _form(value: object) -> str | None:
-    """Which branch of a union a value is meant for, so that it gets that branch's message."""
+    """The branch of a union that a value is meant for, so that it gets that branch's message."""
     if isinstance(value, bool):
         return "<bool>"
     if isinstance(value, (int, float)):
@@ -107,7 +107,7 @@ ValueConfig = Annotated[
 
 
 class RangeConfig(_Section):
-    """What a knob may take in the search: low/high (with `log`), or `choices`."""
+    """Values of a hyperparameter in the search: low/high (with `log`), or `choices`."""
 
     low: float | None = None
     high: float | None = None
@@ -157,18 +157,18 @@ class PointConfig(_Section):
 
 
 class SearchConfig(_Section):
-    """What is searched, how, and for how long."""
+    """The search: backbones, hyperparameters, sampler and length."""
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
     candidates: Annotated[int, Field(ge=1)] = 20
-    """How many candidates (backbone + hyperparameters) are started, each with up to k folds."""
+    """Number of candidates (backbone + hyperparameters) started, each with up to k folds."""
     fold_trials: Annotated[int, Field(ge=1)] | None = None
-    """How many fold trials are started at most, of all candidates together."""
+    """Largest number of fold trials that are started, of all candidates together."""
     sampler: Literal["tpe", "random", "cmaes", "gp", "grid", "list"] = "tpe"
     """`list` takes `points` alone."""
     objective: Literal["logloss", "gain"] = "logloss"
-    """What the sampler learns from: a candidate's own pooled OOF log loss, or its gain over the
-    race's blend as that is now."""
+    """Value that the sampler learns from: a candidate's own pooled OOF log loss, or its gain over
+    the race's blend as that is now."""
     points: tuple[PointConfig, ...] = ()
     """Candidates given by hand, before the sampler's own."""
     warm_start: tuple[str, ...] = ()
@@ -187,14 +187,14 @@ class SearchConfig(_Section):
 
     @property
     def most_candidates(self) -> int:
-        """How many candidates can be started: a list has no more than its points."""
+        """Largest number of candidates that can be started: a list has no more than its points."""
         if self.sampler == "list":
             return min(self.candidates, len(self.points))
         return self.candidates
 
 
 class RaceConfig(_Section):
-    """When a candidate gets no further folds."""
+    """The race: when a candidate gets no further folds."""
 
     rule: Literal["gain", "forgiving", "none"] = "gain"
     """gain: it must add to the blend of the complete candidates. forgiving: its mean log loss must
@@ -204,7 +204,7 @@ class RaceConfig(_Section):
     min_complete: Annotated[int, Field(ge=1)] = 5
     """Nobody is stopped before so many candidates are complete."""
     epoch_stopping: bool | None = None
-    """Whether first folds may be stopped in mid-training. Default: with the rule gain."""
+    """First folds may be stopped in mid-training. Default: with the rule gain."""
     grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.25
     """Fraction of its own schedule that a trial has before it may be stopped in mid-training."""
     reduction: Annotated[int, Field(ge=2)] = 2
@@ -221,12 +221,12 @@ class RaceConfig(_Section):
 
     @property
     def stops_epochs(self) -> bool:
-        """Whether first folds may be stopped in mid-training."""
+        """True where first folds may be stopped in mid-training."""
         return self.rule == "gain" and self.epoch_stopping is not False
 
 
 class TrainingConfig(_Section):
-    """What every trial shares."""
+    """Settings that every trial shares."""
 
     epochs: Annotated[int, Field(ge=1)] = 30
     image_size: Annotated[int, Field(ge=16, le=2048)] = 224
@@ -244,7 +244,7 @@ class TrainingConfig(_Section):
     """Images on the device at once; larger batches accumulate gradients over several. A trial that
     runs out of device memory halves it by itself."""
     meta_features: tuple[str, ...] = ()
-    """What is joined to the image's features, of the stored image: mean_colour, aspect_ratio."""
+    """Numbers of the stored image joined to the image's features: mean_colour, aspect_ratio."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     channels_last: bool = True
@@ -274,7 +274,7 @@ TransformConfig = Annotated[dict[str, dict[str, Any]], BeforeValidator(_one_name
 
 
 class AugmentConfig(_Section):
-    """How training images are varied."""
+    """Augmentation of the training images."""
 
     policy: str = "medium"
     transforms: tuple[TransformConfig, ...] = ()
@@ -282,7 +282,7 @@ class AugmentConfig(_Section):
 
 
 class CacheConfig(_Section):
-    """How each node keeps decoded images, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
+    """Decoded images that each node keeps, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
 
     longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
     """Pixels: larger images are stored at this longer side. Default: 1.5 × the image size."""
@@ -295,7 +295,7 @@ class CacheConfig(_Section):
 
 
 class ResourcesConfig(_Section):
-    """What a trial gets, and how far the run may go."""
+    """Devices of a trial, and limits of the run."""
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
@@ -311,7 +311,7 @@ class ResourcesConfig(_Section):
     """Hours of all trials' devices together; on a machine without GPUs those of its slots. No fold
     trial starts beyond them."""
     max_failures: Annotated[int, Field(ge=0)] = 2
-    """How often a fold trial that failed (a lost node, a killed worker) is started anew."""
+    """Number of times that a failed fold trial (a lost node, a killed worker) is started anew."""
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> ResourcesConfig:
@@ -322,7 +322,7 @@ class ResourcesConfig(_Section):
 
 
 class EnsembleConfig(_Section):
-    """How the blend is chosen."""
+    """Choice of the blend."""
 
     method: str = "greedy"
     max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 50
@@ -332,9 +332,9 @@ class EnsembleConfig(_Section):
     calibrate: bool = True
     """Temperatures of members and blend, each where it lowers the cross-fitted log loss."""
     max_ms_per_image: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Of all fold models of the blend together, on the machine that blends."""
+    """Most milliseconds of all fold models of the blend together, on the machine that blends."""
     max_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Of the weight files of all fold models of the blend together."""
+    """Largest size of the weight files of all fold models of the blend together."""
     exclude: tuple[str, ...] = ()
     """Candidates (`c0007`, or one variant: `c0007 ema`) and backbones that may not enter."""
     include: tuple[str, ...] = ()
@@ -359,4 +359,4 @@ class SweepConfig(_Section):
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     smoke: dict[str, Any] = {}
-    """What `run --smoke` lays over this config."""
+    """Keys that `run --smoke` lays over this config."""

@@ -1,1 +1,1 @@
-"""What every room uses: errors, metrics, whole-file writes, plugin files."""
+"""The ground of every room: errors, metrics, whole-file writes, plugin files."""

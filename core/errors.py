@@ -112,7 +112,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "stochasticdepth": ("drop_path",), "timelimit": ("time_budget",), "trials": ("candidates",),
     "wd": ("weight_decay",),
 }  # fmt: skip
-"""What other tools call a thing -> what it is called here, where that is not similar."""
+"""Name in other tools -> our names for the same, where they are not similar."""
 
 
 def plain(name: str) -> str:

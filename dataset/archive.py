@@ -33,7 +33,7 @@ _DAMAGE = (
 
 
 def cache_dir() -> Path:
-    """$FOLDRACE_CACHE, else the user's cache folder."""
+    """The cache folder: $FOLDRACE_CACHE, else the user's."""
     own = os.environ.get("FOLDRACE_CACHE")
     if own:
         return Path(own).expanduser()
@@ -76,7 +76,8 @@ def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """Without the UTF-8 flag, zipfile reads a name as CP437; Korean Windows writes CP949."""
+    """Name of a member, in the encoding that it was written in."""
+    # Without the UTF-8 flag, zipfile reads a name as CP437; Korean Windows writes CP949.
     name = info.orig_filename
     if not info.flag_bits & _UTF8_FLAG:
         raw = name.encode("cp437")
@@ -112,7 +113,7 @@ def _unsafe(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -> list[
 
 
 def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
-    """Why a member must not be unpacked; None when it may."""
+    """The reason why a member must not be unpacked, or None."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "have an absolute path"
@@ -153,7 +154,7 @@ def _too_big(
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, is_dir: bool) -> None:
-    """zipfile gives at most the declared size, and an error where the checksum is another."""
+    """Write one member; zipfile stops at its declared size and checks its checksum."""
     if is_dir:
         path.mkdir(parents=True, exist_ok=True)
         return

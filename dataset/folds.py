@@ -1,4 +1,4 @@
-"""Which fold each training row belongs to: decided once, written to folds.csv, hashed.
+"""The fold of each training row: decided once, written to folds.csv, hashed.
 
 Takes a `Manifest` and the config's `folds` section, gives an array of folds and the CSV's text,
 or a DataError with every problem. The same seed gives the same folds everywhere.
@@ -29,18 +29,22 @@ _SIDES = (TRAIN_ONLY, 0, HELD_OUT)
 
 @dataclass(frozen=True)
 class FoldTable:
-    """folds.csv as read back."""
+    """The table in folds.csv."""
 
     image_paths: tuple[str, ...]
     targets: tuple[str, ...]
     groups: tuple[str, ...] | None
     fold: NDArray[np.int64]
+    """Fold of each row, (n,); with k: 1 also TRAIN_ONLY and HELD_OUT."""
     hash: str
+    """SHA-256 of the file, in hex."""
 
 
 def make_folds(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
-    """(n,) fold of each row, 0 .. k-1. With k: 1, 0 marks the validation rows, beside
-    TRAIN_ONLY and HELD_OUT. Raises DataError with every problem."""
+    """Fold of each row, (n,), 0 .. k-1; raises DataError with every problem.
+
+    With k: 1, 0 marks the validation rows, beside TRAIN_ONLY and HELD_OUT.
+    """
     if config.column is not None:
         fold = _given(manifest, config)
     else:
@@ -55,7 +59,10 @@ def make_folds(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
 
 
 def folds_csv(manifest: Manifest, fold: NDArray[np.int64]) -> str:
-    """The text of folds.csv: RFC 4180, but with `\\n` at line ends."""
+    """The text of folds.csv: RFC 4180, but with a line feed alone at line ends.
+
+    With csv, not pandas, which can neither write nor read file names that are not UTF-8.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
@@ -71,7 +78,7 @@ def folds_hash(csv_text: str) -> str:
 
 
 def read_folds(csv_text: str) -> FoldTable:
-    """The table that `folds_csv` wrote; raises DataError where it did not write this."""
+    """The table that `folds_csv` wrote; raises DataError for any other text."""
     rows = [row for row in csv.reader(io.StringIO(csv_text, newline="")) if row]
     if not rows or tuple(rows[0]) != HEADER:
         raise DataError.single("folds.csv", f"the header should be {','.join(HEADER)}")
@@ -118,7 +125,7 @@ def _fixed_split(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
 def _split_rows(
     labels: NDArray[np.int64], valid: float, test: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Each class by its fractions, within a row; each side gets at least one row of it."""
+    """Sides (n,) with each class's fractions to within a row, and one row of it at least."""
     fold = np.full(len(labels), TRAIN_ONLY, dtype=np.int64)
     ends = np.cumsum(np.bincount(labels))
     quota_valid = np.diff(np.rint(ends * valid), prepend=0)  # rounding does not add up over classes
@@ -135,8 +142,10 @@ def _split_rows(
 def _split_groups(
     manifest: Manifest, valid: float, test: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Whole groups, the largest first, each to the side that lacks most of what the group has,
-    as in StratifiedGroupKFold. The balance counts each class's rows, and as much the groups."""
+    """Sides (n,) of whole groups, the largest first, each to the side that lacks it most.
+
+    As in StratifiedGroupKFold. The balance counts each class's rows, and as much the groups.
+    """
     names, group = np.unique(np.array(manifest.groups), return_inverse=True)
     n_classes = len(manifest.classes)
     share = np.zeros((len(names), n_classes + 1))  # (G, C + 1), each column sums to 1
@@ -176,7 +185,7 @@ def _given(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
 
 
 def _too_small(manifest: Manifest, config: FoldsConfig) -> Iterator[Problem]:
-    """Classes that cannot be on every side of the split."""
+    """The problem of classes that cannot be on every side of the split."""
     need = config.k if config.k > 1 else 2 + (config.test_fraction > 0)
     units = np.arange(len(manifest)) if manifest.groups is None else np.array(manifest.groups)
     small = []

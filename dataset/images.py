@@ -36,7 +36,7 @@ _UPRIGHT = {
 }  # EXIF orientation -> what makes the image upright
 
 SMALL_SIDE = 64
-"""Pixels of the longer side of what `check_image` gives."""
+"""Longer side of the image that `check_image` gives, in pixels."""
 _SHRINKS_WELL = ("RGB", "L", "RGBA", "CMYK")  # before RGB is made of them, which then costs less
 _DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this multiple of the final size
 
@@ -50,13 +50,16 @@ class ImageError(Exception):
 
 
 def read_rgb(path: Path, longer_side: int | None = None) -> Image.Image:
-    """The upright image in mode RGB, fully decoded; transparency lies on white. With
-    `longer_side`, never larger than that many pixels (and never enlarged)."""
+    """The upright image in mode RGB, fully decoded; transparency lies on white.
+
+    With `longer_side`, it is never larger than so many pixels (and never enlarged). Raises
+    ImageError.
+    """
     return decode_rgb(read_bytes(path), path, longer_side)
 
 
 def decode_rgb(data: bytes, path: Path, longer_side: int | None = None) -> Image.Image:
-    """The same from the content of the file at `path`."""
+    """The upright RGB image from the content of the file at `path`, see `read_rgb`."""
     image = _open(data, path)
     try:
         if longer_side is not None:
@@ -72,9 +75,11 @@ def decode_rgb(data: bytes, path: Path, longer_side: int | None = None) -> Image
 
 
 def check_image(data: bytes, path: Path) -> tuple[int, Image.Image]:
-    """Decode the file in `data` to its end; gives its longer side in pixels and the upright RGB
-    image at `SMALL_SIDE` or less. Cheaper than `read_rgb`: a JPEG's data are all read, but not more
-    of its resolution is computed than the small image needs."""
+    """Longer side in pixels, and the upright RGB image at `SMALL_SIDE` or less.
+
+    The file in `data` is decoded to its end; raises ImageError. Cheaper than `read_rgb`: of a JPEG
+    not more resolution is computed than the small image needs.
+    """
     image = _open(data, path)
     side = max(image.size)
     try:
@@ -105,13 +110,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 def find_images(folder: Path) -> list[str]:
-    """Every image below `folder`, as natural-sorted posix paths relative to it; hidden files
-    and folders are left out."""
+    """Every image below `folder`, as natural-sorted posix paths relative to it.
+
+    Hidden files and folders are left out.
+    """
     return sorted(_image_files(folder, ""), key=natural_key)
 
 
 def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Sorts '2' before '10' and 'a2' before 'a10'; different texts never tie."""
+    """Sort key with '2' before '10' and 'a2' before 'a10'; different texts never tie."""
     parts: list[str | tuple[int, str]] = []
     for i, part in enumerate(re.split("([0-9]+)", text.casefold())):
         digits = part.lstrip("0")

@@ -1,4 +1,4 @@
-"""The training images with their labels, as the rest of the house sees them.
+"""The training images with their labels, as all other rooms see them.
 
 Takes the config's `data` section (a CSV, a folder per class, or a zip of either), gives a
 `Manifest`, or a DataError with every problem.
@@ -38,21 +38,22 @@ class Manifest:
 
     image_root: Path
     image_paths: tuple[str, ...]
-    """As written, but with `/`: relative to `image_root`, or absolute."""
+    """Paths as written, but with `/`: relative to `image_root`, or absolute."""
     labels: NDArray[np.int64]
-    """(n,) indices into `classes`."""
+    """Index into `classes` of each row, (n,)."""
     classes: tuple[str, ...]
     groups: tuple[str, ...] | None
     given_folds: tuple[str, ...] | None
     table: str | None = None
     """The CSV that the rows come from, as messages name it."""
     lines: tuple[int, ...] | None = None
-    """Where each row begins in `table`, as an editor counts."""
+    """Line where each row begins in `table`, as an editor counts."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
 
     def file(self, row: int) -> Path:
+        """Path of a row's image on this machine."""
         return on_disk(self.image_root, self.image_paths[row])
 
 
@@ -67,8 +68,11 @@ def read_manifest(data: DataConfig, fold_column: str | None = None) -> Manifest:
 def scan_manifest(
     data: DataConfig, fold_column: str | None = None
 ) -> tuple[Manifest | None, list[Problem]]:
-    """As `read_manifest`, but where labels are wrong it still gives the images, so that an audit
-    can find what is wrong with those too; a row without a label has the class ''."""
+    """The training rows and every problem; None where there are no images to read.
+
+    Where labels are wrong it still gives the images, so that an audit can find their faults too; a
+    row without a label has the class ''.
+    """
     problems: list[Problem] = []
     source = open_source("data.train", data.train, problems)
     manifest = None

@@ -27,28 +27,31 @@ _ABOVE_ONE = 1e-6  # rounding may lift a float32 probability above 1 by so much
 
 @dataclass(frozen=True)
 class ExpectedRows:
-    """What a table of predictions should hold: each row once."""
+    """Rows that a table of predictions should hold, each once."""
 
     kind: str
-    """Of one row, for messages: 'scored row'."""
+    """Name of one row in messages: 'scored row'."""
     ids: tuple[str, ...]
-    """In the order that is given back; no two are alike."""
+    """Ids in the order that is given back; no two are alike."""
     id_columns: tuple[str, ...]
     """Names that a CSV's column of ids may have; the first that is there is taken."""
     order: str
-    """Of the rows of an npy, for messages."""
+    """Name of the order of an npy's rows in messages."""
     classes: tuple[str, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and classes, (n, C)."""
         return len(self.ids), len(self.classes)
 
 
 def read_predictions(
     path: Path, expected: ExpectedRows, problems: list[Problem]
 ) -> NDArray[np.float64] | None:
-    """(n, C) probabilities in the order of `expected`, rows scaled to sum to 1; None where there
-    are problems."""
+    """Probabilities (n, C) in the order of `expected`, rows scaled to sum to 1.
+
+    None where there are problems, which are added to the list.
+    """
     if not path.is_file():
         problems.append(Problem(str(path), "is no file; needed: a .csv or an .npy of predictions"))
         return None
@@ -124,15 +127,15 @@ def _read_csv(
 
 
 def _id_names(expected: ExpectedRows) -> list[str]:
-    """Those that a column of ids may have here."""
-    named = dict.fromkeys(clean(name) for name in expected.id_columns)
-    return [name for name in named if name not in expected.classes]
+    """Names that a column of ids may have."""
+    names = dict.fromkeys(clean(name) for name in expected.id_columns)
+    return [name for name in names if name not in expected.classes]
 
 
 def _id_column(table: Table, expected: ExpectedRows) -> int | None:
-    """Its index, None where there is none."""
-    named = (name for name in _id_names(expected) if name in table.columns)
-    return next((table.columns.index(name) for name in named), None)
+    """Index of the column of ids, or None."""
+    names = (name for name in _id_names(expected) if name in table.columns)
+    return next((table.columns.index(name) for name in names), None)
 
 
 def _lacks_classes(table: Table, expected: ExpectedRows) -> bool:
@@ -191,7 +194,7 @@ def _key(name: str) -> str:
 
 
 def _numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
-    """(rows, columns); NaN where a cell is no number."""
+    """Numbers (rows, columns); NaN where a cell is no number."""
     values = np.empty((len(table.rows), len(columns)))
     for target, row in zip(values, table.rows, strict=True):
         cells = [row[column] for column in columns]
@@ -216,7 +219,7 @@ def _unsound(
     row_name: Callable[[int], str],
     cell: Callable[[int, int], str],
 ) -> Iterator[Problem]:
-    """What is wrong with the numbers (n, C); `cell` is a number as written."""
+    """The problems of the numbers (n, C); `cell` gives a number as written."""
     wrong = ~((values >= 0.0) & (values <= 1.0 + _ABOVE_ONE))
     if wrong.any():
         cells = (
@@ -226,7 +229,7 @@ def _unsound(
         shown, hint = listing(cells, _SHOWN), _hint(values, wrong)
         message = f"values that are no probability: {shown}; allowed: numbers from 0 to 1{hint}"
         yield Problem(where, message)
-    sums = np.where(wrong, np.nan, values).sum(axis=1)  # NaN: told already
+    sums = np.where(wrong, np.nan, values).sum(axis=1)  # NaN: reported already
     odd = np.flatnonzero(np.abs(sums - 1.0) > _SUM_TOLERANCE)
     if len(odd):
         shown = listing((f"{row_name(int(r))}: {sums[r]:.6g}" for r in odd), _SHOWN)
@@ -235,7 +238,7 @@ def _unsound(
 
 
 def _hint(values: NDArray[np.float64], wrong: NDArray[np.bool_]) -> str:
-    """What the numbers (n, C) look like, where most rows are wrong in one way."""
+    """Advice where most rows of the numbers (n, C) are wrong in one way, else ''."""
     rows = values[wrong.any(axis=1) & ~np.isnan(values).any(axis=1)]
     if len(rows) <= len(values) / 2:
         return ""

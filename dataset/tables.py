@@ -1,4 +1,4 @@
-"""Where rows come from: CSV tables as people have them, and folders or zips of images.
+"""Sources of rows: CSV tables as people have them, and folders or zips of images.
 
 Takes the paths that the config names, gives a `Table` or a folder, and adds to a list of problems.
 `read_table` is ours, not pandas': a message names the line of the user's file, and names of images
@@ -26,17 +26,17 @@ _ROOT_SAMPLE = 50  # so many paths tell whether a wrapping folder has to be left
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV as text: nothing is a number, nothing is missing ('NA' and '01' stay as they are)."""
+    """A CSV as text: no cell is a number or missing ('NA' and '01' stay as they are)."""
 
     name: str
     folder: Path
     header: tuple[str, ...]
-    """The first line's cells as they are."""
+    """Cells of the first line as they are."""
     columns: tuple[str, ...]
-    """The same as compared."""
+    """Names of the columns as they are compared, see `clean`."""
     rows: tuple[list[str], ...]
     lines: tuple[int, ...]
-    """Where each row begins, as an editor counts."""
+    """Line where each row begins, as an editor counts."""
 
     def column(self, name: str, key: str, problems: list[Problem]) -> list[str]:
         """The column's cells, all filled; [] and a problem where that cannot be."""
@@ -109,12 +109,12 @@ def read_table(path: Path, name: str, problems: list[Problem]) -> Table | None:
 
 
 def clean(cell: str) -> str:
-    """A name as compared: macOS writes Hangul decomposed (NFD), others composed (NFC)."""
+    """A name as it is compared: macOS writes Hangul decomposed (NFD), others composed (NFC)."""
     return normalize("NFC", cell.strip())
 
 
 def twice(items: Iterable[str]) -> list[str]:
-    """Items that occur more than once."""
+    """The items that occur more than once."""
     return [item for item, count in Counter(items).items() if count > 1]
 
 
@@ -140,6 +140,7 @@ def open_source(key: str, value: str, problems: list[Problem]) -> Table | Path |
 def open_folder(
     key: str, value: str, problems: list[Problem], kinds: str = "a folder or a .zip"
 ) -> Path | None:
+    """The folder of that path, or with the content of that zip; None and a problem where none."""
     path = Path(value)
     if path.is_dir():
         return path
@@ -172,7 +173,7 @@ def on_disk(root: Path, written: str) -> Path:
 
 
 def inner_folder(folder: Path) -> Path | None:
-    """The only folder in `folder`, where there are no images beside it."""
+    """The only folder in `folder`, or None where there are images or others beside it."""
     visible = [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
     folders = [p for p in visible if p.is_dir()]
     images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible if not p.is_dir())

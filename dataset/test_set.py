@@ -35,30 +35,30 @@ class ImageSet:
     image_root: Path
     image_paths: tuple[str, ...]
     ids: tuple[str, ...]
-    """Exactly as the sample writes them, else the test CSV; else the names of the files."""
+    """Ids exactly as the sample writes them, else the test CSV; else the files' names."""
     id_column: str
     class_columns: tuple[str, ...]
     """The classes, in the order of the sample's columns where it has one for each."""
     header: tuple[str, ...]
-    """The submission's first line exactly as the sample writes it (spaces, Unicode form):
+    """First line of the submission exactly as the sample writes it (spaces, Unicode form):
     `id_column` and `class_columns`, or in the label form `id_column` and one column for labels."""
     labels: bool = False
-    """The sample asks for the most probable class of each row, not for probabilities."""
+    """True where the sample asks for the most probable class, not for probabilities."""
     table: str | None = None
     """The CSV that the images come from, as messages name it."""
     lines: tuple[int, ...] | None = None
-    """Where each row begins in `table`, as an editor counts."""
+    """Line where each row begins in `table`, as an editor counts."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
 
     def file(self, row: int) -> Path:
+        """Path of a row's image on this machine."""
         return on_disk(self.image_root, self.image_paths[row])
 
 
 def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
-    """The test rows, or None where the config names no test set; raises DataError with every
-    problem."""
+    """The test rows, or None where the config names none; DataError with every problem."""
     if data.test is None:
         return None
     problems: list[Problem] = []
@@ -104,7 +104,7 @@ def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Proble
 
 
 def _asks_for_labels(sample: Table, classes: Sequence[str]) -> bool:
-    """One column beside the ids, which is not a class's and holds classes, or nothing."""
+    """True where one column beside the ids, which is no class's, holds classes or nothing."""
     columns = sample.columns[1:]
     if len(columns) != 1 or columns[0] in classes:
         return False

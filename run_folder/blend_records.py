@@ -19,18 +19,18 @@ class MemberRecord(StoredRecord):
     weight: float
     temperature: float = 1.0
     run: str = ""
-    """The run folder that holds it; empty: this one."""
+    """Run folder that holds it; empty for this one."""
     added: bool = False
-    """Predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/` holds them."""
+    """True for predictions made elsewhere (`ensemble --add`): `ensemble/added/<candidate>/`."""
     oof_logloss: float | None = None
-    """Of the member alone, uncalibrated; None in the records of a version that kept none."""
+    """OOF log loss of the member alone, uncalibrated; None in records of an older version."""
     gain: float | None = None
-    """How much the OOF log loss rises without it, in nats. Where the method fits the weights: the
+    """Rise of the OOF log loss without it, in nats. Where the method fits the weights: the
     least loss that a mixture of the members can have. Where it gives all the same (`uniform`,
     `top-k`, `soft-vote`, `snapshot`): the loss of their mean, which may fall. None where the blend
     is no mixture, and beyond the 50 heaviest members."""
     ms_per_image: float | None = None
-    """Of all its fold models together; None where it was not measured."""
+    """Milliseconds of all its fold models together; None where it was not measured."""
     weight_bytes: int | None = None
 
 
@@ -44,7 +44,7 @@ class ReliabilityBin(StoredRecord):
 
 
 class Reliability(StoredRecord):
-    """How honest the confidence is: cross-fitted predictions."""
+    """Honesty of the confidence of cross-fitted predictions."""
 
     ece: float
     """Expected calibration error: mean over rows of |confidence - accuracy| of their bin."""
@@ -52,7 +52,7 @@ class Reliability(StoredRecord):
 
 
 class CalibrationTrial(StoredRecord):
-    """One way to calibrate, cross-fitted."""
+    """Cross-fitted score of one way to calibrate."""
 
     members: bool
     blend: bool
@@ -61,19 +61,19 @@ class CalibrationTrial(StoredRecord):
 
 
 class Calibration(StoredRecord):
-    """Which temperatures were kept, and why."""
+    """Choice of temperatures, with the scores of all ways that were tried."""
 
     members: bool
     blend: bool
     tried: tuple[CalibrationTrial, ...]
     before: Reliability
-    """Without any temperature."""
+    """Reliability without any temperature."""
     after: Reliability
-    """With those that were kept."""
+    """Reliability with the temperatures that were kept."""
 
 
 class MethodTrial(StoredRecord):
-    """One method that `ensemble.method: auto` tried, with the temperatures that suit it."""
+    """Score of one method that `ensemble.method: auto` tried, with temperatures that suit it."""
 
     method: str
     crossfit_logloss: float
@@ -93,7 +93,7 @@ class NearDuplicates(StoredRecord):
 
     rows: int
     oof_logloss_without: float | None
-    """Of the blend on the other rows; None where there are none."""
+    """OOF log loss of the blend on the other rows; None where there are none."""
 
 
 class UnvalidatedRecord(StoredRecord):
@@ -104,7 +104,7 @@ class UnvalidatedRecord(StoredRecord):
 
 
 class HeldOutScore(StoredRecord):
-    """With `k: 1` and a `test_fraction`: the blend on rows that no trial and no choice has seen."""
+    """Score of the blend on rows that no trial and no choice has seen (`folds.test_fraction`)."""
 
     rows: int
     logloss: float
@@ -113,7 +113,7 @@ class HeldOutScore(StoredRecord):
 
 
 class EnsembleRecord(StoredRecord):
-    """`ensemble.json`: the blend and what is known about it."""
+    """The blend and its figures, as in `ensemble.json`."""
 
     method: str
     members: tuple[MemberRecord, ...]
@@ -126,45 +126,45 @@ class EnsembleRecord(StoredRecord):
     best_single_oof_logloss: float
     best_single: str
     best_single_calibrated_logloss: float | None = None
-    """The least OOF loss of one member at a temperature of its own: what of the blend's gain is
+    """Least OOF loss of one member at a temperature of its own, to tell what of the blend's gain is
     calibration; None without calibration."""
     oof_accuracy: float
     last_fold_logloss: float
     members_considered: int
     candidates_considered: int
     members_without_weights: int = 0
-    """Left out, since their weights are not there any more (`ensemble.keep: blend`)."""
+    """Number of members left out, since their weights were removed (`ensemble.keep: blend`)."""
     folds_hash: str
     metrics: tuple[MetricScore, ...] = ()
     """Every metric of the table, of the blend's OOF probabilities."""
     held_out: HeldOutScore | None = None
     pooling: str = "arithmetic"
-    """`arithmetic`, `geometric`, `votes` or `stacking`: how members are combined."""
+    """Way in which members are combined: `arithmetic`, `geometric`, `votes` or `stacking`."""
     mixture_logloss: float | None = None
-    """Before the temperature of the blend."""
+    """OOF log loss before the temperature of the blend."""
     blend_temperature: float = 1.0
     calibration: Calibration | None = None
     methods_tried: tuple[MethodTrial, ...] = ()
-    """With `ensemble.method: auto`: `method` is the one of these with the least loss."""
+    """Methods that `ensemble.method: auto` tried; `method` is the one with the least loss."""
     ms_per_image: float | None = None
-    """Of all fold models; None where a member's was not measured."""
+    """Milliseconds of all fold models; None where a member's was not measured."""
     device: str = ""
-    """What `ms_per_image` was measured on."""
+    """Device that `ms_per_image` was measured on."""
     weight_bytes: int | None = None
     curve: tuple[CurvePoint, ...] = ()
-    """With a limit of time: loss against time."""
+    """Loss against time, where there is a limit of time."""
     duplicates: tuple[tuple[str, ...], ...] = ()
     """Members with the same probabilities: only the first of each was considered."""
     near_duplicates: NearDuplicates | None = None
     unvalidated: tuple[UnvalidatedRecord, ...] = ()
     combiner: str = "combiner.safetensors"
-    """The file in `ensemble/` with what the combiner knows beyond the weights; empty: nothing."""
+    """File in `ensemble/` with the combiner's numbers beyond the weights; empty for none."""
     digests: dict[str, str] = Field(default_factory=dict)
-    """File in `ensemble/` -> blake2b of its bytes: only a file that has it is of this blend.
-    Empty in those of a version that wrote none."""
+    """File in `ensemble/` -> blake2b of its bytes: only a file that has it is of this blend. Empty
+    in records of an older version."""
 
     @property
     def fair_single_logloss(self) -> float:
-        """The best single member treated as the blend is: calibrated where the blend is."""
+        """OOF loss of the best single member, calibrated where the blend is."""
         calibrated = self.best_single_calibrated_logloss
         return self.best_single_oof_logloss if calibrated is None else calibrated

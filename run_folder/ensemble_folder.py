@@ -1,7 +1,7 @@
-"""The folder `ensemble/` of a run: the blend, its OOF rows and what its combiner knows.
+"""The folder `ensemble/` of a run: the blend, its OOF rows and its combiner's numbers.
 
-Takes and gives records and arrays. ensemble.json alone decides what the blend is: it comes after
-what it speaks of, and knows the digests of that, so that no reader mixes two blends.
+Takes and gives records and arrays. ensemble.json alone decides what the blend is: it is written
+after the files that belong to it and holds their digests, so that no reader mixes two blends.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ _ADDED = "added/"
 _MATRIX = "matrix"
 _LOCK = "logs/blend.lock"
 _PATIENCE = 60.0
-"""Seconds that a writer waits for another, which takes one or two."""
+"""Seconds that a writer waits for another one, which takes one or two."""
 _NO_ARRAYS: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
 
 
 class EnsembleFolder:
-    """The blend of one run folder."""
+    """The files of the blend of one run folder."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
-        """One process at a time in here, on a mounted folder: an object store has no locks.
-        RunFolderError where another does not come out. The lock goes with its process, however
-        that ends."""
+        """Hold the lock of the blend, on a mounted folder: an object store has none.
+
+        RunFolderError where another process does not release it. The lock goes with its process,
+        however that ends.
+        """
         if not isinstance(self._files, LocalFiles):
             yield
             return
@@ -70,7 +72,7 @@ class EnsembleFolder:
         arrays: Mapping[str, NDArray[np.float64]] = _NO_ARRAYS,
         added: Collection[str] = (),
     ) -> EnsembleRecord:
-        """The record as it was written, with the digests of what belongs to it.
+        """Write a blend; gives the record as written, with the digests of its files.
 
         `trajectory` is the text of trajectory.csv, `oof` (N, C) log-probabilities, `arrays` what
         the combiner knows beyond the weights, `added` the folders in `added/` that the blend
@@ -96,8 +98,10 @@ class EnsembleFolder:
         return written
 
     def update(self, record: EnsembleRecord) -> None:
-        """Write ensemble.json alone: more about the blend that is there. RunFolderError where
-        another has taken its place."""
+        """Write ensemble.json alone, with more about the blend that is there.
+
+        RunFolderError where another blend has taken its place.
+        """
         with self.only_writer():
             there = self.record()
             if there is not None and there.digests != record.digests:
@@ -109,34 +113,38 @@ class EnsembleFolder:
             self._write(record)
 
     def record(self) -> EnsembleRecord | None:
-        """ensemble.json, or None where there is no blend."""
+        """The record in ensemble.json, or None where there is no blend."""
         name = f"{FOLDER}/{_RECORD}"
         if not self._files.exists(name):
             return None
         return read_record(self._files, name, EnsembleRecord)
 
     def oof(self) -> NDArray[np.float32]:
-        """(N, C) probabilities of the blend on the scored rows; RunFolderError where the file is
-        damaged, or of another blend."""
+        """Probabilities (N, C) of the blend on the scored rows.
+
+        RunFolderError where the file is damaged, or of another blend.
+        """
         try:
             return np.exp(array_of(self._of_blend(_OOF, self.record())).astype(np.float32))
         except ValueError as error:
             raise self._unreadable(_OOF, error) from error
 
     def trajectory(self) -> str:
-        """The text of trajectory.csv; errors as in `oof`."""
+        """The text of trajectory.csv; raises as `oof` does."""
         return self._of_blend(_TRAJECTORY, self.record()).decode(errors="surrogateescape")
 
     def matrix_path(self) -> Path:
-        """Where the members' derived matrix is: it is memory-mapped, so that the one of a run in an
-        object store lies in the user's cache."""
+        """Path of the members' derived matrix.
+
+        It is memory-mapped, so that the one of a run in an object store lies in the user's cache.
+        """
         if isinstance(self._files, LocalFiles):
             return self._files.path / FOLDER / _MATRIX
         name = hashlib.sha256(self._files.root.encode()).hexdigest()[:16]
         return cache_dir() / "matrices" / name / _MATRIX
 
     def combiner_arrays(self, record: EnsembleRecord) -> dict[str, NDArray[np.float64]]:
-        """What the combiner of this blend knows beyond the weights; errors as in `oof`."""
+        """The combiner's numbers beyond the weights, by name; raises as `oof` does."""
         name = record.combiner
         known = name in record.digests
         if not name or not (known or self._files.exists(f"{FOLDER}/{name}")):
@@ -147,7 +155,7 @@ class EnsembleFolder:
             raise self._unreadable(name, error) from error
 
     def check_added(self, record: EnsembleRecord) -> None:
-        """RunFolderError unless the predictions made elsewhere are those that were blended."""
+        """Raise RunFolderError unless the predictions made elsewhere are those of this blend."""
         problems: list[Problem] = []
         for name in (name for name in record.digests if name.startswith(_ADDED)):
             try:
@@ -161,14 +169,13 @@ class EnsembleFolder:
         self._files.write(f"{FOLDER}/{_RECORD}", record_json(record))
 
     def _forget_combiners(self, kept: str) -> None:
-        """Those of other blends."""
+        """Remove the combiners of other blends."""
         for name in self._files.names(FOLDER):
             if name.startswith(_COMBINER) and name != kept:
                 self._files.delete(f"{FOLDER}/{name}")
 
     def _of_blend(self, name: str, record: EnsembleRecord | None) -> bytes:
-        """The bytes of a file in here; RunFolderError where they are not those that the record
-        speaks of."""
+        """The bytes of a file in the folder; RunFolderError where the record has other ones."""
         try:
             data = self._files.read(f"{FOLDER}/{name}")
         except OSError as error:

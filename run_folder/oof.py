@@ -1,12 +1,9 @@
-"""The file of a complete candidate's calibrated true-class columns, which the race goes by.
-
-Takes the trials that they came from and the columns, gives bytes and back. Derived: from 33,000
-rows of 396 classes a column takes tenths of a second, and `resume` wants those of all candidates.
-
-Arrays of a run folder: `.npy` files without pickle, and a candidate's folds put together.
+"""Arrays of a run folder: `.npy` files without pickle, a candidate's folds put together.
 
 Takes files and names, gives arrays; checks that each scored row is there once before anyone blends
-them.
+them. Also the file of a complete candidate's calibrated true-class columns, which the race goes by:
+derived, but from 33,000 rows of 396 classes a column takes tenths of a second, and `resume` wants
+those of all candidates.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ def npy(array: NDArray[np.generic]) -> bytes:
 
 
 def array_of(data: bytes) -> NDArray[np.float32]:
-    """The inverse of `npy`; ValueError where these are not the bytes of an array of numbers."""
+    """The array in an .npy file's bytes; ValueError where they hold no array of numbers."""
     try:
         array: NDArray[np.float32] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     except (EOFError, OverflowError, MemoryError, SyntaxError, TypeError) as error:
@@ -47,7 +44,7 @@ def array_of(data: bytes) -> NDArray[np.float32]:
 
 
 def read_array(files: Files, name: str) -> NDArray[np.float32]:
-    """RunFolderError where the file is missing or damaged."""
+    """The array in an .npy file; RunFolderError where it is missing or damaged."""
     try:
         return array_of(files.read(name))
     except (OSError, ValueError) as error:
@@ -57,11 +54,10 @@ def read_array(files: Files, name: str) -> NDArray[np.float32]:
 def pooled(
     files: Files, folders: Mapping[int, str], name: str, folds: FoldTable
 ) -> NDArray[np.float32]:
-    """The arrays `name` of fold trials, fold -> folder, in the order of their rows: of all folds,
-    the order of the scored rows.
+    """The arrays `name` of fold trials put together in the order of their rows in folds.csv.
 
-    RunFolderError with every fold trial that does not hold each row of its fold once, or has files
-    that cannot be read.
+    `folders`: fold -> its folder. RunFolderError with every fold trial that does not hold each row
+    of its fold once, or has files that cannot be read.
     """
     problems: list[Problem] = []
     paths = folders.values()
@@ -80,12 +76,12 @@ def pooled(
 
 
 def row_name(row: int, folds: FoldTable) -> str:
-    """A row as the user finds it: the header is line 1."""
+    """Name of a row as the user finds it: the header is line 1."""
     return f"line {row + 2} of folds.csv ({folds.image_paths[row]})"
 
 
 def _read_of_trial(files: Files, name: str, problems: list[Problem]) -> NDArray[np.float32] | None:
-    """None where it cannot be read: `problems` has why."""
+    """The array in a fold trial's file; None and a problem where it cannot be read."""
     try:
         return array_of(files.read(name))
     except (OSError, ValueError) as error:
@@ -96,7 +92,7 @@ def _read_of_trial(files: Files, name: str, problems: list[Problem]) -> NDArray[
 
 
 def _of(folder: str) -> str:
-    """`c0003, fold 1` of trials/c0003/fold1."""
+    """Name of a fold trial by its folder: `c0003, fold 1` of trials/c0003/fold1."""
     _, candidate, fold = folder.rsplit("/", 2)
     return f"{candidate}, {fold.replace('fold', 'fold ')}"
 
@@ -104,7 +100,7 @@ def _of(folder: str) -> str:
 def _misfits(
     fold: int, rows: NDArray[np.generic], part: NDArray[np.generic], folds: FoldTable
 ) -> Iterator[tuple[bool, str]]:
-    """What is wrong with one fold trial, and whether its rows fit."""
+    """(do its rows fit, text) for each problem of one fold trial."""
     says = "does not hold each scored row once"
     expected = np.flatnonzero(folds.fold == fold)
     if rows.shape != expected.shape or not np.array_equal(np.sort(rows), expected):
@@ -136,14 +132,14 @@ Columns = dict[str, NDArray[np.float32]]
 def columns_file(
     trials: Iterable[TrialRecord], columns: Mapping[str, NDArray[np.float32]]
 ) -> bytes:
-    """`columns`: variant -> (N,)."""
+    """The bytes of race.safetensors; `columns`: variant -> true-class probabilities (N,)."""
     return save({**columns, _TRIALS: _digest(trials)})
 
 
 def read_columns(
     data: bytes, trials: Iterable[TrialRecord], variants: Iterable[str], rows: int
 ) -> Columns | None:
-    """None where they are of other trials, variants or rows, or damaged."""
+    """The columns in race.safetensors; None where they are damaged or of other trials or rows."""
     try:
         arrays = load(data)
     except (SafetensorError, ValueError, KeyError):
@@ -156,7 +152,7 @@ def read_columns(
 
 
 def _fits(column: NDArray[np.float32], rows: int) -> bool:
-    """Probabilities of all rows."""
+    """True where a column has probabilities of all rows."""
     right = column.shape == (rows,) and column.dtype == np.float32
     return right and bool(((column >= 0) & (column <= 1)).all())
 

@@ -1,4 +1,4 @@
-"""How far a sweep is: what the scheduler knows and the terminal shows.
+"""Progress of a sweep, as the scheduler gives it and the terminal shows it.
 
 Plain frozen records, so that neither side imports the other.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 
 Event = TrialRecord | RaceDecision | CandidateSummary
-"""A fold trial that ended, a decision, a candidate that is settled."""
+"""A fold trial that ended, a decision, or a candidate that is settled."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class RunningTrial:
     backbone: str
     fold: int
     epoch: int
-    """Epochs done; 0 before the first one has ended."""
+    """Number of epochs done; 0 before the first one has ended."""
     epochs: int
     val_logloss: float | None
-    """Of the last epoch that ended."""
+    """Validation log loss of the last epoch that ended."""
 
 
 @dataclass(frozen=True)
 class BudgetUse:
-    """How much of one limit of the budget is used up."""
+    """Use of one limit of the budget."""
 
     used: float
     limit: float
@@ -44,25 +44,25 @@ class Progress:
 
     trials_done: int
     trials_total: int
-    """Expected, once candidates are settled; an upper bound before."""
+    """Expected number, once candidates are settled; an upper bound before."""
     running: tuple[RunningTrial, ...]
     counts: Mapping[CandidateStatus, int]
-    """Candidates that have started, by status."""
+    """Number of candidates that have started, by status."""
     leaders: tuple[CandidateSummary, ...]
     """The best complete candidates, and those with a finished fold that are not settled."""
     events: Sequence[Event]
-    """Of this session, in order: the next record's begin with them."""
+    """Events of this session, in order; those of the next record begin with them."""
     failed: int
-    """Fold trials that failed or diverged."""
+    """Number of fold trials that failed or diverged."""
     elapsed_s: float
     eta_s: float | None
     best_logloss: float | None
     """Pooled OOF log loss of the best complete candidate."""
     blend_logloss: float | None = None
-    """Of the race's blend of the complete candidates, on all rows."""
+    """Log loss of the race's blend of the complete candidates, on all rows."""
     decisions: tuple[RaceDecision, ...] = ()
-    """The last ones."""
+    """The latest decisions."""
     budget: tuple[BudgetUse, ...] = ()
-    """Of every limit that is set."""
+    """Use of every limit that is set."""
     notes: tuple[str, ...] = ()
-    """What fold trials of this session warned of, each text once, in the order they came."""
+    """Warnings of this session's fold trials, each text once, in the order they came."""

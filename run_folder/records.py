@@ -15,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-RAW = "raw"
-"""The weights as they were trained."""
-EMA = "ema"
-"""Their exponential moving average."""
-
+from foldrace.run_folder.variants import RAW
 
 TrialStatus = Literal["finished", "stopped", "diverged", "failed"]
 """`stopped`: in mid-training, by the epoch-level rule; it has no OOF rows."""
@@ -33,7 +29,7 @@ ACTION_WORDS: dict[RaceAction, Literal["goes on", "stopped", "complete"]] = {
     "stop": "stopped",
     "complete": "complete",
 }
-"""What a decision means for its candidate, in words for people."""
+"""Meaning of a decision for its candidate, in words for people."""
 
 
 class StoredRecord(BaseModel):
@@ -50,6 +46,7 @@ class CandidateRecord(StoredRecord):
     candidate: str
     backbone: str
     params: dict[str, int | float | str]
+    """Hyperparameter -> value."""
 
 
 class VariantScore(StoredRecord):
@@ -60,12 +57,12 @@ class VariantScore(StoredRecord):
     val_acc: float
     best_epoch: int
     ingredients: tuple[str, ...] = ()
-    """Of a soup: the members whose weights were averaged, `c0003 ema`, the best first. Several
-    candidates are in it, so it judges none of them."""
+    """Members whose weights a soup averages, `c0003 ema`, the best first; empty for other variants.
+    Several candidates are in a soup, so that it judges none of them."""
 
 
 class TrialRecord(StoredRecord):
-    """The truth about one fold trial; written last, so that its files are whole."""
+    """Result of one fold trial; written last, so that its files are whole."""
 
     candidate: str
     fold: int
@@ -81,11 +78,11 @@ class TrialRecord(StoredRecord):
     node: str = ""
     device: str = ""
     accelerators: tuple[str, ...] = ()
-    """Device ids that the scheduler gave to this trial."""
+    """Ids of the devices that the scheduler gave to this trial."""
     micro_batch: int = 0
     error: str | None = None
     notes: tuple[str, ...] = ()
-    """What it warned of, each text once."""
+    """Warnings of the trial, each text once."""
 
     @property
     def best(self) -> str | None:
@@ -95,11 +92,13 @@ class TrialRecord(StoredRecord):
 
 
 class RaceDecision(StoredRecord):
-    """What the race decided after a fold of a candidate, or at an epoch of its first fold, and the
-    numbers that it went by. A fold has one: of several the last."""
+    """Decision of the race after a fold of a candidate, or at an epoch of its first fold.
+
+    It has the numbers that the race went by. A fold has one: of several the last.
+    """
 
     number: int
-    """Of the decision in its sweep: they are in the order in which they were made."""
+    """Place of the decision among all of its sweep, in the order in which they were made."""
     candidate: str
     fold: int
     epoch: int | None = None
@@ -109,32 +108,33 @@ class RaceDecision(StoredRecord):
     action: RaceAction
     """`complete`: the candidate's last fold has ended well, and it joins the race's blend."""
     variant: str | None = None
-    """The better one, which decided."""
+    """The better variant, which decided."""
     folds_done: int
     rows: int
-    """Rows that it was judged on: those of its finished folds, or of the running one."""
+    """Number of rows that it was judged on: of its finished folds, or of the running one."""
     gain: float | None = None
     """Bounded gain over the race's blend on those rows, in nats a row; None where there was none
     yet or the rows cannot be read. Of `complete`: over the blend without the candidate."""
     gain_se: float | None = None
+    """Standard error of `gain`."""
     z: float | None = None
     score: float | None = None
-    """`forgiving`: the candidate's mean log loss. `epoch`: the log loss at that epoch."""
+    """Mean log loss of the candidate (rule `forgiving`), or its log loss at that epoch."""
     limit: float | None = None
-    """What `score` was compared with: the worst fold of the best complete candidate, or the rung's
-    cut."""
+    """Value that `score` was compared with: the worst fold of the best complete candidate, or the
+    rung's cut."""
     complete: int
-    """Complete candidates by then; of a decision `complete`, the candidate itself among them."""
+    """Number of complete candidates by then, with the candidate itself for `complete`."""
     blend_logloss: float | None = None
-    """Of the race's blend of these on all rows; None while it has no members."""
+    """Log loss of the race's blend of these on all rows; None while it has no members."""
     epochs_trained: int
     """Epochs of all fold trials of the sweep that have ended by then, stopped ones included."""
     reason: str
-    """In one line, for people."""
+    """Reason in one line, for people."""
 
     @property
     def line(self) -> str:
-        """For the log: `c0012 stopped after fold 1: gain -0.0031 ± 0.0009`."""
+        """The decision for the log: `c0012 stopped after fold 1: gain -0.0031 ± 0.0009`."""
         place = f"after fold {self.fold}"
         if self.epoch is not None:
             place = f"after epoch {self.epoch} of fold {self.fold}"
@@ -161,12 +161,12 @@ class CandidateSummary:
 
     @property
     def settled(self) -> bool:
-        """Whether no further fold of the candidate is trained."""
+        """True where no further fold of the candidate is trained."""
         return self.status not in ("running", "unfinished")
 
     @property
     def gain(self) -> float | None:
-        """Of the latest decision that knew one."""
+        """Gain in the latest decision that has one, in nats a row."""
         known = [d for d in self.decisions if d.gain is not None]
         return known[-1].gain if known else None
 
@@ -178,28 +178,30 @@ class CandidateSummary:
 
     @cached_property
     def finished(self) -> tuple[TrialRecord, ...]:
+        """The fold trials that ended well."""
         return tuple(t for t in self.trials if t.status == "finished")
 
     @cached_property
     def variants(self) -> tuple[str, ...]:
-        """Variants that every finished fold has, raw first."""
+        """The variants that every finished fold has, raw first."""
         if not self.finished:
             return ()
         shared = set.intersection(*(set(t.variants) for t in self.finished))
         return tuple(sorted(shared, key=lambda v: (v != RAW, v)))
 
     def pooled_logloss(self, variant: str) -> float:
-        """Mean over all rows of the finished folds, not mean of fold means."""
+        """Mean log loss over all rows of the finished folds, not mean of fold means."""
         scores = [t.variants[variant] for t in self.finished]
         return math.fsum(s.rows * s.val_logloss for s in scores) / sum(s.rows for s in scores)
 
     def pooled_accuracy(self, variant: str) -> float:
+        """Share of the rows of all finished folds whose class is right."""
         scores = [t.variants[variant] for t in self.finished]
         return math.fsum(s.rows * s.val_acc for s in scores) / sum(s.rows for s in scores)
 
     @cached_property
     def own_variants(self) -> tuple[str, ...]:
-        """`variants` without soups, in which there are several candidates."""
+        """The variants without soups, in which there are several candidates."""
         return tuple(
             v for v in self.variants if not any(t.variants[v].ingredients for t in self.finished)
         )
@@ -211,7 +213,7 @@ class CandidateSummary:
 
     @property
     def last_fold_logloss(self) -> float | None:
-        """Of the better variant on the last fold, where that has been trained."""
+        """Log loss of the better variant on the last fold, or None where it is not trained."""
         last = [t for t in self.finished if t.fold == self.folds - 1]
         return last[0].variants[self.best].val_logloss if last and self.best else None
 
@@ -223,8 +225,11 @@ def summarise(
     running: bool,
     decisions: Sequence[RaceDecision] = (),
 ) -> CandidateSummary:
-    """A candidate's one status: complete means that all K folds ended well. A decision to stop
-    holds for ever, whatever else is there: another fold that was in flight, another rule."""
+    """Summary of a candidate with its one status: complete means that all K folds ended well.
+
+    A decision to stop holds for ever, whatever else is there: another fold that was running,
+    another rule.
+    """
     statuses = {trial.status for trial in trials}
     status: CandidateStatus
     if "stopped" in statuses or any(d.action == "stop" for d in decisions):

@@ -126,5 +126,5 @@ class RunStore(TrialFiles):
         self.files.write("decisions.csv", to_bytes(decisions_csv(listed)))
 
     def log_folder(self) -> Path | None:
-        """Where log files go: they are appended to, which only a mounted folder can do."""
+        """Folder of log files, or None: only a mounted folder can be appended to."""
         return self.files.path / "logs" if isinstance(self.files, LocalFiles) else None

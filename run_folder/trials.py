@@ -27,7 +27,6 @@ from foldrace.core.files import (
 from foldrace.dataset.folds import FoldTable, read_folds
 from foldrace.run_folder.oof import columns_file, npy, pooled, read_columns
 from foldrace.run_folder.records import (
-    RAW,
     CandidateRecord,
     CandidateSummary,
     Oof,
@@ -35,6 +34,7 @@ from foldrace.run_folder.records import (
     TrialRecord,
     summarise,
 )
+from foldrace.run_folder.variants import RAW
 
 FOLDS = "folds.csv"
 _RESUME_STATE, _TRAIN_LOG, _DECISION = "resume.safetensors", "train_log.csv", "decision.json"
@@ -271,7 +271,7 @@ class TrialFiles:
         self.files.write(_columns_name(summary), columns_file(summary.trials, columns))
 
     def calibrated(self, summary: CandidateSummary) -> dict[str, NDArray[np.float32]] | None:
-        """What `save_calibrated` wrote for exactly these trials, or None."""
+        """The columns that `save_calibrated` wrote for exactly these trials, or None."""
         try:
             data = self.files.read(_columns_name(summary))
         except OSError:

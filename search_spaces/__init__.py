@@ -1,1 +1,1 @@
-"""What may vary: ranges, the hyperparameters of a trial, and how a search draws them."""
+"""Ranges, the hyperparameters of a trial, and the space that a search draws them from."""

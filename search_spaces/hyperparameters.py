@@ -17,16 +17,18 @@ from foldrace.search_spaces.ranges import Float, Int, Name, Range, Value
 
 @dataclass(frozen=True)
 class Knob:
-    """One hyperparameter. `limits` is what anybody may ask for, `search` the range of a config
-    that says `search`, and `varied` whether a config that says nothing varies it too."""
+    """One hyperparameter."""
 
     name: str
     default: Value
     limits: Float | Int | Name
+    """Values that anybody may ask for."""
     search: Range | None
+    """Range of a config that says `search`."""
     unit: str
     doc: str
     varied: bool
+    """True where a config that says nothing varies it too."""
 
     @property
     def whole(self) -> bool:
@@ -204,12 +206,12 @@ class TrialParams:
     )  # fmt: skip
 
     def as_dict(self) -> dict[str, Value]:
-        """Knob name -> value, in the order of the fields."""
+        """Name -> value, in the order of the fields."""
         return {name: getattr(self, name) for name in KNOBS}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Value]) -> TrialParams:
-        """From knob name -> value; knobs that are not given take their defaults."""
+        """Hyperparameters from name -> value; those not given take their defaults."""
         cast: dict[str, Any] = {name: KNOBS[name].cast(value) for name, value in values.items()}
         return cls(**cast)
 

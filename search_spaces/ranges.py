@@ -1,4 +1,4 @@
-"""What a knob may take: a float range, an integer range, a set of choices, or a name of a table.
+"""Values of a hyperparameter: a range of numbers, a set of choices, or a name of a table.
 
 Takes bounds, gives immutable ranges that know what they contain.
 """
@@ -24,6 +24,7 @@ class Float:
         _check_bounds(self.low, self.high, self.log)
 
     def contains(self, value: Value) -> bool:
+        """True where the value is allowed."""
         return not isinstance(value, str) and self.low <= value <= self.high
 
     def middle(self) -> float:
@@ -31,13 +32,13 @@ class Float:
         return _middle(self.low, self.high, self.log)
 
     def grid(self, points: int) -> tuple[float, ...]:
-        """So many values from low to high: equal steps, or equal factors of a log range."""
+        """The given number of values from low to high, in equal steps, of a log range factors."""
         if self.low == self.high:
             return (self.low,)
         return _spaced(self.low, self.high, points, self.log)
 
     def every(self) -> Sequence[float] | None:
-        """All values; None where they cannot be listed."""
+        """All values, or None where they cannot be listed."""
         return (self.low,) if self.low == self.high else None
 
     def __str__(self) -> str:
@@ -56,16 +57,20 @@ class Int:
         _check_bounds(self.low, self.high, self.log)
 
     def contains(self, value: Value) -> bool:
+        """True where the value is allowed."""
         if isinstance(value, str):
             return False
         return float(value).is_integer() and self.low <= value <= self.high
 
     def middle(self) -> int:
+        """The middle as `Float` has it, rounded."""
         return round(_middle(self.low, self.high, self.log))
 
     def grid(self, points: int) -> tuple[int, ...]:
-        """All values where there are no more than `points`, else so many, spaced as those of a
-        `Float` and rounded."""
+        """All values where there are no more than `points`, else so many.
+
+        They are spaced as those of a `Float` and rounded.
+        """
         if self.high - self.low < points:
             return tuple(self.every())
         return tuple(dict.fromkeys(map(round, _spaced(self.low, self.high, points, self.log))))
@@ -91,10 +96,11 @@ class Choice:
             raise ValueError(f"gives a choice twice: {list(self.values)}")
 
     def contains(self, value: Value) -> bool:
+        """True where the value is allowed."""
         return value in self.values
 
     def middle(self) -> Value:
-        """Of numbers the middle one, of names the first."""
+        """The middle one of numbers, the first of names."""
         numbers = [value for value in self.values if not isinstance(value, str)]
         if len(numbers) < len(self.values):
             return self.values[0]
@@ -114,10 +120,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Name:
-    """A row of one of the training tables (losses, optimisers, heads ...), by its name. Whether
-    there is such a row is checked where the table lives."""
+    """Name of a row of one of the training tables (losses, optimisers, heads ...).
+
+    It is checked against the rows where the table lives.
+    """
 
     def contains(self, value: Value) -> bool:
+        """True where the value is allowed."""
         return isinstance(value, str) and value != ""
 
     def __str__(self) -> str:
@@ -128,7 +137,7 @@ Range = Float | Int | Choice
 
 
 def shown(value: Value) -> str:
-    """A knob's value in a message or a table."""
+    """A value in a message or a table."""
     return value if isinstance(value, str) else f"{value:g}"
 
 
@@ -146,7 +155,7 @@ def _middle(low: float, high: float, log: bool) -> float:
 
 
 def _spaced(low: float, high: float, points: int, log: bool) -> tuple[float, ...]:
-    """The ends are exact: rounding must not carry one out of the range."""
+    """The given number of values; rounding carries neither end out of the range."""
     parts = [i / (points - 1) for i in range(1, points - 1)]
     inner = [low * (high / low) ** x if log else low + (high - low) * x for x in parts]
     return (low, *inner, high)

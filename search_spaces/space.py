@@ -1,4 +1,4 @@
-"""From the config's search section to hyperparameters: what each backbone may vary.
+"""The search space: which hyperparameters each backbone varies, from the config's search section.
 
 Takes a `SweepConfig`, gives a `SearchSpace` that turns what Optuna draws into `TrialParams` and
 back, or the problems in the config.
@@ -24,12 +24,13 @@ from foldrace.search_spaces.ranges import Choice, Float, Int, Name, Range, Value
 
 @dataclass(frozen=True)
 class Setting:
-    """One knob for one backbone: its default, and its range where it is searched. `name` is the
-    Optuna parameter: shared by backbones with the same range, else the backbone's own."""
+    """One hyperparameter for one backbone."""
 
     name: str
+    """Optuna's parameter: shared by backbones with the same range, else the backbone's own."""
     default: Value
     range: Range | None
+    """Range of the search, or None where it is fixed at the default."""
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -45,12 +46,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Backbone -> knob -> setting."""
+    """Search space of every backbone."""
 
     settings: Mapping[str, Mapping[str, Setting]]
+    """Backbone -> hyperparameter -> setting."""
 
     @property
     def backbones(self) -> tuple[str, ...]:
+        """Names of the backbones, in the order of the config."""
         return tuple(self.settings)
 
     def default(self, backbone: str) -> TrialParams:
@@ -60,12 +63,12 @@ class SearchSpace:
         )
 
     def configured(self, backbone: str, given: Mapping[str, Value]) -> TrialParams:
-        """The default configuration with some knobs at given values, inside the space or not."""
+        """The default configuration with some values given, inside the space or not."""
         cast = {knob: KNOBS[knob].cast(value) for knob, value in given.items()}
         return TrialParams.from_dict(self.default(backbone).as_dict() | cast)
 
     def searched(self, backbone: str) -> dict[str, Range]:
-        """Optuna's name -> range, of the knobs that are searched for a backbone."""
+        """Optuna's name -> range, for each hyperparameter that is searched for a backbone."""
         settings = self.settings[backbone].values()
         return {s.name: s.range for s in settings if s.range is not None}
 
@@ -79,13 +82,15 @@ class SearchSpace:
         )
 
     def encode(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
-        """Optuna's names and values for a configuration; None where it lies outside this space
-        (as after `resume --set search.space...`, or a point given by hand)."""
+        """Optuna's names and values for a configuration; None where it lies outside this space.
+
+        It may after `resume --set search.space...`, or as a point given by hand.
+        """
         encoded = self.place(backbone, params)
         return encoded if encoded is not None and self.fixed_alike(backbone, params) else None
 
     def place(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
-        """As `encode`, whatever the knobs have that are not searched here."""
+        """Optuna's names and values, whatever is set for what is not searched; else None."""
         if backbone not in self.settings:
             return None
         values, encoded = params.as_dict(), dict[str, Value]()
@@ -98,18 +103,18 @@ class SearchSpace:
         return encoded
 
     def fixed_alike(self, backbone: str, params: TrialParams) -> bool:
-        """Whether the knobs that are not searched have this space's values."""
+        """True where all that is not searched has this space's values."""
         values = params.as_dict()
         settings = self.settings[backbone].items()
         return all(values[k] == s.default for k, s in settings if s.range is None)
 
     def distributions(self, backbone: str) -> dict[str, BaseDistribution]:
-        """Optuna's distributions of the searched knobs of a backbone."""
+        """Optuna's distributions of what is searched for a backbone."""
         return {name: distribution(r) for name, r in self.searched(backbone).items()}
 
 
 def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Problem]]:
-    """The space, with defaults in place of what is wrong, and what is wrong."""
+    """The space, with defaults in place of wrong settings, and the problems of these."""
     search, problems = config.search, list[Problem]()
     shared = _settings(search.space, _defaults(config), f"{source}: search.space", "", problems)
     for backbone in search.per_backbone:
@@ -132,7 +137,7 @@ def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Pro
 
 
 def _defaults(config: SweepConfig) -> dict[str, Value]:
-    """Knob -> default; some knobs have theirs from another section."""
+    """Hyperparameter -> default; some have theirs from another section."""
     return {name: knob.default for name, knob in KNOBS.items()} | {
         "epochs": config.training.epochs,
         "image_size": config.training.image_size,
@@ -183,7 +188,7 @@ def _setting(knob: Knob, form: KnobConfig | None, default: Value, suffix: str) -
 
 
 def _searched(knob: Knob) -> Range:
-    """The range of a knob for which the config says `search`."""
+    """The range where the config says `search`."""
     if isinstance(knob.limits, Name):
         raise ValueError(f"is searched by {{choices: [...]}}: {knob.doc}")
     return knob.search or knob.limits
@@ -221,7 +226,7 @@ def _check_value(knob: Knob, value: Value) -> None:
 
 
 def distribution(chosen: Range) -> BaseDistribution:
-    """Optuna's form of a range."""
+    """The range in Optuna's form."""
     match chosen:
         case Float(low, high, log):
             return FloatDistribution(low, high, log=log)
