@@ -1,6 +1,6 @@
 """`status`: the leaderboard, the race and what is left, from the run folder alone.
 
-Takes a run folder, prints; whether its sweep goes on is told by the driver's lock.
+The driver's lock tells whether its sweep goes on.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from foldrace.reporting.formats import duration, number
 from foldrace.reporting.live import budget_line, print_leaderboard, print_plain
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Spent, devices_of_a_trial
+from foldrace.scheduling.budget import SweepUsage, devices_of_a_trial
 from foldrace.scheduling.progress import ProgressCounts
 
 _WATCH_EVERY = 5.0  # seconds
 
 
 def status(root: str, watch: bool, console: Console) -> None:
-    """Leaderboard, race and what is left; `watch` shows them again until the sweep has ended."""
+    """Print leaderboard, race and what is left; `watch`: again until the sweep has ended."""
     store = RunStore.open(root)
     while True:
         began = time.monotonic()
@@ -39,8 +39,10 @@ def status(root: str, watch: bool, console: Console) -> None:
 
 
 def is_at_work(store: RunStore) -> bool:
-    """Whether a `run` or `resume` holds the folder's lock. Nothing is known of an object store,
-    which has none, and of a folder that is not ours to write: there it may be."""
+    """True where a `run` or `resume` holds the folder's lock, or may hold it.
+
+    An object store has no lock, and one in a folder that is not ours to write cannot be tried.
+    """
     folder = store.log_folder()
     if folder is None:
         return True
@@ -57,14 +59,14 @@ def is_at_work(store: RunStore) -> bool:
 def status_lines(
     summaries: Sequence[CandidateSummary], config: SweepConfig, folds: int, at_work: bool
 ) -> Iterator[str]:
-    """What stands below the leaderboard."""
+    """Lines below the leaderboard: fold trials, race and budget."""
     resources = config.resources
     devices = devices_of_a_trial(resources, resources.gpus_per_trial or 0.0)
     counts = ProgressCounts(config.search, resources, folds, devices)
     counts.replay(summaries)
-    spent = Spent(len(summaries), counts.trials_ended, counts.device_seconds)
+    usage = SweepUsage(len(summaries), counts.trials_ended, counts.device_seconds)
     # How many slots there are the folder does not tell: the training that is left, one by one.
-    now = counts.progress((), spent, slots=1, elapsed_s=0.0)
+    now = counts.progress((), usage, slots=1, elapsed_s=0.0)
     if now.trials_total == now.trials_done:
         yield f"{now.trials_done} of {now.trials_total} fold trials ended"
     elif not at_work:

@@ -15,104 +15,110 @@ _HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Of a sweep so far, all sessions and running fold trials included."""
+class SweepUsage:
+    """Usage of the limits by a sweep, in all sessions, running fold trials included."""
 
     candidates: int
+    """Candidates that have started."""
     fold_trials: int
+    """Fold trials that have started."""
     device_seconds: float
     """Seconds of fold trials × devices of each; those of running ones up to now."""
     seconds_left: float | None = None
-    """Until the sweep's deadline; None: there is none."""
+    """Seconds until the sweep's deadline, or None."""
 
 
 @dataclass(frozen=True)
-class Need:
-    """What it takes to complete a candidate from where it is."""
+class CompletionCost:
+    """Expected cost of completing a candidate from where it is."""
 
     folds: int = 1
     """Fold trials that have not started yet."""
     fold_seconds: float | None = None
-    """Expected, of one of them; None: not measured yet."""
+    """Expected seconds of one of them; None before any has been measured."""
     slots: int = 1
     """Fold trials that run at a time."""
     devices: float = 1.0
-    """Of one fold trial; without GPUs one for each of its processes."""
+    """Devices of one fold trial; without GPUs one for each of its processes."""
 
 
-_ONE_FOLD = Need()
+_ONE_FOLD = CompletionCost()
 
 
 class Budget:
-    """What may still start: a fold trial only if its candidate can be complete within every limit,
-    since the blend takes complete candidates alone."""
+    """The limits of a sweep, and what may still start within them.
+
+    A fold trial may start only if its candidate can be complete within every limit, since the blend
+    takes complete candidates alone.
+    """
 
     def __init__(self, search: SearchConfig, resources: ResourcesConfig) -> None:
         self._search, self._resources = search, resources
 
-    def has_candidates(self, spent: Spent) -> bool:
-        """Whether not all candidates have started."""
-        return spent.candidates < self._search.candidates
+    def has_candidates(self, usage: SweepUsage) -> bool:
+        """True while not all candidates have started."""
+        return usage.candidates < self._search.candidates
 
-    def admits_candidate(self, spent: Spent, need: Need = _ONE_FOLD) -> bool:
-        """Whether a new candidate may start."""
-        return self.has_candidates(spent) and self.admits_fold(spent, need)
+    def admits_candidate(self, usage: SweepUsage, cost: CompletionCost = _ONE_FOLD) -> bool:
+        """True where a new candidate may start."""
+        return self.has_candidates(usage) and self.admits_fold(usage, cost)
 
-    def admits_fold(self, spent: Spent, need: Need = _ONE_FOLD) -> bool:
-        """Whether the next fold of a started candidate may start."""
-        return (
-            need.folds <= self._fold_trials_left(spent)
-            and self._fits_hours(spent, need)
-            and _fits_time(spent.seconds_left, need)
-        )
+    def admits_fold(self, usage: SweepUsage, cost: CompletionCost = _ONE_FOLD) -> bool:
+        """True where the next fold of a started candidate may start."""
+        return self.exhausted_limit(usage, cost) is None
 
-    def fold_trials_left(self, spent: Spent, need: Need = _ONE_FOLD) -> float:
-        """How many more fold trials like those of `need` the limits of fold trials and hours
-        allow; infinite without such limits."""
-        hours = self._device_seconds_left(spent)
-        if need.fold_seconds:
-            hours /= need.fold_seconds * need.devices
+    def fold_trials_left(self, usage: SweepUsage, cost: CompletionCost = _ONE_FOLD) -> float:
+        """Fold trials like those of `cost` that the limits of fold trials and hours still allow.
+
+        Infinite without such limits.
+        """
+        hours = self._device_seconds_left(usage)
+        if cost.fold_seconds:
+            hours /= cost.fold_seconds * cost.devices
         elif hours > 0:
             hours = math.inf
-        return max(0.0, min(self._fold_trials_left(spent), hours))
+        return max(0.0, min(self._fold_trials_left(usage), hours))
 
-    def spent_up(self, spent: Spent, need: Need = _ONE_FOLD) -> str | None:
-        """The limit that lets nothing more start that takes as much as `need`, in one line for
-        people; None while none does. That the number of candidates is reached is an end like any
-        other, and no limit here."""
-        if need.folds > self._fold_trials_left(spent):
-            return f"search.fold_trials: {spent.fold_trials} of {self._search.fold_trials} started"
-        if not self._fits_hours(spent, need):
-            hours = f"{spent.device_seconds / _HOUR:.3g} of {self._resources.gpu_hours:g}"
+    def exhausted_limit(self, usage: SweepUsage, cost: CompletionCost = _ONE_FOLD) -> str | None:
+        """The limit that `cost` would exceed, in one line for people, or None.
+
+        That the number of candidates is reached is an end like any other, and no limit here.
+        """
+        if cost.folds > self._fold_trials_left(usage):
+            return f"search.fold_trials: {usage.fold_trials} of {self._search.fold_trials} started"
+        if not self._fits_hours(usage, cost):
+            hours = f"{usage.device_seconds / _HOUR:.3g} of {self._resources.gpu_hours:g}"
             return f"resources.gpu_hours: {hours} are spent"
-        if not _fits_time(spent.seconds_left, need):
-            left = f"{max(0.0, spent.seconds_left or 0.0):.0f} s of it"
+        if not _fits_time(usage.seconds_left, cost):
+            left = f"{max(0.0, usage.seconds_left or 0.0):.0f} s of it"
             return f"resources.time_budget: {left} are left for fold trials"
         return None
 
-    def _fold_trials_left(self, spent: Spent) -> float:
+    def _fold_trials_left(self, usage: SweepUsage) -> float:
         limit = self._search.fold_trials
-        return math.inf if limit is None else limit - spent.fold_trials
+        return math.inf if limit is None else limit - usage.fold_trials
 
-    def _device_seconds_left(self, spent: Spent) -> float:
+    def _device_seconds_left(self, usage: SweepUsage) -> float:
         hours = self._resources.gpu_hours
-        return math.inf if hours is None else hours * _HOUR - spent.device_seconds
+        return math.inf if hours is None else hours * _HOUR - usage.device_seconds
 
-    def _fits_hours(self, spent: Spent, need: Need) -> bool:
-        left = self._device_seconds_left(spent)
-        if need.fold_seconds is None:
+    def _fits_hours(self, usage: SweepUsage, cost: CompletionCost) -> bool:
+        left = self._device_seconds_left(usage)
+        if cost.fold_seconds is None:
             return left > 0
-        return left > 0 and left >= need.folds * need.fold_seconds * need.devices
+        return left > 0 and left >= cost.folds * cost.fold_seconds * cost.devices
 
 
 def devices_of_a_trial(resources: ResourcesConfig, gpus: float) -> float:
-    """What a fold trial's seconds are multiplied by. `gpus`: of each of its processes; on a machine
-    without GPUs a process counts as one device."""
+    """Devices of one fold trial, by which its seconds are multiplied.
+
+    `gpus`: those of each of its processes; without GPUs a process counts as one device.
+    """
     return resources.devices_per_trial * (gpus if gpus > 0 else 1.0)
 
 
 def budget_problems(config: SweepConfig) -> list[Problem]:
-    """Limits with which no candidate could ever be complete."""
+    """Problems of limits with which no candidate could ever be complete."""
     limit, folds = config.search.fold_trials, config.folds.k
     if limit is None or limit >= folds:
         return []
@@ -120,14 +126,14 @@ def budget_problems(config: SweepConfig) -> list[Problem]:
     return [Problem("search.fold_trials", f"{message}; allowed: at least {folds}")]
 
 
-def _fits_time(left: float | None, need: Need) -> bool:
-    """The folds run in rounds of as many as there are slots."""
+def _fits_time(left: float | None, cost: CompletionCost) -> bool:
+    """True where the folds, in rounds of as many as there are slots, end within `left` seconds."""
     if left is None:
         return True
-    if need.fold_seconds is None:
+    if cost.fold_seconds is None:
         return left > 0
-    rounds = math.ceil(need.folds / max(1, need.slots))
-    return left > 0 and left >= rounds * need.fold_seconds
+    rounds = math.ceil(cost.folds / max(1, cost.slots))
+    return left > 0 and left >= rounds * cost.fold_seconds
 
 
 _LEAST_FINISHING = 60.0  # seconds
@@ -146,8 +152,10 @@ class Deadline:
 
     @property
     def finishing_time(self) -> float:
-        """Seconds kept for blend, submission and report: 10 % of the budget, but at least 60 s,
-        and never more than a third of it."""
+        """Seconds kept for blend, submission and report.
+
+        10 % of the budget, but at least 60 s, and never more than a third of it.
+        """
         wanted = max(_LEAST_FINISHING, _FINISHING_PART * self.budget)
         return min(wanted, _MOST_FINISHING_PART * self.budget)
 

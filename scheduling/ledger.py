@@ -1,4 +1,4 @@
-"""Who is where: every candidate, its folds, and which fold trial should run next.
+"""The state of every candidate and of its folds, and which fold trial should run next.
 
 Takes candidates, outcomes of fold trials and decisions of the race, gives tasks. Pure bookkeeping:
 no Ray, no Optuna, no files, so that any order of events can be tested.
@@ -21,7 +21,7 @@ from foldrace.run_folder.records import (
     summarise,
 )
 
-_MAX_LOST = 10  # times a fold trial may vanish through no fault of its own before it counts
+_MAX_LOST = 10  # times a fold trial may vanish through no fault of its own before it fails
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class _Entry:
     failures: dict[int, int] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)
     ending: set[int] = field(default_factory=set)
-    """Folds that were asked to stop: the candidate's fate is open until they have ended."""
-    shelved: bool = False
+    """Folds that were asked to stop: whether the candidate is stopped is open until they end."""
+    deferred: bool = False
     stamp: int = 0
-    """Changes with the entry: what was put on the heap with another one is out of date."""
+    """Version of the entry: what was put on the heap with another one is out of date."""
 
     @property
     def name(self) -> str:
@@ -67,12 +67,12 @@ class _Entry:
 
     @property
     def hopeless(self) -> bool:
-        """Stopped, or with a fold that failed or diverged: it can never be complete."""
+        """True where it is stopped or a fold failed or diverged: it can never be complete."""
         return self.stopped or any(t.status != "finished" for t in self.ended.values())
 
     @property
     def startable(self) -> bool:
-        return bool(self.waiting) and not self.shelved and self.running.isdisjoint(self.ending)
+        return bool(self.waiting) and not self.deferred and self.running.isdisjoint(self.ending)
 
     @property
     def latest(self) -> RaceDecision | None:
@@ -80,13 +80,11 @@ class _Entry:
 
 
 class Ledger:
-    """The state of every candidate. A candidate is settled when none of its folds waits or
-    runs; a fold never runs twice at once, nor after it ended.
+    """The state of every candidate of a sweep.
 
-    Nobody is stopped before `min_complete` candidates are complete; by default nobody ever is. So
-    many unsettled candidates, the first ones, need no decision before their next folds. Nothing
-    here walks over all candidates, but for `summaries`, which takes those that did not change as
-    they were.
+    A candidate is settled when none of its folds waits or runs; a fold never runs twice at once,
+    nor after it ended. No candidate is stopped before `min_complete` are complete (None: none ever
+    is), so that as many unsettled ones, the first, need no decision before their next folds.
     """
 
     def __init__(self, folds: int, max_failures: int, min_complete: int | None = None) -> None:
@@ -94,11 +92,11 @@ class Ledger:
         self._max_failures, self._min_complete = max_failures, min_complete
         self._entries: dict[str, _Entry] = {}
         self._unsettled: dict[str, _Entry] = {}
-        # Those with a waiting fold, by what else there is of them:
-        self._fresh: dict[str, _Entry] = {}  # nothing
-        self._busy: dict[str, _Entry] = {}  # a running fold
-        self._judged: list[tuple[float, float, int, int, _Entry]] = []  # a finished one: a heap
-        self._shelved: list[_Entry] = []
+        # Candidates with a waiting fold:
+        self._fresh: dict[str, _Entry] = {}  # without any other fold
+        self._busy: dict[str, _Entry] = {}  # with a running one
+        self._judged: list[tuple[float, float, int, int, _Entry]] = []  # a heap: with finished ones
+        self._deferred: list[_Entry] = []
         self._summaries: dict[str, CandidateSummary] = {}
         self._changed: set[str] = set()
         self._trials_ended = 0
@@ -106,9 +104,9 @@ class Ledger:
         self._started: Counter[str] = Counter()
         self._gains: defaultdict[str, dict[str, float]] = defaultdict(dict)
         self.next_number = 0
-        """Of the next candidate: ids are never used twice."""
+        """Number of the next candidate: ids are never used twice."""
         self.trained_seconds = 0.0
-        """Of all fold trials that ended."""
+        """Seconds of all fold trials that ended."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -119,8 +117,7 @@ class Ledger:
         ended: Iterable[TrialRecord] = (),
         decisions: Iterable[RaceDecision] = (),
     ) -> None:
-        """A new candidate, or one from an earlier session with the trials that have ended and the
-        decisions that were made."""
+        """Add a new candidate, or one of an earlier session with its trials and decisions."""
         entry = _Entry(record, [])
         self._entries[record.candidate] = self._unsettled[record.candidate] = entry
         self._started[record.backbone] += 1
@@ -134,14 +131,13 @@ class Ledger:
         self.summary(record.candidate)  # so that they are in the order of the candidates
 
     def next_task(self, spare: bool = False) -> FoldTask | None:
-        """The fold trial that should run next, of a candidate that has been added.
+        """The fold trial that should run next, or None.
 
-        First the folds that need no decision; then the most promising candidate of those that wait
-        for their next fold, once somebody may be stopped; then first folds. `spare`: nothing else
-        could start, so that a candidate may have several folds in flight, and go on though there
-        is nothing yet to judge it by.
+        First the folds that need no decision; then, once candidates may be stopped, the next fold
+        of the most promising one; then first folds. `spare`: nothing else could start, so that
+        several folds of a candidate may run, and one without any decision may go on.
         """
-        entry = self._next_of_the_first()
+        entry = self._next_undecided()
         if entry is None and self._open:
             entry = self._most_promising()
         if entry is None:
@@ -151,85 +147,94 @@ class Ledger:
         return FoldTask(entry.record, entry.waiting[0]) if entry is not None else None
 
     def start(self, task: FoldTask) -> None:
+        """Move a waiting fold to the running ones."""
         entry = self._entries[task.candidate.candidate]
         entry.waiting.remove(task.fold)
         entry.running.add(task.fold)
         self._place(entry)
 
     def end(self, record: TrialRecord) -> CandidateSummary | None:
-        """A fold trial ended (finished, stopped, diverged, or failed for good). Gives the
-        candidate's summary when this settles it."""
+        """Book a fold trial that ended: finished, stopped, diverged, or failed for good.
+
+        Returns the candidate's summary when this settles it.
+        """
         entry = self._entries[record.candidate]
         entry.running.discard(record.fold)
         self._book(entry, record)
         return self._settle(entry)
 
     def decide(self, decision: RaceDecision) -> CandidateSummary | None:
-        """The race has judged a candidate. Gives its summary when it is settled."""
+        """Book a decision of the race; returns the candidate's summary when it is settled."""
         entry = self._entries[decision.candidate]
         self._note(entry, decision)
         return self._settle(entry)
 
     def fail(self, candidate: str, fold: int) -> bool:
-        """An attempt failed. True: it will be tried again; False: the caller ends it as failed,
-        also where another fold has lost the candidate already."""
+        """Count a failed attempt; True where the fold will be tried again.
+
+        False: the caller ends it as failed, also where another fold has lost the candidate already.
+        """
         entry = self._entries[candidate]
         entry.failures[fold] = entry.failures.get(fold, 0) + 1
         return self._again(entry, fold, entry.failures[fold] <= self._max_failures)
 
     def lose(self, candidate: str, fold: int) -> bool:
-        """An attempt was taken away through no fault of its own; as `fail`, on another count."""
+        """Count an attempt that vanished through no fault of its own; returns as `fail` does."""
         entry = self._entries[candidate]
         entry.lost[fold] = entry.lost.get(fold, 0) + 1
         return self._again(entry, fold, entry.lost[fold] <= _MAX_LOST)
 
     def drop(self, candidate: str, fold: int) -> CandidateSummary | None:
-        """An attempt of a stopped candidate came to nothing: it is as if it had never started."""
+        """Forget a running attempt of a stopped candidate that came to nothing."""
         entry = self._entries[candidate]
         entry.running.discard(fold)
         return self._settle(entry)
 
     def expect_stop(self, candidate: str, fold: int) -> None:
-        """A running fold was asked to stop: none of the candidate's others starts before it has
-        ended, which it may yet do well."""
+        """Note that a running fold was asked to stop.
+
+        None of the candidate's others starts before it has ended, which it may yet do well.
+        """
         entry = self._entries[candidate]
         entry.ending.add(fold)
         self._place(entry)
 
-    def shelve(self, candidate: str) -> None:
-        """None of its folds may start now; the next task is another candidate's."""
+    def defer(self, candidate: str) -> None:
+        """Let no fold of the candidate start for now: the next task is another candidate's."""
         entry = self._entries[candidate]
-        entry.shelved = True
-        self._shelved.append(entry)
+        entry.deferred = True
+        self._deferred.append(entry)
         self._place(entry)
 
-    def unshelve(self) -> None:
-        """Whoever was shelved may start folds again."""
-        for entry in self._shelved:
-            entry.shelved = False
+    def recall_deferred(self) -> None:
+        """Let all deferred candidates start folds again."""
+        for entry in self._deferred:
+            entry.deferred = False
             self._place(entry)
-        self._shelved.clear()
+        self._deferred.clear()
 
     def last_of_several(self, candidate: str, fold: int) -> bool:
-        """Whether a fold trial has failed, and may be tried once more but not twice."""
+        """True where a fold trial has failed, and may be tried once more but not twice."""
         return 0 < self._entries[candidate].failures.get(fold, 0) == self._max_failures
 
     def is_stopped(self, candidate: str) -> bool:
+        """True where the race has stopped the candidate, or one of its fold trials."""
         return self._entries[candidate].stopped
 
     def is_hopeless(self, candidate: str) -> bool:
-        """Whether it can never be complete."""
+        """True where the candidate can never be complete."""
         return self._entries[candidate].hopeless
 
-    def in_flight(self, candidate: str) -> int:
-        """How many of its folds run now."""
+    def running_count(self, candidate: str) -> int:
+        """Number of the candidate's folds that run now."""
         return len(self._entries[candidate].running)
 
     def folds_left(self, candidate: str) -> int:
-        """How many of its folds wait."""
+        """Number of the candidate's folds that wait."""
         return len(self._entries[candidate].waiting)
 
     def summary(self, candidate: str) -> CandidateSummary:
+        """The candidate as it is now."""
         if candidate in self._changed or candidate not in self._summaries:
             self._changed.discard(candidate)
             entry = self._entries[candidate]
@@ -241,24 +246,24 @@ class Ledger:
         return self._summaries[candidate]
 
     def summaries(self) -> list[CandidateSummary]:
-        """Of all, in the order in which they were added."""
+        """All candidates as they are now, in the order in which they were added."""
         for candidate in list(self._changed):
             self.summary(candidate)
         return list(self._summaries.values())
 
     @property
     def trials_open(self) -> int:
-        """Fold trials that wait or run."""
+        """Number of fold trials that wait or run."""
         return sum(len(e.waiting) + len(e.running) for e in self._unsettled.values())
 
     @property
     def trials_started(self) -> int:
-        """Fold trials that run or have ended."""
+        """Number of fold trials that run or have ended."""
         return self._trials_ended + sum(len(e.running) for e in self._unsettled.values())
 
     @property
     def started(self) -> Mapping[str, int]:
-        """Backbone -> how many candidates of it there are."""
+        """Backbone -> number of its candidates."""
         return self._started
 
     def gains(self) -> dict[str, list[float]]:
@@ -269,8 +274,8 @@ class Ledger:
     def _open(self) -> bool:
         return self._min_complete is not None and self._complete >= self._min_complete
 
-    def _next_of_the_first(self) -> _Entry | None:
-        """Of the candidates that are to be complete before anybody is stopped."""
+    def _next_undecided(self) -> _Entry | None:
+        """The first startable candidate of those that are to be complete before any is stopped."""
         needed = None if self._min_complete is None else self._min_complete - self._complete
         if needed is not None and needed <= 0:
             return None
@@ -304,7 +309,7 @@ class Ledger:
             self._gains[entry.record.backbone][entry.name] = decision.gain
 
     def _settle(self, entry: _Entry) -> CandidateSummary | None:
-        """After anything that may settle a candidate: spend nothing more on a hopeless one."""
+        """End what is left of a hopeless candidate; returns the summary of a settled one."""
         if entry.hopeless:
             entry.waiting.clear()
         self._place(entry)
@@ -316,7 +321,7 @@ class Ledger:
         return summary
 
     def _place(self, entry: _Entry) -> None:
-        """Where it is found when a fold is to be started."""
+        """Put the candidate where the next task is looked for."""
         entry.stamp += 1
         self._changed.add(entry.name)
         self._fresh.pop(entry.name, None)
@@ -332,8 +337,11 @@ class Ledger:
 
 
 def _order(entry: _Entry) -> tuple[float, float, int]:
-    """The most promising first: the highest gain that its standard error allows, where the race
-    goes by gains; those whose gain is not known yet before them; then the least log loss."""
+    """Sort key of the waiting candidates, the most promising first.
+
+    Where the race goes by gains, the highest gain that its standard error allows, and before them
+    those whose gain is not known yet; then the least log loss.
+    """
     scores = [t.variants[t.best].val_logloss for t in entry.ended.values() if t.best]
     loss = math.fsum(scores) / len(scores) if scores else math.inf
     latest = entry.latest

@@ -1,7 +1,7 @@
-"""Candidates' calibrated true-class columns on the rows of their finished folds.
+"""Candidates' calibrated true-class probabilities on the rows of their finished folds.
 
-Reads OOF rows from the store, fits the temperatures, keeps what is likely to be asked for again
-within a bound of memory, and those of complete candidates in the run folder.
+Reads OOF rows from the store, fits the temperatures; keeps the columns within a bound of memory,
+and those of complete candidates in the run folder.
 """
 
 from __future__ import annotations
@@ -18,40 +18,45 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
 
 _MOST_BYTES = 256 << 20
-"""At 33,000 rows those of 1,000 complete candidates with two variants."""
+"""Enough for 1,000 complete candidates with two variants at 33,000 rows."""
 _KEPT = 0.75
-"""Part of the bound that is left when it was passed, so that tidying up is rare."""
+"""Part of the bound that is kept when it was passed, so that columns are rarely dropped."""
 
 Columns = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """The columns of one candidate."""
+class CandidateColumns:
+    """The columns of one candidate, on the rows of its finished folds."""
 
     rows: NDArray[np.intp]
-    """(n,) which of the scored rows they are of, ascending."""
+    """(n,) indices of these rows among the scored rows, ascending."""
     columns: Columns
     """Variant -> (n,) probability of the true class at the variant's own temperature."""
     folds: tuple[int, ...]
+    """Finished folds, ascending."""
     complete: bool
+    """True where all folds are finished."""
     loss: float
-    """Of the better variant, uncalibrated."""
+    """Log loss of the better variant, uncalibrated."""
 
     @property
-    def worth(self) -> tuple[bool, float]:
-        """Of keeping it: the same for all incomplete ones, of which the older go first."""
+    def keep_priority(self) -> tuple[bool, float]:
+        """Sort key: incomplete candidates are dropped first, then the worst complete ones."""
         return self.complete, -self.loss if self.complete else 0.0
 
     @property
     def size(self) -> int:
+        """Bytes of the columns."""
         return sum(column.nbytes for column in self.columns.values())
 
 
 class CalibratedColumns:
-    """Reads each candidate's columns once for each set of finished folds, unless so many others
-    were read since that they had to go: the oldest incomplete ones first, then the worst of the
-    complete ones."""
+    """Cache of the candidates' columns, which are read once for each set of finished folds.
+
+    Beyond the bound of memory the oldest incomplete candidates are dropped first, then the worst of
+    the complete ones.
+    """
 
     def __init__(self, store: RunStore, most_bytes: int = _MOST_BYTES) -> None:
         self._store, self._most_bytes = store, most_bytes
@@ -60,34 +65,30 @@ class CalibratedColumns:
         self._labels = store.labels()[scored]
         self._rows: dict[tuple[int, ...], NDArray[np.intp]] = {}
         self._bytes = 0
-        self.held: dict[str, Held] = {}
-        """By candidate; the one that was asked for last is the last."""
+        self.cached: dict[str, CandidateColumns] = {}
+        """Candidate -> its columns, the one that was asked for last at the end."""
 
-    def of(self, summary: CandidateSummary) -> Held:
-        """RunFolderError where rows of a finished fold are missing or damaged."""
+    def read(self, summary: CandidateSummary) -> CandidateColumns:
+        """The candidate's columns; RunFolderError where rows are missing or damaged."""
         name = summary.candidate.candidate
         folds = tuple(trial.fold for trial in summary.finished)
-        held = self.held.get(name)
-        if held is None or held.folds != folds:
-            held = self._read(summary, folds)
-        self.drop(name)
-        self.held[name] = held
-        self._bytes += held.size
+        found = self.cached.get(name)
+        if found is None or found.folds != folds:
+            found = self._read(summary, folds)
+        self._drop(name)
+        self.cached[name] = found
+        self._bytes += found.size
         if self._bytes > self._most_bytes:
-            self._tidy(name)
-        return held
-
-    def drop(self, candidate: str) -> None:
-        held = self.held.pop(candidate, None)
-        self._bytes -= held.size if held is not None else 0
+            self._drop_others(name)
+        return found
 
     def rows(self, folds: tuple[int, ...]) -> NDArray[np.intp]:
-        """(n,) which of the scored rows are of these folds, ascending."""
+        """(n,) indices of the scored rows of these folds, ascending."""
         if folds not in self._rows:
             self._rows[folds] = np.flatnonzero(np.isin(self._fold, folds))
         return self._rows[folds]
 
-    def _read(self, summary: CandidateSummary, folds: tuple[int, ...]) -> Held:
+    def _read(self, summary: CandidateSummary, folds: tuple[int, ...]) -> CandidateColumns:
         rows, complete = self.rows(folds), len(folds) == summary.folds
         columns = self._store.calibrated(summary) if complete else None
         if columns is None:
@@ -95,7 +96,7 @@ class CalibratedColumns:
             if complete:
                 self._store.save_calibrated(summary, columns)
         loss = summary.pooled_logloss(summary.best) if summary.best else float("inf")
-        return Held(rows, columns, folds, complete, loss)
+        return CandidateColumns(rows, columns, folds, complete, loss)
 
     def _calibrated(
         self, summary: CandidateSummary, folds: tuple[int, ...], rows: NDArray[np.intp]
@@ -116,9 +117,13 @@ class CalibratedColumns:
             raise RunFolderError.single(where, message)
         return column
 
-    def _tidy(self, newest: str) -> None:
-        order = sorted((n for n in self.held if n != newest), key=lambda n: self.held[n].worth)
-        for name in order:
+    def _drop(self, candidate: str) -> None:
+        dropped = self.cached.pop(candidate, None)
+        self._bytes -= dropped.size if dropped is not None else 0
+
+    def _drop_others(self, newest: str) -> None:
+        others = (name for name in self.cached if name != newest)
+        for name in sorted(others, key=lambda name: self.cached[name].keep_priority):
             if self._bytes <= _KEPT * self._most_bytes:
                 return
-            self.drop(name)
+            self._drop(name)

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from foldrace.config.schema import RaceConfig
 from foldrace.search_spaces.hyperparameters import TrialParams
 
-_ROUNDING = 1e-9
-"""0.1 * 30 is a little more than 3."""
+_ROUNDING = 1e-9  # 0.1 * 30 is a little more than 3
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A fraction of a trial's own schedule, and the epochs that it has trained by then."""
+    """A fraction of a trial's own schedule, and the epochs trained by then."""
 
     fraction: float
     epoch: int
@@ -35,17 +34,17 @@ class Rung:
 
 @dataclass(frozen=True, eq=False)
 class RungReport:
-    """What a trial hands over at a rung, beside its usual report."""
+    """Report of a trial that has reached a rung, beside its usual one."""
 
     log: str
     """The text of train_log.csv up to this epoch."""
     columns: dict[str, NDArray[np.float32]]
-    """Variant -> (n,) calibrated probability of the true class on the fold's rows, ascending; empty
-    from a trial that goes on from a saved state: it is not judged anew."""
+    """Variant -> (n,) calibrated probability of the true class on the fold's rows, ascending. Empty
+    from a trial that goes on from a saved state, which is not judged anew."""
 
 
 def fractions(race: RaceConfig) -> tuple[float, ...]:
-    """grace, grace * reduction, ... below 1."""
+    """The rungs' fractions of a schedule: grace, grace * reduction, ... below 1."""
     found = []
     fraction = race.grace
     while fraction < 1 - _ROUNDING:
@@ -55,12 +54,13 @@ def fractions(race: RaceConfig) -> tuple[float, ...]:
 
 
 def rungs_of(race: RaceConfig, params: TrialParams) -> tuple[Rung, ...]:
-    """The rungs of one trial, by epoch: for each fraction the first epoch at or after it, and never
-    the last one. An epoch that serves several fractions is of the largest.
+    """The rungs of one trial, by epoch.
 
-    Learning curves that cross are left alone for longer. With warm restarts only the ends of cycles
-    count: within a cycle the loss rises and falls with the rate. With frozen epochs there is no
-    rung before the grace's length after the last of them: until then the head alone is judged.
+    For each fraction the first epoch at or after it, and never the last one; an epoch that serves
+    several fractions is of the largest. Learning curves that cross are left alone for longer: with
+    warm restarts only the ends of cycles count, since within a cycle the loss rises and falls with
+    the rate; with frozen epochs there is no rung before the grace's length after the last of them,
+    since until then the head alone is judged.
     """
     ends = _comparable(params)
     frozen = params.freeze_epochs + params.unfreeze_epochs
@@ -80,7 +80,7 @@ def _epochs_at(fraction: float, epochs: int) -> int:
 
 
 def _comparable(params: TrialParams) -> Sequence[int]:
-    """Epochs trained at which trials can be compared."""
+    """Numbers of trained epochs at which trials can be compared."""
     if params.cycles == 1:
         return range(1, params.epochs + 1)
     from foldrace.trainables.schedules import cycle_ends  # heavy
@@ -89,8 +89,10 @@ def _comparable(params: TrialParams) -> Sequence[int]:
 
 
 def losses_of(log: str) -> list[float]:
-    """From the text of a train_log.csv the validation log loss of the better variant, by epoch.
-    ValueError where it is none."""
+    """Validation log loss of the better variant by epoch, from the text of a train_log.csv.
+
+    ValueError where it is none.
+    """
     lines = csv.DictReader(io.StringIO(log))
     try:
         return [_better(line["val_logloss"], line["ema_val_logloss"]) for line in lines]
@@ -99,7 +101,7 @@ def losses_of(log: str) -> list[float]:
 
 
 def seconds_of(log: str) -> float:
-    """From the text of a train_log.csv the seconds of its epochs; 0 where it is damaged."""
+    """Seconds of all epochs, from the text of a train_log.csv; 0 where it is damaged."""
     lines = csv.DictReader(io.StringIO(log))
     with contextlib.suppress(ValueError, TypeError, csv.Error):
         return math.fsum(float(line.get("seconds") or 0.0) for line in lines)
@@ -112,7 +114,7 @@ def _better(raw: str, ema: str) -> float:
 
 
 class RungRecords:
-    """The least loss that each trial had reached at each rung of its fold."""
+    """The least loss of each trial at each rung of its fold that it has reached."""
 
     def __init__(self) -> None:
         self._of_candidate: dict[tuple[int, float], dict[str, float]] = {}
@@ -121,23 +123,21 @@ class RungRecords:
     def add(
         self, candidate: str, fold: int, rungs: Sequence[Rung], losses: Sequence[float]
     ) -> None:
-        """A trial's losses by epoch so far: at each rung that it has reached. What it had there
-        already is replaced."""
+        """Record a trial's losses by epoch so far at each rung that it has reached, anew."""
         for rung in rungs:
             if rung.epoch <= len(losses):
                 self._put((fold, rung.fraction), candidate, min(losses[: rung.epoch]))
 
     def score(self, candidate: str, fold: int, fraction: float) -> float:
-        """The least loss of a trial that has reached the rung."""
+        """The least loss of a trial up to a rung that it has reached."""
         return self._of_candidate[fold, fraction][candidate]
 
     def count(self, fold: int, fraction: float) -> int:
-        """Trials that have reached the rung."""
+        """Number of trials that have reached the rung."""
         return len(self._sorted.get((fold, fraction), ()))
 
     def cut(self, fold: int, fraction: float, reduction: int) -> float | None:
-        """The worst loss of the best 1/reduction of the rung; None with fewer than `reduction`
-        trials there."""
+        """The worst loss of the best 1/reduction at the rung; None with fewer than `reduction`."""
         losses = self._sorted.get((fold, fraction), [])
         best = len(losses) // reduction
         return losses[best - 1] if best else None

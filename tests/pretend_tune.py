@@ -34,6 +34,7 @@ class Trial:
     trial_id: str
     config: dict[str, Any]
     status: str = "RUNNING"
+    error_file: str | None = None
     last_result: dict[str, Any] = field(default_factory=dict)
 
 

@@ -62,7 +62,7 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
     """Runs it; gives the figures."""
     store, session = _session(run, slots)
     logging.getLogger("foldrace").setLevel(logging.ERROR)
-    tune = TimedTune(store, session.searcher, session.look, Learner(bank), slots)
+    tune = TimedTune(store, session.searcher, session.on_step, Learner(bank), slots)
     mark, cpu = time.perf_counter(), time.process_time()
     tune.tune.run()
     wall, used = time.perf_counter() - mark, time.process_time() - cpu

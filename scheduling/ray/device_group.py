@@ -1,5 +1,4 @@
-"""One fold trial on several devices: Ray Train's TorchTrainer starts a process for each, and they
-train together (data parallel).
+"""One fold trial on several devices, data parallel: Ray Train starts a process for each.
 
 Takes a `TrialSpec` and the number of devices; the trial writes its own result. Called from within
 a Tune trial, which itself holds no device.
@@ -33,9 +32,11 @@ _SETTINGS = {
 
 
 def run_on_devices(spec: TrialSpec, devices: int, stop_requested: Callable[[], bool]) -> None:
-    """Train on `devices` devices, each with `spec.cpus` cores and, where `spec.use_gpu`, one GPU;
-    on one node where it has room. Epochs are reported to Tune. Raises TrialStopped when asked to
-    stop, and whatever ended the group."""
+    """Train on `devices` devices, on one node where it has room; epochs are reported to Tune.
+
+    Each device has `spec.cpus` cores and, where `spec.use_gpu`, one GPU. Raises TrialStopped when
+    asked to stop, and whatever ended the group.
+    """
     # A task of its own, since only what runs in a main thread can be interrupted in good order:
     # the trainer then ends its processes and gives their resources back.
     task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": _SETTINGS})(_train)
@@ -50,8 +51,11 @@ def run_on_devices(spec: TrialSpec, devices: int, stop_requested: Callable[[], b
 
 
 def _train(spec: TrialSpec, devices: int, epochs_to_tune: UserCallback) -> None:
-    """In the task's process. A device whose memory is full cannot make its step again while the
-    others wait for its gradients: all start again with smaller micro-batches."""
+    """Train in the task's process, again with smaller micro-batches where a memory is full.
+
+    A device whose memory is full cannot make its step again while the others wait for its
+    gradients: all start again.
+    """
     while True:
         try:
             _fit(spec, devices, epochs_to_tune)
@@ -88,7 +92,7 @@ def _fit(spec: TrialSpec, devices: int, epochs_to_tune: UserCallback) -> None:
 
 
 def _one_device(config: dict[str, Any]) -> None:
-    """In the process of one of the devices, whose process group is up."""
+    """Train in the process of one device, whose process group is up."""
     import torch.distributed
 
     from foldrace.trainables.trial import run_trial
@@ -102,7 +106,7 @@ def _one_device(config: dict[str, Any]) -> None:
 
 
 class _GroupMonitor:
-    """Epochs to the trainer, which waits for all devices; a stop ends the processes."""
+    """Reports epochs to the trainer, which waits for all devices; a stop ends the processes."""
 
     def report(self, epoch: EpochReport) -> None:
         ray.train.report(asdict(epoch))
@@ -112,7 +116,7 @@ class _GroupMonitor:
 
 
 def _memory_is_full(error: WorkerGroupError) -> bool:
-    """On any of the devices; a plugin's failure brings the error that it comes from as text."""
+    """True where a device's memory was full; a plugin's failure has its cause as text alone."""
     from foldrace.core.plugins import PluginFailure
     from foldrace.trainables.memory import is_out_of_memory
 

@@ -1,8 +1,8 @@
-"""Epoch-level stopping that compares a trial only with trials of the same fold at the same fraction
-of their own schedule.
+"""Stopping in mid-training, by comparison at the same fraction of each trial's own schedule.
 
-Takes epoch reports, tells Tune which trials to stop. Sources: Li et al., A System for Massively
-Parallel Hyperparameter Tuning, 2020 (ASHA), for the rungs.
+A trial is compared with trials of the same fold alone. Takes epoch reports, tells Tune which trials
+to stop. The rungs are those of ASHA: Li et al., A System for Massively Parallel Hyperparameter
+Tuning, 2020.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from foldrace.run_folder.records import CandidateSummary, RaceDecision
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race
-from foldrace.scheduling.ray.fold_searcher import Flight, TuneTrial
+from foldrace.scheduling.ray.fold_searcher import RunningFold, TuneTrial
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import Rung, RungRecords, RungReport, losses_of, rungs_of
 from foldrace.search_spaces.hyperparameters import TrialParams
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 
-class Flights(Protocol):
-    """What is asked of the searcher, which has the trials."""
+class RunningFolds(Protocol):
+    """The part of the searcher that the scheduler uses."""
 
     @property
-    def flights(self) -> Mapping[str, Flight]:
+    def running_folds(self) -> Mapping[str, RunningFold]:
         """Tune's trial id -> the fold trial."""
 
     @property
@@ -40,18 +40,21 @@ class Flights(Protocol):
         """The state of every candidate."""
 
     def request_stop(self, trial_id: str, decision: RaceDecision) -> None:
-        """The trial is being stopped for this reason."""
+        """Note the decision by which the trial is being stopped."""
 
 
 class FoldASHA(FIFOScheduler):
-    """Stops a candidate's first fold at a rung where its loss is not among the best 1/reduction
-    and its gain over the race's blend is not above zero, z standard errors allowed.
+    """Tune scheduler that stops a candidate's first fold at a rung.
 
-    Needs no metric: it goes by the `RungReport`s of the trials. Those of a candidate's lowest fold
-    alone count, so that an earlier session's logs give the same records.
+    It is stopped where its loss is not among the best 1/reduction and its gain over the race's
+    blend is not above zero, z standard errors allowed. It needs no metric but the `RungReport`s of
+    the trials; those of a candidate's lowest fold alone count, so that an earlier session's logs
+    give the same records.
     """
 
-    def __init__(self, store: RunStore, race: Race, config: RaceConfig, searcher: Flights) -> None:
+    def __init__(
+        self, store: RunStore, race: Race, config: RaceConfig, searcher: RunningFolds
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._store, self._race, self._config, self._searcher = store, race, config, searcher
         self._records = RungRecords()
@@ -61,7 +64,7 @@ class FoldASHA(FIFOScheduler):
         return object, ()
 
     def replay(self, summaries: Iterable[CandidateSummary]) -> None:
-        """The rungs that the first folds of an earlier session have reached."""
+        """Record the rungs that the first folds of an earlier session have reached."""
         for summary in summaries:
             if not summary.trials:
                 continue
@@ -78,12 +81,13 @@ class FoldASHA(FIFOScheduler):
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial | TuneTrial, result: dict[str, Any]
     ) -> str:
-        flight = self._searcher.flights.get(trial.trial_id)
+        """STOP where the report lets the trial be stopped, else CONTINUE."""
+        running = self._searcher.running_folds.get(trial.trial_id)
         report: RungReport | None = result.get(RUNG)
         # A trial's end brings its last report once more, with `done`.
-        if flight is None or report is None or result.get("done"):
+        if running is None or report is None or result.get("done"):
             return TrialScheduler.CONTINUE
-        decision = self._judge(flight.task, report)
+        decision = self._judge(running.task, report)
         if decision is None:
             return TrialScheduler.CONTINUE
         self._store.save_train_log(decision.candidate, decision.fold, report.log)
@@ -93,11 +97,11 @@ class FoldASHA(FIFOScheduler):
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
-        """Tune keeps the last report of every trial: without the columns, thousands have room."""
+        """Drop the columns from the last report, which Tune keeps of every trial."""
         trial.last_result.pop(RUNG, None)
 
     def _judge(self, task: FoldTask, report: RungReport) -> RaceDecision | None:
-        """Book the report; a decision where it stops the trial."""
+        """Record the report; the decision where it stops the trial, else None."""
         others = self._other_folds(task)
         if any(fold < task.fold for fold in others):
             return None
@@ -110,15 +114,15 @@ class FoldASHA(FIFOScheduler):
         return self._without_merit(task, here[0], report)
 
     def _other_folds(self, task: FoldTask) -> set[int]:
-        """Of the candidate: those that have ended, and those in flight."""
+        """The candidate's other folds that have ended or are running."""
         name = task.candidate.candidate
         ended = {trial.fold for trial in self._searcher.ledger.summary(name).trials}
-        tasks = [flight.task for flight in self._searcher.flights.values()]
-        flying = {other.fold for other in tasks if other.candidate.candidate == name}
-        return (ended | flying) - {task.fold}
+        tasks = [running.task for running in self._searcher.running_folds.values()]
+        active = {other.fold for other in tasks if other.candidate.candidate == name}
+        return (ended | active) - {task.fold}
 
     def _without_merit(self, task: FoldTask, rung: Rung, report: RungReport) -> RaceDecision | None:
-        """A decision to stop: not among the best of its rung, and without gain."""
+        """The decision to stop where it is not among the best of its rung and has no gain."""
         name, reduction, z = task.candidate.candidate, self._config.reduction, self._config.z
         score = self._records.score(name, task.fold, rung.fraction)
         cut = self._records.cut(task.fold, rung.fraction, reduction)

@@ -1,7 +1,7 @@
 """The fold race as a Ray Tune searcher: a candidate's K folds are K Tune trials.
 
-Takes Tune's questions and reports, gives it fold trials; has the race judge who gets the next ones.
-The outcome of a trial is what its `trial.json` says, never what Tune reports.
+Takes Tune's questions and reports, gives it fold trials; the race decides about the next ones. The
+outcome of a trial is what its `trial.json` says, never what Tune reports.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Budget, Need, Spent
+from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race, is_decided
 from foldrace.scheduling.ray.fold_trial import BACKBONE, CANDIDATE, FOLD, PARAMS
@@ -35,7 +35,7 @@ _log = logging.getLogger("foldrace")
 
 
 class TuneTrial(Protocol):
-    """What is read of a Tune trial."""
+    """The attributes of a Tune trial that the searcher reads."""
 
     trial_id: str
     status: str
@@ -46,29 +46,26 @@ class TuneTrial(Protocol):
 
 
 @dataclass
-class Flight:
-    """A fold trial that Tune has."""
+class RunningFold:
+    """A fold trial that Tune runs."""
 
     task: FoldTask
     started: float = field(default_factory=time.monotonic)
     epoch: int = 0
+    """Epochs that have ended."""
     val_logloss: float | None = None
+    """Log loss of the last epoch that ended."""
     stop: RaceDecision | None = None
-    """Why it is to be stopped in mid-training."""
+    """The decision by which it is to be stopped in mid-training, or None."""
 
     @property
     def seconds(self) -> float:
-        """That Tune has had it."""
+        """Seconds since Tune has got it."""
         return time.monotonic() - self.started
 
 
 class FoldSearcher(Searcher):
-    """Suggests fold trials until every candidate of the budget is settled.
-
-    `slots()` is how many trials the cluster can run now; the `on_` functions hear of what happens.
-    For the budget: `devices` is what a trial's seconds count, `need(backbone, folds)` what so many
-    folds of a candidate are expected to take, `seconds_left()` until the deadline.
-    """
+    """Suggests fold trials to Tune until every candidate of the budget is settled."""
 
     def __init__(
         self,
@@ -77,23 +74,29 @@ class FoldSearcher(Searcher):
         ledger: Ledger,
         race: Race,
         budget: Budget,
-        shares: BackboneAllocation,
+        allocation: BackboneAllocation,
         slots: Callable[[], int],
         on_trial_end: Callable[[TrialRecord], None] = lambda record: None,
         on_settled: Callable[[CandidateSummary], None] = lambda summary: None,
         on_decision: Callable[[RaceDecision], None] = lambda decision: None,
         devices: float = 1.0,
-        need: Callable[[str, int], Need] = lambda backbone, folds: Need(folds),
+        cost: Callable[[str, int], CompletionCost] = lambda backbone, folds: CompletionCost(folds),
         seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
+        """Begin a sweep without candidates; `replay` takes in those of earlier sessions.
+
+        `slots()`: trials that the cluster can run now; the `on_` functions are called after each
+        event. For the budget: `devices` of a trial, `cost(backbone, folds)` of so many folds of a
+        candidate, `seconds_left()` until the deadline.
+        """
         super().__init__()  # no metric: Tune would end the sweep over a trial that reports none
         self._store, self._study, self.ledger = store, study, ledger
-        self._race, self._budget, self._shares = race, budget, shares
+        self._race, self._budget, self._allocation = race, budget, allocation
         self._slots, self._devices = slots, devices
-        self._need, self._seconds_left = need, seconds_left
+        self._cost, self._seconds_left = cost, seconds_left
         self._on_trial_end, self._on_settled = on_trial_end, on_settled
         self._on_decision = on_decision
-        self.flights: dict[str, Flight] = {}
+        self.running_folds: dict[str, RunningFold] = {}
         self._tune_trials: dict[str, TuneTrial] = {}
         self._seen = 0
         self._nothing_to_ask = False
@@ -112,13 +115,13 @@ class FoldSearcher(Searcher):
         self._reconcile()
         if self.stopped:
             return Searcher.FINISHED
-        if len(self.flights) >= self._slots():
+        if len(self.running_folds) >= self._slots():
             return None
         task = self._next_task()
         if task is None:
-            return None if self.flights else Searcher.FINISHED
+            return None if self.running_folds else Searcher.FINISHED
         self.ledger.start(task)
-        self.flights[trial_id] = Flight(task)
+        self.running_folds[trial_id] = RunningFold(task)
         return {
             CANDIDATE: task.candidate.candidate,
             BACKBONE: task.candidate.backbone,
@@ -127,20 +130,22 @@ class FoldSearcher(Searcher):
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        flight = self.flights.get(trial_id)
-        if flight is not None and "epoch" in result:
-            epoch, task = int(result["epoch"]) + 1, flight.task
-            if flight.epoch == 0 and epoch > 1:
+        """Note the epoch that a trial reports."""
+        running = self.running_folds.get(trial_id)
+        if running is not None and "epoch" in result:
+            epoch, task = int(result["epoch"]) + 1, running.task
+            if running.epoch == 0 and epoch > 1:
                 _log.info(
                     "%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epoch
                 )
-            flight.epoch = epoch
-            flight.val_logloss = float(result["val_logloss"])
+            running.epoch = epoch
+            running.val_logloss = float(result["val_logloss"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._settle(trial_id, silent=False)
+        """Book the outcome of a trial that has ended."""
+        self._end(trial_id, silent=False)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: `resume` rebuilds everything from the run folder."""
@@ -149,25 +154,31 @@ class FoldSearcher(Searcher):
         """Nothing, likewise."""
 
     def get_state(self) -> dict[str, Any]:
+        """Nothing, likewise."""
         return {}
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **_: Any) -> None:
         """Nothing, likewise."""
 
-    # -- what else happens
+    # -- what the session and the scheduler call
 
     def watch(self, trials: Sequence[TuneTrial]) -> None:
-        """Look at Tune's own list: a trial whose worker could not be reset ends without a word
-        to the searcher, which would wait for it for ever. Tune's list only grows."""
+        """Book trials that ended without a call of `on_trial_complete`, by Tune's own list.
+
+        A trial whose worker could not be reset ends so, and would be waited for for ever. Tune's
+        list only grows.
+        """
         for trial in trials[self._seen :]:
             self._tune_trials[trial.trial_id] = trial
         self._seen = len(trials)
         self._reconcile()
 
     def replay(self, summaries: Sequence[CandidateSummary]) -> None:
-        """What an earlier session left, from the run folder alone. Who was killed between a fold
-        trial's record and the race's decision is judged now, and a trial that was stopped without
-        its record yet gets it; the `on_` functions hear nothing."""
+        """Take in the candidates of earlier sessions; the `on_` functions are not called.
+
+        A candidate whose last decision a kill has prevented is judged now, and a stopped trial
+        without its record gets it.
+        """
         whole = [with_stopped_trial(self._store, summary) for summary in summaries]
         self._race.replay(whole)
         for summary in whole:
@@ -175,75 +186,78 @@ class FoldSearcher(Searcher):
         for summary in whole:
             candidate = summary.candidate.candidate
             if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
-                self._book(self._race.judge(self.ledger.summary(candidate)))
+                self._save_decision(self._race.judge(self.ledger.summary(candidate)))
         for summary in self.ledger.summaries():
             self._study.replay(summary)
-            if summary.status != "running":  # settled: none of its folds is trained any more
+            if summary.settled:
                 self._store.forget_resume_states(summary.candidate.candidate)
 
     def request_stop(self, trial_id: str, decision: RaceDecision) -> None:
-        """Tune is stopping a trial in mid-training for this reason. It is booked when Tune says
-        that the trial has ended, unless it has finished by then."""
-        self.flights[trial_id].stop = decision
+        """Note the decision by which Tune is stopping a trial in mid-training.
+
+        It is booked when Tune says that the trial has ended, unless it has finished by then.
+        """
+        self.running_folds[trial_id].stop = decision
         self.ledger.expect_stop(decision.candidate, decision.fold)
 
     @property
-    def spent(self) -> Spent:
-        """Of all sessions, running fold trials included."""
-        flying = sum(flight.seconds for flight in self.flights.values())
-        seconds = (self.ledger.trained_seconds + flying) * self._devices
-        return Spent(len(self.ledger), self.ledger.trials_started, seconds, self._seconds_left())
-
-    @property
-    def asks_on(self) -> bool:
-        """Whether there would be further candidates."""
-        return not self._nothing_to_ask and self._budget.has_candidates(self.spent)
-
-    @property
-    def _committed(self) -> Spent:
-        """`spent`, where running fold trials count with all that they are expected to take: else
-        as many as there are slots would be started for the same last hour."""
-        spent, backbones = self.spent, {f.task.candidate.backbone for f in self.flights.values()}
-        expected = {backbone: self._need(backbone, 1).fold_seconds or 0.0 for backbone in backbones}
-        ahead = sum(
-            max(0.0, expected[flight.task.candidate.backbone] - flight.seconds)
-            for flight in self.flights.values()
+    def usage(self) -> SweepUsage:
+        """Usage of all sessions, running fold trials up to now included."""
+        seconds = self.ledger.trained_seconds + sum(r.seconds for r in self.running_folds.values())
+        return SweepUsage(
+            candidates=len(self.ledger),
+            fold_trials=self.ledger.trials_started,
+            device_seconds=seconds * self._devices,
+            seconds_left=self._seconds_left(),
         )
-        return replace(spent, device_seconds=spent.device_seconds + ahead * self._devices)
+
+    @property
+    def has_more_candidates(self) -> bool:
+        """True while there are further candidates to ask for."""
+        return not self._nothing_to_ask and self._budget.has_candidates(self.usage)
+
+    @property
+    def _committed(self) -> SweepUsage:
+        """`usage`, with all the seconds that running fold trials are expected to take.
+
+        Otherwise as many as there are slots would be started for the same last hour.
+        """
+        usage, running = self.usage, list(self.running_folds.values())
+        backbones = {r.task.candidate.backbone for r in running}
+        expected = {backbone: self._cost(backbone, 1).fold_seconds or 0.0 for backbone in backbones}
+        ahead = sum(max(0.0, expected[r.task.candidate.backbone] - r.seconds) for r in running)
+        return replace(usage, device_seconds=usage.device_seconds + ahead * self._devices)
 
     def _reconcile(self) -> None:
-        for trial_id in list(self.flights):
+        for trial_id in list(self.running_folds):
             trial = self._tune_trials.get(trial_id)
             if trial is not None and trial.status in _ENDED:
-                self._settle(trial_id, silent=True)
+                self._end(trial_id, silent=True)
 
     def _next_task(self) -> FoldTask | None:
         """A waiting fold, else a new candidate's first one, else whatever keeps a slot busy."""
         return self._next_fold() or self._new_candidate() or self._next_fold(spare=True)
 
     def _next_fold(self, spare: bool = False) -> FoldTask | None:
-        """Of a candidate that has earned it from the blend as it is now, and that the budget lets
-        become complete."""
+        """The next fold that the race grants, if the budget lets its candidate become complete."""
         while (task := self.ledger.next_task(spare)) is not None:
             candidate = task.candidate.candidate
-            if self._race.is_stale(candidate) and not self.ledger.in_flight(candidate):
-                self._tell(self._judge(candidate))
+            if self._race.is_stale(candidate) and not self.ledger.running_count(candidate):
+                self._finish_settled(self._judge(candidate))
                 continue
-            folds = self.ledger.folds_left(candidate)
-            if self._budget.admits_fold(
-                self._committed, self._need(task.candidate.backbone, folds)
-            ):
+            cost = self._cost(task.candidate.backbone, self.ledger.folds_left(candidate))
+            if self._budget.admits_fold(self._committed, cost):
                 return task
-            self.ledger.shelve(candidate)
+            self.ledger.defer(candidate)
         return None
 
     def _new_candidate(self) -> FoldTask | None:
-        if self._nothing_to_ask or not self._budget.admits_candidate(self.spent):
+        if self._nothing_to_ask or not self._budget.admits_candidate(self.usage):
             return None
         number = self.ledger.next_number
-        backbone = self._shares.choose(number, self.ledger.started, self.ledger.gains())
-        need = self._need(backbone, self.ledger.folds)
-        if not self._budget.admits_candidate(self._committed, need):
+        backbone = self._allocation.choose(number, self.ledger.started, self.ledger.gains())
+        cost = self._cost(backbone, self.ledger.folds)
+        if not self._budget.admits_candidate(self._committed, cost):
             return None
         record = self._study.ask(number, backbone)
         if record is None:
@@ -254,65 +268,69 @@ class FoldSearcher(Searcher):
         return FoldTask(record, 0)
 
     def _judge(self, candidate: str) -> CandidateSummary | None:
-        """Gives the candidate's summary when it is settled."""
+        """Have the race judge the candidate; returns its summary when it is settled."""
         summary = self.ledger.summary(candidate)
-        return self._decide(self._race.judge(summary, self.ledger.in_flight(candidate)))
+        return self._decide(self._race.judge(summary, self.ledger.running_count(candidate)))
 
     def _decide(self, decision: RaceDecision) -> CandidateSummary | None:
-        settled = self._book(decision)
+        settled = self._save_decision(decision)
         self._on_decision(decision)
         return settled
 
-    def _book(self, decision: RaceDecision) -> CandidateSummary | None:
+    def _save_decision(self, decision: RaceDecision) -> CandidateSummary | None:
         self._store.save_decision(decision)
         _log.info("%s", decision.line)
         return self.ledger.decide(decision)
 
-    def _settle(self, trial_id: str, silent: bool) -> None:
-        """Take a trial out of flight and book its outcome. `silent`: Tune ended it without
-        telling; without a record it never ran, and is not to blame."""
+    def _end(self, trial_id: str, silent: bool) -> None:
+        """Take a trial out of the running ones and book its outcome.
+
+        `silent`: Tune ended it without a call; without a record it never ran, and is not to blame.
+        """
         trial = self._tune_trials.pop(trial_id, None)
-        flight = self.flights.pop(trial_id, None)
-        if flight is None or self.stopped:
+        running = self.running_folds.pop(trial_id, None)
+        if running is None or self.stopped:
             return
-        self.import_error = _import_error(trial) if self._is_without_record(flight) else None
+        self.import_error = _import_error(trial) if self._is_without_record(running) else None
         if self.import_error is not None:
             self.stopped = True  # every other trial would meet the same
             return
-        record = self._outcome(flight, silent)
+        record = self._outcome(running, silent)
         if record is None:
             return
         candidate = record.candidate
         self._race.trial_ended(record)
-        if record.status == "stopped" and flight.stop is not None:
+        if record.status == "stopped" and running.stop is not None:
             # The decision first: a kill in between must not leave a stop without its reason.
-            self._decide(self._race.numbered(flight.stop))
+            self._decide(self._race.numbered(running.stop))
             self._store.save_trial(record)
         self._on_trial_end(record)
-        self.ledger.unshelve()
+        self.ledger.recall_deferred()
         settled = self.ledger.end(record)
         if not self.ledger.is_hopeless(candidate):
             settled = self._judge(candidate)
-        self._tell(settled)
+        self._finish_settled(settled)
 
-    def _is_without_record(self, flight: Flight) -> bool:
-        return self._store.trial(flight.task.candidate.candidate, flight.task.fold) is None
+    def _is_without_record(self, running: RunningFold) -> bool:
+        return self._store.trial(running.task.candidate.candidate, running.task.fold) is None
 
-    def _outcome(self, flight: Flight, silent: bool) -> TrialRecord | None:
-        """Of a trial that Tune has ended; None where there is none, and it is tried again. That of
-        a stopped one is not saved yet."""
-        candidate, fold = flight.task.candidate.candidate, flight.task.fold
+    def _outcome(self, running: RunningFold, silent: bool) -> TrialRecord | None:
+        """The record of a trial that Tune has ended; None where it has none and is tried again.
+
+        That of a stopped one is not saved yet.
+        """
+        candidate, fold = running.task.candidate.candidate, running.task.fold
         record = self._store.trial(candidate, fold)
         if record is not None and record.status != "failed":
             return record
-        if flight.stop is not None:
-            task = flight.task
-            return stopped_trial(self._store, task.candidate, flight.stop, flight.seconds)
+        if running.stop is not None:
+            task = running.task
+            return stopped_trial(self._store, task.candidate, running.stop, running.seconds)
         if self.ledger.is_stopped(candidate):
             self._store.forget_trial(candidate, fold)
-            self._tell(self.ledger.drop(candidate, fold))
+            self._finish_settled(self.ledger.drop(candidate, fold))
             return None
-        return self._failed_attempt(flight.task, record, silent)
+        return self._failed_attempt(running.task, record, silent)
 
     def _failed_attempt(
         self, task: FoldTask, record: TrialRecord | None, silent: bool
@@ -330,15 +348,17 @@ class FoldSearcher(Searcher):
             return None
         return self._failed(task, reason)
 
-    def _tell(self, settled: CandidateSummary | None) -> None:
+    def _finish_settled(self, settled: CandidateSummary | None) -> None:
         if settled is not None:
             self._store.forget_resume_states(settled.candidate.candidate)
             self._study.tell(settled)
             self._on_settled(settled)
 
     def _clear(self, candidate: str, fold: int) -> None:
-        """For the next attempt, which goes on from the saved state; but the last of several begins
-        anew, in case that it is the state which breaks the trial."""
+        """Clear the trial's folder for the next attempt, which goes on from the saved state.
+
+        The last of several attempts begins anew, in case that it is the state which breaks it.
+        """
         if self.ledger.last_of_several(candidate, fold):
             self._store.forget_trial(candidate, fold)
         else:

@@ -31,12 +31,12 @@ CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
 """Keys of what Tune passes from the searcher to a worker."""
 
 RUNG = "rung"
-"""Key of a `RungReport` in what Tune hears of an epoch."""
+"""Key of the `RungReport` in a report to Tune."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What every fold trial of a sweep shares; travels to the workers."""
+    """The settings that all fold trials of a sweep share, for the workers."""
 
     run: str
     image_root: str
@@ -44,19 +44,19 @@ class TrialJob:
     transforms: tuple[TransformConfig, ...]
     seed: int
     session: str
-    """Of this driver: see `TrialSpec.session`."""
+    """Name of this driver's session: see `TrialSpec.session`."""
     cpus: int
-    """Of each device."""
+    """Cores of each device."""
     use_gpu: bool
     devices: int
-    """Of each trial."""
+    """Devices of each trial."""
     race: RaceConfig | None = None
-    """None: nobody is stopped in mid-training. A trial on several devices never is: its group goes
-    on training while the decision about its last epoch is made."""
+    """The race's settings; None: no trial is stopped in mid-training. A trial on several devices
+    never is: its group goes on training while the decision about its last epoch is made."""
 
 
 def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
-    """What Tune calls. The heavy imports are the worker's."""
+    """The function that Tune calls with a suggestion; the heavy imports are the worker's."""
 
     def fold_trial(config: dict[str, Any]) -> None:
         from foldrace.scheduling.ray.device_group import run_on_devices
@@ -103,8 +103,7 @@ def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
 
 
 class _TuneMonitor:
-    """Epochs to Tune, at the rungs with what the race judges by; Tune's wish to stop to the
-    trial."""
+    """Reports epochs to Tune, at the rungs with a `RungReport`, and tells the trial to stop."""
 
     def __init__(self, rungs: Collection[int]) -> None:
         # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
@@ -135,14 +134,16 @@ class _TuneMonitor:
         return self._session is not None and self._session.stop_event.is_set()
 
     def leave(self) -> None:
-        """The end of a stopped trial. One that Tune has dismissed in a report must not come back
-        with another, whose answer it would wait for."""
+        """End a stopped trial's process where Tune has dismissed it in a report.
+
+        It must not come back with another report, whose answer it would wait for.
+        """
         if self._dismissed:
             sys.exit(0)
 
 
 def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(n,) at the temperature that suits these rows, as the race takes finished folds."""
+    """(n,) true-class probabilities at the temperature that suits these rows."""
     from foldrace.ensemble.temperature import fit_temperature, true_prob_at
 
     temperature = fit_temperature(oof.log_prob, labels)

@@ -1,4 +1,4 @@
-"""One session of a sweep in this process: its parts, connected, and what it shows.
+"""One session of a sweep in this process: it connects the parts, writes tables, shows progress.
 
 Takes the store, the config and the cluster; gives the searcher and the scheduler for Tune, tables
 and `Progress`.
@@ -32,7 +32,7 @@ _log = logging.getLogger("foldrace")
 
 
 class SweepSession:
-    """From what the run folder holds to the end of the budget, an interrupt, or the deadline."""
+    """A sweep from what the run folder holds to the end of the budget or an interrupt."""
 
     def __init__(
         self,
@@ -43,8 +43,7 @@ class SweepSession:
         on_progress: Callable[[Progress], None],
         deadline: Deadline | None = None,
     ) -> None:
-        """Reads the run folder: a candidate that was killed between a fold trial's record and the
-        race's decision is judged here."""
+        """Read the run folder; a candidate whose last decision a kill has prevented is judged."""
         self._started = time.monotonic()
         self._store, self._cluster, self._on_progress = store, cluster, on_progress
         self._deadline = deadline
@@ -53,7 +52,7 @@ class SweepSession:
         devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
         self._counts = ProgressCounts(search, config.resources, store.fold_count, devices)
         self._budget = Budget(search, config.resources)
-        self._told = self._written = 0.0
+        self._shown = self._written = 0.0
         self._tables_every = _TABLES_EVERY
         self._notes: dict[str, None] = {}  # of this session's trials, each text once
         self.interrupted = False
@@ -69,7 +68,7 @@ class SweepSession:
             self._candidate_settled,
             self._counts.add_decision,
             devices,
-            lambda backbone, folds: self._counts.need(backbone, folds, cluster.slots()),
+            lambda backbone, folds: self._counts.cost(backbone, folds, cluster.slots()),
             self._seconds_left,
         )
         self.searcher.replay(store.summaries(running=True))
@@ -81,13 +80,12 @@ class SweepSession:
             self.scheduler.replay(self.searcher.ledger.summaries())
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Tune pickles its parts into a state file that nobody reads: a session with its terminal
-        and its study has nothing to say there."""
+        """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
         return object, ()
 
     @property
     def over(self) -> bool:
-        """Whether the running trials are to be ended."""
+        """True where the running trials are to be ended."""
         left = self._seconds_left()
         if self.searcher.import_error is not None:
             return True
@@ -95,38 +93,38 @@ class SweepSession:
 
     @property
     def limit(self) -> str | None:
-        """Of the budget, that lets nothing more start; None where there is nothing more to do."""
-        ledger, spent = self.searcher.ledger, self.searcher.spent
-        if not ledger.trials_open and not self.searcher.asks_on:
+        """The limit of the budget that lets nothing more start, or None."""
+        ledger, usage = self.searcher.ledger, self.searcher.usage
+        if not ledger.trials_open and not self.searcher.has_more_candidates:
             return None
         some = next(iter(ledger.started), "")
-        need = self._counts.need(some, ledger.folds, self._cluster.slots())
-        return self._budget.spent_up(spent, need)
+        cost = self._counts.cost(some, ledger.folds, self._cluster.slots())
+        return self._budget.exhausted_limit(usage, cost)
 
-    def look(self, trials: list[TuneTrial]) -> None:
-        """At each of Tune's steps, with its list of trials."""
+    def on_step(self, trials: list[TuneTrial]) -> None:
+        """Follow Tune, at each of its steps, by its list of trials."""
         if self.over:  # first: trials that we end ourselves are not lost
             self.searcher.stopped = True
         self.searcher.watch(trials)
         now = time.monotonic()
-        if now - self._told > _PROGRESS_EVERY:
-            self._told = now
+        if now - self._shown > _PROGRESS_EVERY:
+            self._shown = now
             self._on_progress(self.progress())
         if now - self._written > self._tables_every:
             self._write_tables()
 
     def progress(self) -> Progress:
+        """The sweep at this moment, for the terminal."""
         return self._counts.progress(
             tuple(self._running()),
-            self.searcher.spent,
+            self.searcher.usage,
             self._cluster.slots(),
             time.monotonic() - self._started,
             tuple(self._notes),
         )
 
     def close(self) -> list[CandidateSummary]:
-        """The end of the session: the tables and the study as the run folder has them; nothing is
-        `running` any more."""
+        """Write the tables and the study as the run folder has them, with nothing `running`."""
         summaries = self._store.summaries()
         self._store.write_tables(summaries)
         for summary in summaries:
@@ -145,15 +143,15 @@ class SweepSession:
         self._tables_every = max(_TABLES_EVERY, (self._written - began) / _WRITING)
 
     def _running(self) -> Iterator[RunningTrial]:
-        for flight in list(self.searcher.flights.values()):
-            candidate = flight.task.candidate
+        for running in list(self.searcher.running_folds.values()):
+            candidate = running.task.candidate
             yield RunningTrial(
                 candidate.candidate,
                 candidate.backbone,
-                flight.task.fold,
-                flight.epoch,
+                running.task.fold,
+                running.epoch,
                 int(candidate.params["epochs"]),
-                flight.val_logloss,
+                running.val_logloss,
             )
 
     def _trial_ended(self, record: TrialRecord) -> None:

@@ -1,7 +1,7 @@
 """The sweep on Ray Tune: from a run folder to settled candidates.
 
 Takes the store and a connected cluster, gives a `SweepOutcome`. Holds what is particular to Tune:
-resources, the callback that looks at every step, stopping.
+resources, the callback at each step, stopping.
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ _log = logging.getLogger("foldrace")
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended."""
+    """The end of a sweep: its candidates, and why it ended."""
 
     summaries: tuple[CandidateSummary, ...]
     seconds: float
+    """Wall seconds of this session."""
     slots: int
+    """Fold trials that ran at a time."""
     interrupted: bool
+    """True after Ctrl-C or SIGTERM."""
     limit: str | None
-    """Of the budget, that let nothing more start; None where there was none."""
+    """The limit of the budget that let nothing more start, or None."""
 
 
 class _Stop(Stopper):
@@ -71,14 +74,14 @@ class _Stop(Stopper):
 class _EachStep(tune.Callback):
     """Called by Tune about ten times a second."""
 
-    def __init__(self, look: Callable[[list[TuneTrial]], None]) -> None:
-        self._look = look
+    def __init__(self, on_step: Callable[[list[TuneTrial]], None]) -> None:
+        self._on_step = on_step
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._look(trials)
+        self._on_step(trials)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._look(trials)
+        self._on_step(trials)
 
 
 def run_sweep(
@@ -90,8 +93,10 @@ def run_sweep(
     on_progress: Callable[[Progress], None],
     deadline: Deadline | None = None,
 ) -> SweepOutcome:
-    """Run every fold trial that the budget allows and the run folder does not hold yet. What runs
-    at the deadline is ended; its saved state stays, for `resume`."""
+    """Run every fold trial that the budget allows and the run folder does not hold yet.
+
+    What runs at the deadline is ended; its saved state stays, for `resume`.
+    """
     started = time.monotonic()
     session = SweepSession(store, config, space, cluster, on_progress, deadline)
     job = TrialJob(
@@ -121,7 +126,7 @@ def run_sweep(
                 name="sweep",
                 storage_path=scratch,
                 stop=_Stop(session),
-                callbacks=[_EachStep(session.look)],
+                callbacks=[_EachStep(session.on_step)],
                 verbose=0,
             ),
         )
@@ -150,7 +155,7 @@ def _cannot_import(error: str, store: RunStore) -> EnvironmentProblem:
 
 
 def _resources(resources: ResourcesConfig, cluster: Cluster) -> tune.PlacementGroupFactory:
-    """What Tune holds for a trial."""
+    """Resources that Tune reserves for a trial."""
     own = {"CPU": float(resources.cpus_per_trial), "GPU": cluster.gpus_per_trial}
     return tune.PlacementGroupFactory([NO_DEVICE if resources.devices_per_trial > 1 else own])
 

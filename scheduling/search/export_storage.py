@@ -1,4 +1,4 @@
-"""Where the finished candidates are exported for optuna-dashboard: a journal file or a database.
+"""Storages of the export for optuna-dashboard: a journal file or a database.
 
 Takes finished Optuna trials, each with its candidate's name, and keeps one study with them. The
 database's rows are written many at once: Optuna's own `add_trial` sends some fifty statements a

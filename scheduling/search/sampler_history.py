@@ -115,7 +115,7 @@ class SamplerHistory:
         return [e.trial for e in sorted([*self._chosen(ended), *newest], key=_number)]
 
     def _chosen(self, ended: list[_Entry]) -> list[_Entry]:
-        """As many as the sampler sees, half of them the best, half the newest, with values."""
+        """The ended candidates that the sampler sees: half the best, half the newest."""
         known, values = self._valued(ended)
         most = self._sampler.most_trials
         if len(known) > most:

@@ -15,14 +15,14 @@ from foldrace.config.schema import (
 )
 from foldrace.scheduling.budget import (
     Budget,
+    CompletionCost,
     Deadline,
-    Need,
-    Spent,
+    SweepUsage,
     budget_problems,
     devices_of_a_trial,
 )
 
-_NONE = Spent(0, 0, 0.0)
+_NONE = SweepUsage(0, 0, 0.0)
 
 
 def _budget(
@@ -36,29 +36,29 @@ def _budget(
 
 
 @pytest.mark.parametrize(
-    ("budget", "spent", "candidate", "fold"),
+    ("budget", "usage", "candidate", "fold"),
     [
         (_budget(), _NONE, True, True),
-        (_budget(), Spent(9, 45, 1e9), True, True),
-        (_budget(), Spent(10, 45, 1e9), False, True),
-        (_budget(fold_trials=46), Spent(9, 45, 1e9), True, True),
-        (_budget(fold_trials=45), Spent(9, 45, 1e9), False, False),
-        (_budget(gpu_hours=0.5), Spent(1, 1, 1799.9), True, True),
-        (_budget(gpu_hours=0.5), Spent(1, 1, 1800.0), False, False),
-        (_budget(), Spent(1, 1, 0.0, seconds_left=0.1), True, True),
-        (_budget(), Spent(1, 1, 0.0, seconds_left=0.0), False, False),
+        (_budget(), SweepUsage(9, 45, 1e9), True, True),
+        (_budget(), SweepUsage(10, 45, 1e9), False, True),
+        (_budget(fold_trials=46), SweepUsage(9, 45, 1e9), True, True),
+        (_budget(fold_trials=45), SweepUsage(9, 45, 1e9), False, False),
+        (_budget(gpu_hours=0.5), SweepUsage(1, 1, 1799.9), True, True),
+        (_budget(gpu_hours=0.5), SweepUsage(1, 1, 1800.0), False, False),
+        (_budget(), SweepUsage(1, 1, 0.0, seconds_left=0.1), True, True),
+        (_budget(), SweepUsage(1, 1, 0.0, seconds_left=0.0), False, False),
     ],
 )
-def test_each_limit_alone(budget: Budget, spent: Spent, candidate: bool, fold: bool) -> None:
-    assert budget.admits_candidate(spent) is candidate
-    assert budget.admits_fold(spent) is fold
+def test_each_limit_alone(budget: Budget, usage: SweepUsage, candidate: bool, fold: bool) -> None:
+    assert budget.admits_candidate(usage) is candidate
+    assert budget.admits_fold(usage) is fold
 
 
 def test_a_candidate_that_cannot_be_complete_is_not_started() -> None:
     budget = _budget(fold_trials=20)
-    assert budget.admits_candidate(Spent(3, 15, 0.0), Need(folds=5))
-    assert not budget.admits_candidate(Spent(4, 16, 0.0), Need(folds=5))
-    assert budget.admits_fold(Spent(4, 16, 0.0), Need(folds=4))
+    assert budget.admits_candidate(SweepUsage(3, 15, 0.0), CompletionCost(folds=5))
+    assert not budget.admits_candidate(SweepUsage(4, 16, 0.0), CompletionCost(folds=5))
+    assert budget.admits_fold(SweepUsage(4, 16, 0.0), CompletionCost(folds=4))
 
 
 @pytest.mark.parametrize(
@@ -76,40 +76,45 @@ def test_a_candidate_that_cannot_be_complete_is_not_started() -> None:
 def test_what_would_end_after_the_deadline_does_not_start(
     left: float, folds: int, slots: int, starts: bool
 ) -> None:
-    need = Need(folds, 100.0, slots)
-    assert _budget().admits_fold(Spent(1, 1, 0.0, left), need) is starts
-    assert _budget().admits_candidate(Spent(1, 1, 0.0, left), need) is starts
+    cost = CompletionCost(folds, 100.0, slots)
+    assert _budget().admits_fold(SweepUsage(1, 1, 0.0, left), cost) is starts
+    assert _budget().admits_candidate(SweepUsage(1, 1, 0.0, left), cost) is starts
 
 
 def test_hours_count_every_device_of_a_fold_trial() -> None:
     budget = _budget(gpu_hours=1.0)  # 3,600 device-seconds
-    need = Need(folds=5, fold_seconds=100.0, slots=2, devices=4.0)
-    assert budget.admits_candidate(Spent(1, 5, 1600.0), need)  # 5 × 400 s are left
-    assert not budget.admits_candidate(Spent(1, 5, 1600.1), need)
-    assert budget.fold_trials_left(Spent(1, 5, 1600.0), need) == 5.0
-    assert budget.fold_trials_left(Spent(1, 5, 3700.0), need) == 0.0
+    cost = CompletionCost(folds=5, fold_seconds=100.0, slots=2, devices=4.0)
+    assert budget.admits_candidate(SweepUsage(1, 5, 1600.0), cost)  # 5 × 400 s are left
+    assert not budget.admits_candidate(SweepUsage(1, 5, 1600.1), cost)
+    assert budget.fold_trials_left(SweepUsage(1, 5, 1600.0), cost) == 5.0
+    assert budget.fold_trials_left(SweepUsage(1, 5, 3700.0), cost) == 0.0
 
 
 def test_fold_trials_left_without_limits_and_before_a_measurement() -> None:
     assert _budget().fold_trials_left(_NONE) == math.inf
     assert _budget(gpu_hours=1.0).fold_trials_left(_NONE) == math.inf
-    assert _budget(gpu_hours=1.0).fold_trials_left(Spent(1, 1, 3600.0)) == 0.0
-    assert _budget(fold_trials=7, gpu_hours=1.0).fold_trials_left(Spent(1, 5, 0.0)) == 2.0
+    assert _budget(gpu_hours=1.0).fold_trials_left(SweepUsage(1, 1, 3600.0)) == 0.0
+    assert _budget(fold_trials=7, gpu_hours=1.0).fold_trials_left(SweepUsage(1, 5, 0.0)) == 2.0
 
 
 def test_the_limit_that_ended_a_sweep_is_named() -> None:
     budget = _budget(fold_trials=6, gpu_hours=2.0, time_budget=60.0)
-    assert budget.spent_up(Spent(10, 5, 10.0, 1.0)) is None
-    assert budget.spent_up(Spent(2, 6, 10.0, 1.0)) == "search.fold_trials: 6 of 6 started"
+    assert budget.exhausted_limit(SweepUsage(10, 5, 10.0, 1.0)) is None
+    assert (
+        budget.exhausted_limit(SweepUsage(2, 6, 10.0, 1.0)) == "search.fold_trials: 6 of 6 started"
+    )
     hours = "resources.gpu_hours: 2.5 of 2 are spent"
-    assert budget.spent_up(Spent(2, 5, 9000.0, 1.0)) == hours
+    assert budget.exhausted_limit(SweepUsage(2, 5, 9000.0, 1.0)) == hours
     over = "resources.time_budget: 0 s of it are left for fold trials"
-    assert budget.spent_up(Spent(2, 5, 1.0, -3.0)) == over
-    need = Need(folds=5, fold_seconds=4.0, slots=2)
-    assert budget.spent_up(Spent(2, 3, 1.0, 9.0), need) == "search.fold_trials: 3 of 6 started"
+    assert budget.exhausted_limit(SweepUsage(2, 5, 1.0, -3.0)) == over
+    cost = CompletionCost(folds=5, fold_seconds=4.0, slots=2)
+    assert (
+        budget.exhausted_limit(SweepUsage(2, 3, 1.0, 9.0), cost)
+        == "search.fold_trials: 3 of 6 started"
+    )
     short = "resources.time_budget: 11 s of it are left for fold trials"
-    assert budget.spent_up(Spent(2, 1, 1.0, 11.0), need) == short
-    assert budget.spent_up(Spent(2, 1, 1.0, 12.0), need) is None
+    assert budget.exhausted_limit(SweepUsage(2, 1, 1.0, 11.0), cost) == short
+    assert budget.exhausted_limit(SweepUsage(2, 1, 1.0, 12.0), cost) is None
 
 
 def test_devices_of_a_trial() -> None:

@@ -181,12 +181,12 @@ def test_a_fold_in_flight_of_a_stopped_candidate_is_not_tried_again() -> None:
 
 def test_a_shelved_candidate_lets_others_pass() -> None:
     ledger = opened(folds=2, candidates=2)
-    ledger.shelve("c0001")
+    ledger.defer("c0001")
     assert names([take(ledger)]) == [(2, 0)]
     assert ledger.next_task(spare=True) is not None
-    ledger.shelve("c0002")
+    ledger.defer("c0002")
     assert ledger.next_task(spare=True) is None and ledger.trials_open == 4
-    ledger.unshelve()
+    ledger.recall_deferred()
     assert names([take(ledger)]) == [(1, 0)]
 
 
@@ -286,7 +286,7 @@ class Simulation:
     def decide(self, task: FoldTask, status: str) -> CandidateSummary | None:
         name, gain = task.candidate.candidate, self.rng.uniform(-0.2, 0.5)
         open_ = self.needed is not None and complete(self.ledger) >= self.needed
-        spared = self.ledger.in_flight(name) or not open_
+        spared = self.ledger.running_count(name) or not open_
         action = "stop" if status == "stopped" or (gain < 0 and not spared) else "continue"
         if len(self.ledger.summary(name).finished) == self.folds:
             action = "complete"

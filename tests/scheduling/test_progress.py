@@ -22,7 +22,7 @@ from foldrace.run_folder.records import (
     summarise,
 )
 from foldrace.run_folder.tables import ranked
-from foldrace.scheduling.budget import Need, Spent
+from foldrace.scheduling.budget import CompletionCost, SweepUsage
 from foldrace.scheduling.progress import ProgressCounts
 
 FOLDS = 3
@@ -98,8 +98,8 @@ def _counts(**search: int) -> ProgressCounts:
 
 
 def _progress(counts: ProgressCounts, candidates: int, *running: RunningTrial) -> Progress:
-    spent = Spent(candidates, counts.trials_ended + len(running), counts.device_seconds, None)
-    return counts.progress(running, spent, slots=2, elapsed_s=7.0)
+    usage = SweepUsage(candidates, counts.trials_ended + len(running), counts.device_seconds, None)
+    return counts.progress(running, usage, slots=2, elapsed_s=7.0)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -194,7 +194,7 @@ def test_seconds_of_an_unknown_backbone_are_those_of_all() -> None:
     counts.add_trial(_trial("c0001", 0, 0.4, "failed"))  # says nothing about a whole one
     found = [counts.fold_seconds(backbone) for backbone in "abc"]
     assert found == [15.0, 60.0, 30.0]
-    assert counts.need("b", folds=2, slots=4) == Need(2, 60.0, 4, 1.0)
+    assert counts.cost("b", folds=2, slots=4) == CompletionCost(2, 60.0, 4, 1.0)
 
 
 def test_the_deadline_bounds_the_eta() -> None:
@@ -203,8 +203,8 @@ def test_the_deadline_bounds_the_eta() -> None:
         counts.add_trial(_trial("c0000", fold, 0.4))
 
     def at(seconds_left: float, *running: RunningTrial) -> tuple[int, float | None]:
-        spent = Spent(1, 3 + len(running), 6.0, seconds_left)
-        found = counts.progress(running, spent, slots=2, elapsed_s=6.0)
+        usage = SweepUsage(1, 3 + len(running), 6.0, seconds_left)
+        found = counts.progress(running, usage, slots=2, elapsed_s=6.0)
         return found.trials_total, found.eta_s
 
     assert at(1e6) == (33, 30.0)  # 30 fold trials of 2 s
@@ -285,8 +285,8 @@ def _simulated_etas(slots: int, seed: int) -> list[tuple[float, float]]:
             for left, s, n in ((end - now, s, n) for end, s, n in running)
         ]
         started = candidates - sum(not trials[n] for n in waiting)
-        spent = Spent(started, counts.trials_ended + len(running), 0.0)
-        eta = counts.progress(now_running, spent, slots, now).eta_s
+        usage = SweepUsage(started, counts.trials_ended + len(running), 0.0)
+        eta = counts.progress(now_running, usage, slots, now).eta_s
         assert eta is not None
         etas.append((now, eta))
     return etas

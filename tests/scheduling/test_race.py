@@ -144,9 +144,9 @@ def test_nobody_is_stopped_before_enough_are_complete(run: RacedRun) -> None:
 def test_folds_in_flight_are_waited_for(run: RacedRun) -> None:
     race = opened(run)
     run.finish("c0002", 0, {"raw": run.model(7, -2.0)})
-    spared = race.judge(run.summary("c0002"), in_flight=1)
+    spared = race.judge(run.summary("c0002"), running=1)
     assert spared.action == "continue" and spared.gain is not None and spared.gain < 0
-    assert spared.reason.endswith("; not stopped while a further fold is in flight")
+    assert spared.reason.endswith("; not stopped while another of its folds is running")
     assert race.is_stale("c0002")
     run.store.save_decision(spared)
     again = race.judge(run.summary("c0002"))
@@ -300,7 +300,7 @@ def test_columns_of_complete_candidates_are_kept_in_the_run_folder(run: RacedRun
     fitted = run.calibrated(run.model(100, 1.0), 0, 1, 2)
     run.store.files.delete("trials/c0000/fold1/oof.npy")  # it is not read again
     for _ in range(2):
-        held = CalibratedColumns(run.store).of(summary)
+        held = CalibratedColumns(run.store).read(summary)
         assert list(held.columns) == ["raw", "ema"] and held.complete
         assert held.columns["ema"] == pytest.approx(fitted, abs=1e-3)
 
@@ -319,12 +319,12 @@ def test_kept_columns_that_do_not_fit_are_fitted_anew(run: RacedRun, damage: str
     else:
         wrong = {v: np.full(240, np.nan, dtype=np.float32) for v in ("raw", "ema")}
         run.store.save_calibrated(summary, wrong)
-    held = CalibratedColumns(run.store).of(run.summary("c0000"))
+    held = CalibratedColumns(run.store).read(run.summary("c0000"))
     again = run.model(6, 1.0) if damage == "of another trial" else run.model(100, 1.0)
     for fold in range(3):
         model = again if fold == 1 else run.model(100, 1.0)
         run.finish("c0001", fold, {"raw": run.model(0, 1.0), "ema": model})
-    fresh = CalibratedColumns(run.store).of(run.summary("c0001"))
+    fresh = CalibratedColumns(run.store).read(run.summary("c0001"))
     assert np.array_equal(held.columns["ema"], fresh.columns["ema"])
     assert run.store.calibrated(run.summary("c0000")) is not None
 
@@ -336,12 +336,12 @@ def test_columns_are_kept_within_their_bound(run: RacedRun) -> None:
     for number, skill in enumerate([0.0, 2.0]):
         for fold in range(3):
             run.finish(f"c000{number}", fold, {"raw": run.model(number, skill)})
-        kept.of(run.summary(f"c000{number}"))
+        kept.read(run.summary(f"c000{number}"))
     for number in range(2, 7):
         run.finish(f"c000{number}", 0, {"raw": run.model(number, 1.0)})
-        kept.of(run.summary(f"c000{number}"))
-        assert sum(held.size for held in kept.held.values()) <= 10 * size
-    assert set(kept.held) == {"c0000", "c0001", "c0006"}
+        kept.read(run.summary(f"c000{number}"))
+        assert sum(columns.size for columns in kept.cached.values()) <= 10 * size
+    assert set(kept.cached) == {"c0000", "c0001", "c0006"}
     run.finish("c0007", 0, {v: run.model(9, 1.0) for v in ("raw", "ema", "s1", "s2")})
-    kept.of(run.summary("c0007"))
-    assert set(kept.held) == {"c0001", "c0007"}
+    kept.read(run.summary("c0007"))
+    assert set(kept.cached) == {"c0001", "c0007"}

@@ -74,6 +74,7 @@ class Live:
     candidate: CandidateRecord
     fold: int
     status: str = "RUNNING"
+    error_file: str | None = None
 
     def log_prob(self) -> np.ndarray:
         """(n, 3) of the fold's rows: some candidates are good, most add nothing to them."""

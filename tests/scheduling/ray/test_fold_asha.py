@@ -26,7 +26,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.fold_asha import FoldASHA
-from foldrace.scheduling.ray.fold_searcher import Flight
+from foldrace.scheduling.ray.fold_searcher import RunningFold
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import Rung, RungRecords, RungReport, fractions, losses_of, rungs_of
 from foldrace.search_spaces.hyperparameters import TrialParams
@@ -176,7 +176,7 @@ class Sweep:
     store: RunStore
     race: Race
     config: RaceConfig = field(default_factory=setting)
-    flights: dict[str, Flight] = field(default_factory=dict)
+    running_folds: dict[str, RunningFold] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=lambda: Ledger(K, 0))
     stops: list[RaceDecision] = field(default_factory=list)
 
@@ -184,7 +184,7 @@ class Sweep:
         self.asha = FoldASHA(self.store, self.race, self.config, self)
 
     def request_stop(self, trial_id: str, decision: RaceDecision) -> None:
-        assert self.flights[trial_id].task.candidate.candidate == decision.candidate
+        assert self.running_folds[trial_id].task.candidate.candidate == decision.candidate
         self.stops.append(decision)
 
     def start(self, number: int, fold: int = 0, **params: int) -> str:
@@ -193,7 +193,7 @@ class Sweep:
             self.ledger.add(record)
         self.ledger.start(FoldTask(record, fold))
         trial_id = f"{record.candidate}/{fold}"
-        self.flights[trial_id] = Flight(FoldTask(record, fold))
+        self.running_folds[trial_id] = RunningFold(FoldTask(record, fold))
         return trial_id
 
     def reach(self, trial_id: str, losses: Sequence[float], **extra: object) -> str:
@@ -206,7 +206,7 @@ class Sweep:
         return self.asha.on_trial_result(None, trial, result)  # type: ignore[arg-type]
 
     def end(self, trial_id: str, status: str = "finished", log: str | None = None) -> None:
-        task = self.flights.pop(trial_id).task
+        task = self.running_folds.pop(trial_id).task
         record = ended(task, status, self.store.folds().hash)
         self.store.save_candidate(task.candidate)
         self.store.save_trial(record, log=log)

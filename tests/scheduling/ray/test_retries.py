@@ -133,6 +133,6 @@ def test_a_trial_that_goes_on_says_so(store: RunStore, caplog: pytest.LogCapture
         start(searcher, name)
         for epoch in (first, first + 1):
             searcher.on_trial_result(name, {"epoch": epoch, "val_logloss": 1.0})
-        assert searcher.flights[name].epoch == first + 2
+        assert searcher.running_folds[name].epoch == first + 2
     lines = [record.getMessage() for record in caplog.records]
     assert lines == ["c0000 fold0 goes on from epoch 5"]

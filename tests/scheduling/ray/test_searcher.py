@@ -21,7 +21,7 @@ from foldrace.config.schema import (
     SweepConfig,
 )
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
-from foldrace.scheduling.budget import Budget, Need
+from foldrace.scheduling.budget import Budget, CompletionCost
 from foldrace.scheduling.ledger import Ledger
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
@@ -199,7 +199,7 @@ def test_a_kill_within_a_stop_leaves_its_reason(
     (trial,), (decision,) = summary.trials, summary.decisions
     assert (trial.status, trial.epochs_trained, trial.seconds) == ("stopped", 2, 3.5)
     assert (summary.status, decision.number, decision.epochs_trained) == ("stopped", 0, 2)
-    assert again.searcher.spent.device_seconds == 3.5
+    assert again.searcher.usage.device_seconds == 3.5
     assert again.race.numbered(epoch_decision("c0000", 0)).epochs_trained == 2
 
 
@@ -278,11 +278,11 @@ def test_hours_are_committed_to_what_runs(run: RacedRun) -> None:
         Race(run.store, RaceConfig(rule="none")),
         Budget(limited, ResourcesConfig(gpu_hours=2 * K * seconds / 3600)),
         BackboneAllocation(limited.backbones, 9, limited.min_share, limited.seed), lambda: 20,
-        need=lambda backbone, folds: Need(folds, seconds, 20),
+        cost=lambda backbone, folds: CompletionCost(folds, seconds, 20),
     )  # fmt: skip
     started: list[tuple[str, int]] = []
     while isinstance(task := searcher.suggest(f"t{len(started)}"), dict):
         started.append((task[CANDIDATE], task[FOLD]))
     assert task is None
     assert started == [(f"c000{number}", fold) for number in range(2) for fold in range(K)]
-    assert searcher.spent.device_seconds < seconds
+    assert searcher.usage.device_seconds < seconds
