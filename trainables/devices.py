@@ -22,10 +22,13 @@ from foldrace.trainables.spec import TrialSpec, trial_seed
 
 
 def fresh_accelerator(spec: TrialSpec) -> Accelerator:
-    """A reused process keeps Accelerate's global state, and changing its precision raises. With
-    mixed precision it also keeps the last trial's model, in reference cycles, and its device
-    memory, as it does when compiled; else the model is gone already, and looking through all
-    objects would take 0.2 s."""
+    """A new Accelerator, as in a new process.
+
+    A reused process keeps Accelerate's global state, and changing its precision raises. With mixed
+    precision it also keeps the last trial's model, in reference cycles, and its device memory, as
+    it does when compiled; else the model is gone already, and looking through all objects would
+    take 0.2 s.
+    """
     # Private: Accelerate offers no other way to another precision in the same process.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -47,9 +50,12 @@ def fresh_accelerator(spec: TrialSpec) -> Accelerator:
 
 
 def _forget_compiled() -> None:
-    """What a process has compiled counts against a limit for the same lines of code, whichever
-    trial they ran in; beyond it they run uncompiled without a word. One trial alone needs more than
-    the usual 8: for each image size, frozen layer and pass of SAM, in training and in scoring."""
+    """Let the process compile as if it had not compiled yet, and more often.
+
+    What it has compiled counts against a limit for the same lines of code, whichever trial they ran
+    in; beyond it they run uncompiled without a word. One trial alone needs more than the usual 8:
+    for each image size, frozen layer and pass of SAM, in training and in scoring.
+    """
     from torch import _dynamo  # heavy; private: `torch.compiler` has no such limit to set
 
     torch.compiler.reset()
@@ -57,20 +63,23 @@ def _forget_compiled() -> None:
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Rank 0's batch statistics on every device of the trial: each has updated its own from its
-    share of the batches, and the weights are one model only together with one set of them."""
+    """Bring rank 0's batch statistics to every device of the trial.
+
+    Each has updated its own from its share of the batches, and the weights are one model only
+    together with one set of them.
+    """
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             broadcast(buffer, 0)
 
 
 def precision_of(spec: TrialSpec, device: torch.device) -> str:
-    """What the trial trains and is scored in."""
+    """The precision that the trial trains and is scored in."""
     return resolve_precision(device, spec.training.precision, spec.params.sam_rho)
 
 
 def seed_trial(spec: TrialSpec) -> None:
-    """For the initial weights, which are the same on every device of the trial."""
+    """Seed the initial weights, which are the same on every device of the trial."""
     _seed_generators(trial_seed(spec))
     torch.set_num_threads(spec.cpus)
     torch.backends.cudnn.deterministic = True
@@ -79,8 +88,10 @@ def seed_trial(spec: TrialSpec) -> None:
 
 
 def seed_epoch(spec: TrialSpec, epoch: int, rank: int) -> np.random.Generator:
-    """For dropout and the like, which draw from global generators, and the generator of what
-    mixes batches. Every epoch has its own, so that a resumed trial needs no generator's state."""
+    """Seed the global generators (dropout and the like); gives the generator that mixes batches.
+
+    Every epoch has its own, so that a resumed trial needs no generator's state.
+    """
     sequence = np.random.SeedSequence((trial_seed(spec), epoch, rank))
     _seed_generators(int(sequence.generate_state(1)[0]))
     return np.random.default_rng(sequence.spawn(1)[0])

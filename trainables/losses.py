@@ -1,13 +1,8 @@
-"""Training losses by name, on logits and soft targets, with class weights.
+"""Training losses by name, the class weights in them, and how their logits become probabilities.
 
-Takes (B, C) logits and (B, C) target probabilities, gives a scalar mean over the batch.
-
-How a classifier's logits become log-probabilities; each training loss goes with one of these.
-
-Class weights by name: how much an image of each class counts in the training loss.
-
-Takes the number of training rows of each class, gives one weight a class, 1 on average over the
-training rows: the loss keeps its scale, and with it the learning rate its meaning.
+Takes (B, C) logits and (B, C) target probabilities, gives a scalar mean over the batch. Class
+weights are 1 on average over the training rows: the loss keeps its scale, and with it the learning
+rate its meaning.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ class Activation:
     log_probs: Callable[[Tensor], Tensor]
     """Natural logarithms of probabilities that sum to 1 in each row."""
     trained: Callable[[Tensor], Tensor]
-    """What the losses train: a distribution over the classes, or one of two outcomes a class."""
+    """The probabilities that losses train: one distribution, or two outcomes for each class."""
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -105,8 +100,10 @@ CLASS_WEIGHTS: dict[str, ClassWeights] = {
 
 
 def class_weights(name: str, class_counts: NDArray[np.int64], beta: float) -> NDArray[np.float64]:
-    """(C,) training rows of each class -> (C,) weights with sum_c n_c w_c = sum_c n_c. A class
-    without a training row weighs 1: only smoothed targets ever reach it."""
+    """(C,) training rows of each class -> (C,) weights with sum_c n_c w_c = sum_c n_c.
+
+    A class without a training row weighs 1: only smoothed targets ever reach it.
+    """
     weights = np.ones(len(class_counts))
     present = class_counts > 0
     counts = class_counts[present].astype(np.float64)
@@ -121,7 +118,7 @@ _LDAM_MARGIN = 0.5  # of the rarest class, before the scale
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What a loss may depend on besides logits and targets."""
+    """Settings that a loss may depend on besides logits and targets."""
 
     gamma: float
     alpha: float
@@ -138,9 +135,9 @@ class Loss:
     function: Callable[[Tensor, Tensor, LossSettings], Tensor]
     """(B, C) float32 logits, (B, C) targets, settings -> (B,) losses of the images, not below 0."""
     hard: bool = False
-    """Takes one-hot targets only: no mixing, no label smoothing."""
+    """True: it takes one-hot targets only, so no mixing and no label smoothing."""
     activation: str = "softmax"
-    """Of `activations.ACTIVATIONS`: what makes probabilities of the logits that this trains."""
+    """A row of `ACTIVATIONS`: how the logits that this trains become probabilities."""
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
@@ -167,8 +164,10 @@ def _kl(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
 
 
 def _ldam(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
-    """Cross-entropy after a margin ~ n_c^(-1/4) was taken from the true class's logit. The paper's
-    scale is in the margin, not on the logits: softmax(logits) are the probabilities."""
+    """Cross-entropy after a margin ~ n_c^(-1/4) was taken from the true class's logit.
+
+    The paper's scale is in the margin, not on the logits: softmax(logits) are the probabilities.
+    """
     rarity = settings.class_counts.clamp_min(1.0) ** -0.25
     margins = _LDAM_SCALE * _LDAM_MARGIN * rarity / rarity.max()
     return functional.cross_entropy(logits - margins * targets, targets, reduction="none")

@@ -2,10 +2,6 @@
 
 Takes a model and the hyperparameters, gives a torch optimiser over parameter groups: biases and
 norms without weight decay, and with layer decay one learning rate a layer.
-
-Optimisers that are rows of a table: torch's own, and those of plugins.
-
-Takes parameter groups with their learning rates and weight decays, gives a torch optimiser.
 """
 
 from __future__ import annotations
@@ -138,7 +134,9 @@ def build_optimizer(
     model: nn.Module, params: TrialParams, layer_ids: Mapping[str, int] | None = None
 ) -> torch.optim.Optimizer:
     """The optimiser of `params.optimizer`; `momentum` is its momentum, or its first beta.
-    `layer_ids`: see `parameter_groups`."""
+
+    `layer_ids`: see `parameter_groups`.
+    """
     groups = parameter_groups(model, params, layer_ids)
     name, lr, momentum = params.optimizer, params.lr, params.momentum
     if name in OPTIMIZERS:

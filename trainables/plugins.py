@@ -36,6 +36,8 @@ KINDS: tuple[Kind[Any], ...] = (
 
 
 def use_plugins(files: Sequence[PluginFile]) -> None:
-    """The tables hold the rows of these files and of no others. Raises ConfigError where a file
-    cannot be loaded here."""
+    """Give the tables the rows of these files and of no others.
+
+    Raises ConfigError where a file cannot be loaded here.
+    """
     require(load(files, KINDS))

@@ -1,12 +1,8 @@
-"""Learning-rate schedules by name: what every update's rate is, relative to its group's own.
+"""Learning-rate schedules by name, and the size of the training images in each epoch.
 
-Takes an optimiser and the hyperparameters, gives a `Schedule` that hears of updates and epochs and
-sets the rates. All but plateau are functions of the number of updates alone.
-
-Progressive image size: small training images first, the whole size at the end.
-
-Takes the epoch and the hyperparameters, gives a side in pixels. Tan and Le, EfficientNetV2: Smaller
-Models and Faster Training, ICML 2021.
+Takes an optimiser and the hyperparameters, gives a `Schedule` that is told of updates and epochs
+and sets every group's rate, relative to its own. All but plateau are functions of the number of
+updates alone.
 """
 
 from __future__ import annotations
@@ -21,9 +17,12 @@ from foldrace.search_spaces.hyperparameters import TrialParams
 
 
 def training_size(epoch: int, epochs: int, image_size: int, size_start: float) -> int:
-    """Side of the square training images in `epoch` (from 0): from `size_start` of `image_size`,
-    linearly to the whole after two thirds of the epochs, so that the last third (and a single
-    epoch) trains at the size of scoring. Rounded to 32 pixels, below 128 pixels to 8."""
+    """Side, in pixels, of the square training images in `epoch` (from 0).
+
+    From `size_start` of `image_size`, linearly to the whole after two thirds of the epochs, so that
+    the last third (and a single epoch) trains at the size of scoring. Rounded to 32 pixels, below
+    128 pixels to 8. Tan and Le, EfficientNetV2: Smaller Models and Faster Training, ICML 2021.
+    """
     growing = 2 * epochs // 3  # epochs
     if epoch >= growing or size_start >= 1.0:
         return image_size
@@ -48,11 +47,12 @@ class Plan:
 
     @property
     def updates(self) -> int:
+        """Optimiser steps of the whole training."""
         return self.updates_per_epoch * self.epochs
 
     @property
     def warmup(self) -> int:
-        """Updates of the warm-up; at least one is left after it."""
+        """Optimiser steps of the warm-up; at least one is left after it."""
         return min(round(self.params.warmup * self.updates), self.updates - 1)
 
 
@@ -64,10 +64,9 @@ class ScheduleRow:
     doc: str
     source: str
     factor: Callable[[int, Plan, int], float]
-    """(updates done, plan, times that the loss stood still) -> rate of the next update, relative
-    to the peak."""
+    """(updates done, plan, stalls of the loss) -> rate of the next update relative to the peak."""
     warms_up: bool = True
-    """The linear warm-up comes before it; False: the row rises by itself."""
+    """True: the linear warm-up comes before it; False: the row rises by itself."""
 
 
 def cycle_ends(epochs: int, cycles: int) -> list[int]:
@@ -141,8 +140,8 @@ SCHEDULES: dict[str, ScheduleRow] = {
 
 
 @dataclass
-class _Course:
-    """How far the training is, and what the schedule remembers of the validation losses."""
+class _Progress:
+    """Updates so far, and what the schedule remembers of the validation losses."""
 
     done: int = 0  # updates
     best: float | None = None
@@ -156,19 +155,19 @@ class Schedule:
     def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
         self._optimizer, self._plan = optimizer, plan
         self._row = SCHEDULES[plan.params.schedule]
-        self._course = _Course()
+        self._progress = _Progress()
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self._set_rates()
 
     def step_update(self, done: int) -> None:
-        """After each update: `done` so far, all epochs together."""
-        self._course.done = done
+        """Set the rates of the next update, after `done` of all epochs together."""
+        self._progress.done = done
         self._set_rates()
 
     def epoch_done(self, logloss: float) -> None:
-        """After each epoch's scoring; a loss that is not a number counts as no better."""
-        seen = self._course
+        """Note an epoch's score; a loss that is not a number counts as no better."""
+        seen = self._progress
         if logloss < (math.inf if seen.best is None else seen.best):
             seen.best, seen.waited = logloss, 0
             return
@@ -178,12 +177,12 @@ class Schedule:
         self._set_rates()
 
     def state_dict(self) -> dict[str, float | int | None]:
-        """All that a resumed schedule needs, as JSON values."""
-        return asdict(self._course)
+        """Everything that a resumed schedule needs, as plain numbers."""
+        return asdict(self._progress)
 
     def load_state_dict(self, state: Mapping[str, float | int | None]) -> None:
         """Go on from there; sets the rates."""
-        self._course = _Course(**state)  # type: ignore[arg-type]
+        self._progress = _Progress(**state)  # type: ignore[arg-type]
         self._set_rates()
 
     def _set_rates(self) -> None:
@@ -192,15 +191,17 @@ class Schedule:
             group["lr"] = group["initial_lr"] * factor
 
     def _factor(self) -> float:
-        done, plan = self._course.done, self._plan
+        done, plan = self._progress.done, self._plan
         if self._row.warms_up and done < plan.warmup:
             return _LOW + (1 - _LOW) * done / plan.warmup
-        return self._row.factor(done, plan, self._course.stalls)
+        return self._row.factor(done, plan, self._progress.stalls)
 
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, params: TrialParams, updates_per_epoch: int, epochs: int
 ) -> Schedule:
-    """The schedule of `params.schedule`, set for the first update; also for an optimiser whose
-    state was loaded: its groups know their `initial_lr`."""
+    """The schedule of `params.schedule`, set for the first update.
+
+    Also for an optimiser whose state was loaded: its groups know their `initial_lr`.
+    """
     return Schedule(optimizer, Plan(params, updates_per_epoch, epochs))

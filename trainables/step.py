@@ -33,7 +33,7 @@ _log = logging.getLogger("foldrace")
 
 @dataclass(frozen=True)
 class Examples:
-    """This device's share of a batch, ready for the model."""
+    """One device's share of a batch, ready for the model."""
 
     images: Tensor  # (B, 3, H, W) float32 in [0, 1]
     meta: Tensor  # (B, F) float32; F is 0 without meta features

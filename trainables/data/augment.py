@@ -1,14 +1,9 @@
 """Named augmentation policies: how far a training image may be moved, turned and recoloured.
 
 Takes uint8 images of any size and a NumPy generator, gives square uint8 images. All geometry of a
-policy is one map, affine or a homography, and so one interpolation, straight from the stored image,
-or from its averages where there are many more pixels than the output has.
-
-Maps of the plane, and images pulled through them.
-
-Shear and perspective, which an affine map of crop, turn and zoom does not cover: takes numbers,
-gives (n, 3, 3) homographies of the square output image, to be multiplied before anything is
-interpolated. Coordinates are those of pixel centres: 0 to size - 1.
+policy is one map, affine or a homography in coordinates of pixel centres (0 to size - 1), and so
+one interpolation, straight from the stored image, or from its averages where there are many more
+pixels than the output has.
 """
 
 from __future__ import annotations
@@ -37,11 +32,14 @@ def shear(degrees: NDArray[np.float64], size: int) -> Maps:
 
 
 def perspective(inset: NDArray[np.float64], size: int) -> Maps:
-    """Each corner moves inwards. `inset` (n, 4, 2): x and y, fractions of the side, of the top
-    left, top right, bottom right and bottom left corner.
+    """Homographies that move each corner inwards.
 
-    Source: Heckbert, "Fundamentals of Texture Mapping and Image Warping", master's thesis,
-    University of California, Berkeley, 1989 (unit square to quadrilateral)."""
+    `inset` (n, 4, 2): x and y, fractions of the side, of the top left, top right, bottom right and
+    bottom left corner.
+
+    Heckbert, Fundamentals of Texture Mapping and Image Warping, master's thesis, University of
+    California, Berkeley, 1989 (unit square to quadrilateral).
+    """
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
     p = corners + np.where(corners == 0, inset, -inset)
     (ax, ay), (bx, by) = (p[:, 1] - p[:, 2]).T, (p[:, 3] - p[:, 2]).T
@@ -61,8 +59,11 @@ def perspective(inset: NDArray[np.float64], size: int) -> Maps:
 def averaged(
     image: NDArray[np.uint8], matrix: NDArray[np.float64], block: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Means of blocks of `block` rows and columns, and the map from there; a rest at the bottom or
-    right that fills no block is left out. `matrix`: (2, 3) affine or (3, 3)."""
+    """Means of blocks of `block` rows and columns, and the map from there.
+
+    A rest at the bottom or right that fills no block is left out. `matrix`: (2, 3) affine or
+    (3, 3).
+    """
     rows, columns = block.tolist()
     if rows == columns == 1:
         return image, matrix
@@ -75,8 +76,11 @@ def averaged(
 
 
 class Warper:
-    """Pulls RGB images of the given shapes, (n, 2) height and width, to squares. It works on a
-    fourth channel that nobody sees: the values are the same, and cv2 takes a third less time."""
+    """A puller of RGB images of the given shapes, (n, 2) height and width, to squares.
+
+    It adds a fourth channel that it drops again: the values are the same, and cv2 takes a third
+    less time.
+    """
 
     def __init__(self, shapes: NDArray[np.int64], size: int) -> None:
         self._source = np.empty(int(shapes.prod(axis=1).max()) * 4, np.uint8)
@@ -85,8 +89,10 @@ class Warper:
     def warp(
         self, image: NDArray[np.uint8], matrix: NDArray[np.float64], out: NDArray[np.uint8]
     ) -> None:
-        """Into `out`. `matrix`: (2, 3) affine or (3, 3), from the image's pixels to those of
-        `out`; the image's edge goes on beyond it."""
+        """Write the warped image into `out`; the image's edge goes on beyond it.
+
+        `matrix`: (2, 3) affine or (3, 3), from the image's pixels to those of `out`.
+        """
         height, width, _ = image.shape
         source = self._source[: height * width * 4].reshape(height, width, 4)
         cv2.cvtColor(image, cv2.COLOR_RGB2RGBA, dst=source)
@@ -162,8 +168,10 @@ POLICIES: dict[str, Policy] = {
 
 
 def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:
-    """(n, size, size, 3) uint8: each image varied by the policy. Draws the same numbers whatever
-    the images are, so that a batch depends on its seed alone."""
+    """(n, size, size, 3) uint8: each image varied by the policy.
+
+    Draws the same numbers whatever the images are, so that a batch depends on its seed alone.
+    """
     n = len(images)
     out = np.empty((n, size, size, 3), np.uint8)
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
@@ -179,7 +187,7 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
         warper.warp(*averaged(image, maps[i], blocks[i]), out[i])
         _recolour(out[i], u[i], policy)
         if more is not None and policy.hue:
-            _turn_hue(out[i], float(_both_ways(more[i, 0], policy.hue)))
+            _turn_hue(out[i], float(_symmetric(more[i, 0], policy.hue)))
     return out
 
 
@@ -211,21 +219,25 @@ def _crops(
 
 
 def _block_sides(crops: NDArray[np.float64], size: int) -> NDArray[np.int64]:
-    """(n, 2) rows and columns of the blocks to average, so that about `_DENSE` of them make a
-    pixel of the output. Whole numbers, since cv2 takes five times as long for others."""
+    """(n, 2) rows and columns of the blocks to average: about `_DENSE` make a pixel of the output.
+
+    Whole numbers, since cv2 takes five times as long for others.
+    """
     return np.maximum(1, np.rint(crops[:, :1:-1] / (_DENSE * size))).astype(np.int64)
 
 
 def _affine(
     u: NDArray[np.float64], crops: NDArray[np.float64], size: int, policy: Policy
 ) -> NDArray[np.float64]:
-    """(n, 2, 3) maps from pixels of the images to pixels of the output: crop, then turn, zoom, flip
-    and shift around the centre. `u` (n, 12), `crops` (n, 4)."""
+    """(n, 2, 3) maps from pixels of the images to pixels of the output.
+
+    Crop, then turn, zoom, flip and shift around the centre. `u` (n, 12), `crops` (n, 4).
+    """
     left, top, crop_w, crop_h = crops.T
     sx, sy = size / crop_w, size / crop_h
 
-    angle = np.deg2rad(_both_ways(u[:, 4], policy.rotate))
-    scale = 1.0 + _both_ways(u[:, 5], policy.zoom)
+    angle = np.deg2rad(_symmetric(u[:, 4], policy.rotate))
+    scale = 1.0 + _symmetric(u[:, 5], policy.zoom)
     mirror = np.where(u[:, 6] < policy.flip, -1.0, 1.0)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     maps = np.empty((len(u), 2, 3))
@@ -233,7 +245,7 @@ def _affine(
     maps[:, 1, 0], maps[:, 1, 1] = sin * sx, cos * sy
     # cv2 counts from pixel centres: the image's point p has the coordinate p + 0.5.
     centre = np.column_stack([left + crop_w / 2 - 0.5, top + crop_h / 2 - 0.5])  # of the crop
-    shift = size * _both_ways(u[:, 7:9], policy.shift)
+    shift = size * _symmetric(u[:, 7:9], policy.shift)
     maps[:, :, 2] = (size - 1) / 2 + shift - (maps[:, :, :2] @ centre[:, :, None])[:, :, 0]
     return maps
 
@@ -244,19 +256,19 @@ def _homography(
     """(n, 3, 3): the affine maps, then shear, then a perspective. `u` (n, 11)."""
     drawn = u[:, 2] < policy.perspective_prob
     inset = u[:, 3:11].reshape(-1, 4, 2) * (drawn[:, None, None] * policy.perspective / 2)
-    sheared = shear(_both_ways(u[:, 1], policy.shear), size) @ homogeneous(affine)
+    sheared = shear(_symmetric(u[:, 1], policy.shear), size) @ homogeneous(affine)
     return perspective(inset, size) @ sheared
 
 
 def _recolour(image: Image, u: NDArray[np.float64], policy: Policy) -> None:
     """In place: brightness and contrast as one look-up table, then saturation."""
     if policy.brightness or policy.contrast:
-        factor = 1.0 + float(_both_ways(u[9], policy.contrast))
-        offset = 255.0 * float(_both_ways(u[11], policy.brightness))
+        factor = 1.0 + float(_symmetric(u[9], policy.contrast))
+        offset = 255.0 * float(_symmetric(u[11], policy.brightness))
         table = np.clip((np.arange(256) - 127.5) * factor + 127.5 + offset, 0, 255)
         cv2.LUT(image, np.rint(table).astype(np.uint8), dst=image)
     if policy.saturation:
-        factor = 1.0 + float(_both_ways(u[10], policy.saturation))
+        factor = 1.0 + float(_symmetric(u[10], policy.saturation))
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         cv2.addWeighted(image, factor, grey, 1.0 - factor, 0.0, dst=image)
 
@@ -268,6 +280,6 @@ def _turn_hue(image: Image, turn: float) -> None:
     cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=image)
 
 
-def _both_ways(u: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
-    """u in [0, 1) -> uniform in [-reach, reach)."""
+def _symmetric(u: NDArray[np.float64], reach: float) -> NDArray[np.float64]:
+    """Stretch `u` in [0, 1) to uniform in [-reach, reach)."""
     return (2.0 * u - 1.0) * reach

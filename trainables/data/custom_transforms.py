@@ -24,13 +24,14 @@ def _odd(value: int) -> int:
 
 
 class CustomTransform(BaseModel):
-    """Base of the records; `p` is the probability that an image is changed."""
+    """Base of the transforms; `p` is the probability that an image is changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     p: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """The image, changed with probability `p`."""
         return self.apply(image, rng) if rng.random() < self.p else image
 
     def apply(self, image: Image, rng: np.random.Generator) -> Image:
@@ -48,6 +49,7 @@ class UnsharpMask(CustomTransform):
     threshold: Annotated[float, Field(ge=0, le=255)] = 0.0
 
     def apply(self, image: Image, rng: np.random.Generator) -> Image:
+        """The sharpened image."""
         blurred = cv2.GaussianBlur(image, (self.kernel, self.kernel), self.sigma)
         sharp = cv2.addWeighted(image, 1.0 + self.amount, blurred, -self.amount, 0.0)
         if self.threshold == 0:

@@ -39,20 +39,24 @@ class BatchRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loader gives."""
+    """A batch as a loader gives it."""
 
     images: Tensor  # (B, H, W, 3) uint8
     rows: Tensor  # (B,) int64, rows of the image source
     meta: Tensor  # (B, F) float32, of the images before augmentation; F is 0 without features
 
     def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; torch's loader asks for it by this name."""
         return Batch(self.images.pin_memory(), self.rows.pin_memory(), self.meta.pin_memory())
 
 
 class ShuffledBatches(Sampler[BatchRows]):
-    """Each epoch's rows in a new order. The last, smaller batch is left out, since its gradient
-    would weigh its images more; fewer rows than one batch make one smaller batch. Of `world`
-    devices, number `rank` gets its share of each batch."""
+    """Each epoch's rows in a new order.
+
+    The last, smaller batch is left out, since its gradient would weigh its images more; fewer rows
+    than one batch make one smaller batch. Of `world` devices, number `rank` gets its share of each
+    batch.
+    """
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class OrderedBatches(Sampler[BatchRows]):
 
 
 class Batches(Dataset[Batch]):
-    """Makes whole batches: one call a batch keeps the per-image overhead small."""
+    """A data set of whole batches: one call a batch keeps the per-image overhead small."""
 
     def __init__(
         self,
@@ -126,20 +130,23 @@ class Batches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How a loader uses what its trial has."""
+    """A loader's share of what its trial has."""
 
     workers: int
-    """Processes that load ahead; 0: the training process loads."""
+    """Number of processes that load ahead; 0: the training process loads."""
     pin_memory: bool
-    """Batches lie in page-locked memory, from where copies to the device run by themselves."""
+    """True: batches lie in page-locked memory, from where copies to the device run alone."""
     prefetch_factor: int
-    """Batches that each worker is ahead."""
+    """Number of batches that each worker is ahead."""
 
 
 def loader_settings(cpus: int, device_type: str) -> LoaderSettings:
-    """On a CPU the training itself takes every core, and loading is a small part of it: no worker
+    """Settings for a trial with so many CPU cores beside its device.
+
+    On a CPU the training itself takes every core, and loading is a small part of it: no worker
     gains anything. Beside an accelerator one core is left to the training process, where there is
-    more than one; one or two workers need a longer queue to even out slow batches."""
+    more than one; one or two workers need a longer queue to even out slow batches.
+    """
     if device_type == "cpu":
         return LoaderSettings(workers=0, pin_memory=False, prefetch_factor=4)
     workers = min(max(1, cpus - 1), _MAX_WORKERS)
@@ -153,7 +160,7 @@ def build_loader(
     pin_memory: bool,
     prefetch_factor: int = 4,
 ) -> DataLoader[Batch]:
-    """The arguments after the sampler are those of `LoaderSettings`."""
+    """A loader of whole batches; the last arguments are those of `LoaderSettings`."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,  # type: ignore[arg-type]  # torch types it as lists of indices

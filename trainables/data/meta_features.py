@@ -2,10 +2,6 @@
 
 Takes the stored image, before any augmentation and of any shape, gives a vector; every number is
 brought to about zero mean and unit deviation by fixed constants, so that nothing is fitted.
-
-Mean and deviation of ImageNet's pixels in [0, 1], for red, green and blue.
-
-Of torchvision's weights, and of everything else whose own are not known. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,16 +17,18 @@ from numpy.typing import NDArray
 from foldrace.core.errors import Problem, check_name
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Red, green and blue of ImageNet's pixels in [0, 1], taken where no other statistics are known."""
 
 
 @dataclass(frozen=True)
 class MetaFeature:
-    """One row of the table. `compute`: (H, W, 3) uint8 RGB -> `width` numbers."""
+    """One row of the table."""
 
     name: str
     doc: str
     width: int
     compute: Callable[[NDArray[np.uint8]], tuple[float, ...]]
+    """(H, W, 3) uint8 RGB -> `width` numbers."""
 
 
 def _mean_colour(image: NDArray[np.uint8]) -> tuple[float, ...]:
@@ -53,7 +51,7 @@ META_FEATURES: dict[str, MetaFeature] = {
 
 
 def meta_width(names: Iterable[str]) -> int:
-    """How many numbers these features have together."""
+    """Number of numbers that these features have together."""
     return sum(META_FEATURES[name].width for name in names)
 
 
@@ -67,7 +65,7 @@ def meta_vectors(images: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> N
 
 
 def check_meta(names: Sequence[str]) -> list[Problem]:
-    """Names that there are not, or that are given twice."""
+    """A problem for each name that is unknown or given twice."""
     where = "training.meta_features"
     problems = [
         Problem(where, f"{name} is given twice")

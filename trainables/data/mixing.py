@@ -1,11 +1,8 @@
-"""MixUp and CutMix: a batch mixed with itself in another order, images and soft targets alike.
+"""Random erasing, MixUp and CutMix: batches changed on the device.
 
-Takes float images and soft targets on the device, and a NumPy generator for every decision.
-
-Random erasing: a rectangle of a training image becomes noise.
-
-Takes a float batch on the device, changes it in place. Zhong, Zheng, Kang, Li and Yang, Random
-Erasing Data Augmentation, AAAI 2020.
+Takes float images and soft targets on the device, and a NumPy generator for every decision. Random
+erasing, in which a rectangle becomes noise: Zhong, Zheng, Kang, Li and Yang, Random Erasing Data
+Augmentation, AAAI 2020.
 """
 
 from __future__ import annotations
@@ -45,8 +42,10 @@ def erase_(images: Tensor, probability: float, rng: np.random.Generator) -> None
 
 
 def erasing_boxes(u: NDArray[np.float64], height: int, width: int) -> NDArray[np.int64]:
-    """(n, 4) uniform numbers -> (n, 4) top, left, height, width of boxes inside the image: area
-    and shape first, then the place. A box longer than the image's side is cut to it."""
+    """(n, 4) uniform numbers -> (n, 4) top, left, height, width of boxes inside the image.
+
+    Area and shape first, then the place. A box longer than the image's side is cut to it.
+    """
     area = height * width * (_AREA[0] + u[:, 0] * (_AREA[1] - _AREA[0]))
     ratio = _RATIO[0] * (_RATIO[1] / _RATIO[0]) ** u[:, 1]
     tall = np.clip(np.rint(np.sqrt(area * ratio)), 1, height)
@@ -57,8 +56,11 @@ def erasing_boxes(u: NDArray[np.float64], height: int, width: int) -> NDArray[np
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """(B,) class indices -> (B, classes) rows that sum to 1: 1 - smoothing on the true class,
-    and smoothing spread over all classes."""
+    """(B,) class indices -> (B, classes) rows that sum to 1.
+
+    1 - smoothing on the true class, and smoothing spread over all classes. Szegedy, Vanhoucke,
+    Ioffe, Shlens and Wojna, Rethinking the Inception Architecture, CVPR 2016.
+    """
     one_hot = functional.one_hot(labels, classes).to(torch.float32)
     return one_hot * (1.0 - smoothing) + smoothing / classes
 
@@ -66,7 +68,8 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 def mix(
     images: Tensor, vectors: tuple[Tensor, ...], params: TrialParams, rng: np.random.Generator
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(B, 3, H, W) images and what belongs to them, such as (B, C) targets -> the same shapes:
+    """(B, 3, H, W) images and what belongs to them, such as (B, C) targets -> the same, mixed.
+
     MixUp on `mixup_prob` of the batches, CutMix on `cutmix_prob` of them, but never both: CutMix
     takes at most what is left.
 
@@ -88,8 +91,9 @@ def mixup(
     probability: float,
     rng: np.random.Generator,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Blended with one weight lambda ~ Beta(alpha, alpha), or unchanged with probability
-    1 - `probability`. Draws a uniform number, lambda and the order.
+    """A batch blended with itself in another order, with `probability`, or unchanged.
+
+    One weight lambda ~ Beta(alpha, alpha). Draws a uniform number, lambda and the order.
 
     Zhang, Cisse, Dauphin and Lopez-Paz, mixup: Beyond Empirical Risk Minimization, ICLR 2018.
     """
@@ -107,9 +111,10 @@ def cutmix(
     probability: float,
     rng: np.random.Generator,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One box of each image replaced by another image's. lambda ~ Beta(alpha, alpha) is the area
-    that stays; the box is cut at the border and the vectors get the true areas. Or unchanged with
-    probability 1 - `probability`. Draws a uniform number, lambda, the centre's y and x, the order.
+    """A batch with one box of each image replaced by another's, with `probability`, or unchanged.
+
+    lambda ~ Beta(alpha, alpha) is the area that stays; the box is cut at the border and the vectors
+    get the true areas. Draws a uniform number, lambda, the centre's y and x, the order.
 
     Yun, Han, Oh, Chun, Choe and Yoo, CutMix, ICCV 2019.
     """
@@ -125,7 +130,7 @@ def cutmix(
 
 
 def _order(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """(B,) on the images' device. From page-locked memory, so that nobody waits for the copy."""
+    """(B,) on the images' device, copied from page-locked memory so that the CPU does not wait."""
     order = torch.from_numpy(rng.permutation(len(images)))
     if images.device.type == "cuda":
         order = order.pin_memory()
@@ -139,8 +144,10 @@ def _blended(vectors: tuple[Tensor, ...], order: Tensor, weight: float) -> tuple
 def _cut_box(
     height: int, width: int, weight: float, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a box with the image's shape and 1 - `weight` of its area,
-    around any pixel, as far as it lies inside."""
+    """Top, bottom, left and right of a box around any pixel, as far as it lies inside.
+
+    It has the image's shape and 1 - `weight` of its area.
+    """
     y, x = int(rng.integers(height)), int(rng.integers(width))
     half_height = int(0.5 * math.sqrt(1.0 - weight) * height)
     half_width = int(0.5 * math.sqrt(1.0 - weight) * width)

@@ -36,7 +36,7 @@ INNER = "transforms"  # the argument that holds a container's own list
 
 @dataclass(frozen=True)
 class Draws:
-    """Where a transform draws from: generators of one image."""
+    """Generators of one image, which its transforms draw from."""
 
     numpy: np.random.Generator
     python: random.Random
@@ -56,7 +56,7 @@ Step = Callable[[Image, Draws], Image]
 
 
 class Transforms:
-    """The list, ready to use."""
+    """A list of transforms, ready to use on batches."""
 
     def __init__(self, entries: Sequence[TransformConfig]) -> None:
         self._entries = tuple(entries)
@@ -83,20 +83,20 @@ class Transforms:
 
 
 def seeded(seed: int) -> Draws:
-    """An image's generators. torchvision has but torch's global one: the caller forks it."""
+    """An image's generators; torchvision draws from torch's global one, which callers fork."""
     torch.default_generator.manual_seed(seed)  # the CPU's alone; torch.manual_seed takes all
     return Draws(np.random.default_rng(seed), random.Random(seed))
 
 
 def build_step(entry: TransformConfig) -> Step:
-    """One entry as a function. Raises what the library raises at wrong arguments."""
+    """The function of one entry; raises what the library raises at wrong arguments."""
     library = _library_of(entry)
     transform = _build(entry)
     return lambda image, draws: library.apply(transform, image, draws)
 
 
 def inner_entries(entry: TransformConfig) -> list[TransformConfig]:
-    """What a container holds; nothing for other transforms."""
+    """Entries inside a container; none for other transforms."""
     [arguments] = entry.values()
     found: list[TransformConfig] = arguments.get(INNER, [])
     return found
@@ -108,7 +108,7 @@ def _library_of(entry: TransformConfig) -> Library:
 
 
 def _build(entry: TransformConfig) -> Any:
-    """The library's own object, with those inside a container."""
+    """The library's own object, with the objects inside a container."""
     [(name, arguments)] = entry.items()
     library, inner = _library_of(entry), inner_entries(entry)
     if any(_library_of(each) is not library for each in inner):
@@ -127,7 +127,7 @@ def _albumentations() -> Mapping[str, Maker]:
 
 
 def _require_mit() -> None:
-    """albumentationsx has the same import name, and a licence that binds what is built with it."""
+    """Refuse albumentationsx: the same import name, and a licence that binds what uses it."""
     if _installed("albumentationsx"):
         raise EnvironmentProblem.single(
             "albumentationsx",
@@ -148,7 +148,7 @@ def _installed(package: str) -> bool:
 
 
 def _make_albumentations(maker: Maker, arguments: dict[str, Any]) -> Any:
-    """`strict` makes errors of what it else only warns about, using its defaults instead."""
+    """Make it strict: else it only warns about wrong arguments and takes its defaults."""
     fill = arguments.get("fill")
     if isinstance(fill, (int, float)):  # cv2 takes one number for red alone in some transforms
         arguments = arguments | {"fill": [fill] * 3}
@@ -172,7 +172,7 @@ def _torchvision() -> Mapping[str, Maker]:
 
 
 def _make_torchvision(maker: Maker, arguments: dict[str, Any]) -> Any:
-    """Words for its enumerations: `interpolation: bilinear`, `policy: cifar10`."""
+    """Make it with words for its enumerations: `interpolation: bilinear`, `policy: cifar10`."""
     defaults = {n: p.default for n, p in inspect.signature(maker).parameters.items()}
     given = {
         name: type(defaults[name])(value) if isinstance(defaults[name], Enum) else value

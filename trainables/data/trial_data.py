@@ -1,4 +1,4 @@
-"""What a fold trial reads: its rows, and the loaders over them.
+"""The rows of a fold trial, and the loaders over them.
 
 Takes a `TrialSpec` and the run folder, gives `TrialData`.
 """
@@ -49,6 +49,7 @@ class TrialData:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return self.model_config.classes
 
 

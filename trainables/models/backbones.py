@@ -36,7 +36,7 @@ def timm_names() -> Sequence[str]:
 
 
 def timm_encoder(name: str, pretrained: bool, drop_path: float, image_size: int) -> Encoder:
-    """timm's backbone without its classifier."""
+    """A backbone of timm without its classifier."""
     # Also where it is 0: some backbones have another default.
     options: dict[str, Any] = {"drop_path_rate": drop_path}
     config = timm.get_pretrained_cfg(name)
@@ -77,7 +77,7 @@ def torchvision_names() -> Sequence[str]:
 
 
 def torchvision_encoder(name: str, pretrained: bool, drop_path: float, image_size: int) -> Encoder:
-    """torchvision's backbone without its last linear layer."""
+    """A backbone of torchvision without its last linear layer."""
     if name.startswith("vit_"):
         module = _vit(name, pretrained, image_size)
     else:

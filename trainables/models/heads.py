@@ -1,5 +1,7 @@
-"""Classifier heads by name: from pooled features (and meta features, where there are some) to
-class logits."""
+"""Classifier heads by name.
+
+A head takes pooled features (and meta features, where there are some), gives class logits.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ _EPS = 1e-6  # as in ConvNeXt (Liu et al., A ConvNet for the 2020s, CVPR 2022)
 
 @dataclass(frozen=True)
 class Head:
-    """One row of the table. `build(features, classes, dropout)` gives a module from
-    (B, features) to (B, classes)."""
+    """One row of the table."""
 
     name: str
     doc: str
     build: Callable[[int, int, float], nn.Module]
+    """(features, classes, dropout) -> a module from (B, features) to (B, classes)."""
     norms_features: bool = False
-    """Begins with a norm: a backbone's own one, right before its classifier, is left out."""
+    """True: it begins with a norm, and the backbone's own last norm is left out."""
 
 
 def _linear(features: int, classes: int, dropout: float) -> nn.Module:

@@ -1,13 +1,9 @@
-"""Frozen layers: which train in an epoch, and a model in which the others stay as they are.
+"""The layers of a classifier, counted from its input, and which of them train in an epoch.
 
-Takes the depth of every parameter (0 at the stem, the head has the highest), changes the model's
-`requires_grad` flags and the mode of its norms. Gradual unfreezing: Howard and Ruder, Universal
-Language Model Fine-tuning for Text Classification, ACL 2018.
-
-Which layer each parameter of a classifier belongs to, counted from the input.
-
-Takes a classifier, gives parameter name -> layer number: what layer-wise learning rates and
-step-by-step unfreezing go by.
+Takes a classifier, gives parameter name -> layer number (0 at the stem, the head has the highest),
+which layer-wise learning rates and step-by-step unfreezing go by; takes these numbers, changes the
+model's `requires_grad` flags and the mode of its norms. Gradual unfreezing: Howard and Ruder,
+Universal Language Model Fine-tuning for Text Classification, ACL 2018.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from timm.models import group_parameters  # type: ignore[attr-defined]
+from timm.models import group_parameters
 from torch import nn
 
 from foldrace.search_spaces.hyperparameters import TrialParams
@@ -31,11 +27,13 @@ _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def layer_ids(model: Classifier) -> dict[str, int]:
-    """Parameter name -> number: 0 for the stem and the embeddings, then block by block, and the
-    largest number for the head; every number up to it is taken. timm's backbones are split as by
-    timm's `param_groups_layer_decay`, where a norm right before the classifier counts to the
-    head. A stack's members lie side by side, stretched to the deepest one's numbers. (Bao, Dong,
-    Piao and Wei, BEiT, ICLR 2022, decay the learning rate by these.)"""
+    """Parameter name -> layer number, from 0 for the stem and the embeddings up to the head's.
+
+    Every number in between is taken. timm's backbones are split as by timm's
+    `param_groups_layer_decay`, where a norm right before the classifier counts to the head. A
+    stack's members lie side by side, stretched to the deepest one's numbers. Bao, Dong, Piao and
+    Wei, BEiT, ICLR 2022, decay the learning rate by these.
+    """
     ids, head = _numbered(model.body)
     named = {f"body.{name}": number for name, number in ids.items()}
     return named | {f"head.{name}": head for name, _ in model.head.named_parameters()}
@@ -70,12 +68,15 @@ def _stretched(number: int, own_head: int, head: int) -> int:
 
 
 def _by_timm(body: Any) -> tuple[dict[str, int], int]:
-    """timm's own grouping. The removed classifier takes part in it, since others may share its
-    number."""
+    """Numbers by timm's own grouping, in which the removed classifier takes part.
+
+    Others may share its number.
+    """
     classifier = body.pretrained_cfg["classifier"]
     removed = classifier if isinstance(classifier, str) else classifier[0]
     names = [*(name for name, _ in body.named_parameters()), removed]
-    ids = group_parameters(_Names(names), body.group_matcher(coarse=False), reverse=True)
+    named: Any = _Names(names)
+    ids = group_parameters(named, body.group_matcher(coarse=False), reverse=True)
     return ids, ids.pop(removed)
 
 
@@ -90,8 +91,11 @@ class _Names:
 
 
 def _layers(body: nn.Module) -> list[list[str]]:
-    """Names by layer. What lies in front of the first block is a layer of its own; what lies
-    between two blocks, such as a down-sampling, belongs to the second."""
+    """Parameter names by layer, from input to output.
+
+    What lies in front of the first block is a layer of its own; what lies between two blocks, such
+    as a down-sampling, belongs to the second.
+    """
     layers: list[list[str]] = []
     between: list[str] = []
     for names, is_block in _units(body):
@@ -106,8 +110,10 @@ def _layers(body: nn.Module) -> list[list[str]]:
 
 
 def _units(body: nn.Module) -> Iterator[tuple[list[str], bool]]:
-    """Parts from input to output, and whether each is a block. A backbone of single layers alone
-    (VGG, AlexNet) has its weighted layers for blocks."""
+    """Parts from input to output, each with True where it is a block.
+
+    A backbone of single layers alone (VGG, AlexNet) has its weighted layers for blocks.
+    """
     parts = list(_parts(body, ""))
     blocks = any(list(part.children()) for _, part in parts if part is not None)
     for names, part in parts:
@@ -128,13 +134,15 @@ def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[list[str], nn.Modul
 
 
 def _opens(module: nn.Module) -> bool:
-    """Whether it is a mere list of parts, or has a list of blocks in it."""
+    """True for a mere list of parts, and for a module that has a list of blocks in it."""
     return type(module) in _LISTS or any(map(_holds_blocks, (module, *module.children())))
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    """Whether it is a list of blocks of one kind; convolution, norm and activation in a row are
-    no blocks."""
+    """True for a list of blocks of one kind.
+
+    Convolution, norm and activation in a row are no blocks.
+    """
     children = list(module.children())
     kinds = {type(child) for child in children}
     if not isinstance(module, _LISTS) or len(kinds) != 1:
@@ -156,9 +164,9 @@ def trainable_from(epoch: int, params: TrialParams, head: int) -> int:
 
 
 def train_from(model: nn.Module, layer_ids: Mapping[str, int], lowest: int) -> None:
-    """Training mode for the layers from depth `lowest` on. Those below it do not change at all:
-    no gradient, so that no optimiser touches them, and norms that keep their statistics.
+    """Set training mode for the layers from depth `lowest` on; those below do not change at all.
 
+    They get no gradient, so that no optimiser touches them, and their norms keep their statistics.
     `layer_ids`: parameter name -> depth. Call it at the start of every epoch, instead of
     `model.train()`, and after the optimiser was built: that takes all parameters.
     """
@@ -175,6 +183,6 @@ def train_from(model: nn.Module, layer_ids: Mapping[str, int], lowest: int) -> N
 
 
 def _is_frozen(name: str, norm: nn.Module, layer_ids: Mapping[str, int], lowest: int) -> bool:
-    """Whether a norm lies below `lowest`; one without weights until everything trains."""
+    """True where a norm lies below `lowest`; one without weights until everything trains."""
     own = [layer_ids[f"{name}.{weight}"] for weight, _ in norm.named_parameters(recurse=False)]
     return max(own) < lowest if own else lowest > 0

@@ -16,15 +16,19 @@ from foldrace.core.errors import EnvironmentProblem
 
 
 def weights_file(pretrained: str, backbone: str) -> Path:
-    """The weights of a backbone under a `training.pretrained` path: the file itself, or
-    `<name>.safetensors` in the folder, `<name>` without `timm/`."""
+    """The file of a backbone's weights under a `training.pretrained` path.
+
+    The path itself, or `<name>.safetensors` in that folder, `<name>` without `timm/`.
+    """
     path = Path(pretrained)
     return path / f"{backbone.partition('/')[2]}.safetensors" if path.is_dir() else path
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Tensors of the same name; the file's own classifier is left out. Raises EnvironmentProblem
-    where one is missing or has another shape."""
+    """Load the tensors of the same name; the file's own classifier is left out.
+
+    Raises EnvironmentProblem where one is missing or has another shape.
+    """
     given = _read(file)
     own = module.state_dict()
     fitting = {name: tensor for name, tensor in given.items() if name in own}
@@ -34,9 +38,12 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def load_tensors(module: nn.Module, tensors: dict[str, Tensor], strict: bool = True) -> None:
-    """As `load_state_dict`, for tensors without PyTorch's record of layout versions, which some
-    modules ask for (torchvision's MNASNet): they are taken to be of the module's own."""
+    """Load tensors that come without PyTorch's record of layout versions.
+
+    Some modules ask for it (torchvision's MNASNet): the tensors are taken to be of their own.
+    """
     state = OrderedDict(tensors)
+    # Private: `load_state_dict` takes the versions from nowhere else.
     state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     module.load_state_dict(state, strict=strict)
 
@@ -64,7 +71,7 @@ def _require_shapes(fitting: dict[str, Tensor], own: dict[str, Tensor], file: Pa
 
 
 def _require_all(fitting: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> None:
-    """Whole numbers may be missing: counters of batches and position indices are no weights."""
+    """Raise where a weight is missing; counters of batches and position indices may be."""
     missing = [n for n, t in own.items() if n not in fitting and t.is_floating_point()]
     if not missing:
         return
