@@ -361,6 +361,7 @@ def test_split_once(project: Any, cli: Cli) -> None:
     refused(cli("split", project.write()), "folds.csv", "exists")
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(project: Any, tmp_path: Path, cli: Cli) -> None:
     """From another folder, through the real entry point; `--debug` is for tracebacks."""
     project.config["training"]["epoch"] = 3

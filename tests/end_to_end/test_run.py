@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tests.end_to_end.runs import SAME, Cli, Run, succeeded, undecided
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("both_rays")]
+pytestmark = pytest.mark.usefixtures("both_rays")
 
 LEADERBOARD = [
     "candidate",

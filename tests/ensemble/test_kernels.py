@@ -72,6 +72,7 @@ def test_nothing_but_clipped_zeros_neither_underflows_nor_overflows(
     assert zeros.mean_logs(every, np.full(rows, 1e5)) == pytest.approx(np.log(1e5), rel=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_layout_and_threads_do_not_matter(
@@ -156,6 +157,7 @@ def sums_with_cache(folder: Path, *limit: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_full_disk_or_a_damaged_cache_costs_time_alone(tmp_path: Path) -> None:
     expected = "0.0 0.0\n0.25 0.25\n" * 2
     assert sums_with_cache(tmp_path / "full", "100") == expected

@@ -33,6 +33,7 @@ def _bars(members: int, gains: float | None) -> list[blend_charts.Bar]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [1, 2, 12, 40])
 @pytest.mark.parametrize("gains", [None, 1e-8, 0.01, 30.0])
 def test_weights_chart_is_never_cut(members: int, gains: float | None) -> None:
@@ -46,6 +47,7 @@ def test_gains_below_zero_are_never_cut() -> None:
     _assert_uncut(blend_charts.weights(bars, palette(_BACKBONES)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [2, 12, 15, 30])
 def test_correlation_chart_is_never_cut(members: int) -> None:
     matrix = np.corrcoef(np.random.default_rng(0).random((members, 50)))
@@ -54,6 +56,7 @@ def test_correlation_chart_is_never_cut(members: int) -> None:
     _assert_uncut(charts.correlation(matrix, ids, names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 40])
 def test_confusion_chart_is_never_cut(classes: int) -> None:
     names = [f"현대_더_뉴_그랜저_하이브리드_{i}_2014_2016" for i in range(classes)]

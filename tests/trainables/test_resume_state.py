@@ -33,6 +33,8 @@ from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
 
+pytestmark = pytest.mark.slow
+
 ALWAYS = 1e-6  # seconds between saves: after every epoch
 
 

@@ -17,6 +17,8 @@ from foldrace.trainables.schedules import SCHEDULES
 from foldrace.trainables.trial import run_trial
 from tests.trainables.test_trial import Watcher, result_files, spec_for
 
+pytestmark = pytest.mark.slow
+
 PLAIN: dict[str, Value] = {
     "epochs": 4, "dropout": 0.1, "drop_path": 0.0, "mixup_prob": 0.0, "label_smoothing": 0.0,
     "image_size": 32, "batch_size": 10, "lr": 2e-3, "ema_decay": 0.0,

@@ -152,6 +152,7 @@ def test_scores_are_scikit_learns_on_the_stored_rows(tiny_run: Any) -> None:
     assert score.val_acc == pytest.approx(accuracy_score(labels, prob.argmax(1)))
 
 
+@pytest.mark.slow
 def test_the_same_trial_gives_the_same_bits_after_any_others(
     make_tiny_run: Callable[..., Any],
 ) -> None:

@@ -29,6 +29,7 @@ from foldrace.sweep import app
 from tests.conftest import REAL, REAL_IN_FULL
 from tests.pretend_tune import PretendRay, WorkerKilled
 
+pytestmark = pytest.mark.slow
 CANDIDATES, K = 5, 2
 
 

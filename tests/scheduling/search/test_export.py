@@ -120,6 +120,7 @@ def test_what_is_written_of_each_end(place: Place) -> None:
     assert took is not None and took.total_seconds() == pytest.approx(2.0)  # of its two folds
 
 
+@pytest.mark.slow
 def test_the_database_holds_what_optuna_itself_would_have_written(server: str) -> None:
     """Of 1,203 trials, some of them written over, in several batches."""
     config = sweep()
