@@ -10,6 +10,7 @@ import yaml
 
 from foldrace.config.load import (
     ParsedConfig,
+    differing_keys,
     parse_config,
     to_public_yaml,
     to_yaml,
@@ -362,3 +363,15 @@ def test_smoke_leaves_given_folds_and_a_fixed_split_alone(
 def test_a_smoke_section_of_the_wrong_kind_is_a_problem(tmp_path: Path) -> None:
     (problem,) = parse(tmp_path, MINIMAL + "smoke: 3", smoke=True).problems
     assert problem.where.endswith("smoke")
+
+
+def test_differing_keys(tmp_path: Path) -> None:
+    old = parse(tmp_path, MINIMAL).require()
+    new = old.model_copy(
+        update={
+            "search": old.search.model_copy(update={"space": {"lr": 0.1}, "candidates": 7}),
+            "name": "b",
+        }
+    )
+    assert differing_keys(old, new) == ["name", "search.candidates", "search.space.lr"]
+    assert differing_keys(old, old) == []
