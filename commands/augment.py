@@ -24,14 +24,14 @@ from foldrace.search_spaces.space import build_space
 from foldrace.trainables.data.loader import Batches, BatchRows
 from foldrace.trainables.data.pixel_cache import EncodedImages, stored_side
 
-_SAMPLES = 7  # augmented ones of each image
+_SAMPLES = 7  # augmented versions of each image
 
 
 @naming_plugins()
 def augment(
     config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
 ) -> None:
-    """Write a PNG: a row an image, first as scored, then as training sees it."""
+    """Write a PNG: one row an image, first as scored, then as training sees it."""
     parsed = parse_with_plugins(config, overrides)
     sweep = parsed.require()
     params = _first_params(sweep, parsed.source)
@@ -50,7 +50,7 @@ def augment(
 
 
 def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` rows: the first of each class, then the second of each, and so on."""
+    """Choose `count` rows: the first of each class, then the second of each, and so on."""
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order])
     nth = np.arange(len(labels)) - starts  # which one of its class each row is
@@ -59,7 +59,7 @@ def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int
 
 
 def _first_params(config: SweepConfig, source: str) -> TrialParams:
-    """Of the first backbone's first candidate."""
+    """Hyperparameters of the first backbone's first candidate."""
     space, problems = build_space(config, source)
     if problems:
         raise UserError(problems)
@@ -78,7 +78,7 @@ def _samples(
     config: SweepConfig,
     shown: AugmentConfig,
 ) -> list[list[NDArray[np.uint8]]]:
-    """A row of images each: the scored one, then the same as in as many training batches."""
+    """Images by row and column: the scored one, then the same in several training epochs."""
     files = [manifest.file(int(row)) for row in rows]
     source = EncodedImages(files, stored_side(size, config.cache))
     batches = Batches(source, size, shown)

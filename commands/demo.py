@@ -16,7 +16,7 @@ from foldrace.run_folder.store import RunStore
 
 
 def demo(folder: Path, console: Console) -> None:
-    """Write the digits, sweep, blend, submit, report. An existing demo is shown, not rerun."""
+    """Write the digits, sweep, blend, submit and report; an existing demo is only shown."""
     store = RunStore(folder / "run")
     if store.exists:
         _show(store, folder, console)
@@ -46,7 +46,7 @@ def _show(store: RunStore, folder: Path, console: Console) -> None:
 
 
 def _print_hidden_score(store: RunStore, folder: Path, console: Console) -> None:
-    """The submission against the labels that no trial has seen."""
+    """Score the submission with the labels that no trial has seen."""
     if not store.files.exists("submission.csv"):
         return
     rows = list(csv.reader(store.files.read("submission.csv").decode().splitlines()))

@@ -24,7 +24,7 @@ from foldrace.dataset.test_set import read_test_set
 from foldrace.ensemble.methods import METHODS
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import Prices
-from foldrace.ensemble.selection.external import VARIANT, Added, add_sources, parse_adds
+from foldrace.ensemble.selection.external import VARIANT, AddedPredictions, add_sources, parse_adds
 from foldrace.ensemble.selection.select import Request, blend_run, check_request
 from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.predictor import Predictor
@@ -94,7 +94,7 @@ def blend(
     return ensemble
 
 
-def unchosen_lines(ensemble: EnsembleRecord, added: Added) -> Iterator[str]:
+def unchosen_lines(ensemble: EnsembleRecord, added: AddedPredictions) -> Iterator[str]:
     """Name each of the added predictions that got no weight."""
     names = {member.candidate for member in ensemble.members if member.added}
     for one in added.members:

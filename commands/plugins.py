@@ -1,4 +1,4 @@
-"""A config and its plugins, loaded together so that all their problems are told together."""
+"""A config and its plugins, loaded together so that all their problems are one message."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from foldrace.run_folder.store import RunStore
 
 
 def parse_with_plugins(config: Path, overrides: Sequence[str], smoke: bool = False) -> ParsedConfig:
-    """`parse_config`, with the plugins' rows in the tables and the plugins' problems added."""
+    """Parse a config and put its plugins' rows into the tables; problems of both are collected."""
     parsed = parse_config(config, overrides, smoke)
     found = check_plugins(parsed.config.plugins if parsed.config else ())
     return replace(parsed, problems=(*parsed.problems, *found))
 
 
 def open_run(root: str, console: Console) -> RunStore:
-    """An existing run, its own copies of its plugins in the tables; a line where the file that one
-    was copied from is another one now."""
+    """Open a run with its own copies of its plugins in the tables.
+
+    Warns of each plugin whose original file has changed since the run was made.
+    """
     store = RunStore.open(root)
     use_run_plugins(store)
     given = {Path(path).stem: Path(path) for path in store.config().plugins}

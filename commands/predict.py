@@ -1,4 +1,7 @@
-"""`predict`: use a run's blend."""
+"""`predict`: class, confidence and probabilities of any images, by a run's blend.
+
+Takes a run folder and images, folders or a CSV of paths; gives a CSV.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,10 @@ from foldrace.run_folder.store import RunStore
 def predict(
     root: str, paths: Sequence[Path], table: Path | None, out: Path | None, console: Console
 ) -> None:
-    """Class, confidence and probabilities of each image as CSV; an unreadable image gets an
-    `ERROR` row. Raises RunFailure where no image could be read."""
+    """Write one CSV row an image to `out` or the terminal; `ERROR` for an unreadable image.
+
+    Raises UserError without images, RunFailure where none could be read.
+    """
     store = RunStore.open(root)
     files = [*_expand(paths), *(_listed(table) if table else ())]
     if not files:
@@ -62,7 +67,7 @@ def _expand(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _listed(table: Path) -> list[Path]:
-    """Paths in the `image_path` column, relative to the table."""
+    """Images in the `image_path` column, whose paths are relative to the table."""
     problems: list[Problem] = []
     found = read_table(table, str(table), problems)
     paths = found.column("image_path", "its header to image_path", problems) if found else []

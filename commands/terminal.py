@@ -1,7 +1,4 @@
-"""Terminal and log files: ours on the screen, everybody else's in `logs/`.
-
-What this machine has for a command's own work.
-"""
+"""Terminal and log files of a command: our lines on the screen, all other output in `logs/`."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def log_folder(store: RunStore) -> Path:
-    """`logs/` of a mounted run folder; a temporary folder for one in an object store."""
+    """The folder `logs/` of a run; a temporary one where the run is in an object store."""
     folder = store.log_folder() or Path(tempfile.mkdtemp(prefix="foldrace-logs-"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -37,8 +34,10 @@ def log_folder(store: RunStore) -> Path:
 
 @contextlib.contextmanager
 def only_driver(store: RunStore, folder: Path) -> Iterator[None]:
-    """RunFolderError while another process sweeps into the same run folder. The lock goes with
-    its process, however that ends."""
+    """Hold the run folder's lock; RunFolderError while another process sweeps into it.
+
+    The lock goes with its process, however that ends.
+    """
     try:
         with FileLock(folder / "driver.lock", timeout=0):
             yield
@@ -50,7 +49,7 @@ def only_driver(store: RunStore, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """`application.log` gets what happened, `error.log` what went wrong."""
+    """Log events to `application.log`, and warnings to `error.log` as well."""
     logger = logging.getLogger("foldrace")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -70,8 +69,10 @@ def logging_to(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_our_output(log: Path, console: Console) -> Iterator[Console]:
-    """A console like `console` on the real terminal, while whatever else writes to standard
-    output or error (Ray's C++ processes too, hence the file descriptors) goes to `log`."""
+    """Give a console on the real terminal, and send all other output of the process to `log`.
+
+    Ray's C++ processes write to standard output and error too, hence the file descriptors.
+    """
     width = None if console.is_terminal else 120  # a terminal's own width, also after a resize
     sys.stdout.flush()
     sys.stderr.flush()

@@ -31,7 +31,7 @@ def trial(
     out: Path | None,
     console: Console,
 ) -> Path:
-    """One fold trial of a backbone's default configuration, in this process, without Ray."""
+    """Train one fold of a backbone's default configuration; gives the trial's folder."""
     parsed = parse_with_plugins(config, overrides)
     parsed = _one_device(_only_backbone(parsed, backbone), console)
     plan = preflight(parsed, None, this_machine(), cores())
@@ -65,7 +65,7 @@ def trial(
 
 
 class _PrintEpochs:
-    """A monitor that prints one line an epoch."""
+    """A monitor that prints one line an epoch, and never stops."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -92,7 +92,7 @@ def _only_backbone(parsed: ParsedConfig, backbone: str) -> ParsedConfig:
 
 
 def _one_device(parsed: ParsedConfig, console: Console) -> ParsedConfig:
-    """The config without what only `run` does."""
+    """The config with one device, as only `run` trains on several."""
     if parsed.config is None or parsed.config.resources.devices_per_trial == 1:
         return parsed
     asked = parsed.config.resources.devices_per_trial

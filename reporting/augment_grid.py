@@ -23,7 +23,7 @@ _TITLE = 110  # characters of a line
 def augment_grid(
     images: Sequence[Sequence[NDArray[np.uint8]]], labels: Sequence[str], title: str
 ) -> bytes:
-    """`images[row][column]` (size, size, 3), the first column as scored; `labels` of the rows."""
+    """Draw `images[row][column]` (size, size, 3), the first column as scored, with row labels."""
     rows, columns, size = len(images), len(images[0]), images[0][0].shape[0]
     step = size + max(1, round(_GAP * size))
     canvas = np.full((rows * step, columns * step, 3), 255, np.uint8)

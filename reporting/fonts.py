@@ -1,4 +1,4 @@
-"""Hangul that is readable on any machine: NanumGothic, in the charts and in the page.
+"""NanumGothic for charts and page, so that Hangul is readable on any machine.
 
 Takes the text of a page, gives a CSS rule with the part of the font that it needs. Only the font
 file of koreanize-matplotlib is used; without it both fall back to the fonts of the machine.
@@ -19,8 +19,10 @@ _EDITOR_TABLES = ["TSI0", "TSI1", "TSI2", "TSI3", "TSI5"]
 
 
 def font_file() -> Path | None:
-    """Where the installed package keeps it; the package itself is never imported, as it would
-    change matplotlib's settings."""
+    """Path of the font in the installed package, or None.
+
+    The package itself is never imported, as it would change matplotlib's settings.
+    """
     spec = importlib.util.find_spec("koreanize_matplotlib")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -30,7 +32,7 @@ def font_file() -> Path | None:
 
 @lru_cache(maxsize=1)
 def chart_families() -> list[str]:
-    """Font families for matplotlib, the first that has a character draws it."""
+    """Font families for matplotlib; the first that has a character draws it."""
     from matplotlib import font_manager
 
     path = font_file()
@@ -41,7 +43,7 @@ def chart_families() -> list[str]:
 
 
 def font_face(family: str, text: str) -> str:
-    """A CSS rule that embeds the characters of `text` which need it; empty where none does."""
+    """A CSS rule that embeds the characters of `text` that need the font; empty where none does."""
     path = font_file()
     needed = {ord(c) for c in text if any(low <= ord(c) <= high for low, high in _RANGES)}
     data = _subset(path, needed) if path and needed else None

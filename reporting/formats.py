@@ -13,15 +13,17 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def percent(value: float | None) -> str:
+    """A share of 1 in percent; a dash for what is unknown."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:.2f} %"
 
 
 def counted(n: int, word: str) -> str:
+    """A count with its noun: `1 fold`, `3 folds`."""
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
 def duration(seconds: float) -> str:
-    """12s, 3m05s, 2h07m, 3d04h."""
+    """Seconds as 12s, 3m05s, 2h07m or 3d04h."""
     total = round(max(seconds, 0.0))
     if total < 60:
         return f"{total}s"
@@ -33,7 +35,7 @@ def duration(seconds: float) -> str:
 
 
 def difference(value: float | None) -> str:
-    """With its sign; four decimals, or as many as its first two digits need."""
+    """A difference with its sign; four decimals, or as many as its first two digits need."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     if value == 0:
@@ -42,7 +44,7 @@ def difference(value: float | None) -> str:
 
 
 def file_size(n_bytes: int) -> str:
-    """999 B, 12.3 kB, 1.23 GB: three digits, powers of 1000."""
+    """Bytes as 999 B, 12.3 kB or 1.23 GB: three digits, powers of 1000."""
     value, unit = float(n_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 999.5:
@@ -52,5 +54,5 @@ def file_size(n_bytes: int) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """0.042 ms, 12.3 ms, 1,230 ms."""
+    """Milliseconds as 0.042 ms, 12.3 ms or 1,230 ms."""
     return f"{value:,.0f} ms" if value >= 999.5 else f"{value:.3g} ms"

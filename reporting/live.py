@@ -1,10 +1,6 @@
 """Progress while a sweep runs: a live table on a terminal, plain lines anywhere else.
 
 Takes `Progress` records and a rich console; also prints the leaderboard for `status`.
-
-What happened between two `Progress` records, as plain lines of text.
-
-For output that is no terminal: a log file, a batch job, a pipe.
 """
 
 from __future__ import annotations
@@ -26,67 +22,10 @@ from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTria
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.tables import ranked
 
-
-class EventLines:
-    """One line for each fold trial that ended, each candidate that the race stopped and each one
-    that was settled since the last `Progress`. What had ended before the session, as after
-    `resume`, is one line together."""
-
-    def __init__(self) -> None:
-        self._told = 0  # of the session's events
-        self._started = False
-
-    def new(self, progress: Progress) -> list[str]:
-        fresh = progress.events[self._told :]
-        lines = [line for event in fresh if (line := _line(event)) is not None]
-        before = progress.trials_done - sum(isinstance(e, TrialRecord) for e in fresh)
-        if not self._started and before > 0:
-            lines.insert(0, f"{before} had ended before this start")
-        self._told, self._started = len(progress.events), True
-        now = time.strftime("%H:%M:%S")
-        done = f"{progress.trials_done}/{progress.trials_total} fold trials"
-        eta = f"  ETA {duration(progress.eta_s)}" if progress.eta_s is not None else ""
-        return [printable(f"{now}  {done}  {line}{eta}") for line in lines]
-
-
-def printable(text: str) -> str:
-    """Without line ends, escape sequences and other control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _line(event: Event) -> str | None:
-    """None for what another event tells."""
-    if isinstance(event, TrialRecord):
-        return _trial_event(event)
-    if isinstance(event, RaceDecision):
-        return event.line if event.action == "stop" else None
-    stopped = any(decision.action == "stop" for decision in event.decisions)
-    return None if stopped else _candidate_event(event)
-
-
-def _trial_event(trial: TrialRecord) -> str:
-    head = f"{trial.candidate} fold{trial.fold} {trial.status}"
-    if trial.best is not None:
-        return f"{head}: log loss {number(trial.variants[trial.best].val_logloss)}"
-    lines = (trial.error or "").strip().splitlines()
-    return f"{head}: {lines[0]}" if lines else head
-
-
-def _candidate_event(summary: CandidateSummary) -> str:
-    head = f"{summary.candidate.candidate} {summary.status}"
-    if summary.best is None:
-        return head
-    loss = f"OOF log loss {number(summary.pooled_logloss(summary.best))}"
-    folds = "" if summary.status == "complete" else f" on {len(summary.finished)} fold(s)"
-    if summary.gain is not None:
-        loss += f", gain {difference(summary.gain)}"
-    return f"{head}: {loss}{folds} ({summary.candidate.backbone})"
-
-
 _REFRESH_PER_SECOND = 4
 _BEST_SHOWN = 8
 _OTHER_LINES = 24
-"""Lines that everything but the running trials takes; the rest of the terminal is theirs."""
+"""Lines of the terminal for everything but the running trials."""
 _STATUS_STYLE = {
     "complete": "green", "running": "cyan", "stopped": "dim", "unfinished": "yellow",
     "diverged": "red", "failed": "red",
@@ -94,8 +33,10 @@ _STATUS_STYLE = {
 
 
 class LiveView:
-    """Shows each `Progress` it is given, for as long as the `with` block lasts. Give it one at
-    the start: as plain lines, what the first one holds already is summed up in one line."""
+    """Shows each `Progress` it is given, for as long as the `with` block lasts.
+
+    Give it one at the start: plain lines sum up in one line what the first one holds already.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -109,7 +50,7 @@ class LiveView:
                 redirect_stderr=False,
             )
         self._lines = EventLines()
-        self._notes = 0  # of them shown
+        self._notes_shown = 0
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -126,10 +67,10 @@ class LiveView:
             self._live.stop()
 
     def update(self, progress: Progress) -> None:
-        """Cheap: a terminal is redrawn by a thread of its own, at most 4 times a second."""
-        for note in progress.notes[self._notes :]:  # above the live table, where there is one
+        """Show this progress; cheap, as a thread redraws a terminal at most 4 times a second."""
+        for note in progress.notes[self._notes_shown :]:  # above the live table, where there is one
             print_plain(self._console, f"warning: {note}")
-        self._notes = len(progress.notes)
+        self._notes_shown = len(progress.notes)
         if self._live is not None:
             self._live.update(_screen(progress, self._console.height))
             return
@@ -137,9 +78,70 @@ class LiveView:
             print_plain(self._console, line)
 
 
+class EventLines:
+    """What happened between two `Progress` records, as plain lines for a log file or a pipe.
+
+    One line for each fold trial that ended, and each candidate that was stopped or settled. What
+    had ended before the session, as after `resume`, is one line together.
+    """
+
+    def __init__(self) -> None:
+        self._events_shown = 0
+        self._started = False
+
+    def new(self, progress: Progress) -> list[str]:
+        """Lines for the events that no earlier call has given."""
+        fresh = progress.events[self._events_shown :]
+        lines = [line for event in fresh if (line := _event_line(event)) is not None]
+        before = progress.trials_done - sum(isinstance(e, TrialRecord) for e in fresh)
+        if not self._started and before > 0:
+            lines.insert(0, f"{before} had ended before this start")
+        self._events_shown, self._started = len(progress.events), True
+        now = time.strftime("%H:%M:%S")
+        done = f"{progress.trials_done}/{progress.trials_total} fold trials"
+        eta = f"  ETA {duration(progress.eta_s)}" if progress.eta_s is not None else ""
+        return [printable(f"{now}  {done}  {line}{eta}") for line in lines]
+
+
+def printable(text: str) -> str:
+    """Replace line ends, escape sequences and other control characters by spaces."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _event_line(event: Event) -> str | None:
+    """One line of text; None where another event has the same news."""
+    if isinstance(event, TrialRecord):
+        return _trial_line(event)
+    if isinstance(event, RaceDecision):
+        return event.line if event.action == "stop" else None
+    stopped = any(decision.action == "stop" for decision in event.decisions)
+    return None if stopped else _candidate_line(event)
+
+
+def _trial_line(trial: TrialRecord) -> str:
+    head = f"{trial.candidate} fold{trial.fold} {trial.status}"
+    if trial.best is not None:
+        return f"{head}: log loss {number(trial.variants[trial.best].val_logloss)}"
+    lines = (trial.error or "").strip().splitlines()
+    return f"{head}: {lines[0]}" if lines else head
+
+
+def _candidate_line(summary: CandidateSummary) -> str:
+    head = f"{summary.candidate.candidate} {summary.status}"
+    if summary.best is None:
+        return head
+    loss = f"OOF log loss {number(summary.pooled_logloss(summary.best))}"
+    folds = "" if summary.status == "complete" else f" on {len(summary.finished)} fold(s)"
+    if summary.gain is not None:
+        loss += f", gain {difference(summary.gain)}"
+    return f"{head}: {loss}{folds} ({summary.candidate.backbone})"
+
+
 def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Table:
-    """The `limit` best candidates; fits 80 columns, where long backbone names are cut. Gains are
-    shown where one is known."""
+    """Table of the `limit` best candidates, with gains where one is known.
+
+    It fits 80 columns, as long backbone names are cut.
+    """
     shown = ranked(summaries)[:limit]
     gains = any(summary.gain is not None for summary in shown)
     table = _table()
@@ -159,7 +161,7 @@ def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Tabl
 
 
 def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], limit: int) -> None:
-    """The table and one line that counts the candidates."""
+    """Print the table of the best, and one line that counts the candidates."""
     if not summaries:
         console.print("No candidate yet.")
         return
@@ -171,7 +173,7 @@ def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], l
 
 
 def budget_line(budget: Sequence[BudgetUse]) -> str:
-    """`12 of 40 candidates, 41 of 120 fold trials, 5m00s of 2h00m`."""
+    """Budget in words: `12 of 40 candidates, 41 of 120 fold trials, 5m00s of 2h00m`."""
     return ", ".join(_used(part) for part in budget)
 
 
@@ -192,7 +194,7 @@ def _screen(progress: Progress, height: int) -> RenderableType:
 
 
 def _counted(statuses: Mapping[CandidateStatus, int]) -> str:
-    """`5 complete, 3 stopped`, the most first."""
+    """Counts in words, the largest first: `5 complete, 3 stopped`."""
     listed = sorted(statuses.items(), key=lambda item: -item[1])
     return ", ".join(f"{n} {status}" for status, n in listed)
 
@@ -212,7 +214,7 @@ def _header(progress: Progress) -> RenderableType:
 
 
 def _race_lines(progress: Progress) -> Iterator[RenderableType]:
-    """Where the candidates stand, and how far the budget is used up."""
+    """Counts of candidates, the race's blend, and how far the budget is used up."""
     if progress.counts:
         race = f"candidates: {_counted(progress.counts)}"
         if progress.blend_logloss is not None:
@@ -258,12 +260,12 @@ def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[Render
 
 
 def _cell(text: str) -> Text:
-    """Names are no rich markup, and one line each."""
+    """A name in one line, without rich markup."""
     return Text(printable(text), no_wrap=True, overflow="ellipsis")
 
 
 def print_plain(console: Console, line: str) -> None:
-    """One whole line, without markup, however narrow the console claims to be."""
+    """Print one whole line, without markup, however narrow the console claims to be."""
     console.print(
         Text(printable(line)), soft_wrap=True, highlight=False, markup=False, no_wrap=True
     )

@@ -1,5 +1,4 @@
-"""The members of the blend as the report shows them, wherever their predictions come from: this
-run, another run folder, or a file made elsewhere.
+"""The members of the blend for the report, from this run, another one, or a file made elsewhere.
 
 Takes the blend's record and the store, gives `BlendMember`s and their true-class probabilities.
 """
@@ -27,18 +26,17 @@ _NO_GAIN = 1e-9  # nats
 
 @dataclass(frozen=True)
 class BlendMember:
-    """One member of the blend, and what the report adds to its record."""
+    """One member of the blend: its record, and what the report adds to it."""
 
     record: MemberRecord
     backbone: str
-    """`made elsewhere` for added predictions, `?` where its run folder is gone."""
+    """Name of its backbone; `made elsewhere` for added predictions, `?` without its run folder."""
     own_logloss: float | None
-    """Its OOF log loss alone, before any temperature, when it was blended; None where it is not
-    known."""
+    """OOF log loss of it alone and uncalibrated, when it was blended; None where unknown."""
 
     @property
     def id(self) -> str:
-        """`c0007 ema`, with the run's name where it is another run's; an added one's name."""
+        """Short name: `c0007 ema`, with the run's name where it is another; an added one's name."""
         if self.record.added:
             return short(self.record.candidate, 24)
         where = f" ({short(_last_part(self.record.run), 16)})" if self.record.run else ""
@@ -46,31 +44,31 @@ class BlendMember:
 
     @property
     def label(self) -> str:
-        """For an axis: backbone and id."""
+        """Backbone and id, for an axis."""
         return f"{short(self.backbone, 28)}  {self.id}"
 
     @property
     def gain(self) -> float | None:
-        """How much the OOF log loss rises without it; 0 where it is the optimiser's noise."""
+        """Rise of the OOF log loss without it; 0 where that is the optimiser's noise."""
         known = self.record.gain
         return 0.0 if known is not None and abs(known) < _NO_GAIN else known
 
     @property
     def run_name(self) -> str:
-        """`origin`, in a few letters."""
+        """Origin in a few letters."""
         known = self.record.run and not self.record.added
         return short(_last_part(self.record.run), 16) if known else self.origin
 
     @property
     def origin(self) -> str:
-        """Where its predictions come from."""
+        """Source of its predictions: `added`, `this run`, or a run folder."""
         return "added" if self.record.added else self.record.run or "this run"
 
 
 def blend_members(
     store: RunStore, summaries: Sequence[CandidateSummary], blend: EnsembleRecord
 ) -> tuple[BlendMember, ...]:
-    """Heaviest first. `summaries` are those of the store's own candidates."""
+    """Members of a blend, heaviest first; `summaries` are of the store's own candidates."""
     others = sorted({m.run for m in blend.members if m.run and not m.added})
     runs = {"": _by_candidate(summaries)} | {run: _other_run(run) for run in others}
     ordered = sorted(blend.members, key=lambda m: (-m.weight, m.candidate, m.variant, m.run))
@@ -80,8 +78,10 @@ def blend_members(
 
 
 def true_prob(store: RunStore, member: MemberRecord) -> NDArray[np.float32]:
-    """(N,) probability of the true class on the scored rows, uncalibrated; RunFolderError where it
-    cannot be read, or is of other rows than this run's by now."""
+    """Uncalibrated probability of the true class on the scored rows, (N,).
+
+    RunFolderError where it cannot be read, or is of other rows than this run's by now.
+    """
     home = RunStore.open(member.run) if member.run else store
     added = f"ensemble/added/{member.candidate}/true_prob.npy"
     column = (
@@ -120,7 +120,7 @@ def _trained(member: MemberRecord, summary: CandidateSummary | None) -> BlendMem
 
 
 def _other_run(root: str) -> dict[str, CandidateSummary]:
-    """Empty where the folder is gone: the blend's record is still worth showing."""
+    """Candidates of another run; none where its folder is gone, as the blend can still be shown."""
     try:
         return _by_candidate(RunStore.open(root).summaries())
     except (RunFolderError, OSError):

@@ -1,4 +1,4 @@
-"""The charts of the race, one function each: candidates as lanes, and the blend's loss over epochs.
+"""Charts of the race, one function each: candidates as lanes, the blend's loss over epochs.
 
 Takes plain records, gives the bytes of a PNG.
 """
@@ -20,29 +20,29 @@ State = Literal["goes on", "stopped", "cut", "complete", "finished", "failed", "
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a fold of one state is drawn and what the legend calls it."""
+class FoldStyle:
+    """Colour, mark and legend of the folds in one state."""
 
     colour: str
     label: str
     mark: str = ""
 
 
-LOOKS: dict[State, Look] = {
-    "goes on": Look("#b5dcf5", "finished, candidate went on"),
-    "complete": Look("#4a9fd8", "last fold: complete, joins the blend"),
-    "stopped": Look("#f08a4b", "finished, candidate stopped"),
-    "cut": Look("#f2d43d", "stopped in mid-training (filled: share of its epochs)"),
-    "finished": Look("#aab4bb", "finished, nothing decided"),
-    "failed": Look("#cc79a7", "failed", "×"),
-    "diverged": Look("#b59ad0", "diverged", "∞"),
-    "none": Look("#f3f5f6", "not trained"),
+FOLD_STYLES: dict[State, FoldStyle] = {
+    "goes on": FoldStyle("#b5dcf5", "finished, candidate went on"),
+    "complete": FoldStyle("#4a9fd8", "last fold: complete, joins the blend"),
+    "stopped": FoldStyle("#f08a4b", "finished, candidate stopped"),
+    "cut": FoldStyle("#f2d43d", "stopped in mid-training (filled: share of its epochs)"),
+    "finished": FoldStyle("#aab4bb", "finished, nothing decided"),
+    "failed": FoldStyle("#cc79a7", "failed", "×"),
+    "diverged": FoldStyle("#b59ad0", "diverged", "∞"),
+    "none": FoldStyle("#f3f5f6", "not trained"),
 }
 """In the order of the legend. Light, so that numbers can be read on them; hues after Okabe and Ito,
 and a mark where they are close."""
 
 _DETAILED = 36
-"""Lanes that have room for a backbone's name and for numbers."""
+"""Most lanes that have room for a backbone's name and for numbers."""
 _COLUMN = 60
 """Lanes in a column of the dense picture."""
 MOST_LANES = 4 * _COLUMN
@@ -52,7 +52,7 @@ _FULL_TEXT, _SHORT_TEXT = 5, 9
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of a candidate. `share` of its epochs was trained, in (0, 1]."""
+    """One fold of a candidate; `share` of its epochs was trained, in (0, 1]."""
 
     state: State
     share: float = 1.0
@@ -62,7 +62,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Lane:
-    """One candidate: K folds."""
+    """One candidate with its K folds."""
 
     candidate: str
     backbone: str
@@ -70,8 +70,10 @@ class Lane:
 
 
 def lanes(listed: Sequence[Lane]) -> bytes:
-    """One row a candidate, the first on top, one field a fold; up to `MOST_LANES` of them, in
-    columns where they are many."""
+    """Draw one row a candidate, the first on top, and one field a fold.
+
+    At most `MOST_LANES` of them, in columns where they are many.
+    """
     detailed = len(listed) <= _DETAILED
     rows = math.ceil(len(listed) / (1 if detailed else max(2, math.ceil(len(listed) / _COLUMN))))
     parts = [listed[i : i + rows] for i in range(0, len(listed), rows)]
@@ -94,8 +96,8 @@ def lanes(listed: Sequence[Lane]) -> bytes:
 
 def _lanes(axes: Axes, part: Sequence[Lane], rows: int, detailed: bool) -> None:
     k = len(part[0].folds)
-    for state, look in LOOKS.items():
-        _fields(axes, part, state, look)
+    for state, style in FOLD_STYLES.items():
+        _fields(axes, part, state, style)
     if detailed:
         _gains(axes, part)
     labels = [_name(lane) if detailed else lane.candidate for lane in part]
@@ -114,9 +116,8 @@ def _lanes(axes: Axes, part: Sequence[Lane], rows: int, detailed: bool) -> None:
         axes.set_title("fold", fontsize=9, color=MUTED, loc="center")
 
 
-def _fields(axes: Axes, part: Sequence[Lane], state: State, look: Look) -> None:
-    """Those of one state. A field that was trained in part is an empty one with a part of it
-    filled."""
+def _fields(axes: Axes, part: Sequence[Lane], state: State, style: FoldStyle) -> None:
+    """Draw the fields of one state; one that was trained in part is filled in part."""
     found = [
         (row, k, fold.share)
         for row, lane in enumerate(part)
@@ -129,15 +130,15 @@ def _fields(axes: Axes, part: Sequence[Lane], state: State, look: Look) -> None:
     rows = [row for row, _, _ in found]
     left = [k + gap / 2 for _, k, _ in found]
     if state == "cut":
-        empty = LOOKS["none"].colour
+        empty = FOLD_STYLES["none"].colour
         axes.barh(rows, 1 - gap, 0.8, left, color=empty, edgecolor=MUTED, linewidth=0.5)
-    axes.barh(rows, [(1 - gap) * share for _, _, share in found], 0.8, left, color=look.colour)
-    for row, k, _ in found if look.mark else ():
-        _write(axes, row, k, look.mark, 8)
+    axes.barh(rows, [(1 - gap) * share for _, _, share in found], 0.8, left, color=style.colour)
+    for row, k, _ in found if style.mark else ():
+        _write(axes, row, k, style.mark, 8)
 
 
 def _gains(axes: Axes, part: Sequence[Lane]) -> None:
-    """As much of them as the fields have room for."""
+    """Write as much of the gains as the fields have room for."""
     k = len(part[0].folds)
     if k > _SHORT_TEXT:
         return
@@ -166,29 +167,31 @@ def _name(lane: Lane) -> str:
 def _legend(listed: Sequence[Lane]) -> list[Patch]:
     present = {fold.state for lane in listed for fold in lane.folds}
     return [
-        Patch(facecolor=look.colour, edgecolor=MUTED, linewidth=0.4, label=_labelled(look))
-        for state, look in LOOKS.items()
+        Patch(facecolor=style.colour, edgecolor=MUTED, linewidth=0.4, label=_labelled(style))
+        for state, style in FOLD_STYLES.items()
         if state in present
     ]
 
 
-def _labelled(look: Look) -> str:
-    return f"{look.mark} {look.label}".strip()
+def _labelled(style: FoldStyle) -> str:
+    return f"{style.mark} {style.label}".strip()
 
 
 @dataclass(frozen=True)
 class BlendPoint:
-    """The race's blend when so many epochs were trained."""
+    """Log loss of the race's blend when so many epochs were trained."""
 
     epochs: int
     logloss: float
     joined: bool
-    """A candidate had just become complete."""
+    """True where a candidate had just become complete."""
 
 
 def blend_loss(points: Sequence[BlendPoint], singles: Sequence[tuple[int, float]]) -> bytes:
-    """The blend's log loss over the epochs trained, and that of the best complete candidate by
-    then: `singles` are (epochs, log loss)."""
+    """Draw the blend's log loss over the epochs trained.
+
+    `singles` are (epochs, log loss) of the best complete candidate by then.
+    """
     joined = [p for p in points if p.joined]
     values = [*(p.logloss for p in points), *(loss for _, loss in singles)]
 

@@ -23,7 +23,7 @@ _ROWS = 20
 
 
 def rule_sentence(config: RaceConfig) -> str:
-    """What decides, in words."""
+    """Describe the rule that decides."""
     if config.rule == "none":
         return "Rule none: every candidate gets all its folds."
     decides = (
@@ -35,13 +35,15 @@ def rule_sentence(config: RaceConfig) -> str:
     )
     return (
         f"Rule {config.rule}: {decides}. "
-        f"Nobody is stopped before {config.min_complete} candidates are complete."
+        f"No candidate is stopped before {config.min_complete} candidates are complete."
     )
 
 
 def outcome_sentence(summaries: Sequence[CandidateSummary], epochs: int) -> str:
-    """How many candidates were stopped when, and what was trained of all that could have been.
-    `epochs`: of a schedule, where a candidate's hyperparameters do not say."""
+    """Count the candidates by outcome, and what was trained of all that could have been.
+
+    `epochs` is the length of a schedule where a candidate's hyperparameters do not say.
+    """
     k = summaries[0].folds
     trials = [t for s in summaries for t in s.trials]
     trained = sum(t.status == "finished" for t in trials)
@@ -76,7 +78,7 @@ def _is_cut(summary: CandidateSummary) -> bool:
 
 
 def schedule_epochs(summary: CandidateSummary, epochs: int) -> int:
-    """Epochs of one of its fold trials."""
+    """Epochs in the schedule of one of its fold trials."""
     return int(summary.candidate.params.get("epochs", epochs))
 
 
@@ -149,12 +151,12 @@ def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int)
 
 
 def in_order(summaries: Iterable[CandidateSummary]) -> list[CandidateSummary]:
-    """Of their start: c9999 before c10000."""
+    """Sort candidates by their start: c9999 before c10000."""
     return sorted(summaries, key=_start)
 
 
 def most_telling(summaries: Iterable[CandidateSummary], most: int) -> list[CandidateSummary]:
-    """At most so many, those with the most finished folds, in the order of their start."""
+    """Choose the `most` with the most finished folds, in the order of their start."""
 
     def order(summary: CandidateSummary) -> tuple[int, int, tuple[int, str]]:
         return len(summary.finished), len(summary.trials), _start(summary)
@@ -168,7 +170,7 @@ def _start(summary: CandidateSummary) -> tuple[int, str]:
 
 
 def lane(summary: CandidateSummary, epochs: int) -> Lane:
-    """A candidate's folds as they are drawn."""
+    """The lane of a candidate in the chart; `epochs` as for `outcome_sentence`."""
     trials = {t.fold: t for t in summary.trials}
     decisions = {d.fold: d for d in summary.decisions}
     folds = tuple(
@@ -213,7 +215,7 @@ def _blend_loss(
 
 
 def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:
-    """The blend after each decision, in their order."""
+    """Log loss of the race's blend after each decision, in their order."""
     return [
         BlendPoint(d.epochs_trained, d.blend_logloss, d.action == "complete")
         for d in decisions
@@ -224,8 +226,7 @@ def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:
 def best_singles(
     summaries: Iterable[CandidateSummary], decisions: Iterable[RaceDecision]
 ) -> list[tuple[int, float]]:
-    """(epochs trained, pooled OOF log loss) wherever a candidate became complete that was better
-    than all before it."""
+    """Pairs (epochs trained, pooled OOF log loss) wherever a new best candidate was complete."""
     losses = {
         s.candidate.candidate: s.pooled_logloss(s.best)
         for s in summaries

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import RaceConfig
 from foldrace.reporting.charts import race as race_charts
-from foldrace.reporting.charts.race import LOOKS, MOST_LANES, BlendPoint, Fold, Lane
+from foldrace.reporting.charts.race import FOLD_STYLES, MOST_LANES, BlendPoint, Fold, Lane
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.report import write_report
 from foldrace.reporting.sections.race import (
@@ -120,6 +120,7 @@ def test_before_the_first_candidate_is_complete_there_is_no_blend(
     assert list(ctx.charts) == ["race.png"]
 
 
+@pytest.mark.slow
 def test_more_candidates_than_lanes_are_told(make_run: MakeRun, make_race: MakeRace) -> None:
     ctx = ReportContext(make_run(rows=30, complete=0, broken=False, blend=False).store)
     listed = make_race(candidates=MOST_LANES + 60, k=5)
@@ -220,7 +221,9 @@ def test_a_fold_that_nobody_has_judged_is_finished(make_race: MakeRace) -> None:
 def test_a_fold_trained_in_part_is_filled_in_part() -> None:
     """The legend's patch is the same in all three."""
     quarter, half, whole = (
-        _coloured(race_charts.lanes([Lane("c0", "x", (Fold("cut", share),))]), LOOKS["cut"].colour)
+        _coloured(
+            race_charts.lanes([Lane("c0", "x", (Fold("cut", share),))]), FOLD_STYLES["cut"].colour
+        )
         for share in (0.25, 0.5, 1.0)
     )
     assert (half - quarter) / (whole - half) == pytest.approx(0.5, abs=0.02)
@@ -244,15 +247,16 @@ _VISIONS = {
 @pytest.mark.parametrize("vision", _VISIONS)
 def test_states_without_a_mark_are_apart_for_any_vision(vision: str) -> None:
     seen = [
-        np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(look.colour)) ** 2.2, 0, 1)
+        np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(style.colour)) ** 2.2, 0, 1)
         ** (1 / 2.2)
-        for state, look in LOOKS.items()
-        if not look.mark and state != "cut"  # that one has a frame
+        for state, style in FOLD_STYLES.items()
+        if not style.mark and state != "cut"  # that one has a frame
     ]
     assert len(seen) == 5
     assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("candidates", "k"), [(1, 1), (6, 5), (36, 10), (37, 2), (100, 20), (240, 5)]
 )
@@ -269,7 +273,7 @@ def test_numbers_stay_in_their_fields(gain: float) -> None:
     folds = tuple(Fold("stopped", 1.0, gain, abs(gain)) for _ in range(5))
     with_numbers = _pixels(race_charts.lanes([Lane("c0", "x", folds)]))
     without = _pixels(race_charts.lanes([Lane("c0", "x", tuple(Fold("stopped") for _ in folds))]))
-    colour = np.round(255 * np.array(to_rgb(LOOKS["stopped"].colour)))
+    colour = np.round(255 * np.array(to_rgb(FOLD_STYLES["stopped"].colour)))
     outside = np.abs(255 * without - colour).max(axis=2) > 2
     assert (with_numbers[outside] == without[outside]).all()
 
@@ -304,6 +308,7 @@ def test_best_singles_are_the_running_minimum(make_race: MakeRace) -> None:
     assert best_singles(listed, _decisions(listed)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 300])
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
 def test_blend_chart_is_never_cut(n: int, scale: float) -> None:
