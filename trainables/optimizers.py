@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_optimizer import get_supported_optimizers, load_optimizer
 from timm.optim import (  # type: ignore[attr-defined]
     create_optimizer_v2,
     get_optimizer_class,
@@ -146,6 +145,8 @@ def build_optimizer(
         extra = _momentum(get_optimizer_class(opt, bind_defaults=False), momentum)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=opt, lr=lr, **extra)
         return optimizer
+    from pytorch_optimizer import load_optimizer  # half a second, for few trials
+
     make: Callable[..., Any] = load_optimizer(name.removeprefix(_PYTORCH_OPTIMIZER))
     made: torch.optim.Optimizer = make(groups, lr=lr, **_momentum(make, momentum))
     return made
@@ -176,6 +177,8 @@ def parameter_groups(
 
 @functools.cache
 def _library_names() -> tuple[str, ...]:
+    from pytorch_optimizer import get_supported_optimizers
+
     of_timm = (f"{_TIMM}{name}" for name in list_optimizers())
     others = (_PYTORCH_OPTIMIZER + name for name in get_supported_optimizers())
     return (*of_timm, *others)

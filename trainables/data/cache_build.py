@@ -21,16 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.dataset.images import decode_rgb, read_bytes
-from foldrace.trainables.data.cache_entry import (
+from foldrace.trainables.data.cache_folder import (
     PIXELS,
     VERSION,
     DamagedEntry,
     Layout,
     StoredImages,
+    new_part,
+    publish,
     read_header,
+    reserve,
     write_tables,
 )
-from foldrace.trainables.data.cache_room import new_part, publish, reserve
 
 T = TypeVar("T")
 _CHUNK = 256  # images decoded ahead
@@ -42,7 +44,7 @@ _SCANNED = 256  # files a task
 
 @dataclass(frozen=True)
 class Scan:
-    """What the file system says about the files, without reading them."""
+    """The state of the image files by the file system, without reading them."""
 
     sizes: str
     """SHA-256 of the sizes."""
@@ -51,7 +53,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _ImageData:
     """One image as it is written."""
 
     data: bytes
@@ -62,7 +64,7 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _Written:
+class _Tables:
     """All images as they were written."""
 
     index: NDArray[np.int64]  # (n, 4): first byte, byte after the last, height, width
@@ -71,7 +73,7 @@ class _Written:
 
 
 def scan(files: Sequence[Path]) -> Scan:
-    """One stat a file, many at a time. A missing file counts too: building names it."""
+    """Stat every file, many at a time; a missing one counts too: building names it."""
     parts = [files[i : i + _SCANNED] for i in range(0, len(files), _SCANNED)]
     with ThreadPoolExecutor(_SCANNERS) as pool:
         found = np.concatenate([np.zeros((0, 3), np.int64), *pool.map(_stats, parts)])
@@ -93,8 +95,11 @@ def find_same(
 def build(
     root: Path, files: Sequence[Path], layout: Layout, bound: int, workers: int
 ) -> StoredImages:
-    """Write an entry aside and rename it. Raises NoRoom where it does not fit into `bound` bytes
-    or the disk, ImageError for the first file that gives no image."""
+    """Write an entry aside and rename it.
+
+    Raises NoRoom where it does not fit into `bound` bytes or the disk, ImageError for the first
+    file that gives no image.
+    """
     part = new_part(root)
     try:
         written = _write_pixels(files, layout, part.folder, bound, workers)
@@ -108,8 +113,8 @@ def build(
 
 def _write_pixels(
     files: Sequence[Path], layout: Layout, folder: Path, bound: int, workers: int
-) -> _Written:
-    done = _Written(np.zeros((len(files), 4), np.int64), np.zeros(len(files), np.int64), [])
+) -> _Tables:
+    done = _Tables(np.zeros((len(files), 4), np.int64), np.zeros(len(files), np.int64), [])
     reserved = min(len(files), _CHUNK) * layout.side**2 * 3
     reserve(folder, reserved, bound)
     offset = 0
@@ -131,13 +136,13 @@ def _write_pixels(
     return done
 
 
-def _stored(files: Sequence[Path], layout: Layout, workers: int) -> Iterator[_Stored]:
-    def store(file: Path) -> _Stored:
+def _stored(files: Sequence[Path], layout: Layout, workers: int) -> Iterator[_ImageData]:
+    def store(file: Path) -> _ImageData:
         data = read_bytes(file)
         image = np.asarray(decode_rgb(data, file, layout.side))
         stored = image.tobytes() if layout.format == "raw" else _jpeg(image)
         digest = hashlib.sha256(data).digest()
-        return _Stored(stored, image.shape[0], image.shape[1], len(data), digest)
+        return _ImageData(stored, image.shape[0], image.shape[1], len(data), digest)
 
     return _in_order(files, store, workers)
 

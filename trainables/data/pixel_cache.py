@@ -1,17 +1,9 @@
 """Every image decoded once per node, into one memory-mapped file that all trials share.
 
 Takes image files and a size, gives `ImageSource`: row -> uint8 RGB array. Where there is no room
-for the file, images are decoded from their own files each time.
-
-What is on disk, under `pixels/` of the cache folder: entries, named by the content of the image
-files (`cache_entry`), and for each list of paths a record of the entry that it leads to
-(`cache_lists`).
-
-What the pixel cache knows of a list of image paths: the entry that it led to, or that there was
-no room for one.
-
-Takes a record file and a session, gives the entry that the session found before. Sessions are those
-of `open_images`.
+for the file, images are decoded from their own files each time. On disk, under `pixels/` of the
+cache folder, are entries, named by the content of the image files (`cache_folder`), and for each
+list of paths a record of the entry that it led to, or that there was no room for one.
 """
 
 from __future__ import annotations
@@ -31,13 +23,26 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from foldrace.config.schema import CacheConfig
+from foldrace.core.files import atomic_write
 from foldrace.dataset.archive import cache_dir
 from foldrace.dataset.images import read_rgb
 from foldrace.trainables.data.cache_build import build, find_same, scan
-from foldrace.trainables.data.cache_entry import VERSION, Layout, StoredImages
-from foldrace.trainables.data.cache_room import NoRoom, find_entry
+from foldrace.trainables.data.cache_folder import (
+    VERSION,
+    Layout,
+    NoRoom,
+    StoredImages,
+    find_entry,
+)
 
+DEFAULT = CacheConfig()
+_MARGIN = 1.5  # stored side per model input side: room for random crops
+_RAW_BYTES, _JPEG_BYTES = 3.0, 0.5  # a pixel
 _SESSIONS = 16  # that share a list of files at the same time
+_NO_ROOM = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK, errno.ENOSYS)
+)
+_log = logging.getLogger("foldrace")
 
 
 class Refused(Exception):
@@ -45,81 +50,25 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Known:
-    """Where a list of paths led to."""
+class ListRecord:
+    """The record of a list of paths: the entry that it led to."""
 
     key: str = ""
-    """Of the entry; empty where there never was one."""
+    """Name of the entry; empty where there never was one."""
     state: str = ""
-    """Of the files when they were last compared with it (`Scan.state`)."""
+    """State of the files when they were last compared with it (`Scan.state`)."""
     sessions: tuple[str, ...] = ()
-    """Those that found them so."""
+    """Sessions that found the files so."""
     refused: dict[str, str] = field(default_factory=dict)
     """Session -> why there was no room, since then."""
-
-
-def list_hash(files: Sequence[Path], layout: Layout) -> str:
-    """The name of the list's record."""
-    paths = [str(file) if file.is_absolute() else os.path.abspath(file) for file in files]
-    listed = json.dumps([VERSION, layout.side, layout.format, paths])
-    return hashlib.sha256(listed.encode()).hexdigest()[:32]
-
-
-def of_session(record: Path, session: str | None) -> StoredImages | None:
-    """The entry that was compared with the files in this session, where it is still there. Raises
-    Refused where the session found no room."""
-    known = None if session is None else read_known(record)
-    if known is None or session is None:
-        return None
-    if session in known.refused:
-        raise Refused(known.refused[session])
-    return find_entry(record.parent / known.key) if session in known.sessions else None
-
-
-def seen(known: Known | None, now: Known, session: str | None) -> Known:
-    """`now`, with the sessions that found the files in the same state before. Those that found no
-    room may look again."""
-    same = known is not None and known.state == now.state
-    sessions = (*(known.sessions if known and same else ()), *([session] if session else []))
-    return replace(now, sessions=sessions[-_SESSIONS:])
-
-
-def refused(known: Known | None, session: str | None, reason: str) -> Known:
-    """What was known, and that the session found no room."""
-    known = known or Known()
-    if session is None:
-        return known
-    all_refused = [*known.refused.items(), (session, reason)]
-    return replace(known, refused=dict(all_refused[-_SESSIONS:]))
-
-
-def read_known(record: Path) -> Known | None:
-    try:
-        return Known(**json.loads(record.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def write_known(record: Path, known: Known) -> None:
-    """Whole or not at all; called with the list's lock."""
-    aside = record.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(known)), encoding="utf-8")
-    aside.replace(record)
-
-
-DEFAULT = CacheConfig()
-_MARGIN = 1.5  # stored side per model input side: room for random crops
-_RAW_BYTES, _JPEG_BYTES = 3.0, 0.5  # a pixel
-_NO_ROOM = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOLCK, errno.ENOSYS)
-)
-_log = logging.getLogger("foldrace")
 
 
 class ImageSource(Protocol):
     """Images by row number."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
+
     def image(self, row: int) -> NDArray[np.uint8]:
         """(height, width, 3) RGB."""
 
@@ -134,6 +83,7 @@ class EncodedImages:
         return len(self._files)
 
     def image(self, row: int) -> NDArray[np.uint8]:
+        """(height, width, 3) RGB."""
         return np.asarray(read_rgb(self._files[row], self._longer_side))
 
 
@@ -143,8 +93,10 @@ def stored_side(image_size: int, config: CacheConfig = DEFAULT) -> int:
 
 
 def cache_bytes(images: int, image_sizes: Iterable[int], config: CacheConfig = DEFAULT) -> int:
-    """What the cache may take for all these sizes: an upper bound for raw pixels, a generous
-    estimate for JPEGs."""
+    """Bytes that the cache may take for all these sizes.
+
+    An upper bound for raw pixels, a generous estimate for JPEGs.
+    """
     per_pixel = _RAW_BYTES if config.format == "raw" else _JPEG_BYTES
     sides = {stored_side(size, config) for size in image_sizes}
     pixels = images * sum(side**2 for side in sides)
@@ -182,7 +134,7 @@ def open_images(
 
 
 def _why_no_room(error: NoRoom | OSError, layout: Layout) -> str:
-    """Raises the error again where it says something else."""
+    """The reason in words; raises the error again where it says something else."""
     if isinstance(error, OSError):
         if error.errno not in _NO_ROOM:
             raise error
@@ -199,18 +151,19 @@ def _open_cached(
     workers: int,
     session: str | None,
 ) -> StoredImages:
-    name = list_hash(files, layout)
-    record, lock = root / f"{name}.json", root / f".{name[:2]}.lock"  # few lock files, for ever
-    stored = of_session(record, session)
+    """The entry of a list of files, found or built; raises Refused where there is no room."""
+    name = _record_name(files, layout)
+    path, lock = root / f"{name}.json", root / f".{name[:2]}.lock"  # few lock files, for ever
+    stored = _entry_of_session(path, session)
     if stored is not None:
         return stored
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        stored = of_session(record, session)  # by the process that was waited for
+        stored = _entry_of_session(path, session)  # by the process that was waited for
         if stored is not None:
             return stored
-        known, found = read_known(record), scan(files)
-        key = known.key if known and known.state == found.state else None
+        old, found = _read_record(path), scan(files)
+        key = old.key if old and old.state == found.state else None
         key = key or find_same(root, files, layout, found.sizes, workers)
         stored = find_entry(root / key) if key else None
         if stored is None:
@@ -218,7 +171,59 @@ def _open_cached(
                 stored = build(root, files, layout, bound, workers)
             except (NoRoom, OSError) as error:
                 reason = _why_no_room(error, layout)
-                write_known(record, refused(known, session, reason))
+                _write_record(path, _with_refusal(old, session, reason))
                 raise Refused(reason) from error
-        write_known(record, seen(known, Known(stored.key, found.state), session))
+        _write_record(path, _with_entry(old, stored.key, found.state, session))
         return stored
+
+
+def _record_name(files: Sequence[Path], layout: Layout) -> str:
+    """Name of the record of a list of paths."""
+    paths = [str(file) if file.is_absolute() else os.path.abspath(file) for file in files]
+    listed = json.dumps([VERSION, layout.side, layout.format, paths])
+    return hashlib.sha256(listed.encode()).hexdigest()[:32]
+
+
+def _entry_of_session(path: Path, session: str | None) -> StoredImages | None:
+    """The entry that was compared with the files in this session, where it is still there.
+
+    Raises Refused where the session found no room.
+    """
+    record = None if session is None else _read_record(path)
+    if record is None or session is None:
+        return None
+    if session in record.refused:
+        raise Refused(record.refused[session])
+    return find_entry(path.parent / record.key) if session in record.sessions else None
+
+
+def _with_entry(old: ListRecord | None, key: str, state: str, session: str | None) -> ListRecord:
+    """A record of this entry, with the sessions that found the files in the same state before.
+
+    Those that found no room may look again.
+    """
+    before = old.sessions if old is not None and old.state == state else ()
+    sessions = (*before, *([session] if session else []))
+    return ListRecord(key, state, sessions[-_SESSIONS:])
+
+
+def _with_refusal(old: ListRecord | None, session: str | None, reason: str) -> ListRecord:
+    """The old record, and that the session found no room."""
+    old = old or ListRecord()
+    if session is None:
+        return old
+    refused = [*old.refused.items(), (session, reason)]
+    return replace(old, refused=dict(refused[-_SESSIONS:]))
+
+
+def _read_record(path: Path) -> ListRecord | None:
+    """The record in a file, or None where there is none that can be read."""
+    try:
+        return ListRecord(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _write_record(path: Path, record: ListRecord) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(asdict(record)).encode())

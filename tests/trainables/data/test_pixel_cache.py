@@ -18,7 +18,7 @@ from PIL import Image
 from foldrace.config.schema import CacheConfig
 from foldrace.dataset.images import ImageError, decode_rgb, read_rgb
 from foldrace.trainables.data import cache_build
-from foldrace.trainables.data.cache_entry import DecodedImages, JpegImages
+from foldrace.trainables.data.cache_folder import DecodedImages, JpegImages
 from foldrace.trainables.data.pixel_cache import (
     EncodedImages,
     ImageSource,

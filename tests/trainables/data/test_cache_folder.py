@@ -17,8 +17,13 @@ from PIL import Image
 
 from foldrace.config.schema import CacheConfig
 from foldrace.trainables.data import cache_build
-from foldrace.trainables.data.cache_entry import DecodedImages
-from foldrace.trainables.data.cache_room import NoRoom, new_part, publish, reserve
+from foldrace.trainables.data.cache_folder import (
+    DecodedImages,
+    NoRoom,
+    new_part,
+    publish,
+    reserve,
+)
 from foldrace.trainables.data.pixel_cache import EncodedImages, open_images
 
 ROOT = Path(__file__).resolve().parents[3]
