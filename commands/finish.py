@@ -22,7 +22,6 @@ from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
 from foldrace.reporting.live import LiveView, print_leaderboard
-from foldrace.reporting.report import write_report
 from foldrace.reporting.sentences import DIVERGED
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
@@ -147,6 +146,8 @@ def _finish(store: RunStore, console: Console) -> None:
     ensemble = blend(store, config.ensemble, console)
     if config.data.test is not None:
         predict_test_set(store, "none", None, console)
+    from foldrace.reporting.report import write_report  # matplotlib: not before it is needed
+
     page = write_report(store)
     if config.ensemble.keep == "blend":
         count = remove_unused_weights(store, ensemble)

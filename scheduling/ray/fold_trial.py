@@ -59,7 +59,6 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
     """The function that Tune calls with a suggestion; the heavy imports are the worker's."""
 
     def fold_trial(config: dict[str, Any]) -> None:
-        from foldrace.scheduling.ray.device_group import run_on_devices
         from foldrace.trainables.spec import TrialStopped
         from foldrace.trainables.trial import run_trial
 
@@ -70,6 +69,8 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
             if job.devices == 1:
                 run_trial(spec, monitor)
             else:
+                from foldrace.scheduling.ray.device_group import run_on_devices
+
                 run_on_devices(spec, job.devices, monitor.stop_requested)
         except TrialStopped:
             monitor.leave()

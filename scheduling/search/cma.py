@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cmaes import CMA
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -23,6 +22,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+
+if TYPE_CHECKING:
+    from cmaes import CMA
 
 _SIGMA = 0.3  # of the unit cube, as the tutorial suggests for an optimum inside it
 LEAST_KNOBS = 2
@@ -74,6 +76,8 @@ class ReplayedCma(BaseSampler):
         return self._others.sample_independent(study, trial, param_name, param_distribution)
 
     def _replay(self, ended: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> CMA:
+        from cmaes import CMA  # it imports scipy.stats: a second, for one sampler
+
         size = len(space)
         bounds = np.tile([0.0, 1.0], (size, 1))
         optimizer = CMA(mean=np.full(size, 0.5), sigma=_SIGMA, bounds=bounds, seed=self._seed)
