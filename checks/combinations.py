@@ -1,4 +1,4 @@
-"""Hyperparameters that make no sense together: found before anything is trained.
+"""Checks of hyperparameters that make no sense together.
 
 Takes what each backbone may vary and the training section, gives a problem for each combination
 that a trial could draw, with the reason and what to change.
@@ -17,8 +17,8 @@ from foldrace.trainables.losses import LOSSES
 
 
 @dataclass(frozen=True)
-class _Drawable:
-    """What a trial of one backbone may draw."""
+class _TrialSettings:
+    """The values that a trial of one backbone may draw."""
 
     backbone: str
     settings: Mapping[str, Setting]
@@ -32,8 +32,11 @@ class _Drawable:
         return max(float(value) for value in self.settings[knob].values)
 
     def may_be_zero(self, knob: str) -> bool:
-        """A float range draws its lower end with probability 0; the first candidate of a backbone
-        has the defaults."""
+        """True where 0 may be drawn.
+
+        A float range draws its lower end with probability 0; the first candidate of a backbone has
+        the defaults.
+        """
         setting = self.settings[knob]
         if isinstance(setting.range, Float):
             return setting.range.high == 0 or setting.default == 0
@@ -43,13 +46,13 @@ class _Drawable:
         return self.settings[knob].values
 
     def problem(self, knob: str, message: str) -> Problem:
-        """Where the knob was given: for this backbone alone, or for all."""
+        """Problem at the key of the knob: that of this backbone alone, or of all."""
         own = self.settings[knob].name != knob
         section = f"per_backbone.{self.backbone}" if own else "space"
         return Problem(f"search.{section}.{knob}", message)
 
 
-Rule = Callable[[_Drawable], Iterator[Problem]]
+Rule = Callable[[_TrialSettings], Iterator[Problem]]
 
 
 def check_combinations(
@@ -57,47 +60,49 @@ def check_combinations(
     training: TrainingConfig,
     drops_paths: Callable[[str], bool],
 ) -> list[Problem]:
-    """`settings`: backbone -> knob -> setting, of a `SearchSpace`. What holds for several backbones
-    alike is said once; names that are in no table are left to the checks of their tables.
-    `drops_paths` tells whether a backbone has stochastic depth."""
+    """Problems of all combinations; one that several backbones share is given once.
+
+    `settings`: backbone -> knob -> setting, of a `SearchSpace`; `drops_paths` tells whether a
+    backbone has stochastic depth. Names in no table are left to the checks of their tables.
+    """
     found = [
         problem
         for backbone, own in settings.items()
         for rule in _RULES
-        for problem in rule(_Drawable(backbone, own, training, drops_paths))
+        for problem in rule(_TrialSettings(backbone, own, training, drops_paths))
     ]
     return list(dict.fromkeys(found))
 
 
-def _sam_in_fp16(drawable: _Drawable) -> Iterator[Problem]:
-    if drawable.most("sam_rho") > 0 and drawable.training.precision == "fp16":
-        yield drawable.problem(
+def _sam_in_fp16(trial: _TrialSettings) -> Iterator[Problem]:
+    if trial.most("sam_rho") > 0 and trial.training.precision == "fp16":
+        yield trial.problem(
             "sam_rho",
             "SAM needs unscaled gradients twice in an update, and fp16 scales them; "
             "set training.precision to bf16 or fp32 (auto: where the GPU has bf16), or sam_rho 0",
         )
 
 
-def _rdrop_without_noise(drawable: _Drawable) -> Iterator[Problem]:
-    if drawable.most("rdrop_alpha") == 0 or not drawable.may_be_zero("dropout"):
+def _rdrop_without_noise(trial: _TrialSettings) -> Iterator[Problem]:
+    if trial.most("rdrop_alpha") == 0 or not trial.may_be_zero("dropout"):
         return
-    if drawable.may_be_zero("drop_path"):
-        yield drawable.problem(
+    if trial.may_be_zero("drop_path"):
+        yield trial.problem(
             "rdrop_alpha",
             "R-Drop compares two passes that drop other units, and with dropout 0 and drop_path 0 "
             "they are the same; keep dropout or drop_path above 0, or set rdrop_alpha 0",
         )
-    elif not drawable.drops_paths(drawable.backbone):
-        yield drawable.problem(
+    elif not trial.drops_paths(trial.backbone):
+        yield trial.problem(
             "rdrop_alpha",
             "R-Drop compares two passes that drop other units, and with dropout 0 they are the "
-            f"same: {drawable.backbone} has no stochastic depth for drop_path to act on; keep "
+            f"same: {trial.backbone} has no stochastic depth for drop_path to act on; keep "
             "dropout above 0, or set rdrop_alpha 0",
         )
 
 
-def _soft_targets_for_a_hard_loss(drawable: _Drawable) -> Iterator[Problem]:
-    hard = [name for name in drawable.names("loss") if name in LOSSES and LOSSES[str(name)].hard]
+def _soft_targets_for_a_hard_loss(trial: _TrialSettings) -> Iterator[Problem]:
+    hard = [name for name in trial.names("loss") if name in LOSSES and LOSSES[str(name)].hard]
     if not hard:
         return
     for knob, technique in (
@@ -105,43 +110,46 @@ def _soft_targets_for_a_hard_loss(drawable: _Drawable) -> Iterator[Problem]:
         ("mixup_prob", "MixUp"),
         ("cutmix_prob", "CutMix"),
     ):
-        if _softens(drawable, knob):
-            yield drawable.problem(
+        if _softens(trial, knob):
+            yield trial.problem(
                 knob,
                 f"{technique} makes soft targets, and the loss {hard[0]} takes one class an image; "
                 f"set {knob} 0, or take another loss",
             )
 
 
-def _softens(drawable: _Drawable, knob: str) -> bool:
-    """Whether the technique of the knob may be on."""
+def _softens(trial: _TrialSettings, knob: str) -> bool:
+    """True where the technique of the knob may be on."""
     alpha = {"mixup_prob": "mixup_alpha", "cutmix_prob": "cutmix_alpha"}.get(knob)
-    return drawable.most(knob) > 0 and (alpha is None or drawable.most(alpha) > 0)
+    return trial.most(knob) > 0 and (alpha is None or trial.most(alpha) > 0)
 
 
-def _more_than_every_batch(drawable: _Drawable) -> Iterator[Problem]:
-    """Ranges that only may add up to more are fine: CutMix then takes what MixUp leaves."""
-    mixup, cutmix = drawable.least("mixup_prob"), drawable.least("cutmix_prob")
-    both_on = drawable.least("mixup_alpha") > 0 and drawable.least("cutmix_alpha") > 0
+def _more_than_every_batch(trial: _TrialSettings) -> Iterator[Problem]:
+    """MixUp and CutMix on more than all batches.
+
+    Ranges that only may add up to more are fine: CutMix then takes what MixUp leaves.
+    """
+    mixup, cutmix = trial.least("mixup_prob"), trial.least("cutmix_prob")
+    both_on = trial.least("mixup_alpha") > 0 and trial.least("cutmix_alpha") > 0
     if both_on and mixup + cutmix > 1:
-        yield drawable.problem(
+        yield trial.problem(
             "cutmix_prob",
             f"MixUp on {shown(mixup)} and CutMix on {shown(cutmix)} of the batches are more than "
             "all, and no batch gets both; lower one, to a sum of 1 at most",
         )
 
 
-def _snapshots(drawable: _Drawable) -> Iterator[Problem]:
-    snapshots, epochs = drawable.most("snapshots"), drawable.least("epochs")
-    fewest = _fewest_cycles_above_one(drawable.settings["cycles"])
+def _snapshots(trial: _TrialSettings) -> Iterator[Problem]:
+    snapshots, epochs = trial.most("snapshots"), trial.least("epochs")
+    fewest = _fewest_cycles_above_one(trial.settings["cycles"])
     if 0 < epochs <= snapshots:
-        yield drawable.problem(
+        yield trial.problem(
             "snapshots",
             f"up to {shown(snapshots)} snapshots besides the best weights, but a trial may have "
             f"{shown(epochs)} epochs; at most {shown(epochs - 1)}",
         )
     if fewest is not None and snapshots > fewest:
-        yield drawable.problem(
+        yield trial.problem(
             "snapshots",
             f"a snapshot is the end of a cycle: up to {shown(snapshots)} snapshots, but a trial "
             f"may have {shown(fewest)} cycles; raise cycles or lower snapshots",
@@ -149,7 +157,10 @@ def _snapshots(drawable: _Drawable) -> Iterator[Problem]:
 
 
 def _fewest_cycles_above_one(cycles: Setting) -> float | None:
-    """With one cycle the snapshots are the best epochs instead."""
+    """The least number of cycles above one that may be drawn, or None.
+
+    With one cycle the snapshots are the best epochs instead.
+    """
     match cycles.range:
         case Int(low, high) if high > 1:
             return max(low, 2)
@@ -159,48 +170,48 @@ def _fewest_cycles_above_one(cycles: Setting) -> float | None:
             return None
 
 
-def _cycles(drawable: _Drawable) -> Iterator[Problem]:
-    cycles, epochs = drawable.most("cycles"), drawable.least("epochs")
-    others = [name for name in drawable.names("schedule") if name != "cosine"]
+def _cycles(trial: _TrialSettings) -> Iterator[Problem]:
+    cycles, epochs = trial.most("cycles"), trial.least("epochs")
+    others = [name for name in trial.names("schedule") if name != "cosine"]
     if cycles > epochs:
-        yield drawable.problem(
+        yield trial.problem(
             "cycles",
             f"a cycle has at least one epoch: up to {shown(cycles)} cycles, but a trial may have "
             f"{shown(epochs)} epochs",
         )
     if cycles > 1 and others:
-        yield drawable.problem(
+        yield trial.problem(
             "cycles",
             f"only the schedule cosine has cycles, and {others[0]} may be drawn; "
             "set cycles 1 or schedule cosine",
         )
 
 
-def _patience(drawable: _Drawable) -> Iterator[Problem]:
-    """A trial that ends before what it waits for."""
-    patience = drawable.training.patience
-    fewest = _fewest_cycles_above_one(drawable.settings["cycles"])
-    if fewest is not None and patience < drawable.most("epochs") / fewest:
-        yield drawable.problem(
+def _patience(trial: _TrialSettings) -> Iterator[Problem]:
+    """Patience that ends a trial before a restart or a lower rate can help it."""
+    patience = trial.training.patience
+    fewest = _fewest_cycles_above_one(trial.settings["cycles"])
+    if fewest is not None and patience < trial.most("epochs") / fewest:
+        yield trial.problem(
             "cycles",
             f"a restart raises the loss for most of a cycle, of up to "
-            f"{drawable.most('epochs') / fewest:g} epochs, and training.patience {patience} ends "
+            f"{trial.most('epochs') / fewest:g} epochs, and training.patience {patience} ends "
             "the trial before; raise patience to a cycle's length, or cycles",
         )
-    waits = drawable.least("lr_patience")
-    if "plateau" in drawable.names("schedule") and waits >= patience:
-        yield drawable.problem(
+    waits = trial.least("lr_patience")
+    if "plateau" in trial.names("schedule") and waits >= patience:
+        yield trial.problem(
             "lr_patience",
             f"plateau waits {shown(waits)} epochs before it lowers the rate, and training.patience "
             f"{patience} ends the trial first; set lr_patience below patience",
         )
 
 
-def _freezing(drawable: _Drawable) -> Iterator[Problem]:
-    freeze, unfreeze = drawable.most("freeze_epochs"), drawable.most("unfreeze_epochs")
-    epochs = drawable.least("epochs")
+def _freezing(trial: _TrialSettings) -> Iterator[Problem]:
+    freeze, unfreeze = trial.most("freeze_epochs"), trial.most("unfreeze_epochs")
+    epochs = trial.least("epochs")
     if freeze + unfreeze > epochs:
-        yield drawable.problem(
+        yield trial.problem(
             "freeze_epochs" if freeze else "unfreeze_epochs",
             f"freeze_epochs up to {shown(freeze)} and unfreeze_epochs up to {shown(unfreeze)} are "
             f"more than the {shown(epochs)} epochs that a trial may have",

@@ -1,5 +1,4 @@
-"""What of a config cannot work, whatever the data are: names, backbones, sizes, combinations,
-devices.
+"""Checks of a config that need no data: names, backbones, sizes, combinations, devices.
 
 Takes a config with its search space and the cluster's nodes, gives every problem.
 """
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from foldrace.checks.combinations import check_combinations
 from foldrace.checks.ensemble import ensemble_problems
-from foldrace.checks.search import NAMED, check_part, search_problems
+from foldrace.checks.search import NAME_KNOBS, check_part, search_problems
 from foldrace.checks.transforms import check_transforms
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
@@ -38,8 +37,10 @@ def config_problems(
     nodes: list[Node],
     earlier: Mapping[str, str] | None = None,
 ) -> list[Problem]:
-    """What these nodes cannot do, whatever the data are. `earlier`: the candidates of a run that
-    goes on -> their backbones."""
+    """Problems of a config on these nodes, whatever the data are.
+
+    `earlier`: candidates of a run that goes on -> their backbones.
+    """
     return [
         *_backbone_problems(config, space),
         *_name_problems(config, space),
@@ -55,7 +56,7 @@ def config_problems(
 
 
 def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
-    """Unknown names, refused image sizes, weights that cannot be had."""
+    """Problems of unknown backbones, refused image sizes, and weights that cannot be had."""
     problems = list(_size_range_problems(config, space))
     for backbone in dict.fromkeys(config.search.backbones):
         problem = check_backbone(backbone)
@@ -76,7 +77,10 @@ def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]
 
 
 def _size_range_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
-    """A range would draw sizes that backbones refuse, and decode all images for each."""
+    """Problems of image sizes given as a range.
+
+    It would draw sizes that backbones refuse, and decode all images for each.
+    """
     wheres = {
         _key_of(config, backbone, "image_size"): None
         for backbone, settings in space.settings.items()
@@ -88,12 +92,12 @@ def _size_range_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Pr
 
 
 def image_sizes(space: SearchSpace, backbone: str) -> list[int]:
-    """The sizes that a backbone may be given."""
+    """Image sides that the backbone may be given (px)."""
     return [int(size) for size in space.settings[backbone]["image_size"].values]
 
 
 def _growing_size_problems(space: SearchSpace, backbone: str) -> list[Problem]:
-    """Of a model for the full size that sees smaller images in its first epochs."""
+    """Problems of a model that takes one size alone, but smaller images in its first epochs."""
     start = min(float(value) for value in space.settings[backbone]["size_start"].values)
     size = min(image_sizes(space, backbone))
     least = training_size(0, _MANY_EPOCHS, size, start)
@@ -119,12 +123,12 @@ def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) ->
 
 
 def _name_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
-    """Names that are looked up in tables, each told once."""
+    """Problems of names that are looked up in tables, each once."""
     yield from check_meta(config.training.meta_features)
     given = {
         (_key_of(config, backbone, knob), knob, str(value)): None
         for backbone, settings in space.settings.items()
-        for knob in NAMED
+        for knob in NAME_KNOBS
         for value in settings[knob].values
     }
     for where, knob, name in given:
@@ -134,7 +138,7 @@ def _name_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]
 
 
 def _key_of(config: SweepConfig, backbone: str, knob: str) -> str:
-    """The key of the config that a backbone's hyperparameter comes from."""
+    """Key of the config that a backbone's hyperparameter comes from."""
     if knob in config.search.per_backbone.get(backbone, {}):
         return f"search.per_backbone.{backbone}.{knob}"
     if knob in config.search.space:
@@ -143,7 +147,7 @@ def _key_of(config: SweepConfig, backbone: str, knob: str) -> str:
 
 
 def _transform_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
-    """At the sizes that trials are scored at, and where images grow at those of training."""
+    """Problems of the transforms at the sizes of scoring, and of training where images grow."""
     transforms = config.augment.transforms
     sizes = {size for b in space.backbones for size in image_sizes(space, b)}
     problems = check_transforms(transforms, sizes or {config.training.image_size})
@@ -157,7 +161,7 @@ def _transform_problems(config: SweepConfig, space: SearchSpace) -> list[Problem
 
 
 def _growing_sizes(space: SearchSpace, backbone: str) -> set[int]:
-    """Sides of the training images of all epochs, for the values that may be drawn."""
+    """Sides of the training images of all epochs, for the values that may be drawn (px)."""
     settings = space.settings[backbone]
     starts = [float(value) for value in settings["size_start"].values]
     epochs = int(max(float(value) for value in settings["epochs"].values))
@@ -178,7 +182,7 @@ def _precision_problems(config: SweepConfig, nodes: list[Node]) -> Iterable[Prob
 
 
 def _batch_problems(config: SweepConfig, space: SearchSpace) -> Iterable[Problem]:
-    """Each device of a trial needs two images of a batch for its batch statistics."""
+    """Problems of batches with fewer than two images a device, which batch statistics need."""
     devices = config.resources.devices_per_trial
     least = min(int(v) for b in space.backbones for v in space.settings[b]["batch_size"].values)
     if devices > 1 and least < 2 * devices:

@@ -1,4 +1,4 @@
-"""What of `ensemble` in a config no blend could ever meet.
+"""Checks of the config's `ensemble` section against what any blend of the run could have.
 
 Takes a config with its search space, and the candidates that a run already has; gives every
 problem.
@@ -21,7 +21,7 @@ _CANDIDATE = re.compile(r"(c\d{4,})(?: (raw|ema|soup|snap\d+))?")
 def ensemble_problems(
     config: SweepConfig, space: SearchSpace, earlier: Mapping[str, str] | None = None
 ) -> Iterator[Problem]:
-    """`earlier`: the candidates of a run that goes on -> their backbones."""
+    """Problems of the section; `earlier`: candidates of a run that goes on -> their backbones."""
     wishes, known = config.ensemble, earlier or {}
     method = check_method(wishes.method)
     if method is not None:
@@ -39,7 +39,7 @@ def ensemble_problems(
 def _unknown(
     key: str, names: Sequence[str], last: str, backbones: Sequence[str]
 ) -> Iterator[Problem]:
-    """`last`: the candidate with the highest number that there is or may be."""
+    """Problems of unknown names; `last`: the candidate with the highest possible number."""
     allowed = (
         f"allowed: c0000 to {last}, each also with a variant (`c0000 ema`), or a backbone: "
         f"{listing(backbones)}"
@@ -56,13 +56,13 @@ def _number(candidate: str) -> int:
 
 
 def _in_both(wishes: EnsembleConfig) -> Iterator[Problem]:
-    """The same name, or a variant of a candidate that is excluded as a whole."""
+    """Problems of names in both lists, also as a variant of an excluded candidate."""
     out = {name.removeprefix(":") for name in wishes.exclude}
     for name in wishes.include:
         match = _CANDIDATE.fullmatch(name.removeprefix(":"))
-        barring = out & {name.removeprefix(":"), "" if match is None else match[1]}
-        if barring:
-            yield in_both_lists(name, sorted(barring))
+        excluding = out & {name.removeprefix(":"), "" if match is None else match[1]}
+        if excluding:
+            yield in_both_lists(name, sorted(excluding))
 
 
 def _nothing_left(wishes: EnsembleConfig, backbones: Sequence[str]) -> Iterator[Problem]:

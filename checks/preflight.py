@@ -1,5 +1,4 @@
-"""Everything that can be wrong, found before any trial starts: config, data, backbones, devices,
-disk.
+"""All checks before any trial starts: config, data, backbones, devices, disk.
 
 Takes a parsed config, gives a `Plan` that is ready to run, or one UserError with every problem.
 """
@@ -49,8 +48,11 @@ class Plan:
 
 
 def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int) -> Plan:
-    """`folder` is where the run will be written (None: not on a mounted disk); `nodes` what the
-    cluster offers. Raises UserError with every problem, those of the config first."""
+    """The plan of a sweep; UserError with every problem, those of the config first.
+
+    `folder`: where the run will be written (None: not on a mounted disk); `nodes`: of the cluster;
+    `workers`: images that are read at a time.
+    """
     problems = list(parsed.problems)
     config = parsed.config
     if config is None:
@@ -70,7 +72,7 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
 
 
 def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
-    """Disk that a full run may take: weights and OOF of every variant, decoded images."""
+    """Bytes that a full run may take: weights and OOF of every variant, decoded images."""
     sizes = {b: max(image_sizes(space, b)) for b in space.backbones}
     counts = [parameter_count(ModelConfig(b, classes, size)) for b, size in sizes.items()]
     snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
@@ -82,7 +84,7 @@ def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: 
 
 
 def _candidates(config: SweepConfig) -> float:
-    """How many may have all of their folds, which is what takes the most."""
+    """Candidates that may have all of their folds, which take the most."""
     limit = config.search.fold_trials
     most = config.search.candidates
     return most if limit is None else min(most, limit / config.folds.k)

@@ -1,11 +1,7 @@
-"""What of `search` in a config cannot work: points given by hand, earlier runs, the sampler, the
-database.
+"""Checks of the config's `search` section: points given by hand, earlier runs, sampler, database.
 
-Takes a config with its search space, gives every problem.
-
-Hyperparameters that are names: which table has their rows.
-
-Takes a hyperparameter and a name, gives a problem where there is no such row.
+Takes a config with its search space, gives every problem. `TABLES` says which table has the rows of
+a hyperparameter that is a name.
 """
 
 from __future__ import annotations
@@ -36,18 +32,18 @@ TABLES: dict[str, Mapping[str, object]] = {
     "policy": POLICIES,
 }
 OPTIMIZER = "optimizer"  # most of whose names are two libraries', not a table's
-NAMED = (*TABLES, OPTIMIZER)
+NAME_KNOBS = (*TABLES, OPTIMIZER)
 
 
 def check_part(knob: str, where: str, name: str) -> Problem | None:
-    """`where` is the config's key that gives `name` to `knob`."""
+    """Problem of a name that the knob's table does not have; `where`: the config's key."""
     if knob == OPTIMIZER:
         return check_optimizer(where, name)
     return check_name(where, name, TABLES[knob])
 
 
 def search_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
-    """What a search could not do, in the order of its keys."""
+    """Problems of the section, in the order of its keys."""
     search = config.search
     yield from _sampler_problems(config, space)
     yield from _point_problems(config, space)
@@ -58,7 +54,7 @@ def search_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem
 
 
 def search_warnings(config: SweepConfig) -> Iterator[Problem]:
-    """What forbids no run."""
+    """Problems that forbid no run."""
     storage = config.search.storage
     if storage is not None and has_password(storage):
         yield Problem(
@@ -87,7 +83,7 @@ def _sampler_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Probl
 
 
 def _too_narrow(space: SearchSpace) -> Iterator[str]:
-    """Backbones for which CMA-ES has nothing to do."""
+    """Backbones with too few numeric hyperparameters for CMA-ES."""
     for backbone in space.backbones:
         ranges = space.searched(backbone).values()
         numeric = [r for r in ranges if not isinstance(r, Choice) and r.low < r.high]
@@ -121,7 +117,7 @@ def _point_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem
 
 
 def _own_problems(where: str, point: PointConfig, space: SearchSpace) -> Iterator[Problem]:
-    """Of the names and values, each by itself."""
+    """Problems of the names and values, each by itself."""
     unknown = check_name(f"{where}.backbone", point.backbone, space.backbones)
     if unknown is not None:
         yield Problem(unknown.where, f"{unknown.message} (search.backbones)")
@@ -139,13 +135,13 @@ def _value_problem(where: str, name: str, value: Value) -> Problem | None:
     knob = KNOBS[name]
     if not knob.limits.contains(value):
         return Problem(where, f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
-    return check_part(name, where, str(value)) if name in NAMED else None
+    return check_part(name, where, str(value)) if name in NAME_KNOBS else None
 
 
 def _trial_problems(
     where: str, backbone: str, params: TrialParams, config: SweepConfig
 ) -> Iterator[Problem]:
-    """Of the configuration as a whole: what a backbone refuses, and what does not go together."""
+    """Problems of the configuration as a whole: refused sizes and combinations."""
     size = check_image_size(backbone, int(params.image_size))
     if size is not None:
         yield Problem(f"{where}.params.image_size", size.message)

@@ -1,11 +1,7 @@
-"""Whether a list of transforms can run, found before anything trains: names, arguments, sizes.
+"""Checks of `augment.transforms`: names, arguments, values, and a run on a dummy image.
 
-Takes the entries of `augment.transforms` and the image sizes of the sweep, gives every problem,
-with what is allowed or the new form of what a library has renamed.
-
-What albumentations 2 has renamed or removed: old names from tutorials, with their new form.
-
-Takes an old name and value, gives what to write instead; None where the name was never one.
+Takes the entries and the image sizes of the sweep, gives every problem, with what is allowed or the
+new form of what albumentations 2 has renamed or removed.
 """
 
 from __future__ import annotations
@@ -55,73 +51,74 @@ _NEW_TRANSFORMS = {
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """An old argument. `new` may hold {} for the old value; its first word, up to the colon, is
-    the new argument, by which rows of one old name are told apart."""
+class OldName:
+    """An argument that albumentations 2 has renamed."""
 
     old: str
     new: str
+    """The new form, with {} for the old value; its first word, up to the colon, is the new
+    argument, by which rows of one old name are distinguished."""
     transform: str | None = None
-    """None: any transform that has the new argument."""
+    """The transform that had it; None: any that has the new argument."""
 
 
 _RENAMED = (
-    Renamed("always_apply", "p: 1"),
-    Renamed("max_holes", "num_holes_range: [1, {}]"),
-    Renamed("min_holes", "num_holes_range: [{}, <most>]"),
-    Renamed("max_height", "hole_height_range: [<least>, {}]"),
-    Renamed("min_height", "hole_height_range: [{}, <most>]"),
-    Renamed("max_width", "hole_width_range: [<least>, {}]"),
-    Renamed("min_width", "hole_width_range: [{}, <most>]"),
-    Renamed("height", "size: [{}, <width>]"),
-    Renamed("width", "size: [<height>, {}]"),
-    Renamed("value", "fill: {}"),
-    Renamed("fill_value", "fill: {}"),
-    Renamed("cval", "fill: {}"),
-    Renamed("pad_val", "fill: {}"),
-    Renamed("pad_cval", "fill: {}"),
-    Renamed("mask_value", "nothing (there are no masks)"),
-    Renamed("mask_fill_value", "nothing (there are no masks)"),
-    Renamed("mode", "border_mode: {}"),
-    Renamed("pad_mode", "border_mode: {}"),
-    Renamed("var_limit", "std_range: [<least>, <most>], as fractions of 255: sqrt(variance) / 255"),
-    Renamed("mean", "mean_range: [<least>, <most>], as fractions of 255", "GaussNoise"),
-    Renamed("quality_lower", "quality_range: [{}, <most>]"),
-    Renamed("quality_upper", "quality_range: [<least>, {}]"),
-    Renamed("scale_min", "scale_range: [{}, <most>]"),
-    Renamed("scale_max", "scale_range: [<least>, {}]"),
-    Renamed("interpolation", "interpolation_pair: {{upscale: {0}, downscale: {0}}}", "Downscale"),
-    Renamed("threshold", "threshold_range: [<least>, <most>], as fractions of 255", "Solarize"),
-    Renamed("unit_size_min", "unit_size_range: [{}, <most>]"),
-    Renamed("unit_size_max", "unit_size_range: [<least>, {}]"),
-    Renamed("holes_number_x", "holes_number_xy: [{}, <y>]"),
-    Renamed("holes_number_y", "holes_number_xy: [<x>, {}]"),
-    Renamed("shift_x", "shift_xy: [{}, <y>]"),
-    Renamed("shift_y", "shift_xy: [<x>, {}]"),
-    Renamed("fog_coef_lower", "fog_coef_range: [{}, <most>]"),
-    Renamed("fog_coef_upper", "fog_coef_range: [<least>, {}]"),
-    Renamed("slant_lower", "slant_range: [{}, <most>]"),
-    Renamed("slant_upper", "slant_range: [<least>, {}]"),
-    Renamed("snow_point_lower", "snow_point_range: [{}, <most>]"),
-    Renamed("snow_point_upper", "snow_point_range: [<least>, {}]"),
-    Renamed("num_shadows_lower", "num_shadows_limit: [{}, <most>]"),
-    Renamed("num_shadows_upper", "num_shadows_limit: [<least>, {}]"),
-    Renamed("num_flare_circles_lower", "num_flare_circles_range: [{}, <most>]"),
-    Renamed("num_flare_circles_upper", "num_flare_circles_range: [<least>, {}]"),
-    Renamed("angle_lower", "angle_range: [{}, <most>]"),
-    Renamed("angle_upper", "angle_range: [<least>, {}]"),
-    Renamed("alpha_affine", "another entry, albumentations.Affine", "ElasticTransform"),
-    Renamed("shift_limit", "distort_limit; albumentations.Affine shifts", "OpticalDistortion"),
+    OldName("always_apply", "p: 1"),
+    OldName("max_holes", "num_holes_range: [1, {}]"),
+    OldName("min_holes", "num_holes_range: [{}, <most>]"),
+    OldName("max_height", "hole_height_range: [<least>, {}]"),
+    OldName("min_height", "hole_height_range: [{}, <most>]"),
+    OldName("max_width", "hole_width_range: [<least>, {}]"),
+    OldName("min_width", "hole_width_range: [{}, <most>]"),
+    OldName("height", "size: [{}, <width>]"),
+    OldName("width", "size: [<height>, {}]"),
+    OldName("value", "fill: {}"),
+    OldName("fill_value", "fill: {}"),
+    OldName("cval", "fill: {}"),
+    OldName("pad_val", "fill: {}"),
+    OldName("pad_cval", "fill: {}"),
+    OldName("mask_value", "nothing (there are no masks)"),
+    OldName("mask_fill_value", "nothing (there are no masks)"),
+    OldName("mode", "border_mode: {}"),
+    OldName("pad_mode", "border_mode: {}"),
+    OldName("var_limit", "std_range: [<least>, <most>], as fractions of 255: sqrt(variance) / 255"),
+    OldName("mean", "mean_range: [<least>, <most>], as fractions of 255", "GaussNoise"),
+    OldName("quality_lower", "quality_range: [{}, <most>]"),
+    OldName("quality_upper", "quality_range: [<least>, {}]"),
+    OldName("scale_min", "scale_range: [{}, <most>]"),
+    OldName("scale_max", "scale_range: [<least>, {}]"),
+    OldName("interpolation", "interpolation_pair: {{upscale: {0}, downscale: {0}}}", "Downscale"),
+    OldName("threshold", "threshold_range: [<least>, <most>], as fractions of 255", "Solarize"),
+    OldName("unit_size_min", "unit_size_range: [{}, <most>]"),
+    OldName("unit_size_max", "unit_size_range: [<least>, {}]"),
+    OldName("holes_number_x", "holes_number_xy: [{}, <y>]"),
+    OldName("holes_number_y", "holes_number_xy: [<x>, {}]"),
+    OldName("shift_x", "shift_xy: [{}, <y>]"),
+    OldName("shift_y", "shift_xy: [<x>, {}]"),
+    OldName("fog_coef_lower", "fog_coef_range: [{}, <most>]"),
+    OldName("fog_coef_upper", "fog_coef_range: [<least>, {}]"),
+    OldName("slant_lower", "slant_range: [{}, <most>]"),
+    OldName("slant_upper", "slant_range: [<least>, {}]"),
+    OldName("snow_point_lower", "snow_point_range: [{}, <most>]"),
+    OldName("snow_point_upper", "snow_point_range: [<least>, {}]"),
+    OldName("num_shadows_lower", "num_shadows_limit: [{}, <most>]"),
+    OldName("num_shadows_upper", "num_shadows_limit: [<least>, {}]"),
+    OldName("num_flare_circles_lower", "num_flare_circles_range: [{}, <most>]"),
+    OldName("num_flare_circles_upper", "num_flare_circles_range: [<least>, {}]"),
+    OldName("angle_lower", "angle_range: [{}, <most>]"),
+    OldName("angle_upper", "angle_range: [<least>, {}]"),
+    OldName("alpha_affine", "another entry, albumentations.Affine", "ElasticTransform"),
+    OldName("shift_limit", "distort_limit; albumentations.Affine shifts", "OpticalDistortion"),
 )
 
 
 def new_transform(name: str) -> str | None:
-    """What does now what this transform did."""
+    """The new form of a transform that is gone, or None."""
     return _NEW_TRANSFORMS.get(name)
 
 
 def new_argument(transform: str, old: str, value: object, allowed: Container[str]) -> str | None:
-    """What to write for an argument of a transform that now takes the `allowed` ones."""
+    """The new form of an argument of a transform that now takes the `allowed` ones, or None."""
     for row in _RENAMED:
         fits = row.transform == transform if row.transform else _has(row, allowed)
         if row.old == old and fits:
@@ -129,12 +126,12 @@ def new_argument(transform: str, old: str, value: object, allowed: Container[str
     return None
 
 
-def _has(row: Renamed, allowed: Container[str]) -> bool:
+def _has(row: OldName, allowed: Container[str]) -> bool:
     argument, colon, _ = row.new.partition(":")
     return argument in allowed if colon else "fill_mask" in allowed
 
 
-Tried = tuple[Image, str | None]  # the image, and what is wrong with it
+StepOutcome = tuple[Image, str | None]  # the image, and what is wrong with it
 _WHERE = "augment.transforms"
 _TRIES = 5  # of a list on a dummy image: sizes may be drawn at random
 _TRIES_OF_CONTAINERS = 40  # which draw what they apply
@@ -148,7 +145,7 @@ _OF_BATCHES = frozenset(("MixUp", "CutMix"))
 
 
 def check_transforms(entries: Sequence[TransformConfig], sizes: Iterable[int]) -> list[Problem]:
-    """Every entry's problems; where there are none, those of the list on a dummy image."""
+    """Problems of every entry; where there are none, those of the list on a dummy image."""
     problems = [
         p for i, entry in enumerate(entries) for p in _entry_problems(f"{_WHERE}.{i}", entry)
     ]
@@ -209,7 +206,7 @@ def _did_you_mean(near: Iterable[str]) -> str:
 def _argument_problems(
     where: str, name: str, maker: Maker, arguments: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Arguments that the transform has not, or needs and did not get."""
+    """Problems of arguments that the transform does not have, or needs and did not get."""
     parameters = inspect.signature(maker).parameters
     for key, value in arguments.items():
         if key in parameters:
@@ -228,7 +225,7 @@ def _argument_problems(
 
 
 def _value_problems(where: str, entry: TransformConfig) -> Iterator[Problem]:
-    """What the library says of the values."""
+    """Problems that the library finds in the values."""
     try:
         build_step(entry)
     except Exception as error:  # each library and transform has its own exceptions
@@ -255,7 +252,7 @@ def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | No
         for seed in range(tries):
             draws, image = seeded(seed), noise.copy()
             for i, step in enumerate(steps):
-                image, fault = _tried(step, image, draws, entries[i])
+                image, fault = _outcome(step, image, draws, entries[i])
                 if fault is not None:
                     where = f"{_WHERE}.{i} {next(iter(entries[i]))}"
                     return Problem(where, f"on an image of {size} x {size}: {fault}")
@@ -264,8 +261,8 @@ def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | No
     return None
 
 
-def _tried(step: Step, image: Image, draws: Draws, entry: TransformConfig) -> Tried:
-    """What the step makes of the image, and what is wrong with it."""
+def _outcome(step: Step, image: Image, draws: Draws, entry: TransformConfig) -> StepOutcome:
+    """The image after the step, and what is wrong with it."""
     try:
         changed = step(image.copy(), draws)
     except Exception as error:  # each transform has its own exceptions
@@ -287,8 +284,10 @@ def _wrong_size(image: Image, size: int) -> str:
 
 
 def _always(entry: TransformConfig) -> TransformConfig:
-    """The entry with probability 1, where it has one. What a container holds keeps its own: of
-    OneOf they are weights."""
+    """The entry with probability 1, where it has one.
+
+    What a container holds keeps its own: those of OneOf are weights.
+    """
     [(name, arguments)] = entry.items()
     return entry if _default_p(name) is None else {name: arguments | {"p": 1.0}}
 
@@ -300,7 +299,7 @@ def _is_certain(entry: TransformConfig) -> bool:
 
 
 def _default_p(full_name: str) -> float | None:
-    """None: the transform has no probability."""
+    """Default probability of the transform; None where it has none."""
     prefix, _, name = full_name.partition(".")
     parameter = inspect.signature(LIBRARIES[prefix].makers()[name]).parameters.get("p")
     return None if parameter is None else parameter.default

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from foldrace.checks.search import NAMED, TABLES, check_part
+from foldrace.checks.search import NAME_KNOBS, TABLES, check_part
 from foldrace.search_spaces.hyperparameters import KNOBS
 
 
 def test_every_name_is_looked_up_somewhere() -> None:
-    assert set(NAMED) == {knob.name for knob in KNOBS.values() if knob.named}
+    assert set(NAME_KNOBS) == {knob.name for knob in KNOBS.values() if knob.named}
 
 
-@pytest.mark.parametrize("knob", NAMED)
+@pytest.mark.parametrize("knob", NAME_KNOBS)
 def test_defaults_are_rows(knob: str) -> None:
     assert check_part(knob, "here", str(KNOBS[knob].default)) is None
 
