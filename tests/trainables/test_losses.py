@@ -1,4 +1,4 @@
-"""The contract of every training loss, with and without class weights, and closed forms."""
+"""Losses, class weights and activations: contracts, closed forms and other implementations."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 import torch
 from pytorch_optimizer import LDAMLoss
-from scipy.special import expit, rel_entr, softmax
+from scipy.special import expit, log_softmax, rel_entr, softmax
 from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional
 
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.data.mixing import soft_targets
-from foldrace.trainables.losses import LOSSES, Loss, build_loss, class_weights
+from foldrace.trainables.losses import (
+    ACTIVATIONS,
+    CLASS_WEIGHTS,
+    LOSSES,
+    Activation,
+    ClassWeights,
+    Loss,
+    build_loss,
+    class_weights,
+    log_probs,
+)
 
 COUNTS = np.array([90, 5, 30, 12])
 
@@ -156,3 +167,91 @@ def test_ldam_with_a_class_that_has_no_row() -> None:
     function = build_loss(TrialParams(loss="ldam"), np.array([9, 0, 4, 2]))
     logits, labels = random_batch()
     assert torch.isfinite(function(logits, soft_targets(labels, 4, 0.0)))
+
+
+ROW_COUNTS = np.array([50, 1, 7, 1000])
+
+each_weighting = pytest.mark.parametrize("row", CLASS_WEIGHTS.values(), ids=CLASS_WEIGHTS)
+
+
+@each_weighting
+def test_one_on_average_over_the_training_rows(row: ClassWeights) -> None:
+    weights = class_weights(row.name, ROW_COUNTS, 0.99)
+    assert np.average(weights, weights=ROW_COUNTS) == pytest.approx(1.0)
+    assert (weights > 0).all()
+
+
+@each_weighting
+def test_rarer_classes_never_count_less(row: ClassWeights) -> None:
+    by_count = class_weights(row.name, ROW_COUNTS, 0.99)[np.argsort(ROW_COUNTS)]
+    assert (np.diff(by_count) <= 0).all()
+
+
+@each_weighting
+def test_a_class_without_rows_changes_no_other(row: ClassWeights) -> None:
+    with_gap = class_weights(row.name, np.array([50, 0, 1, 7, 1000]), 0.99)
+    assert with_gap[1] == 1.0
+    np.testing.assert_allclose(np.delete(with_gap, 1), class_weights(row.name, ROW_COUNTS, 0.99))
+
+
+@each_weighting
+def test_class_weights_are_documented_under_their_name(row: ClassWeights) -> None:
+    assert CLASS_WEIGHTS[row.name] is row and row.doc
+
+
+def test_none_is_one() -> None:
+    np.testing.assert_array_equal(class_weights("none", ROW_COUNTS, 0.999), np.ones(4))
+
+
+def test_balanced_is_scikit_learns() -> None:
+    labels = np.repeat(np.arange(4), ROW_COUNTS)
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    np.testing.assert_allclose(class_weights("balanced", ROW_COUNTS, 0.999), expected)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.9999])
+def test_effective_is_the_papers_formula(beta: float) -> None:
+    raw = np.array([(1 - beta) / (1 - beta ** int(n)) for n in ROW_COUNTS])
+    found = class_weights("effective", ROW_COUNTS, beta)
+    np.testing.assert_allclose(found / found[0], raw / raw[0], rtol=1e-9)
+
+
+def test_effective_goes_from_none_to_balanced() -> None:
+    np.testing.assert_allclose(class_weights("effective", ROW_COUNTS, 0.0), np.ones(4))
+    near_one = class_weights("effective", ROW_COUNTS, 0.999999)
+    np.testing.assert_allclose(near_one, class_weights("balanced", ROW_COUNTS, 0.0), rtol=1e-3)
+
+
+each_activation = pytest.mark.parametrize("row", ACTIVATIONS.values(), ids=ACTIVATIONS)
+LOGITS = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)) * 4
+
+
+@each_activation
+def test_rows_are_probabilities_in_the_order_of_the_logits(row: Activation) -> None:
+    assert ACTIVATIONS[row.name] is row and row.doc
+    found = log_probs(LOGITS, row.name)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(20))
+    assert torch.equal(found.argsort(1), LOGITS.argsort(1))
+
+
+@each_activation
+def test_huge_logits_and_half_precision_stay_finite(row: Activation) -> None:
+    huge = torch.tensor([[300.0, -300.0, 0.0], [-300.0, -299.0, -300.0]])
+    assert torch.isfinite(log_probs(huge, row.name)).all()
+    half = log_probs(LOGITS.to(torch.bfloat16), row.name)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, log_probs(LOGITS, row.name), atol=0.1, rtol=0)
+
+
+def test_closed_forms() -> None:
+    logits = LOGITS.double().numpy()
+    softmax = log_softmax(logits, axis=1)
+    np.testing.assert_allclose(log_probs(LOGITS, "softmax").numpy(), softmax, atol=1e-5)
+    sigmoid = np.log(expit(logits) / expit(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(log_probs(LOGITS, "sigmoid").numpy(), sigmoid, atol=1e-5)
+
+
+def test_softmax_leaves_log_probabilities_as_they_are() -> None:
+    found = log_probs(LOGITS, "sigmoid")
+    torch.testing.assert_close(log_probs(found, "softmax"), found)
