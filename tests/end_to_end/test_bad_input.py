@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from click.testing import Result
 
 from foldrace.config.load import parse_config
@@ -328,7 +329,8 @@ def test_trial(
     assert not (tmp_path / "out").exists()
 
 
-def test_addresses(project: Any, tmp_path: Path, cli: Cli) -> None:
+def test_addresses(project: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     config, out = project.write(), tmp_path / "out"
     through = cli("run", config, "--out", out, "--address", "ray://localhost:10001")
     refused(through, "ray://", "--address auto", "ray job submit")

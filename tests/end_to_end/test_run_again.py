@@ -73,7 +73,7 @@ def test_only_the_weights_of_the_blend_are_kept(copied: Run, tmp_path: Path, cli
     assert set(copied.folder.rglob("*.npy")) == oof
 
     result = succeeded(cli("ensemble", copied.folder, "--max-members", "4"))
-    assert "their weights are not there: 3 members" in " ".join(result.stdout.split())
+    assert "their weight files are not there: 3 members" in " ".join(result.stdout.split())
     assert copied.json("ensemble/ensemble.json")["members"] == [member]
     out = tmp_path / "again.csv"
     succeeded(cli("submit", copied.folder, "--out", out))
