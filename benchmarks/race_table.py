@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from foldrace.config.schema import SweepConfig
 from foldrace.dataset.folds import FoldTable, read_folds
 from foldrace.ensemble.temperature import fit_temperature, true_prob_at
-from foldrace.run_folder.records import EMA, RAW, CandidateRecord, Oof, TrialRecord
+from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord
+from foldrace.run_folder.variants import EMA, RAW
 
 PACKED = ROOT / "benchmarks" / "data" / "fold_race.npz"
 VARIANTS = (RAW, EMA)

@@ -1,11 +1,8 @@
-"""Which members are the same column as an earlier one: the same checkpoint, twice.
-
-Takes true_prob (M, N) and a number a member that equal columns share; gives the members to keep.
-
-What every blend method takes and gives.
+"""What every blend method takes and gives.
 
 Takes the true-class probabilities true_prob (M, N), members x rows, checked here once for all
-methods; gives the record `Blend`. With rows that sum to 1, a blend's log loss needs no more.
+methods; gives the record `Blend`, and the members that equal an earlier one. With rows that sum to
+1, the log loss of a blend needs no more.
 """
 
 from __future__ import annotations
@@ -56,8 +53,11 @@ def checked_members(true_prob: ArrayLike) -> NDArray[np.floating]:
 
 
 def _all_within_0_and_1(members: NDArray[np.floating]) -> bool:
-    """False on NaN. In one pass: the bits of floats from 0 to 1 are ordered as unsigned integers,
-    and those of NaN and of negative numbers lie above them."""
+    """Say whether all values are in [0, 1]; False on NaN.
+
+    In one pass: the bits of floats from 0 to 1 are ordered as unsigned integers, and those of NaN
+    and of negative numbers lie above them.
+    """
     bits = np.dtype(f"u{members.itemsize}")
     if members.view(bits).max() <= np.ones(1, members.dtype).view(bits)[0]:
         return True
@@ -104,7 +104,7 @@ _NEAR = 1e-11
 
 
 def first_of_equals(members: NDArray[np.floating], scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Ascending, of each set of equal columns the lowest member; values below CLIP are equal.
+    """The lowest member of each set of equal columns, ascending; values below CLIP are equal.
 
     Only columns whose scores (M,) are nearly equal are read.
     """

@@ -19,7 +19,7 @@ from foldrace.ensemble.pooling import Fit, Settings, spread
 from foldrace.ensemble.solvers.kernels import certified
 
 VISIBLE = 1e-4
-"""Of the loss before: a point that gains less says nothing to who reads four digits."""
+"""Relative to the loss before: who reads four digits does not see a smaller gain."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,11 @@ def trade_off(
     forced: Support = (),
     points: int = 12,
 ) -> list[Point]:
-    """Supports at rising budgets of one resource, from the cheapest that works to what the blend
-    without that limit needs; one that is not visibly better than a cheaper one is left out."""
+    """Find supports at rising budgets of one resource.
+
+    From the cheapest that works to what the blend without that limit needs; one that is not visibly
+    better than a cheaper one is left out.
+    """
     costs, free = limits.costs[resource], limits.within(resource, np.inf)
     search = SupportSearch(true_prob, free, forced)
     support = search.best(free)
@@ -62,9 +65,12 @@ def trade_off(
 
 
 def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> Fit:
-    """The method of that name on all members, where the limits admit what it then uses; else on the
+    """Fit the method to all members, or to those that the limits allow.
+
+    Where the limits admit what it uses of all members, that is the fit; else it combines the
     members that `choose_support` picks. Its certificate compares with the best blend of all members
-    of the pool: the limits' price is in it."""
+    of the pool: the limits' price is in it.
+    """
     free = fit_method(method, pool, settings)
     if limits.admit(tuple(free.used.tolist())):
         return free
@@ -74,8 +80,10 @@ def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> F
 
 
 def fit_on(method: str, pool: Pool, settings: Settings, support: NDArray[np.intp]) -> Fit:
-    """The method of that name on the members of the support (m,), ascending, which has the forced
-    ones; its certificate compares with the best blend of all members of the pool."""
+    """Fit the method to the members of the support (m,), ascending, which has the forced ones.
+
+    Its certificate compares with the best blend of all members of the pool.
+    """
     forced = _places(settings.forced, support)
     fit = fit_method(method, pool.take(support), replace(settings, forced=forced))
     combiner = fit.combiner.among(support, len(pool.members))
@@ -85,7 +93,7 @@ def fit_on(method: str, pool: Pool, settings: Settings, support: NDArray[np.intp
 def supports_by_price(
     method: str, pool: Pool, settings: Settings, limits: Limits, resource: int
 ) -> list[NDArray[np.intp]]:
-    """What the method is to combine at rising budgets of one resource, as in `trade_off`."""
+    """Find what the method is to combine at rising budgets of one resource, as in `trade_off`."""
     usable = _usable_members(method, pool, limits, settings)
     points = trade_off(usable.true_prob, usable.limits, resource, usable.forced)
     return [usable.members[point.support] for point in points]

@@ -40,15 +40,18 @@ class CalibrationChoice:
     members: bool
     blend: bool
     crossfit: CrossFitRows
-    """With them."""
+    """The cross-fitted loss with them."""
     record: Calibration
 
 
 def choose_calibration(
     rows: MemberRows, fit: Callable[[Pool], Fit], enabled: bool = True
 ) -> CalibrationChoice:
-    """Cross-fits none, a temperature of the blend, one a member, and both; keeps what has
-    the least loss, the fewest temperatures on a tie. Without `enabled` only none is tried."""
+    """Cross-fit with no temperature, one of the blend, one a member, and both; keep the best.
+
+    The best has the least loss, on a tie the fewest temperatures. Without `enabled` only none is
+    tried.
+    """
     plain, blend = crossfit_rows(rows, fit, calibrated=False)
     tried = {(False, False): plain}
     if enabled:
@@ -61,8 +64,11 @@ def choose_calibration(
 def final_fit(
     rows: MemberRows, fit: Callable[[Pool], Fit], choice: CalibrationChoice
 ) -> tuple[Fit, float, NDArray[np.float64]]:
-    """The fit on all rows with the kept temperatures, the temperature of the blend (1: none) and
-    the blend's probabilities (N, C) on the rows it was fitted on, its temperature included."""
+    """Fit all rows with the kept temperatures.
+
+    Gives the fit, the temperature of the blend (1: none) and the probabilities (N, C) of the blend
+    on the rows it was fitted on, its temperature included.
+    """
     pool = rows.pool(choice.members)
     chosen = fit(pool)
     prob = normalise(blend_prob(chosen, pool))
@@ -151,7 +157,7 @@ def choose_method(
     fit: Callable[[str, Pool], Fit],
     calibrate: bool = True,
 ) -> MethodChoice:
-    """Cross-fits each method of `methods`; fit(method, pool) is one fit."""
+    """Cross-fit each method of `methods` and keep the best; fit(method, pool) is one fit."""
     choices = {
         method: choose_calibration(rows, partial(fit, method), calibrate) for method in methods
     }

@@ -1,12 +1,7 @@
-"""What each member of a blend is good for: the log loss without it.
-
-Takes the true-class probabilities of the members that a blend uses, and its weights where they are
-not to be chosen anew; gives one number a member, in nats.
-
-The honest loss of a blend method: chosen on the other parts of the rows, scored on this one.
+"""The honest loss of a blend method: chosen on the other parts of the rows, scored on this one.
 
 Takes true_prob (M, N) with the fold of each row, or `MemberRows`, and a method; gives the
-`CrossFit` loss with its standard error.
+`CrossFit` loss with its standard error. Also the loss without each member, in nats.
 """
 
 from __future__ import annotations
@@ -41,7 +36,7 @@ class CrossFit:
 
 @dataclass(frozen=True, eq=False)
 class CrossFitRows(CrossFit):
-    """The same with what was predicted for each row."""
+    """A cross-fitted loss with what was predicted for each row."""
 
     true_prob: NDArray[np.float64]
     """(N,) probability of the true class."""
@@ -56,7 +51,7 @@ def crossfit(
     folds: ArrayLike,
     method: Callable[[NDArray[np.floating]], Blend],
 ) -> CrossFit:
-    """Cross-fits `method` on true_prob (M, N) over folds (N,) of integers.
+    """Cross-fit `method` on true_prob (M, N) over folds (N,) of integers.
 
     Rows of a single fold (`k: 1`) are split into 5 parts, the same ones on every call. Raises
     ValueError on wrong shapes or values, and on fewer than two rows.
@@ -76,10 +71,10 @@ def crossfit(
 def crossfit_rows(
     rows: MemberRows, fit: Callable[[Pool], Fit], calibrated: bool
 ) -> tuple[CrossFitRows, CrossFitRows]:
-    """Cross-fits `fit`: as it is, and with a temperature of the blend on top.
+    """Cross-fit `fit`, as it is and with a temperature of the blend on top.
 
-    calibrated: with the members' temperatures. All temperatures are those of the training side,
-    the blend's one is fitted there to the blend's own probabilities.
+    calibrated: with the members' temperatures. All temperatures are those of the training side, the
+    blend's one is fitted there to the blend's own probabilities.
     """
     plain, tempered = _Predictions(rows), _Predictions(rows)
     for part in range(rows.n_parts):
@@ -94,7 +89,7 @@ def crossfit_rows(
 
 
 class _Predictions:
-    """What is predicted for each row, filled part by part."""
+    """The predictions for each row, filled part by part."""
 
     def __init__(self, rows: MemberRows) -> None:
         self._rows = rows
@@ -136,9 +131,11 @@ _MOST = 50
 
 
 def rise_of_least_loss(true_prob: NDArray[np.floating]) -> list[float | None]:
-    """(m,) >= 0: how much the least log loss of a blend of true_prob (m, N) rises without each
-    member, the weights of the others chosen anew; None beyond the 50 heaviest at that blend.
-    Raises ValueError on fewer than two members."""
+    """(m,) >= 0: rise of the least log loss without each member, the other weights chosen anew.
+
+    From the least loss of a blend of true_prob (m, N), in nats; None beyond the 50 heaviest members
+    of that blend. Raises ValueError on fewer than two members.
+    """
     _check_others(len(true_prob))
     blend = optimal(true_prob, tolerance=_TOLERANCE)
     heaviest = np.argsort(-blend.weights, kind="stable")
@@ -156,9 +153,11 @@ def rise_of_least_loss(true_prob: NDArray[np.floating]) -> list[float | None]:
 def rise_of_mixture(
     true_prob: NDArray[np.floating], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(m,): how much the log loss of the mixture of true_prob (m, N) with weights (m,) rises
-    without each member, the others' weights scaled to 1; below 0 where it was in the way. Raises
-    ValueError on fewer than two members."""
+    """(m,): rise of the log loss without each member, the other weights scaled to 1.
+
+    From the loss of the mixture of true_prob (m, N) with weights (m,), in nats; below 0 where a
+    member was in the way. Raises ValueError on fewer than two members.
+    """
     _check_others(len(true_prob))
     whole = mixture(true_prob, weights)
     loss = log_loss_of_true(whole)

@@ -1,12 +1,9 @@
 """Which members may enter a blend when members, time or bytes are limited.
 
-Takes true_prob (M, N) and `Limits`; gives the support whose best weights have the least loss found.
-Choosing columns under a budget is NP-hard (Natarajan 1995, Sparse Approximate Solutions to Linear
-Systems): greedy searches start from different ends and the best of them is improved by swaps.
-
-What a blend may have at most: members, time, bytes.
-
-Takes what each member costs and the budgets; tells which supports and members are within them.
+Takes true_prob (M, N) and `Limits`: what each member costs and the budgets; gives the support whose
+best weights have the least loss found. Choosing columns under a budget is NP-hard (Natarajan 1995,
+Sparse Approximate Solutions to Linear Systems): greedy searches start from different ends and the
+best of them is improved by swaps.
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ Support = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """What a blend may have at most; a member costs the same whatever its weight is."""
+    """The most that a blend may have; a member costs the same whatever its weight is."""
 
     costs: NDArray[np.float64]
     """(R, M) of R resources, such as milliseconds per image and bytes."""
@@ -39,15 +36,16 @@ class Limits:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is any limit at all."""
+        """Say whether there is any limit at all."""
         return self.max_members is not None or bool(np.isfinite(self.budgets).any())
 
     def admit(self, support: Support) -> bool:
+        """Say whether the support is within all limits."""
         within = self.costs[:, list(support)].sum(axis=1) <= self.budgets * (1 + 1e-12)
         return bool(within.all()) and len(support) <= (self.max_members or len(support))
 
     def room(self, support: Support) -> NDArray[np.bool_]:
-        """(M,): which members may be added to the support; not those that are in it."""
+        """(M,): members that may be added to the support, other than its own."""
         sums = self.costs[:, list(support)].sum(axis=1, keepdims=True) + self.costs
         fits: NDArray[np.bool_] = (sums <= self.budgets[:, None] * (1 + 1e-12)).all(axis=0)
         fits[list(support)] = False
@@ -74,7 +72,7 @@ _TRIED = 8
 """Members whose gain is computed at each step, those with the steepest descent."""
 _SWAP_ROUNDS = 4
 _DROPPED, _SWAPPED = 8, 3
-"""Of each round: the members that are left out in turn, and the promising swaps that are solved."""
+"""Members that are left out in turn, and promising swaps that are solved, in each round."""
 _TOLERANCE = 1e-5
 """Certificate of the weights of a support, mostly far less: Newton's steps square the error."""
 _LEAST_GAIN = 1e-7
@@ -86,7 +84,7 @@ Floats = NDArray[np.float64]
 def choose_support(
     true_prob: NDArray[np.floating], limits: Limits, forced: Support = ()
 ) -> NDArray[np.intp]:
-    """The members (ascending) that a blend of true_prob (M, N) within the limits should have.
+    """Choose the members (ascending) of a blend of true_prob (M, N) within the limits.
 
     `forced` are always among them. Raises ValueError where no member fits, or the forced do not.
     """
@@ -98,7 +96,7 @@ def choose_support(
 
 
 @dataclass(frozen=True, eq=False)
-class _Solved:
+class _SupportWeights:
     """The best weights v (k,) of a support, within the tolerance."""
 
     loss: float
@@ -118,11 +116,14 @@ class SupportSearch:
         self._losses = np.full(len(true_prob), np.inf)
         self._losses[fitting] = -self._sums.mean_logs(fitting, self._nothing)
         self._pool = self._shortlist(fitting)
-        self._solved: dict[Support, _Solved] = {}
+        self._solved: dict[Support, _SupportWeights] = {}
 
     def best(self, limits: Limits, near: Support | None = None) -> Support:
-        """The best found within the limits, which admit the forced members and one more or those;
-        `near`: a good one within wider limits, from which fewer searches need start."""
+        """Find the best support within the limits, which admit the forced members and one more.
+
+        Or the forced members alone, if there are any. `near`: a good support within wider limits,
+        from which fewer searches need start.
+        """
         self._limits = limits
         found = min(self._candidates(near), key=self._rank)
         for _ in range(_SWAP_ROUNDS):
@@ -172,8 +173,10 @@ class SupportSearch:
             support = grown
 
     def _backward(self, support: Support) -> Support:
-        """Drop members, the least loss per cost first, until it fits; a third of what is too much
-        at a time, since every drop changes what the others are worth."""
+        """Drop members, the least loss per cost first, until it fits.
+
+        A third of what is too much at a time, since every drop changes what the others are worth.
+        """
         while not self._limits.admit(support):
             rises = self._rises(support)
             free = [place for place, m in enumerate(support) if m not in self._forced]
@@ -204,9 +207,11 @@ class SupportSearch:
             yield self._forward(self._grown(rest, member, step), per_cost=False)
 
     def _rises(self, support: Support) -> Floats:
-        """(k,) estimates of how much the loss rises without each member: w^2 / (2 inv(H)_mm), from
-        the second derivatives H at the best weights w. Source: Hassibi and Stork, Second Order
-        Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992."""
+        """(k,) estimates of how much the loss rises without each member: w^2 / (2 inv(H)_mm).
+
+        From the second derivatives H at the best weights w. Source: Hassibi and Stork, Second Order
+        Derivatives for Network Pruning: Optimal Brain Surgeon, NIPS 1992.
+        """
         v, active = self._solve(support).v, self._active(support)
         hessian = active.hessian(active.mixed(v))
         used = np.flatnonzero(v > 0.0)
@@ -216,7 +221,7 @@ class SupportSearch:
         return rises
 
     def _gains(self, support: Support) -> tuple[NDArray[np.intp], Floats, Floats]:
-        """Members that fit and help, what the mixture of blend and member gains, and its weight."""
+        """Members that fit and help, the gain of mixing each in, and its weight there."""
         fits = self._pool[self._limits.room(support)[self._pool]]
         q = self._active(support).mixed(self._solve(support).v)
         slopes = self._sums.mean_products(fits, 1.0 / q) - 1.0
@@ -243,12 +248,12 @@ class SupportSearch:
             self._solve(rest, v / v.sum() if v.sum() > 0.0 else None)
         return rest
 
-    def _solve(self, support: Support, start: Floats | None = None) -> _Solved:
+    def _solve(self, support: Support, start: Floats | None = None) -> _SupportWeights:
         if support not in self._solved:
             active = self._active(support)
             v = np.full(len(support), 1.0 / len(support)) if start is None else start
             v = settle(active, v, _TOLERANCE)
-            self._solved[support] = _Solved(log_loss_of_true(active.mixed(v)), v)
+            self._solved[support] = _SupportWeights(log_loss_of_true(active.mixed(v)), v)
         return self._solved[support]
 
     def _active(self, support: Support) -> Active:
@@ -277,8 +282,7 @@ class SupportSearch:
 
 
 def _line_gain(q: Floats, column: Floats) -> tuple[float, float]:
-    """What a mixture of q (N,) with a column gains, and the column's weight in it: near the best,
-    by three of Newton's steps."""
+    """The gain of mixing a column into q (N,), and its weight there, by three Newton steps."""
     ratio = column / q - 1.0
     step, part = 0.0, ratio
     for _ in range(3):

@@ -64,8 +64,10 @@ def _greedy(pool: Pool, settings: Settings) -> Fit:
 
 
 def _optimal(pool: Pool, settings: Settings) -> Fit:
-    """Forced members get what one round of `greedy` would give them; the certificate compares with
-    the best of all blends, so their price is in it."""
+    """Certified weights; forced members get what one round of `greedy` would give them.
+
+    The certificate compares with the best of all blends, so that their price is in it.
+    """
     least = 1.0 / settings.rounds
     blend = optimal(pool.true_prob, forced=settings.forced, min_weight=least)
     return mixture_fit(certified(pool.true_prob, blend.weights) if settings.forced else blend)
@@ -138,8 +140,10 @@ METHODS = {method.name: method for method in _ROWS}
 
 
 def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
-    """The method of that name on the pool; ConfigError where there is none, or it can force no
-    member in."""
+    """Fit the method of that name to the pool.
+
+    Raises ConfigError where there is none, or it can force no member in.
+    """
     problem = check_name("ensemble.method", name, METHODS)  # `auto` is none of them
     problem = problem or check_include(name, settings.forced)
     if problem is not None:

@@ -1,8 +1,4 @@
-"""Members by their own merit: what each loses alone, and which are the same as another.
-
-Takes a `Pool`; members that must count (`forced`) are never the ones that are left out.
-
-The members that a blend may choose from, and the rows that a choice may look at.
+"""The members that a blend may choose from, and the rows that a choice may look at.
 
 `MemberRows` holds everything that is known of M members on N scored rows; it gives a `Pool`, which
 is what a method sees: all rows, or one side of a split with the temperatures fitted on its rows.
@@ -29,8 +25,7 @@ _ABOVE_ZERO = 1e-3
 
 @dataclass(frozen=True)
 class Member:
-    """One set of OOF probabilities: a variant of a complete candidate, or predictions made
-    elsewhere."""
+    """One set of OOF probabilities: a candidate's variant, or predictions made elsewhere."""
 
     candidate: str
     variant: str = RAW
@@ -46,7 +41,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """What a method looks at: M members on N rows, after the members' temperatures."""
+    """M members on N rows, after the members' temperatures: what a method looks at."""
 
     members: tuple[Member, ...]
     true_prob: NDArray[np.floating]
@@ -92,6 +87,7 @@ class MemberRows:
 
     @property
     def n_parts(self) -> int:
+        """Number K of parts that are held out in turn."""
         return len(self.temperatures) - 1
 
     def pool(self, calibrated: bool) -> Pool:
@@ -123,14 +119,19 @@ class MemberRows:
 
 
 def take_rows(true_prob: NDArray[np.floating], rows: NDArray[np.intp]) -> NDArray[np.floating]:
-    """(M, n) of (M, N), each member's rows adjacent: `true_prob[:, rows]` would lay the members
-    side by side, and every pass over one of them would then read them all."""
+    """(M, n) of (M, N), each member's rows adjacent.
+
+    `true_prob[:, rows]` would lay the members side by side, and every pass over one of them would
+    then read them all.
+    """
     return np.take(np.asarray(true_prob), rows, axis=1)
 
 
 def cross_fit_parts(folds: ArrayLike) -> NDArray[np.int64]:
-    """(N,) the part 0..K-1 of each row: its fold, or a fixed random fifth where all rows are of one
-    fold (`k: 1`). Raises ValueError on fewer than two rows or values that are no integers."""
+    """(N,) the part 0..K-1 of each row: its fold, or a fixed random fifth where there is one fold.
+
+    One fold is `k: 1`. Raises ValueError on fewer than two rows or values that are no integers.
+    """
     values = np.asarray(folds)
     if values.ndim != 1:
         raise ValueError(f"folds have shape {values.shape}, should be (rows,)")
@@ -153,7 +154,7 @@ def member_rows(
     folds: ArrayLike,
     members: Sequence[Member] | None = None,
 ) -> MemberRows:
-    """M members held in memory, with their temperatures fitted.
+    """Fit the temperatures of M members held in memory.
 
     log_probs: for each member its (N, C) natural-log probabilities, -inf allowed; labels (N,) in
     0..C-1; folds (N,) as for `cross_fit_parts`. Raises ValueError on other shapes or values.
@@ -180,14 +181,16 @@ def member_rows(
 def _columns(
     log_prob: NDArray[np.floating], labels: NDArray[np.int64], parts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Of one member: its temperatures (1 + K,), and the probability of the true class (2 + K, N)
-    without and with each of them."""
+    """(1 + K,) temperatures of one member, and (2 + K, N) its true-class probabilities.
+
+    The probabilities are without and with each of the temperatures.
+    """
     temperatures = part_temperatures(log_prob, labels, parts)
     return temperatures, np.stack([true_prob_at(log_prob, labels, t) for t in (1, *temperatures)])
 
 
 def _checked(log_probs: Sequence[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
-    """Each member's; ValueError where one is no logarithm of a probability."""
+    """Each member's log-probabilities; ValueError where one is no logarithm of a probability."""
     for member, given in enumerate(log_probs):
         log_prob = np.asarray(given, dtype=np.float32)
         wrong = ~(log_prob <= _ABOVE_ZERO).all(axis=1)
@@ -211,12 +214,12 @@ def _check_labels(labels: NDArray[np.int64], n_rows: int, n_classes: int) -> Non
 
 
 def default_members(count: int) -> tuple[Member, ...]:
-    """For arrays without a run folder: m0000, m0001, ..."""
+    """Names for arrays without a run folder: m0000, m0001, ..."""
     return tuple(Member(f"m{i:04d}") for i in range(count))
 
 
 def check_log_probs(log_probs: Sequence[NDArray[np.floating]], n_rows: int) -> None:
-    """ValueError unless all are (N, C) of one C."""
+    """Raise ValueError unless all are (N, C) of one C."""
     shapes = sorted({array.shape for array in log_probs})
     if len(shapes) != 1 or len(shapes[0]) != 2 or shapes[0][0] != n_rows or shapes[0][1] == 0:
         raise ValueError(
@@ -230,8 +233,10 @@ def own_losses(pool: Pool) -> NDArray[np.float64]:
 
 
 def distinct_members(pool: Pool, forced: tuple[int, ...] = ()) -> NDArray[np.intp]:
-    """One member of each set of exact duplicates, ascending: the lowest, or those that are forced.
-    Where members have equal say, a copy would count twice."""
+    """One member of each set of exact duplicates, ascending: the lowest, or those forced.
+
+    Where members have equal say, a copy would count twice.
+    """
     losses = own_losses(pool)
     if not forced:
         return first_of_equals(pool.true_prob, losses)

@@ -1,11 +1,8 @@
-"""What every row of the table of methods takes and gives.
-
-`Settings` are the config's wishes, `Fit` is the combination that a method found.
-
-How the members' probabilities become the blend's: four ways of pooling.
+"""How the members' probabilities become the blend's: four ways of pooling.
 
 Takes log-probabilities of one member after another, never all at once; gives (n, C) probabilities.
-The same record pools OOF rows and, when the blend predicts, new images.
+The same record pools OOF rows and, when the blend predicts, new images. `Settings` are what the
+config asks of a method, `Fit` is the combination that it found.
 """
 
 from __future__ import annotations
@@ -29,31 +26,33 @@ Arrays = Mapping[str, NDArray[np.float64]]
 
 
 class Combiner(Protocol):
-    """Immutable; `weights` (M,) tells which members count: those that are not 0."""
+    """A combination of members, immutable; it uses those whose weight is not 0."""
 
     @property
     def pooling(self) -> str:
         """Its name in `POOLINGS`."""
 
     @property
-    def weights(self) -> NDArray[np.float64]: ...
+    def weights(self) -> NDArray[np.float64]:
+        """(M,) weights, or a summary of what a member counts."""
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-        """(n, C): what a member's log-probabilities (n, C) add to the total; row by row, so that
-        any block of rows can be asked for alone."""
+        """(n, C): what a member's log-probabilities (n, C) add to the total.
+
+        Row by row, so that any block of rows can be asked for alone.
+        """
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum of all terms (n, C) -> probabilities (n, C), rows sum to 1; row by row too."""
+        """The sum of all terms (n, C) as probabilities (n, C), rows sum to 1; row by row too."""
 
     def arrays(self) -> Arrays:
-        """What it knows beyond the weights, for the run folder."""
+        """Everything beyond the weights, for the run folder."""
 
     def take(self, members: NDArray[np.intp]) -> Combiner:
         """The same with only these members, in this order; the others must not count."""
 
     def among(self, places: NDArray[np.intp], n_members: int) -> Combiner:
-        """The same among more members, of which the others do not count: member i is at places[i],
-        ascending."""
+        """The same among more members that do not count: member i is at places[i], ascending."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,27 +63,34 @@ class ArithmeticMean:
     pooling: str = "arithmetic"
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.term`."""
         prob: NDArray[np.float64] = np.exp(log_prob, dtype=np.float64)
         prob *= self.weights[member]
         return prob
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.finish`."""
         return np.asarray(total / total.sum(axis=1, keepdims=True))
 
     def arrays(self) -> Arrays:
+        """Everything beyond the weights."""
         return {}
 
     def take(self, members: NDArray[np.intp]) -> ArithmeticMean:
+        """The same with only these members."""
         return ArithmeticMean(self.weights[members])
 
     def among(self, places: NDArray[np.intp], n_members: int) -> ArithmeticMean:
+        """The same among more members."""
         return ArithmeticMean(spread(self.weights, places, n_members))
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """Shares of votes, mixed with the constant 1/C: each member votes for its most probable class,
-    the lowest one on a tie."""
+    """Shares of votes, mixed with the constant 1/C.
+
+    Each member votes for its most probable class, the lowest one on a tie.
+    """
 
     weights: NDArray[np.float64]  # (M,) sums to 1
     constant: float
@@ -92,47 +98,59 @@ class Votes:
     pooling: str = "votes"
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.term`."""
         shares = np.zeros(log_prob.shape)
         shares[np.arange(len(log_prob)), log_prob.argmax(axis=1)] = self.weights[member]
         return shares
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.finish`."""
         shares = total / total.sum(axis=1, keepdims=True)
         return np.asarray((1.0 - self.constant) * shares + self.constant / total.shape[1])
 
     def arrays(self) -> Arrays:
+        """Everything beyond the weights."""
         return {"constant": np.array([self.constant])}
 
     def take(self, members: NDArray[np.intp]) -> Votes:
+        """The same with only these members."""
         return Votes(self.weights[members], self.constant)
 
     def among(self, places: NDArray[np.intp], n_members: int) -> Votes:
+        """The same among more members."""
         return Votes(spread(self.weights, places, n_members), self.constant)
 
 
 @dataclass(frozen=True, eq=False)
 class GeometricMean:
-    """softmax(sum of w_m log p_m): the product of p_m ** w_m, renormalised. The weights need not
-    sum to 1: their sum is the inverse of a temperature."""
+    """softmax(sum of w_m log p_m): the product of p_m ** w_m, renormalised.
+
+    The weights need not sum to 1: their sum is the inverse of a temperature.
+    """
 
     weights: NDArray[np.float64]  # (M,) >= 0
     pooling: str = "geometric"
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.term`."""
         logs = centred_logs(log_prob)
         logs *= self.weights[member]
         return logs
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.finish`."""
         return softmax(total)
 
     def arrays(self) -> Arrays:
+        """Everything beyond the weights."""
         return {}
 
     def take(self, members: NDArray[np.intp]) -> GeometricMean:
+        """The same with only these members."""
         return GeometricMean(self.weights[members])
 
     def among(self, places: NDArray[np.intp], n_members: int) -> GeometricMean:
+        """The same among more members."""
         return GeometricMean(spread(self.weights, places, n_members))
 
 
@@ -153,6 +171,7 @@ class Stacking:
     pooling: str = "stacking"
 
     def term(self, member: int, log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.term`."""
         logs = centred_logs(log_prob)
         added = self.scales[member] * logs
         for matrix in self.matrices[self.owners == member]:
@@ -160,9 +179,11 @@ class Stacking:
         return np.asarray(added)
 
     def finish(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n, C): see `Combiner.finish`."""
         return softmax(total + self.intercept)
 
     def arrays(self) -> Arrays:
+        """Everything beyond the weights."""
         return {
             "scales": self.scales,
             "matrices": self.matrices,
@@ -171,6 +192,7 @@ class Stacking:
         }
 
     def take(self, members: NDArray[np.intp]) -> Stacking:
+        """The same with only these members."""
         place = np.full(len(self.weights), -1)
         place[members] = np.arange(len(members))
         owners = place[self.owners]
@@ -184,6 +206,7 @@ class Stacking:
         )
 
     def among(self, places: NDArray[np.intp], n_members: int) -> Stacking:
+        """The same among more members."""
         return Stacking(
             spread(self.weights, places, n_members),
             spread(self.scales, places, n_members),
@@ -203,15 +226,17 @@ def spread(
 
 
 def centred_logs(log_prob: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(n, C) log-probabilities, clipped like the score and with a mean of 0 in each row: softmax
-    does not see the mean, but a matrix of coefficients would."""
+    """(n, C) log-probabilities, clipped like the score and with a mean of 0 in each row.
+
+    Softmax does not see the mean, but a matrix of coefficients would.
+    """
     logs = np.maximum(log_prob.astype(np.float64), math.log(CLIP))
     logs -= logs.mean(axis=1, keepdims=True)
     return np.asarray(logs)
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, C) -> probabilities (n, C)."""
+    """(n, C) probabilities of logits (n, C)."""
     prob = np.exp(logits - logits.max(axis=1, keepdims=True))
     prob /= prob.sum(axis=1, keepdims=True)
     return np.asarray(prob)
@@ -234,7 +259,7 @@ def pool_terms(
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Of the rows of (n, C)."""
+    """Blocks of the rows of (n, C)."""
     step = max(1, _BLOCK // shape[1])
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
@@ -256,7 +281,7 @@ POOLINGS: dict[str, Callable[[NDArray[np.float64], Arrays], Combiner]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a method may be told; one that has no use for a field ignores it."""
+    """What the config asks of a method; one that has no use for a field ignores it."""
 
     max_rounds: int = 50
     bags: int = 0

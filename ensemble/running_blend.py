@@ -1,12 +1,8 @@
 """The optimal blend of a growing set of members and one constant member 1/C.
 
 Takes calibrated true-class columns (N,) as candidates become complete; gives the blend's true-class
-probabilities, against which others are judged. Keeps a bounded number of columns.
-
-What a member would add to a blend: the bounded gain of a step toward it.
-
-Takes true-class probabilities of the member and of the blend on the same rows, gives mean and
-standard error in nats a row.
+probabilities, and the bounded gain of a step toward another member. Keeps a bounded number of
+columns.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from numpy.typing import NDArray
 from foldrace.core.metrics import CLIP
 from foldrace.ensemble.blend import clipped
 from foldrace.ensemble.solvers.kernels import backend_for, member_sums
-from foldrace.ensemble.solvers.optimal import Found, improved
+from foldrace.ensemble.solvers.optimal import SearchState, improved
 
 STEP = 0.1
 """Weight of the member in the step."""
@@ -40,12 +36,14 @@ class Gain:
 
 
 def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -> Gain:
-    """x_i = (log((1 - STEP) q_i + STEP t_i) - log q_i) / STEP for the member's t (n,) and the
-    blend's q (n,), q > 0; to first order minus the slope of the blend's log loss toward the
-    member, and bounded where q is tiny: one overconfident row cannot decide.
+    """Mean and error of x_i = (log((1 - STEP) q_i + STEP t_i) - log q_i) / STEP.
+
+    For the member's t (n,) and the blend's q (n,), q > 0: to first order minus the slope of the
+    blend's log loss toward the member, and bounded where q is tiny: one overconfident row cannot
+    decide.
 
     The standard error is that of a mean of independent rows, sd (n - 1 in it) / sqrt(n). One row
-    alone has no spread: its error is MOST_LOST, so that with z >= 1 it stops nobody.
+    alone has no spread: its error is MOST_LOST, so that with z >= 1 it stops no candidate.
 
     Raises ValueError on no rows, on other shapes, and where q is not positive.
     """
@@ -65,9 +63,11 @@ def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -
 def mean_gains(
     members: Sequence[NDArray[np.floating]], mixed: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """(k,) the mean of `bounded_gain` of each member (n,) over the same blend (n,), without its
-    error: mean_i (log(STEP) + log((1 / STEP - 1) q_i + t_i) - log q_i) / STEP, whose logarithms are
-    those of products, and the last ones the same for all. Equal to 1e-10."""
+    """(k,) the mean of `bounded_gain` of each member (n,) over one blend (n,), without its error.
+
+    It is mean_i (log(STEP) + log((1 / STEP - 1) q_i + t_i) - log q_i) / STEP, whose logarithms are
+    those of products, and the last ones the same for all. Equal to 1e-10.
+    """
     backend = backend_for(sum(len(member) for member in members))
     offset, only = (1.0 / STEP - 1.0) * mixed, np.zeros(1, dtype=np.intp)
     sums = [member_sums(member[None], backend).mean_logs(only, offset)[0] for member in members]
@@ -76,7 +76,7 @@ def mean_gains(
 
 
 _AT_A_TIME = 4
-"""At most one part of so many of the places is filled at a time: which of more columns are worth a
+"""At most one such part of the places is filled at a time: which of more columns are worth a
 place is only known against the blend of those before them."""
 
 
@@ -111,11 +111,11 @@ class RunningBlend:
         self._digests = [_digest(self._matrix[0])]
         alone, mixed = np.zeros(1, dtype=np.intp), np.full(n_rows, 1.0 / n_classes)
         mixed.flags.writeable = False
-        self._found = Found(alone, np.ones(1), mixed, math.log(n_classes), 0.0, np.ones(1))
+        self._found = SearchState(alone, np.ones(1), mixed, math.log(n_classes), 0.0, np.ones(1))
         self._version = 0
 
     def add(self, columns: Mapping[str, NDArray[np.floating]]) -> None:
-        """Members by name, each (N,): the variants of one candidate, or of many at once.
+        """Add members by name, each (N,): the variants of one candidate, or of many at once.
 
         A column that equals one that is held is left out. Raises ValueError on another shape, on a
         value outside [0, 1] (member and row named), and on a name that another column has.
@@ -150,7 +150,7 @@ class RunningBlend:
 
     @property
     def version(self) -> int:
-        """Changes whenever `mixed` does."""
+        """Number that changes whenever `mixed` does."""
         return self._version
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class RunningBlend:
         return len(self._names) - 1
 
     def _new(self, given: Sequence[tuple[str, NDArray[np.floating]]]) -> list[_Column]:
-        """Those that equal no column that is held, nor one before them."""
+        """The columns that equal none that is held, nor one before them."""
         new: dict[bytes, _Column] = {}
         for name, values in given:
             column = self._checked(name, values)
@@ -195,8 +195,10 @@ class RunningBlend:
         self._improve(replace(self._found, slopes=held, certificate=certificate))
 
     def _places(self, slopes: NDArray[np.float64]) -> dict[int, int]:
-        """Which of the new columns with these slopes are held, and where: in the free places, then
-        instead of columns without a weight that the blend wants less."""
+        """Places of the new columns with these slopes that are to be held.
+
+        In the free places, then instead of columns without a weight that the blend wants less.
+        """
         held = len(self._names)
         free = list(range(held, len(self._matrix)))[: len(slopes)]
         weightless = np.setdiff1d(np.arange(1, held), self._found.index[self._found.v > 0.0])
@@ -211,8 +213,8 @@ class RunningBlend:
         self._names[place : place + 1] = [column.name]
         self._digests[place : place + 1] = [column.digest]
 
-    def _improve(self, found: Found) -> None:
-        """`found` knows of all columns, but weights only those of before."""
+    def _improve(self, found: SearchState) -> None:
+        """Search on from `found`: it knows of all columns, its weights are of the old ones."""
         sums = member_sums(self._matrix[: len(self._names)])
         self._found = improved(sums, found, self._tolerance)
         self._found.mixed.flags.writeable = False
@@ -220,6 +222,6 @@ class RunningBlend:
 
 
 def _digest(values: NDArray[np.float32]) -> bytes:
-    """Of a column (N,); values below CLIP are equal."""
+    """Digest of a column (N,); values below CLIP are equal."""
     floored = np.maximum(values, np.float32(CLIP))
     return hashlib.blake2b(floored.tobytes(), digest_size=16).digest()

@@ -53,8 +53,10 @@ class _RowSlopes:
 
 
 def at_temperature(log_prob: NDArray[np.floating], temperature: float) -> NDArray[np.float32]:
-    """(n, C) log-probabilities of p ** (1 / T), each at least LOG_CLIP; rows of probabilities
-    sum to 1."""
+    """(n, C) log-probabilities of p ** (1 / T), each at least LOG_CLIP.
+
+    Rows of probabilities sum to 1.
+    """
     scaled = _below_peak(log_prob)
     for rows in _blocks(scaled):
         block = scaled[rows]
@@ -78,10 +80,12 @@ def true_prob_at(
 
 
 def fit_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """The temperature with the least log loss of log_prob (n, C) for labels (n,), n at least 1, and
-    of one row more whose label is the runner-up: n rows that are all right do not promise that the
-    next one is, and certainty would pay for it without end. Photos, 200 rows, greedy: a held-out
-    loss of 0.104, without that row 0.413, without temperatures 0.123."""
+    """The temperature with the least log loss of log_prob (n, C) for labels (n,), n at least 1.
+
+    One row more counts, whose label is the runner-up: n rows that are all right do not promise that
+    the next one is, and certainty would pay for it without end. Photos, 200 rows, greedy: a
+    held-out loss of 0.104, without that row 0.413, without temperatures 0.123.
+    """
     every = np.ones(len(labels), dtype=np.bool_)
     return 1.0 / _minimum(_row_slopes(log_prob, labels), every)
 
@@ -100,9 +104,11 @@ def part_temperatures(
 
 
 def _minimum(slopes: _RowSlopes, rows: NDArray[np.bool_]) -> float:
-    """The 1 / T with the least loss on the rows: Newton's method in a bracket that shrinks, as the
-    loss is convex in 1 / T; where its steps leave the bracket or do not halve, bisection. Long
-    steps end on a fixed grid, where fits on other rows have passed or will."""
+    """The 1 / T with the least loss on the rows: Newton's method in a bracket that shrinks.
+
+    The loss is convex in 1 / T; where the steps leave the bracket or do not halve, bisection. Long
+    steps end on a fixed grid, where fits on other rows have passed or will.
+    """
     n_rows = int(rows.sum())
     further = float(slopes.lead[rows].mean()) / (n_rows + 1)  # of the one row more
     low, high = 1.0 / HOTTEST, HOTTEST
@@ -126,8 +132,10 @@ def _minimum(slopes: _RowSlopes, rows: NDArray[np.bool_]) -> float:
 
 
 def _row_slopes(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> _RowSlopes:
-    """With x the row's log-probabilities and p = softmax(x / T): E_p[x] - x_label and Var_p[x];
-    what was computed is remembered."""
+    """E_p[x] - x_label and Var_p[x], with x a row's log-probabilities and p = softmax(x / T).
+
+    Slopes that were computed are remembered.
+    """
     below = _below_peak(log_prob)
     own = np.arange(len(labels)), labels
     true = below[own].astype(np.float64)
@@ -172,8 +180,11 @@ def _below_peak(log_prob: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _row_max(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n,) of rows (n, C). Short rows are turned first: numpy takes 10 ns a number along them, and
-    a fortieth of that along the columns."""
+    """(n,) the highest of rows (n, C).
+
+    Short rows are turned first: numpy takes 10 ns a number along them, and a fortieth of that along
+    the columns.
+    """
     turned = np.asfortranarray(rows) if rows.shape[1] < _SHORT else rows
     highest: NDArray[np.float32] = turned.max(axis=1)
     return highest

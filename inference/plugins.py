@@ -18,8 +18,8 @@ from foldrace.ensemble.methods import METHODS, Method
 from foldrace.ensemble.pool import Member, Pool
 from foldrace.ensemble.pooling import POOLINGS, Fit, Settings, blend_prob
 from foldrace.inference.tta import TTA, TTAS
-from foldrace.run_folder.variants import RAW
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.variants import RAW
 from foldrace.trainables.plugins import KINDS
 
 
@@ -86,6 +86,8 @@ def check_plugins(paths: Sequence[str]) -> list[Problem]:
 
 
 def use_run_plugins(store: RunStore) -> None:
-    """The tables hold the rows of the run's own plugins. Raises ConfigError where one cannot be
-    loaded here."""
+    """Put the rows of the run's own plugins into the tables.
+
+    Raises ConfigError where one cannot be loaded here.
+    """
     require(load(store.plugins(), ALL_KINDS))

@@ -2,12 +2,8 @@
 
 Takes a run folder and image files, gives an (n, C) array: per fold the members at their
 temperatures, combined, at the blend's temperature; then the mean over the folds. Only the selected
-checkpoints are read, each once.
-
-The fold models of one run folder, ready to be run as they were scored.
-
-Takes a run folder and a device; gives a fold's model with its config and precision, and the images
-that it sees.
+checkpoints are read, each once. `RunModels` gives one run folder's fold models, ready to be run as
+they were scored.
 """
 
 from __future__ import annotations
@@ -96,17 +92,18 @@ class RunModels:
         return trial_model_config(trial.backbone, self._classes, trial.params, meta)
 
     def precision(self, trial: TrialRecord | None) -> str:
-        """What this device would have scored the trial's model in."""
+        """The precision in which this device would have scored the trial's model."""
         sam_rho = float(trial.params.get("sam_rho", 0.0)) if trial is not None else 0.0
         return resolve_precision(self.device, self._config.training.precision, sam_rho)
 
     def autocast(self, candidate: str, fold: int) -> torch.autocast:
+        """The context in which the fold model is run."""
         return autocast_for(self.device, self.precision(self.store.trial(candidate, fold)))
 
     def images(
         self, files: Sequence[Path], model_config: ModelConfig, workers: int, session: str
     ) -> ImageSource:
-        """As this run's trials saw theirs; `session` as in `open_images`."""
+        """The images as this run's trials saw theirs; `session` as in `open_images`."""
         return open_images(
             files, model_config.image_size, max(1, workers), self._config.cache, session
         )
@@ -125,22 +122,22 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-Heard = Callable[[int], None]
+OnModel = Callable[[int], None]
 
 
-def _unheard(done: int) -> None:
-    """Nobody listens."""
+def _no_listener(done: int) -> None:
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class _Images:
-    """What one prediction is of."""
+    """The images of one prediction."""
 
     files: tuple[Path, ...]
     ids: tuple[str, ...] | None = None
-    """Of the test set, where these are its images."""
+    """Ids in the test set, where these are its images."""
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of the pixel cache: within one prediction the files are looked at once."""
+    """Session of the pixel cache: within one prediction the files are looked at once."""
 
 
 class Predictor:
@@ -150,8 +147,11 @@ class Predictor:
     """
 
     def __init__(self, run: RunStore | str | Path, workers: int = 1, tta: str = "none") -> None:
-        """`tta`: a row of `TTAS`. RunFolderError where the run has no blend, or a member's own run
-        folder is gone or has other folds."""
+        """Open the blend of a run; `tta` is a row of `TTAS`.
+
+        RunFolderError where the run has no blend, or a member's own run folder is gone or has other
+        folds.
+        """
         store = run if isinstance(run, RunStore) else RunStore.open(run)
         use_run_plugins(store)
         self._tta = find_tta(tta)
@@ -177,17 +177,24 @@ class Predictor:
         return trained * self.store.fold_count
 
     def probabilities(
-        self, files: Sequence[Path], on_model: Heard = _unheard
+        self, files: Sequence[Path], on_model: OnModel = _no_listener
     ) -> NDArray[np.float64]:
-        """(n, C), rows sum to 1. `on_model` hears how many of `models` are done. RunFolderError
-        where a member has predictions of the test set alone."""
+        """(n, C) probabilities of the images, rows sum to 1.
+
+        `on_model` is called with how many of `models` are done. RunFolderError where a member has
+        predictions of the test set alone.
+        """
         self._require_models()
         return self._blended(_Images(tuple(files)), on_model)
 
-    def test_probabilities(self, test: ImageSet, on_model: Heard = _unheard) -> NDArray[np.float64]:
-        """(n, C), rows sum to 1, of the run's test set: with the predictions that were made
-        elsewhere, also those that no score backs. RunFolderError where some are missing, are of
-        other ids, or are not those that were blended."""
+    def test_probabilities(
+        self, test: ImageSet, on_model: OnModel = _no_listener
+    ) -> NDArray[np.float64]:
+        """(n, C) probabilities of the run's test set, rows sum to 1.
+
+        With the predictions that were made elsewhere, also those that no score backs.
+        RunFolderError where some are missing, are of other ids, or are not those that were blended.
+        """
         self.store.blend.check_added(self.ensemble)
         for _, member in self._counting:
             if member.added:  # what is wrong with it is told before the models run
@@ -217,14 +224,14 @@ class Predictor:
                 "predicted; blend again without them: `ensemble` without --add",
             )
 
-    def _blended(self, images: _Images, on_model: Heard) -> NDArray[np.float64]:
+    def _blended(self, images: _Images, on_model: OnModel) -> NDArray[np.float64]:
         """The mean over the folds."""
-        heard = _counted(on_model)
+        count_model = _counter(on_model)
         mean: NDArray[np.float64] = np.zeros((len(images.files), len(self.classes)))
         try:
             with naming_plugins():
                 for fold in range(self.store.fold_count):
-                    pooled = pool_terms(self._combiner, self._members(fold, images, heard))
+                    pooled = pool_terms(self._combiner, self._members(fold, images, count_model))
                     log_prob = np.log(normalise(pooled))
                     final = at_temperature(log_prob, self.ensemble.blend_temperature)
                     mean += normalise(np.exp(final.astype(np.float64))) / self.store.fold_count
@@ -233,7 +240,7 @@ class Predictor:
         return normalise(mean)
 
     def _members(
-        self, fold: int, images: _Images, heard: Callable[[], None]
+        self, fold: int, images: _Images, count_model: Callable[[], None]
     ) -> Iterator[tuple[int, NDArray[np.floating]]]:
         """(member, its calibrated log-probabilities (n, C)), one in memory at a time."""
         for number, member in self._counting:
@@ -242,7 +249,7 @@ class Predictor:
                 log_prob: NDArray[np.floating] = np.log(normalise(known))
             else:
                 log_prob = self._fold_log_prob(member, fold, images)
-                heard()
+                count_model()
             yield number, at_temperature(log_prob, member.temperature)
 
     def _fold_log_prob(
@@ -261,7 +268,7 @@ class Predictor:
 
 
 def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
-    """As the method fitted it; RunFolderError where this version does not know it."""
+    """The combiner as the method fitted it; RunFolderError where this version knows it not."""
     build = POOLINGS.get(ensemble.pooling)
     if build is None:
         raise RunFolderError.single(
@@ -287,13 +294,13 @@ def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:
     return other
 
 
-def _counted(on_model: Heard) -> Callable[[], None]:
-    """Tells `on_model` 1, 2, 3, ..."""
+def _counter(on_model: OnModel) -> Callable[[], None]:
+    """A function that calls `on_model` with 1, 2, 3, ..."""
     done = 0
 
-    def heard() -> None:
+    def count_model() -> None:
         nonlocal done
         done += 1
         on_model(done)
 
-    return heard
+    return count_model

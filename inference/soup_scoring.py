@@ -35,15 +35,16 @@ class Ingredient:
     candidate: str
     variant: str
     oof_logloss: float
-    """Of its trials' records, in nats."""
+    """Log loss in its trials' records, in nats."""
 
     @property
     def name(self) -> str:
+        """Name in records and messages: `c0003 ema`."""
         return f"{self.candidate} {self.variant}"
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class AveragedModel:
     """The mean of some members' weights, fold by fold."""
 
     ingredients: tuple[Ingredient, ...]
@@ -75,7 +76,9 @@ class Scorer:
         self.models, self._workers = models, workers
         self._session = uuid.uuid4().hex  # of the pixel cache: the files are looked at once
 
-    def serve(self, ingredients: Sequence[Ingredient], model_config: ModelConfig) -> Served:
+    def average(
+        self, ingredients: Sequence[Ingredient], model_config: ModelConfig
+    ) -> AveragedModel:
         """The mean of the ingredients' weights, for each fold of that fold's checkpoints."""
         folds, accuracies = [], []
         for fold in range(self.models.store.fold_count):
@@ -83,7 +86,7 @@ class Scorer:
             log_prob = self._log_prob(ingredients, model_config, fold, rows)
             folds.append(oof_of(log_prob, labels))
             accuracies.append(float((log_prob.argmax(axis=1) == labels).mean()))
-        return Served(tuple(ingredients), tuple(folds), tuple(accuracies))
+        return AveragedModel(tuple(ingredients), tuple(folds), tuple(accuracies))
 
     def weights(self, ingredients: Sequence[Ingredient], fold: int) -> State:
         """The mean of one fold's checkpoints, on the CPU."""
@@ -122,10 +125,12 @@ class Scorer:
 
 
 def averaged(states: Iterable[State]) -> State:
-    """The mean of equally shaped weights, two of them in memory at a time: floating tensors summed
-    in float32, also the running statistics of batch norms (a mean of statistics, not those of the
-    mean weights, which would need a pass over training images); whatever counts in integers is the
-    first one's. ValueError on other names or shapes."""
+    """The mean of equally shaped weights, two of them in memory at a time.
+
+    Floating tensors are summed in float32, also the running statistics of batch norms (a mean of
+    statistics, not those of the mean weights, which would need a pass over training images);
+    whatever counts in integers is the first one's. ValueError on other names or shapes.
+    """
     first: State = {}
     total: State = {}
     count = 0

@@ -1,13 +1,9 @@
 """Greedy soups: one set of weights that is the mean of several checkpoints of one architecture.
 
-Takes a run folder, writes a further variant `soup` of a group's best candidate where the mean has
-a lower OOF log loss than each checkpoint; gives what was tried. Source: Wortsman et al., Model
-soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time, ICML 2022.
-
-What soups leave in the run folder: a variant of the best ingredient's trials, and `soups.json`.
-
-Takes and gives records and weights; at no time does a record stand over files of another soup.
+Takes a run folder, writes a further variant `soup` of a group's best candidate where the mean has a
+lower OOF log loss than each checkpoint, and `soups.json`; gives what was tried. At no time does a
+record stand over files of another soup. Source: Wortsman et al., Model soups: averaging weights of
+multiple fine-tuned models improves accuracy without increasing inference time, ICML 2022.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from foldrace.core.plugins import naming_plugins
 from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.predictor import RunModels, best_device
-from foldrace.inference.soup_scoring import Ingredient, Scorer, Served
+from foldrace.inference.soup_scoring import AveragedModel, Ingredient, Scorer
 from foldrace.run_folder.records import CandidateSummary, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
@@ -34,7 +30,7 @@ SOUP = "soup"
 _FILE = "ensemble/soups.json"
 
 
-class Taste(BaseModel):
+class SoupTrial(BaseModel):
     """One member that was tried, in the order of the members' own losses."""
 
     model_config = ConfigDict(frozen=True)
@@ -42,12 +38,12 @@ class Taste(BaseModel):
     member: str
     """`c0003 ema`"""
     oof_logloss: float | None
-    """Of the soup with it, in nats; None where a probability is not finite."""
+    """Log loss of the soup with it, in nats; None where a probability is not finite."""
     stays: bool
 
 
 class Soup(BaseModel):
-    """What came of one architecture."""
+    """The result of one architecture."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,18 +54,19 @@ class Soup(BaseModel):
     """`c0003 ema`, the best first; where there is only one, no soup beat it."""
     oof_logloss: float
     best_single_oof_logloss: float
-    """Of the best ingredient alone, scored as the soup was."""
-    tried: tuple[Taste, ...]
+    """Log loss of the best ingredient alone, scored as the soup was."""
+    tried: tuple[SoupTrial, ...]
     key: str
     """Changes with the members that a group has and with their losses."""
 
     @property
     def kept(self) -> bool:
+        """Say whether there is a soup: a mean that beat its best ingredient."""
         return len(self.ingredients) > 1
 
 
 def read_soups(store: RunStore) -> list[Soup]:
-    """Those of the last call; none where the file is not whole."""
+    """The soups of the last call; none where the file is not whole."""
     try:
         return TypeAdapter(list[Soup]).validate_json(store.files.read(_FILE))
     except (OSError, ValidationError):
@@ -77,32 +74,33 @@ def read_soups(store: RunStore) -> list[Soup]:
 
 
 def write_soups(store: RunStore, soups: Sequence[Soup]) -> None:
+    """Write `ensemble/soups.json`."""
     store.files.write(_FILE, TypeAdapter(list[Soup]).dump_json(list(soups), indent=1))
 
 
-def tasted(served: Served, stays: bool) -> Taste:
-    """Of the ingredient that came last."""
-    loss = served.oof_logloss
+def soup_trial(model: AveragedModel, stays: bool) -> SoupTrial:
+    """The record of trying the ingredient that came last."""
+    loss = model.oof_logloss
     finite = loss if math.isfinite(loss) else None
-    return Taste(member=served.ingredients[-1].name, oof_logloss=finite, stays=stays)
+    return SoupTrial(member=model.ingredients[-1].name, oof_logloss=finite, stays=stays)
 
 
-def save_soup(scorer: Scorer, served: Served, model_config: ModelConfig) -> None:
+def save_soup(scorer: Scorer, model: AveragedModel, model_config: ModelConfig) -> None:
     """Fold by fold, each record last; records of an older soup go before its files."""
-    store, best = scorer.models.store, served.ingredients[0]
+    store, best = scorer.models.store, model.ingredients[0]
     plain = [_without_soup(store, record) for record in _trials(store, best.candidate)]
     for fold, record in enumerate(plain):
-        score = served.score(fold, record.variants[best.variant].best_epoch)
-        weights = pack_weights(scorer.weights(served.ingredients, fold), model_config)
+        score = model.score(fold, record.variants[best.variant].best_epoch)
+        weights = pack_weights(scorer.weights(model.ingredients, fold), model_config)
         store.save_trial(
             record.model_copy(update={"variants": record.variants | {SOUP: score}}),
-            oof={SOUP: served.folds[fold]},
+            oof={SOUP: model.folds[fold]},
             weights={SOUP: weights},
         )
 
 
 def is_there(store: RunStore, soup: Soup) -> bool:
-    """Whether nothing is left to do for it."""
+    """Say whether nothing is left to do for it."""
     if not soup.kept:
         return True
     made = [score.ingredients for score in _scores(store, soup.candidate)]
@@ -111,8 +109,10 @@ def is_there(store: RunStore, soup: Soup) -> bool:
 
 
 def is_last_copy(store: RunStore, candidate: str) -> bool:
-    """Whether a candidate has a soup that could not be made again, as `ensemble.keep: blend`
-    removed what it was made of."""
+    """Say whether a candidate has a soup that could not be made again.
+
+    `ensemble.keep: blend` may have removed what it was made of.
+    """
     scores = _scores(store, candidate)
     if len(scores) < store.fold_count or not store.has_weights(candidate, SOUP):
         return False
@@ -130,12 +130,12 @@ def _without_soup(store: RunStore, record: TrialRecord) -> TrialRecord:
 
 
 def _scores(store: RunStore, candidate: str) -> list[VariantScore]:
-    """Of the folds that have a soup."""
+    """Scores of the folds that have a soup."""
     return [t.variants[SOUP] for t in _trials(store, candidate) if SOUP in t.variants]
 
 
 def _trials(store: RunStore, candidate: str) -> list[TrialRecord]:
-    """By fold; all of them, where the candidate is complete."""
+    """The trials by fold; all of them, where the candidate is complete."""
     found = (store.trial(candidate, fold) for fold in range(store.fold_count))
     return [trial for trial in found if trial is not None]
 
@@ -147,10 +147,13 @@ Tell = Callable[[str], None]
 
 
 def make_soups(store: RunStore, workers: int, tell: Tell = lambda line: None) -> tuple[Soup, ...]:
-    """Of every architecture with two or more members (raw and EMA weights of complete candidates
-    that are still there). A second call scores nothing again where nothing has changed, and leaves
-    a soup whose ingredients' weights have been removed since. DataError where the training images
-    are gone, RunFolderError where weights are damaged."""
+    """Make the soup of every architecture with two or more members.
+
+    Members are raw and EMA weights of complete candidates that are still there. A second call
+    scores nothing again where nothing has changed, and leaves a soup whose ingredients' weights
+    have been removed since. DataError where the training images are gone, RunFolderError where
+    weights are damaged.
+    """
     use_run_plugins(store)
     earlier = read_soups(store)
     scorer = Scorer(RunModels(store, best_device()), workers)
@@ -192,43 +195,43 @@ def _soup(
     earlier: Sequence[Soup],
     tell: Tell,
 ) -> Soup:
-    """That of an earlier call, where nothing has changed since."""
+    """The soup of an earlier call where nothing has changed since, else a new one."""
     store, key = scorer.models.store, _key(scorer.models.store, group)
     same = [soup for soup in earlier if soup.key == key and is_there(store, soup)]
-    return same[0] if same else _cooked(scorer, model_config, group, key, tell)
+    return same[0] if same else _greedy_soup(scorer, model_config, group, key, tell)
 
 
-def _cooked(
+def _greedy_soup(
     scorer: Scorer, model_config: ModelConfig, group: Sequence[Ingredient], key: str, tell: Tell
 ) -> Soup:
     """The greedy choice, written where it is a soup."""
     best, *others = group[:_MOST_TRIED]
-    served = alone = scorer.serve([best], model_config)
-    tried = [tasted(alone, stays=True)]
+    model = alone = scorer.average([best], model_config)
+    tried = [soup_trial(alone, stays=True)]
     for other in others:
-        further = scorer.serve([*served.ingredients, other], model_config)
-        stays = further.oof_logloss < served.oof_logloss - _LEAST_GAIN
-        served = further if stays else served
-        tried.append(tasted(further, stays))
-        tell(_line(model_config.backbone, further, stays))
+        extended = scorer.average([*model.ingredients, other], model_config)
+        stays = extended.oof_logloss < model.oof_logloss - _LEAST_GAIN
+        model = extended if stays else model
+        tried.append(soup_trial(extended, stays))
+        tell(_line(model_config.backbone, extended, stays))
     soup = Soup(
         candidate=best.candidate,
         backbone=model_config.backbone,
-        ingredients=tuple(ingredient.name for ingredient in served.ingredients),
-        oof_logloss=served.oof_logloss,
+        ingredients=tuple(ingredient.name for ingredient in model.ingredients),
+        oof_logloss=model.oof_logloss,
         best_single_oof_logloss=alone.oof_logloss,
         tried=tuple(tried),
         key=key,
     )
     if soup.kept:
-        save_soup(scorer, served, model_config)
+        save_soup(scorer, model, model_config)
     return soup
 
 
-def _line(backbone: str, served: Served, stays: bool) -> str:
+def _line(backbone: str, model: AveragedModel, stays: bool) -> str:
     done = "stays" if stays else "is left out"
-    name = served.ingredients[-1].name
-    return f"soup of {backbone}: {name} {done}, OOF log loss with it {served.oof_logloss:.4f}"
+    name = model.ingredients[-1].name
+    return f"soup of {backbone}: {name} {done}, OOF log loss with it {model.oof_logloss:.4f}"
 
 
 def _key(store: RunStore, group: Sequence[Ingredient]) -> str:

@@ -1,4 +1,4 @@
-"""How long the members take: milliseconds of forward pass per image, on this machine.
+"""The time that members take: milliseconds of forward pass per image, on this machine.
 
 Takes a run folder and members, gives `Speeds`. One model of each architecture is timed; what was
 measured on a device lies in `ensemble/speed.json`, and costs nothing the next time if it is sure.
@@ -43,11 +43,11 @@ _log = logging.getLogger("foldrace")
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was measured, and on what."""
+    """Measured times, and the device they were measured on."""
 
     device: str
     ms_per_image: Mapping[Member, float | None]
-    """Of all fold models of the member together; None for predictions made elsewhere, and where
+    """Times of all fold models of a member together; None for predictions made elsewhere, and where
     the weights cannot be read."""
 
 
@@ -56,11 +56,11 @@ class Timing:
     """Milliseconds of forward pass per image of one model."""
 
     ms_per_image: float
-    """Of the fastest batch: whatever else the machine does only adds to it."""
+    """Time in the fastest batch: whatever else the machine does only adds to it."""
     is_sure: bool
 
     def merged(self, other: Timing) -> Timing:
-        """From both together."""
+        """The lower time of both, sure if either is."""
         least = min(self.ms_per_image, other.ms_per_image)
         return Timing(least, self.is_sure or other.is_sure)
 
@@ -79,8 +79,11 @@ class _Subject:
 
 
 def measure_speed(store: RunStore, members: Sequence[Member]) -> Speeds:
-    """Forward passes as `Predictor` runs them without test-time augmentation; neither reading nor
-    decoding images. One warning names the members whose weights cannot be read."""
+    """Time forward passes as `Predictor` runs them, without test-time augmentation.
+
+    Neither reading nor decoding images counts. One warning names the members whose weights cannot
+    be read.
+    """
     device = best_device()
     name = device_name(device)
     cached = _cached(store.files)
@@ -97,7 +100,7 @@ def measure_speed(store: RunStore, members: Sequence[Member]) -> Speeds:
 
 
 def time_model(model: FoldModel, device: torch.device) -> Timing:
-    """Of some batches, after a warm-up."""
+    """Time some batches of a model, after a warm-up."""
     _seconds(model, device, 1)  # what is set up at the first call
     images = BATCH
     if device.type == "cpu":
@@ -111,7 +114,7 @@ def time_model(model: FoldModel, device: torch.device) -> Timing:
 
 
 def device_name(device: torch.device) -> str:
-    """What a time belongs to."""
+    """Name of the device that a time belongs to."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -170,7 +173,7 @@ def _measured(subjects: Sequence[_Subject], known: dict[str, Timing]) -> dict[Me
 
 
 def _seconds(model: FoldModel, device: torch.device, images: int) -> float:
-    """Of one batch, from pixels in memory to probabilities in memory."""
+    """Seconds of one batch, from pixels in memory to probabilities in memory."""
     model_config = model.model_config
     generator = torch.Generator().manual_seed(0)
     shape = (images, model_config.image_size, model_config.image_size, 3)
@@ -210,7 +213,7 @@ def _to_json(times: Mapping[str, Mapping[str, Timing]]) -> bytes:
 
 
 def _processor() -> str:
-    """Its model, where the system tells."""
+    """Model of the processor, where the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

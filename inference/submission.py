@@ -27,18 +27,18 @@ _ROW_SUM = 1e-6
 
 
 @dataclass(frozen=True)
-class Unvalidated:
+class UnvalidatedFile:
     """Test predictions without out-of-fold rows."""
 
     name: str
     share: float
-    """Of the submission."""
+    """Part of the submission, from 0 to 1."""
     warning: str = "made without out-of-fold rows: no score says how good it is"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was written, from what, and which checks passed."""
+    """Proof of a submission: what was written, from what, and which checks passed."""
 
     file: str
     sha256: str
@@ -54,7 +54,7 @@ class Receipt:
     blend_temperature: float
     members: tuple[dict[str, object], ...]
     """Weight, temperature, run folder (empty: this one) and whether it was `added` from a file."""
-    unvalidated: tuple[Unvalidated, ...]
+    unvalidated: tuple[UnvalidatedFile, ...]
     """Files that were averaged in although no score backs them; the scores are of the rest."""
     folds_hash: str
     tta: str
@@ -71,9 +71,11 @@ def write_submission(
     ensemble: EnsembleRecord,
     tta: str = "none",
 ) -> Receipt:
-    """Write `name` and `<name without .csv>.receipt.json` into `files`. `prob` is (n, C) in the
-    order of `test` and `classes`. Raises RunFailure where a check does not pass; then no file
-    of that name is left."""
+    """Write `name` and `<name without .csv>.receipt.json` into `files`.
+
+    `prob` is (n, C) in the order of `test` and `classes`. Raises RunFailure where a check does not
+    pass; then no file of that name is left.
+    """
     text = submission_csv(test, classes, prob)
     data = text.encode()
     files.write(name, data)
@@ -94,7 +96,7 @@ def write_submission(
         pooling=ensemble.pooling,
         blend_temperature=ensemble.blend_temperature,
         members=tuple(member.model_dump() for member in ensemble.members),
-        unvalidated=tuple(Unvalidated(u.name, u.weight) for u in ensemble.unvalidated),
+        unvalidated=tuple(UnvalidatedFile(u.name, u.weight) for u in ensemble.unvalidated),
         folds_hash=ensemble.folds_hash,
         tta=tta,
         checks=checks,
@@ -105,8 +107,10 @@ def write_submission(
 
 
 def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
-    """Columns in the sample's order, numbers with 9 significant digits; in the label form the most
-    probable class, the first of equal ones."""
+    """Text with columns in the sample's order, numbers with 9 significant digits.
+
+    In the label form the most probable class, the first of equal ones.
+    """
     order = [list(classes).index(column) for column in test.class_columns]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -69,14 +69,17 @@ def find_tta(name: str) -> TTA:
 
 
 class AveragedViews(nn.Module):
-    """(B, 3, H, W) images and (B, F) meta features, the same for each view -> (B, C) logarithm of
-    the mean of the views' probabilities, in float32."""
+    """Model that gives the logarithm of the mean of the views' probabilities, in float32.
+
+    (B, 3, H, W) images and (B, F) meta features, the same for each view -> (B, C).
+    """
 
     def __init__(self, model: nn.Module, tta: TTA, activation: str) -> None:
         super().__init__()
         self._model, self._tta, self._activation = model, tta, activation
 
     def forward(self, images: Tensor, meta: Tensor) -> Tensor:
+        """(B, C) log-probabilities of (B, 3, H, W) images."""
         views = [self._log_prob(self._view(view, images), meta) for view in self._tta.views]
         return torch.logsumexp(torch.stack(views), dim=0) - math.log(len(views))
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from foldrace.config.schema import SweepConfig
-from foldrace.run_folder.records import RAW, TrialRecord, VariantScore
+from foldrace.run_folder.records import TrialRecord, VariantScore
+from foldrace.run_folder.variants import RAW
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import tuner
 from foldrace.scheduling.ray.cluster import connect

@@ -1,7 +1,7 @@
-"""Which members the config lets into a blend: names that are excluded, forced in, or too dear.
+"""Which members the config lets into a blend: names left out or forced in, and limits.
 
-Takes members and the config's wishes, gives indices and `Limits`; every wish that cannot be met is
-told at once.
+Takes members and the config's settings, gives indices and `Limits`; all that cannot be met is
+reported at once.
 """
 
 from __future__ import annotations
@@ -28,27 +28,29 @@ _TIME, _BYTES = "ensemble.max_ms_per_image", "ensemble.max_bytes"
 
 @dataclass(frozen=True)
 class Prices:
-    """What a prediction with each member costs, all its fold models together."""
+    """The price of a prediction with each member, all its fold models together."""
 
     ms_per_image: Mapping[Member, float]
     """Members that could not be measured are missing."""
     weight_bytes: Mapping[Member, int]
     device: str = ""
-    """What the time was measured on."""
+    """Name of the device that the time was measured on."""
 
 
 def wish_problems(
     members: Sequence[Member], config: EnsembleConfig, absent: Sequence[Member] = ()
 ) -> list[Problem]:
-    """Everything that can be known to be wrong before any array is read: the method, names of
-    nothing, forced names of what may not enter or cannot predict. `absent` are the run's variants
-    that cannot predict: a wish may exclude them."""
+    """Everything that is known to be wrong with the settings before any array is read.
+
+    The method, names of nothing, included names of what may not enter or cannot predict. `absent`
+    are the run's variants that cannot predict: a name may exclude them.
+    """
     method = check_method(config.method)
     return [
         *([] if method is None else [method]),
         *_unknown(members, config.exclude, "exclude", absent),
         *_unknown(members, config.include, "include", absent),
-        *_barred(members, absent, config),
+        *_unmet_includes(members, absent, config),
         *_nothing_left(members, config.exclude),
     ]
 
@@ -61,14 +63,17 @@ def without_excluded(members: Sequence[Member], exclude: Sequence[str]) -> list[
     return [i for i, member in enumerate(members) if not _excluding(member, exclude)]
 
 
-def forced_members(
+def included_members(
     members: Sequence[Member],
     losses: NDArray[np.float64],
     include: Sequence[str],
     duplicates: Sequence[tuple[Member, ...]] = (),
 ) -> tuple[int, ...]:
-    """Of each name the member with the least own loss (M,); for a name of copies alone the one
-    that is kept, the first of its `duplicates`. ConfigError with every name that no member has."""
+    """The member of the least own loss (M,) for each name of `include`.
+
+    For a name of copies alone the one that is kept, the first of its `duplicates`. ConfigError with
+    every name that no member has.
+    """
     unknown = _unknown((*members, *chain(*duplicates)), include, "include")
     if unknown:
         raise ConfigError(unknown)
@@ -81,8 +86,11 @@ def forced_members(
 def find_limits(
     members: Sequence[Member], prices: Prices, config: EnsembleConfig, forced: Sequence[int]
 ) -> Limits:
-    """ConfigError where a limit is set whose price is unknown, or that nothing can meet that the
-    method takes."""
+    """The limits of the config, with what each member costs.
+
+    Raises ConfigError where a limit is set whose price is unknown, or that nothing can meet that
+    the method takes.
+    """
     rows, budgets = [], []
     problems: list[Problem] = []
     methods = [METHODS[name] for name in methods_to_try(config.method)]
@@ -116,7 +124,7 @@ def find_limits(
 
 
 def _unpriced(key: str, unknown: Sequence[Member]) -> Iterator[Problem]:
-    """Predictions made elsewhere have no price at all; others may be damaged."""
+    """Problems of members without a price: made elsewhere, or damaged."""
     added = listing(member_name(m) for m in unknown if m.variant == VARIANT)
     unmeasured = listing(member_name(m) for m in unknown if m.variant != VARIANT)
     if added:
@@ -133,8 +141,10 @@ def _too_dear(
     forced: Sequence[int],
     able: Sequence[int],
 ) -> Iterator[str]:
-    """What needs more than the budget, though it must be possible: the forced members together,
-    else the cheapest of those that the method takes."""
+    """Say what needs more than the budget, though it must be possible.
+
+    The forced members together, else the cheapest of those that the method takes.
+    """
     needed = float(costs[list(forced)].sum())
     if forced and needed > budget:
         yield f"ensemble.include ({listing(names[i] for i in forced)}) needs {needed:g}"
@@ -152,7 +162,7 @@ def _nothing_left(members: Sequence[Member], exclude: Sequence[str]) -> list[Pro
 def _unknown(
     members: Sequence[Member], names: Sequence[str], key: str, absent: Sequence[Member] = ()
 ) -> list[Problem]:
-    """Every name that no member has, nor one that is absent."""
+    """Problems of every name that no member has, nor one that is absent."""
     known = listing(dict.fromkeys([m.candidate for m in members]))
     backbones = listing(dict.fromkeys([m.backbone for m in members if m.backbone]))
     runs = listing(dict.fromkeys([basename(m.run.rstrip("/")) for m in members if m.run]))
@@ -165,16 +175,16 @@ def _unknown(
     ]
 
 
-def _barred(
+def _unmet_includes(
     members: Sequence[Member], absent: Sequence[Member], config: EnsembleConfig
 ) -> Iterator[Problem]:
-    """Forced names, all members of which are excluded or cannot predict."""
+    """Problems of names in `include`, all members of which are excluded or cannot predict."""
     for name in config.include:
         named = [m for m in members if is_named(m, name)]
-        bars = [bar for m in named for bar in _excluding(m, config.exclude)]
+        excluding = [bar for m in named for bar in _excluding(m, config.exclude)]
         gone = any(is_named(m, name) for m in absent)
         if named and all(_excluding(m, config.exclude) for m in named):
-            yield in_both_lists(name, bars)
+            yield in_both_lists(name, excluding)
         if gone and not named:
             message = f"{name!r} cannot predict: not all its folds ended, or its weights are gone"
             yield Problem("ensemble.include", f"{message}; leave it out, or train it anew")
@@ -182,8 +192,10 @@ def _barred(
 
 def in_both_lists(name: str, excluding: Iterable[str]) -> Problem:
     """Say that a name of `ensemble.include` is excluded by these names."""
-    bars = listing(map(repr, dict.fromkeys(excluding)))
-    message = f"{name!r} is excluded by ensemble.exclude ({bars}); leave it out of one of the two"
+    excluding = listing(map(repr, dict.fromkeys(excluding)))
+    message = (
+        f"{name!r} is excluded by ensemble.exclude ({excluding}); leave it out of one of the two"
+    )
     return Problem("ensemble.include", message)
 
 
@@ -196,5 +208,5 @@ def too_many_included(needed: int, max_members: int | None) -> list[Problem]:
 
 
 def _excluding(member: Member, exclude: Sequence[str]) -> list[str]:
-    """The names that exclude it."""
+    """The names that exclude a member."""
     return [name for name in exclude if is_named(member, name)]

@@ -1,11 +1,7 @@
-"""Predictions made elsewhere as members of the blend: `ensemble DIR --add NAME=oof.csv:test.csv`.
+"""Predictions made elsewhere as members: `ensemble DIR --add NAME=oof.csv[:test.csv]`.
 
 Takes the option's values and a run, gives the members' OOF sources; once a blend has them, keeps
 what the files hold in `ensemble/added/NAME/`, and gives the test predictions when it predicts.
-
-What `ensemble DIR --add NAME=oof.csv[:test.csv]` may say.
-
-Takes the option's texts, gives one `AddSpec` each, or a ConfigError with all that is wrong.
 """
 
 from __future__ import annotations
@@ -89,14 +85,16 @@ def _path(text: str) -> Path | None:
 
 
 VARIANT = "added"
-"""Of every added member: no trial's variant has this name."""
+"""The variant of every added member: no trial's variant has this name."""
 
 _FOLDER = "ensemble/added"
 
 
 class AddedRecord(BaseModel):
-    """`added.json`: where a member's arrays come from. Written last, so that a folder with it is
-    whole."""
+    """`added.json`: where a member's arrays come from.
+
+    Written last, so that a folder with it is whole.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -125,14 +123,14 @@ class AddedMember:
 
 
 @dataclass(frozen=True, eq=False)
-class Added:
-    """What all `--add` together brought in, in the order given."""
+class AddedPredictions:
+    """The predictions that all `--add` together brought in, in the order given."""
 
     members: tuple[AddedMember, ...]
 
     @property
     def sources(self) -> tuple[OofSource, ...]:
-        """Of those with OOF predictions."""
+        """Sources of the members with OOF predictions."""
         return tuple(
             _source(one.record, one.log_prob, one.true_prob)
             for one in self.members
@@ -141,30 +139,33 @@ class Added:
 
     @property
     def unvalidated(self) -> tuple[str, ...]:
-        """Those with test predictions alone."""
+        """Names of the members with test predictions alone."""
         return tuple(one.record.name for one in self.members if one.record.unvalidated)
 
 
-NOTHING_ADDED = Added(())
+NOTHING_ADDED = AddedPredictions(())
 
 
-def add_sources(store: RunStore, specs: Sequence[AddSpec], test: ImageSet | None) -> Added:
-    """Read and check all files; the run folder stays as it is, for its blend may have a member of
-    the same name.
+def add_sources(
+    store: RunStore, specs: Sequence[AddSpec], test: ImageSet | None
+) -> AddedPredictions:
+    """Read and check all files; the run folder stays as it is.
 
-    `test` is the run's test set, None where it has none. Raises DataError with every problem of
-    every file.
+    Its blend may have a member of the same name. `test` is the run's test set, None where it has
+    none. Raises DataError with every problem of every file.
     """
     problems: list[Problem] = []
     members = [_read(store, spec, test, problems) for spec in specs]
     if problems:
         raise DataError(problems)
-    return Added(tuple(members))
+    return AddedPredictions(tuple(members))
 
 
-def save_added(store: RunStore, added: Added, names: Collection[str]) -> None:
-    """Write `ensemble/added/NAME/` of the members with these names: call it right before the blend
-    that has them is written."""
+def save_added(store: RunStore, added: AddedPredictions, names: Collection[str]) -> None:
+    """Write `ensemble/added/NAME/` of the members with these names.
+
+    To be called right before the blend that has them is written.
+    """
     for one in added.members:
         if one.record.name in names:
             _write(store, one)
@@ -191,7 +192,7 @@ def added_test(store: RunStore, name: str, test_ids: Sequence[str]) -> NDArray[n
 
 
 def added_record(store: RunStore, name: str) -> AddedRecord:
-    """Where an added member comes from; RunFolderError where it is not in the run folder."""
+    """The origin of an added member; RunFolderError where it is not in the run folder."""
     file = f"{_FOLDER}/{name}/added.json"
     try:
         return AddedRecord.model_validate_json(store.files.read(file))
@@ -290,12 +291,12 @@ def _source(
 
 
 def _sha256(path: Path | None) -> str | None:
-    """None where there is no such file: `read_predictions` has told."""
+    """Digest of a file; None where there is none, which `read_predictions` reports."""
     if path is None or not path.is_file():
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _ids_hash(ids: Sequence[str]) -> str:
-    """Of the test ids in their order, as compared."""
+    """Digest of the test ids in their order, as compared."""
     return hashlib.sha256(json.dumps([clean(name) for name in ids]).encode()).hexdigest()

@@ -171,7 +171,7 @@ def _build(
 def _all_checked(
     store: RunStore, sources: Sequence[OofSource], split: _RowSplit, old: StoredMatrix | None
 ) -> Iterator[tuple[OofSource, _CheckedSource]]:
-    """In order; several at a time."""
+    """Each source with what its check gave, in order; several at a time."""
     known = _known(old, split)
     local = isinstance(store.files, LocalFiles)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if local else _REQUESTS) as threads:

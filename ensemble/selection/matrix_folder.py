@@ -106,7 +106,7 @@ class MatrixWriter(ExitStack):
         self._files = {}
         for name, size in _sizes(shape).items():
             path = folder / f"{name}.npy"
-            start = np.lib.format.open_memmap(path, "w+", _TYPES[name], size).offset  # type: ignore[attr-defined]
+            start = np.lib.format.open_memmap(path, "w+", _TYPES[name], size).offset
             # By writes from here on: on a full disk a mapped file would end the process.
             self._files[name] = (self.enter_context(path.open("r+b")), start)
 
@@ -143,7 +143,7 @@ def _sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def _mapped(path: Path, dtype: np.dtype[Any], size: tuple[int, ...]) -> NDArray[Any]:
     array = np.lib.format.open_memmap(path, mode="r")
-    whole = array.offset + array.nbytes == path.stat().st_size  # type: ignore[attr-defined]
+    whole = array.offset + array.nbytes == path.stat().st_size
     if (array.dtype, array.shape) != (dtype, size) or not (whole and array.flags.c_contiguous):
         raise ValueError("torn, or of another form")
     return array.view(np.ndarray)

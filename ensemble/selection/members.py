@@ -1,15 +1,8 @@
-"""Where the members of a blend come from: this run folder's candidates, and other run folders'.
+"""Where the members of a blend come from, and what they are called.
 
-Takes run folders, gives one `OofSource` a member; no array is read yet.
-
-What a member is called in messages, tables and wishes.
-
-Takes a member, gives its name; says whether a wish (`ensemble.exclude`, `ensemble.include`) means
-it.
-
-Where one member's OOF rows come from: a run folder's trials, or a file made elsewhere.
-
-Gives the two arrays that the derived matrix is made of, in the order of the scored rows.
+Takes run folders, gives one `OofSource` a member: a run folder's trials, or a file made elsewhere;
+no array is read yet. Says whether a name in `ensemble.exclude` or `ensemble.include` means a
+member.
 """
 
 from __future__ import annotations
@@ -32,14 +25,16 @@ from foldrace.run_folder.trials import suffix, weights_name
 
 
 def member_name(member: Member) -> str:
-    """`c0007 ema`, of a further run folder `c0007 ema of runs/other`."""
+    """Name in messages: `c0007 ema`, of a further run folder `c0007 ema of runs/other`."""
     return f"{_own_name(member)} of {member.run}" if member.run else _own_name(member)
 
 
 def is_named(member: Member, name: str) -> bool:
-    """Whether a wish means it: `c0007`, `c0007 ema` or a backbone, of every run folder; with
-    `RUN:` before, only of the folder with that path or last name; with `:` alone, of the run that
-    is blended."""
+    """Say whether a name in `exclude` or `include` means the member.
+
+    `c0007`, `c0007 ema` or a backbone: of every run folder; with `RUN:` before, only of the folder
+    with that path or last name; with `:` alone, of the run that is blended.
+    """
     names = (member.candidate, _own_name(member), member.backbone)
     if name in names:
         return True
@@ -71,7 +66,7 @@ class OofSource:
 def run_sources(store: RunStore, run: str = "") -> list[OofSource]:
     """Every variant of every complete candidate whose weights are there: a blend is to predict.
 
-    `run` is what the members say about where they are; see `Member.run`.
+    `run` is the run folder that the members name, see `Member.run`.
     """
     stamps = store.files.stamps("trials")
     complete = [s for s in store.summaries() if s.status == "complete"]
@@ -84,8 +79,11 @@ def run_sources(store: RunStore, run: str = "") -> list[OofSource]:
 
 
 def other_runs(store: RunStore, roots: Sequence[str]) -> list[OofSource]:
-    """The members of further run folders. RunFolderError with every folder that cannot be blended
-    with this one: other classes, rows or folds, nothing complete, or no run."""
+    """The members of further run folders.
+
+    RunFolderError with every folder that cannot be blended with this one: other classes, rows or
+    folds, nothing complete, or no run.
+    """
     found: list[OofSource] = []
     problems: list[Problem] = []
     seen = {store.root}
@@ -142,7 +140,7 @@ def _has_weights(store: RunStore, member: Member, stamps: Mapping[str, str]) -> 
 
 
 def _first_difference(here: RunStore, there: RunStore) -> str | None:
-    """In words, for a message about the run folder `here`."""
+    """The first difference in words, for a message about the run folder `here`; None: alike."""
     for i, (ours, theirs) in enumerate(zip_longest(here.classes(), there.classes())):
         if ours != theirs:
             return f"class {i} is {_shown(ours)} here and {_shown(theirs)} there"

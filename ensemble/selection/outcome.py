@@ -1,4 +1,4 @@
-"""What is written about a blend once it has been chosen.
+"""The record of a blend that has been chosen.
 
 Takes the fit, its calibration and prices; gives the `EnsembleRecord` and the text of
 trajectory.csv.
@@ -43,8 +43,8 @@ _EQUAL = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Blended:
-    """A chosen combination and what it was chosen from."""
+class ChosenBlend:
+    """A chosen combination and the members it was chosen from."""
 
     method: str
     methods_tried: tuple[MethodTrial, ...]
@@ -52,18 +52,18 @@ class Blended:
     fit: Fit
     choice: CalibrationChoice
     temperature: float
-    """Of the blend."""
+    """Temperature of the blend."""
     prob: NDArray[np.float64]
     """(N, C) of the blend on the scored rows."""
     losses: NDArray[np.float64]
     """(M,) of each member alone, uncalibrated."""
     prices: Prices
-    """Of the members that the fit uses, at least."""
+    """Prices of the members that the fit uses, at least."""
 
 
 @dataclass(frozen=True)
-class Considered:
-    """What stood to choose from."""
+class ChoiceCounts:
+    """Numbers of candidates and members that stood to choose from."""
 
     candidates: int
     without_weights: int
@@ -71,8 +71,8 @@ class Considered:
 
 
 def record_of(
-    blended: Blended,
-    considered: Considered,
+    blended: ChosenBlend,
+    considered: ChoiceCounts,
     folds: NDArray[np.int64],
     folds_hash: str,
     near: NDArray[np.int64] | None,
@@ -80,9 +80,12 @@ def record_of(
     curve: Sequence[CurvePoint],
     unvalidated: Sequence[str],
 ) -> EnsembleRecord:
-    """`ensemble.json`. `folds` (N,) are those of the scored rows, not the parts that a single one
-    is split into; `near` are the rows (indices into the N scored ones) with a near-duplicate image
-    elsewhere, None: nobody has looked."""
+    """The content of `ensemble.json`.
+
+    `folds` (N,) are those of the scored rows, not the parts that a single one is split into; `near`
+    are the rows (indices into the N scored ones) with a near-duplicate image elsewhere, None where
+    the images were never compared.
+    """
     rows, fit, choice = blended.rows, blended.fit, blended.choice
     best = int(np.argmin(blended.losses))
     true_prob = true_class_probability(blended.prob, rows.labels)
@@ -121,15 +124,19 @@ def record_of(
 
 
 def heaviest_first(fit: Fit) -> NDArray[np.intp]:
-    """The members that count, in the order of `ensemble.json`: what is kept of the combiner beside
-    it must have the same."""
+    """The members that count, in the order of `ensemble.json`.
+
+    The combiner's arrays that lie beside it must have the same order.
+    """
     weights = fit.combiner.weights[fit.used]
     return fit.used[np.argsort(-weights, kind="stable")]
 
 
 def trajectory(members: Sequence[Member], fit: Fit) -> str:
-    """The text of trajectory.csv: who came in at each round, and the loss after it; the rounds
-    after the best prefix have a loss alone."""
+    """The text of trajectory.csv: the member that came in at each round, and the loss after it.
+
+    The rounds after the best prefix have a loss alone.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["round", "candidate", "variant", "oof_logloss", "run"])
@@ -145,8 +152,8 @@ def half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
     return np.log(normalise(prob)).astype(np.float16)
 
 
-def _members(blended: Blended) -> list[MemberRecord]:
-    """With gains and prices."""
+def _members(blended: ChosenBlend) -> list[MemberRecord]:
+    """Records of the members used, with gains and prices."""
     rows, weights = blended.rows, blended.fit.combiner.weights
     used = blended.fit.used
     gains = dict(zip(used.tolist(), _gains(blended), strict=True))
@@ -168,14 +175,14 @@ def _members(blended: Blended) -> list[MemberRecord]:
     ]
 
 
-def _best_calibrated(blended: Blended) -> float | None:
+def _best_calibrated(blended: ChosenBlend) -> float | None:
     if len(blended.choice.record.tried) < 2:  # nothing was to be calibrated
         return None
     return min(log_loss_of_true(column) for column in blended.rows.calibrated[0])
 
 
-def _gains(blended: Blended) -> list[float | None]:
-    """Of each member used, in ascending order; None where the blend is no mixture."""
+def _gains(blended: ChosenBlend) -> list[float | None]:
+    """Gain of each member used, in ascending order; None where the blend is no mixture."""
     used, weights = blended.fit.used, blended.fit.combiner.weights[blended.fit.used]
     if blended.fit.blend is None or len(used) < 2:
         return [None] * len(used)
@@ -194,7 +201,7 @@ def _near(true_prob: NDArray[np.float64], near: NDArray[np.int64] | None) -> Nea
 
 
 def _equal_parts(names: Sequence[str]) -> tuple[UnvalidatedRecord, ...]:
-    """Nothing tells them apart from each other, nor from the blend."""
+    """Records of files without OOF rows: no score tells them apart, so all weigh alike."""
     weight = 1.0 / (1 + len(names))
     return tuple(UnvalidatedRecord(name=name, weight=weight) for name in names)
 

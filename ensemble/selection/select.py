@@ -1,12 +1,8 @@
-"""The blend of a run: from the store's complete candidates to `ensemble.json`.
+"""The blend of a run: from the run folders' members to `ensemble.json`.
 
-Takes a run folder, further run folders and predictions made elsewhere; gives the `EnsembleRecord`
+Takes a run folder, and in a `Request` further run folders and predictions made elsewhere; reports
+everything that is wrong with what was asked for before an array is read; gives the `EnsembleRecord`
 that it wrote. The methods themselves see only arrays.
-
-Who takes part in a blend: the run's members, those of further runs, predictions made elsewhere.
-
-Takes a `Request`, gives the members' sources, or everything that is wrong with what was asked for
-before an array is read.
 """
 
 from __future__ import annotations
@@ -37,22 +33,22 @@ from foldrace.ensemble.pooling import Fit, Settings
 from foldrace.ensemble.selection.eligible import (
     Prices,
     find_limits,
-    forced_members,
+    included_members,
     wish_problems,
     without_excluded,
 )
 from foldrace.ensemble.selection.external import (
     NOTHING_ADDED,
     VARIANT,
-    Added,
+    AddedPredictions,
     keep_only,
     save_added,
 )
 from foldrace.ensemble.selection.matrix import open_matrix
 from foldrace.ensemble.selection.members import OofSource, other_runs, run_sources
 from foldrace.ensemble.selection.outcome import (
-    Blended,
-    Considered,
+    ChoiceCounts,
+    ChosenBlend,
     half_logs,
     heaviest_first,
     record_of,
@@ -64,7 +60,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
 
 _KINDS = (ConfigError, DataError, RunFolderError)
-"""Of wrong wishes, of predictions made elsewhere, of further run folders."""
+"""Errors of wrong settings, of predictions made elsewhere, of further run folders."""
 
 _NAMED = 8
 """Candidates that a message names."""
@@ -72,44 +68,47 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Request:
-    """What a blend is made of beside the run folder and its config."""
+    """The ingredients of a blend beside the run folder and its config."""
 
     prices: Callable[[Sequence[Member]], Prices]
     """Time and bytes of members; time has to be measured, so only those that matter are asked
     for."""
     runs: tuple[str, ...] = ()
     """Further run folders whose members take part."""
-    added: Added = NOTHING_ADDED
+    added: AddedPredictions = NOTHING_ADDED
     """Predictions made elsewhere."""
     problems: tuple[Problem, ...] = ()
-    """What is known to be wrong with them: told with all other wrong wishes."""
+    """Problems of the added predictions: reported with all other wrong settings."""
     unread: tuple[Member, ...] = ()
-    """Those with problems: names may mean them."""
+    """Added members with problems: names may mean them."""
 
 
 def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
-    """What `blend_run` checks before it reads an array, before soups are made: these are no members
-    yet, but names may exclude them. UserError with every wish that cannot be met."""
+    """Check all that `blend_run` checks before it reads an array, before soups are made.
+
+    Soups are no members yet, but names may exclude them. UserError with everything that cannot be
+    met.
+    """
     names = tuple(name for name in config.exclude if not name.endswith(" soup"))
     requested_sources(store, config.model_copy(update={"exclude": names}), request)
 
 
 def requested_sources(store: RunStore, config: EnsembleConfig, request: Request) -> list[OofSource]:
-    """Of all members; UserError with every wish that cannot be met: no array has been read yet."""
+    """Sources of all members; UserError with everything that cannot be met, no array read yet."""
     further, problems = _further(store, request.runs)
     own = run_sources(store)
     sources = [*own, *further, *request.added.sources]
     named = [*(s.member for s in sources), *request.unread]
     lost = _without_weights(store, [s.member for s in own])
     wishes = wish_problems(named, config, [*lost, *_incomplete(store)])
-    told = [*wishes, *request.problems, *problems]
-    if told and (named or lost or request.problems or problems):  # else: nothing to blend
-        raise _kind(wishes, request.problems, problems)(told)
+    every = [*wishes, *request.problems, *problems]
+    if every and (named or lost or request.problems or problems):  # else: nothing to blend
+        raise _kind(wishes, request.problems, problems)(every)
     return sources
 
 
 def _further(store: RunStore, runs: Sequence[str]) -> tuple[list[OofSource], tuple[Problem, ...]]:
-    """Of further run folders, and what is wrong with these."""
+    """Sources of further run folders, and what is wrong with these."""
     try:
         return other_runs(store, runs), ()
     except UserError as error:
@@ -119,7 +118,7 @@ def _further(store: RunStore, runs: Sequence[str]) -> tuple[list[OofSource], tup
 def _kind(
     wishes: Sequence[Problem], added: Sequence[Problem], runs: Sequence[Problem]
 ) -> type[UserError]:
-    """The class of an error with all of them."""
+    """The class of an error with all of the problems."""
     kinds = [k for k, found in zip(_KINDS, (wishes, added, runs), strict=True) if found]
     return kinds[0] if len(kinds) == 1 else UserError
 
@@ -137,7 +136,7 @@ def _without_weights(store: RunStore, members: Sequence[Member]) -> list[Member]
 
 
 def _incomplete(store: RunStore) -> list[Member]:
-    """What candidates would have given, had all their folds ended."""
+    """Members that candidates would have given, had all their folds ended."""
     return [
         Member(s.candidate.candidate, variant, s.candidate.backbone)
         for s in store.summaries()
@@ -146,8 +145,8 @@ def _incomplete(store: RunStore) -> list[Member]:
     ]
 
 
-def count_considered(store: RunStore, sources: Sequence[OofSource]) -> Considered:
-    """What stands to choose from; RunFailure where there is nothing to blend."""
+def count_considered(store: RunStore, sources: Sequence[OofSource]) -> ChoiceCounts:
+    """Count what stands to choose from; RunFailure where there is nothing to blend."""
     own = [s.member for s in sources if not s.member.run and s.member.variant != VARIANT]
     lost = _without_weights(store, own)
     summaries = store.summaries()
@@ -155,7 +154,7 @@ def count_considered(store: RunStore, sources: Sequence[OofSource]) -> Considere
         raise _nothing_to_blend(store, summaries, without_weights=len(lost))
     complete = sum(1 for s in summaries if s.status == "complete")
     further = {(s.member.run, s.member.candidate) for s in sources if s.member.run}
-    return Considered(complete + len(further), len(lost))
+    return ChoiceCounts(complete + len(further), len(lost))
 
 
 def _nothing_to_blend(
@@ -186,9 +185,11 @@ def _nothing_to_blend(
 
 
 def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
-    """Check, choose, certify, cross-fit and write the blend, among members whose weights are there:
-    it is to predict. Raises RunFailure where no candidate is complete, UserError for wrong arrays,
-    names and limits."""
+    """Check, choose, certify, cross-fit and write the blend.
+
+    Among members whose weights are there: it is to predict. Raises RunFailure where no candidate is
+    complete, UserError for wrong arrays, names and limits.
+    """
     sources = requested_sources(store, config, request)
     considered = count_considered(store, sources)
     kept = without_excluded([s.member for s in sources], config.exclude)
@@ -209,10 +210,10 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
 
 def _choose(
     rows: MemberRows, config: EnsembleConfig, request: Request
-) -> tuple[Blended, list[CurvePoint]]:
-    """Method, temperatures and members; with a limit of time, the loss at other limits too."""
+) -> tuple[ChosenBlend, list[CurvePoint]]:
+    """Choose method, temperatures and members; with a limit of time, score other limits too."""
     losses = np.array([log_loss_of_true(column) for column in rows.raw])
-    forced = forced_members(rows.members, losses, config.include, rows.duplicates)
+    forced = included_members(rows.members, losses, config.include, rows.duplicates)
     bounded = config.max_ms_per_image is not None or config.max_bytes is not None
     prices = request.prices(rows.members) if bounded else Prices({}, {})
     limits = find_limits(rows.members, prices, config, forced)
@@ -223,7 +224,7 @@ def _choose(
 
     choice = choose_method(rows, methods_to_try(config.method), within, config.calibrate)
     chosen, temperature, prob = final_fit(rows, partial(within, choice.method), choice.calibration)
-    blended = Blended(
+    blended = ChosenBlend(
         method=choice.method,
         methods_tried=choice.tried,
         rows=rows,
@@ -239,7 +240,7 @@ def _choose(
 
 
 def _write(
-    store: RunStore, record: EnsembleRecord, blended: Blended, added: Added
+    store: RunStore, record: EnsembleRecord, blended: ChosenBlend, added: AddedPredictions
 ) -> EnsembleRecord:
     """The record as it was written, with the digests of what belongs to it."""
     arrays = blended.fit.combiner.take(heaviest_first(blended.fit)).arrays()
@@ -253,8 +254,11 @@ def _write(
 
 
 def remove_unused_weights(store: RunStore, blend: EnsembleRecord) -> int:
-    """`keep: blend`: remove the weights of complete candidates that are not in the blend; how many
-    members lost theirs. Other candidates may still become complete, and need theirs then."""
+    """Remove the weights that `keep: blend` needs not; gives how many members lost theirs.
+
+    Those of complete candidates that are not in the blend. Other candidates may still become
+    complete, and need theirs then.
+    """
     complete = [s for s in store.summaries() if s.status == "complete"]
     used = {(member.candidate, member.variant) for member in blend.members if not member.run}
     every = {(t.candidate, v) for s in complete for t in s.trials for v in t.variants}
@@ -271,9 +275,11 @@ def _near_duplicates(store: RunStore) -> NDArray[np.int64] | None:
     return None if rows is None else np.flatnonzero(np.isin(store.scored_rows(), rows))
 
 
-def _curve(blended: Blended, settings: Settings, limits: Limits) -> list[CurvePoint]:
-    """Loss against time: the blend, and what the same method and calibration give at other limits
-    of time; what is not visibly better than something faster is left out."""
+def _curve(blended: ChosenBlend, settings: Settings, limits: Limits) -> list[CurvePoint]:
+    """Loss against time: the blend, and the same method and calibration at other limits of time.
+
+    A point that is not visibly better than something faster is left out.
+    """
     rows, choice = blended.rows, blended.choice
     found = [_point(rows, limits, blended.fit, blended.prob)]
     pool = rows.pool(choice.members)

@@ -1,4 +1,4 @@
-"""The integrity gate: what a member's arrays must be before any blend looks at them.
+"""Validation: what a member's arrays must be before any blend looks at them.
 
 Takes a source with its arrays and the scored rows; gives every violation as a `Problem` that names
 trial, row and file.
@@ -23,7 +23,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
 
 _TOLERANCE = 1e-3
-"""How far the sum of a row's probabilities may be from 1, and a probability above 1."""
+"""Largest distance from 1 of the sum of a row's probabilities, and of one above 1."""
 _HALF_ROUNDING = 1 / 2048
 """Relative: float16 has 11 significant bits."""
 _BLOCK = 1 << 16
@@ -34,7 +34,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, eq=False)
 class ScoredRows:
-    """What every member must have predicted."""
+    """The rows that every member must have predicted."""
 
     rows: NDArray[np.int64]
     """(N,) rows of folds.csv, from 0."""
@@ -44,12 +44,13 @@ class ScoredRows:
 
     @classmethod
     def of(cls, store: RunStore) -> ScoredRows:
+        """The scored rows of a run folder."""
         rows = store.scored_rows()
         return cls(rows, store.labels()[rows], store.classes(), store.folds())
 
     @property
     def fold(self) -> NDArray[np.int64]:
-        """(N,)"""
+        """(N,) fold of each row."""
         return self.table.fold[self.rows]
 
 
@@ -68,8 +69,10 @@ def violations(
     true_prob: NDArray[np.floating],
     scored: ScoredRows,
 ) -> list[Problem]:
-    """What is wrong with a member's log-probabilities (N, C) and true_prob (N,), the first row of
-    each kind and fold; empty where nothing is."""
+    """All that is wrong with a member's log-probabilities (N, C) and true_prob (N,).
+
+    The first row of each kind and fold; empty where nothing is wrong.
+    """
     expected = (len(scored.rows), len(scored.classes))
     arrays = (("oof", log_prob, expected), ("true_prob", true_prob, expected[:1]))
     odd = [
@@ -120,7 +123,7 @@ def _faults(
 
 
 def allowed_sum_error(n_classes: int) -> float:
-    """How far the probabilities of a sound row may sum from 1.
+    """Largest distance from 1 of the sum of a sound row's probabilities.
 
     `_TOLERANCE`, and what float16 logarithms may lose: each log p_c is stored as log p_c (1 + d_c)
     with |d_c| <= 1/2048, so that the sum changes by sum_c p_c log p_c d_c to first order, which is
@@ -130,8 +133,11 @@ def allowed_sum_error(n_classes: int) -> float:
 
 
 def _differ(stored: NDArray[np.floating], true_prob: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(n,) where a log-probability and a probability are not the same number. In logarithms, so
-    that small ones count; both clipped as in the score, below which no file is exact."""
+    """(n,) where a log-probability and a probability are not the same number.
+
+    In logarithms, so that small ones count; both clipped as in the score, below which no file is
+    exact.
+    """
     left = np.maximum(stored, LOG_CLIP)
     right = np.log(np.maximum(true_prob, CLIP))
     return np.asarray(np.abs(left - right) > 2 * _TOLERANCE - 2 * _HALF_ROUNDING * left)
@@ -154,7 +160,7 @@ def _odd_value(row: NDArray[np.floating], classes: tuple[str, ...]) -> str:
 
 
 def _problems(source: OofSource, fault: _Fault, scored: ScoredRows) -> Iterator[Problem]:
-    """One a fold."""
+    """One problem a fold."""
     wrong = np.flatnonzero(fault.wrong)
     fold = scored.fold[wrong]
     for k in np.unique(fold):
@@ -177,7 +183,7 @@ def _of_trials(source: OofSource) -> bool:
 
 
 def _file(source: OofSource, array: str, fold: int | None) -> str:
-    """A run's members have a file a fold and array; others one file, whatever it is."""
+    """The file to blame: a run's members have one a fold and array, others one in all."""
     if not _of_trials(source):
         return source.where
     folder = source.where.rpartition("/*/")[0]

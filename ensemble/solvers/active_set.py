@@ -1,12 +1,9 @@
 """The best weights of a few members: sequential quadratic programming on the log loss.
 
 Takes an `Active` set of members and weights on it; gives weights whose certificate within the set
-is at most a tolerance. `foldrace.ensemble.solvers.optimal` decides who is in the set.
-
-min 1/2 v'Hv - b'v over v >= 0, for a positive semidefinite H of up to a few hundred members.
-
-The step of `optimal`. Source: Lawson and Hanson, Solving Least Squares Problems, 1974,
-23.3 (NNLS), on H itself instead of its Cholesky factor and started from the last weights.
+is at most a tolerance. `foldrace.ensemble.solvers.optimal` decides who is in the set. Source of
+`nonneg_qp`: Lawson and Hanson, Solving Least Squares Problems, 1974, 23.3 (NNLS), on H itself
+instead of its Cholesky factor and started from the last weights.
 """
 
 from __future__ import annotations
@@ -22,18 +19,19 @@ from foldrace.ensemble.solvers.kernels import BLOCK
 Floats = NDArray[np.float64]
 
 _RIDGE = 1e-13
-"""Of a diagonal of ones: keeps H invertible where columns are (nearly) dependent."""
+"""Added to a diagonal of ones: keeps H invertible where columns are (nearly) dependent."""
 _DUAL = 1e-11
-"""Of the largest entry of b: a smaller slope is rounding."""
+"""Relative to the largest entry of b: a smaller slope is rounding."""
 _TINY = 1e-300
 
 
 def nonneg_qp(hessian: Floats, linear: Floats, start: Floats) -> Floats:
-    """(k,) the minimiser for hessian (k, k) and linear (k,), searched from start (k,) >= 0.
+    """Minimise 1/2 v'Hv - b'v over v >= 0: (k,) for hessian (k, k), linear (k,), start (k,) >= 0.
 
-    Each step lowers the objective, so that a search that is cut off still gives a feasible v that
-    is no worse than the start. A small multiple of |v - start|^2 is added to the objective: it
-    moves no minimiser that is also the start.
+    H is positive semidefinite, of up to a few hundred members. Each step lowers the objective, so
+    that a search that is cut off still gives a feasible v that is no worse than the start. A small
+    multiple of |v - start|^2 is added to the objective: it moves no minimiser that is also the
+    start.
     """
     scale = 1.0 / np.sqrt(np.diag(hessian))  # members of 1e-15 beside members of 1
     h = hessian * np.outer(scale, scale)
@@ -121,8 +119,11 @@ class Active:
 
 
 def _add_gram(ratios: Floats, total: Floats) -> None:
-    """total (k, k) += ratios @ ratios.T, for ratios (k, n), in products too small for BLAS to share
-    among threads: on a busy machine those wait for each other a hundred times longer."""
+    """Add ratios @ ratios.T of ratios (k, n) to total (k, k), in small products.
+
+    Too small for BLAS to share among threads: on a busy machine those wait for each other a hundred
+    times longer.
+    """
     k, n_rows = ratios.shape
     tiles = [slice(first, first + _TILE) for first in range(0, k, _TILE)]
     step = _BLAS_ALONE // min(k, _TILE) ** 2
@@ -134,8 +135,9 @@ def _add_gram(ratios: Floats, total: Floats) -> None:
 
 
 def settle(active: Active, v: Floats, tolerance: float) -> Floats:
-    """(k,) weights from which no member of the set lowers the loss by more than tolerance (nats),
-    as far as rounding allows; never a higher loss than at v (k,).
+    """(k,) weights from which no member of the set lowers the loss by more than tolerance (nats).
+
+    As far as rounding allows; never a higher loss than at v (k,).
 
     The minimum of mean(-log q(v)) + sum(v) over v >= 0 lies on the simplex, so a step needs no
     equality: with slopes g = Hv it goes to the minimiser of 1/2 u'Hu - (2g - 1)'u over u >= 0,

@@ -127,13 +127,15 @@ def _best_addition(
     height: float,
     bounds: NDArray[np.float64],
 ) -> int:
-    """The member of the pool with the highest gain = mean_i log(total_i + t_mi) - height, the
-    lowest one on a tie. `bounds` (M,) holds gains of earlier rounds and takes those computed now.
+    """The member of the pool with the highest gain, the lowest one on a tie.
+
+    The gain is mean_i log(total_i + t_mi) - height. `bounds` (M,) holds gains of earlier rounds and
+    takes those computed now.
 
     A gain only falls as the total grows, so an old one still bounds it from above. Members are
-    scored from the highest bound down, until no bound reaches the best score: the result of
-    scoring all. Source: Minoux, Accelerated greedy algorithms for maximizing submodular set
-    functions, 1978.
+    scored from the highest bound down, until no bound reaches the best score: the result of scoring
+    all. Source: Minoux, Accelerated greedy algorithms for maximizing submodular set functions,
+    1978.
     """
     order = pool[np.argsort(-bounds[pool], kind="stable")]
     lead, rest = order[:_LEAD], order[_LEAD:]

@@ -73,16 +73,21 @@ class MemberSums:
         return sums
 
     def _rows(self, index: NDArray[np.intp]) -> tuple[NDArray[np.floating], NDArray[np.intp]]:
-        """An array with adjacent rows that holds the members, and where: a copy of the block only
-        where the members themselves do not lie row by row."""
+        """An array with adjacent rows that holds the members, and their places in it.
+
+        A copy of the block only where the members themselves do not lie row by row.
+        """
         if self.members.flags.c_contiguous:
             return self.members, index
         return np.ascontiguousarray(self.members[index]), np.arange(len(index))
 
 
 def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -> MemberSums:
-    """The sums of checked members (M, N); backend None: numba where it pays by the size alone, so
-    that the same input takes the same way. ValueError on another name."""
+    """The sums of checked members (M, N).
+
+    backend None: numba where it pays by the size alone, so that the same input takes the same way.
+    ValueError on another name.
+    """
     if backend is None:
         backend = backend_for(members.size)
     if backend not in ("numba", "numpy"):
@@ -97,7 +102,7 @@ def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -
 
 
 def backend_for(size: int) -> Backend:
-    """The one that takes less time for so many members x rows."""
+    """The backend that takes less time for so many members x rows."""
     return "numba" if size >= _NUMBA_FROM else "numpy"
 
 
@@ -132,8 +137,10 @@ def certified(
     path_losses: Sequence[float] = (),
     sums: MemberSums | None = None,
 ) -> Blend:
-    """The `Blend` of these weights, with its loss and certificate; `sums` are those of true_prob,
-    where its values have been checked before."""
+    """The `Blend` of these weights, with its loss and certificate.
+
+    `sums` are those of true_prob, where its values have been checked before.
+    """
     sums = sums or member_sums(checked_members(true_prob))
     members = sums.members
     checked = checked_weights(weights, len(members))
@@ -143,7 +150,7 @@ def certified(
 
 
 def _bound(sums: MemberSums, mixed: NDArray[np.float64]) -> float:
-    """log max_m mean_i(t_mi / q_i), for mixed q (N,)."""
+    """The bound log max_m mean_i(t_mi / q_i), for mixed q (N,)."""
     ratios = sums.mean_products(np.arange(len(sums.members)), 1.0 / mixed)
     return max(0.0, math.log(float(ratios.max())))
 
@@ -154,7 +161,7 @@ def _mean_log(
     offset: NDArray[np.float64],
     means: NDArray[np.float64],
 ) -> None:
-    """means (k,) = mean_i log(offset_i + t_mi), as logarithms of products."""
+    """Fill means (k,) with mean_i log(offset_i + t_mi), as logarithms of products."""
     sums = clipped(members[index])
     sums += offset
     width = -(-sums.shape[1] // _FACTORS)
@@ -172,7 +179,7 @@ def _mean_product(
     factor: NDArray[np.float64],
     means: NDArray[np.float64],
 ) -> None:
-    """means (k,) = mean_i t_mi * factor_i; no BLAS, whose threads would fight with ours."""
+    """Fill means (k,) with mean_i t_mi * factor_i; no BLAS, whose threads would fight with ours."""
     products = clipped(members[index])
     products *= factor
     products.mean(axis=1, out=means)

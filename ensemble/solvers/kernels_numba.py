@@ -30,7 +30,7 @@ _LOG_2 = float(np.log(2.0))
 
 
 def _compiled(**options: Any) -> Callable[[_Kernel], _Kernel]:
-    """njit with a cache, or without where no folder for it can be written."""
+    """Compile with a cache, or without where no folder for it can be written."""
 
     def compiled(kernel: _Kernel) -> _Kernel:
         uncached: _Kernel = njit(nogil=True, **options)(kernel)
@@ -44,8 +44,10 @@ def _compiled(**options: Any) -> Callable[[_Kernel], _Kernel]:
 
 
 def _unless_broken(cached: _Kernel, uncached: _Kernel) -> _Kernel:
-    """The cached kernel until its cache fails, which shows at the first call: a full disk, or a
-    file cut short. A fault of the kernel's own shows again without the cache."""
+    """The cached kernel until its cache fails, which shows at the first call.
+
+    A full disk, or a file cut short. A fault of the kernel's own shows again without the cache.
+    """
     best = cached
 
     @functools.wraps(uncached)
@@ -80,7 +82,7 @@ def mean_log(
     offset: NDArray[np.float64],
     means: NDArray[np.float64],
 ) -> None:
-    """means (k,) = mean_i log(offset_i + t_mi), with _LANES logarithms a member.
+    """Fill means (k,) with mean_i log(offset_i + t_mi), with _LANES logarithms a member.
 
     The log of a product is the sum of the logs. Each lane multiplies every 64th sum; before the
     product can leave the range of float64, its exponent goes to an integer and the fraction stays.
@@ -119,7 +121,7 @@ def mean_product(
     factor: NDArray[np.float64],
     means: NDArray[np.float64],
 ) -> None:
-    """means (k,) = mean_i t_mi * factor_i; four members at a time take half the time of one."""
+    """Fill means (k,) with mean_i t_mi * factor_i; four members at a time take half the time."""
     n_rows = members.shape[1]
     last = len(index) - 1
     for k in range(0, len(index), 4):

@@ -1,13 +1,9 @@
 """The loss of softmax(sum of a_m z_m + sum of z_m W_m + b), and where it is least.
 
-Takes centred log-probabilities z of a few members as a stack (m, N, C);
-every pass converts one block of rows after another to float64. The loss is convex. Its targets may
-be smoothed as in Platt, Probabilistic Outputs for Support Vector Machines, 1999.
-
-The log-probabilities of a few members on all rows, read once for many passes over them.
-
-Takes a `Pool`, gives centred log-probabilities (m, n, C) float32: in memory, or in a temporary file
-where they are many.
+Takes a `Pool`, from which the centred log-probabilities z of a few members are read once, as a
+stack (m, N, C): in memory, or in a temporary file where they are many. Every pass converts one
+block of rows after another to float64. The loss is convex. Its targets may be smoothed as in Platt,
+Probabilistic Outputs for Support Vector Machines, 1999.
 """
 
 from __future__ import annotations
@@ -35,8 +31,10 @@ _READ_BLOCK = 1 << 15
 def log_stack(
     pool: Pool, members: NDArray[np.intp], rows: NDArray[np.intp] | None = None
 ) -> NDArray[np.float32]:
-    """(m, n, C) centred log-probabilities of these members on n rows, or on all; a few more (N, C)
-    float32 are in memory while they are read."""
+    """(m, n, C) centred log-probabilities of these members on n rows, or on all.
+
+    A few more (N, C) float32 are in memory while they are read.
+    """
     n_rows = len(pool.labels) if rows is None else len(rows)
     shape = (len(members), n_rows, pool.n_classes)
     logs = (_rows_of(pool.log_prob(int(m)), rows) for m in members)
@@ -60,9 +58,11 @@ def _rows_of(log_prob: NDArray[np.floating], rows: NDArray[np.intp] | None) -> N
 
 
 def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
-    """At most so many rows, evenly from all by class and by what the member gives to it, all
-    members on a tie: a fair sample in a fair order, and the same whatever the order of the pool's
-    rows."""
+    """At most so many rows, evenly from all by class and by what the member gives to it.
+
+    All members decide a tie: a fair sample in a fair order, and the same whatever the order of the
+    pool's rows.
+    """
     of_all = np.round(pool.true_prob.mean(axis=0), 6)
     order = np.lexsort((of_all, pool.true_prob[member], pool.labels))
     return order[:: math.ceil(len(order) / max(1, most))]
@@ -71,8 +71,10 @@ def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
 def _in_file(
     logs: Iterable[NDArray[np.float32]], shape: tuple[int, int, int]
 ) -> NDArray[np.float32]:
-    """Read-only; the file has no name and goes with the array. It is written before it is mapped:
-    a full disk is then an error and not the end of the process."""
+    """The stack in a file that has no name and goes with the array; read-only.
+
+    It is written before it is mapped: a full disk is then an error and not the end of the process.
+    """
     with tempfile.TemporaryFile(buffering=0) as file:
         for of_member in logs:
             _append(file, of_member.data.cast("B"), 4 * math.prod(shape))
@@ -93,16 +95,16 @@ def _append(file: IO[bytes], left: memoryview, size: int) -> None:
 
 
 LARGEST_SCALE = 20.0
-"""Of a_m: where every row is right, the loss falls for ever with the sum of the a_m."""
+"""Largest a_m: where every row is right, the loss falls for ever with the sum of the a_m."""
 _DIGITS = 6
-"""Of log-probabilities in float32: the order of the members must not choose between equal ones."""
+"""Digits of log-probabilities that count: the order of members must not choose between equals."""
 _BLOCK = 1 << 17
 """Numbers converted to float64 at a time: 1 MiB, so that they stay in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Coefficients:
-    """Of m members, the first J of which have a matrix."""
+    """Coefficients of m members, the first J of which have a matrix."""
 
     scales: NDArray[np.float64]  # (m,) a
     matrices: NDArray[np.float64]  # (J, C, C) W
@@ -111,14 +113,14 @@ class Coefficients:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is minimised: the mean loss + penalty / (2 N) * (|W|^2 + |b|^2)."""
+    """The mean loss + penalty / (2 N) * (|W|^2 + |b|^2), to be minimised."""
 
     stack: NDArray[np.float32]  # (m, N, C)
     labels: NDArray[np.int64]  # (N,)
     bounds: NDArray[np.float64]
     """(m, 2) the least and the largest a_m."""
     penalty: float = math.inf
-    """On the scale of the sum over rows; infinite: W and b are 0."""
+    """Penalty on the scale of the sum over rows; infinite: W and b are 0."""
     runner_up: NDArray[np.int64] | None = None
     """(N,) classes; one row more, the mean of the rows with these labels, counts beside the N. Rows
     that are all right do not promise that the next one is."""
@@ -168,8 +170,10 @@ def row_losses(
 
 
 def runner_up(stack: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) the class that the members of stack (m, N, C) hold for the likeliest but the label, the
-    lowest on a tie up to rounding; the label itself where there is no other."""
+    """(N,) the likeliest class but the label, for the members of stack (m, N, C).
+
+    The lowest on a tie up to rounding; the label itself where there is no other.
+    """
     m, _, n_classes = stack.shape
     if n_classes < 2:
         return labels
@@ -236,8 +240,10 @@ def _block_losses(
     runner_up: NDArray[np.int64] | None = None,
     share: float = 0.0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The log losses (n,), and p - y (n, C), made in the memory of the logits. With `runner_up` the
-    targets are 1 - share of the label and a share of these classes."""
+    """The log losses (n,), and p - y (n, C), made in the memory of the logits.
+
+    With `runner_up` the targets are 1 - share of the label and a share of these classes.
+    """
     rows = np.arange(len(labels))
     logits -= logits.max(axis=1, keepdims=True)
     targets = [(labels, 1.0)] if runner_up is None else [(labels, 1.0 - share), (runner_up, share)]

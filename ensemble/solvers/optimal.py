@@ -23,15 +23,15 @@ from foldrace.ensemble.solvers.kernels import Backend, MemberSums, member_sums
 Floats = NDArray[np.float64]
 
 _AT_START = 20
-"""So many members, the best single ones, are the first few."""
+"""Number of members, the best single ones, that the search starts from."""
 _ADDED = 20
-"""At most so many members join at a time."""
+"""Largest number of members that join at a time."""
 _PASSES = 200
 """Far more than any search needed: 2 to 6 on OOF data."""
 _STALLED = 3
 """Passes without progress after which rounding is taken to allow none."""
 _INNER = 0.05
-"""Of the certificate of all members: no closer need the few be solved before others join."""
+"""Part of the certificate of all members that is close enough before others join."""
 
 
 def optimal(
@@ -65,7 +65,7 @@ def optimal(
 
 
 def _lower_weights(forced: Sequence[int], min_weight: float, n_members: int) -> Floats:
-    """(M,) what each member gets at least."""
+    """(M,) the least weight of each member."""
     if not 0.0 <= min_weight * max(1, len(forced)) <= 1.0:
         raise ValueError(
             f"min_weight is {min_weight}, should be from 0 to {1 / max(1, len(forced)):.3g} for "
@@ -95,8 +95,8 @@ class _Problem:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Weights v (k,) of the members in index (k,), what they cost, and the slopes there."""
+class SearchState:
+    """Weights v (k,) of the members in index (k,), their loss, and the slopes there."""
 
     index: NDArray[np.intp]
     v: Floats
@@ -108,15 +108,17 @@ class Found:
     """(p,) of the pool's members: how fast the loss falls toward each, plus 1."""
 
 
-def improved(sums: MemberSums, found: Found, tolerance: float) -> Found:
-    """The search of `optimal` continued from `found`, whose pool are all members: members came that
-    it does not have in its index, and `slopes` and `certificate` know of them. No member may equal
-    another. Never a higher loss."""
+def improved(sums: MemberSums, found: SearchState, tolerance: float) -> SearchState:
+    """Continue the search of `optimal` from `found`, whose pool are all members.
+
+    Members came that it does not have in its index, and `slopes` and `certificate` know of them. No
+    member may equal another. Never a higher loss.
+    """
     problem = _Problem(sums, np.zeros(sums.members.shape[1]), 1.0)
     return _search(problem, np.arange(len(sums.members)), found, tolerance)
 
 
-def _first(problem: _Problem) -> tuple[NDArray[np.intp], Found]:
+def _first(problem: _Problem) -> tuple[NDArray[np.intp], SearchState]:
     """The members without equal ones, and the mean of the best single ones."""
     every = np.arange(len(problem.sums.members))
     scores = problem.sums.mean_logs(every, np.zeros_like(problem.fixed))
@@ -125,7 +127,9 @@ def _first(problem: _Problem) -> tuple[NDArray[np.intp], Found]:
     return pool, _settled(problem, pool, index, np.full(len(index), 1.0 / len(index)), _INNER)
 
 
-def _search(problem: _Problem, pool: NDArray[np.intp], best: Found, tolerance: float) -> Found:
+def _search(
+    problem: _Problem, pool: NDArray[np.intp], best: SearchState, tolerance: float
+) -> SearchState:
     """The best weights found until their certificate is small enough or rounding stops it."""
     found, stalled = best, 0
     for _ in range(_PASSES):
@@ -141,21 +145,23 @@ def _search(problem: _Problem, pool: NDArray[np.intp], best: Found, tolerance: f
 
 def _settled(
     problem: _Problem, pool: NDArray[np.intp], index: NDArray[np.intp], v: Floats, tolerance: float
-) -> Found:
+) -> SearchState:
     """The best weights of the members in index, with the slopes of the whole pool there."""
     active = problem.active(index)
     v = settle(active, v, tolerance)
     mixed = active.mixed(v)
     slopes = problem.slopes(pool, mixed)
     certificate = max(0.0, math.log(float(slopes.max())))
-    return Found(index, v, mixed, log_loss_of_true(mixed), certificate, slopes)
+    return SearchState(index, v, mixed, log_loss_of_true(mixed), certificate, slopes)
 
 
 def _joined(
-    problem: _Problem, found: Found, pool: NDArray[np.intp]
+    problem: _Problem, found: SearchState, pool: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], Floats]:
-    """The members with a weight and the steepest others (or the steepest of all, where no other
-    would lower the loss), at the best point on the way to the mean of those."""
+    """The members with a weight and the steepest others, at the best point toward their mean.
+
+    Where no other member would lower the loss, the steepest of all joins.
+    """
     used, slopes = found.index[found.v > 0.0], found.slopes
     others = np.flatnonzero(np.isin(pool, used, invert=True) & (slopes > 1.0))
     steepest = others[np.argsort(-slopes[others], kind="stable")[:_ADDED]]

@@ -1,12 +1,9 @@
-"""A regularised multinomial logistic regression on the members' log-probabilities.
+"""Poolings of logarithms: the members' product to fitted powers, and logistic regression.
 
-Takes a `Pool`, gives a `Fit`. Source: Wolpert, Stacked Generalization, Neural Networks 1992; the
-penalty pulls toward the log-linear pooling of `geometric`, not toward no opinion.
-
-Log-linear pooling: the product of the members' probabilities, each to a power of its own.
-
-Takes a `Pool`, gives a `Fit`. Source: Genest and Zidek, Combining Probability Distributions: A
-Critique and an Annotated Bibliography, Statistical Science 1986, section 3.
+Each takes a `Pool` and gives a `Fit`. Sources: Genest and Zidek, Combining Probability
+Distributions: A Critique and an Annotated Bibliography, Statistical Science 1986, section 3;
+Wolpert, Stacked Generalization, Neural Networks 1992. The penalty of `stacking` pulls toward
+`geometric`, not toward no opinion.
 """
 
 from __future__ import annotations
@@ -36,12 +33,14 @@ _SCREENED = 64
 _SCREENED_NUMBERS = 1 << 24
 """Numbers in the stack of screened members: of more rows than that, some are left out."""
 _LEAST = 1e-6
-"""Of the heaviest member: with all powers 0 there would be nothing to predict from."""
+"""Least power of the heaviest member: with all powers 0 there would be nothing to predict from."""
 
 
 def geometric(pool: Pool, settings: Settings) -> Fit:
-    """Powers >= 0 of the least OOF loss, for at most 20 members or all that are forced. The powers
-    need not sum to 1: their sum is the inverse of a temperature."""
+    """Powers >= 0 of the least OOF loss, for at most 20 members or all that are forced.
+
+    The powers need not sum to 1: their sum is the inverse of a temperature.
+    """
     members, first = heaviest(pool, settings)
     stack, bounds = log_stack(pool, members), scale_bounds(members, settings)
     weights = np.zeros(len(pool.members))
@@ -50,11 +49,10 @@ def geometric(pool: Pool, settings: Settings) -> Fit:
 
 
 def heaviest(pool: Pool, settings: Settings) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The members that move the logits most in the pooling of the screened ones, the heaviest
-    first, and their powers there.
+    """The members that move the logits most in the pooling of the screened ones, and their powers.
 
-    A product wants other members than a mean: those of the greedy blend alone gave a held-out loss
-    of 0.546, these 0.494 (digits, 24 members, 1,437 rows).
+    The heaviest first. A product wants other members than a mean: those of the greedy blend alone
+    gave a held-out loss of 0.546, these 0.494 (digits, 24 members, 1,437 rows).
     """
     screened = _screened(pool, settings)
     most = _SCREENED_NUMBERS // (len(screened) * pool.n_classes)
@@ -74,8 +72,10 @@ def heaviest(pool: Pool, settings: Settings) -> tuple[NDArray[np.intp], NDArray[
 
 
 def _screened(pool: Pool, settings: Settings) -> NDArray[np.intp]:
-    """The best member first; the forced ones, those of the greedy blend, and the best others until
-    there are 64; no duplicates."""
+    """The best member first; forced ones, those of the greedy blend, and the best others.
+
+    Until there are 64; no duplicates.
+    """
     blend = greedy(
         pool.true_prob,
         max_rounds=settings.rounds,
@@ -110,7 +110,7 @@ def pooled(
 
 _MOST_MATRICES = 10
 _MOST_COEFFICIENTS = 1 << 14
-"""Of all matrices together: 10 members have one up to C = 40, one member up to C = 128, none
+"""Most coefficients in all: 10 members have a matrix up to C = 40, one up to C = 128, none
 beyond. Members without a matrix still have their scale."""
 _PENALTIES = (1e5, 3e4, 1e4, 3e3, 1e3)
 """Lighter ones never gave the least held-out loss on real members, and where few rows are wrong the
@@ -140,13 +140,15 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
 
 
 def matrices_for(n_members: int, n_classes: int) -> int:
-    """How many of the members have a matrix."""
+    """Number of the members that have a matrix."""
     return min(n_members, _MOST_MATRICES, _MOST_COEFFICIENTS // n_classes**2)
 
 
 def stacked(problem: Problem, first: NDArray[np.float64], n_matrices: int) -> Coefficients:
-    """The minimum with so many matrices, none where the penalty is infinite, sought from the scales
-    `first` (m,)."""
+    """The minimum with so many matrices, sought from the scales `first` (m,).
+
+    None of them where the penalty is infinite.
+    """
     if math.isinf(problem.penalty):
         return pooled(problem.stack, problem.labels, problem.bounds, first)
     return minimise(problem, scales_alone(first, problem.stack.shape[2], n_matrices))
@@ -159,10 +161,11 @@ def chosen_penalty(
     first: NDArray[np.float64],
     n_matrices: int,
 ) -> float:
-    """The heaviest penalty whose cross-fitted loss on stack (m, N, C) is within one standard error
-    of the least, tried from the heaviest down until the loss rises. Rows are dealt to the parts in
-    turn. Source of the rule: Breiman, Friedman, Olshen and Stone, Classification and Regression
-    Trees, 1984; the error is that of the difference, row by row.
+    """The heaviest penalty whose cross-fitted loss is within one standard error of the least.
+
+    On stack (m, N, C), tried from the heaviest down until the loss rises. Rows are dealt to the
+    parts in turn. Source of the rule: Breiman, Friedman, Olshen and Stone, Classification and
+    Regression Trees, 1984; the error is that of the difference, row by row.
     """
     if len(labels) < _PARTS:
         return math.inf
@@ -188,7 +191,7 @@ def chosen_penalty(
 
 
 def _within_chance(losses: NDArray[np.float64], least: NDArray[np.float64]) -> bool:
-    """Whether the mean of losses (N,) is no more than one standard error above the least."""
+    """Say whether the mean of losses (N,) is at most one standard error above the least."""
     worse = losses - least
     return bool(worse.mean() <= worse.std(ddof=1) / math.sqrt(len(worse)))
 
