@@ -1,4 +1,4 @@
-"""Which temperatures are kept where the truth is known, and what the final fit gives."""
+"""Temperatures and method by the cross-fitted loss, and the reliability diagram."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from foldrace.core.metrics import log_loss
-from foldrace.ensemble.calibration import choose_calibration, final_fit
+from foldrace.ensemble.calibration import (
+    choose_calibration,
+    choose_method,
+    final_fit,
+    methods_to_try,
+    reliability,
+)
 from foldrace.ensemble.crossfit import crossfit_rows
+from foldrace.ensemble.methods import METHODS, check_method, fit_method
 from foldrace.ensemble.pool import MemberRows, Pool, member_rows
-from foldrace.ensemble.pooling import Fit, mixture_fit
+from foldrace.ensemble.pooling import Fit, Settings, mixture_fit
 from foldrace.ensemble.solvers.greedy import greedy
 from foldrace.ensemble.solvers.kernels import certified
 from foldrace.ensemble.temperature import at_temperature
@@ -155,3 +162,86 @@ def mixed(
         for m, (weight, temperature) in enumerate(zip(weights, temperatures, strict=True))
     ]
     return np.asarray(np.sum(probs, axis=0))
+
+
+@pytest.fixture(scope="module")
+def rows() -> MemberRows:
+    """Three experts, each sure of a third of the classes alone."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 600)
+    logits = [
+        np.where(np.arange(6) // 2 == expert, 3.0, 0.3) * np.eye(6)[labels]
+        + rng.normal(size=(600, 6))
+        for expert in range(3)
+    ]
+    log_probs = [z - np.log(np.exp(z).sum(axis=1, keepdims=True)) for z in logits]
+    return member_rows(log_probs, labels, np.arange(600) % 3)
+
+
+def fit(method: str, pool: Pool) -> Fit:
+    return fit_method(method, pool, Settings())
+
+
+def test_the_least_cross_fitted_loss_wins(rows: MemberRows) -> None:
+    alone = {
+        method: choose_calibration(rows, lambda pool, m=method: fit(m, pool)).crossfit.loss
+        for method in ("greedy", "geometric", "stacking")
+    }
+    chosen = choose_method(rows, methods_to_try("auto"), fit)
+    assert {t.method: t.crossfit_logloss for t in chosen.tried} == alone
+    assert chosen.method == min(alone, key=lambda method: alone[method])
+    assert chosen.calibration.crossfit.loss == min(alone.values())
+
+
+def test_a_named_method_is_not_a_choice(rows: MemberRows) -> None:
+    chosen = choose_method(rows, methods_to_try("optimal"), fit)
+    assert (chosen.method, chosen.tried) == ("optimal", ())
+
+
+def test_auto_is_a_name_and_tries_methods_of_the_table() -> None:
+    assert check_method("auto") is None
+    assert methods_to_try("auto") == ("greedy", "geometric", "stacking")
+    assert set(methods_to_try("auto")) < METHODS.keys()
+    problem = check_method("autos")
+    assert problem is not None and "did you mean 'auto'?" in str(problem)
+
+
+@pytest.mark.parametrize(("rows", "bins"), [(1, 15), (10, 3), (2000, 15), (500, 1)])
+def test_equals_a_plain_loop(rows: int, bins: int) -> None:
+    rng = np.random.default_rng(rows)
+    confidence = rng.uniform(0.1, 1.0, size=rows)
+    hits = rng.uniform(size=rows) < confidence**2
+    got, ece = reliability(confidence, hits, bins), 0.0
+    assert len(got.bins) == bins
+    for b, filled in enumerate(got.bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        assert filled.rows == inside.sum()
+        if inside.any():
+            assert filled.confidence == pytest.approx(confidence[inside].mean())
+            assert filled.accuracy == pytest.approx(hits[inside].mean())
+            ece += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
+    assert got.ece == pytest.approx(ece)
+
+
+def test_confidence_that_is_the_accuracy_has_no_error() -> None:
+    confidence = np.repeat([0.25, 0.5, 0.75], 100)
+    hits = np.tile(np.arange(100), 3) < 100 * confidence
+    assert reliability(confidence, hits).ece == pytest.approx(0.0)
+    assert reliability(confidence, ~hits).ece == pytest.approx((0.5 + 0.0 + 0.5) / 3)
+
+
+def test_overconfidence_is_the_error() -> None:
+    got = reliability(np.full(10, 0.9), np.arange(10) < 6)
+    assert got.ece == pytest.approx(0.3)
+    assert got.bins[13].rows == 10
+
+
+def test_edges_belong_to_the_lower_bin_and_all_rows_count() -> None:
+    got = reliability(np.array([0.0, 0.5, 0.75, 1.0], np.float32), np.ones(4, bool), bins=4)
+    assert [filled.rows for filled in got.bins] == [1, 1, 1, 1]
+    assert got.bins[0].confidence == 0.0
+
+
+def test_a_bin_without_rows_has_its_middle() -> None:
+    empty = reliability(np.array([0.9]), np.array([True]), bins=2).bins[0]
+    assert (empty.rows, empty.confidence, empty.accuracy) == (0, 0.25, 0.0)

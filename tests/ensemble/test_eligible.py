@@ -11,7 +11,7 @@ from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import (
     Prices,
     find_limits,
-    forced_members,
+    included_members,
     wish_problems,
     without_excluded,
 )
@@ -59,9 +59,9 @@ def test_nothing_left() -> None:
 )
 def test_forced(include: tuple[str, ...], forced: tuple[int, ...]) -> None:
     """Of each name the one with the least loss; the first on a tie."""
-    assert forced_members(MEMBERS, LOSSES, include) == forced
+    assert included_members(MEMBERS, LOSSES, include) == forced
     if forced:
-        tied = forced_members(MEMBERS, np.zeros(len(MEMBERS)), include)
+        tied = included_members(MEMBERS, np.zeros(len(MEMBERS)), include)
         assert all(a <= b for a, b in zip(tied, forced, strict=False))
 
 
@@ -135,7 +135,7 @@ def test_members_are_told_apart_by_their_run_folder() -> None:
 def test_a_copy_is_forced_in_as_the_member_that_is_kept() -> None:
     copies = [(MEMBERS[2], Member("c0005", "raw", "timm/b")), (MEMBERS[0], Member("c0006"))]
     for include, forced in (("c0005", (2,)), ("c0006 raw", (0,)), ("timm/b", (3,))):
-        assert forced_members(MEMBERS, LOSSES, (include,), copies) == forced
+        assert included_members(MEMBERS, LOSSES, (include,), copies) == forced
 
 
 def prices(ms: list[float], size: list[int]) -> Prices:

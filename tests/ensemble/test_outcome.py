@@ -16,8 +16,8 @@ from foldrace.ensemble.pool import Member, member_rows
 from foldrace.ensemble.pooling import Fit, GeometricMean, Settings
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.outcome import (
-    Blended,
-    Considered,
+    ChoiceCounts,
+    ChosenBlend,
     half_logs,
     heaviest_first,
     record_of,
@@ -34,7 +34,7 @@ MEMBERS = (*(Member(f"c{i:04d}", "ema", "timm/x", "other" * (i == 3)) for i in r
            Member("mine", "added"))  # fmt: skip
 
 
-def blended(method: str = "greedy", calibrate: bool = True, **changes: Any) -> Blended:
+def blended(method: str = "greedy", calibrate: bool = True, **changes: Any) -> ChosenBlend:
     rows = member_rows(list(LOG_PROBS), LABELS, FOLDS, MEMBERS)
     fit = lambda pool: fit_method(method, pool, Settings())  # noqa: E731
     choice = choose_calibration(rows, fit, calibrate)
@@ -45,12 +45,12 @@ def blended(method: str = "greedy", calibrate: bool = True, **changes: Any) -> B
         "losses": np.array([-np.log(column).mean() for column in rows.raw]),
         "prices": Prices(dict.fromkeys(MEMBERS, 2.5), dict.fromkeys(MEMBERS, 7), "abacus"),
     }  # fmt: skip
-    return Blended(**(given | changes))
+    return ChosenBlend(**(given | changes))
 
 
-def record(of: Blended, **changes: Any) -> EnsembleRecord:
+def record(of: ChosenBlend, **changes: Any) -> EnsembleRecord:
     given: dict[str, Any] = {
-        "considered": Considered(4, 3), "folds": FOLDS, "folds_hash": "hash", "near": None,
+        "considered": ChoiceCounts(4, 3), "folds": FOLDS, "folds_hash": "hash", "near": None,
         "duplicates": (), "curve": (), "unvalidated": (),
     }  # fmt: skip
     return record_of(of, **(given | changes))

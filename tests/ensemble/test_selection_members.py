@@ -19,7 +19,12 @@ from foldrace.ensemble.methods import METHODS
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.pooling import POOLINGS, pool_terms
 from foldrace.ensemble.selection.eligible import Prices
-from foldrace.ensemble.selection.external import NOTHING_ADDED, Added, AddSpec, add_sources
+from foldrace.ensemble.selection.external import (
+    NOTHING_ADDED,
+    AddedPredictions,
+    AddSpec,
+    add_sources,
+)
 from foldrace.ensemble.selection.select import Request, blend_run
 from foldrace.ensemble.temperature import at_temperature
 from foldrace.run_folder.blend_records import EnsembleRecord
@@ -40,7 +45,10 @@ TEST = ImageSet(Path(), ("1", "2"), ("T1", "T2"), "ID", CLASSES, ("ID", *CLASSES
 
 
 def blend_with(
-    store: RunStore, config: EnsembleConfig, *runs: RunStore, added: Added = NOTHING_ADDED
+    store: RunStore,
+    config: EnsembleConfig,
+    *runs: RunStore,
+    added: AddedPredictions = NOTHING_ADDED,
 ) -> EnsembleRecord:
     roots = tuple(run.root for run in runs)
     return blend_run(store, config, Request(lambda members: Prices({}, {}), roots, added))

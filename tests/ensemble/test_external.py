@@ -16,7 +16,7 @@ from foldrace.core.metrics import log_loss_of_true
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.selection.external import (
     VARIANT,
-    Added,
+    AddedPredictions,
     AddSpec,
     add_sources,
     added_record,
@@ -76,7 +76,7 @@ def csv_of_tests(folder: Path) -> Path:
     return write_csv(folder / "test.csv", list(TEST_IDS), TESTED, "ID")
 
 
-def kept(store: RunStore, *specs: AddSpec, test: ImageSet | None = TEST) -> Added:
+def kept(store: RunStore, *specs: AddSpec, test: ImageSet | None = TEST) -> AddedPredictions:
     """As a blend that has them all leaves them."""
     added = add_sources(store, specs, test)
     save_added(store, added, {spec.name for spec in specs})
