@@ -35,6 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# Names of tables that are too heavy to import for `--help`; a test holds them equal.
+METHODS = (
+    "greedy, optimal, uniform, top-k, soft-vote, hard-vote, snapshot, geometric, stacking, soup, "
+    "auto, or a plugin's"
+)
+TTAS = "none, flip, flip-rotate, or a plugin's"
+
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Run folder: a path or s3://...")]
 Set = Annotated[
@@ -45,13 +52,6 @@ Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster that runs already: auto, or host:port."),
 ]
-METHODS = (
-    "greedy, optimal, uniform, top-k, soft-vote, hard-vote, snapshot, geometric, stacking, soup, "
-    "auto, or a plugin's"
-)
-TTAS = "none, flip, flip-rotate, or a plugin's"
-"""Names of tables that are too heavy to import for `--help`; a test holds them equal."""
-
 Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
 

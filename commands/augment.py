@@ -12,9 +12,9 @@ from rich.console import Console
 from foldrace.checks.search import check_part
 from foldrace.checks.transforms import check_transforms
 from foldrace.commands.plugins import parse_with_plugins
+from foldrace.commands.terminal import write_out
 from foldrace.config.schema import AugmentConfig, SweepConfig
 from foldrace.core.errors import DataError, Problem, UserError
-from foldrace.core.files import open_files
 from foldrace.core.plugins import naming_plugins
 from foldrace.dataset.images import ImageError
 from foldrace.dataset.manifest import Manifest, read_manifest
@@ -45,7 +45,7 @@ def augment(
     labels = [manifest.classes[label] for label in manifest.labels[rows]]
     samples = _samples(manifest, rows, size, sweep, shown)
     data = augment_grid(samples, labels, f"{_title(shown)}; {size} px")
-    _write(out, data)
+    write_out(out, data)
     console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(shown)}")
 
 
@@ -95,11 +95,3 @@ def _title(config: AugmentConfig) -> str:
     names = [name for entry in config.transforms for name in entry]
     more = f" and {', '.join(names)}" if names else ""
     return f"policy {config.policy}{more}"
-
-
-def _write(out: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    try:
-        open_files(out.resolve().parent).write(out.name, data)
-    except OSError as error:
-        raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from foldrace.commands.terminal import cores
+from foldrace.commands.terminal import cores, write_out
 from foldrace.core.errors import Problem, RunFailure, UserError
-from foldrace.core.files import open_files
 from foldrace.dataset.images import ImageError, find_images, read_rgb
 from foldrace.dataset.tables import on_disk, read_table
 from foldrace.inference.predictor import Predictor
@@ -52,7 +51,7 @@ def predict(
     if out is None:
         console.file.write(text.getvalue())
     else:
-        _write(out, text.getvalue())
+        write_out(out, text.getvalue().encode(errors="surrogateescape"))
         console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
     if not good:
         raise RunFailure("none of the images could be read")
@@ -74,14 +73,6 @@ def _listed(table: Path) -> list[Path]:
     if problems:
         raise UserError(problems)
     return [on_disk(table.parent, path) for path in paths]
-
-
-def _write(out: Path, text: str) -> None:
-    """Whole or not at all."""
-    try:
-        open_files(out.resolve().parent).write(out.name, text.encode(errors="surrogateescape"))
-    except OSError as error:
-        raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error
 
 
 def _image_error(file: Path) -> ImageError | None:

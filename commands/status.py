@@ -78,6 +78,6 @@ def status_lines(
         left = f"; about {duration(now.eta_s)} of training left" if now.eta_s is not None else ""
         yield f"{now.trials_done} of {now.trials_total} fold trials ended{left}"
     if now.blend_logloss is not None:
-        yield f"race: the blend of the complete candidates has {number(now.blend_logloss)}"
+        yield f"race: the blend of the complete candidates has log loss {number(now.blend_logloss)}"
     yield from (f"  {decision.line}" for decision in now.decisions)
     yield f"budget: {budget_line(now.budget)}"

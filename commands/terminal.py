@@ -1,4 +1,7 @@
-"""Terminal and log files of a command: our lines on the screen, all other output in `logs/`."""
+"""What commands need of this machine: terminal, log files, driver's lock, files to write.
+
+Our lines stay on the screen; all other output goes to `logs/`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from foldrace.core.errors import RunFolderError
+from foldrace.core.errors import RunFolderError, UserError
+from foldrace.core.files import open_files
 from foldrace.run_folder.store import RunStore
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def cores() -> int:
@@ -22,7 +28,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+def write_out(out: Path, data: bytes) -> None:
+    """Write the file of `--out`, whole or not at all; UserError where it cannot be written."""
+    try:
+        open_files(out.resolve().parent).write(out.name, data)
+    except OSError as error:
+        raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error
 
 
 def log_folder(store: RunStore) -> Path:

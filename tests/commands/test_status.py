@@ -83,7 +83,7 @@ def test_while_a_sweep_is_at_work(store: RunStore) -> None:
     # The settled candidates had 6 of 9 folds: 2/3 of the 5 folds that the open and the new one may
     # still have, 60 s each.
     assert "7 of 11 fold trials ended; about 3m20s of training left" in lines
-    assert "race: the blend of the complete candidates has 0.3210" in lines
+    assert "race: the blend of the complete candidates has log loss 0.3210" in lines
     assert lines[-4:] == [
         "  c0002 goes on after fold 1: gain +0.0020 ± 0.0009",
         "  c0002 complete after fold 2: gain +0.0020 ± 0.0009",
