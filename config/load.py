@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from foldrace.config.problems import shown, validated
+from foldrace.config.problems import shown, validate
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import ConfigError, Problem, without_password
 
@@ -73,7 +73,7 @@ def parse_config(
         if problem is not None:
             problems.append(problem)
     raw.setdefault("name", path.stem)
-    config, found = validated(raw, str(path))
+    config, found = validate(raw, str(path))
     if config is not None:
         config = _absolute_paths(config, base or path.absolute().parent)
     return ParsedConfig(str(path), config, (*problems, *found))

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from foldrace.config.schema import RangeConfig, SweepConfig
-from foldrace.core.errors import Problem, did_you_mean, plain
+from foldrace.core.errors import Problem, did_you_mean, plain_name
 
 _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
     "tuple_type": "should be a list: [..., ...]",
@@ -44,7 +44,7 @@ ELSEWHERE = {
 """A key that people look for elsewhere -> where it stands."""
 
 
-def validated(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
+def validate(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
     """The config of a mapping, and the problems of its values.
 
     Where values are wrong, they are left out, to give later checks a config to work on; None where
@@ -95,7 +95,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
 def _unknown_key(loc: tuple[int | str, ...]) -> str:
     fields = sorted(_model_at(loc[:-1]).model_fields)
     name = str(loc[-1])
-    meant = ELSEWHERE.get(plain(name))
+    meant = ELSEWHERE.get(plain_name(name))
     hint = f"did you mean {meant}? " if meant is not None else did_you_mean(name, fields)
     return f"unknown key; {hint}allowed: {', '.join(fields)}"
 

@@ -150,7 +150,7 @@ PretrainedConfig = Annotated[
 
 
 class PointConfig(_Section):
-    """One candidate given by hand; knobs that are not named take their defaults."""
+    """One candidate given by hand; hyperparameters not named take their defaults."""
 
     backbone: str
     params: dict[str, ValueConfig] = {}
@@ -181,7 +181,7 @@ class SearchConfig(_Section):
     backbone gets the more, the more its candidates have brought the race's blend."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     space: dict[str, KnobConfig] = {}
-    """Knob -> a fixed value, `search` (its default range), or a range."""
+    """Hyperparameter -> a fixed value, `search` (its default range), or a range."""
     per_backbone: dict[str, dict[str, KnobConfig]] = {}
     """Backbone -> the same, for that backbone only."""
 

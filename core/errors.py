@@ -115,7 +115,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 """Name in other tools -> our names for the same, where they are not similar."""
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name as tables of synonyms have it: small letters, no `_` or `-`."""
     return re.sub(r"[-_ ]", "", name.lower())
 
@@ -123,7 +123,7 @@ def plain(name: str) -> str:
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """'did you mean 'lr'? ', from synonyms and similar names; empty where nothing is near."""
     names = list(allowed)
-    meant = [n for n in SYNONYMS.get(plain(name), ()) if n in names]
+    meant = [n for n in SYNONYMS.get(plain_name(name), ()) if n in names]
     near = meant or closest(name, names, n=1)
     return f"did you mean {' and '.join(map(repr, near))}? " if near else ""
 

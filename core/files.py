@@ -293,15 +293,12 @@ def _stamps(path: str, name: str) -> Iterator[tuple[str, str]]:
 
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself durable; not every file system lets a folder be opened."""
-    try:
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with suppress(OSError):
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
 
 
 Record = TypeVar("Record", bound=BaseModel)

@@ -65,7 +65,10 @@ def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target.parent)
     members = [(_name(info), info) for info in archive.infolist() if not _is_litter(_name(info))]
-    problems = [*_unsafe(members, zip_path), *_too_big(members, zip_path, target.parent)]
+    problems = [
+        *_unsafe_members(members, zip_path),
+        *_size_problems(members, zip_path, target.parent),
+    ]
     if problems:
         raise DataError(problems)
     with atomic_folder(target) as part:
@@ -95,7 +98,7 @@ def _is_litter(name: str) -> bool:
     return "__MACOSX" in parts or parts[-1:] in ((".DS_Store",), ("Thumbs.db",))
 
 
-def _unsafe(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -> list[Problem]:
+def _unsafe_members(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -> list[Problem]:
     reasons: dict[str, list[str]] = {}
     for name, info in members:
         reason = _refusal(name, info)
@@ -128,7 +131,7 @@ def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _too_big(
+def _size_problems(
     members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
 ) -> list[Problem]:
     problems = []

@@ -62,7 +62,7 @@ def audit(
     ]
     every = infos + test_infos
     largest = max((info.side for info in every), default=0)
-    return Audit(tuple(problems), tuple(warnings), largest, len(every), near.found)
+    return Audit(tuple(problems), tuple(warnings), largest, len(every), near.rows)
 
 
 def _faults(

@@ -40,7 +40,7 @@ class NearDuplicate:
     """Number of bits of 64 in which the hashes differ."""
 
 
-def save_near_duplicates(files: Files, found: Iterable[NearDuplicate]) -> None:
+def save_near_duplicates(files: Files, rows: Iterable[NearDuplicate]) -> None:
     """Write the file; where there are none, its header alone, which says so.
 
     With csv, not pandas, which cannot write file names that are not UTF-8.
@@ -48,7 +48,7 @@ def save_near_duplicates(files: Files, found: Iterable[NearDuplicate]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
-    writer.writerows(astuple(one) for one in found)
+    writer.writerows(astuple(row) for row in rows)
     files.write(NAME, text.getvalue().encode(errors="surrogateescape"))
 
 
@@ -72,7 +72,7 @@ def near_duplicate_rows(files: Files, folds: FoldTable) -> NDArray[np.int64] | N
 class NearCopies:
     """Training images that nearly equal another one, and the warnings about them."""
 
-    found: tuple[NearDuplicate, ...]
+    rows: tuple[NearDuplicate, ...]
     warnings: tuple[Problem, ...]
 
 
@@ -85,9 +85,9 @@ def exact_copies(
 ) -> Iterator[Problem]:
     """Warnings of equal files with different labels, in several folds, or in both sets."""
     copies = _by_content(infos)
-    yield from _duplicates(manifest, fold, copies)
+    yield from _copy_warnings(manifest, fold, copies)
     if test is not None:
-        yield from _leaks(manifest, test, copies, test_infos)
+        yield from _leak_warning(manifest, test, copies, test_infos)
 
 
 def near_copies(
@@ -104,9 +104,9 @@ def near_copies(
     hashes = [info.perceptual_hash for info in infos]
     if fold is not None:
         images = stack_hashes(hashes, fold)
-        torn = nearest_matches(images, images, pool)
-        found += [_near(manifest, manifest, match, "fold") for match in torn]
-        warnings += _near_duplicates(manifest, torn, infos)
+        divided = nearest_matches(images, images, pool)
+        found += [_near_duplicate(manifest, manifest, match, "fold") for match in divided]
+        warnings += _near_copy_warning(manifest, divided, infos)
     if test is not None:
         tested = stack_hashes(
             [info.perceptual_hash for info in test_infos], np.ones(len(test), np.int64)
@@ -114,8 +114,8 @@ def near_copies(
         leaked = nearest_matches(
             stack_hashes(hashes, np.zeros(len(manifest), np.int64)), tested, pool
         )
-        found += [_near(manifest, test, match, "test") for match in leaked]
-        warnings += _near_leaks(manifest, test, leaked, infos, test_infos)
+        found += [_near_duplicate(manifest, test, match, "test") for match in leaked]
+        warnings += _near_leak_warning(manifest, test, leaked, infos, test_infos)
     return NearCopies(tuple(found), tuple(warnings))
 
 
@@ -128,7 +128,7 @@ def _by_content(infos: Sequence[ImageInfo]) -> dict[bytes, list[int]]:
     return rows
 
 
-def _duplicates(
+def _copy_warnings(
     manifest: Manifest, fold: NDArray[np.int64] | None, copies: dict[bytes, list[int]]
 ) -> Iterator[Problem]:
     several = [rows for rows in copies.values() if len(rows) > 1]
@@ -143,15 +143,15 @@ def _duplicates(
         )
         message = f"identical files with different labels: {shown}; one label of each is wrong"
         yield Problem("training images", message)
-    torn = [] if fold is None else [rows for rows in several if len(set(fold[rows])) > 1]
-    if torn:
-        shown = listing(" = ".join(row_label(manifest, row) for row in rows) for rows in torn)
+    divided = [] if fold is None else [rows for rows in several if len(set(fold[rows])) > 1]
+    if divided:
+        shown = listing(" = ".join(row_label(manifest, row) for row in rows) for rows in divided)
         message = f"identical files in different folds: {shown}; validation scores are too good"
         advice = "drop the copies or give them one group (data.group_column)"
         yield Problem("training images", f"{message}: {advice}")
 
 
-def _leaks(
+def _leak_warning(
     manifest: Manifest,
     test: ImageSet,
     copies: dict[bytes, list[int]],
@@ -167,18 +167,18 @@ def _leaks(
         yield Problem("test images", f"{message}; their scores say nothing about new images")
 
 
-def _near(
+def _near_duplicate(
     manifest: Manifest, others: Manifest | ImageSet, match: Match, kind: Literal["fold", "test"]
 ) -> NearDuplicate:
     path, other = manifest.image_paths[match.row], others.image_paths[match.other]
     return NearDuplicate(path, other, kind, match.distance)
 
 
-def _near_duplicates(
-    manifest: Manifest, torn: Sequence[Match], infos: Sequence[ImageInfo]
+def _near_copy_warning(
+    manifest: Manifest, divided: Sequence[Match], infos: Sequence[ImageInfo]
 ) -> Iterator[Problem]:
     """The warning of near copies; exact ones have their own."""
-    near = [m for m in torn if infos[m.row].digest != infos[m.other].digest]
+    near = [m for m in divided if infos[m.row].digest != infos[m.other].digest]
     if near:
         pairs = dict.fromkeys((min(m.row, m.other), max(m.row, m.other)) for m in near)
         shown = listing(f"{row_label(manifest, a)} ≈ {row_label(manifest, b)}" for a, b in pairs)
@@ -187,7 +187,7 @@ def _near_duplicates(
         yield Problem("training images", f"{message}; validation scores may be too good: {advice}")
 
 
-def _near_leaks(
+def _near_leak_warning(
     manifest: Manifest,
     test: ImageSet,
     leaked: Sequence[Match],

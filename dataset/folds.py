@@ -46,13 +46,13 @@ def make_folds(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
     With k: 1, 0 marks the validation rows, beside TRAIN_ONLY and HELD_OUT.
     """
     if config.column is not None:
-        fold = _given(manifest, config)
+        fold = _folds_of_column(manifest, config)
     else:
-        problems = list(_too_small(manifest, config))
+        problems = list(_small_class_problem(manifest, config))
         if problems:
             raise DataError(problems)
         fold = _fixed_split(manifest, config) if config.k == 1 else _k_folds(manifest, config)
-    problems = list(_unsound(manifest, fold, config.k))
+    problems = list(_split_problems(manifest, fold, config.k))
     if problems:
         raise DataError(problems)
     return fold
@@ -166,7 +166,7 @@ def _split_groups(
     return np.array(_SIDES, dtype=np.int64)[side][group]
 
 
-def _given(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
+def _folds_of_column(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
     where = f"folds.column: {config.column}"
     if manifest.given_folds is None:
         message = "data.train has no such column, or it was not read; use a CSV that has it"
@@ -184,7 +184,7 @@ def _given(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
     return np.array([allowed[value] for value in manifest.given_folds], dtype=np.int64)
 
 
-def _too_small(manifest: Manifest, config: FoldsConfig) -> Iterator[Problem]:
+def _small_class_problem(manifest: Manifest, config: FoldsConfig) -> Iterator[Problem]:
     """The problem of classes that cannot be on every side of the split."""
     need = config.k if config.k > 1 else 2 + (config.test_fraction > 0)
     units = np.arange(len(manifest)) if manifest.groups is None else np.array(manifest.groups)
@@ -201,7 +201,7 @@ def _too_small(manifest: Manifest, config: FoldsConfig) -> Iterator[Problem]:
         yield Problem("folds", message)
 
 
-def _unsound(manifest: Manifest, fold: NDArray[np.int64], k: int) -> Iterator[Problem]:
+def _split_problems(manifest: Manifest, fold: NDArray[np.int64], k: int) -> Iterator[Problem]:
     empty = [f for f in range(k) if not (fold == f).any()]
     if empty:
         message = f"no rows in fold {listing(empty)}" + (" (valid)" if k == 1 else "")

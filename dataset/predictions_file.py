@@ -83,7 +83,7 @@ def _read_npy(
     if array.shape[1:] != expected.shape[1:] or not np.issubdtype(array.dtype, np.floating):
         return None
     values = array.astype(np.float64)
-    problems += _unsound(
+    problems += _value_problems(
         str(path),
         values,
         expected.classes,
@@ -113,7 +113,7 @@ def _read_csv(
         return None
     columns = [table.columns.index(name) for name in expected.classes]
     values = _numbers(table, columns)
-    problems += _unsound(
+    problems += _value_problems(
         table.name,
         values,
         expected.classes,
@@ -212,7 +212,7 @@ def _number(cell: str) -> float:
         return float("nan")
 
 
-def _unsound(
+def _value_problems(
     where: str,
     values: NDArray[np.float64],
     classes: Sequence[str],

@@ -94,7 +94,7 @@ class EnsembleFolder:
             self._files.write(f"{FOLDER}/{name}", data)
         written = record.model_copy(update={"combiner": combiner, "digests": digests})
         self._write(written)
-        self._forget_combiners(combiner)
+        self._remove_other_combiners(combiner)
         return written
 
     def update(self, record: EnsembleRecord) -> None:
@@ -125,13 +125,13 @@ class EnsembleFolder:
         RunFolderError where the file is damaged, or of another blend.
         """
         try:
-            return np.exp(array_of(self._of_blend(_OOF, self.record())).astype(np.float32))
+            return np.exp(array_of(self._read_checked(_OOF, self.record())).astype(np.float32))
         except ValueError as error:
             raise self._unreadable(_OOF, error) from error
 
     def trajectory(self) -> str:
         """The text of trajectory.csv; raises as `oof` does."""
-        return self._of_blend(_TRAJECTORY, self.record()).decode(errors="surrogateescape")
+        return self._read_checked(_TRAJECTORY, self.record()).decode(errors="surrogateescape")
 
     def matrix_path(self) -> Path:
         """Path of the members' derived matrix.
@@ -150,7 +150,7 @@ class EnsembleFolder:
         if not name or not (known or self._files.exists(f"{FOLDER}/{name}")):
             return {}
         try:
-            return load(self._of_blend(name, record))
+            return load(self._read_checked(name, record))
         except SafetensorError as error:
             raise self._unreadable(name, error) from error
 
@@ -159,7 +159,7 @@ class EnsembleFolder:
         problems: list[Problem] = []
         for name in (name for name in record.digests if name.startswith(_ADDED)):
             try:
-                self._of_blend(name, record)
+                self._read_checked(name, record)
             except RunFolderError as error:
                 problems += error.problems
         if problems:
@@ -168,13 +168,13 @@ class EnsembleFolder:
     def _write(self, record: EnsembleRecord) -> None:
         self._files.write(f"{FOLDER}/{_RECORD}", record_json(record))
 
-    def _forget_combiners(self, kept: str) -> None:
+    def _remove_other_combiners(self, kept: str) -> None:
         """Remove the combiners of other blends."""
         for name in self._files.names(FOLDER):
             if name.startswith(_COMBINER) and name != kept:
                 self._files.delete(f"{FOLDER}/{name}")
 
-    def _of_blend(self, name: str, record: EnsembleRecord | None) -> bytes:
+    def _read_checked(self, name: str, record: EnsembleRecord | None) -> bytes:
         """The bytes of a file in the folder; RunFolderError where the record has other ones."""
         try:
             data = self._files.read(f"{FOLDER}/{name}")

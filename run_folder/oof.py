@@ -64,7 +64,10 @@ def pooled(
     row_parts = [_read_of_trial(files, f"{folder}/rows.npy", problems) for folder in paths]
     parts = [_read_of_trial(files, f"{folder}/{name}", problems) for folder in paths]
     problems += [
-        Problem(f"{files.root}/{folder}/{name if fits else 'rows.npy'}", f"{_of(folder)}: {text}")
+        Problem(
+            f"{files.root}/{folder}/{name if fits else 'rows.npy'}",
+            f"{_trial_of(folder)}: {text}",
+        )
         for (fold, folder), rows, part in zip(folders.items(), row_parts, parts, strict=True)
         if rows is not None and part is not None
         for fits, text in _misfits(fold, rows, part, folds)
@@ -86,12 +89,12 @@ def _read_of_trial(files: Files, name: str, problems: list[Problem]) -> NDArray[
         return array_of(files.read(name))
     except (OSError, ValueError) as error:
         folder = name.rpartition("/")[0]
-        text = f"{_of(folder)}: cannot be read: {error}; {_REMEDY}"
+        text = f"{_trial_of(folder)}: cannot be read: {error}; {_REMEDY}"
         problems.append(Problem(f"{files.root}/{name}", text))
         return None
 
 
-def _of(folder: str) -> str:
+def _trial_of(folder: str) -> str:
     """Name of a fold trial by its folder: `c0003, fold 1` of trials/c0003/fold1."""
     _, candidate, fold = folder.rsplit("/", 2)
     return f"{candidate}, {fold.replace('fold', 'fold ')}"

@@ -87,7 +87,7 @@ class SearchSpace:
         It may after `resume --set search.space...`, or as a point given by hand.
         """
         encoded = self.place(backbone, params)
-        return encoded if encoded is not None and self.fixed_alike(backbone, params) else None
+        return encoded if encoded is not None and self.has_fixed_values(backbone, params) else None
 
     def place(self, backbone: str, params: TrialParams) -> dict[str, Value] | None:
         """Optuna's names and values, whatever is set for what is not searched; else None."""
@@ -102,7 +102,7 @@ class SearchSpace:
             encoded[setting.name] = values[knob]
         return encoded
 
-    def fixed_alike(self, backbone: str, params: TrialParams) -> bool:
+    def has_fixed_values(self, backbone: str, params: TrialParams) -> bool:
         """True where all that is not searched has this space's values."""
         values = params.as_dict()
         settings = self.settings[backbone].items()

@@ -67,7 +67,7 @@ def _usable(store: RunStore, space: SearchSpace) -> list[CandidateSummary]:
 def _earlier(
     summary: CandidateSummary, run: int, space: SearchSpace, same_folds: bool
 ) -> EarlierCandidate:
-    comparable = same_folds and space.fixed_alike(summary.candidate.backbone, _params(summary))
+    comparable = same_folds and space.has_fixed_values(summary.candidate.backbone, _params(summary))
     return EarlierCandidate(summary, run, comparable)
 
 

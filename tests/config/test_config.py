@@ -17,7 +17,7 @@ from foldrace.config.load import (
 )
 from foldrace.config.problems import ELSEWHERE
 from foldrace.config.schema import RangeConfig, SearchConfig, SweepConfig
-from foldrace.core.errors import SYNONYMS, ConfigError, has_password, plain
+from foldrace.core.errors import SYNONYMS, ConfigError, has_password, plain_name
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.trainables.losses import LOSSES
@@ -182,7 +182,7 @@ def test_names_of_other_tools_lead_to_names_that_exist() -> None:
         section, _, key = place.partition(".")
         known = KNOBS if key.startswith("space.") else keys[section]
         assert key.removeprefix("space.") in known, place
-    assert all(plain(name) == name for name in (*SYNONYMS, *ELSEWHERE))
+    assert all(plain_name(name) == name for name in (*SYNONYMS, *ELSEWHERE))
 
 
 @pytest.mark.parametrize("text", ["data:\n\ttrain: x", "data: {\n\ttrain: x}", "data:\tx"])

@@ -235,7 +235,7 @@ def test_a_fixed_knob_with_another_value_can_be_placed_all_the_same() -> None:
     built = space(space=MIXED)
     other = TrialParams.from_dict(built.default(A).as_dict() | {"dropout": 0.3})
     assert built.place(A, other) == built.encode(A, built.default(A))
-    assert not built.fixed_alike(A, other)
+    assert not built.has_fixed_values(A, other)
     assert built.place("timm/gone", other) is None
 
 
