@@ -310,12 +310,12 @@ def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 3)
-    )
+    ).double()
 
 
 def loss_of(model: nn.Module, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(6, 3, 6, 6, generator=generator)
+    images = torch.rand(6, 3, 6, 6, generator=generator, dtype=torch.float64)
     return functional.cross_entropy(model(images), torch.arange(6) % 3)
 
 
@@ -394,9 +394,8 @@ def test_frozen_weights_and_zero_gradients_stay() -> None:
 @pytest.mark.parametrize("make", [net, lambda: timm.create_model("test_resnet", num_classes=3)])
 def test_statistics_are_kept_and_the_output_is_the_same(make) -> None:
     model = make().train()
-    images = (
-        torch.rand(4, 3, 6, 6) if isinstance(model, nn.Sequential) else torch.rand(4, 3, 64, 64)
-    )
+    side = 6 if isinstance(model, nn.Sequential) else 64
+    images = torch.rand(4, 3, side, side, dtype=next(model.parameters()).dtype)
     before = copy.deepcopy(dict(model.named_buffers()))
     with frozen_norm_statistics(model):
         inside = model(images)

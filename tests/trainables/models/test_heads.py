@@ -21,8 +21,8 @@ each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_features_to_logits_with_dropout_in_training_alone(head: Head) -> None:
     assert HEADS[head.name] is head and head.doc
     torch.manual_seed(0)
-    module = head.build(12, 5, 0.5)
-    features = torch.randn(6, 12)
+    module = head.build(12, 5, 0.5).double()
+    features = torch.randn(6, 12, dtype=torch.float64)
     assert not torch.equal(module(features), module(features))
     module.eval()
     logits = module(features)
@@ -43,7 +43,8 @@ def layernorm(x: Tensor, dropout: float, scale: Tensor, shift: Tensor, *last: Te
 
 def mlp(x: Tensor, dropout: float, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
     scale, shift, *last = rest
-    hidden = layernorm(x @ weight.T + bias, 0.0, scale, shift, torch.eye(len(bias)), shift * 0)
+    unchanged = torch.eye(len(bias), dtype=bias.dtype)
+    hidden = layernorm(x @ weight.T + bias, 0.0, scale, shift, unchanged, shift * 0)
     return linear(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2, dropout, *last)  # GELU
 
 
@@ -54,9 +55,9 @@ BY_HAND: dict[str, Callable[..., Tensor]] = {"linear": linear, "layernorm": laye
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_heads_by_hand_with_torchs_dropout(name: str, dropout: float) -> None:
     torch.manual_seed(0)
-    module = HEADS[name].build(12, 5, dropout)
+    module = HEADS[name].build(12, 5, dropout).double()
     weights = [nn.init.normal_(parameter) for parameter in module.parameters()]
-    features = torch.randn(6, 12)
+    features = torch.randn(6, 12, dtype=torch.float64)
     torch.manual_seed(1)
     logits = module(features)
     torch.manual_seed(1)
@@ -85,10 +86,11 @@ def test_the_layernorm_head_is_the_authors_convnext() -> None:
     theirs.features.load_state_dict(ours.body.features.state_dict())  # type: ignore[union-attr]
     for mine, parameter in zip(ours.head.parameters(), theirs.classifier.parameters(), strict=True):
         parameter.data.copy_(mine)
-    images = torch.rand(2, 3, 64, 64)
-    normalised = v2.functional.normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).tolist()  # float32
+    normalised = v2.functional.normalize(images, mean, std)
     with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs.eval()(normalised))
+        torch.testing.assert_close(ours.double()(images), theirs.double().eval()(normalised))
     assert count(ours) == count(theirs)
 
 

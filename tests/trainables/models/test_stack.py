@@ -65,16 +65,17 @@ def test_wrong_names_are_told_with_the_member(name: str, expected: str) -> None:
 
 
 def test_pooled_features_side_by_side_each_normalised_and_sized_by_its_own() -> None:
-    model = stack()
-    images = torch.rand(2, 3, 32, 32)
+    model = stack().double()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     parts: list[Tensor] = []
     with torch.no_grad():
         for i, member in enumerate(members(STACK)):
             size = member.image_size or 32
-            body = build_encoder(member.backbone, size, False, 0.0)
-            body.module.load_state_dict(model.body.members[i].state_dict())  # type: ignore
+            encoder = build_encoder(member.backbone, size, False, 0.0)
+            module, normalise = encoder.module.double().eval(), encoder.normalise.double()
+            module.load_state_dict(model.body.members[i].state_dict())  # type: ignore
             resized = functional.resize(images, [size, size], antialias=True)
-            parts.append(body.module.eval()(body.normalise(resized)))
+            parts.append(module(normalise(resized)))
         expected = model.head(torch.cat(parts, dim=1))
         torch.testing.assert_close(model(images), expected)
 
