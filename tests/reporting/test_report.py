@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import unicodedata
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,12 @@ def test_page_loads_nothing_from_outside(document: str) -> None:
     assert all(s.startswith("data:font/woff;base64,") for s in styles)
     assert "@import" not in document
     assert "default-src 'none'" in document
+
+
+def test_the_pages_own_script_is_the_one_that_its_policy_allows(document: str) -> None:
+    script = document.partition("<script>")[2].partition("</script>")[0]
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in document
 
 
 def test_page_fits_phones_and_names_its_language(document: str) -> None:
