@@ -197,7 +197,7 @@ class Predictor:
         """
         self.store.blend.check_added(self.ensemble)
         for _, member in self._counting:
-            if member.added:  # what is wrong with it is told before the models run
+            if member.added:  # what is wrong with it is reported before the models run
                 added_test(self.store, member.candidate, test.ids)
         rest = 1.0 - sum(file.weight for file in self.ensemble.unvalidated)
         total: NDArray[np.float64] = np.zeros((len(test), len(self.classes)))

@@ -38,7 +38,7 @@ CARD = ModelConfig("timm/test_resnet", 3, SIZE)
 State = dict[str, torch.Tensor]
 
 
-class Kitchen:
+class SoupRun:
     """A run folder, and members whose OOF rows are made by plain forward passes."""
 
     def __init__(self, run: Any) -> None:
@@ -135,17 +135,19 @@ def kept(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> Oof:
 
 
 @pytest.fixture
-def kitchen(make_tiny_run: Callable[..., Any]) -> Kitchen:
+def soup_run(make_tiny_run: Callable[..., Any]) -> SoupRun:
     """c0000's raw and EMA weights lie on two sides of good ones, c0001's far away; c0002 is alone
     with its backbone."""
-    kitchen = Kitchen(make_tiny_run("run", k=K))
-    kitchen.add("c0000", raw=lambda k: kitchen.near(k, -1.0), ema=lambda k: kitchen.near(k, 0.45))
-    kitchen.add("c0001", raw=lambda k: kitchen.near(k, 8.0, seed=1))
-    return kitchen
+    soup_run = SoupRun(make_tiny_run("run", k=K))
+    soup_run.add(
+        "c0000", raw=lambda k: soup_run.near(k, -1.0), ema=lambda k: soup_run.near(k, 0.45)
+    )
+    soup_run.add("c0001", raw=lambda k: soup_run.near(k, 8.0, seed=1))
+    return soup_run
 
 
-def test_a_soup_that_helps_is_a_further_variant(kitchen: Kitchen) -> None:
-    store, told = kitchen.store, list[str]()
+def test_a_soup_that_helps_is_a_further_variant(soup_run: SoupRun) -> None:
+    store, told = soup_run.store, list[str]()
     [soup] = make_soups(store, 1, told.append)
     first, second = soup.ingredients
     assert {first, second} == {"c0000 raw", "c0000 ema"}
@@ -154,28 +156,28 @@ def test_a_soup_that_helps_is_a_further_variant(kitchen: Kitchen) -> None:
     ]  # fmt: skip
     assert (soup.kept, soup.candidate, soup.backbone) == (True, "c0000", "timm/test_resnet")
     assert len(told) == 2 and "c0001 raw is left out" in told[1]
-    labels = kitchen.labels[store.scored_rows()]
+    labels = soup_run.labels[store.scored_rows()]
     by_hand = np.empty((len(labels), 3))
     for fold in range(K):
-        raw = kitchen.weights("c0000", fold, "best.safetensors")
-        ema = kitchen.weights("c0000", fold, "best_ema.safetensors")
+        raw = soup_run.weights("c0000", fold, "best.safetensors")
+        ema = soup_run.weights("c0000", fold, "best_ema.safetensors")
         mean = {
             n: (raw[n] + ema[n]) / 2 if raw[n].is_floating_point() else t
             for n, t in (ema if "ema" in first else raw).items()
         }
-        written = kitchen.weights("c0000", fold, "best_soup.safetensors")
+        written = soup_run.weights("c0000", fold, "best_soup.safetensors")
         assert written.keys() == mean.keys()
         for name, tensor in mean.items():
             torch.testing.assert_close(written[name], tensor, rtol=1e-6, atol=1e-7)
-        here = kitchen.folds.fold == fold
-        by_hand[here] = np.exp(kitchen.log_prob(mean, fold))
+        here = soup_run.folds.fold == fold
+        by_hand[here] = np.exp(soup_run.log_prob(mean, fold))
         trial = store.trial("c0000", fold)
         assert trial is not None
         score = trial.variants["soup"]
         assert score.ingredients == soup.ingredients and score.rows == here.sum()
-        expected = log_loss(kitchen.labels[here], normalise(by_hand[here]), labels=range(3))
+        expected = log_loss(soup_run.labels[here], normalise(by_hand[here]), labels=range(3))
         assert score.val_logloss == pytest.approx(expected, rel=1e-5)
-        assert score.val_acc == (by_hand[here].argmax(1) == kitchen.labels[here]).mean()
+        assert score.val_acc == (by_hand[here].argmax(1) == soup_run.labels[here]).mean()
     np.testing.assert_allclose(store.oof("c0000", "soup"), by_hand, rtol=4e-3, atol=1e-6)
     true = by_hand[np.arange(len(labels)), labels]
     np.testing.assert_allclose(store.true_prob("c0000", "soup"), true, rtol=1e-4)
@@ -183,10 +185,10 @@ def test_a_soup_that_helps_is_a_further_variant(kitchen: Kitchen) -> None:
     assert soup.oof_logloss < soup.best_single_oof_logloss
 
 
-def test_a_soup_judges_no_candidate(kitchen: Kitchen) -> None:
-    before = kitchen.store.summaries()
-    [soup] = make_soups(kitchen.store, 1)
-    after = kitchen.store.summaries()
+def test_a_soup_judges_no_candidate(soup_run: SoupRun) -> None:
+    before = soup_run.store.summaries()
+    [soup] = make_soups(soup_run.store, 1)
+    after = soup_run.store.summaries()
     assert "soup" in after[0].variants and after[0].pooled_logloss("soup") == pytest.approx(
         soup.oof_logloss, rel=1e-9
     )
@@ -199,47 +201,47 @@ def test_a_soup_judges_no_candidate(kitchen: Kitchen) -> None:
     )
 
 
-def test_a_soup_is_chosen_and_predicts_like_any_member(kitchen: Kitchen) -> None:
-    store = kitchen.store
+def test_a_soup_is_chosen_and_predicts_like_any_member(soup_run: SoupRun) -> None:
+    store = soup_run.store
     make_soups(store, 1)
     config = EnsembleConfig(method="top-k", max_members=1, calibrate=False)
     record = blend(store, config, Console(quiet=True))
     assert [(m.candidate, m.variant) for m in record.members] == [("c0000", "soup")]
     assert record.ms_per_image is not None and record.weight_bytes is not None
-    rows = range(0, len(kitchen.labels), 9)
-    prob = Predictor(store).probabilities([kitchen.files[row] for row in rows])
+    rows = range(0, len(soup_run.labels), 9)
+    prob = Predictor(store).probabilities([soup_run.files[row] for row in rows])
     by_fold = [
-        np.exp(kitchen.forward(kitchen.weights("c0000", fold, "best_soup.safetensors"), rows))
+        np.exp(soup_run.forward(soup_run.weights("c0000", fold, "best_soup.safetensors"), rows))
         for fold in range(K)
     ]
     np.testing.assert_allclose(prob, np.mean(by_fold, axis=0), atol=1e-5)
 
 
-def test_a_second_call_does_nothing_again(kitchen: Kitchen) -> None:
-    first, written, told = make_soups(kitchen.store, 1), kitchen.written(), list[str]()
-    assert make_soups(kitchen.store, 1, told.append) == first
-    assert kitchen.written() == written and told == []
+def test_a_second_call_does_nothing_again(soup_run: SoupRun) -> None:
+    first, written, told = make_soups(soup_run.store, 1), soup_run.written(), list[str]()
+    assert make_soups(soup_run.store, 1, told.append) == first
+    assert soup_run.written() == written and told == []
 
 
-def test_a_lost_file_is_made_again(kitchen: Kitchen) -> None:
-    first = make_soups(kitchen.store, 1)
-    kitchen.store.remove_weights("c0000", "soup")
-    assert make_soups(kitchen.store, 1) == first
-    assert kitchen.store.has_weights("c0000", "soup")
+def test_a_lost_file_is_made_again(soup_run: SoupRun) -> None:
+    first = make_soups(soup_run.store, 1)
+    soup_run.store.remove_weights("c0000", "soup")
+    assert make_soups(soup_run.store, 1) == first
+    assert soup_run.store.has_weights("c0000", "soup")
 
 
-def with_further_ingredient(kitchen: Kitchen) -> None:
+def with_further_ingredient(soup_run: SoupRun) -> None:
     """Not the best one, so that c0000 keeps the soup."""
-    kitchen.add("c0003", raw=lambda k: kitchen.near(k, 0.85))
+    soup_run.add("c0003", raw=lambda k: soup_run.near(k, 0.85))
 
 
-def test_a_new_ingredient_replaces_the_soup(kitchen: Kitchen) -> None:
-    [old] = make_soups(kitchen.store, 1)
-    with_further_ingredient(kitchen)
-    [new] = make_soups(kitchen.store, 1)
+def test_a_new_ingredient_replaces_the_soup(soup_run: SoupRun) -> None:
+    [old] = make_soups(soup_run.store, 1)
+    with_further_ingredient(soup_run)
+    [new] = make_soups(soup_run.store, 1)
     assert new.candidate == old.candidate == "c0000" and len(new.tried) == 4
     assert len(new.ingredients) == 3 and new.oof_logloss < old.oof_logloss
-    check_whole(kitchen, "c0000")
+    check_whole(soup_run, "c0000")
 
 
 class Breaking(LocalFiles):
@@ -256,11 +258,11 @@ class Breaking(LocalFiles):
         super().write(name, data)
 
 
-def check_whole(kitchen: Kitchen, candidate: str) -> int:
+def check_whole(soup_run: SoupRun, candidate: str) -> int:
     """In how many folds a soup's record stands: over its own files."""
     found = 0
     for fold in range(K):
-        trial = kitchen.store.trial(candidate, fold)
+        trial = soup_run.store.trial(candidate, fold)
         assert trial is not None
         score = trial.variants.get("soup")
         if score is None:
@@ -268,68 +270,68 @@ def check_whole(kitchen: Kitchen, candidate: str) -> int:
         found += 1
         files = [f"best{'_ema' * name.endswith('ema')}" for name in score.ingredients]
         states = [
-            kitchen.weights(name.split()[0], fold, f"{file}.safetensors")
+            soup_run.weights(name.split()[0], fold, f"{file}.safetensors")
             for name, file in zip(score.ingredients, files, strict=True)
         ]
         head = torch.stack([list(state.values())[-1].float() for state in states]).mean(0)
-        written = kitchen.weights(candidate, fold, "best_soup.safetensors")
+        written = soup_run.weights(candidate, fold, "best_soup.safetensors")
         torch.testing.assert_close(list(written.values())[-1].float(), head)
-        folder = Path(kitchen.store.root) / f"trials/{candidate}/fold{fold}"
+        folder = Path(soup_run.store.root) / f"trials/{candidate}/fold{fold}"
         true_prob = np.load(folder / "true_prob_soup.npy").astype(np.float64)
         assert -np.log(true_prob).mean() == pytest.approx(score.val_logloss, rel=1e-6)
     return found
 
 
 @pytest.mark.parametrize("writes", [1, 4, 6])
-def test_a_replacement_that_breaks_off_leaves_whole_trials(kitchen: Kitchen, writes: int) -> None:
+def test_a_replacement_that_breaks_off_leaves_whole_trials(soup_run: SoupRun, writes: int) -> None:
     """2 records without the soup, then 4 files a fold."""
-    make_soups(kitchen.store, 1)
-    with_further_ingredient(kitchen)
-    files = kitchen.store.files
-    kitchen.store.files = Breaking(Path(kitchen.store.root), writes)
+    make_soups(soup_run.store, 1)
+    with_further_ingredient(soup_run)
+    files = soup_run.store.files
+    soup_run.store.files = Breaking(Path(soup_run.store.root), writes)
     with pytest.raises(OSError, match="no space left"):
-        make_soups(kitchen.store, 1)
-    kitchen.store.files = files
+        make_soups(soup_run.store, 1)
+    soup_run.store.files = files
     expected = {1: 1, 4: 0, 6: 1}
-    assert check_whole(kitchen, "c0000") == expected[writes]
-    [soup] = make_soups(kitchen.store, 1)
-    assert len(soup.ingredients) == 3 and check_whole(kitchen, "c0000") == K
+    assert check_whole(soup_run, "c0000") == expected[writes]
+    [soup] = make_soups(soup_run.store, 1)
+    assert len(soup.ingredients) == 3 and check_whole(soup_run, "c0000") == K
 
 
 def test_what_only_repeats_the_best_is_no_soup(make_tiny_run: Callable[..., Any]) -> None:
     """The mean of a checkpoint with itself is the checkpoint."""
-    kitchen = Kitchen(make_tiny_run("run", k=K))
-    kitchen.add("c0000", raw=kitchen.good)
-    kitchen.add("c0001", raw=kitchen.good)
-    written = kitchen.written()
-    [soup] = make_soups(kitchen.store, 1)
+    soup_run = SoupRun(make_tiny_run("run", k=K))
+    soup_run.add("c0000", raw=soup_run.good)
+    soup_run.add("c0001", raw=soup_run.good)
+    written = soup_run.written()
+    [soup] = make_soups(soup_run.store, 1)
     assert not soup.kept and soup.ingredients == ("c0000 raw",)
     assert soup.tried[1].oof_logloss == pytest.approx(soup.oof_logloss, abs=1e-6)
-    assert kitchen.written() == written
+    assert soup_run.written() == written
 
 
 def test_one_member_alone_is_not_tried(make_tiny_run: Callable[..., Any]) -> None:
-    kitchen = Kitchen(make_tiny_run("run", k=K))
-    kitchen.add("c0000", raw=kitchen.good)
-    assert make_soups(kitchen.store, 1) == ()
+    soup_run = SoupRun(make_tiny_run("run", k=K))
+    soup_run.add("c0000", raw=soup_run.good)
+    assert make_soups(soup_run.store, 1) == ()
 
 
-def test_a_soup_outlives_its_ingredients(kitchen: Kitchen) -> None:
+def test_a_soup_outlives_its_ingredients(soup_run: SoupRun) -> None:
     """As after `ensemble.keep: blend`: it could not be made again."""
-    first = make_soups(kitchen.store, 1)
-    kitchen.store.remove_weights("c0000", "ema")
-    written = kitchen.written()
-    assert make_soups(kitchen.store, 1) == first
-    assert kitchen.written() == written
+    first = make_soups(soup_run.store, 1)
+    soup_run.store.remove_weights("c0000", "ema")
+    written = soup_run.written()
+    assert make_soups(soup_run.store, 1) == first
+    assert soup_run.written() == written
 
 
-def test_weights_that_give_no_numbers_are_left_out(kitchen: Kitchen) -> None:
+def test_weights_that_give_no_numbers_are_left_out(soup_run: SoupRun) -> None:
     def broken(fold: int) -> State:
-        state = kitchen.good(fold)
+        state = soup_run.good(fold)
         state["head.weight" if "head.weight" in state else list(state)[-1]][:] = math.inf
         return state
 
-    store = kitchen.store
+    store = soup_run.store
     for fold in range(K):
         trial = store.trial("c0001", fold)
         assert trial is not None
