@@ -74,7 +74,7 @@ class DataError(UserError):
 
 
 class EnvironmentProblem(UserError):
-    """This machine or cluster cannot do what the config asks for."""
+    """The machine or cluster cannot do what the config asks for."""
 
 
 class RunFolderError(UserError):
