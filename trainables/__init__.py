@@ -1,1 +1,1 @@
-"""What one fold trial does: backbones, data, the training loop, prediction. Knows no Ray."""
+"""One fold trial: backbones, data, the training loop, prediction. Knows no Ray."""

@@ -1,4 +1,4 @@
-"""How a training went: each epoch's scores on the fold, the log, and the checkpoints that are kept.
+"""The history of a training: scores of each epoch, the log, and the checkpoints to write.
 
 Takes a model and the trial's data, gives `FoldScore`, the same on every device of the trial; takes
 the scores of each epoch, gives the checkpoints that are written.
@@ -84,7 +84,7 @@ def score_fold(
 
 
 def oof_of(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> Oof:
-    """What the run folder keeps of (n, C) log-probabilities for (n,) labels."""
+    """The form in which the run folder has (n, C) log-probabilities for (n,) labels."""
     true_log_prob = log_prob[np.arange(len(labels)), labels]
     true_prob = np.minimum(np.exp(true_log_prob), np.float32(1))  # rounding may lift it above
     return Oof(np.maximum(log_prob, np.finfo(np.float16).min).astype(np.float16), true_prob)

@@ -45,7 +45,7 @@ def loss(row: Loss) -> None:
 
 
 def class_weights(row: ClassWeights) -> None:
-    """Of three classes of unlike size."""
+    """Weights of three classes of unlike size."""
     weights = np.asarray(row.function(np.array([1.0, 10.0, 100.0]), 0.9))
     if weights.shape != (3,) or not (np.isfinite(weights) & (weights > 0)).all():
         raise Unfit(f"gives {weights.tolist()} for 3 classes, should be 3 numbers above 0")
@@ -85,7 +85,7 @@ def head(row: Head) -> None:
 
 
 def meta_feature(row: MetaFeature) -> None:
-    """Of a black image."""
+    """The numbers of a black image."""
     found = row.compute(np.zeros((16, 20, 3), np.uint8))
     if len(found) != row.width or not np.isfinite(found).all():
         raise Unfit(f"gives {found} for a black image, should be {row.width} finite numbers")

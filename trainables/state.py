@@ -1,4 +1,4 @@
-"""What training changes: model, its moving average, optimiser, schedule, and the step's settings.
+"""Everything that training changes: model, its moving average, optimiser, schedule, and the step's settings.
 
 Takes a `TrialSpec` and its data, gives a `TrainState`, which `step.train_step` works on.
 """

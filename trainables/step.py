@@ -242,7 +242,7 @@ def _start_again(state: TrainState) -> None:
 
 
 class StepSnapshot:
-    """What a step changes before its gradients are complete.
+    """A copy of everything that a step changes before its gradients are complete.
 
     These are the statistics of batch norms, and the generators that dropout draws from.
     """

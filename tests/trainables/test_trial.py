@@ -212,12 +212,12 @@ def test_no_progress_ends_a_trial_after_the_patience(
     tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])
-    score = trial_module.score
+    score = trial_module.score_fold
 
     def scripted(*arguments: Any) -> Any:
         return replace(score(*arguments), logloss=next(losses))
 
-    monkeypatch.setattr(trial_module, "score", scripted)
+    monkeypatch.setattr(trial_module, "score_fold", scripted)
     record = run_trial(spec_for(tiny_run, epochs=9, patience=3, ema_decay=0.0), Watcher())
     assert record.epochs_trained == 5  # the best at epoch 1, then 3 without progress
     assert (record.variants["raw"].best_epoch, record.variants["raw"].val_logloss) == (1, 0.5)
@@ -239,13 +239,13 @@ def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
 def test_an_average_that_is_not_finite_is_divergence_too(
     tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, calls = trial_module.score, iter(range(9))
+    score, calls = trial_module.score_fold, iter(range(9))
 
     def scripted(*arguments: Any) -> Any:  # raw, EMA, raw, ...
         scored = score(*arguments)
         return replace(scored, logloss=math.nan) if next(calls) % 2 else scored
 
-    monkeypatch.setattr(trial_module, "score", scripted)
+    monkeypatch.setattr(trial_module, "score_fold", scripted)
     assert run_trial(spec_for(tiny_run), Watcher()).status == "diverged"
 
 

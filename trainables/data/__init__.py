@@ -1,1 +1,1 @@
-"""What a trial reads: pixel cache, loaders, augmentation, mixing."""
+"""A trial's data: pixel cache, loaders, augmentation, mixing."""
