@@ -43,11 +43,11 @@ class Run:
         return pd.read_csv(io.StringIO(leaderboard_csv(self._store.summaries(running=True))))
 
     def oof(self, candidate: str | None = None, variant: str | None = None) -> pd.DataFrame:
-        """Out-of-fold probabilities, one row a scored training image: `image_path`, `target`,
-        `fold`, then one column a class.
+        """Out-of-fold probabilities of the blend, or of a complete candidate's variant.
 
-        Of the blend, or of a complete candidate and its variant (default: its best one). Raises
-        RunFolderError where there is no such blend or complete candidate.
+        One row a scored training image: `image_path`, `target`, `fold`, then one column a class.
+        `variant` None is the candidate's best one. Raises RunFolderError where there is no such
+        blend, candidate or variant.
         """
         import pandas as pd
 

@@ -31,8 +31,8 @@ from sides.fold_spec import FOLD, Silent, fold_spec
 
 from foldrace.config.load import parse_config
 from foldrace.dataset.demo import write_demo
-from foldrace.run_folder.variants import EMA, RAW
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.variants import EMA, RAW
 from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.trial import run_trial
 

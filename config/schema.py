@@ -202,7 +202,7 @@ class RaceConfig(_Section):
     z: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
     """gain: so many standard errors the gain may lie below zero."""
     min_complete: Annotated[int, Field(ge=1)] = 5
-    """Nobody is stopped before so many candidates are complete."""
+    """Complete candidates before any candidate may be stopped."""
     epoch_stopping: bool | None = None
     """First folds may be stopped in mid-training. Default: with the rule gain."""
     grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.25

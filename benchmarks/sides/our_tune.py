@@ -17,8 +17,8 @@ from typing import Any
 
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import TrialRecord, VariantScore
-from foldrace.run_folder.variants import RAW
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.variants import RAW
 from foldrace.scheduling.ray import tuner
 from foldrace.scheduling.ray.cluster import connect
 from foldrace.scheduling.ray.fold_trial import TrialJob

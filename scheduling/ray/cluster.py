@@ -34,7 +34,7 @@ _SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine offers."""
+    """The cores and GPUs of one machine."""
 
     cpus: float
     gpus: float
@@ -61,8 +61,11 @@ class Cluster:
 
 
 def slots(nodes: list[Node], resources: ResourcesConfig, gpus_per_trial: float) -> int:
-    """How many trials fit. A device lies within one node, and fractions of a GPU within one GPU;
-    the devices of a trial may lie on several nodes."""
+    """Fold trials that fit at a time.
+
+    A device lies within one node, and fractions of a GPU within one GPU; the devices of a trial may
+    lie on several nodes.
+    """
     devices = sum(_devices(node, resources.cpus_per_trial, gpus_per_trial) for node in nodes)
     fitting = devices // resources.devices_per_trial
     limit = resources.max_concurrent
@@ -86,7 +89,7 @@ def default_gpus(nodes: list[Node], resources: ResourcesConfig) -> float:
 
 
 def resource_problems(nodes: list[Node], resources: ResourcesConfig) -> list[Problem]:
-    """What these nodes cannot do."""
+    """Problems of the config's resources with these nodes."""
     problems: list[Problem] = []
     most_cpus = max(node.cpus for node in nodes)
     most_gpus = max(node.gpus for node in nodes)
@@ -105,7 +108,7 @@ def resource_problems(nodes: list[Node], resources: ResourcesConfig) -> list[Pro
 
 
 def _group_problems(asked: int, devices: int, gpus: float) -> Iterator[Problem]:
-    """What is wrong with several devices a trial."""
+    """Problems of several devices a trial."""
     if gpus not in (0, 1):
         yield Problem(
             "resources.gpus_per_trial",
@@ -121,7 +124,7 @@ def _group_problems(asked: int, devices: int, gpus: float) -> Iterator[Problem]:
 
 
 def this_machine() -> list[Node]:
-    """What a cluster that is started here would have."""
+    """The one node of a cluster that is started here."""
     return [Node(len(os.sched_getaffinity(0)), _gpus())]
 
 
@@ -136,9 +139,12 @@ def alive_nodes() -> list[Node]:
 
 @contextlib.contextmanager
 def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster]:
-    """Start a cluster in this machine's cores and GPUs (`address` None), or join one (`auto`, or
-    host:port). A connection that the process already has is used and left as it is. The caller asks
-    `resource_problems(alive_nodes(), resources)` before it runs anything."""
+    """Start a cluster in this machine's cores and GPUs, or join the one at `address`.
+
+    `address` is None, `auto`, or host:port. A connection that the process already has is used and
+    left as it is. The caller asks `resource_problems(alive_nodes(), resources)` before it runs
+    anything. Raises EnvironmentProblem where no cluster answers.
+    """
     own = _background.wait() or not ray.is_initialized()
     if not ray.is_initialized():
         _start() if address is None else _join(address)
@@ -151,8 +157,10 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
 
 @contextlib.contextmanager
 def starting(resources: ResourcesConfig) -> Iterator[None]:
-    """Start this machine's cluster in the background, while the caller checks its input: both take
-    seconds. `connect` within the block waits for it; without one it ends with the block."""
+    """Start this machine's cluster in the background, while the caller checks its input.
+
+    `connect` within the block waits for it; a cluster that nobody connects to ends with the block.
+    """
     if ray.is_initialized():
         yield
         return
@@ -185,8 +193,10 @@ _background = _BackgroundStart()
 
 
 def _start_warm(resources: ResourcesConfig) -> None:
-    """Start the cluster and have its worker processes import what a fold trial needs. Not where
-    there are GPUs: a worker of another task does not see the GPU that its trial will have."""
+    """Start the cluster and have its worker processes import what a fold trial needs.
+
+    They do not where there are GPUs: a task without a GPU sees none, and its process keeps that.
+    """
     _start()
     [machine] = this_machine()
     if machine.gpus == 0:
@@ -202,7 +212,7 @@ def _import_trials() -> None:
 
 
 def unreachable(paths: Sequence[str]) -> list[Problem]:
-    """Which nodes of the connected cluster lack one of these folders; a trial there would fail."""
+    """Problems of the connected cluster's nodes that lack one of these folders."""
     nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
     if len(nodes) < 2:
         return []
@@ -234,8 +244,10 @@ def _dashboard() -> str | None:
 
 
 def _gpus() -> int:
-    """GPUs of this machine. torch, which takes seconds to import, is asked only where a GPU's
-    driver is loaded."""
+    """Count the GPUs of this machine.
+
+    torch, which takes seconds to import, is asked only where a GPU's driver is loaded.
+    """
     if not any(Path(device).exists() for device in _GPU_DRIVERS):
         return 0
     import torch
@@ -300,8 +312,10 @@ def _probe(address: str) -> None:
 
 
 def _shipped_code(folder: Path) -> dict[str, list[str]]:
-    """The runtime environment that has this package; nothing where a job brings its own modules,
-    since Ray refuses both."""
+    """The runtime environment with a copy of this package.
+
+    Empty where the job that this driver runs in brings its own modules: Ray refuses both.
+    """
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     if "py_modules" in (job.get("runtime_env") or {}):
         return {}
@@ -309,8 +323,10 @@ def _shipped_code(folder: Path) -> dict[str, list[str]]:
 
 
 def staged_package(folder: Path) -> Path:
-    """A copy of this package as `folder/foldrace`, without what a checkout holds beside it. It is
-    shipped to the nodes of a cluster, which need not have Foldrace installed."""
+    """Copy this package to `folder/foldrace`, without what a checkout holds beside it.
+
+    The copy is shipped to the nodes of a cluster, which need not have Foldrace installed.
+    """
     root, copy = Path(foldrace.__file__).parent, folder / "foldrace"
     copy.mkdir()
     for path in root.iterdir():

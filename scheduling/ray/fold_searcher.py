@@ -102,7 +102,7 @@ class FoldSearcher(Searcher):
         self._nothing_to_ask = False
         self.stopped = False
         self.import_error: str | None = None
-        """What a worker could not import, in Python's words; the sweep ends by it."""
+        """Python's words for what a worker could not import, which ends the sweep; or None."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
