@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 
 from foldrace.config.schema import ResourcesConfig
 from foldrace.core.errors import EnvironmentProblem
@@ -22,29 +22,42 @@ SHADOWS = ("ensemble.py", "inference.py", "sweep.py", "experiment/__init__.py", 
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folder(tmp_path: Path) -> Path:
     """A user's folder with files whose names are those of packages; each fails when imported."""
     for name in SHADOWS:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("raise RuntimeError('the file of the user was imported')\n")
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+PATH_AND_TIMM = """
+import json
+import ray
+from foldrace.config.schema import ResourcesConfig
+from foldrace.scheduling.ray.cluster import connect
+
+def path_and_timm():
+    import sys
+    import timm
+    import foldrace.trainables.trial
+    return sys.path, timm.__file__
+
+with connect(None, ResourcesConfig()):
+    print(json.dumps(ray.get(ray.remote(path_and_timm).remote())))
+"""
+
+
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_users_folder_is_not_on_a_workers_path(own_folder: Path) -> None:
-    def path_and_timm() -> tuple[list[str], str]:
-        import sys
-
-        import timm
-
-        import foldrace.trainables.trial  # noqa: F401
-
-        return sys.path, str(timm.__file__)
-
-    with connect(None, ResourcesConfig()):
-        path, file = ray.get(ray.remote(path_and_timm).remote())
+    """In a process of its own, which starts Ray in that folder."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PATH_AND_TIMM],
+        cwd=own_folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    path, file = json.loads(done.stdout.splitlines()[-1])
     assert str(own_folder) not in path
     assert "" not in path
     assert not Path(file).is_relative_to(own_folder)
@@ -71,7 +84,10 @@ def test_the_staged_package_imports_without_the_checkout(tmp_path: Path) -> None
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_worker_that_cannot_import_ends_the_sweep_and_says_so(
-    make_tiny_run: Callable[..., TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real_ray: Path,
+    make_tiny_run: Callable[..., TinyRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The driver has a module that the workers lack."""
     (tmp_path / "driver_only.py").write_text("def fold_trial(config):\n    pass\n")
