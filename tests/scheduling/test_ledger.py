@@ -169,7 +169,7 @@ def test_stopped_candidates_never_come_back() -> None:
     assert stopped_trial.summary("c0000").status == "stopped"
 
 
-def test_a_fold_in_flight_of_a_stopped_candidate_is_not_tried_again() -> None:
+def test_a_running_fold_of_a_stopped_candidate_is_not_tried_again() -> None:
     ledger = opened(folds=3, candidates=1)
     first, second = take(ledger), take_spare(ledger, 1)[0]
     ledger.end(ended(first, "stopped"))
@@ -179,7 +179,7 @@ def test_a_fold_in_flight_of_a_stopped_candidate_is_not_tried_again() -> None:
     assert settled is not None and settled.status == "stopped" and ledger.trials_open == 0
 
 
-def test_a_shelved_candidate_lets_others_pass() -> None:
+def test_a_deferred_candidate_lets_others_pass() -> None:
     ledger = opened(folds=2, candidates=2)
     ledger.defer("c0001")
     assert names([take(ledger)]) == [(2, 0)]
@@ -306,7 +306,7 @@ class Simulation:
             new = self.ledger.summary(old.candidate.candidate)
             if new.candidate.candidate in self.settled:
                 assert new == old
-            elif new.status != "running":  # a fold in flight was all that was missing
+            elif new.status != "running":  # a running fold was all that was missing
                 self.settle(new)
 
 

@@ -141,7 +141,7 @@ def test_nobody_is_stopped_before_enough_are_complete(run: RacedRun) -> None:
     assert not race.is_stale("c0001")
 
 
-def test_folds_in_flight_are_waited_for(run: RacedRun) -> None:
+def test_running_folds_are_waited_for(run: RacedRun) -> None:
     race = opened(run)
     run.finish("c0002", 0, {"raw": run.model(7, -2.0)})
     spared = race.judge(run.summary("c0002"), running=1)

@@ -306,7 +306,7 @@ def test_later_folds_are_neither_stopped_nor_counted(store: RunStore) -> None:
         sweep.reach(sweep.start(number, fold=1), [0.1])
     first = sweep.start(10, fold=0)
     assert sweep.reach(first, [0.5]) == CONTINUE
-    together = sweep.start(10, fold=1)  # an early candidate has all its folds in flight
+    together = sweep.start(10, fold=1)  # an early candidate has all its folds running
     assert sweep.reach(together, [9.9]) == CONTINUE
     assert sweep.reach(first, [0.5, 9.9]) == CONTINUE
     sweep.end(first)

@@ -140,12 +140,12 @@ def test_a_worker_that_cannot_be_reset(
     """Tune then ends the next trial, which is innocent, without telling the searcher. The
     sweep finds out, and runs that trial again, whatever `max_failures` is."""
     silent: list[str] = []
-    settle = FoldSearcher._end
+    end = FoldSearcher._end
 
     def spy(self: FoldSearcher, trial_id: str, **options: bool) -> None:
         if options["silent"] and trial_id in self.running_folds:
             silent.append(trial_id)
-        settle(self, trial_id, **options)
+        end(self, trial_id, **options)
 
     monkeypatch.setattr(FoldSearcher, "_end", spy)
     stays = 8.0 if any_ray is None else 0.0

@@ -59,8 +59,10 @@ def fill(store: RunStore, candidates: Sequence[tuple[CandidateRecord, Sequence[f
 
 def shown(earlier: Sequence[EarlierCandidate], backbone: str = A, **search: object) -> list[float]:
     """The values that a sampler without pruning sees, by number."""
-    view = SamplerHistory(space_of(sweep(space=FEW, **search)), SAMPLERS["gp"], 10, None, earlier)
-    return [trial.value for trial in view.trials(backbone) if trial.value is not None]
+    history = SamplerHistory(
+        space_of(sweep(space=FEW, **search)), SAMPLERS["gp"], 10, None, earlier
+    )
+    return [trial.value for trial in history.trials(backbone) if trial.value is not None]
 
 
 def earlier(
@@ -84,11 +86,11 @@ def test_of_other_folds_each_runs_values_are_put_on_one_level() -> None:
 def test_own_candidates_join_the_level_of_their_folds() -> None:
     space = space_of(sweep(space=FEW))
     others = [earlier(i, 5.0 + i, comparable=False) for i in range(5)]
-    view = SamplerHistory(space, SAMPLERS["gp"], 10, None, others)
-    view.end(ended(record(0), "complete", (0.3, 0.3)))
-    assert [t.value for t in view.trials(A)] == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0, 0.0])
-    view.end(ended(record(1), "complete", (0.2, 0.2)))
-    last = [t.value for t in view.trials(A)][-2:]
+    history = SamplerHistory(space, SAMPLERS["gp"], 10, None, others)
+    history.end(ended(record(0), "complete", (0.3, 0.3)))
+    assert [t.value for t in history.trials(A)] == pytest.approx([-1.0, -0.5, 0.0, 0.5, 1.0, 0.0])
+    history.end(ended(record(1), "complete", (0.2, 0.2)))
+    last = [t.value for t in history.trials(A)][-2:]
     assert last == pytest.approx([1.0, -1.0])
 
 
@@ -96,10 +98,10 @@ def test_a_gain_and_an_earlier_log_loss_are_never_compared_as_they_are() -> None
     space = space_of(sweep(space=FEW))
     gains = {"c0000": 0.01, "c0001": -0.01}
     others = [earlier(i, 0.1 * i) for i in range(3)]
-    view = SamplerHistory(space, SAMPLERS["gp"], 10, lambda: gains, others)
+    history = SamplerHistory(space, SAMPLERS["gp"], 10, lambda: gains, others)
     for number in range(2):
-        view.end(ended(record(number), "complete", (0.3, 0.3)))
-    assert [t.value for t in view.trials(A)] == pytest.approx([-1.0, 0.0, 1.0, -1.0, 1.0])
+        history.end(ended(record(number), "complete", (0.3, 0.3)))
+    assert [t.value for t in history.trials(A)] == pytest.approx([-1.0, 0.0, 1.0, -1.0, 1.0])
 
 
 def test_folders_are_read(make_tiny_run: Callable[..., TinyRun]) -> None:
