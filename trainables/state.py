@@ -1,4 +1,4 @@
-"""Everything that training changes: model, its moving average, optimiser, schedule, and the step's settings.
+"""The state of a training: model, moving average, optimiser, schedule, and settings of a step.
 
 Takes a `TrialSpec` and its data, gives a `TrainState`, which `step.train_step` works on.
 """
