@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-# Tests that start Ray wait more than they compute and want the cores alone; the others share them.
-SHARED := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
+# Processes of the tests without Ray; those that start Ray want the cores alone.
+WORKERS ?= 2
+SHARED := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
 FULL := --hypothesis-profile=full
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
 	controller

@@ -45,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("quick")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: at the end no process waits for another one's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def examples(most: int) -> int:
     """How many examples a property test draws that draws `most` of them in `make test-full`."""
     few = min(most, max(most // 5, 5))

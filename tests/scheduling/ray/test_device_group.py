@@ -29,7 +29,7 @@ from foldrace.sweep import app
 from foldrace.trainables.spec import TrialSpec, TrialStopped
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("real_ray")]
-DEADLINE = 300.0  # seconds; only a fault takes so long
+DEADLINE = 600.0  # seconds; only a fault takes so long
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from foldrace.run_folder.store import RunStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE = 240.0  # seconds
+DEADLINE = 600.0  # seconds
 
 
 @dataclass

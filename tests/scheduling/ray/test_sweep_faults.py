@@ -28,7 +28,7 @@ from tests.pretend_tune import pretend_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE = 300.0  # seconds; only a fault takes so long
+DEADLINE = 600.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
 OFTEN = ("--set", "training.save_every=0.001")  # seconds: after each epoch
 RESUME_STATE = "resume.safetensors"
