@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from foldrace import parts
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.metrics import METRICS
 from foldrace.core.plugin_files import PluginFile
@@ -54,8 +55,8 @@ def test_every_table_of_records_may_grow() -> None:
     """But for the libraries of transforms, a transform of one's own being a `Custom`, and for
     activations, since R-Drop's divergence holds for these two."""
     tables = set[str]()
-    for package in ("trainables", "ensemble", "inference", "experiment"):
-        for path in (ROOT / package).glob("*.py"):
+    for package in ("trainables", "ensemble", "inference", "core"):
+        for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             tables |= set(re.findall(r"^[A-Z]\w+: dict\[str, ([A-Z][A-Za-z]+)\] = ", text, re.M))
     assert tables - BY_NAME.keys() == {"Library", "Activation"}
@@ -64,8 +65,10 @@ def test_every_table_of_records_may_grow() -> None:
 
 def test_the_guide_lists_every_kind() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.M)
-    assert dict(listed) == {name: k.record.__module__ for name, k in BY_NAME.items()}
+    listed = re.findall(r"^\| `(\w+)` \| ", text, re.M)
+    assert {name: getattr(parts, name) for name in listed} == {
+        name: kind.record for name, kind in BY_NAME.items()
+    }
 
 
 def test_a_family_is_tried_with_its_first_name() -> None:
