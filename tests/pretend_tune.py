@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ray.train._internal import session as ray_session
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 FoldTrial = tuple[str, int]  # candidate and fold
+_LOG = logging.getLogger("foldrace")
 _IDLE = 1000
 """Questions in vain with nothing running, after which the searcher is stuck."""
 
@@ -65,6 +67,7 @@ class PretendTune:
         self.trials: list[Trial] = []  # as Tune's: it only grows
         self._running: list[tuple[float, int]] = []  # (when it ends, index in trials)
         self._current: Trial | None = None
+        self._driver_log = _LOG.handlers, _LOG.propagate
         self._finished = False
         self.now = self.busy = 0.0  # seconds of pretended time; of all slots together
 
@@ -89,14 +92,15 @@ class PretendTune:
         """Take a report of the trial that runs; raises SystemExit where it has to leave."""
         trial = self._current
         assert trial is not None
-        self._step(self.trials)
-        trial.last_result = dict(metrics)
-        if self._scheduler.on_trial_result(None, trial, dict(metrics)) == TrialScheduler.STOP:
-            self._complete(trial)
-            raise SystemExit
-        self._searcher.on_trial_result(trial.trial_id, dict(metrics))
-        if self._over():
-            raise SystemExit
+        with _logging_to(*self._driver_log):
+            self._step(self.trials)
+            trial.last_result = dict(metrics)
+            if self._scheduler.on_trial_result(None, trial, dict(metrics)) == TrialScheduler.STOP:
+                self._complete(trial)
+                raise SystemExit
+            self._searcher.on_trial_result(trial.trial_id, dict(metrics))
+            if self._over():
+                raise SystemExit
 
     @property
     def stop_event(self) -> SimpleNamespace:
@@ -119,8 +123,10 @@ class PretendTune:
             trial.status = "ERROR"
             return
         self._current = trial
+        self._driver_log = _LOG.handlers, _LOG.propagate
         try:
-            self._trainable(dict(trial.config))
+            with _logging_to([logging.NullHandler()], False):
+                self._trainable(dict(trial.config))
         except SystemExit:
             pass
         except (Exception, WorkerKilled):
@@ -145,6 +151,17 @@ class PretendTune:
         self._scheduler.on_trial_error(None, trial)
         self._searcher.on_trial_complete(trial.trial_id, error=True)
         trial.status = "ERROR"
+
+
+@contextmanager
+def _logging_to(handlers: list[logging.Handler], propagate: bool) -> Iterator[None]:
+    """What a trial logs stays in its worker; what is logged while Tune hears it is the driver's."""
+    before, _LOG.handlers = _LOG.handlers, handlers
+    had, _LOG.propagate = _LOG.propagate, propagate
+    try:
+        yield
+    finally:
+        _LOG.handlers, _LOG.propagate = before, had
 
 
 @dataclass
