@@ -19,7 +19,6 @@ import ray
 from ray.train._internal import session as ray_session
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-FoldTrial = tuple[str, int]  # candidate and fold
 _LOG = logging.getLogger("foldrace")
 _IDLE = 1000
 """Questions in vain with nothing running, after which the searcher is stuck."""
