@@ -37,7 +37,7 @@ from foldrace.run_folder.records import (
 from foldrace.run_folder.variants import RAW
 
 FOLDS = "folds.csv"
-_RESUME_STATE, _TRAIN_LOG, _DECISION = "resume.safetensors", "train_log.csv", "decision.json"
+_RESUME_STATE, _TRAIN_LOG, _DECISION = "resume.pt", "train_log.csv", "decision.json"
 _FOLD_FOLDER = re.compile(r"fold(\d+)")
 
 

@@ -88,9 +88,9 @@ def test_a_resume_state_stays_until_its_trial_has_ended(store: RunStore, tmp_pat
     store.save_resume_state("c0000", 1, memoryview(b"old"))
     store.save_resume_state("c0000", 1, b"new")
     store.save_trial(trial_record(store, 1, status="failed", error="boom"))
-    (folder / ".part-0123-resume.safetensors").write_bytes(b"half")
+    (folder / ".part-0123-resume.pt").write_bytes(b"half")
     store.clear_trial("c0000", 1)
-    assert [p.name for p in folder.iterdir()] == ["resume.safetensors"]
+    assert [p.name for p in folder.iterdir()] == ["resume.pt"]
     assert store.resume_state("c0000", 1) == b"new"
     assert store.trials() == {}
     save_fold(store, 1, np.full((70, 3), 1 / 3, np.float32))

@@ -106,7 +106,7 @@ def interrupted(spec: TrialSpec, epochs: int, batches: int = 1) -> Watcher:
     with pytest.raises(TrialStopped):
         run_trial(spec, watcher)
     until_written()
-    assert [p.name for p in folder_of(spec).iterdir()] == ["resume.safetensors"]
+    assert [p.name for p in folder_of(spec).iterdir()] == ["resume.pt"]
     return watcher
 
 
@@ -230,7 +230,7 @@ def test_patience_counts_on(tiny_run: Any) -> None:
 def test_seconds_count_all_sessions(tiny_run: Any) -> None:
     spec = spec_for(tiny_run, "c0000")
     interrupted(spec, 2)
-    state = from_bytes((folder_of(spec) / "resume.safetensors").read_bytes())
+    state = from_bytes((folder_of(spec) / "resume.pt").read_bytes())
     state["seconds"] += 1000.0
     tiny_run.store.save_resume_state("c0000", 0, to_bytes(state))
     assert run_trial(spec, Watcher()).seconds > 1000.0
@@ -254,7 +254,7 @@ def test_a_damaged_state_is_none(
     run_trial(undisturbed, Watcher())
     spec = replace(undisturbed, candidate="c0001")
     interrupted(spec, 2)
-    path = folder_of(spec) / "resume.safetensors"
+    path = folder_of(spec) / "resume.pt"
     whole = bytearray(path.read_bytes())
     if damage == "torn":
         del whole[len(whole) // 2 :]
@@ -276,7 +276,7 @@ def test_a_state_that_does_not_fit_is_none(
     run_trial(undisturbed, Watcher())
     spec = replace(undisturbed, candidate="c0001")
     interrupted(spec, 2)
-    state = from_bytes((folder_of(spec) / "resume.safetensors").read_bytes())
+    state = from_bytes((folder_of(spec) / "resume.pt").read_bytes())
     if part == "history":
         state["history"]["log"][0]["a further column"] = 1.0
     else:
@@ -320,7 +320,7 @@ def test_the_state_of_another_trial_is_none(
     foreign = spec_for(tiny_run, "c0001", epochs=3, **other)
     interrupted(foreign, 2)
     spec = spec_for(tiny_run, "c0000", epochs=3)
-    data = (folder_of(foreign) / "resume.safetensors").read_bytes()
+    data = (folder_of(foreign) / "resume.pt").read_bytes()
     tiny_run.store.save_resume_state("c0000", 0, data)
     _assert_starts_anew(spec, "of another config or version", caplog)
     digest = tiny_run.store.folds().hash
@@ -345,7 +345,7 @@ def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureF
     lines = [r.getMessage() for r in caplog.records if "saved state" in r.getMessage()]
     assert len(lines) == 1 and reason in lines[0]
     assert lines[0].startswith(f"{spec.candidate} fold{spec.fold}: begins anew")
-    assert not (folder_of(spec) / "resume.safetensors").exists()
+    assert not (folder_of(spec) / "resume.pt").exists()
 
 
 def test_a_full_disk_does_not_end_a_training(
@@ -362,11 +362,11 @@ def test_a_full_disk_does_not_end_a_training(
 def test_leftovers_of_a_killed_attempt_go(tiny_run: Any) -> None:
     spec = spec_for(tiny_run, "c0000", epochs=2)
     folder_of(spec).mkdir(parents=True)
-    (folder_of(spec) / ".part-0123-resume.safetensors").write_bytes(b"half")
+    (folder_of(spec) / ".part-0123-resume.pt").write_bytes(b"half")
     (folder_of(spec) / "oof_snap7.npy").write_bytes(b"old")
     run_trial(spec, Watcher())
     left = {p.name for p in folder_of(spec).iterdir()}
-    assert not left & {".part-0123-resume.safetensors", "oof_snap7.npy", "resume.safetensors"}
+    assert not left & {".part-0123-resume.pt", "oof_snap7.npy", "resume.pt"}
 
 
 # -- any optimiser and any schedule

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DEADLINE = 600.0  # seconds; only a fault takes so long
 CANDIDATES, K = 5, 2
 OFTEN = ("--set", "training.save_every=0.001")  # seconds: after each epoch
-RESUME_STATE = "resume.safetensors"
+RESUME_STATE = "resume.pt"
 
 
 @pytest.fixture(scope="module")
