@@ -14,7 +14,7 @@ from foldrace.checks.transforms import check_transforms
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
 from foldrace.scheduling.budget import budget_problems
-from foldrace.scheduling.ray.cluster import Node, resource_problems
+from foldrace.scheduling.nodes import Node, resource_problems
 from foldrace.search_spaces.ranges import Float, Int
 from foldrace.search_spaces.space import SearchSpace
 from foldrace.trainables.data.meta_features import check_meta

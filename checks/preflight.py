@@ -24,7 +24,7 @@ from foldrace.dataset.duplicates import NearDuplicate
 from foldrace.dataset.folds import make_folds
 from foldrace.dataset.manifest import Manifest, scan_manifest
 from foldrace.dataset.test_set import ImageSet, read_test_set
-from foldrace.scheduling.ray.cluster import Node
+from foldrace.scheduling.nodes import Node
 from foldrace.search_spaces.space import SearchSpace, build_space
 from foldrace.trainables.data.pixel_cache import cache_bytes
 from foldrace.trainables.models.classifier import ModelConfig, parameter_count

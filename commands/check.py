@@ -16,7 +16,7 @@ from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.reporting.formats import counted
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.cluster import this_machine
+from foldrace.scheduling.nodes import this_machine
 
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:

@@ -26,14 +26,8 @@ from foldrace.reporting.sentences import DIVERGED
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.ray.cluster import (
-    Node,
-    alive_nodes,
-    connect,
-    starting,
-    this_machine,
-    unreachable,
-)
+from foldrace.scheduling.nodes import Node, this_machine
+from foldrace.scheduling.ray.cluster import alive_nodes, connect, starting, unreachable
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
 

@@ -18,7 +18,7 @@ from foldrace.core.errors import RunFailure, UserError
 from foldrace.core.plugins import loaded
 from foldrace.dataset.folds import folds_csv
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.cluster import this_machine
+from foldrace.scheduling.nodes import this_machine
 from foldrace.trainables.spec import EpochReport, TrialSpec
 from foldrace.trainables.trial import run_trial
 

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ensemble": _DATA,
     "scheduling": {*_DATA, "search_spaces", "trainables", "ensemble"},
     "scheduling/ray": {*_DATA, "search_spaces", "trainables", "ensemble", "scheduling"},
-    "checks": {*_DATA, "search_spaces", "trainables", "ensemble", "scheduling", "scheduling/ray"},
+    "checks": {*_DATA, "search_spaces", "trainables", "ensemble", "scheduling"},
     "inference": {*_DATA, "trainables", "ensemble"},
     "reporting": _DATA,
     "commands": {

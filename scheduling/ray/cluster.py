@@ -26,18 +26,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import foldrace
 from foldrace.config.schema import ResourcesConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
+from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 
-_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, ROCm, WSL
 _PROBE_TIMEOUT = 5.0  # seconds
 _SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
-
-
-@dataclass(frozen=True)
-class Node:
-    """The cores and GPUs of one machine."""
-
-    cpus: float
-    gpus: float
 
 
 @dataclass
@@ -58,74 +50,6 @@ class Cluster:
             self._looked = now
             self._slots = slots(alive_nodes(), self.resources, self.gpus_per_trial)
         return self._slots
-
-
-def slots(nodes: list[Node], resources: ResourcesConfig, gpus_per_trial: float) -> int:
-    """Fold trials that fit at a time.
-
-    A device lies within one node, and fractions of a GPU within one GPU; the devices of a trial may
-    lie on several nodes.
-    """
-    devices = sum(_devices(node, resources.cpus_per_trial, gpus_per_trial) for node in nodes)
-    fitting = devices // resources.devices_per_trial
-    limit = resources.max_concurrent
-    return fitting if limit is None else min(fitting, limit)
-
-
-def _devices(node: Node, cpus: int, gpus: float) -> int:
-    by_cpu = int(node.cpus // cpus)
-    if gpus == 0:
-        return by_cpu
-    if gpus >= 1:
-        return min(by_cpu, int(node.gpus // gpus))
-    return min(by_cpu, int(node.gpus) * int(1 / gpus + 1e-9))
-
-
-def default_gpus(nodes: list[Node], resources: ResourcesConfig) -> float:
-    """GPUs of each device: as the config says, else one where the cluster has any."""
-    if resources.gpus_per_trial is not None:
-        return resources.gpus_per_trial
-    return 1.0 if any(node.gpus for node in nodes) else 0.0
-
-
-def resource_problems(nodes: list[Node], resources: ResourcesConfig) -> list[Problem]:
-    """Problems of the config's resources with these nodes."""
-    problems: list[Problem] = []
-    most_cpus = max(node.cpus for node in nodes)
-    most_gpus = max(node.gpus for node in nodes)
-    gpus = default_gpus(nodes, resources)
-    if resources.cpus_per_trial > most_cpus:
-        problems.append(_too_many("cpus_per_trial", resources.cpus_per_trial, most_cpus, "CPUs"))
-    if gpus > most_gpus:
-        problems.append(_too_many("gpus_per_trial", gpus, most_gpus, "GPUs"))
-    devices = sum(_devices(node, resources.cpus_per_trial, gpus) for node in nodes)
-    if not problems and devices == 0:
-        where = "resources.cpus_per_trial, resources.gpus_per_trial"
-        problems.append(Problem(where, "no single node has both the CPUs and the GPUs"))
-    if resources.devices_per_trial > 1:
-        problems += _group_problems(resources.devices_per_trial, devices, gpus)
-    return problems
-
-
-def _group_problems(asked: int, devices: int, gpus: float) -> Iterator[Problem]:
-    """Problems of several devices a trial."""
-    if gpus not in (0, 1):
-        yield Problem(
-            "resources.gpus_per_trial",
-            f"got {gpus:g} with devices_per_trial {asked}; each of several devices is one whole "
-            "GPU or none: allowed are 1 and 0",
-        )
-    elif 0 < devices < asked:
-        yield Problem(
-            "resources.devices_per_trial",
-            f"got {asked}, but the cluster has room for {devices} devices with cpus_per_trial and "
-            f"gpus_per_trial each; allowed: at most {devices}",
-        )
-
-
-def this_machine() -> list[Node]:
-    """The one node of a cluster that is started here."""
-    return [Node(len(os.sched_getaffinity(0)), _gpus())]
 
 
 def alive_nodes() -> list[Node]:
@@ -243,18 +167,6 @@ def _dashboard() -> str | None:
     return f"http://{url}" if url else None
 
 
-def _gpus() -> int:
-    """Count the GPUs of this machine.
-
-    torch, which takes seconds to import, is asked only where a GPU's driver is loaded.
-    """
-    if not any(Path(device).exists() for device in _GPU_DRIVERS):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
 class _OwnPath(JobConfig):
     """Keeps the folders of the user's script and terminal off the workers' import path.
 
@@ -335,11 +247,3 @@ def staged_package(folder: Path) -> Path:
         elif path.suffix == ".py" or path.name == "py.typed":
             shutil.copy(path, copy)
     return copy
-
-
-def _too_many(key: str, asked: float, most: float, unit: str) -> Problem:
-    return Problem(
-        f"resources.{key}",
-        f"got {asked:g}, but the largest node of the cluster has {most:g} {unit}; allowed: at "
-        f"most {most:g}",
-    )

@@ -6,7 +6,8 @@ import pytest
 
 from foldrace.config.schema import ResourcesConfig
 from foldrace.core.errors import EnvironmentProblem
-from foldrace.scheduling.ray.cluster import Node, connect, resource_problems, slots
+from foldrace.scheduling.nodes import Node, resource_problems, slots
+from foldrace.scheduling.ray.cluster import connect
 
 
 @pytest.mark.parametrize(
