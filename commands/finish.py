@@ -18,7 +18,7 @@ from foldrace.commands.submit import predict_test_set
 from foldrace.commands.terminal import log_folder, logging_to, only_driver, only_our_output
 from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import ResourcesConfig, SweepConfig
-from foldrace.core.errors import EnvironmentProblem, Interrupted, listing
+from foldrace.core.errors import EnvironmentProblem, Interrupted, listing, message_line
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
 from foldrace.reporting.live import LiveView, print_leaderboard
@@ -116,7 +116,7 @@ def print_trouble(outcome: SweepOutcome, console: Console) -> None:
         _warn(console, f"the budget ended the sweep: {outcome.limit}")
     for summary in (*by_status["diverged"], *by_status["failed"]):
         errors = [t.error for t in summary.trials if t.error]
-        reason = errors[0].strip().splitlines()[-1] if errors else DIVERGED
+        reason = message_line(errors[0]) if errors else DIVERGED
         _warn(console, f"{summary.candidate.candidate} {summary.status}: {reason}")
     if by_status["unfinished"]:
         names = listing(s.candidate.candidate for s in by_status["unfinished"])

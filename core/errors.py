@@ -9,8 +9,8 @@ FoldraceError                 1  exit code: a failure while running
 ├── RunFailure                1  no complete candidate, every image unreadable, ...
 └── Interrupted             130  Ctrl-C or SIGTERM, after everything finished was saved
 
-Also the name that a mistyped one was meant to be, and URLs without their password. Imports nothing
-heavy: the blend uses it.
+Also the line of a traceback that matters, the name that a mistyped one was meant to be, and URLs
+without their password. Imports nothing heavy: the blend uses it.
 """
 
 from __future__ import annotations
@@ -134,6 +134,20 @@ def check_name(where: str, name: str, table: Iterable[str]) -> Problem | None:
     if name in names:
         return None
     return Problem(where, f"got {name!r}; {did_you_mean(name, names)}allowed: {', '.join(names)}")
+
+
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def message_line(text: str) -> str:
+    """The line of an error's text that says what went wrong; '' where there is none.
+
+    It is the message's first line, since advice and links come after it. Of tracebacks in the text
+    the last counts; its frames are indented.
+    """
+    lines = [line for line in text.rpartition(_TRACEBACK)[2].splitlines() if line.strip()]
+    message = [line for line in lines if not line[0].isspace()]
+    return (message or lines[-1:] or [""])[0].strip()
 
 
 _USER_PASSWORD = re.compile(r"(://[^:/]*):.*@", re.DOTALL)

@@ -19,10 +19,9 @@ from importlib.util import decode_source, find_spec, spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from foldrace.core.errors import Problem
+from foldrace.core.errors import Problem, message_line
 
 _FOLDRACE = Path(__file__).resolve().parents[1]
-_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
@@ -100,16 +99,9 @@ def place_of(error: BaseException) -> str | None:
 
 
 def error_line(error: BaseException) -> str:
-    """Type and message of an error in one line.
-
-    It is the message's first line, since advice and links come after it; of a traceback that
-    another process sent as text, the last.
-    """
-    text = error.msg if isinstance(error, SyntaxError) else str(error).strip()
-    lines = text.splitlines()
-    if not lines:
-        return type(error).__name__
-    return f"{type(error).__name__}: {lines[-1] if _TRACEBACK in text else lines[0]}"
+    """Type and message of an error in one line, see `message_line`."""
+    text = message_line(error.msg if isinstance(error, SyntaxError) else str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def error_with_place(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import math
 import shlex
 from collections import Counter
 
+from foldrace.core.errors import message_line
 from foldrace.core.metrics import MetricScore
 from foldrace.reporting.content import Card, Cards, Facts, Part, Warnings
 from foldrace.reporting.context import ReportContext
@@ -175,9 +176,8 @@ def _candidate_warnings(ctx: ReportContext) -> list[str]:
 def _first_error(summary: CandidateSummary) -> str:
     for trial in summary.trials:
         if trial.status != "finished":
-            lines = (trial.error or "").strip().splitlines()
             silent = DIVERGED if trial.status == "diverged" else "no message"
-            return f"fold {trial.fold}, {lines[0] if lines else silent}"
+            return f"fold {trial.fold}, {message_line(trial.error or '') or silent}"
     return "no message"
 
 

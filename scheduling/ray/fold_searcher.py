@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
+from foldrace.core.errors import message_line
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
@@ -340,9 +341,9 @@ class FoldSearcher(Searcher):
         blameless = silent and record is None
         count = self.ledger.lose if blameless else self.ledger.fail
         again = count(candidate, fold)
-        last_line = (reason or "its worker ended without a result").strip().splitlines()[-1]
+        why = message_line(reason or "its worker ended without a result")
         consequence = "is tried again" if again else "fails its candidate"
-        _log.warning("%s fold%d %s: %s", candidate, fold, consequence, last_line)
+        _log.warning("%s fold%d %s: %s", candidate, fold, consequence, why)
         if again:
             self._clear(candidate, fold)
             return None

@@ -51,7 +51,7 @@ def test_stopped_candidates_are_no_trouble() -> None:
 def test_each_failed_candidate_is_one_warning() -> None:
     lines = _trouble(
         "search.fold_trials: 12 have started",
-        _summary(0, "failed", "Traceback\nValueError: [bold] no"),
+        _summary(0, "failed", "Traceback (most recent call last):\n  x\nValueError: [bold] no"),
         _summary(1, "unfinished"),
         _summary(2, "diverged"),
         _summary(3, "unfinished"),

@@ -14,6 +14,7 @@ from foldrace.core.errors import (
     UserError,
     check_name,
     listing,
+    message_line,
 )
 
 
@@ -70,3 +71,21 @@ def test_an_unknown_name_is_led_to_the_one_that_was_meant(
     assert problem is not None
     assert problem.message == f"got {name!r}; {hint}allowed: {', '.join(table)}"
     assert check_name("x", table[0], table) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "KeyError: 1",
+        "\nKeyError: 1\n  found: nothing\n",
+        "Traceback (most recent call last):\n  File 'a', line 1\n    x\n    ^\nKeyError: 1\nhelp\n",
+        "Traceback (most recent call last):\n  a\nOSError: 2\n\nDuring handling of the above "
+        "exception:\n\nTraceback (most recent call last):\n  b\nKeyError: 1\n",
+    ],
+)
+def test_the_line_of_an_error_that_says_what_went_wrong(text: str) -> None:
+    assert message_line(text) == "KeyError: 1"
+
+
+def test_an_error_without_text_has_no_line() -> None:
+    assert message_line("") == message_line("\n \n") == ""

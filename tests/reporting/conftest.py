@@ -263,7 +263,8 @@ def _save_broken(store: RunStore, first: int, k: int) -> None:
                 TrialRecord(
                     candidate=name, fold=0, status=status, backbone="timm/x", params={"lr": 1.0},
                     folds_hash=store.folds().hash, seed=1, seconds=3.0,
-                    error="OutOfMemoryError: <b>no</b> memory\nTraceback ...",
+                    error="Traceback (most recent call last):\n  File ...\n"
+                    "OutOfMemoryError: <b>no</b> memory\nSee the manual.",
                 )
             )  # fmt: skip
 
