@@ -164,7 +164,7 @@ def status(
     context: typer.Context,
     folder: Folder,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Print again until the sweep has ended.")
+        bool, typer.Option("--watch", help="Keep printing until the sweep ends.")
     ] = False,
 ) -> None:
     """Print the leaderboard and what is left to train."""
@@ -196,14 +196,17 @@ def ensemble(
     folder: Folder,
     method: Annotated[str | None, typer.Option(help=f"{METHODS}. Default: the config's.")] = None,
     max_members: Annotated[
-        int | None, typer.Option(min=1, help="Most members that the blend may have.")
+        int | None, typer.Option(min=1, help="Maximum number of members in the blend.")
     ] = None,
     max_ms_per_image: Annotated[
         float | None,
-        typer.Option(help="Most milliseconds of all models of the blend, on this machine."),
+        typer.Option(
+            help="Maximum ms per image of all models of the blend together, on this machine."
+        ),
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Most bytes of all weight files of the blend.")
+        int | None,
+        typer.Option(min=1, help="Maximum total size of the blend's weight files, in bytes."),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -213,7 +216,8 @@ def ensemble(
         ),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Must have a weight; named like --exclude. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Force a member into the blend; named as in --exclude. Repeatable."),
     ] = None,
     add: Annotated[
         list[str] | None,
@@ -289,7 +293,9 @@ def _console() -> Console:
 @contextmanager
 def _exit_codes(
     context: typer.Context,
-    interrupted: str = "interrupted; `foldrace resume DIR` goes on with a run that had begun",
+    interrupted: str = (
+        "interrupted; if the run had started, continue it with `foldrace resume DIR`"
+    ),
 ) -> Iterator[None]:
     """Errors become messages on stderr and the exit codes of `foldrace.core.errors`."""
     screen = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -86,7 +86,9 @@ def sweep_and_finish(
             _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
             if deadline is not None:
                 kept = duration(deadline.finishing_time)
-                screen.print(f"Kept of the time budget for blend, submission and report: {kept}")
+                screen.print(
+                    f"Reserved from the time budget for blend, submission and report: {kept}"
+                )
             with LiveView(screen) as view:
                 outcome = run_sweep(
                     store, config, space, image_root, cluster, view.update, deadline
@@ -145,5 +147,6 @@ def _finish(store: RunStore, console: Console) -> None:
     page = write_report(store)
     if config.ensemble.keep == "blend":
         count = remove_unused_weights(store, ensemble)
-        console.print(f"Weights removed that the blend does not use: of {counted(count, 'member')}")
+        members = counted(count, "member")
+        console.print(f"Removed the weights of {members} that the blend does not use")
     console.print(f"Report: {store.root}/{page}")

@@ -104,6 +104,6 @@ def _same_data(store: RunStore, config: SweepConfig) -> Manifest:
         raise RunFolderError.single(
             f"{store.root}/folds.csv",
             f"lists {len(store.folds().image_paths)} images, but {config.data.train} now gives "
-            f"{len(manifest)} or others; put the data back, or start a new run",
+            f"{len(manifest)}, or different ones; restore the data, or start a new run",
         )
     return manifest

@@ -200,7 +200,7 @@ class RaceConfig(_Section):
     """gain: it must add to the blend of the complete candidates. forgiving: its mean log loss must
     be below the worst fold of the best complete candidate. none: every candidate gets all folds."""
     z: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
-    """gain: so many standard errors the gain may lie below zero."""
+    """gain: how many standard errors below zero the gain may be before the candidate is stopped."""
     min_complete: Annotated[int, Field(ge=1)] = 5
     """Complete candidates before any candidate may be stopped."""
     epoch_stopping: bool | None = None
@@ -252,8 +252,8 @@ class TrainingConfig(_Section):
     compile: bool = False
     """torch.compile: pays off in long trials on GPUs, costs a minute at each trial's start."""
     save_every: Seconds = 60.0
-    """A trial saves its state at the end of an epoch, so often at most; what is interrupted goes on
-    from there."""
+    """Minimum time between two saved states of a trial, each at the end of an epoch; an interrupted
+    trial continues from the last one."""
 
 
 def _one_name(value: object) -> object:
@@ -328,11 +328,13 @@ class EnsembleConfig(_Section):
     max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 50
     max_members: Annotated[int, Field(ge=1)] | None = None
     bags: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Greedy: so many random halves of the members are searched and averaged; 0: all, once."""
+    """Greedy: number of random halves of the members to search; their weights are averaged. 0: all
+    members are searched once."""
     calibrate: bool = True
     """Temperatures of members and blend, each where it lowers the cross-fitted log loss."""
     max_ms_per_image: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Most milliseconds of all fold models of the blend together, on the machine that blends."""
+    """Maximum time per image of all fold models of the blend together, in ms on the machine that
+    blends."""
     max_bytes: Annotated[int, Field(ge=1)] | None = None
     """Largest size of the weight files of all fold models of the blend together."""
     exclude: tuple[str, ...] = ()

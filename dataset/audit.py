@@ -21,7 +21,7 @@ from foldrace.dataset.manifest import Manifest
 from foldrace.dataset.similarity import ImageInfo, scan_images
 from foldrace.dataset.test_set import ImageSet
 
-FEW_PER_FOLD = 2  # with fewer images in a fold, luck decides a class's score there
+FEW_PER_FOLD = 2  # with fewer images in a fold, a class's score there is mostly chance
 FEW_IMAGES = 10  # the same where there are no folds yet
 
 _SHOWN = 20
@@ -123,4 +123,4 @@ def _tiny_classes(manifest: Manifest, fold: NDArray[np.int64] | None) -> Iterato
     tiny = [f"{manifest.classes[c]} ({counts[c]})" for c in np.flatnonzero(fewest < few)]
     if tiny:
         message = f"classes with fewer than {few} images{unit}: {listing(tiny)}"
-        yield Problem("training images", f"{message}; luck decides their scores, add images")
+        yield Problem("training images", f"{message}; their scores are mostly chance; add images")

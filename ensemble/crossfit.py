@@ -127,7 +127,7 @@ _TOLERANCE = 1e-7
 _LEAST_GAIN = 1e-9
 """A smaller one is rounding."""
 _MOST = 50
-"""Solves: who is asked about more members looks at the heaviest."""
+"""Most members to solve for; of more, the heaviest."""
 
 
 def rise_of_least_loss(true_prob: NDArray[np.floating]) -> list[float | None]:

@@ -42,7 +42,8 @@ class Method:
     takes_one_candidate: bool = False
     """It chooses one candidate's members alone, so that none can be forced in."""
     fits_weights: bool = False
-    """It weighs the others anew without a member, also where all weights are equal."""
+    """True: without a member it would refit the weights of the others, even if they come out
+    equal."""
     in_auto: bool = False
     """`auto` tries it: it won somewhere in `benchmarks/generalisation.py`. With few rows that is a
     mixture, with many a pooling of logarithms."""

@@ -273,8 +273,8 @@ def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
     if build is None:
         raise RunFolderError.single(
             f"{store.root}/ensemble/ensemble.json",
-            f"combines its members by {ensemble.pooling!r}, known are {', '.join(POOLINGS)}; "
-            "blend again: `ensemble DIR`",
+            f"combines its members by {ensemble.pooling!r}, which this version does not know (it "
+            f"knows {', '.join(POOLINGS)}); blend again: `ensemble DIR`",
         )
     weights = np.array([member.weight for member in ensemble.members])
     return build(weights, store.blend.combiner_arrays(ensemble))

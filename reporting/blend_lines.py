@@ -51,7 +51,7 @@ def _figures(blend: EnsembleRecord) -> Iterator[tuple[str, str]]:
     yield _comparison(blend.fair_single_logloss - blend.oof_logloss)
     yield "cross-fitted blend", f"{blend.crossfit_logloss:.4f} ± {blend.crossfit_se:.4f}"
     yield "blend on the last fold", f"{blend.last_fold_logloss:.4f}"
-    yield "other weights", gain_of_other_weights(blend)
+    yield "best possible weights", gain_of_other_weights(blend)
     yield "OOF accuracy", f"{blend.oof_accuracy:.4f}"
     for metric in blend.metrics:
         if metric.name not in METRICS_IN_WORDS:

@@ -35,7 +35,7 @@ _STATUS_STYLE = {
 class LiveView:
     """Shows each `Progress` it is given, for as long as the `with` block lasts.
 
-    Give it one at the start: plain lines sum up in one line what the first one holds already.
+    Pass a first one at the start: as plain lines, what it already holds becomes one summary line.
     """
 
     def __init__(self, console: Console) -> None:

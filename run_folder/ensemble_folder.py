@@ -107,7 +107,8 @@ class EnsembleFolder:
             if there is not None and there.digests != record.digests:
                 raise RunFolderError.single(
                     f"{self._files.root}/{FOLDER}/{_RECORD}",
-                    "is another blend's by now: two blended at once; "
+                    "has meanwhile been replaced by another blend: two processes were blending at "
+                    "once; "
                     f"`ensemble {self._files.root}` blends again",
                 )
             self._write(record)

@@ -94,7 +94,7 @@ class TrialRecord(StoredRecord):
 class RaceDecision(StoredRecord):
     """Decision of the race after a fold of a candidate, or at an epoch of its first fold.
 
-    It has the numbers that the race went by. A fold has one: of several the last.
+    Holds the numbers behind the decision. Each fold keeps its latest decision only.
     """
 
     number: int

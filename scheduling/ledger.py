@@ -83,8 +83,9 @@ class Ledger:
     """The state of every candidate of a sweep.
 
     A candidate is settled when none of its folds waits or runs; a fold never runs twice at once,
-    nor after it ended. No candidate is stopped before `min_complete` are complete (None: none ever
-    is), so that as many unsettled ones, the first, need no decision before their next folds.
+    nor after it ended. No candidate may be stopped before `min_complete` are complete (None: none
+    ever is), so the first unsettled candidates, as many as are missing, get their next folds
+    without a decision.
     """
 
     def __init__(self, folds: int, max_failures: int, min_complete: int | None = None) -> None:

@@ -27,8 +27,8 @@ class Knob:
     """Range of a config that says `search`."""
     unit: str
     doc: str
-    varied: bool
-    """True where a config that says nothing varies it too."""
+    searched_by_default: bool
+    """True: searched even where the config does not name it."""
 
     @property
     def whole(self) -> bool:
@@ -53,9 +53,15 @@ def _knob(
     search: Range | None,
     unit: str,
     doc: str,
-    varied: bool = False,
+    searched_by_default: bool = False,
 ) -> Any:
-    record = {"limits": limits, "search": search, "unit": unit, "doc": doc, "varied": varied}
+    record = {
+        "limits": limits,
+        "search": search,
+        "unit": unit,
+        "doc": doc,
+        "searched_by_default": searched_by_default,
+    }
     return field(default=default, metadata=record)
 
 
@@ -65,15 +71,15 @@ class TrialParams:
 
     lr: float = _knob(
         1e-3, Float(1e-7, 1.0), Float(1e-4, 5e-3, log=True), "per update",
-        "peak learning rate", varied=True,
+        "peak learning rate", searched_by_default=True,
     )  # fmt: skip
     weight_decay: float = _knob(
         0.02, Float(0.0, 1.0), Float(1e-3, 0.2, log=True), "per update",
-        "weight decay; biases and norms have none", varied=True,
+        "weight decay; biases and norms have none", searched_by_default=True,
     )  # fmt: skip
     warmup: float = _knob(
         0.1, Float(0.0, 0.9), Float(0.0, 0.3), "fraction of all updates",
-        "linear learning-rate warm-up before the schedule", varied=True,
+        "linear learning-rate warm-up before the schedule", searched_by_default=True,
     )  # fmt: skip
     batch_size: int = _knob(
         32, Int(1, 65_536), None, "images per update",
@@ -81,20 +87,20 @@ class TrialParams:
     )  # fmt: skip
     dropout: float = _knob(
         0.1, Float(0.0, 0.95), Float(0.0, 0.5), "probability",
-        "dropout in front of the classifier", varied=True,
+        "dropout in front of the classifier", searched_by_default=True,
     )  # fmt: skip
     drop_path: float = _knob(
         0.0, Float(0.0, 0.9), Float(0.0, 0.2), "probability",
         "stochastic depth of the last block, rising linearly; backbones without it ignore this",
-        varied=True,
+        searched_by_default=True,
     )  # fmt: skip
     mixup_alpha: float = _knob(
         0.2, Float(0.0, 10.0), Float(0.1, 1.0), "of Beta(alpha, alpha)",
-        "MixUp strength; 0 turns it off", varied=True,
+        "MixUp strength; 0 turns it off", searched_by_default=True,
     )  # fmt: skip
     mixup_prob: float = _knob(
         0.5, Float(0.0, 1.0), Float(0.0, 1.0), "probability per batch",
-        "how often a batch is mixed", varied=True,
+        "how often a batch is mixed", searched_by_default=True,
     )  # fmt: skip
     cutmix_alpha: float = _knob(
         1.0, Float(0.0, 10.0), Float(0.2, 1.0), "of Beta(alpha, alpha)",
@@ -106,7 +112,7 @@ class TrialParams:
     )  # fmt: skip
     label_smoothing: float = _knob(
         0.0, Float(0.0, 0.9), Float(0.0, 0.1), "probability mass",
-        "mass moved from the true class to all classes evenly", varied=True,
+        "mass moved from the true class to all classes evenly", searched_by_default=True,
     )  # fmt: skip
     ema_decay: float = _knob(
         0.99, Float(0.0, 0.999999), None, "per update",
@@ -130,11 +136,11 @@ class TrialParams:
     )  # fmt: skip
     cycles: int = _knob(
         1, Int(1, 100), Int(1, 6), "per trial",
-        "cosine: warm restarts make so many equal cycles",
+        "cosine: number of equal cycles, with a warm restart before each but the first",
     )  # fmt: skip
     lr_factor: float = _knob(
         0.1, Float(0.001, 0.99), Float(0.1, 0.5), "factor",
-        "step, plateau: what the learning rate is multiplied with",
+        "step, plateau: the learning rate is multiplied by this",
     )  # fmt: skip
     lr_patience: int = _knob(
         3, Int(1, 1000), Int(1, 10), "epochs",
@@ -146,7 +152,7 @@ class TrialParams:
     )  # fmt: skip
     rdrop_alpha: float = _knob(
         0.0, Float(0.0, 50.0), Float(0.1, 5.0, log=True), "weight of the divergence",
-        "R-Drop: two passes that drop other units must agree; 0 turns it off",
+        "R-Drop: two passes with different dropout must agree; 0 turns it off",
     )  # fmt: skip
     loss: str = _knob(
         "cross_entropy", Name(), None, "name",
@@ -166,7 +172,7 @@ class TrialParams:
     )  # fmt: skip
     class_weight_beta: float = _knob(
         0.999, Float(0.0, 0.999999), Float(0.9, 0.9999), "overlap",
-        "class_weights effective: 0 weighs all classes alike, near 1 by inverse frequency",
+        "class_weights effective: 0 weighs all classes equally, near 1 by inverse frequency",
     )  # fmt: skip
     head: str = _knob(
         "linear", Name(), None, "name",
@@ -174,11 +180,11 @@ class TrialParams:
     )  # fmt: skip
     freeze_epochs: int = _knob(
         0, Int(0, 10_000), Int(0, 5), "epochs",
-        "so long the head alone is trained",
+        "epochs at the start in which only the head is trained",
     )  # fmt: skip
     unfreeze_epochs: int = _knob(
         0, Int(0, 10_000), Int(0, 10), "epochs",
-        "after them the backbone is unfrozen over so many, from its last layers to its first",
+        "epochs after freeze_epochs over which the backbone is unfrozen, last layers first",
     )  # fmt: skip
     policy: str = _knob(
         "medium", Name(), None, "name",

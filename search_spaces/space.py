@@ -175,7 +175,7 @@ def _settings(
 def _setting(knob: Knob, form: KnobConfig | None, default: Value, suffix: str) -> Setting:
     name = knob.name + suffix
     if form is None:
-        chosen = knob.search if knob.varied else None
+        chosen = knob.search if knob.searched_by_default else None
         return Setting(name, _inside(default, chosen), chosen)
     if isinstance(form, RangeConfig):
         chosen = _range(knob, form)

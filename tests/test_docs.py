@@ -46,7 +46,7 @@ def knob_table() -> str:
 
 
 def _varied(knob: Knob) -> str:
-    return "yes" if knob.varied else "if asked"
+    return "yes" if knob.searched_by_default else "if asked"
 
 
 def policy_table() -> str:

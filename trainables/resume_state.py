@@ -208,7 +208,7 @@ def from_bytes(data: bytes) -> Any:
     """The copy that `to_bytes` was given. Raises ValueError where the bytes are damaged."""
     checksum, file = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
     if zlib.crc32(file).to_bytes(_CHECKSUM_BYTES) != checksum:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum does not match")
     with torch.serialization.safe_globals([deque]):
         return torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
 

@@ -128,8 +128,8 @@ def _unpriced(key: str, unknown: Sequence[Member]) -> Iterator[Problem]:
     added = listing(member_name(m) for m in unknown if m.variant == VARIANT)
     unmeasured = listing(member_name(m) for m in unknown if m.variant != VARIANT)
     if added:
-        message = "limits of time and bytes know nothing of predictions made elsewhere"
-        yield Problem(key, f"cannot hold with {added}: {message}: leave out --add or the limit")
+        message = "the time and size of predictions made elsewhere are unknown"
+        yield Problem(key, f"cannot be applied to {added}: {message}; drop --add or the limit")
     if unmeasured:
         yield Problem(key, f"cannot hold: {unmeasured} could not be measured; exclude them")
 

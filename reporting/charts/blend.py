@@ -101,7 +101,7 @@ def trajectory(
         if bound is not None:
             axes.axhline(
                 bound, color=COLOURS[2], linestyle=":", linewidth=1.8,
-                label=f"no weights are below {bound:.{digits}f}",
+                label=f"lower bound for any weights: {bound:.{digits}f}",
             )  # fmt: skip
         axes.set_xlabel("round")
         axes.set_ylabel("OOF log loss")

@@ -172,7 +172,7 @@ def _methods(record: EnsembleRecord) -> list[Part]:
     )  # fmt: skip
     headers = ("method", "cross-fitted log loss", "standard error", "")
     return [
-        Note("Chosen is the method with the least cross-fitted loss."),
+        Note("The method with the lowest cross-fitted loss was chosen."),
         Table(headers, rows, "Methods that were tried", chosen),
     ]
 

@@ -31,8 +31,9 @@ def calibration(ctx: ReportContext) -> list[Part]:
         return []
     return [
         Note(
-            "A temperature above 1 lowers confidence, one below 1 raises it. Kept is what has the "
-            "least cross-fitted loss; inside the cross-fitting all temperatures are fitted anew."
+            "A temperature above 1 lowers confidence, one below 1 raises it. The temperatures with "
+            "the lowest cross-fitted loss are kept; within the cross-fitting, all temperatures are "
+            "refitted."
         ),
         *_change(ctx),
         _tried(found),

@@ -99,8 +99,8 @@ def decision_table(decisions: Sequence[RaceDecision]) -> list[Part]:
     )  # fmt: skip
     return [
         Note(
-            f"{counted(len(shown), 'decision')} of {len(decisions):,}, the newest first; all with "
-            "all their numbers:",
+            f"The newest {counted(len(shown), 'decision')} of {len(decisions):,}; the file has all "
+            "of them, with all numbers:",
             "decisions.csv",
         ),
         Table(headers, rows, "The last decisions of the race"),
@@ -144,9 +144,8 @@ def _lanes(ctx: ReportContext, started: Sequence[CandidateSummary], epochs: int)
         "race",
         race_charts.lanes([lane(s, epochs) for s in shown]),
         f"The race of {counted(len(shown), 'candidate')} over {counted(shown[0].folds, 'fold')}",
-        "A row a candidate, in the order in which they started; a field a fold, coloured by the "
-        "decision after it. Numbers, where there is room, are the gain ± its standard error."
-        + left_out,
+        "One row per candidate, in order of start; one cell per fold, coloured by the decision "
+        "after it. Numbers (where there is room) are gain ± standard error." + left_out,
     )
 
 

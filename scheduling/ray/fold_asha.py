@@ -152,8 +152,8 @@ class FoldASHA(FIFOScheduler):
             limit=cut,
             complete=0,
             epochs_trained=0,
-            reason=f"gain {gain.mean:.4f} ± {gain.se:.4f}, and log loss {score:.4f} above the "
-            f"{cut:.4f} that the best 1/{reduction} of {count} trials had at most at "
+            reason=f"gain {gain.mean:.4f} ± {gain.se:.4f}, and log loss {score:.4f} is above "
+            f"{cut:.4f}, the cut for the best 1/{reduction} of {count} trials at "
             f"{rung.fraction:.0%} of their epochs",
         )
 

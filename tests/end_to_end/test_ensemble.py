@@ -211,7 +211,7 @@ def test_all_that_is_wrong_is_told_and_nothing_lost(copied: Run, tmp_path: Path,
     assert "1 of 60 scored rows are not in it" in text and "absent.csv: is no file" in text
     np.save(good, copied.good(0.9))
     text = refused(cli("ensemble", copied.folder, "--add", f"mine={good}", "--max-bytes", 1))
-    assert "limits of time and bytes know nothing of predictions made elsewhere" in text
+    assert "the time and size of predictions made elsewhere are unknown" in text
     assert copied.contents() == before
 
 

@@ -168,8 +168,8 @@ def test_every_limit_that_cannot_be_held_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         find_limits(MEMBERS, known, config, (0, 1))
     assert [str(p) for p in caught.value.problems] == [
-        "ensemble.max_ms_per_image: cannot hold with mine added: limits of time and bytes know "
-        "nothing of predictions made elsewhere: leave out --add or the limit",
+        "ensemble.max_ms_per_image: cannot be applied to mine added: the time and size "
+        "of predictions made elsewhere are unknown; drop --add or the limit",
         "ensemble.max_bytes: is 29; ensemble.include (c0001 ema, c0001 raw) needs 30 bytes",
         "ensemble.max_members: is 1, but ensemble.include forces 2 in; raise it, or shorten the "
         "list",

@@ -173,7 +173,7 @@ def test_a_record_is_not_written_over_another_blend(store: RunStore) -> None:
     first = blend_with(store, FIRST.model_copy(update={"include": ()}))
     store.blend.update(first.model_copy(update={"device": "a GPU"}))
     second = blend_with(store, EnsembleConfig(exclude=("c0000",)))
-    with pytest.raises(RunFolderError, match=r"is another blend's by now.*blends again"):
+    with pytest.raises(RunFolderError, match=r"replaced by another blend.*blends again"):
         store.blend.update(first)
     assert store.blend.record() == second
 

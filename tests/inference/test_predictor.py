@@ -166,7 +166,9 @@ def test_other_poolings(blend: RunStore, images: list[Path]) -> None:
 
 def test_a_pooling_of_another_version(blend: RunStore) -> None:
     change(blend, pooling="harmonic")
-    with pytest.raises(RunFolderError, match=r"by 'harmonic', known are arithmetic, .*blend again"):
+    with pytest.raises(
+        RunFolderError, match=r"by 'harmonic', which .*knows arithmetic, .*blend again"
+    ):
         Predictor(blend)
 
 

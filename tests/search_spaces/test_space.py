@@ -54,7 +54,7 @@ def test_nothing_given_means_the_knobs_own_ranges() -> None:
     built = space()
     for backbone in (A, B):
         for name, knob in KNOBS.items():
-            searched = knob.search if knob.varied else None
+            searched = knob.search if knob.searched_by_default else None
             assert built.settings[backbone][name] == Setting(name, knob.default, searched)
 
 

@@ -187,7 +187,7 @@ def _checked_index(folder: Path, header: Header) -> NDArray[np.int64]:
         raise DamagedEntry(f"{PIXELS} has {found:,} bytes, not {header.pixel_bytes:,}")
     data = (folder / _INDEX).read_bytes()
     if hashlib.sha256(data).hexdigest() != header.index:
-        raise DamagedEntry(f"{_INDEX} has another checksum than when it was written")
+        raise DamagedEntry(f"the checksum of {_INDEX} does not match")
     index: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
     return index
 

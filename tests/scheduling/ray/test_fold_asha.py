@@ -251,8 +251,8 @@ def test_only_who_lags_behind_and_adds_nothing_is_stopped(store: RunStore) -> No
     }  # fmt: skip
     assert {key: getattr(decision, key) for key in expected} == expected
     assert decision.line == (
-        "c0002 stopped after epoch 1 of fold 0: gain -0.0200 ± 0.0050, and log loss 0.7000 above "
-        "the 0.5000 that the best 1/2 of 3 trials had at most at 25% of their epochs"
+        "c0002 stopped after epoch 1 of fold 0: gain -0.0200 ± 0.0050, and log loss 0.7000 is "
+        "above 0.5000, the cut for the best 1/2 of 3 trials at 25% of their epochs"
     )
     assert store.train_log("c0002", 0) == log_of([0.7])
     assert store.train_log("c0001", 0) is None

@@ -18,7 +18,9 @@ from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.search_spaces.space import SearchSpace, build_space
 
 BACKBONES = ("timm/test_resnet", "timm/test_vit")
-FEW = {name: knob.default for name, knob in KNOBS.items() if knob.varied and name != "lr"}
+FEW = {
+    name: knob.default for name, knob in KNOBS.items() if knob.searched_by_default and name != "lr"
+}
 """Fixes what a config without a space would search, but for the learning rate."""
 
 
