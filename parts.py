@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from foldrace.ensemble.solvers.kernels import certified
     from foldrace.inference.tta import TTA
     from foldrace.trainables.data.augment import Image, Policy
-    from foldrace.trainables.data.custom_transforms import Custom, CustomTransform
+    from foldrace.trainables.data.custom_transforms import CustomTransform, CustomTransformRow
     from foldrace.trainables.data.meta_features import MetaFeature
     from foldrace.trainables.losses import ClassWeights, Loss, LossSettings
     from foldrace.trainables.models.backbones import Family
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ClassWeights": "foldrace.trainables.losses",
-    "Custom": "foldrace.trainables.data.custom_transforms",
+    "CustomTransformRow": "foldrace.trainables.data.custom_transforms",
     "CustomTransform": "foldrace.trainables.data.custom_transforms",
     "Encoder": "foldrace.trainables.models.encoder",
     "Family": "foldrace.trainables.models.backbones",
@@ -64,8 +64,8 @@ _HOMES = {
 __all__ = [
     "TTA",
     "ClassWeights",
-    "Custom",
     "CustomTransform",
+    "CustomTransformRow",
     "Encoder",
     "Family",
     "Fit",

@@ -37,7 +37,12 @@ from sides.torchvision_loaders import PEERS
 from torch import Tensor
 
 from foldrace.config.schema import AugmentConfig, CacheConfig
-from foldrace.trainables.data.loader import Batches, ShuffledBatches, build_loader, to_float
+from foldrace.trainables.data.loader import (
+    BatchDataset,
+    ShuffledBatchSampler,
+    build_loader,
+    to_float,
+)
 from foldrace.trainables.data.pixel_cache import (
     EncodedImages,
     ImageSource,
@@ -53,8 +58,8 @@ Epoch = Callable[[], Iterator[Tensor]]  # float batches of one pass
 
 
 def _ours(source: ImageSource, workers: int) -> Epoch:
-    sampler = ShuffledBatches(np.arange(len(source)), _BATCH, seed=0)
-    dataset = Batches(source, _SIZE, AugmentConfig(policy="vehicles"))
+    sampler = ShuffledBatchSampler(np.arange(len(source)), _BATCH, seed=0)
+    dataset = BatchDataset(source, _SIZE, AugmentConfig(policy="vehicles"))
     loader = build_loader(dataset, sampler, workers, pin_memory=False)
 
     def epoch() -> Iterator[Tensor]:

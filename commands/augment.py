@@ -11,8 +11,8 @@ from rich.console import Console
 
 from foldrace.checks.search import check_part
 from foldrace.checks.transforms import check_transforms
+from foldrace.commands.machine import write_out
 from foldrace.commands.plugins import parse_with_plugins
-from foldrace.commands.terminal import write_out
 from foldrace.config.schema import AugmentConfig, SweepConfig
 from foldrace.core.errors import DataError, Problem, UserError
 from foldrace.core.plugins import naming_plugins
@@ -21,7 +21,7 @@ from foldrace.dataset.manifest import Manifest, read_manifest
 from foldrace.reporting.augment_grid import augment_grid
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
-from foldrace.trainables.data.loader import Batches, BatchRows
+from foldrace.trainables.data.loader import BatchDataset, BatchRows
 from foldrace.trainables.data.pixel_cache import EncodedImages, stored_side
 
 _SAMPLES = 7  # augmented versions of each image
@@ -81,7 +81,7 @@ def _samples(
     """Images by row and column: the scored one, then the same in several training epochs."""
     files = [manifest.file(int(row)) for row in rows]
     source = EncodedImages(files, stored_side(size, config.cache))
-    batches = Batches(source, size, shown)
+    batches = BatchDataset(source, size, shown)
     places = np.arange(len(files))
     seeds = [None, *((config.search.seed, epoch) for epoch in range(_SAMPLES))]
     try:

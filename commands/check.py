@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from foldrace.checks.preflight import Plan, preflight
+from foldrace.commands.machine import cores
 from foldrace.commands.plugins import parse_with_plugins
-from foldrace.commands.terminal import cores
 from foldrace.config.load import ParsedConfig, differing_keys
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError

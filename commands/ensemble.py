@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
 
-from foldrace.commands.terminal import cores
+from foldrace.commands.machine import cores
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, DataError, Problem
 from foldrace.core.metrics import accuracy, all_metrics, log_loss, log_loss_of_true

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from foldrace.commands.ensemble import blend
+from foldrace.commands.machine import log_folder, logging_to, only_driver, only_our_output
 from foldrace.commands.submit import predict_test_set
-from foldrace.commands.terminal import log_folder, logging_to, only_driver, only_our_output
 from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing, message_line
@@ -60,16 +60,16 @@ def sweep_and_finish(
     image_root: str,
     address: str | None,
     console: Console,
-    began: float,
+    started: float,
 ) -> None:
     """Train the fold trials that are left, then blend, submit and report.
 
-    `began` is when the command did: all of it is within the time budget. Raises Interrupted on
+    `started` is when the command did: all of it is within the time budget. Raises Interrupted on
     Ctrl-C.
     """
     config = store.config()
     folder = log_folder(store)
-    deadline = _deadline(config, began)
+    deadline = _deadline(config, started)
     with (
         only_driver(store, folder),
         logging_to(folder),
@@ -103,10 +103,10 @@ def sweep_and_finish(
         _log.info("run: blend and report written")
 
 
-def _deadline(config: SweepConfig, began: float) -> Deadline | None:
+def _deadline(config: SweepConfig, started: float) -> Deadline | None:
     """The end of the fold trials' part of the time budget; None without a budget."""
     budget = config.resources.time_budget
-    return None if budget is None else Deadline(budget, began)
+    return None if budget is None else Deadline(budget, started)
 
 
 def print_trouble(outcome: SweepOutcome, console: Console) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from foldrace.commands.terminal import cores, write_out
+from foldrace.commands.machine import cores, write_out
 from foldrace.core.errors import Problem, RunFailure, UserError
 from foldrace.dataset.images import ImageError, find_images, read_rgb
 from foldrace.dataset.tables import on_disk, read_table

@@ -49,10 +49,10 @@ def resume(
 ) -> RunStore:
     """Go on with a run; finished fold trials are kept, and stopped candidates stay stopped.
 
-    Overrides may extend budget and space. `started` is when the command began, by
+    Overrides may extend budget and space. `started` is when the command started, by
     `time.monotonic`; None: now.
     """
-    began = time.monotonic() if started is None else started
+    started = time.monotonic() if started is None else started
     store = open_run(root, console)
     parsed = _parse_stored(store, overrides)
     _refuse_other_changes(store, parsed)
@@ -69,7 +69,7 @@ def resume(
             for (candidate, fold), trial in store.trials().items():
                 if trial.status == "failed":
                     store.forget_trial(candidate, fold)
-        sweep_and_finish(store, space, str(manifest.image_root), address, console, began)
+        sweep_and_finish(store, space, str(manifest.image_root), address, console, started)
     return store
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from foldrace.checks.preflight import preflight
 from foldrace.commands.check import already_exists, print_plan
 from foldrace.commands.finish import cluster_for_checks, sweep_and_finish
+from foldrace.commands.machine import cores
 from foldrace.commands.plugins import parse_with_plugins
-from foldrace.commands.terminal import cores
 from foldrace.core.plugins import loaded
 from foldrace.dataset.duplicates import save_near_duplicates
 from foldrace.dataset.folds import folds_csv
@@ -31,10 +31,10 @@ def run(
 ) -> RunStore:
     """Check the config, make a run folder, and sweep into it.
 
-    `started` is when the command began, by `time.monotonic`, for the time budget; None: now.
+    `started` is when the command started, by `time.monotonic`, for the time budget; None: now.
     Raises UserError before anything is written, Interrupted on Ctrl-C.
     """
-    began = time.monotonic() if started is None else started
+    started = time.monotonic() if started is None else started
     parsed = parse_with_plugins(config, overrides, smoke)
     name = parsed.config.name if parsed.config else config.stem
     store = RunStore(out or f"runs/{name}")
@@ -48,7 +48,7 @@ def run(
             store.create(plan.config, text, plan.manifest.classes, loaded())
             save_near_duplicates(store.files, plan.near_duplicates)
             images = str(plan.manifest.image_root)
-            sweep_and_finish(store, plan.space, images, address, console, began)
+            sweep_and_finish(store, plan.space, images, address, console, started)
             if smoke:
                 console.print("smoke run, tiny and barely trained: not for submission")
     return store

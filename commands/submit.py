@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.commands.terminal import cores
+from foldrace.commands.machine import cores
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import Files, open_files
 from foldrace.core.plugins import naming_plugins

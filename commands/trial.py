@@ -11,8 +11,8 @@ from rich.console import Console
 
 from foldrace.checks.preflight import preflight
 from foldrace.commands.check import already_exists
+from foldrace.commands.machine import cores
 from foldrace.commands.plugins import parse_with_plugins
-from foldrace.commands.terminal import cores
 from foldrace.config.load import ParsedConfig
 from foldrace.core.errors import RunFailure, UserError
 from foldrace.core.plugins import loaded

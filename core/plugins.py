@@ -28,14 +28,14 @@ PARTS = "PARTS"
 
 
 @dataclass(frozen=True)
-class Kind(Generic[Row]):
-    """One table that plugins may add to."""
+class PluginTable(Generic[Row]):
+    """One table that plugins may add rows to."""
 
     record: type[Row]
     noun: str
     table: dict[str, Row]
     try_row: Callable[[Row], None]
-    """Function that uses a row on something tiny; raises what the row raises, or Unfit."""
+    """Function that uses a row on something tiny; raises what the row raises, or UnfitRow."""
     key: str = "name"
     """Field of the record that is the key of the table."""
 
@@ -44,7 +44,7 @@ class PluginFailure(RunFailure):
     """A plugin's code raised; the message says where, and what."""
 
 
-class Unfit(Exception):
+class UnfitRow(Exception):
     """A row ran, but what it gave is not what its table promises."""
 
 
@@ -85,7 +85,7 @@ _now = _PluginState()
 _lock = threading.RLock()
 
 
-def load(files: Sequence[PluginFile], kinds: Sequence[Kind[Any]]) -> list[Problem]:
+def load(files: Sequence[PluginFile], kinds: Sequence[PluginTable[Any]]) -> list[Problem]:
     """Add the files' rows to the tables of `kinds`, in place of those of other files.
 
     Files that are loaded already are not run again. Rows of other kinds are left out.
@@ -101,7 +101,7 @@ def load(files: Sequence[PluginFile], kinds: Sequence[Kind[Any]]) -> list[Proble
         return problems
 
 
-def check(paths: Sequence[str], kinds: Sequence[Kind[Any]]) -> list[Problem]:
+def check(paths: Sequence[str], kinds: Sequence[PluginTable[Any]]) -> list[Problem]:
     """Load the files as far as they are right, try every row, and give every problem."""
     files, problems = read_plugins(paths)
     problems += load(files, kinds)
@@ -184,7 +184,7 @@ def _lines(file: PluginFile) -> list[int]:
     return lines
 
 
-def _add_rows(kind: Kind[Any]) -> _PluginRows:
+def _add_rows(kind: PluginTable[Any]) -> _PluginRows:
     added: dict[str, Part] = {}
     problems: list[Problem] = []
     for part in _now.parts:
@@ -205,12 +205,12 @@ def _add_rows(kind: Kind[Any]) -> _PluginRows:
     return _PluginRows(kind.table, added, problems)
 
 
-def _fault(part: Part, kind: Kind[Any]) -> list[Problem]:
+def _fault(part: Part, kind: PluginTable[Any]) -> list[Problem]:
     """The problem of a row that was tried, at the line that raised it, else at the row's."""
     name = getattr(part.row, kind.key)
     try:
         kind.try_row(part.row)
-    except Unfit as error:
+    except UnfitRow as error:
         return [Problem(part.where, f"{kind.noun} {name!r} {error}")]
     except Exception as error:  # a user's part may raise anything
         where = place_of(error) or part.where
@@ -218,7 +218,7 @@ def _fault(part: Part, kind: Kind[Any]) -> list[Problem]:
     return []
 
 
-def _kind_of(row: object, kinds: Sequence[Kind[Any]]) -> Kind[Any] | None:
+def _kind_of(row: object, kinds: Sequence[PluginTable[Any]]) -> PluginTable[Any] | None:
     return next((kind for kind in kinds if isinstance(row, kind.record)), None)
 
 

@@ -127,7 +127,7 @@ class SupportSearch:
         self._limits = limits
         found = min(self._candidates(near), key=self._rank)
         for _ in range(_SWAP_ROUNDS):
-            better = min(self._swapped(found), key=self._rank, default=found)
+            better = min(self._swap(found), key=self._rank, default=found)
             if self._rank(better) >= self._rank(found):
                 return found
             found = better
@@ -167,7 +167,7 @@ class SupportSearch:
                 return support
             worth = gains / np.maximum(self._limits.share(members), 1e-12) if per_cost else gains
             best = int(worth.argmax())
-            grown = self._grown(support, int(members[best]), float(steps[best]))
+            grown = self._add_member(support, int(members[best]), float(steps[best]))
             if self.loss(grown) >= self.loss(support) - _LEAST_GAIN:
                 return support
             support = grown
@@ -185,18 +185,18 @@ class SupportSearch:
             leaving = [support[free[place]] for place in order]
             too_many = next(
                 n for n in range(1, len(leaving) + 1)
-                if self._limits.admit(_without(support, *leaving[:n]))
+                if self._limits.admit(_remove(support, *leaving[:n]))
             )  # fmt: skip
-            support = self._shrunk(support, leaving[: -(-too_many // 3)])
+            support = self._drop_members(support, leaving[: -(-too_many // 3)])
         return support
 
-    def _swapped(self, support: Support) -> Iterator[Support]:
-        """One member less and what then fits, where that looks best."""
+    def _swap(self, support: Support) -> Iterator[Support]:
+        """Try one member less and what then fits, where that looks best."""
         swaps: list[tuple[float, Support, int, float]] = []
         for place in np.argsort(self._rises(support), kind="stable")[:_DROPPED]:
             if support[place] in self._forced or len(support) == 1:
                 continue
-            rest = self._shrunk(support, [support[place]])
+            rest = self._drop_members(support, [support[place]])
             members, gains, steps = self._gains(rest)
             others = np.flatnonzero(members != support[place])
             if len(others):
@@ -204,7 +204,7 @@ class SupportSearch:
                 estimate = self.loss(rest) - float(gains[best])
                 swaps.append((estimate, rest, int(members[best]), float(steps[best])))
         for _, rest, member, step in sorted(swaps)[:_SWAPPED]:
-            yield self._forward(self._grown(rest, member, step), per_cost=False)
+            yield self._forward(self._add_member(rest, member, step), per_cost=False)
 
     def _rises(self, support: Support) -> Floats:
         """(k,) estimates of how much the loss rises without each member: w^2 / (2 inv(H)_mm).
@@ -232,16 +232,18 @@ class SupportSearch:
         helps = gains > _LEAST_GAIN
         return found[helps], gains[helps], steps[helps]
 
-    def _grown(self, support: Support, member: int, step: float) -> Support:
-        """With the member, solved from that step towards it, less those that it makes useless."""
+    def _add_member(self, support: Support, member: int, step: float) -> Support:
+        """Add a member, solved from that step towards it, and drop those that it makes useless."""
         grown = tuple(sorted((*support, member)))
         v = np.insert((1.0 - step) * self._solve(support).v, grown.index(member), step)
         solved = self._solve(grown, v)
-        return self._shrunk(grown, [m for m, w in zip(grown, solved.v, strict=True) if w == 0.0])
+        return self._drop_members(
+            grown, [m for m, w in zip(grown, solved.v, strict=True) if w == 0.0]
+        )
 
-    def _shrunk(self, support: Support, leaving: list[int]) -> Support:
-        """Without those, but with the forced ones, solved from what is left of the weights."""
-        rest = _without(support, *(m for m in leaving if m not in self._forced))
+    def _drop_members(self, support: Support, leaving: list[int]) -> Support:
+        """Drop members, except forced ones, and solve from what is left of the weights."""
+        rest = _remove(support, *(m for m in leaving if m not in self._forced))
         weights = dict(zip(support, self._solve(support).v, strict=True))
         v = np.array([weights[m] for m in rest])
         if rest:
@@ -292,5 +294,5 @@ def _line_gain(q: Floats, column: Floats) -> tuple[float, float]:
     return float(np.log1p(step * ratio).mean()), step
 
 
-def _without(support: Support, *members: int) -> Support:
+def _remove(support: Support, *members: int) -> Support:
     return tuple(m for m in support if m not in members)

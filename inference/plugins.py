@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem
-from foldrace.core.plugins import Kind, Unfit, check, load, require
+from foldrace.core.plugins import PluginTable, UnfitRow, check, load, require
 from foldrace.ensemble.blend import checked_weights
 from foldrace.ensemble.methods import METHODS, Method
 from foldrace.ensemble.pool import Member, Pool
@@ -20,27 +20,27 @@ from foldrace.ensemble.pooling import POOLINGS, Fit, Settings, blend_prob
 from foldrace.inference.tta import TTA, TTAS
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import RAW
-from foldrace.trainables.plugins import KINDS
+from foldrace.trainables.plugins import PLUGIN_TABLES
 
 
 def _try_method(row: Method) -> None:
     pool = _tiny_pool()
     fit = row.function(pool, Settings(max_rounds=5))
     if not isinstance(fit, Fit):
-        raise Unfit(f"gives {type(fit).__name__}, should be a Fit")
+        raise UnfitRow(f"gives {type(fit).__name__}, should be a Fit")
     weights = np.asarray(fit.combiner.weights)
     if weights.shape != (len(pool.members),):
-        raise Unfit(f"gives weights of the shape {weights.shape}, should be a number a member")
+        raise UnfitRow(f"gives weights of shape {weights.shape}, should be one number per member")
     if not (np.isfinite(weights).all() and (weights >= 0.0).all() and weights.any()):
-        raise Unfit(f"gives the weights {weights}, should be finite, >= 0 and not all 0")
+        raise UnfitRow(f"gives the weights {weights}, should be finite, >= 0 and not all 0")
     if fit.combiner.pooling not in POOLINGS:
         names = ", ".join(POOLINGS)
-        raise Unfit(f"gives the pooling {fit.combiner.pooling!r}, should be one of: {names}")
+        raise UnfitRow(f"gives the pooling {fit.combiner.pooling!r}, should be one of: {names}")
     if fit.combiner.pooling == "arithmetic":
         checked_weights(weights, len(pool.members))
     prob = blend_prob(fit, pool)
     if prob.shape != (len(pool.labels), pool.n_classes) or not _sum_to_one(prob):
-        raise Unfit("gives a blend whose rows are no probabilities that sum to 1")
+        raise UnfitRow("gives a blend whose rows are no probabilities that sum to 1")
 
 
 def _tiny_pool() -> Pool:
@@ -64,25 +64,25 @@ def _sum_to_one(prob: NDArray[np.float64]) -> bool:
 def _try_tta(row: TTA) -> None:
     images = torch.rand(2, 3, 16, 24)
     if not row.views:
-        raise Unfit("has no view, should have one or more")
+        raise UnfitRow("has no view, should have one or more")
     for i, view in enumerate(row.views):
         found = view(images)
         if found.shape != images.shape:
-            raise Unfit(f"changes the shape of the images in view {i}, should keep it")
+            raise UnfitRow(f"changes the shape of the images in view {i}, should keep it")
         if found.dtype != images.dtype or not bool(torch.isfinite(found).all()):
-            raise Unfit(f"gives {found.dtype} in view {i}, should be float32 and finite")
+            raise UnfitRow(f"gives {found.dtype} in view {i}, should be float32 and finite")
 
 
-ALL_KINDS = (
-    *KINDS,
-    Kind(Method, "blend method", METHODS, _try_method),
-    Kind(TTA, "test-time augmentation", TTAS, _try_tta),
+ALL_PLUGIN_TABLES = (
+    *PLUGIN_TABLES,
+    PluginTable(Method, "blend method", METHODS, _try_method),
+    PluginTable(TTA, "test-time augmentation", TTAS, _try_tta),
 )
 
 
 def check_plugins(paths: Sequence[str]) -> list[Problem]:
     """Load a config's plugins, try each row, and tell everything that is wrong."""
-    return check(paths, ALL_KINDS)
+    return check(paths, ALL_PLUGIN_TABLES)
 
 
 def use_run_plugins(store: RunStore) -> None:
@@ -90,4 +90,4 @@ def use_run_plugins(store: RunStore) -> None:
 
     Raises ConfigError where one cannot be loaded here.
     """
-    require(load(store.plugins(), ALL_KINDS))
+    require(load(store.plugins(), ALL_PLUGIN_TABLES))

@@ -147,12 +147,12 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Folded:
-    """Parts that are hidden until they are opened."""
+class Collapsible:
+    """Parts hidden until the reader opens them."""
 
-    kind: ClassVar = "folded"
+    kind: ClassVar = "collapsible"
     summary: str
     parts: tuple[Part, ...]
 
 
-Part = Note | Heading | Warnings | Facts | Cards | Table | Chart | Code | Folded
+Part = Note | Heading | Warnings | Facts | Cards | Table | Chart | Code | Collapsible

@@ -19,7 +19,7 @@ from foldrace.core.errors import RunFolderError
 from foldrace.ensemble.running_blend import Gain, RunningBlend, bounded_gain, mean_gains
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.race_columns import CalibratedColumns, CandidateColumns
+from foldrace.scheduling.race_columns import CandidateColumns, ColumnCache
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Race:
 
     def __init__(self, store: RunStore, config: RaceConfig) -> None:
         self._config, self._rule = config, RULES[config.rule]
-        self._columns = CalibratedColumns(store)
+        self._columns = ColumnCache(store)
         self._blend = RunningBlend(len(store.scored_rows()), len(store.classes()), _MOST_MEMBERS)
         self._complete = 0
         self._members = 0

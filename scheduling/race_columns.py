@@ -51,7 +51,7 @@ class CandidateColumns:
         return sum(column.nbytes for column in self.columns.values())
 
 
-class CalibratedColumns:
+class ColumnCache:
     """Cache of the candidates' columns, which are read once for each set of finished folds.
 
     Beyond the bound of memory the oldest incomplete candidates are dropped first, then the worst of

@@ -1,4 +1,4 @@
-"""The tables of training that a plugin may add rows to, one entry a table.
+"""The tables of training that a plugin may add rows to, one entry per table.
 
 Takes a run folder or plugin files, gives their rows to the tables of this process.
 """
@@ -10,10 +10,10 @@ from typing import Any
 
 from foldrace.core.metrics import METRICS, Metric
 from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import Kind, load, require
-from foldrace.trainables import plugin_trials as tried
+from foldrace.core.plugins import PluginTable, load, require
+from foldrace.trainables import plugin_checks as checks
 from foldrace.trainables.data.augment import POLICIES, Policy
-from foldrace.trainables.data.custom_transforms import CUSTOM, Custom
+from foldrace.trainables.data.custom_transforms import CUSTOM, CustomTransformRow
 from foldrace.trainables.data.meta_features import META_FEATURES, MetaFeature
 from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES, ClassWeights, Loss
 from foldrace.trainables.models.backbones import FAMILIES, Family
@@ -21,17 +21,17 @@ from foldrace.trainables.models.heads import HEADS, Head
 from foldrace.trainables.optimizers import OPTIMIZERS, Optimizer
 from foldrace.trainables.schedules import SCHEDULES, ScheduleRow
 
-KINDS: tuple[Kind[Any], ...] = (
-    Kind(Family, "backbone family", FAMILIES, tried.family, key="prefix"),
-    Kind(Head, "head", HEADS, tried.head),
-    Kind(MetaFeature, "meta feature", META_FEATURES, tried.meta_feature),
-    Kind(Loss, "loss", LOSSES, tried.loss),
-    Kind(ClassWeights, "class weights", CLASS_WEIGHTS, tried.class_weights),
-    Kind(Optimizer, "optimiser", OPTIMIZERS, tried.optimizer),
-    Kind(ScheduleRow, "schedule", SCHEDULES, tried.schedule),
-    Kind(Policy, "augmentation policy", POLICIES, tried.policy),
-    Kind(Custom, "custom transform", CUSTOM, tried.custom),
-    Kind(Metric, "metric", METRICS, tried.metric),
+PLUGIN_TABLES: tuple[PluginTable[Any], ...] = (
+    PluginTable(Family, "backbone family", FAMILIES, checks.try_family, key="prefix"),
+    PluginTable(Head, "head", HEADS, checks.try_head),
+    PluginTable(MetaFeature, "meta feature", META_FEATURES, checks.try_meta_feature),
+    PluginTable(Loss, "loss", LOSSES, checks.try_loss),
+    PluginTable(ClassWeights, "class weights", CLASS_WEIGHTS, checks.try_class_weights),
+    PluginTable(Optimizer, "optimiser", OPTIMIZERS, checks.try_optimizer),
+    PluginTable(ScheduleRow, "schedule", SCHEDULES, checks.try_schedule),
+    PluginTable(Policy, "augmentation policy", POLICIES, checks.try_policy),
+    PluginTable(CustomTransformRow, "custom transform", CUSTOM, checks.try_custom),
+    PluginTable(Metric, "metric", METRICS, checks.try_metric),
 )
 
 
@@ -40,4 +40,4 @@ def use_plugins(files: Sequence[PluginFile]) -> None:
 
     Raises ConfigError where a file cannot be loaded here.
     """
-    require(load(files, KINDS))
+    require(load(files, PLUGIN_TABLES))

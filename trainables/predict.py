@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from foldrace.config.schema import AugmentConfig
 from foldrace.trainables.data.loader import (
     Batch,
-    Batches,
+    BatchDataset,
     LoaderSettings,
-    OrderedBatches,
+    OrderedBatchSampler,
     build_loader,
     to_float,
 )
@@ -68,10 +68,10 @@ def scoring_loader(
     settings: LoaderSettings,
 ) -> DataLoader[Batch]:
     """Rows in order, resized only, with the meta features of the config."""
-    dataset = Batches(
+    dataset = BatchDataset(
         source, model_config.image_size, AugmentConfig(policy="none"), model_config.meta
     )
-    sampler = OrderedBatches(rows, batch_size)
+    sampler = OrderedBatchSampler(rows, batch_size)
     return build_loader(dataset, sampler, **asdict(settings))
 
 

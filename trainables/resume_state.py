@@ -217,7 +217,7 @@ def _train_state(state: TrainState) -> dict[str, Any]:
     """Everything that training changes, but for the generators.
 
     Each epoch seeds its own (`devices.seed_epoch`), and batches follow from the number of the epoch
-    (`loader.ShuffledBatches`).
+    (`loader.ShuffledBatchSampler`).
     """
     scaler = state.accelerator.scaler
     return {

@@ -38,8 +38,8 @@ _ONE_CYCLE_RISE = 0.3  # of all updates, where no warm-up is given
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The length of the training."""
+class TrainingPlan:
+    """The hyperparameters and the length of a training."""
 
     params: TrialParams
     updates_per_epoch: int
@@ -63,7 +63,7 @@ class ScheduleRow:
     name: str
     doc: str
     source: str
-    factor: Callable[[int, Plan, int], float]
+    factor: Callable[[int, TrainingPlan, int], float]
     """(updates done, plan, stalls of the loss) -> rate of the next update relative to the peak."""
     warms_up: bool = True
     """True: the linear warm-up comes before it; False: the row rises by itself."""
@@ -74,7 +74,7 @@ def cycle_ends(epochs: int, cycles: int) -> list[int]:
     return [(epochs * i + cycles // 2) // cycles - 1 for i in range(1, cycles + 1)]
 
 
-def _cosine(done: int, plan: Plan, stalls: int) -> float:
+def _cosine(done: int, plan: TrainingPlan, stalls: int) -> float:
     """Half a cosine from 1 to 1 % in each cycle."""
     first = 0  # epoch of the cycle
     for last in cycle_ends(plan.epochs, min(plan.params.cycles, plan.epochs)):
@@ -86,7 +86,7 @@ def _cosine(done: int, plan: Plan, stalls: int) -> float:
     return _LOW
 
 
-def _one_cycle(done: int, plan: Plan, stalls: int) -> float:
+def _one_cycle(done: int, plan: TrainingPlan, stalls: int) -> float:
     """Up to the peak in the share `warmup` of all updates, then down to 4e-6, both as cosines."""
     peak = (plan.params.warmup or _ONE_CYCLE_RISE) * plan.updates - 1
     if done < peak:
@@ -100,16 +100,16 @@ def _between(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _step(done: int, plan: Plan, stalls: int) -> float:
+def _step(done: int, plan: TrainingPlan, stalls: int) -> float:
     """Times `lr_factor` every `lr_patience` epochs."""
     return plan.params.lr_factor ** (done // (plan.updates_per_epoch * plan.params.lr_patience))
 
 
-def _plateau(done: int, plan: Plan, stalls: int) -> float:
+def _plateau(done: int, plan: TrainingPlan, stalls: int) -> float:
     return plan.params.lr_factor**stalls
 
 
-def _constant(done: int, plan: Plan, stalls: int) -> float:
+def _constant(done: int, plan: TrainingPlan, stalls: int) -> float:
     return 1.0
 
 
@@ -152,7 +152,7 @@ class _Progress:
 class Schedule:
     """Sets the rate of every parameter group: its own `initial_lr` times the schedule's factor."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: TrainingPlan) -> None:
         self._optimizer, self._plan = optimizer, plan
         self._row = SCHEDULES[plan.params.schedule]
         self._progress = _Progress()
@@ -204,4 +204,4 @@ def build_schedule(
 
     Also for an optimiser whose state was loaded: its groups know their `initial_lr`.
     """
-    return Schedule(optimizer, Plan(params, updates_per_epoch, epochs))
+    return Schedule(optimizer, TrainingPlan(params, updates_per_epoch, epochs))

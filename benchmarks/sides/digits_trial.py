@@ -22,7 +22,7 @@ from foldrace.config.schema import AugmentConfig
 from foldrace.run_folder.store import RunStore
 from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.data.augment import POLICIES, resize
-from foldrace.trainables.data.loader import Batches, ShuffledBatches, build_loader
+from foldrace.trainables.data.loader import BatchDataset, ShuffledBatchSampler, build_loader
 from foldrace.trainables.data.pixel_cache import open_images
 from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.spec import EpochReport, TrialSpec
@@ -94,9 +94,9 @@ class Digits:
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, spec.params.image_size, 1)
         rows = (store.folds().fold != FOLD).nonzero()[0]
-        batches = ShuffledBatches(rows, spec.params.batch_size, 0)
+        batches = ShuffledBatchSampler(rows, spec.params.batch_size, 0)
         augment = AugmentConfig(policy=spec.params.policy)
-        dataset = Batches(source, spec.params.image_size, augment)
+        dataset = BatchDataset(source, spec.params.image_size, augment)
         loader = build_loader(dataset, batches, 0, False)
         started = time.perf_counter()
         for epoch in range(spec.params.epochs):

@@ -112,7 +112,7 @@ class Coefficients:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Objective:
     """The mean loss + penalty / (2 N) * (|W|^2 + |b|^2), to be minimised."""
 
     stack: NDArray[np.float32]  # (m, N, C)
@@ -131,19 +131,19 @@ def scales_alone(scales: NDArray[np.float64], n_classes: int, n_matrices: int = 
     return Coefficients(scales, np.zeros((n_matrices, n_classes, n_classes)), np.zeros(n_classes))
 
 
-def minimise(problem: Problem, start: Coefficients) -> Coefficients:
+def minimise(objective: Objective, start: Coefficients) -> Coefficients:
     """The minimum, by L-BFGS-B from `start`, whose matrices say how many there are."""
     from scipy.optimize import minimize
 
-    free = math.isfinite(problem.penalty)
+    free = math.isfinite(objective.penalty)
     others = start.matrices.size + start.intercept.size if free else 0
-    bounds = np.concatenate([problem.bounds, np.tile([-np.inf, np.inf], (others, 1))])
+    bounds = np.concatenate([objective.bounds, np.tile([-np.inf, np.inf], (others, 1))])
     # The penalty curves the loss far more than the data do: in these units both do alike.
     units = np.ones(len(bounds))
-    units[len(start.scales) :] /= math.sqrt(1.0 + problem.penalty / len(problem.labels))
+    units[len(start.scales) :] /= math.sqrt(1.0 + objective.penalty / len(objective.labels))
 
     def scaled(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        loss, gradient = _loss_and_gradient(problem, _unpacked(vector * units, start))
+        loss, gradient = _loss_and_gradient(objective, _unpacked(vector * units, start))
         return loss, gradient * units
 
     first = np.concatenate([start.scales, start.matrices.ravel(), start.intercept])
@@ -194,15 +194,15 @@ def _unpacked(vector: NDArray[np.float64], like: Coefficients) -> Coefficients:
     return Coefficients(vector[:m], matrices, vector[m + size :])
 
 
-def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArray[np.float64]]:
+def _loss_and_gradient(objective: Objective, at: Coefficients) -> tuple[float, NDArray[np.float64]]:
     """At these coefficients; the gradient as the vector that `_unpacked` reads."""
-    n_rows, free = len(problem.labels), math.isfinite(problem.penalty)
+    n_rows, free = len(objective.labels), math.isfinite(objective.penalty)
     loss, scales = 0.0, np.zeros_like(at.scales)
     matrices, intercept = np.zeros_like(at.matrices), np.zeros_like(at.intercept)
-    for start, logs, logits in _blocks(problem.stack, at):
+    for start, logs, logits in _blocks(objective.stack, at):
         rows = slice(start, start + len(logits))
-        others = None if problem.runner_up is None else problem.runner_up[rows]
-        losses, residual = _block_losses(logits, problem.labels[rows], others, 1.0 / (n_rows + 1))
+        others = None if objective.runner_up is None else objective.runner_up[rows]
+        losses, residual = _block_losses(logits, objective.labels[rows], others, 1.0 / (n_rows + 1))
         loss += float(losses.sum())
         scales += logs.reshape(len(logs), -1) @ residual.ravel()
         if free:
@@ -211,9 +211,9 @@ def _loss_and_gradient(problem: Problem, at: Coefficients) -> tuple[float, NDArr
                 matrices[owner] += logs[owner].T @ residual
     if not free:
         return loss / n_rows, scales / n_rows
-    loss += problem.penalty / 2 * float((at.matrices**2).sum() + (at.intercept**2).sum())
-    matrices += problem.penalty * at.matrices
-    intercept += problem.penalty * at.intercept
+    loss += objective.penalty / 2 * float((at.matrices**2).sum() + (at.intercept**2).sum())
+    matrices += objective.penalty * at.matrices
+    intercept += objective.penalty * at.intercept
     return loss / n_rows, np.concatenate([scales, matrices.ravel(), intercept]) / n_rows
 
 

@@ -55,12 +55,12 @@ def optimal(
     lower = _lower_weights(checked_forced(forced, len(members)), min_weight, len(members))
     if not tolerance >= 0.0:
         raise ValueError(f"tolerance is {tolerance}, should be at least 0")
-    problem = _Problem(
+    objective = _Objective(
         member_sums(members, backend), mixture(members, lower), max(0.0, 1.0 - float(lower.sum()))
     )
-    found = _search(problem, *_first(problem), tolerance)
+    found = _search(objective, *_first(objective), tolerance)
     weights = lower.copy()
-    weights[found.index] += problem.share * found.v
+    weights[found.index] += objective.share * found.v
     return Blend(weights / weights.sum(), found.loss, found.certificate)
 
 
@@ -77,7 +77,7 @@ def _lower_weights(forced: Sequence[int], min_weight: float, n_members: int) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class _Problem:
+class _Objective:
     """Minimise the loss of fixed + share * (v @ members) over the simplex."""
 
     sums: MemberSums
@@ -114,49 +114,53 @@ def improved(sums: MemberSums, found: SearchState, tolerance: float) -> SearchSt
     Members came that it does not have in its index, and `slopes` and `certificate` know of them. No
     member may equal another. Never a higher loss.
     """
-    problem = _Problem(sums, np.zeros(sums.members.shape[1]), 1.0)
-    return _search(problem, np.arange(len(sums.members)), found, tolerance)
+    objective = _Objective(sums, np.zeros(sums.members.shape[1]), 1.0)
+    return _search(objective, np.arange(len(sums.members)), found, tolerance)
 
 
-def _first(problem: _Problem) -> tuple[NDArray[np.intp], SearchState]:
+def _first(objective: _Objective) -> tuple[NDArray[np.intp], SearchState]:
     """The members without equal ones, and the mean of the best single ones."""
-    every = np.arange(len(problem.sums.members))
-    scores = problem.sums.mean_logs(every, np.zeros_like(problem.fixed))
-    pool = first_of_equals(problem.sums.members, scores)
+    every = np.arange(len(objective.sums.members))
+    scores = objective.sums.mean_logs(every, np.zeros_like(objective.fixed))
+    pool = first_of_equals(objective.sums.members, scores)
     index = np.sort(pool[np.argsort(-scores[pool], kind="stable")[:_AT_START]])
-    return pool, _settled(problem, pool, index, np.full(len(index), 1.0 / len(index)), _INNER)
+    return pool, _settled(objective, pool, index, np.full(len(index), 1.0 / len(index)), _INNER)
 
 
 def _search(
-    problem: _Problem, pool: NDArray[np.intp], best: SearchState, tolerance: float
+    objective: _Objective, pool: NDArray[np.intp], best: SearchState, tolerance: float
 ) -> SearchState:
     """The best weights found until their certificate is small enough or rounding stops it."""
     found, stalled = best, 0
     for _ in range(_PASSES):
         if best.certificate <= tolerance or stalled == _STALLED:
             break
-        index, v = _joined(problem, found, pool)
+        index, v = _joined(objective, found, pool)
         within = max(tolerance / 2, _INNER * best.certificate)
-        found = _settled(problem, pool, index, v, within)
+        found = _settled(objective, pool, index, v, within)
         better = found.loss < best.loss - ROUNDING or found.certificate < 0.9 * best.certificate
         best, stalled = (found, 0) if better else (best, stalled + 1)
     return best
 
 
 def _settled(
-    problem: _Problem, pool: NDArray[np.intp], index: NDArray[np.intp], v: Floats, tolerance: float
+    objective: _Objective,
+    pool: NDArray[np.intp],
+    index: NDArray[np.intp],
+    v: Floats,
+    tolerance: float,
 ) -> SearchState:
     """The best weights of the members in index, with the slopes of the whole pool there."""
-    active = problem.active(index)
+    active = objective.active(index)
     v = settle(active, v, tolerance)
     mixed = active.mixed(v)
-    slopes = problem.slopes(pool, mixed)
+    slopes = objective.slopes(pool, mixed)
     certificate = max(0.0, math.log(float(slopes.max())))
     return SearchState(index, v, mixed, log_loss_of_true(mixed), certificate, slopes)
 
 
 def _joined(
-    problem: _Problem, found: SearchState, pool: NDArray[np.intp]
+    objective: _Objective, found: SearchState, pool: NDArray[np.intp]
 ) -> tuple[NDArray[np.intp], Floats]:
     """The members with a weight and the steepest others, at the best point toward their mean.
 
@@ -170,6 +174,6 @@ def _joined(
     v = np.zeros(len(index))
     v[np.searchsorted(index, used)] = found.v[found.v > 0.0]
     toward = np.isin(index, joining) / len(joining)
-    active = problem.active(index)
+    active = objective.active(index)
     step = line_search(active.mixed(v), active.mixed(toward))
     return index, (1.0 - step) * v + step * toward

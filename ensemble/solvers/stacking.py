@@ -19,7 +19,7 @@ from foldrace.ensemble.solvers.greedy import greedy
 from foldrace.ensemble.solvers.log_linear import (
     LARGEST_SCALE,
     Coefficients,
-    Problem,
+    Objective,
     log_stack,
     minimise,
     row_losses,
@@ -44,7 +44,7 @@ def geometric(pool: Pool, settings: Settings) -> Fit:
     members, first = heaviest(pool, settings)
     stack, bounds = log_stack(pool, members), scale_bounds(members, settings)
     weights = np.zeros(len(pool.members))
-    weights[members] = pooled(stack, pool.labels, bounds, first).scales
+    weights[members] = fit_powers(stack, pool.labels, bounds, first).scales
     return Fit(GeometricMean(weights))
 
 
@@ -59,7 +59,7 @@ def heaviest(pool: Pool, settings: Settings) -> tuple[NDArray[np.intp], NDArray[
     rows = thinned_rows(pool, int(screened[0]), most)
     stack, bounds = log_stack(pool, screened, rows), scale_bounds(screened, settings)
     equal = np.clip(np.full(len(screened), 1.0 / len(screened)), *bounds.T)
-    powers = pooled(stack, pool.labels[rows], bounds, equal).scales
+    powers = fit_powers(stack, pool.labels[rows], bounds, equal).scales
     weights = powers * np.sqrt(np.square(stack).mean(axis=(1, 2)))
     is_forced = np.isin(screened, settings.forced)
     order = np.lexsort((-weights, ~is_forced))
@@ -97,15 +97,15 @@ def scale_bounds(members: NDArray[np.intp], settings: Settings) -> NDArray[np.fl
     return np.stack([least, np.full(len(members), LARGEST_SCALE)], axis=1)
 
 
-def pooled(
+def fit_powers(
     stack: NDArray[np.float32],
     labels: NDArray[np.int64],
     bounds: NDArray[np.float64],
     first: NDArray[np.float64],
 ) -> Coefficients:
-    """The best powers of stack (m, N, C), sought from the powers `first` (m,)."""
-    problem = Problem(stack, labels, bounds, runner_up=runner_up(stack, labels))
-    return minimise(problem, scales_alone(first, stack.shape[2]))
+    """Find the best powers of stack (m, N, C), starting from the powers `first` (m,)."""
+    objective = Objective(stack, labels, bounds, runner_up=runner_up(stack, labels))
+    return minimise(objective, scales_alone(first, stack.shape[2]))
 
 
 _MOST_MATRICES = 10
@@ -135,7 +135,7 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
     rows = thinned_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
     penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, first, n_matrices)
     others = runner_up(stack, pool.labels)
-    found = stacked(Problem(stack, pool.labels, bounds, penalty, others), first, n_matrices)
+    found = fit_stacking(Objective(stack, pool.labels, bounds, penalty, others), first, n_matrices)
     return Fit(_combiner(found, members, len(pool.members)))
 
 
@@ -144,14 +144,14 @@ def matrices_for(n_members: int, n_classes: int) -> int:
     return min(n_members, _MOST_MATRICES, _MOST_COEFFICIENTS // n_classes**2)
 
 
-def stacked(problem: Problem, first: NDArray[np.float64], n_matrices: int) -> Coefficients:
-    """The minimum with so many matrices, sought from the scales `first` (m,).
+def fit_stacking(objective: Objective, first: NDArray[np.float64], n_matrices: int) -> Coefficients:
+    """Find the minimum with `n_matrices` matrices, starting from the scales `first` (m,).
 
-    None of them where the penalty is infinite.
+    An infinite penalty: no matrices.
     """
-    if math.isinf(problem.penalty):
-        return pooled(problem.stack, problem.labels, problem.bounds, first)
-    return minimise(problem, scales_alone(first, problem.stack.shape[2], n_matrices))
+    if math.isinf(objective.penalty):
+        return fit_powers(objective.stack, objective.labels, objective.bounds, first)
+    return minimise(objective, scales_alone(first, objective.stack.shape[2], n_matrices))
 
 
 def chosen_penalty(
@@ -172,14 +172,14 @@ def chosen_penalty(
     part = np.arange(len(labels)) % _PARTS
     sides = [(part != k, part == k) for k in range(_PARTS)]
     others = runner_up(stack, labels)
-    poolings = [pooled(stack[:, inside], labels[inside], bounds, first) for inside, _ in sides]
+    poolings = [fit_powers(stack[:, inside], labels[inside], bounds, first) for inside, _ in sides]
     fits = [scales_alone(pooling.scales, stack.shape[2], n_matrices) for pooling in poolings]
     tried = {math.inf: _held_losses(stack, labels, sides, fits)}
     least = math.inf
     for penalty in _PENALTIES:
         fits = [
             minimise(
-                Problem(stack[:, inside], labels[inside], bounds, penalty, others[inside]), fit
+                Objective(stack[:, inside], labels[inside], bounds, penalty, others[inside]), fit
             )
             for (inside, _), fit in zip(sides, fits, strict=True)
         ]

@@ -6,8 +6,8 @@ from foldrace.reporting.charts import blend as blend_charts
 from foldrace.reporting.content import (
     Cell,
     Chart,
+    Collapsible,
     Facts,
-    Folded,
     Note,
     Number,
     Part,
@@ -251,9 +251,9 @@ def _path(ctx: ReportContext, record: EnsembleRecord) -> list[Part]:
     ]
 
 
-def _rounds(steps: list[Step]) -> Folded:
+def _rounds(steps: list[Step]) -> Collapsible:
     rows = tuple((count(s.round), s.picked, score(s.oof_logloss, 6)) for s in steps)
-    return Folded(
+    return Collapsible(
         f"Members picked in each of the {len(steps)} rounds",
         (
             Note("Rounds after the best one are dropped, and name no member."),

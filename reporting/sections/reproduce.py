@@ -7,7 +7,7 @@ import platform
 import shlex
 
 from foldrace.config.load import to_public_yaml
-from foldrace.reporting.content import Code, Facts, Folded, Heading, Note, Part
+from foldrace.reporting.content import Code, Collapsible, Facts, Heading, Note, Part
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.formats import UNKNOWN
 
@@ -38,7 +38,7 @@ def reproduce(ctx: ReportContext) -> list[Part]:
         Heading("Seeds and versions"),
         Note("Versions are those of the machine that wrote this page."),
         Facts(tuple(facts)),
-        Folded("sweep.yaml, the resolved config", (Code(to_public_yaml(ctx.config)),)),
+        Collapsible("sweep.yaml, the resolved config", (Code(to_public_yaml(ctx.config)),)),
     ]
 
 

@@ -71,8 +71,8 @@ class _Stop(Stopper):
         return self._session.over
 
 
-class _EachStep(tune.Callback):
-    """Called by Tune about ten times a second."""
+class _StepCallback(tune.Callback):
+    """Calls `on_step` at each step of Tune, about ten times a second."""
 
     def __init__(self, on_step: Callable[[list[TuneTrial]], None]) -> None:
         self._on_step = on_step
@@ -126,7 +126,7 @@ def run_sweep(
                 name="sweep",
                 storage_path=scratch,
                 stop=_Stop(session),
-                callbacks=[_EachStep(session.on_step)],
+                callbacks=[_StepCallback(session.on_step)],
                 verbose=0,
             ),
         )

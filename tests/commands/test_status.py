@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import foldrace.commands.status
+from foldrace.commands.machine import log_folder, only_driver
 from foldrace.commands.status import status
-from foldrace.commands.terminal import log_folder, only_driver
 from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 

@@ -12,7 +12,15 @@ import pytest
 from foldrace.core.errors import ConfigError, Problem, RunFailure
 from foldrace.core.metrics import METRICS, Metric, all_metrics
 from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import Kind, Unfit, check, load, loaded, naming_plugins, require
+from foldrace.core.plugins import (
+    PluginTable,
+    UnfitRow,
+    check,
+    load,
+    loaded,
+    naming_plugins,
+    require,
+)
 
 pytestmark = pytest.mark.usefixtures("plugins_end")
 HEAD = "from foldrace.core.metrics import Metric\n"
@@ -21,17 +29,17 @@ OWN = HEAD + "def f(prob, labels):\n    return 1.0\nPARTS = [Metric('own', 'mine
 
 def _used(row: Metric) -> None:
     if row.function(np.ones((2, 2)) / 2, np.zeros(2, np.int64)) != 1.0:
-        raise Unfit("should be 1")
+        raise UnfitRow("should be 1")
 
 
-KINDS = (Kind(Metric, "metric", METRICS, _used),)
+PLUGIN_TABLES = (PluginTable(Metric, "metric", METRICS, _used),)
 BUILT_IN = list(METRICS)
 
 
 @pytest.fixture(autouse=True)
 def unchanged() -> Iterator[None]:
     yield
-    load((), KINDS)
+    load((), PLUGIN_TABLES)
     assert list(METRICS) == BUILT_IN
 
 
@@ -42,39 +50,39 @@ def file(name: str, source: str) -> PluginFile:
 def found(folder: Path, source: str) -> list[Problem]:
     """The problems of one file, less the folder in `where`."""
     (folder / "own_parts.py").write_text(source, encoding="utf-8")
-    problems = check([str(folder / "own_parts.py")], KINDS)
+    problems = check([str(folder / "own_parts.py")], PLUGIN_TABLES)
     return [Problem(p.where.removeprefix(f"{folder}/own_parts.py "), p.message) for p in problems]
 
 
 def test_rows_come_and_go_with_their_files() -> None:
     first, second = file("own_a", OWN), file("own_b", OWN.replace("'own'", "'other'"))
-    assert load([first, second], KINDS) == []
+    assert load([first, second], PLUGIN_TABLES) == []
     assert list(METRICS) == [*BUILT_IN, "own", "other"]
-    assert load([second], KINDS) == []
+    assert load([second], PLUGIN_TABLES) == []
     assert list(METRICS) == [*BUILT_IN, "other"] and loaded() == (second,)
-    assert load([], KINDS) == []
+    assert load([], PLUGIN_TABLES) == []
     assert list(METRICS) == BUILT_IN
 
 
 def test_loading_again_changes_nothing_even_from_another_place() -> None:
-    load([file("own_a", OWN)], KINDS)
+    load([file("own_a", OWN)], PLUGIN_TABLES)
     module, row = sys.modules["own_a"], METRICS["own"]
-    load([PluginFile("own_a", OWN.encode(), "/run/plugins/own_a.py")], KINDS)
+    load([PluginFile("own_a", OWN.encode(), "/run/plugins/own_a.py")], PLUGIN_TABLES)
     assert sys.modules["own_a"] is module and METRICS["own"] is row
 
 
 def test_a_changed_source_replaces_its_rows() -> None:
-    load([file("own_a", OWN)], KINDS)
-    load([file("own_a", OWN.replace("1.0", "2.0"))], KINDS)
+    load([file("own_a", OWN)], PLUGIN_TABLES)
+    load([file("own_a", OWN.replace("1.0", "2.0"))], PLUGIN_TABLES)
     assert METRICS["own"].function(np.empty(0), np.empty(0)) == 2.0  # type: ignore[arg-type]
 
 
 def test_tables_that_join_later_get_their_rows_too() -> None:
     texts: dict[str, str] = {}
     both = HEAD + "PARTS = ['a text', Metric('own', '', lambda p, t: 1.0, True)]"
-    assert load([file("own_a", both)], KINDS) == []  # rows of other tables are left out
-    text = Kind(str, "text", texts, lambda row: None, key="__doc__")
-    load([file("own_a", both)], (*KINDS, text))
+    assert load([file("own_a", both)], PLUGIN_TABLES) == []  # rows of other tables are left out
+    text = PluginTable(str, "text", texts, lambda row: None, key="__doc__")
+    load([file("own_a", both)], (*PLUGIN_TABLES, text))
     assert list(texts.values()) == ["a text"]
     load([], ())
     assert texts == {} and list(METRICS) == BUILT_IN
@@ -116,7 +124,7 @@ def test_every_problem_at_once_and_the_right_rows_are_there(tmp_path: Path) -> N
 def test_two_plugins_with_one_name_name_each_other(tmp_path: Path) -> None:
     for name in ("own_a", "own_b"):
         (tmp_path / f"{name}.py").write_text(OWN)
-    [problem] = check([str(tmp_path / f"own_{x}.py") for x in "ba"], KINDS)
+    [problem] = check([str(tmp_path / f"own_{x}.py") for x in "ba"], PLUGIN_TABLES)
     assert problem.where == f"{tmp_path}/own_b.py line 4"
     assert f"in {tmp_path}/own_a.py line 4" in problem.message
 
@@ -125,11 +133,11 @@ def test_a_broken_plugin_stays_broken_in_a_process_that_is_used_again() -> None:
     wrong = file("own_a", OWN.replace("'own'", "'accuracy'"))
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"/gone/own_a\.py line 4"):
-            require(load([wrong], KINDS))
+            require(load([wrong], PLUGIN_TABLES))
 
 
 def test_errors_out_of_a_plugin_name_it() -> None:
-    load([file("own_a", OWN.replace("1.0", "1 / 0"))], KINDS)
+    load([file("own_a", OWN.replace("1.0", "1 / 0"))], PLUGIN_TABLES)
     named = r"plugin /gone/own_a\.py line 3: ZeroDivisionError"
     with pytest.raises(RunFailure, match=named), naming_plugins():
         METRICS["own"].function(np.empty(0), np.empty(0))  # type: ignore[arg-type]
@@ -142,7 +150,7 @@ def test_a_metric_that_fails_later_costs_a_warning_alone(caplog: pytest.LogCaptu
         "PARTS = [Metric('own', '', lambda p, t: {}['x'], True),\n"
         "         Metric('none', '', lambda p, t: float('nan'), True)]"
     )
-    load([file("own_a", source)], KINDS)
+    load([file("own_a", source)], PLUGIN_TABLES)
     scores = all_metrics(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))
     assert [score.name for score in scores] == BUILT_IN and scores[1].value == 0.5
     own = "metric own is left out: plugin /gone/own_a.py line 2: KeyError: 'x'"
@@ -154,6 +162,6 @@ def test_a_metric_cannot_change_what_the_next_one_gets() -> None:
     source = HEAD + "PARTS = [Metric('own', '', lambda p, t: p.sort() or t.fill(0) or 1.0, True)]"
     prob, labels = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])
     before = all_metrics(prob, labels)
-    load([file("own_a", source)], KINDS)
+    load([file("own_a", source)], PLUGIN_TABLES)
     assert all_metrics(prob, labels) == before  # it fails
     labels[0] = 1  # ours may be written to as ever

@@ -17,7 +17,7 @@ from foldrace.commands.augment import one_per_class_first
 from foldrace.config.schema import AugmentConfig
 from foldrace.reporting.augment_grid import augment_grid
 from foldrace.trainables.data.augment import resize
-from foldrace.trainables.data.loader import Batches, BatchRows
+from foldrace.trainables.data.loader import BatchDataset, BatchRows
 from foldrace.trainables.data.pixel_cache import open_images
 
 Cli = Callable[..., Result]
@@ -62,7 +62,7 @@ def test_the_picture_holds_what_training_sees(
     np.testing.assert_array_equal([row[0] for row in shown["images"]], scored)
     config = AugmentConfig(policy="medium", transforms=tuple(LIST))
     plan = BatchRows(np.arange(4), (0, 0))
-    training = Batches(source, 32, config).__getitems__(plan).images.numpy()
+    training = BatchDataset(source, 32, config).__getitems__(plan).images.numpy()
     np.testing.assert_array_equal([row[1] for row in shown["images"]], training)
     assert all(len(row) == 8 for row in shown["images"])
 

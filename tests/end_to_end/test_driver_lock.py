@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from foldrace.commands.terminal import only_driver
+from foldrace.commands.machine import only_driver
 from foldrace.core.errors import RunFolderError
 from foldrace.run_folder.store import RunStore
 

@@ -21,19 +21,19 @@ from foldrace.ensemble.pooling import Fit, Settings, Stacking, blend_prob
 from foldrace.ensemble.solvers.greedy import greedy
 from foldrace.ensemble.solvers.log_linear import (
     Coefficients,
-    Problem,
+    Objective,
     log_stack,
     row_losses,
     runner_up,
 )
 from foldrace.ensemble.solvers.stacking import (
     chosen_penalty,
+    fit_powers,
+    fit_stacking,
     geometric,
     heaviest,
     matrices_for,
-    pooled,
     scale_bounds,
-    stacked,
     stacking,
 )
 from tests.ensemble.member_pools import made_up, pool_of
@@ -145,13 +145,15 @@ def test_a_stack_in_a_file_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     pool, members = pool_of(log_probs, labels), np.arange(5)
     bounds = scale_bounds(members, Settings())
     stack, first = log_stack(pool, members), np.full(5, 0.2)
-    expected = pooled(stack, labels, bounds, first).scales
+    expected = fit_powers(stack, labels, bounds, first).scales
     monkeypatch.setattr(foldrace.ensemble.solvers.log_linear, "_IN_MEMORY", 0)
     monkeypatch.setattr(foldrace.ensemble.solvers.log_linear, "_BLOCK", 7 * 20 + 1)
     in_file = log_stack(pool, members)
     assert isinstance(in_file, np.memmap) and type(stack) is np.ndarray
     np.testing.assert_array_equal(in_file, stack)
-    np.testing.assert_allclose(pooled(in_file, labels, bounds, first).scales, expected, atol=1e-3)
+    np.testing.assert_allclose(
+        fit_powers(in_file, labels, bounds, first).scales, expected, atol=1e-3
+    )
 
 
 def test_a_stack_is_read_without_copies_of_all_rows_in_float64() -> None:
@@ -211,8 +213,8 @@ def test_without_scales_it_is_logistic_regression(
     log_probs, labels = made_up(members, 150, classes)
     pool = pool_of(log_probs, labels)
     stack = log_stack(pool, np.arange(members))
-    found = stacked(
-        Problem(stack, labels, np.zeros((members, 2)), penalty), np.zeros(members), members
+    found = fit_stacking(
+        Objective(stack, labels, np.zeros((members, 2)), penalty), np.zeros(members), members
     )
     # A column of ones: scikit-learn's own intercept has no penalty.
     features = np.concatenate([*stack, np.ones((150, 1))], axis=1).astype(np.float64)
@@ -233,7 +235,7 @@ def test_without_scales_it_is_logistic_regression(
 def test_two_classes_too() -> None:
     log_probs, labels = made_up(2, 80, 2)
     stack = log_stack(pool_of(log_probs, labels), np.arange(2))
-    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 1.0), np.zeros(2), 2)
+    found = fit_stacking(Objective(stack, labels, np.zeros((2, 2)), 1.0), np.zeros(2), 2)
     # For two classes scikit-learn fits one difference d of two columns: |d|^2 / 2 = |W|^2.
     features = np.concatenate([*stack, np.ones((80, 1))], axis=1).astype(np.float64)
     peer = LogisticRegression(C=2.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
@@ -249,8 +251,8 @@ def test_a_heavy_penalty_gives_log_linear_pooling(penalty: float) -> None:
     members = expected.used
     stack = log_stack(pool, members)
     bounds = scale_bounds(members, Settings())
-    problem = Problem(stack, labels, bounds, penalty, runner_up(stack, labels))
-    found = stacked(problem, np.full(len(members), 0.1), 2)
+    problem = Objective(stack, labels, bounds, penalty, runner_up(stack, labels))
+    found = fit_stacking(problem, np.full(len(members), 0.1), 2)
     np.testing.assert_allclose(probabilities(found, stack), blend_prob(expected, pool), atol=1e-3)
 
 
@@ -260,7 +262,7 @@ def test_the_further_row_is_one_row() -> None:
     stack = log_stack(pool_of(log_probs, labels), np.arange(2))
     others = runner_up(stack, labels)
     assert (others != labels).all()
-    found = stacked(Problem(stack, labels, np.zeros((2, 2)), 3.0, others), np.zeros(2), 2)
+    found = fit_stacking(Objective(stack, labels, np.zeros((2, 2)), 3.0, others), np.zeros(2), 2)
     features = np.concatenate([*stack, np.ones((90, 1))], axis=1).astype(np.float64)
     peer = LogisticRegression(C=1 / 3.0, fit_intercept=False, tol=1e-10, max_iter=10_000)
     share = np.repeat([90 / 91, 1 / 91], 90)

@@ -17,15 +17,15 @@ from foldrace import parts
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.metrics import METRICS
 from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import Kind, Unfit, load
+from foldrace.core.plugins import PluginTable, UnfitRow, load
 from foldrace.ensemble.methods import METHODS, Method
 from foldrace.ensemble.pool import Pool
 from foldrace.ensemble.pooling import ArithmeticMean, Combiner, Fit, GeometricMean, Settings, Votes
-from foldrace.inference.plugins import ALL_KINDS, check_plugins
+from foldrace.inference.plugins import ALL_PLUGIN_TABLES, check_plugins
 from foldrace.inference.tta import TTAS
 from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.data.custom_transforms import CUSTOM
-from foldrace.trainables.data.loader import Batches, BatchRows
+from foldrace.trainables.data.loader import BatchDataset, BatchRows
 from foldrace.trainables.data.meta_features import META_FEATURES
 from foldrace.trainables.data.pixel_cache import EncodedImages
 from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES
@@ -36,23 +36,23 @@ from foldrace.trainables.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("plugins_end")
-BY_NAME = {kind.record.__name__: kind for kind in ALL_KINDS}
+BY_NAME = {kind.record.__name__: kind for kind in ALL_PLUGIN_TABLES}
 ROWS = [
     pytest.param(kind, row, id=f"{kind.noun} {name}")
-    for kind in ALL_KINDS
+    for kind in ALL_PLUGIN_TABLES
     if kind.record is not Family  # the first of timm's has a billion parameters
     for name, row in kind.table.items()
 ]
 
 
 @pytest.mark.parametrize(("kind", "row"), ROWS)
-def test_our_own_rows_are_what_a_plugins_should_be(kind: Kind[Any], row: Any) -> None:
+def test_our_own_rows_are_what_a_plugins_should_be(kind: PluginTable[Any], row: Any) -> None:
     kind.try_row(row)
     assert kind.table[getattr(row, kind.key)] is row
 
 
 def test_every_table_of_records_may_grow() -> None:
-    """But for the libraries of transforms, a transform of one's own being a `Custom`, and for
+    """But for the libraries of transforms, where a `CustomTransformRow` adds one's own, and for
     activations, since R-Drop's divergence holds for these two."""
     tables = set[str]()
     for package in ("trainables", "ensemble", "inference", "core"):
@@ -60,7 +60,7 @@ def test_every_table_of_records_may_grow() -> None:
             text = path.read_text(encoding="utf-8")
             tables |= set(re.findall(r"^[A-Z]\w+: dict\[str, ([A-Z][A-Za-z]+)\] = ", text, re.M))
     assert tables - BY_NAME.keys() == {"Library", "Activation"}
-    assert len(BY_NAME) == len(ALL_KINDS)
+    assert len(BY_NAME) == len(ALL_PLUGIN_TABLES)
 
 
 def test_the_guide_lists_every_kind() -> None:
@@ -96,7 +96,7 @@ def _method(combiner: Combiner) -> Method:
 UNFIT: dict[str, tuple[Any, str]] = {
     "Loss mean": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.mean()),
-        "Tensor of the shape () for 6 images, should be a number an image",
+        "Tensor of the shape () for 6 images, should be one number per image",
     ),
     "Loss cut off": (
         replace(LOSSES["kl"], function=lambda x, t, s: x.detach().sum(1)),
@@ -132,7 +132,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
         replace(METHODS["greedy"], function=lambda pool, settings: pool.true_prob.mean(1)),
         "gives ndarray, should be a Fit",
     ),
-    "Method shape": (_method(GeometricMean(np.ones(2))), "the shape (2,), should be a number a"),
+    "Method shape": (_method(GeometricMean(np.ones(2))), "of shape (2,), should be one number per"),
     "Method negative": (_method(GeometricMean(np.array([1.0, -1.0, 0.0]))), "finite, >= 0"),
     "Method nobody": (_method(GeometricMean(np.zeros(3))), "not all 0"),
     "Method pooling": (
@@ -140,7 +140,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
         "gives the pooling 'median', should be one of: arithmetic, votes, geometric, stacking",
     ),
     "Method sum": (_method(Votes(np.ones(3) / 3, constant=-9.0)), "no probabilities"),
-    "Custom floats": (
+    "CustomTransformRow floats": (
         replace(CUSTOM["UnsharpMask"], make=lambda p=1.0: lambda image, rng: image / 2),
         "(height, width, 3) uint8",
     ),
@@ -169,7 +169,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_what_breaks_the_promise_is_told(case: str) -> None:
     row, message = UNFIT[case]
-    with pytest.raises(Unfit) as caught:
+    with pytest.raises(UnfitRow) as caught:
         BY_NAME[case.split()[0]].try_row(row)
     assert message in str(caught.value)
 
@@ -190,7 +190,7 @@ def test_a_policy_is_tried() -> None:
         BY_NAME["Policy"].try_row(replace(POLICIES["light"], rotate="far"))
 
 
-def _images(batches: Batches, plan: BatchRows) -> Any:
+def _images(batches: BatchDataset, plan: BatchRows) -> Any:
     return batches.__getitems__(plan).images.numpy()
 
 
@@ -199,10 +199,10 @@ def _images(batches: Batches, plan: BatchRows) -> Any:
 def test_loader_processes_have_the_plugins(
     method: str, example_plugin: str, tiny_images: Path
 ) -> None:
-    load([PluginFile("my_parts", example_plugin.encode(), "my_parts.py")], ALL_KINDS)
+    load([PluginFile("my_parts", example_plugin.encode(), "my_parts.py")], ALL_PLUGIN_TABLES)
     config = AugmentConfig(policy="documents", transforms=({"foldrace.Vignette": {"p": 1.0}},))
     files = sorted((tiny_images / "red").iterdir())[:4]
-    batches = Batches(EncodedImages(files, 48), 32, config)
+    batches = BatchDataset(EncodedImages(files, 48), 32, config)
     plan = BatchRows(np.arange(4), (3, 1))
     here = _images(batches, plan)
     with multiprocessing.get_context(method).Pool(1) as pool:

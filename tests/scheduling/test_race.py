@@ -11,7 +11,7 @@ import pytest
 from foldrace.config.schema import RaceConfig
 from foldrace.run_folder.records import RaceDecision
 from foldrace.scheduling.race import Race, is_decided
-from foldrace.scheduling.race_columns import CalibratedColumns
+from foldrace.scheduling.race_columns import ColumnCache
 from tests.scheduling.raced_runs import RacedRun, gain_by_definition, optimal_mix
 
 GAIN = RaceConfig(min_complete=2)
@@ -300,7 +300,7 @@ def test_columns_of_complete_candidates_are_kept_in_the_run_folder(run: RacedRun
     fitted = run.calibrated(run.model(100, 1.0), 0, 1, 2)
     run.store.files.delete("trials/c0000/fold1/oof.npy")  # it is not read again
     for _ in range(2):
-        held = CalibratedColumns(run.store).read(summary)
+        held = ColumnCache(run.store).read(summary)
         assert list(held.columns) == ["raw", "ema"] and held.complete
         assert held.columns["ema"] == pytest.approx(fitted, abs=1e-3)
 
@@ -319,12 +319,12 @@ def test_kept_columns_that_do_not_fit_are_fitted_anew(run: RacedRun, damage: str
     else:
         wrong = {v: np.full(240, np.nan, dtype=np.float32) for v in ("raw", "ema")}
         run.store.save_calibrated(summary, wrong)
-    held = CalibratedColumns(run.store).read(run.summary("c0000"))
+    held = ColumnCache(run.store).read(run.summary("c0000"))
     again = run.model(6, 1.0) if damage == "of another trial" else run.model(100, 1.0)
     for fold in range(3):
         model = again if fold == 1 else run.model(100, 1.0)
         run.finish("c0001", fold, {"raw": run.model(0, 1.0), "ema": model})
-    fresh = CalibratedColumns(run.store).read(run.summary("c0001"))
+    fresh = ColumnCache(run.store).read(run.summary("c0001"))
     assert np.array_equal(held.columns["ema"], fresh.columns["ema"])
     assert run.store.calibrated(run.summary("c0000")) is not None
 
@@ -332,7 +332,7 @@ def test_kept_columns_that_do_not_fit_are_fitted_anew(run: RacedRun, damage: str
 def test_columns_are_kept_within_their_bound(run: RacedRun) -> None:
     """Newest first, and of the complete ones the best."""
     size = 80 * 4
-    kept = CalibratedColumns(run.store, most_bytes=10 * size)
+    kept = ColumnCache(run.store, most_bytes=10 * size)
     for number, skill in enumerate([0.0, 2.0]):
         for fold in range(3):
             run.finish(f"c000{number}", fold, {"raw": run.model(number, skill)})

@@ -58,7 +58,7 @@ class UnsharpMask(CustomTransform):
 
 
 @dataclass(frozen=True)
-class Custom:
+class CustomTransformRow:
     """One row of the table. `make(**arguments)` raises ValueError where an argument is wrong."""
 
     name: str
@@ -66,10 +66,10 @@ class Custom:
     make: Callable[..., CustomTransform]
 
 
-CUSTOM: dict[str, Custom] = {
+CUSTOM: dict[str, CustomTransformRow] = {
     custom.name: custom
     for custom in (
-        Custom(
+        CustomTransformRow(
             "UnsharpMask", "sharpens; albumentations' own refuses an amount above 1", UnsharpMask
         ),
     )

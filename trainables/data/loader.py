@@ -50,7 +50,7 @@ class Batch:
         return Batch(self.images.pin_memory(), self.rows.pin_memory(), self.meta.pin_memory())
 
 
-class ShuffledBatches(Sampler[BatchRows]):
+class ShuffledBatchSampler(Sampler[BatchRows]):
     """Each epoch's rows in a new order.
 
     The last, smaller batch is left out, since its gradient would weigh its images more; fewer rows
@@ -83,7 +83,7 @@ class ShuffledBatches(Sampler[BatchRows]):
             yield BatchRows(batch[self._rank :: self._world], seed, self.image_size)
 
 
-class OrderedBatches(Sampler[BatchRows]):
+class OrderedBatchSampler(Sampler[BatchRows]):
     """Rows in their order, every one once."""
 
     def __init__(self, rows: NDArray[np.int64], batch_size: int) -> None:
@@ -97,7 +97,7 @@ class OrderedBatches(Sampler[BatchRows]):
             yield BatchRows(self._rows[start : start + self._batch_size], None)
 
 
-class Batches(Dataset[Batch]):
+class BatchDataset(Dataset[Batch]):
     """A data set of whole batches: one call a batch keeps the per-image overhead small."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Batches(Dataset[Batch]):
         self._config = config
         self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
 
-    def __reduce__(self) -> tuple[Callable[..., Batches], tuple[object, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., BatchDataset], tuple[object, ...]]:
         """A spawned worker looks the names up in tables of its own: the plugins come along."""
         return _rebuilt, (loaded(), self._source, self._image_size, self._config, self._meta)
 
@@ -154,7 +154,7 @@ def loader_settings(cpus: int, device_type: str) -> LoaderSettings:
 
 
 def build_loader(
-    dataset: Batches,
+    dataset: BatchDataset,
     sampler: Sampler[BatchRows],
     workers: int,
     pin_memory: bool,
@@ -179,14 +179,14 @@ def _rebuilt(
     image_size: int,
     config: AugmentConfig,
     meta: tuple[str, ...],
-) -> Batches:
+) -> BatchDataset:
     if plugins:
         from foldrace.trainables.plugins import (
             use_plugins,  # heavy: backbones, which a loader does without
         )
 
         use_plugins(plugins)
-    return Batches(source, image_size, config, meta)
+    return BatchDataset(source, image_size, config, meta)
 
 
 def to_float(images: Tensor) -> Tensor:

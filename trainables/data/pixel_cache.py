@@ -45,7 +45,7 @@ _NO_ROOM = frozenset(
 _log = logging.getLogger("foldrace")
 
 
-class Refused(Exception):
+class NoRoomForImages(Exception):
     """There is no room for these images, now or earlier in the session."""
 
 
@@ -125,7 +125,7 @@ def open_images(
         return EncodedImages(files, layout.side)
     try:
         return _open_cached(root, files, layout, int(config.max_gb * 1e9), workers, session)
-    except Refused as error:
+    except NoRoomForImages as error:
         reason = str(error)
     except OSError as error:
         reason = _why_no_room(error, layout)
@@ -151,7 +151,7 @@ def _open_cached(
     workers: int,
     session: str | None,
 ) -> StoredImages:
-    """The entry of a list of files, found or built; raises Refused where there is no room."""
+    """The entry of a list of files, found or built; raises NoRoomForImages."""
     name = _record_name(files, layout)
     path, lock = root / f"{name}.json", root / f".{name[:2]}.lock"  # few lock files, for ever
     stored = _entry_of_session(path, session)
@@ -172,7 +172,7 @@ def _open_cached(
             except (NoRoom, OSError) as error:
                 reason = _why_no_room(error, layout)
                 _write_record(path, _with_refusal(old, session, reason))
-                raise Refused(reason) from error
+                raise NoRoomForImages(reason) from error
         _write_record(path, _with_entry(old, stored.key, found.state, session))
         return stored
 
@@ -187,13 +187,13 @@ def _record_name(files: Sequence[Path], layout: Layout) -> str:
 def _entry_of_session(path: Path, session: str | None) -> StoredImages | None:
     """The entry that was compared with the files in this session, where it is still there.
 
-    Raises Refused where the session found no room.
+    Raises NoRoomForImages where the session found no room.
     """
     record = None if session is None else _read_record(path)
     if record is None or session is None:
         return None
     if session in record.refused:
-        raise Refused(record.refused[session])
+        raise NoRoomForImages(record.refused[session])
     return find_entry(path.parent / record.key) if session in record.sessions else None
 
 

@@ -20,8 +20,8 @@ from foldrace.dataset.tables import on_disk
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.loader import (
     Batch,
-    Batches,
-    ShuffledBatches,
+    BatchDataset,
+    ShuffledBatchSampler,
     build_loader,
     loader_settings,
 )
@@ -43,7 +43,7 @@ class TrialData:
     labels: NDArray[np.int64]  # (n,) of all rows
     class_counts: NDArray[np.int64]  # (C,) of the training rows
     rows: NDArray[np.int64]  # of the fold
-    batches: ShuffledBatches
+    batches: ShuffledBatchSampler
     training: DataLoader[Batch]
     scoring: DataLoader[Batch]  # of several devices each has its own rows
 
@@ -65,12 +65,12 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     cache = store.config().cache
     source = open_images(files, params.image_size, spec.cpus, cache, spec.session)
     loader = loader_settings(spec.cpus, device.type)
-    batches = ShuffledBatches(train_rows, params.batch_size, trial_seed(spec), rank, world)
+    batches = ShuffledBatchSampler(train_rows, params.batch_size, trial_seed(spec), rank, world)
     model_config = trial_model_config(
         spec.backbone, len(store.classes()), params.as_dict(), spec.training.meta_features
     )
     augment = AugmentConfig(policy=params.policy, transforms=spec.transforms)
-    dataset = Batches(source, params.image_size, augment, model_config.meta)
+    dataset = BatchDataset(source, params.image_size, augment, model_config.meta)
     scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
     return TrialData(
         model_config,

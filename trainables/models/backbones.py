@@ -23,7 +23,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from foldrace.core.errors import EnvironmentProblem, Problem, closest
 from foldrace.trainables.data.meta_features import IMAGENET_MEAN, IMAGENET_STD
 from foldrace.trainables.models.encoder import Encoder, Normalise
-from foldrace.trainables.models.stack import check_form, is_stack, members, stacked
+from foldrace.trainables.models.stack import check_form, is_stack, members, stack_encoders
 from foldrace.trainables.models.weights import load_weights, weights_file
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -159,7 +159,11 @@ def build_encoder(
         _build_one(part.backbone, part.image_size or image_size, pretrained, drop_path)
         for part in parts
     ]
-    return stacked(encoders, [p.image_size for p in parts]) if is_stack(backbone) else encoders[0]
+    return (
+        stack_encoders(encoders, [p.image_size for p in parts])
+        if is_stack(backbone)
+        else encoders[0]
+    )
 
 
 def check_backbone(backbone: str) -> Problem | None:

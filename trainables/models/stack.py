@@ -21,7 +21,7 @@ _FORM = "stack(<backbone>,<backbone>@<size>,...)"
 
 
 @dataclass(frozen=True)
-class Member:
+class StackMember:
     """A backbone, and the image size of its own where it has one."""
 
     backbone: str
@@ -33,12 +33,12 @@ def is_stack(name: str) -> bool:
     return re.match(r"\s*stack\s*\(", name) is not None
 
 
-def members(name: str) -> tuple[Member, ...]:
+def members(name: str) -> tuple[StackMember, ...]:
     """The members of a well-formed stack; a plain backbone is its own only member."""
     if not is_stack(name):
-        return (Member(name, None),)
+        return (StackMember(name, None),)
     found = (text.partition("@") for text in _texts(name))
-    return tuple(Member(backbone, int(size) if size else None) for backbone, _, size in found)
+    return tuple(StackMember(backbone, int(size) if size else None) for backbone, _, size in found)
 
 
 def check_form(name: str) -> str | None:
@@ -90,8 +90,8 @@ class Stack(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-def stacked(encoders: Sequence[Encoder], image_sizes: Sequence[int | None]) -> Encoder:
-    """One encoder of all; each member normalises for itself."""
+def stack_encoders(encoders: Sequence[Encoder], image_sizes: Sequence[int | None]) -> Encoder:
+    """Make one encoder of several; each normalises for itself."""
     features = sum(each.features for each in encoders)
     return Encoder(Stack(encoders, image_sizes), features, nn.Identity())
 

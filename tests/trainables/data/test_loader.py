@@ -13,10 +13,10 @@ from foldrace.config.schema import AugmentConfig
 from foldrace.trainables.data.augment import POLICIES, augment, resize
 from foldrace.trainables.data.loader import (
     Batch,
-    Batches,
+    BatchDataset,
     LoaderSettings,
-    OrderedBatches,
-    ShuffledBatches,
+    OrderedBatchSampler,
+    ShuffledBatchSampler,
     build_loader,
     loader_settings,
     to_float,
@@ -42,8 +42,8 @@ def digest(batches: list[Batch]) -> str:
 
 
 def epochs(workers: int, seed: int = 3) -> list[str]:
-    sampler = ShuffledBatches(np.arange(5, 40), 8, seed)
-    dataset = Batches(Patterns(), 16, AugmentConfig(policy="medium"))
+    sampler = ShuffledBatchSampler(np.arange(5, 40), 8, seed)
+    dataset = BatchDataset(Patterns(), 16, AugmentConfig(policy="medium"))
     loader = build_loader(dataset, sampler, workers, False)
     found = []
     for epoch in range(2):
@@ -74,7 +74,7 @@ def test_an_epoch_has_each_row_once_but_the_last_partial_batch(
     n: int, batch: int, batches: int
 ) -> None:
     given = np.arange(100, 100 + n)
-    sampler = ShuffledBatches(given, batch, 0)
+    sampler = ShuffledBatchSampler(given, batch, 0)
     drawn = list(sampler)
     assert len(drawn) == len(sampler) == batches
     rows = np.concatenate([b.rows for b in drawn])
@@ -84,7 +84,7 @@ def test_an_epoch_has_each_row_once_but_the_last_partial_batch(
 
 
 def test_over_epochs_the_left_out_rows_change() -> None:
-    sampler = ShuffledBatches(np.arange(9), 8, 0)
+    sampler = ShuffledBatchSampler(np.arange(9), 8, 0)
     left_out = set()
     for epoch in range(30):
         sampler.epoch = epoch
@@ -94,8 +94,10 @@ def test_over_epochs_the_left_out_rows_change() -> None:
 
 def test_scoring_batches_hold_every_row_in_order_resized_only() -> None:
     rows = np.array([3, 1, 99, 4, 7])
-    sampler = OrderedBatches(rows, 2)
-    loader = build_loader(Batches(Patterns(), 16, AugmentConfig(policy="none")), sampler, 0, False)
+    sampler = OrderedBatchSampler(rows, 2)
+    loader = build_loader(
+        BatchDataset(Patterns(), 16, AugmentConfig(policy="none")), sampler, 0, False
+    )
     found = list(loader)
     assert len(found) == len(sampler) == 3
     assert torch.cat([b.rows for b in found]).tolist() == rows.tolist()
@@ -104,8 +106,10 @@ def test_scoring_batches_hold_every_row_in_order_resized_only() -> None:
 
 
 def test_a_training_batch_is_the_augmentation_of_its_seed() -> None:
-    sampler = ShuffledBatches(np.arange(8), 4, 5)
-    loader = build_loader(Batches(Patterns(), 16, AugmentConfig(policy="light")), sampler, 0, False)
+    sampler = ShuffledBatchSampler(np.arange(8), 4, 5)
+    loader = build_loader(
+        BatchDataset(Patterns(), 16, AugmentConfig(policy="light")), sampler, 0, False
+    )
     for plan, batch in zip(list(sampler), loader, strict=True):
         images = [Patterns().image(row) for row in plan.rows]
         rng = np.random.default_rng(plan.seed)
@@ -140,7 +144,7 @@ def test_a_loader_uses_what_the_trial_has(cpus: int, device: str, settings: Load
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_is_built_as_it_is_set(workers: int) -> None:
-    dataset = Batches(Patterns(), 16, AugmentConfig(policy="none"))
-    loader = build_loader(dataset, OrderedBatches(np.arange(4), 2), workers, False, 3)
+    dataset = BatchDataset(Patterns(), 16, AugmentConfig(policy="none"))
+    loader = build_loader(dataset, OrderedBatchSampler(np.arange(4), 2), workers, False, 3)
     assert loader.num_workers == workers and not loader.pin_memory
     assert loader.prefetch_factor == (3 if workers else None)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from foldrace.config.schema import AugmentConfig
 from foldrace.trainables.data.loader import (
     Batch,
-    Batches,
+    BatchDataset,
     BatchRows,
-    ShuffledBatches,
+    ShuffledBatchSampler,
     build_loader,
     loader_settings,
 )
@@ -67,7 +67,7 @@ def test_closed_forms() -> None:
 
 
 def test_batches_hold_the_features_of_the_stored_images_whatever_the_augmentation() -> None:
-    batches = Batches(Noise(), 32, AugmentConfig(policy="heavy"), NAMES)
+    batches = BatchDataset(Noise(), 32, AugmentConfig(policy="heavy"), NAMES)
     rows = np.array([5, 0, 17])
     trained = batches.__getitems__(BatchRows(rows, (1, 2, 3)))
     scored = batches.__getitems__(BatchRows(rows, None))
@@ -75,13 +75,15 @@ def test_batches_hold_the_features_of_the_stored_images_whatever_the_augmentatio
     np.testing.assert_array_equal(trained.meta, expected)
     np.testing.assert_array_equal(scored.meta, expected)
     assert not torch.equal(trained.images, scored.images)
-    plain = Batches(Noise(), 32, AugmentConfig(policy="none")).__getitems__(BatchRows(rows, None))
+    plain = BatchDataset(Noise(), 32, AugmentConfig(policy="none")).__getitems__(
+        BatchRows(rows, None)
+    )
     assert plain.meta.shape == (3, 0)
 
 
 def test_they_come_through_loader_processes() -> None:
-    dataset = Batches(Noise(), 16, AugmentConfig(policy="light"), NAMES)
-    sampler = ShuffledBatches(np.arange(40), 8, 0)
+    dataset = BatchDataset(Noise(), 16, AugmentConfig(policy="light"), NAMES)
+    sampler = ShuffledBatchSampler(np.arange(40), 8, 0)
     batch: Batch
     for batch in build_loader(dataset, sampler, 1, False):
         expected = meta_vectors([Noise().image(int(row)) for row in batch.rows], NAMES)
@@ -111,7 +113,7 @@ def test_scores_depend_on_them() -> None:
     loader = scoring_loader(Noise(), rows, CARD, 4, IN_PROCESS)
     found, scored = log_probabilities(model, loader, CPU, autocast_for(CPU, "fp32"), "softmax")
     assert scored.tolist() == rows.tolist()
-    batch = Batches(Noise(), 32, AugmentConfig(policy="none"), NAMES).__getitems__(
+    batch = BatchDataset(Noise(), 32, AugmentConfig(policy="none"), NAMES).__getitems__(
         BatchRows(rows, None)
     )
     images = batch.images.permute(0, 3, 1, 2) / 255

@@ -23,7 +23,7 @@ from foldrace.config.load import ParsedConfig, parse_config, to_yaml
 from foldrace.config.schema import AugmentConfig, TransformConfig
 from foldrace.trainables.data.augment import POLICIES, augment
 from foldrace.trainables.data.custom_transforms import CUSTOM, UnsharpMask
-from foldrace.trainables.data.loader import Batch, Batches, ShuffledBatches, build_loader
+from foldrace.trainables.data.loader import Batch, BatchDataset, ShuffledBatchSampler, build_loader
 from foldrace.trainables.data.transforms import Transforms
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -110,7 +110,7 @@ class Noise:
 def batches(workers: int) -> list[Batch]:
     config = AugmentConfig(policy="medium", transforms=MIXED)
     loader: DataLoader[Batch] = build_loader(
-        Batches(Noise(), 24, config), ShuffledBatches(np.arange(40), 8, 3), workers, False
+        BatchDataset(Noise(), 24, config), ShuffledBatchSampler(np.arange(40), 8, 3), workers, False
     )
     return list(loader)
 
@@ -123,8 +123,8 @@ def test_loader_processes_change_nothing() -> None:
 
 def test_the_list_follows_the_policy() -> None:
     config = AugmentConfig(policy="medium", transforms=({"torchvision.RandomInvert": {"p": 1}},))
-    sampler = ShuffledBatches(np.arange(40), 8, 3)
-    loader = build_loader(Batches(Noise(), 24, config), sampler, 0, False)
+    sampler = ShuffledBatchSampler(np.arange(40), 8, 3)
+    loader = build_loader(BatchDataset(Noise(), 24, config), sampler, 0, False)
     for plan, batch in zip(list(sampler), loader, strict=True):
         images = [Noise().image(row) for row in plan.rows]
         plain = augment(images, 24, POLICIES["medium"], np.random.default_rng(plan.seed))

@@ -18,7 +18,7 @@ from foldrace.trainables.models.classifier import (
     parameter_count,
 )
 from foldrace.trainables.models.layers import layer_ids
-from foldrace.trainables.models.stack import Member, members
+from foldrace.trainables.models.stack import StackMember, members
 
 RESNET, VIT = "timm/test_resnet", "timm/test_vit"
 STACK = f"stack({RESNET},{VIT}@48,torchvision/mobilenet_v3_small)"
@@ -31,11 +31,11 @@ def stack(head: str = "linear") -> Classifier:
 
 def test_members_of_a_name() -> None:
     assert members(STACK) == (
-        Member(RESNET, None),
-        Member(VIT, 48),
-        Member("torchvision/mobilenet_v3_small", None),
+        StackMember(RESNET, None),
+        StackMember(VIT, 48),
+        StackMember("torchvision/mobilenet_v3_small", None),
     )
-    assert members(RESNET) == (Member(RESNET, None),)
+    assert members(RESNET) == (StackMember(RESNET, None),)
     assert check_backbone(STACK) is None
 
 

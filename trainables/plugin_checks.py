@@ -1,6 +1,6 @@
-"""Each kind of part, used once on something tiny, so that a mistake in it shows before the sweep.
+"""Checks that use a plugin's row once on something tiny, to find mistakes before the sweep.
 
-Takes a row of a table; raises Unfit, or what the row itself raises.
+Each takes a row of a table; raises UnfitRow, or what the row itself raises.
 """
 
 from __future__ import annotations
@@ -12,47 +12,47 @@ import numpy as np
 import torch
 
 from foldrace.core.metrics import Metric, read_only
-from foldrace.core.plugins import Unfit
+from foldrace.core.plugins import UnfitRow
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.data.augment import Policy, augment
-from foldrace.trainables.data.custom_transforms import Custom
+from foldrace.trainables.data.custom_transforms import CustomTransformRow
 from foldrace.trainables.data.meta_features import MetaFeature
 from foldrace.trainables.losses import ACTIVATIONS, ClassWeights, Loss, LossSettings
 from foldrace.trainables.models.backbones import Family
 from foldrace.trainables.models.heads import Head
 from foldrace.trainables.optimizers import Optimizer
-from foldrace.trainables.schedules import Plan, ScheduleRow
+from foldrace.trainables.schedules import ScheduleRow, TrainingPlan
 
 _PIXELS = 224  # what most backbones take
 _ROWS, _CLASSES = 6, 3
 
 
-def loss(row: Loss) -> None:
-    """A number an image, with gradients."""
+def try_loss(row: Loss) -> None:
+    """Compute the loss of a few images; it must be one finite number per image, with a gradient."""
     if row.activation not in ACTIVATIONS:
-        raise Unfit(f"has the activation {row.activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+        raise UnfitRow(f"has the activation {row.activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     logits = torch.zeros(_ROWS, _CLASSES, requires_grad=True)
     targets = torch.nn.functional.one_hot(torch.arange(_ROWS) % _CLASSES, _CLASSES).float()
     counts = torch.full((_CLASSES,), float(_ROWS))
     value = row.function(logits, targets, LossSettings(2.0, 1.0, counts))
     if not isinstance(value, torch.Tensor) or value.shape != (_ROWS,):
-        raise Unfit(f"gives {_form(value)} for {_ROWS} images, should be a number an image")
+        raise UnfitRow(f"gives {_form(value)} for {_ROWS} images, should be one number per image")
     if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
-        raise Unfit(f"gives {value.tolist()} for logits of 0, should be finite and not below 0")
+        raise UnfitRow(f"gives {value.tolist()} for logits of 0, should be finite and not below 0")
     if not value.requires_grad:
-        raise Unfit("has no gradient; it should be made of torch functions of the logits")
+        raise UnfitRow("has no gradient; it should be made of torch functions of the logits")
     value.mean().backward()  # type: ignore[no-untyped-call]
 
 
-def class_weights(row: ClassWeights) -> None:
-    """Weights of three classes of unlike size."""
+def try_class_weights(row: ClassWeights) -> None:
+    """Compute the weights of three classes of different size; they must be above 0."""
     weights = np.asarray(row.function(np.array([1.0, 10.0, 100.0]), 0.9))
     if weights.shape != (3,) or not (np.isfinite(weights) & (weights > 0)).all():
-        raise Unfit(f"gives {weights.tolist()} for 3 classes, should be 3 numbers above 0")
+        raise UnfitRow(f"gives {weights.tolist()} for 3 classes, should be 3 numbers above 0")
 
 
-def optimizer(row: Optimizer) -> None:
-    """One step of a layer and its bias, in two groups."""
+def try_optimizer(row: Optimizer) -> None:
+    """Take one step with a layer and its bias, in two groups; it must change the weights."""
     layer = torch.nn.Linear(4, _CLASSES)
     groups = [
         {"params": [layer.weight], "lr": 0.1, "weight_decay": 0.1},
@@ -60,44 +60,44 @@ def optimizer(row: Optimizer) -> None:
     ]
     made = row.build(groups, 0.1, 0.9)
     if not isinstance(made, torch.optim.Optimizer):
-        raise Unfit(f"builds {_form(made)}, should be a torch.optim.Optimizer")
+        raise UnfitRow(f"builds {_form(made)}, should be a torch.optim.Optimizer")
     before = layer.weight.detach().clone()
     layer(torch.ones(2, 4)).square().sum().backward()
     made.step()
     if bool(torch.equal(before, layer.weight)) or not bool(torch.isfinite(layer.weight).all()):
-        raise Unfit("leaves the weights as they are, or not finite, in a step")
+        raise UnfitRow("leaves the weights as they are, or not finite, in a step")
 
 
-def schedule(row: ScheduleRow) -> None:
-    """At the first and the last update of a short training."""
-    plan = Plan(TrialParams(), updates_per_epoch=5, epochs=4)
+def try_schedule(row: ScheduleRow) -> None:
+    """Compute the rate at the first and the last update of a short training."""
+    plan = TrainingPlan(TrialParams(), updates_per_epoch=5, epochs=4)
     for done in (0, plan.updates - 1):
         factor = row.factor(done, plan, 0)
         if not 0 <= factor < math.inf:
-            raise Unfit(f"gives {factor} after {done} updates, should be 0 or more")
+            raise UnfitRow(f"gives {factor} after {done} updates, should be 0 or more")
 
 
-def head(row: Head) -> None:
-    """Built for a few features."""
+def try_head(row: Head) -> None:
+    """Build the head and give it a few features."""
     found = row.build(8, _CLASSES, 0.1)(torch.zeros(_ROWS, 8))
     if not isinstance(found, torch.Tensor) or found.shape != (_ROWS, _CLASSES):
-        raise Unfit(f"gives {_form(found)}, should have the shape ({_ROWS}, {_CLASSES})")
+        raise UnfitRow(f"gives {_form(found)}, should have the shape ({_ROWS}, {_CLASSES})")
 
 
-def meta_feature(row: MetaFeature) -> None:
-    """The numbers of a black image."""
+def try_meta_feature(row: MetaFeature) -> None:
+    """Compute the numbers of a black image."""
     found = row.compute(np.zeros((16, 20, 3), np.uint8))
     if len(found) != row.width or not np.isfinite(found).all():
-        raise Unfit(f"gives {found} for a black image, should be {row.width} finite numbers")
+        raise UnfitRow(f"gives {found} for a black image, should be {row.width} finite numbers")
 
 
-def family(row: Family) -> None:
-    """Its names; its first backbone is built and sees two images, where it takes them."""
+def try_family(row: Family) -> None:
+    """Ask for the names; build the first backbone and give it two images, if it takes them."""
     names = list(row.names())
     if not names or not all(isinstance(name, str) for name in names):
-        raise Unfit(f"has the names {names!r}, should be one text or more")
+        raise UnfitRow(f"has the names {names!r}, should be one text or more")
     if "/" in row.prefix:
-        raise Unfit("should have no / in its prefix")
+        raise UnfitRow("should have no / in its prefix")
     try:
         body = row.build(names[0], False, 0.0, _PIXELS)
         with torch.no_grad():
@@ -106,21 +106,21 @@ def family(row: Family) -> None:
     except Exception:  # it may take another size: the sweep's own is tried with each backbone
         return
     if not isinstance(found, torch.Tensor) or found.shape != (2, body.features):
-        raise Unfit(
+        raise UnfitRow(
             f"{names[0]!r}, of 2 images, gives {_form(found)}, should be pooled features of the "
             f"shape (2, {body.features}), as its Encoder says"
         )
 
 
-def policy(row: Policy) -> None:
-    """Noise of two shapes."""
+def try_policy(row: Policy) -> None:
+    """Augment noise images of two shapes."""
     rng = np.random.default_rng(0)
     shapes = ((20, 30, 3), (32, 16, 3))
     augment([rng.integers(0, 256, shape, dtype=np.uint8) for shape in shapes], 16, row, rng)
 
 
-def custom(row: Custom) -> None:
-    """With its default arguments where it has one for each; else the config's list tries it."""
+def try_custom(row: CustomTransformRow) -> None:
+    """Transform a noise image, if every argument has a default; else the config's list does."""
     parameters = inspect.signature(row.make).parameters
     if any(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -128,15 +128,15 @@ def custom(row: Custom) -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
     found = row.make(**always)(image, np.random.default_rng(0))
     if not isinstance(found, np.ndarray) or found.dtype != np.uint8 or found.ndim != 3:
-        raise Unfit(f"gives {_form(found)}, should be an RGB image: (height, width, 3) uint8")
+        raise UnfitRow(f"gives {_form(found)}, should be an RGB image: (height, width, 3) uint8")
 
 
-def metric(row: Metric) -> None:
-    """Made-up probabilities of rows of every class."""
+def try_metric(row: Metric) -> None:
+    """Score made-up probabilities of rows of every class."""
     prob = np.random.default_rng(0).dirichlet(np.ones(_CLASSES), 4 * _ROWS)
     value = row.function(read_only(prob), read_only(np.arange(4 * _ROWS) % _CLASSES))
     if not math.isfinite(float(value)):
-        raise Unfit(f"gives {value}, should be a finite number")
+        raise UnfitRow(f"gives {value}, should be a finite number")
 
 
 def _form(value: object) -> str:
