@@ -37,7 +37,7 @@ class Run:
         return self._store.root
 
     def leaderboard(self) -> pd.DataFrame:
-        """One row a candidate, best first; the columns of leaderboard.csv."""
+        """One row per candidate, best first; the columns of leaderboard.csv."""
         import pandas as pd
 
         return pd.read_csv(io.StringIO(leaderboard_csv(self._store.summaries(running=True))))
@@ -45,7 +45,7 @@ class Run:
     def oof(self, candidate: str | None = None, variant: str | None = None) -> pd.DataFrame:
         """Out-of-fold probabilities of the blend, or of a complete candidate's variant.
 
-        One row a scored training image: `image_path`, `target`, `fold`, then one column a class.
+        One row per scored training image: `image_path`, `target`, `fold`, one column per class.
         `variant` None is the candidate's best one. Raises RunFolderError where there is no such
         blend, candidate or variant.
         """

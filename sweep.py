@@ -124,7 +124,7 @@ def resume(
     set_: Set = None,
     address: Address = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run failed fold trials anew.")
+        bool, typer.Option("--retry-failed", help="Run failed fold trials again.")
     ] = False,
 ) -> None:
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""

@@ -49,7 +49,7 @@ _SHOWN = ("seconds", "loss", "members", "data_mb", "extra_mb", "certificate", "p
 
 
 def _table(results: Results, case: Case) -> dict[str, Figures]:
-    """A row a side; the figures of those that ran."""
+    """One row per side; the figures of those that ran."""
     sides = (*OURS, *FULL, *COLUMNS)
     ran: dict[str, Figures] = {}
     notes: dict[str, str] = {}

@@ -31,7 +31,7 @@ _SAMPLES = 7  # augmented versions of each image
 def augment(
     config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
 ) -> None:
-    """Write a PNG: one row an image, first as scored, then as training sees it."""
+    """Write a PNG: one row per image, first as scored, then as training sees it."""
     parsed = parse_with_plugins(config, overrides)
     sweep = parsed.require()
     params = _first_params(sweep, parsed.source)

@@ -137,7 +137,7 @@ def _soup_line(soup: Soup) -> str:
 
 
 def _prices(store: RunStore, members: Sequence[Member]) -> Prices:
-    """Bytes on disk, and milliseconds an image on this machine."""
+    """Bytes on disk, and milliseconds per image on this machine."""
     stores = {run: RunStore.open(run) if run else store for run in {m.run for m in members}}
     stored = [m for m in members if m.variant != VARIANT]
     sizes = {m: stores[m.run].weight_bytes(m.candidate, m.variant) for m in stored}

@@ -24,7 +24,7 @@ from foldrace.run_folder.store import RunStore
 def predict(
     root: str, paths: Sequence[Path], table: Path | None, out: Path | None, console: Console
 ) -> None:
-    """Write one CSV row an image to `out` or the terminal; `ERROR` for an unreadable image.
+    """Write one CSV row per image to `out` or the terminal; `ERROR` for an unreadable image.
 
     Raises UserError without images, RunFailure where none could be read.
     """

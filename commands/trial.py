@@ -65,7 +65,7 @@ def trial(
 
 
 class _PrintEpochs:
-    """A monitor that prints one line an epoch, and never stops."""
+    """A monitor that prints one line per epoch, and never stops."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -52,7 +52,7 @@ class DataConfig(_Section):
     group_column: str | None = None
     """Rows of one group (a patient, a vehicle) never lie on both sides of a fold."""
     max_per_class: Annotated[int, Field(ge=1)] | None = None
-    """Use only so many images of each class, the first ones: to try things out."""
+    """Use only the first images of each class, at most this many: to try things out."""
     test: str | None = None
     """A CSV with ids and image paths, a folder of images, or a zip of it."""
     test_images: str | None = None
@@ -287,7 +287,7 @@ class CacheConfig(_Section):
     longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
     """Pixels: larger images are stored at this longer side. Default: 1.5 × the image size."""
     format: Literal["raw", "jpeg"] = "raw"
-    """raw: 3 bytes a pixel, nothing to decode; jpeg: about a tenth of the disk and memory, decoded
+    """raw: 3 bytes per pixel, no decoding; jpeg: about a tenth of the disk and memory, decoded
     at each use."""
     max_gb: Annotated[float, Field(gt=0)] = 50.0
     """10^9 bytes that all decoded images of a node may take; never more than 80 % of the free
@@ -301,7 +301,7 @@ class ResourcesConfig(_Section):
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     """Fractions share one device. Default: 1 where the cluster has GPUs, else 0."""
     devices_per_trial: Annotated[int, Field(ge=1)] = 1
-    """Above 1 each trial trains on so many devices (data parallel), each with `cpus_per_trial`
+    """Above 1: number of devices of each trial (data parallel), each with `cpus_per_trial`
     and `gpus_per_trial`."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     time_budget: Seconds | None = None
@@ -311,7 +311,7 @@ class ResourcesConfig(_Section):
     """Hours of all trials' devices together; on a machine without GPUs those of its slots. No fold
     trial starts beyond them."""
     max_failures: Annotated[int, Field(ge=0)] = 2
-    """Number of times that a failed fold trial (a lost node, a killed worker) is started anew."""
+    """Number of times that a failed fold trial (a lost node, a killed worker) is started again."""
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> ResourcesConfig:

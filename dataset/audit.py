@@ -25,7 +25,7 @@ FEW_PER_FOLD = 2  # with fewer images in a fold, a class's score there is mostly
 FEW_IMAGES = 10  # the same where there are no folds yet
 
 _SHOWN = 20
-_FUZZY_LIMIT = 2000  # so many file names are compared in tolerable time
+_FUZZY_LIMIT = 2000  # most file names to compare in tolerable time
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class ImageError(Exception):
 def read_rgb(path: Path, longer_side: int | None = None) -> Image.Image:
     """The upright image in mode RGB, fully decoded; transparency lies on white.
 
-    With `longer_side`, it is never larger than so many pixels (and never enlarged). Raises
+    With `longer_side`, it is never larger than that many pixels (and never enlarged). Raises
     ImageError.
     """
     return decode_rgb(read_bytes(path), path, longer_side)

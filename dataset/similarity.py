@@ -30,7 +30,7 @@ _MAX_RMS = 0.11  # between thumbnails, in standard deviations of their pixels
 _MAX_SHIFT = 50  # grey levels between the means of the thumbnails
 _LEAST_SD = 8  # grey levels: what a blank image is measured by
 _THUMB = 16  # pixels a side
-_CONFIRMED = 64  # so many candidates of an image are looked at, the nearest first
+_CONFIRMED = 64  # most candidates of an image to look at, the nearest first
 _BATCH = 4096  # images queued at once
 _BLOCK = 2**22  # distances computed at once by a thread: 32 MB
 

@@ -47,7 +47,7 @@ class CalibrationChoice:
 def choose_calibration(
     rows: MemberRows, fit: Callable[[Pool], Fit], enabled: bool = True
 ) -> CalibrationChoice:
-    """Cross-fit with no temperature, one of the blend, one a member, and both; keep the best.
+    """Cross-fit with no temperature, one of the blend, one per member, and both; keep the best.
 
     The best has the least loss, on a tie the fewest temperatures. Without `enabled` only none is
     tried.

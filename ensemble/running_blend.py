@@ -28,7 +28,7 @@ MOST_LOST = -math.log1p(-STEP) / STEP
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean and standard error over `rows` rows, in nats a row."""
+    """Mean and standard error over `rows` rows, in nats per row."""
 
     mean: float
     se: float
@@ -90,7 +90,7 @@ class _Column:
 class RunningBlend:
     """The least log loss that a mixture of the members has, kept up to date.
 
-    n_rows is N, n_classes is C. `most_members`: beyond so many columns those with the least slope
+    n_rows is N, n_classes is C. `most_members`: beyond that many columns those with the least slope
     toward them go, never one with a weight; where all have one, there is no room for another. The
     loss is within `tolerance` (nats) of the least one of the columns held.
     """

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number a member, or one for the blend, that makes confidence honest.
+"""Temperature scaling: one number per member, or one for the blend, that makes confidence honest.
 
 Takes log-probabilities (n, C) and labels, gives temperatures: p ** (1 / T), renormalised. Source:
 Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017; the targets

@@ -36,7 +36,7 @@ _LEAST, _MOST = 5, 20  # batches
 _CPU_BATCH = 0.5  # seconds at most; on a CPU an image takes as long in any batch
 _TRIES = 3  # of one image, to size the batch
 _SURE = 1.5
-"""The median batch takes at most so many times the fastest: else other work disturbs the machine,
+"""The median batch takes at most this many times the fastest: else other work disturbs the machine,
 and the next blend measures anew; the lower time counts."""
 _log = logging.getLogger("foldrace")
 

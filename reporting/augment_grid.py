@@ -1,4 +1,4 @@
-"""A picture of augmentation: a row an image, first as it is scored, then as training sees it.
+"""A picture of augmentation: one row per image, first as it is scored, then as training sees it.
 
 Takes uint8 images by row and column, gives the bytes of a PNG.
 """

@@ -26,7 +26,7 @@ _WIDTH = 22  # of the names of figures
 
 
 def blend_lines(blend: EnsembleRecord) -> Iterator[str]:
-    """Describe a blend: one line a figure, a member, or a remark."""
+    """Describe a blend: one line per figure, member or remark."""
     yield (
         f"[bold]Blend[/bold] of {counted(len(blend.members), 'member')} ({blend.method}): "
         f"OOF log loss [bold]{blend.oof_logloss:.4f}[/bold]"

@@ -51,7 +51,7 @@ def calibration_change(blend: EnsembleRecord) -> str | None:
     if found is None or not (found.members or found.blend):
         return None
     kept = [
-        *(["one temperature a member"] if found.members else []),
+        *(["one temperature per member"] if found.members else []),
         *([f"temperature {blend.blend_temperature:.3f} of the blend"] if found.blend else []),
     ]
     before, after = found.before.ece, found.after.ece

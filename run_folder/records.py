@@ -113,7 +113,7 @@ class RaceDecision(StoredRecord):
     rows: int
     """Number of rows that it was judged on: of its finished folds, or of the running one."""
     gain: float | None = None
-    """Bounded gain over the race's blend on those rows, in nats a row; None where there was none
+    """Bounded gain over the race's blend on those rows, in nats per row; None where there was none
     yet or the rows cannot be read. Of `complete`: over the blend without the candidate."""
     gain_se: float | None = None
     """Standard error of `gain`."""
@@ -166,7 +166,7 @@ class CandidateSummary:
 
     @property
     def gain(self) -> float | None:
-        """Gain in the latest decision that has one, in nats a row."""
+        """Gain in the latest decision that has one, in nats per row."""
         known = [d for d in self.decisions if d.gain is not None]
         return known[-1].gain if known else None
 

@@ -113,7 +113,7 @@ class ColumnCache:
         if not np.isfinite(column).all():
             where = f"{self._store.root}/trials/{candidate}/*/oof{suffix(variant)}.npy"
             row = int((~np.isfinite(column)).argmax())
-            message = f"holds no probabilities in the {row + 1}th of its rows; train it anew"
+            message = f"holds no probabilities in the {row + 1}th of its rows; train it again"
             raise RunFolderError.single(where, message)
         return column
 

@@ -67,7 +67,7 @@ class Int:
         return round(_middle(self.low, self.high, self.log))
 
     def grid(self, points: int) -> tuple[int, ...]:
-        """All values where there are no more than `points`, else so many.
+        """All values if there are at most `points`, else that many.
 
         They are spaced as those of a `Float` and rounded.
         """

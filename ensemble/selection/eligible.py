@@ -187,7 +187,7 @@ def _unmet_includes(
             yield in_both_lists(name, excluding)
         if gone and not named:
             message = f"{name!r} cannot predict: not all its folds ended, or its weights are gone"
-            yield Problem("ensemble.include", f"{message}; leave it out, or train it anew")
+            yield Problem("ensemble.include", f"{message}; leave it out, or train it again")
 
 
 def in_both_lists(name: str, excluding: Iterable[str]) -> Problem:

@@ -52,7 +52,7 @@ class StoredMatrix:
     """Read-only views of the distinct members' numbers."""
 
     index: tuple[IndexRow, ...]
-    """One row a source, in their order."""
+    """One row per source, in their order."""
     raw: NDArray[np.float32]  # (M, N)
     calibrated: NDArray[np.float32]  # (S, M, N)
     temperatures: NDArray[np.float64]  # (S, M)

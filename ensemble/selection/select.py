@@ -164,7 +164,7 @@ def _nothing_to_blend(
         return RunFailure(
             f"no member to blend: the weights of all {without_weights} are gone from "
             f"{store.root}/trials; delete a candidate's fold folders there and `resume "
-            f"{store.root}` to train it anew"
+            f"{store.root}` to train it again"
         )
     named = [f"{s.candidate.candidate} {s.status}" for s in summaries[:_NAMED]]
     if len(summaries) > _NAMED:

@@ -183,7 +183,7 @@ def _of_trials(source: OofSource) -> bool:
 
 
 def _file(source: OofSource, array: str, fold: int | None) -> str:
-    """The file to blame: a run's members have one a fold and array, others one in all."""
+    """The file to blame: a run's members have one per fold and array, others one in all."""
     if not _of_trials(source):
         return source.where
     folder = source.where.rpartition("/*/")[0]

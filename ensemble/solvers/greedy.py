@@ -31,12 +31,12 @@ def greedy(
     seed: int = 0,
     backend: Backend | None = None,
 ) -> Blend:
-    """Adds, in each round, the member (again or anew) that makes the mean of all picks best.
+    """Add, in each round, the member (new or again) that makes the mean of all picks best.
 
     true_prob (M, N) in [0, 1], float32 or float64, may be memory-mapped; at most max_members of
     them get a weight. Ties go to the lowest member and to the shortest prefix; so the lowest of
-    exact duplicates gets the weight of them all. `forced` members are picked first, one a round,
-    and every prefix that counts holds them all. bags > 0: the weights are the average over so many
+    exact duplicates gets the weight of them all. `forced` members are picked first, one per round,
+    and every prefix that counts holds them all. bags > 0: the weights are the average over `bags`
     random halves of the members, drawn with `seed`, and there is no path; if the average has more
     than max_members, the heaviest (and the forced) are kept. The certificate bounds the distance to
     the best of all blends, with or without forced members. Backends: see `kernels`.

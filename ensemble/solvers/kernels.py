@@ -102,7 +102,7 @@ def member_sums(members: NDArray[np.floating], backend: Backend | None = None) -
 
 
 def backend_for(size: int) -> Backend:
-    """The backend that takes less time for so many members x rows."""
+    """The backend that takes less time for this number of members and rows."""
     return "numba" if size >= _NUMBA_FROM else "numpy"
 
 

@@ -58,7 +58,7 @@ def _rows_of(log_prob: NDArray[np.floating], rows: NDArray[np.intp] | None) -> N
 
 
 def thinned_rows(pool: Pool, member: int, most: int) -> NDArray[np.intp]:
-    """At most so many rows, evenly from all by class and by what the member gives to it.
+    """At most `most` rows, evenly from all by class and by what the member gives to it.
 
     All members decide a tie: a fair sample in a fair order, and the same whatever the order of the
     pool's rows.

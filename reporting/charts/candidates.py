@@ -158,7 +158,7 @@ def correlation(values: NDArray[np.float64], ids: list[str], names: list[str]) -
 
 
 def confusion(counts: NDArray[np.int64], names: Sequence[str]) -> bytes:
-    """Draw (C, C) counts, a row a label; the colour is the share of the row."""
+    """Draw (C, C) counts, one row per label; the colour is the share of the row."""
     n = len(names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 

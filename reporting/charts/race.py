@@ -70,7 +70,7 @@ class Lane:
 
 
 def lanes(listed: Sequence[Lane]) -> bytes:
-    """Draw one row a candidate, the first on top, and one field a fold.
+    """Draw one row per candidate, the first on top, and one cell per fold.
 
     At most `MOST_LANES` of them, in columns where they are many.
     """

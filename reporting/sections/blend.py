@@ -218,7 +218,7 @@ def _weights_chart(ctx: ReportContext) -> Chart:
     which = f"The {_BARS} heaviest of {len(ctx.members)}" if len(ctx.members) > _BARS else "All"
     gains = (
         " Beside each weight: how much the OOF log loss rises without the member, the others' "
-        "weights chosen anew; near 0, the others make up for it."
+        "weights refitted; near 0, the others make up for it."
         if any(bar.gain is not None for bar in bars)
         else ""
     )

@@ -99,7 +99,7 @@ def leaderboard(ctx: ReportContext) -> list[Part]:
             "Complete candidates come first, by OOF log loss; only they can be compared with each "
             "other, and only they may enter the blend (shaded rows). "
             "The gain is what a candidate added to the race's blend when it was last judged, in "
-            "nats a row; a later blend may gain less by it. A click on a column sorts by it."
+            "nats per row; a later blend may gain less by it. A click on a column sorts by it."
         ),
         Table(("#", *blended, *columns), body, "Leaderboard", marked),
     ]

@@ -28,7 +28,7 @@ def rule_sentence(config: RaceConfig) -> str:
         return "Rule none: every candidate gets all its folds."
     decides = (
         f"a candidate gets its next fold while gain + {config.z:g} × standard error is above 0; "
-        "the gain is what it adds to the blend of the complete candidates, in nats a row"
+        "the gain is what it adds to the blend of the complete candidates, in nats per row"
         if config.rule == "gain"
         else "a candidate gets its next fold while its mean log loss is below the worst fold of "
         "the best complete candidate"

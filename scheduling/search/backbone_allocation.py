@@ -35,7 +35,7 @@ class BackboneAllocation:
         """The backbone of candidate `number`; the same arguments give the same backbone.
 
         `started`: candidates of each backbone so far; `gains`: the latest gain of each of its
-        candidates that has one (nats a row).
+        candidates that has one (nats per row).
         """
         fewest = min(self._backbones, key=lambda b: started.get(b, 0))  # the first one on a tie
         due = self._rate * (sum(started.values()) + 1)

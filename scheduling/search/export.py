@@ -214,7 +214,7 @@ def _value(summary: CandidateSummary, classes: int) -> float | None:
 
 
 def _steps(summary: CandidateSummary) -> dict[int, float]:
-    """Number of folds -> pooled log loss of the first so many.
+    """Number of folds -> pooled log loss of the first folds, that many.
 
     0 -> the score of a first fold that was stopped in mid-training.
     """

@@ -191,7 +191,7 @@ class SamplerHistory:
 def diverged_value(classes: int) -> float:
     """Value of a diverged candidate: worse than chance, and finite, so that the sampler learns.
 
-    It is worse than the least possible gain, too (log 0.9 / 0.1 = -1.05 nats a row).
+    It is worse than the least possible gain, too (log 0.9 / 0.1 = -1.05 nats per row).
     """
     return 2.0 * math.log(classes)
 

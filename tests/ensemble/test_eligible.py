@@ -90,7 +90,7 @@ def test_forced_names_that_may_not_enter_or_cannot_predict() -> None:
         "ensemble.include: 'c0001 ema' is excluded by ensemble.exclude ('c0001'); leave it out of "
         "one of the two",
         "ensemble.include: 'c0009' cannot predict: not all its folds ended, or its weights are "
-        "gone; leave it out, or train it anew",
+        "gone; leave it out, or train it again",
         "ensemble.include: 'timm/a' is excluded by ensemble.exclude ('c0001'); leave it out of one "
         "of the two",
         "ensemble.include: 'other:c0002' is excluded by ensemble.exclude ('timm/b'); leave it out "

@@ -87,7 +87,7 @@ def test_a_calibration_says_what_it_is_chosen_by(run: Any, ece: float, explained
     sentence = calibration_change(blend)
     assert sentence is not None and sentence in list(blend_lines(blend))
     assert sentence.startswith(
-        "Calibrated with one temperature a member: cross-fitted log loss 1.0860 -> 1.0386, "
+        "Calibrated with one temperature per member: cross-fitted log loss 1.0860 -> 1.0386, "
         f"expected calibration error 0.0983 -> {ece:.4f}"
     )
     assert sentence.endswith("chosen by log loss") == explained

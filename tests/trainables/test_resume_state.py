@@ -344,7 +344,7 @@ def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureF
     assert watcher.reports[0].epoch == 0
     lines = [r.getMessage() for r in caplog.records if "saved state" in r.getMessage()]
     assert len(lines) == 1 and reason in lines[0]
-    assert lines[0].startswith(f"{spec.candidate} fold{spec.fold}: begins anew")
+    assert lines[0].startswith(f"{spec.candidate} fold{spec.fold}: starts again")
     assert not (folder_of(spec) / "resume.pt").exists()
 
 

@@ -87,7 +87,7 @@ def test_what_is_in_use_stays(
     assert isinstance(third, EncodedImages)
     assert entries(own_cache) == before
     (line,) = caplog.messages
-    assert "cache.max_gb" in line and "decoded anew" in line
+    assert "cache.max_gb" in line and "decoded again" in line
     np.testing.assert_array_equal(held[0].image(0), np.asarray(Image.open(lists[0][0])))
     del held
     assert isinstance(open_images(lists[2], SIDE, 1, ROOM_FOR_TWO), DecodedImages)
@@ -253,7 +253,7 @@ def test_a_damaged_entry_is_made_anew(
         source = open_images(lists[0], SIDE, 1, session=session)
     np.testing.assert_array_equal(source.image(2), np.asarray(Image.open(lists[0][2])))
     (line,) = caplog.messages
-    assert name in line and "made anew" in line
+    assert name in line and "made again" in line
     assert entries(own_cache) == {name}
     open_images(lists[0], SIDE, 1, session=session)
     assert len(caplog.messages) == 1
