@@ -72,7 +72,7 @@ class ClassWeights:
 
 
 def _effective(counts: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
-    """(1 - beta) / (1 - beta^n); beta 0 weighs all classes alike."""
+    """(1 - beta) / (1 - beta^n); beta 0 weighs all classes equally."""
     with np.errstate(divide="ignore"):
         covered: NDArray[np.float64] = -np.expm1(counts * np.log(beta))  # 1 - beta^n
     return (1.0 - beta) / covered
@@ -85,7 +85,7 @@ CLASS_WEIGHTS: dict[str, ClassWeights] = {
             "none", "every image counts 1", "", lambda counts, beta: np.ones_like(counts)
         ),
         ClassWeights(
-            "balanced", "every class counts alike: by inverse frequency",
+            "balanced", "every class counts equally: by inverse frequency",
             "King and Zeng, Logistic Regression in Rare Events Data, Political Analysis 2001",
             lambda counts, beta: 1.0 / counts,
         ),

@@ -91,7 +91,7 @@ class ResumeState:
             _restore_train_state(saved["train_state"], state)
             _restore_history(saved["history"], history)
         except Exception as error:  # any optimiser may raise anything
-            self._warn(f"begins anew: its saved state does not fit ({error})")
+            self._warn(f"starts again: its saved state does not fit ({error})")
             raise UnfitState from error
         self._started -= saved["seconds"]
         return True
@@ -134,9 +134,9 @@ class ResumeState:
             saved = from_bytes(data)
             if saved["fingerprint"] == self._fingerprint:
                 return saved
-            self._warn("begins anew: its saved state is of another config or version")
+            self._warn("starts again: its saved state is of another config or version")
         except Exception as error:  # torch.load raises whatever a damaged file leads it to
-            self._warn(f"begins anew: its saved state cannot be read ({error})")
+            self._warn(f"starts again: its saved state cannot be read ({error})")
         return None
 
     def _write(self, saved: object) -> None:

@@ -148,7 +148,7 @@ def _forward(state: TrainState, part: Examples) -> tuple[Tensor, Tensor]:
 
 
 def _gradients_exchanged(state: TrainState, last: bool) -> AbstractContextManager[None]:
-    """Let the devices exchange gradients once a batch, in its last backward pass."""
+    """Let the devices exchange gradients once per batch, in its last backward pass."""
     return nullcontext() if last else state.accelerator.no_sync(state.model)
 
 
@@ -207,7 +207,7 @@ def perturbed_weights(optimizer: torch.optim.Optimizer, rho: float) -> Iterator[
 def frozen_norm_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, batch norms normalise by the batch but do not learn from it.
 
-    So an image is counted once an update, and at the weights that it is scored with.
+    So an image is counted once per update, and at the weights that it is scored with.
     """
     norms = [
         module

@@ -286,7 +286,7 @@ class _Room:
         self._free = shutil.disk_usage(root).free - promised
 
     def allowed(self, freed: int) -> int:
-        """Bytes that the part may grow to once others have freed so many."""
+        """Bytes that the part may grow to once others have freed `freed`."""
         within_bound = self._bound - sum(entry.bytes for entry in self.others) + freed
         of_disk = int(max(0, self._free + freed) * _FREE_FRACTION)
         return max(0, min(within_bound, self._own.written + of_disk))
@@ -302,7 +302,7 @@ def find_entry(folder: Path) -> StoredImages | None:
         reason = str(error)
     except DamagedEntry as error:
         reason = str(error)
-    _log.warning("pixel cache %s is damaged and made anew: %s", folder, reason)
+    _log.warning("pixel cache %s is damaged and made again: %s", folder, reason)
     with _room_lock(folder.parent):
         discard(folder)
     return None

@@ -141,7 +141,7 @@ class LoaderSettings:
 
 
 def loader_settings(cpus: int, device_type: str) -> LoaderSettings:
-    """Settings for a trial with so many CPU cores beside its device.
+    """Settings for a trial with this many CPU cores beside its device.
 
     On a CPU the training itself takes every core, and loading is a small part of it: no worker
     gains anything. Beside an accelerator one core is left to the training process, where there is

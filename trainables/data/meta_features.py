@@ -56,7 +56,7 @@ def meta_width(names: Iterable[str]) -> int:
 
 
 def meta_vectors(images: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.float32]:
-    """(B, F): one row an image, the features side by side; F is 0 without names."""
+    """(B, F): one row per image, the features side by side; F is 0 without names."""
     computes = [META_FEATURES[name].compute for name in names]
     vectors = np.empty((len(images), meta_width(names)), np.float32)
     if computes:

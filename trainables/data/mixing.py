@@ -25,7 +25,7 @@ _NOISE = (0.5, 0.25)  # mean and standard deviation, of full scale; cut to [0, 1
 def erase_(images: Tensor, probability: float, rng: np.random.Generator) -> None:
     """(B, 3, H, W) in [0, 1]: each image loses one box with `probability`, in place.
 
-    `rng` gives five uniform numbers an image, whatever they decide, and the seed of the noise,
+    `rng` gives five uniform numbers per image, whatever they decide, and the seed of the noise,
     which is drawn on the images' device. A probability of 0 draws nothing.
     """
     if probability <= 0:

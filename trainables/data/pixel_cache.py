@@ -129,7 +129,7 @@ def open_images(
         reason = str(error)
     except OSError as error:
         reason = _why_no_room(error, layout)
-    _log.warning("pixel cache %s: %s; images are decoded anew in each epoch", root, reason)
+    _log.warning("pixel cache %s: %s; images are decoded again in each epoch", root, reason)
     return EncodedImages(files, layout.side)
 
 
