@@ -172,7 +172,7 @@ def _wrong_ids(table: Table, id_column: int | None, expected: ExpectedRows) -> I
     unknown = [f"{key!r} (line {at[0]})" for key, at in lines.items() if key not in wanted]
     if unknown:
         message = f"ids that are no {expected.kind} of this run: {listing(unknown, _SHOWN)}"
-        advice = f"remove these rows; one of its ids is {expected.ids[0]!r}"
+        advice = f"remove these rows; the run's ids look like {expected.ids[0]!r}"
         yield Problem(table.name, f"{message}; {advice}")
     missing = [name for name in expected.ids if _key(name) not in lines]
     if missing:

@@ -73,7 +73,9 @@ def _faults(name: str, oof: str, test: str, equals: bool, colons: int) -> list[s
     if _CANDIDATE.fullmatch(name):
         found.append(f"the name {name!r} is that of a candidate of the run")
     if colons > 1:
-        found.append(f"{colons} colons: one parts the two files, and their paths may hold none")
+        found.append(
+            f"has {colons} colons: one separates the two files, and paths must not contain any"
+        )
     if not oof and not test:
         found.append("names no file")
     kinds = [file for file in (oof, test) if file and Path(file).suffix.lower() not in SUFFIXES]

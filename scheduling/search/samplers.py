@@ -1,7 +1,7 @@
 """The table of samplers: one row for each value of `search.sampler`.
 
-Takes an `Ask` (the space, the trials that the sampler may see, a seed), gives proposals in the
-order in which they should be tried: the study takes the first that no candidate has.
+Takes a `SuggestionRequest` (the space, the trials that the sampler may see, a seed), gives proposals
+in the order in which they should be tried: the study takes the first that no candidate has.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def full_grid(ranges: Mapping[str, Range]) -> Grid | None:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question for the next configuration of a backbone, with what may be known for it."""
+class SuggestionRequest:
+    """Request for the next configuration of a backbone, with what may be known for it."""
 
     seed: int
     """Seed of the search."""
@@ -105,15 +105,15 @@ MakeSampler = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
 class Sampler:
     """One row of the table."""
 
-    propose: Callable[[Ask], Iterator[Mapping[str, Value]]]
+    propose: Callable[[SuggestionRequest], Iterator[Mapping[str, Value]]]
     most_trials: int = 0
-    """Number of ended candidates that it sees, so many that a suggestion takes tens of
-    milliseconds (GP: tenths of a second)."""
+    """Largest number of ended candidates shown to it, chosen so that a suggestion takes tens of
+    milliseconds (GP: tenths of a second); 0: it learns nothing."""
     sees_pruned: bool = False
     """True where it ranks trials of the state PRUNED; to other samplers stopped candidates are
     shown as complete, with the loss of the folds that they have."""
-    defaults: bool = True
-    """True where each backbone begins with its default configuration."""
+    starts_with_default: bool = True
+    """True: the first candidate of each backbone has its default configuration."""
 
 
 class _TrialsStorage(InMemoryStorage):
@@ -138,7 +138,7 @@ class _TrialsStorage(InMemoryStorage):
 
 
 def _suggestion(
-    ask: Ask, make: MakeSampler, attempt: object, trials: Sequence[FrozenTrial]
+    ask: SuggestionRequest, make: MakeSampler, attempt: object, trials: Sequence[FrozenTrial]
 ) -> dict[str, Value]:
     space = {name: distribution(chosen) for name, chosen in ask.ranges.items()}
     with warnings.catch_warnings():  # several options of Optuna's samplers are called experimental
@@ -148,10 +148,10 @@ def _suggestion(
         return study.ask(fixed_distributions=space).params
 
 
-def _proposals(make: MakeSampler) -> Callable[[Ask], Iterator[Mapping[str, Value]]]:
+def _proposals(make: MakeSampler) -> Callable[[SuggestionRequest], Iterator[Mapping[str, Value]]]:
     """The sampler's proposals, then random ones, then in a finite space all others."""
 
-    def propose(ask: Ask) -> Iterator[Mapping[str, Value]]:
+    def propose(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
         for attempt in range(_TRIES):
             yield _suggestion(ask, make, attempt, ask.trials)
         for attempt in range(_RANDOM_TRIES):
@@ -163,11 +163,11 @@ def _proposals(make: MakeSampler) -> Callable[[Ask], Iterator[Mapping[str, Value
     return propose
 
 
-def _grid(ask: Ask) -> Iterator[Mapping[str, Value]]:
+def _grid(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
     return coarse_grid(ask.ranges).walk(ask.seed_of("grid"))
 
 
-def _nothing(ask: Ask) -> Iterator[Mapping[str, Value]]:
+def _nothing(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
     return iter(())
 
 
@@ -188,6 +188,6 @@ SAMPLERS: dict[str, Sampler] = {
     "random": Sampler(_proposals(_random)),
     "cmaes": Sampler(_proposals(ReplayedCma), most_trials=1000),
     "gp": Sampler(_proposals(_gp), most_trials=60),
-    "grid": Sampler(_grid, defaults=False),
-    "list": Sampler(_nothing, defaults=False),
+    "grid": Sampler(_grid, starts_with_default=False),
+    "list": Sampler(_nothing, starts_with_default=False),
 }

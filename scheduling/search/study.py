@@ -14,7 +14,7 @@ from foldrace.run_folder.records import CandidateRecord, CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.search.export import StudyExporter, open_exporter
 from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
-from foldrace.scheduling.search.samplers import SAMPLERS, Ask
+from foldrace.scheduling.search.samplers import SAMPLERS, SuggestionRequest
 from foldrace.scheduling.search.warm_start import earlier_candidates
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.ranges import Value
@@ -95,7 +95,7 @@ class CandidateStudy:
         return next(iter(self._points.values()), None)
 
     def _default(self) -> tuple[str, TrialParams] | None:
-        if not self._sampler.defaults:
+        if not self._sampler.starts_with_default:
             return None
         left = (b for b in self._space.backbones if b not in self._begun)
         backbone = next(left, None)
@@ -114,7 +114,7 @@ class CandidateStudy:
         What it proposed in vain is forgotten: the next ask sees candidates alone.
         """
         trials = self._history.trials(backbone)
-        ask = Ask(self._search.seed, number, self._space.searched(backbone), trials)
+        ask = SuggestionRequest(self._search.seed, number, self._space.searched(backbone), trials)
         for drawn in self._sampler.propose(ask):
             params = self._space.decode(backbone, drawn)
             if _key(backbone, params) not in self._taken:

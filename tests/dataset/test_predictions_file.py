@@ -150,8 +150,8 @@ def test_wrong_columns_and_ids_are_told_together(tmp_path: Path) -> None:
     assert read_rows(tmp_path, rows) == [
         "classes without a column: cat; it needs a column of ids and one for each class",
         "columns that are no class: caat; it needs a column of ids and one for each class",
-        "ids that are no scored row of this run: 'no.jpg' (line 2); remove these rows; one of its "
-        "ids is 'a/1.jpg'",
+        "ids that are no scored row of this run: 'no.jpg' (line 2); remove these rows; the run's "
+        "ids look like 'a/1.jpg'",
         "2 of 4 scored rows are not in it: a/2.jpg, 가/3.jpg; each needs a row",
         "ids that are there twice: 'a/1.jpg' (lines 3, 5); keep one row of each",
     ]

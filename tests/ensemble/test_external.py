@@ -117,8 +117,8 @@ def test_every_wrong_add_is_told() -> None:
         "--add c0001=o.csv: the name 'c0001' is that of a candidate of the run",
         "--add ../x=o.csv: the name '../x' is not 1 to 64 of A-Z a-z 0-9 . _ - (first a letter or "
         "digit)",
-        "--add a=o.csv:t.csv:u.csv: 2 colons: one parts the two files, and their paths may hold "
-        "none",
+        "--add a=o.csv:t.csv:u.csv: has 2 colons: one separates the two files, and paths must "
+        "not contain any",
         "--add b=:: names no file",
         "--add d=o.txt: o.txt is neither .csv nor .npy",
         "--add: the name 'b' is there twice; give each its own",

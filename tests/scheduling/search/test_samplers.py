@@ -19,8 +19,8 @@ from foldrace.config.schema import SearchConfig
 from foldrace.scheduling.search.samplers import (
     GRID_POINTS,
     SAMPLERS,
-    Ask,
     Grid,
+    SuggestionRequest,
     coarse_grid,
     full_grid,
 )
@@ -34,7 +34,7 @@ RANGES: dict[str, Range] = {
     "batch_size": Choice((16, 32, 64)),
     "loss": Choice(("focal", "cross_entropy")),
 }
-DRAWING = [name for name, row in SAMPLERS.items() if row.defaults]
+DRAWING = [name for name, row in SAMPLERS.items() if row.starts_with_default]
 LEARNING = [name for name, row in SAMPLERS.items() if row.most_trials]
 
 
@@ -60,7 +60,7 @@ def trial(
     )
 
 
-def proposed(name: str, ask: Ask) -> dict[str, Value]:
+def proposed(name: str, ask: SuggestionRequest) -> dict[str, Value]:
     return dict(next(SAMPLERS[name].propose(ask)))
 
 
@@ -76,7 +76,7 @@ def minimise(
     known: list[FrozenTrial] = []
     found: list[float] = []
     for number in range(1, asks + 1):
-        params = proposed(name, Ask(seed, number, ranges, known))
+        params = proposed(name, SuggestionRequest(seed, number, ranges, known))
         found.append(loss(params))
         known.append(trial(number, params, ranges, None, TrialState.RUNNING))
         if number >= parallel:
@@ -105,16 +105,18 @@ def test_every_sampler_of_the_config_has_a_row() -> None:
 def test_the_seed_and_the_number_decide(name: str) -> None:
     rng = np.random.default_rng(0)
     known = [
-        trial(i, proposed("random", Ask(0, i, RANGES, ())), RANGES, float(rng.random()))
+        trial(
+            i, proposed("random", SuggestionRequest(0, i, RANGES, ())), RANGES, float(rng.random())
+        )
         for i in range(1, 16)
     ]
-    ask = Ask(3, 20, RANGES, known)
+    ask = SuggestionRequest(3, 20, RANGES, known)
     first = list(itertools.islice(SAMPLERS[name].propose(ask), 2))
     assert first == list(itertools.islice(SAMPLERS[name].propose(ask), 2))
     for params in first:
         assert params.keys() == RANGES.keys()
         assert all(RANGES[knob].contains(value) for knob, value in params.items())
-    others = [Ask(3, 21, RANGES, known), Ask(4, 20, RANGES, known)]
+    others = [SuggestionRequest(3, 21, RANGES, known), SuggestionRequest(4, 20, RANGES, known)]
     assert all(first != list(itertools.islice(SAMPLERS[name].propose(o), 2)) for o in others) or (
         name == "list"
     )
@@ -122,7 +124,7 @@ def test_the_seed_and_the_number_decide(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_space_of_one_configuration(name: str) -> None:
-    found = list(SAMPLERS[name].propose(Ask(0, 1, {}, ())))
+    found = list(SAMPLERS[name].propose(SuggestionRequest(0, 1, {}, ())))
     assert all(params == {} for params in found)
     assert bool(found) == (name != "list")
 
@@ -130,7 +132,7 @@ def test_a_space_of_one_configuration(name: str) -> None:
 @pytest.mark.parametrize("name", DRAWING)
 def test_in_a_finite_space_everything_is_proposed_at_last(name: str) -> None:
     ranges: dict[str, Range] = {"a": Int(1, 3), "b": Choice(("x", "y")), "c": Float(0.5, 0.5)}
-    found = {tuple(p.values()) for p in SAMPLERS[name].propose(Ask(0, 1, ranges, ()))}
+    found = {tuple(p.values()) for p in SAMPLERS[name].propose(SuggestionRequest(0, 1, ranges, ()))}
     assert found == set(itertools.product((1, 2, 3), ("x", "y"), (0.5,)))
 
 
@@ -160,13 +162,17 @@ def test_what_other_backbones_have_is_no_hindrance(name: str) -> None:
     known = [
         trial(
             i,
-            {k: v for k, v in proposed("random", Ask(0, i, other, ())).items() if k in some},
+            {
+                k: v
+                for k, v in proposed("random", SuggestionRequest(0, i, other, ())).items()
+                if k in some
+            },
             other,
             float(rng.random()),
         )
         for i in range(1, 25)
     ]
-    params = proposed(name, Ask(0, 30, RANGES, known))
+    params = proposed(name, SuggestionRequest(0, 30, RANGES, known))
     assert params.keys() == RANGES.keys()
 
 
@@ -176,7 +182,7 @@ def test_tpe_is_optunas_own_with_all_that_it_can() -> None:
     known = []
     study = optuna.create_study()
     for number in range(1, 31):
-        params = proposed("random", Ask(0, number, RANGES, ()))
+        params = proposed("random", SuggestionRequest(0, number, RANGES, ()))
         state = TrialState.PRUNED if number % 3 == 0 else TrialState.COMPLETE
         known.append(trial(number, params, RANGES, float(rng.random()), state))
         plain = optuna.trial.create_trial(
@@ -187,7 +193,7 @@ def test_tpe_is_optunas_own_with_all_that_it_can() -> None:
             intermediate_values=known[-1].intermediate_values,
         )
         study.add_trial(plain)
-    ask = Ask(0, 31, RANGES, known)
+    ask = SuggestionRequest(0, 31, RANGES, known)
     study.sampler = TPESampler(
         seed=ask.seed_of(0), multivariate=True, group=True, constant_liar=True
     )
@@ -204,7 +210,9 @@ def test_parallel_asks_keep_away_from_each_other() -> None:
     ]
 
     def distance(trials: list[FrozenTrial]) -> float:
-        asked = [proposed("tpe", Ask(0, n, ranges, trials))["lr"] for n in range(60, 90)]
+        asked = [
+            proposed("tpe", SuggestionRequest(0, n, ranges, trials))["lr"] for n in range(60, 90)
+        ]
         return statistics.mean(abs(float(lr) - 0.5) for lr in asked)
 
     assert distance(known + near) > distance(known)
@@ -218,10 +226,10 @@ def test_cma_es_converges_with_choices_beside_it_and_several_at_a_time() -> None
 
 def test_a_cma_es_of_one_number_draws_at_random() -> None:
     ranges: dict[str, Range] = {"lr": Float(1e-5, 1e-1, log=True), "loss": Choice(("a", "b"))}
-    expected = RandomSampler(seed=Ask(0, 7, ranges, ()).seed_of(0))
+    expected = RandomSampler(seed=SuggestionRequest(0, 7, ranges, ()).seed_of(0))
     study = optuna.create_study(sampler=expected)
     space = {name: distribution(r) for name, r in ranges.items()}
-    assert proposed("cmaes", Ask(0, 7, ranges, ())) == study.ask(space).params
+    assert proposed("cmaes", SuggestionRequest(0, 7, ranges, ())) == study.ask(space).params
 
 
 def test_the_grid_is_the_product_of_choices_and_points_of_ranges() -> None:
@@ -230,7 +238,9 @@ def test_the_grid_is_the_product_of_choices_and_points_of_ranges() -> None:
     assert grid.size == len(list(itertools.product(*axes))) == 5 * 5 * 5 * 3 * 2
     found = [tuple(grid.at(i).values()) for i in range(grid.size)]
     assert sorted(map(str, found)) == sorted(map(str, itertools.product(*axes)))
-    walked = {tuple(p.values()) for p in SAMPLERS["grid"].propose(Ask(0, 1, RANGES, ()))}
+    walked = {
+        tuple(p.values()) for p in SAMPLERS["grid"].propose(SuggestionRequest(0, 1, RANGES, ()))
+    }
     assert walked == set(found)
 
 
@@ -246,11 +256,14 @@ def test_other_threads_numbers_are_left_alone() -> None:
     """No global randomness: a fresh process gives the same suggestions, whatever was drawn."""
     code = (
         "import random, numpy; random.seed(5); numpy.random.seed(5)\n"
-        "from foldrace.scheduling.search.samplers import SAMPLERS, Ask\n"
+        "from foldrace.scheduling.search.samplers import SAMPLERS, SuggestionRequest\n"
         "from foldrace.search_spaces.ranges import Float\n"
         "r = {'a': Float(0.0, 1.0), 'b': Float(0.0, 1.0)}\n"
-        f"print([dict(next(SAMPLERS[n].propose(Ask(0, 3, r, ())))) for n in {DRAWING}])"
+        "request = SuggestionRequest(0, 3, r, ())\n"
+        f"print([dict(next(SAMPLERS[n].propose(request))) for n in {DRAWING}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     ranges: dict[str, Range] = {"a": Float(0.0, 1.0), "b": Float(0.0, 1.0)}
-    assert done.stdout.strip() == str([proposed(n, Ask(0, 3, ranges, ())) for n in DRAWING])
+    assert done.stdout.strip() == str(
+        [proposed(n, SuggestionRequest(0, 3, ranges, ())) for n in DRAWING]
+    )
