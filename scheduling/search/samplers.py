@@ -1,6 +1,6 @@
 """The table of samplers: one row for each value of `search.sampler`.
 
-Takes a `SuggestionRequest` (the space, the trials that the sampler may see, a seed), gives proposals
+Takes a `SuggestionRequest` (the space, trials that the sampler may see, a seed), gives proposals
 in the order in which they should be tried: the study takes the first that no candidate has.
 """
 
