@@ -5,10 +5,8 @@ Takes a run folder with its config and folds, leaves a finished one; tells what 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +14,7 @@ from rich.markup import escape
 from foldrace.commands.ensemble import blend
 from foldrace.commands.machine import log_folder, logging_to, only_driver, only_our_output
 from foldrace.commands.submit import predict_test_set
-from foldrace.config.load import ParsedConfig
-from foldrace.config.schema import ResourcesConfig, SweepConfig
+from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing, message_line
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
@@ -26,32 +23,11 @@ from foldrace.reporting.sentences import DIVERGED
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.nodes import Node, this_machine
-from foldrace.scheduling.ray.cluster import alive_nodes, connect, starting, unreachable
+from foldrace.scheduling.ray.cluster import connect, unreachable
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
 
 _log = logging.getLogger("foldrace")
-
-
-@contextlib.contextmanager
-def cluster_for_checks(
-    parsed: ParsedConfig, address: str | None, dry_run: bool = False
-) -> Iterator[list[Node]]:
-    """The nodes that the run will have.
-
-    A cluster that runs must be asked, and stays connected. This machine is known without Ray, which
-    starts meanwhile where a run will follow.
-    """
-    resources = parsed.config.resources if parsed.config else ResourcesConfig()
-    if address is not None:
-        with connect(address, resources):
-            yield alive_nodes()
-    elif dry_run or parsed.problems or parsed.config is None:
-        yield this_machine()
-    else:
-        with starting(resources):
-            yield this_machine()
 
 
 def sweep_and_finish(

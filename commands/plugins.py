@@ -15,7 +15,11 @@ from foldrace.run_folder.store import RunStore
 
 def parse_with_plugins(config: Path, overrides: Sequence[str], smoke: bool = False) -> ParsedConfig:
     """Parse a config and put its plugins' rows into the tables; problems of both are collected."""
-    parsed = parse_config(config, overrides, smoke)
+    return with_plugins(parse_config(config, overrides, smoke))
+
+
+def with_plugins(parsed: ParsedConfig) -> ParsedConfig:
+    """Put a config's plugins' rows into the tables, and their problems with the config's own."""
     found = check_plugins(parsed.config.plugins if parsed.config else ())
     return replace(parsed, problems=(*parsed.problems, *found))
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.checks.config import config_problems
-from foldrace.commands.finish import cluster_for_checks, sweep_and_finish
+from foldrace.commands.finish import sweep_and_finish
 from foldrace.commands.plugins import open_run
 from foldrace.config.load import ParsedConfig, differing_keys, parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError, UserError
 from foldrace.dataset.manifest import Manifest, read_manifest
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.cluster import nodes_for_checks
 from foldrace.search_spaces.space import build_space
 
 # What `resume --set` may change: everything else would make old and new trials incomparable.
@@ -60,7 +61,7 @@ def resume(
     space, problems = build_space(config, f"{store.root}/sweep.yaml")
     manifest = _same_data(store, config)
     earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
-    with cluster_for_checks(parsed, address) as nodes:
+    with nodes_for_checks(config, address, sweep=not problems) as nodes:
         problems += config_problems(config, space, nodes, earlier)
         if problems:
             raise UserError(problems)

@@ -25,7 +25,7 @@ from foldrace.dataset.tables import (
     inner_folder,
     on_disk,
     open_folder,
-    open_source,
+    read_source,
 )
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def scan_manifest(
     row without a label has the class ''.
     """
     problems: list[Problem] = []
-    source = open_source("data.train", data.train, problems)
+    source = read_source("data.train", data.train, problems)
     manifest = None
     if isinstance(source, Table):
         manifest = _from_table(source, data, fold_column, problems)

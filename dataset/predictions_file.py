@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, listing
-from foldrace.dataset.tables import Table, clean, read_table, twice
+from foldrace.dataset.tables import READERS, TABLE_KINDS, Table, clean, read_table, twice
 
-SUFFIXES = (".csv", ".npy")
+SUFFIXES = (*READERS, ".npy")
 
 _SUM_TOLERANCE = 1e-3  # a row may miss 1 by so much, for float16 does
 _SHOWN = 5  # cells, rows or names of each kind of problem; the rest are counted
@@ -53,10 +53,12 @@ def read_predictions(
     None where there are problems, which are added to the list.
     """
     if not path.is_file():
-        problems.append(Problem(str(path), "is no file; needed: a .csv or an .npy of predictions"))
+        problems.append(
+            Problem(str(path), f"is no file; needed: a {TABLE_KINDS} or an .npy of predictions")
+        )
         return None
     before = len(problems)
-    read = _read_npy if path.suffix.lower() == ".npy" else _read_csv
+    read = _read_npy if path.suffix.lower() == ".npy" else _read_table
     values = read(path, expected, problems)
     if values is None or len(problems) > before:
         return None
@@ -93,7 +95,7 @@ def _read_npy(
     return values if fits else None
 
 
-def _read_csv(
+def _read_table(
     path: Path, expected: ExpectedRows, problems: list[Problem]
 ) -> NDArray[np.float64] | None:
     before = len(problems)

@@ -12,7 +12,7 @@ import io
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
@@ -71,41 +71,66 @@ class Table:
         return paths
 
 
+Records = list[tuple[int, list[str]]]
+"""Line and cells of each record of a table, the header first."""
+
+
 def read_table(path: Path, name: str, problems: list[Problem]) -> Table | None:
-    """The table in a CSV file; None and problems with their lines where it is unsound."""
+    """The table in a file, by its reader in `READERS`.
+
+    None, and problems with their lines, where it is unsound. `name` is what messages call it.
+    """
+    read = READERS.get(path.suffix.lower(), _csv_records)  # a CSV may have any name
+    records = read(path, name, problems)
+    if records is None:
+        return None
+    if len(records) < 2:
+        problems.append(Problem(name, "has no rows; needed: a header line and one per image"))
+        return None
+    _, header = records[0]
+    odd = [line for line, cells in records if len(cells) != len(header)]
+    if odd:
+        message = f"the header has {len(header)} cells, but these lines have another number: "
+        problems.append(Problem(name, f"{message}{listing(odd)}; quote values with commas"))
+    rows = [(line, cells) for line, cells in records[1:] if len(cells) == len(header)]
+    return Table(
+        name=name,
+        folder=path.parent,
+        header=tuple(header),
+        columns=tuple(clean(cell) for cell in header),
+        rows=tuple(cells for _, cells in rows),
+        lines=tuple(line for line, _ in rows),
+    )
+
+
+def _csv_records(path: Path, name: str, problems: list[Problem]) -> Records | None:
     text = _decode(path, name, problems)
-    records: list[list[str]] = []
-    lines: list[int] = []
-    reader = csv.reader(io.StringIO(text or "", newline=""), strict=True)
+    if text is None:
+        return None
+    records: Records = []
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     start = 1
     try:
-        for record in reader:
-            if record:  # an empty line gives an empty record
-                records.append(record)
-                lines.append(start)
+        for cells in reader:
+            if cells:  # an empty line gives an empty record
+                records.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         message = f'line {start} is not valid CSV: {error}; put values with , or " in quotes'
         problems.append(Problem(name, message))
         return None
-    if len(records) < 2:
-        if text is not None:
-            problems.append(Problem(name, "has no rows; needed: a header line and one per image"))
-        return None
-    width = len(records[0])
-    odd = [line for line, record in zip(lines, records, strict=True) if len(record) != width]
-    if odd:
-        message = f"the header has {width} cells, line {listing(odd)} not; quote values with commas"
-        problems.append(Problem(name, message))
-    kept = [(r, n) for r, n in zip(records, lines, strict=True) if len(r) == width][1:]
-    return Table(
-        name=name,
-        folder=path.parent,
-        header=tuple(records[0]),
-        columns=tuple(clean(cell) for cell in records[0]),
-        rows=tuple(row for row, _ in kept),
-        lines=tuple(line for _, line in kept),
-    )
+    return records
+
+
+READERS: dict[str, Callable[[Path, str, list[Problem]], Records | None]] = {".csv": _csv_records}
+"""Readers of users' tables by suffix; one that fails adds problems and gives None."""
+
+TABLE_KINDS = " or ".join(READERS)
+
+
+def is_table(path: Path) -> bool:
+    """True for the name of a file that `read_table` reads."""
+    return path.suffix.lower() in READERS
 
 
 def clean(cell: str) -> str:
@@ -118,20 +143,20 @@ def twice(items: Iterable[str]) -> list[str]:
     return [item for item, count in Counter(items).items() if count > 1]
 
 
-def open_source(key: str, value: str, problems: list[Problem]) -> Table | Path | None:
-    """A CSV, or the only CSV in a zip, as a table; else the folder of images."""
+def read_source(key: str, value: str, problems: list[Problem]) -> Table | Path | None:
+    """A table, or the only table in a zip; else the folder of images."""
     path = Path(value)
-    if path.suffix.lower() == ".csv" and path.is_file():
+    if is_table(path) and path.is_file():
         return read_table(path, value, problems)
-    folder = open_folder(key, value, problems, kinds="a .csv, a folder or a .zip")
+    folder = open_folder(key, value, problems, kinds=f"a {TABLE_KINDS}, a folder or a .zip")
     if folder is None or path.is_dir():
         return folder
-    tables = sorted(p for p in folder.rglob("*.[cC][sS][vV]") if not p.name.startswith("."))
+    tables = sorted(p for p in folder.rglob("*.*") if is_table(p) and not p.name.startswith("."))
     if not tables:
         return folder
     names = [str(table.relative_to(folder)) for table in tables]
     if len(tables) > 1:
-        message = f"holds {len(tables)} CSV files: {listing(names)}; unpack it and set {key} to one"
+        message = f"holds {len(tables)} tables: {listing(names)}; unpack it and set {key} to one"
         problems.append(Problem(value, message))
         return None
     return read_table(tables[0], f"{names[0]} in {value}", problems)

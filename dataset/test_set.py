@@ -16,13 +16,14 @@ from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.images import find_images
 from foldrace.dataset.tables import (
+    TABLE_KINDS,
     Table,
     clean,
     find_image_root,
     inner_folder,
     on_disk,
     open_folder,
-    open_source,
+    read_source,
     read_table,
     twice,
 )
@@ -63,7 +64,7 @@ def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
         return None
     problems: list[Problem] = []
     sample = _read_sample(data, classes, problems)
-    source = open_source("data.test", data.test, problems)
+    source = read_source("data.test", data.test, problems)
     found = None
     if isinstance(source, Table):
         found = _from_table(source, data, classes, sample, problems)
@@ -81,7 +82,9 @@ def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Proble
     if value is None:
         return None
     if not Path(value).is_file():
-        problems.append(Problem("data.sample_submission", f"{value} is no file; needed: a .csv"))
+        problems.append(
+            Problem("data.sample_submission", f"{value} is no file; needed: a {TABLE_KINDS}")
+        )
         return None
     sample = read_table(Path(value), value, problems)
     if sample is None:

@@ -29,7 +29,7 @@ from foldrace.run_folder.store import RunStore
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CANDIDATE = re.compile(r"c\d+")
-_FORM = "NAME=oof.csv[:test.csv] or NAME=:test.csv, each file a .csv or .npy"
+_FORM = f"NAME=oof.csv[:test.csv] or NAME=:test.csv, each file a {' or '.join(SUFFIXES)}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _faults(name: str, oof: str, test: str, equals: bool, colons: int) -> list[s
     if not oof and not test:
         found.append("names no file")
     kinds = [file for file in (oof, test) if file and Path(file).suffix.lower() not in SUFFIXES]
-    return [*found, *(f"{file} is neither .csv nor .npy" for file in kinds)]
+    return [*found, *(f"{file} is neither {' nor '.join(SUFFIXES)}" for file in kinds)]
 
 
 def _path(text: str) -> Path | None:

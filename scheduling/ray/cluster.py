@@ -24,7 +24,7 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import foldrace
-from foldrace.config.schema import ResourcesConfig
+from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 
@@ -80,7 +80,27 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
 
 
 @contextlib.contextmanager
-def starting(resources: ResourcesConfig) -> Iterator[None]:
+def nodes_for_checks(
+    config: SweepConfig | None, address: str | None, sweep: bool
+) -> Iterator[list[Node]]:
+    """The nodes that a sweep would have, to check a config against.
+
+    A cluster at `address` must be asked, and stays connected. This machine is known without Ray,
+    which starts meanwhile where a `sweep` will follow.
+    """
+    resources = config.resources if config else ResourcesConfig()
+    if address is not None:
+        with connect(address, resources):
+            yield alive_nodes()
+    elif not sweep or config is None:
+        yield this_machine()
+    else:
+        with starting():
+            yield this_machine()
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
     """Start this machine's cluster in the background, while the caller checks its input.
 
     `connect` within the block waits for it; a cluster that nobody connects to ends with the block.
@@ -90,7 +110,7 @@ def starting(resources: ResourcesConfig) -> Iterator[None]:
         return
     # Ray's processes are killed when the thread that started them ends: it lives as long as they.
     with ThreadPoolExecutor(1, "start of Ray") as thread:
-        _background.start = thread.submit(_start_warm, resources)
+        _background.start = thread.submit(_start)
         try:
             yield
         finally:
@@ -114,25 +134,6 @@ class _BackgroundStart:
 
 
 _background = _BackgroundStart()
-
-
-def _start_warm(resources: ResourcesConfig) -> None:
-    """Start the cluster and have its worker processes import what a fold trial needs.
-
-    They do not where there are GPUs: a task without a GPU sees none, and its process keeps that.
-    """
-    _start()
-    [machine] = this_machine()
-    if machine.gpus == 0:
-        import_all = ray.remote(num_cpus=resources.cpus_per_trial, max_retries=0)(_import_trials)
-        for _ in range(slots([machine], resources, 0)):
-            import_all.remote()
-
-
-def _import_trials() -> None:
-    """Import the heavy packages, which stay in this worker process."""
-    import foldrace.scheduling.ray.fold_trial
-    import foldrace.trainables.trial  # noqa: F401
 
 
 def unreachable(paths: Sequence[str]) -> list[Problem]:

@@ -99,6 +99,11 @@ class SuggestionRequest:
 
 
 MakeSampler = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
+"""Makes Optuna's sampler for one candidate, from a seed of its own.
+
+The points of a sequence (Sobol's) must go on from candidate to candidate: such a sampler is a
+`propose` that uses `ask.number`.
+"""
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,18 @@ def _proposals(make: MakeSampler) -> Callable[[SuggestionRequest], Iterator[Mapp
     def propose(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
         for attempt in range(_TRIES):
             yield _suggestion(ask, make, attempt, ask.trials)
-        for attempt in range(_RANDOM_TRIES):
-            yield _suggestion(ask, _random, f"random {attempt}", ())
-        rest = full_grid(ask.ranges)
-        if rest is not None:
-            yield from rest.walk(ask.seed_of("rest"))
+        yield from _fallback(ask)
 
     return propose
+
+
+def _fallback(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
+    """Random proposals, then in a finite space all others."""
+    for attempt in range(_RANDOM_TRIES):
+        yield _suggestion(ask, _random, f"random {attempt}", ())
+    rest = full_grid(ask.ranges)
+    if rest is not None:
+        yield from rest.walk(ask.seed_of("rest"))
 
 
 def _grid(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:

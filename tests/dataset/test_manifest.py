@@ -143,7 +143,7 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     text = 'image_path,target\n"a\nb.jpg",x\n\n,y\nc.jpg,\nd.jpg,z,extra\ne.jpg\n../f.jpg,x\n'
     found = problems(tmp_path, text)
     assert len(found) == 4
-    assert "the header has 2 cells, line 7, 8 not" in found[0]
+    assert "the header has 2 cells, but these lines have another number: 7, 8;" in found[0]
     assert "column 'image_path' is empty in line 5; fill in" in found[1]
     assert "paths lead out of the image folder: line 9: ../f.jpg; make them absolute" in found[2]
     assert "column 'target' is empty in line 6" in found[3]
@@ -258,7 +258,7 @@ def test_zip_with_its_csv(tmp_path: Path, prefix: str) -> None:
 
 def test_zip_with_several_csvs(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "all.zip", {"a.csv": BASIC, "b.csv": BASIC})
-    with pytest.raises(DataError, match=r"holds 2 CSV files: a\.csv, b\.csv; unpack it and set"):
+    with pytest.raises(DataError, match=r"holds 2 tables: a\.csv, b\.csv; unpack it and set"):
         read_manifest(config(path))
 
 
