@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -89,6 +90,8 @@ def nodes_for_checks(
     which starts meanwhile where a `sweep` will follow.
     """
     resources = config.resources if config else ResourcesConfig()
+    if sweep:
+        _require_startable_python()
     if address is not None:
         with connect(address, resources):
             yield alive_nodes()
@@ -177,6 +180,16 @@ class _OwnPath(JobConfig):
 
     def _runtime_env_has_working_dir(self) -> bool:
         return True
+
+
+def _require_startable_python() -> None:
+    """Raise EnvironmentProblem where Ray could start no worker, and would try for ever."""
+    if " " in sys.executable:
+        raise EnvironmentProblem.single(
+            sys.executable,
+            "Ray cannot start workers with a Python whose path has a blank; make the environment "
+            "in a folder without one",
+        )
 
 
 def _start() -> None:

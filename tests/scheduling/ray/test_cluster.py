@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from foldrace.config.schema import ResourcesConfig
+from foldrace.config.schema import DataConfig, ResourcesConfig, SearchConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem
 from foldrace.scheduling.nodes import Node, resource_problems, slots
-from foldrace.scheduling.ray.cluster import connect
+from foldrace.scheduling.ray.cluster import connect, nodes_for_checks
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,17 @@ def test_cores_and_gpus_on_different_nodes() -> None:
 def test_addresses_that_cannot_work(address: str) -> None:
     with pytest.raises(EnvironmentProblem, match="--address"), connect(address, ResourcesConfig()):
         pass
+
+
+def test_a_python_whose_path_has_a_blank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's command for a worker is one text, which a shell takes apart."""
+    search = SearchConfig(backbones=("timm/test_vit",))
+    config = SweepConfig(name="x", data=DataConfig(train="train.csv"), search=search)
+    monkeypatch.setattr("sys.executable", "/home/me/my project/.venv/bin/python")
+    with (
+        pytest.raises(EnvironmentProblem, match=r"my project/.venv/bin/python: .* has a blank"),
+        nodes_for_checks(config, None, sweep=True),
+    ):
+        pass
+    with nodes_for_checks(config, None, sweep=False) as nodes:  # `check` needs no worker
+        assert len(nodes) == 1
