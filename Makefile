@@ -5,19 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-# Processes of the tests without Ray; those that start Ray want the cores alone.
+# Processes of the tests without Ray; they leave the cores to those that start Ray.
 WORKERS ?= 2
-SHARED := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile
+SHARED := OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) -n $(WORKERS) --dist loadfile
 FULL := --hypothesis-profile=full
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
 	controller
 
 .PHONY: demo test test-fast test-full check fmt docs bench clean
-.PHONY: lint format types behind-ray tests-without-ray tests-with-ray all-without-ray all-with-ray
+.PHONY: lint format types tests-without-ray tests-with-ray all-without-ray all-with-ray
 
 # Makes each target of the list, whatever becomes of the others; says how each ended.
 define each
-@ends=; for part in $(1); do \
+@+ends=; for part in $(1); do \
   if $(MAKE) --no-print-directory $$part; then end=passed; else end=FAILED; fi; \
   ends="$$ends$$part: $$end\n"; done; \
 printf "$$ends"; ! printf "$$ends" | grep -q FAILED
@@ -29,10 +29,8 @@ demo: $(STAMP)
 # The sweeps on Ray wait more than they compute: the rest runs beside them, in the cores' idle time.
 # Each part's output comes when it ends; one that fails hides none of the others (-k).
 test: $(STAMP)
-	$(MAKE) --no-print-directory -k -j3 --output-sync=target tests-with-ray check behind-ray
-
-behind-ray: $(STAMP)
-	nice -n 19 $(MAKE) --no-print-directory tests-without-ray
+	$(MAKE) --no-print-directory -k -j3 --output-sync=target tests-with-ray check \
+	  tests-without-ray
 
 # Every example of the property tests, and every sweep on real Ray.
 test-full: $(STAMP)
@@ -45,7 +43,7 @@ check: $(STAMP)
 	$(call each,lint format types)
 
 tests-without-ray: $(STAMP)
-	$(SHARED) -m 'not ray'
+	$(SHARED) -m 'not ray and not full'
 
 tests-with-ray: $(STAMP)
 	$(PYTEST) -m 'ray and not full'

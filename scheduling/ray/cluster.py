@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,7 +117,9 @@ def starting() -> Iterator[None]:
         try:
             yield
         finally:
-            if _background.wait():
+            if _background.start is not None:  # nobody has connected: its errors are nobody's
+                wait([_background.start])
+                _background.start = None
                 ray.shutdown()
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -329,12 +330,12 @@ def test_trial(
     assert not (tmp_path / "out").exists()
 
 
-def test_addresses(project: Any, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+def test_addresses(project: Any, tmp_path: Path, cli: Cli) -> None:
     config, out = project.write(), tmp_path / "out"
-    through = cli("run", config, "--out", out, "--address", "ray://localhost:10001")
+    with patch.object(ray, "is_initialized", lambda: False):  # undone before the pretended Ray ends
+        through = cli("run", config, "--out", out, "--address", "ray://localhost:10001")
+        nobody = cli("run", config, "--out", out, "--address", "127.0.0.1:1")
     refused(through, "ray://", "--address auto", "ray job submit")
-    nobody = cli("run", config, "--out", out, "--address", "127.0.0.1:1")
     refused(nobody, "127.0.0.1:1", "no Ray cluster answers", "ray start --head")
     assert not out.exists()
 
