@@ -1,4 +1,4 @@
-"""What commands need of this machine: terminal, log files, driver's lock, files to write.
+"""The commands' use of this machine: terminal, log files, driver's lock, files to write.
 
 Our lines stay on the screen; all other output goes to `logs/`.
 """

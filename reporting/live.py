@@ -79,7 +79,7 @@ class LiveView:
 
 
 class EventLines:
-    """What happened between two `Progress` records, as plain lines for a log file or a pipe.
+    """Events between two `Progress` records, as plain lines for a log file or a pipe.
 
     One line for each fold trial that ended, and each candidate that was stopped or settled. What
     had ended before the session, as after `resume`, is one line together.
