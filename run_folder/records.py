@@ -75,6 +75,10 @@ class TrialRecord(StoredRecord):
     epochs_trained: int = 0
     seconds: float = 0.0
     """Wall seconds of the fold trial, from its first line to its written record."""
+    started_at: float = 0.0
+    """Unix time (s) at which its first attempt began; 0 where it is not known."""
+    ended_at: float = 0.0
+    """Unix time (s) at which it ended."""
     node: str = ""
     device: str = ""
     accelerators: tuple[str, ...] = ()
@@ -193,6 +197,10 @@ class CandidateSummary:
         """Mean log loss over all rows of the finished folds, not mean of fold means."""
         scores = [t.variants[variant] for t in self.finished]
         return math.fsum(s.rows * s.val_logloss for s in scores) / sum(s.rows for s in scores)
+
+    def pooled_calibrated(self, variant: str) -> float:
+        """The loss that selects: mean over all rows of the finished folds, calibrated by fold."""
+        return self.pooled_logloss(variant)
 
     def pooled_accuracy(self, variant: str) -> float:
         """Share of the rows of all finished folds whose class is right."""
