@@ -201,15 +201,19 @@ class RaceConfig(_Section):
     be below the worst fold of the best complete candidate. none: every candidate gets all folds."""
     z: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
     """gain: how many standard errors below zero the gain may be before the candidate is stopped."""
-    min_complete: Annotated[int, Field(ge=1)] = 5
-    """Complete candidates before any candidate may be stopped."""
+    eta: Annotated[int, Field(ge=1)] = 4
+    """gain: one in `eta` of the candidates whose first fold was measured gets all its folds, the
+    most promising first; the others wait until nothing promises more."""
     epoch_stopping: bool | None = None
-    """First folds may be stopped in mid-training. Default: with the rule gain."""
+    """First folds may be parked in mid-training. Default: with the rule gain."""
     grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.25
-    """Fraction of its own schedule that a trial has before it may be stopped in mid-training."""
+    """Fraction of its own schedule that a trial has before it may be parked in mid-training."""
     reduction: Annotated[int, Field(ge=2)] = 2
     """In mid-training the best 1/reduction of a rung goes on whatever its gain; the next rung is
     at `reduction` times the fraction."""
+    parked_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0
+    """10^9 bytes that the saved states of parked trials may take; beyond them the least promising
+    candidates are stopped for good."""
 
     @model_validator(mode="after")
     def _epochs_are_judged_by_gain(self) -> RaceConfig:
@@ -221,7 +225,7 @@ class RaceConfig(_Section):
 
     @property
     def stops_epochs(self) -> bool:
-        """True where first folds may be stopped in mid-training."""
+        """True where first folds may be parked in mid-training."""
         return self.rule == "gain" and self.epoch_stopping is not False
 
 

@@ -60,21 +60,6 @@ def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -
     return Gain(float(gains.mean()), se, rows)
 
 
-def mean_gains(
-    members: Sequence[NDArray[np.floating]], mixed: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(k,) the mean of `bounded_gain` of each member (n,) over one blend (n,), without its error.
-
-    It is mean_i (log(STEP) + log((1 / STEP - 1) q_i + t_i) - log q_i) / STEP, whose logarithms are
-    those of products, and the last ones the same for all. Equal to 1e-10.
-    """
-    backend = backend_for(sum(len(member) for member in members))
-    offset, only = (1.0 / STEP - 1.0) * mixed, np.zeros(1, dtype=np.intp)
-    sums = [member_sums(member[None], backend).mean_logs(only, offset)[0] for member in members]
-    level = math.log(STEP) - float(np.log(mixed).mean())
-    return np.asarray((np.array(sums) + level) / STEP)
-
-
 _AT_A_TIME = 4
 """At most one such part of the places is filled at a time: which of more columns are worth a
 place is only known against the blend of those before them."""

@@ -140,9 +140,12 @@ def columns_file(
 
 
 def read_columns(
-    data: bytes, trials: Iterable[TrialRecord], variants: Iterable[str], rows: int
+    data: bytes, trials: Iterable[TrialRecord], variants: Iterable[str] | None, rows: int
 ) -> Columns | None:
-    """The columns in race.safetensors; None where they are damaged or of other trials or rows."""
+    """The columns in such a file; None where they are damaged or of other trials or rows.
+
+    `variants`: those that it must have; None: whatever it has.
+    """
     try:
         arrays = load(data)
     except (SafetensorError, ValueError, KeyError):
@@ -150,8 +153,9 @@ def read_columns(
     digest = arrays.pop(_TRIALS, None)
     if digest is None or not np.array_equal(digest, _digest(trials)):
         return None
-    columns = {v: arrays[v] for v in variants if v in arrays and _fits(arrays[v], rows)}
-    return columns if columns.keys() == set(variants) else None
+    wanted = tuple(arrays if variants is None else variants)
+    columns = {v: arrays[v] for v in wanted if v in arrays and _fits(arrays[v], rows)}
+    return columns if columns.keys() == set(wanted) else None
 
 
 def _fits(column: NDArray[np.float32], rows: int) -> bool:

@@ -19,13 +19,16 @@ from foldrace.run_folder.variants import RAW
 
 TrialStatus = Literal["finished", "stopped", "diverged", "failed"]
 """`stopped`: in mid-training, by the epoch-level rule; it has no OOF rows."""
-CandidateStatus = Literal["complete", "running", "stopped", "unfinished", "diverged", "failed"]
+CandidateStatus = Literal[
+    "complete", "running", "parked", "stopped", "unfinished", "diverged", "failed"
+]
 STATUSES: tuple[CandidateStatus, ...] = get_args(CandidateStatus)
 """In the order in which candidates are counted for people."""
 
-RaceAction = Literal["continue", "stop", "complete"]
-ACTION_WORDS: dict[RaceAction, Literal["goes on", "stopped", "complete"]] = {
+RaceAction = Literal["continue", "park", "stop", "complete"]
+ACTION_WORDS: dict[RaceAction, Literal["goes on", "parked", "stopped", "complete"]] = {
     "continue": "goes on",
+    "park": "parked",
     "stop": "stopped",
     "complete": "complete",
 }
@@ -110,12 +113,16 @@ class RaceDecision(StoredRecord):
     rule: str
     """`gain`, `forgiving`, `none`, or `epoch` for one in mid-training."""
     action: RaceAction
-    """`complete`: the candidate's last fold has ended well, and it joins the race's blend."""
+    """`continue`: the next fold, or of one in mid-training the next epoch, may run. `park`: it
+    waits, and goes on when nothing else promises more. `complete`: the candidate's last fold has
+    ended well, and it joins the race's blend."""
     variant: str | None = None
     """The better variant, which decided."""
     folds_done: int
     rows: int
     """Number of rows that it was judged on: of its finished folds, or of the running one."""
+    seconds: float = 0.0
+    """Seconds that this fold had trained, for a decision in mid-training."""
     gain: float | None = None
     """Bounded gain over the race's blend on those rows, in nats per row; None where there was none
     yet or the rows cannot be read. Of `complete`: over the blend without the candidate."""
@@ -137,9 +144,16 @@ class RaceDecision(StoredRecord):
     """Reason in one line, for people."""
 
     @property
+    def grants(self) -> bool:
+        """True where it lets the candidate have all its folds."""
+        return self.action == "continue" and self.epoch is None
+
+    @property
     def line(self) -> str:
         """The decision for the log: `c0012 stopped after fold 1: gain -0.0031 ± 0.0009`."""
         place = f"after fold {self.fold}"
+        if not self.folds_done and self.epoch is None:
+            place = "before its first fold has ended"
         if self.epoch is not None:
             place = f"after epoch {self.epoch} of fold {self.fold}"
         return f"{self.candidate} {ACTION_WORDS[self.action]} {place}: {self.reason}"
@@ -166,7 +180,7 @@ class CandidateSummary:
     @property
     def settled(self) -> bool:
         """True where no further fold of the candidate is trained."""
-        return self.status not in ("running", "unfinished")
+        return self.status not in ("running", "parked", "unfinished")
 
     @property
     def gain(self) -> float | None:
@@ -248,6 +262,8 @@ def summarise(
         status = "failed"
     elif len(trials) == folds:
         status = "complete"
+    elif decisions and decisions[-1].action == "park":
+        status = "parked"
     else:
         status = "running" if running else "unfinished"
     return CandidateSummary(candidate, status, tuple(trials), folds, tuple(decisions))

@@ -38,6 +38,7 @@ from foldrace.run_folder.variants import RAW
 
 FOLDS = "folds.csv"
 _RESUME_STATE, _TRAIN_LOG, _DECISION = "resume.pt", "train_log.csv", "decision.json"
+_RUNG = "rung"  # and the number of epochs trained by then
 _FOLD_FOLDER = re.compile(r"fold(\d+)")
 
 
@@ -156,11 +157,14 @@ class TrialFiles:
         self.files.delete(self.trial_folder(candidate, fold))
 
     def clear_trial(self, candidate: str, fold: int) -> None:
-        """Remove what an attempt left, but not its resume state: the next one goes on from it."""
+        """Remove what an attempt left, but not what the next one goes on from: its resume state.
+
+        The decisions about it and what it had at its rungs stay with that.
+        """
         folder = self.trial_folder(candidate, fold)
         self.files.delete_parts(folder)
         for name in self.files.names(folder):
-            if name != _RESUME_STATE:
+            if name not in (_RESUME_STATE, _TRAIN_LOG, _DECISION) and not name.startswith(_RUNG):
                 self.files.delete(f"{folder}/{name}")
 
     def train_log(self, candidate: str, fold: int) -> str | None:
@@ -171,6 +175,34 @@ class TrialFiles:
     def save_train_log(self, candidate: str, fold: int, log: str) -> None:
         """Write train_log.csv; a trial that is stopped in mid-training has it before its record."""
         self.files.write(f"{self.trial_folder(candidate, fold)}/{_TRAIN_LOG}", to_bytes(log))
+
+    def save_rung(
+        self,
+        candidate: str,
+        fold: int,
+        epoch: int,
+        log: str,
+        columns: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Write what a trial has after `epoch` epochs: the text of its log so far, and columns.
+
+        `columns`: variant -> (n,) calibrated true-class probabilities on the fold's rows.
+        """
+        self.save_train_log(candidate, fold, log)
+        self.files.write(self._rung_name(candidate, fold, epoch), columns_file((), columns))
+
+    def rung_columns(
+        self, candidate: str, fold: int, epoch: int, rows: int
+    ) -> dict[str, NDArray[np.float32]]:
+        """The columns that `save_rung` wrote, of so many rows; empty where there are none."""
+        try:
+            data = self.files.read(self._rung_name(candidate, fold, epoch))
+        except OSError:
+            return {}
+        return read_columns(data, (), None, rows) or {}
+
+    def _rung_name(self, candidate: str, fold: int, epoch: int) -> str:
+        return f"{self.trial_folder(candidate, fold)}/{_RUNG}{epoch}.safetensors"
 
     def _fold_folders(self) -> Iterator[tuple[str, int]]:
         """(candidate, fold) of every fold trial that has a folder."""
@@ -214,10 +246,19 @@ class TrialFiles:
         name = f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}"
         return self.files.read(name) if self.files.exists(name) else None
 
+    def resume_state_bytes(self, candidate: str, fold: int) -> int:
+        """Size of the state that a fold trial goes on from; 0 where there is none."""
+        name = f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}"
+        return self.files.size(name) if self.files.exists(name) else 0
+
+    def forget_resume_state(self, candidate: str, fold: int) -> None:
+        """Remove the state of one fold: its next attempt begins anew."""
+        self.files.delete(f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}")
+
     def forget_resume_states(self, candidate: str) -> None:
         """Remove the states of all folds of a candidate that is settled."""
         for fold in range(self.fold_count):
-            self.files.delete(f"{self.trial_folder(candidate, fold)}/{_RESUME_STATE}")
+            self.forget_resume_state(candidate, fold)
 
     # -- weights
 

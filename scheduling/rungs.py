@@ -1,4 +1,4 @@
-"""Rungs at which a first fold may be judged in mid-training, and the losses that reached them.
+"""Rungs at which a first fold may be parked in mid-training, and the losses that reached them.
 
 Takes the race's settings, hyperparameters and losses by epoch, gives rungs and the cut of each.
 Pure: no Ray, no files. Source: Li et al., A System for Massively Parallel Hyperparameter Tuning,
@@ -11,12 +11,10 @@ import contextlib
 import csv
 import io
 import math
-from bisect import bisect_left, insort
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from foldrace.config.schema import RaceConfig
 from foldrace.search_spaces.hyperparameters import TrialParams
@@ -32,17 +30,6 @@ class Rung:
     epoch: int
 
 
-@dataclass(frozen=True, eq=False)
-class RungReport:
-    """Report of a trial that has reached a rung, beside its usual one."""
-
-    log: str
-    """The text of train_log.csv up to this epoch."""
-    columns: dict[str, NDArray[np.float32]]
-    """Variant -> (n,) calibrated probability of the true class on the fold's rows, ascending. Empty
-    from a trial that goes on from a saved state, which is not judged anew."""
-
-
 def fractions(race: RaceConfig) -> tuple[float, ...]:
     """The rungs' fractions of a schedule: grace, grace * reduction, ... below 1."""
     found = []
@@ -51,6 +38,25 @@ def fractions(race: RaceConfig) -> tuple[float, ...]:
         found.append(fraction)
         fraction *= race.reduction
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trial stands among those that have reached the same rung of the same fold."""
+
+    loss: float
+    """Its least loss by then."""
+    cut: float | None
+    """The worst loss of the best 1/reduction; None with fewer than `reduction` trials."""
+    count: int
+    """Number of trials that have reached the rung."""
+    rank: float
+    """Part of them that is better, in (0, 1)."""
+
+    @property
+    def is_among_best(self) -> bool:
+        """True where it goes on by its loss alone, or nothing can be said yet."""
+        return self.cut is None or self.loss <= self.cut
 
 
 def rungs_of(race: RaceConfig, params: TrialParams) -> tuple[Rung, ...]:
@@ -117,8 +123,8 @@ class RungRecords:
     """The least loss of each trial at each rung of its fold that it has reached."""
 
     def __init__(self) -> None:
-        self._of_candidate: dict[tuple[int, float], dict[str, float]] = {}
-        self._sorted: dict[tuple[int, float], list[float]] = {}
+        self._losses: defaultdict[tuple[int, float], dict[str, float]] = defaultdict(dict)
+        self._ordered: dict[tuple[int, float], list[float]] = {}  # until there is another one
 
     def add(
         self, candidate: str, fold: int, rungs: Sequence[Rung], losses: Sequence[float]
@@ -126,25 +132,19 @@ class RungRecords:
         """Record a trial's losses by epoch so far at each rung that it has reached, anew."""
         for rung in rungs:
             if rung.epoch <= len(losses):
-                self._put((fold, rung.fraction), candidate, min(losses[: rung.epoch]))
+                self._losses[fold, rung.fraction][candidate] = min(losses[: rung.epoch])
+                self._ordered.pop((fold, rung.fraction), None)
 
-    def score(self, candidate: str, fold: int, fraction: float) -> float:
-        """The least loss of a trial up to a rung that it has reached."""
-        return self._of_candidate[fold, fraction][candidate]
+    def has(self, candidate: str, fold: int, fraction: float) -> bool:
+        """True where a trial has reached the rung."""
+        return candidate in self._losses[fold, fraction]
 
-    def count(self, fold: int, fraction: float) -> int:
-        """Number of trials that have reached the rung."""
-        return len(self._sorted.get((fold, fraction), ()))
-
-    def cut(self, fold: int, fraction: float, reduction: int) -> float | None:
-        """The worst loss of the best 1/reduction at the rung; None with fewer than `reduction`."""
-        losses = self._sorted.get((fold, fraction), [])
-        best = len(losses) // reduction
-        return losses[best - 1] if best else None
-
-    def _put(self, place: tuple[int, float], candidate: str, loss: float) -> None:
-        known, losses = self._of_candidate.setdefault(place, {}), self._sorted.setdefault(place, [])
-        if candidate in known:
-            del losses[bisect_left(losses, known[candidate])]
-        known[candidate] = loss
-        insort(losses, loss)
+    def place(self, candidate: str, fold: int, fraction: float, reduction: int) -> Place:
+        """Where a trial stands at a rung that it has reached."""
+        losses = self._losses[fold, fraction]
+        if (fold, fraction) not in self._ordered:
+            self._ordered[fold, fraction] = sorted(losses.values())
+        ordered, own = self._ordered[fold, fraction], losses[candidate]
+        best = len(ordered) // reduction
+        rank = (bisect_left(ordered, own) + 0.5) / len(ordered)
+        return Place(own, ordered[best - 1] if best else None, len(ordered), rank)

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from foldrace.trainables.spec import EpochReport, TrialSpec
 
 
-CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
+CANDIDATE, FOLD = "candidate", "fold"
 """Keys of what Tune passes from the searcher to a worker."""
 
+JUDGED = "judged"
+"""Key of whether the trial may be parked at its rungs."""
+
 RUNG = "rung"
-"""Key of the `RungReport` in a report to Tune."""
+"""Key in a report to Tune: True at a rung, when all of the trial is in the run folder."""
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,14 @@ from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.progress import Progress, RunningTrial
 from foldrace.run_folder.records import CandidateSummary, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Budget, Deadline, devices_of_a_trial
-from foldrace.scheduling.ledger import Ledger
-from foldrace.scheduling.progress import ProgressCounts
-from foldrace.scheduling.race import Race
+from foldrace.scheduling.budget import Deadline, devices_of_a_trial
+from foldrace.scheduling.events import SweepListener
+from foldrace.scheduling.progress import SessionEvents, sweep_progress
 from foldrace.scheduling.ray.cluster import Cluster
-from foldrace.scheduling.ray.fold_asha import FoldASHA
-from foldrace.scheduling.ray.fold_searcher import FoldSearcher, TuneTrial
-from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
+from foldrace.scheduling.ray.tune_adapter import RungScheduler, SweepSearcher, TuneTrial
+from foldrace.scheduling.search.export import open_exporter
 from foldrace.scheduling.search.study import open_study
+from foldrace.scheduling.sweep import Sweep
 from foldrace.search_spaces.space import SearchSpace
 
 _TABLES_EVERY = 10.0  # seconds at least between writes of the tables
@@ -31,7 +30,7 @@ _PROGRESS_EVERY = 0.5  # seconds
 _log = logging.getLogger("foldrace")
 
 
-class SweepSession:
+class SweepSession(SweepListener):
     """A sweep from what the run folder holds to the end of the budget or an interrupt."""
 
     def __init__(
@@ -45,39 +44,25 @@ class SweepSession:
     ) -> None:
         """Read the run folder; a candidate whose last decision a kill has prevented is judged."""
         self._started = time.monotonic()
-        self._store, self._cluster, self._on_progress = store, cluster, on_progress
-        self._deadline = deadline
-        race, search = Race(store, config.race), config.search
-        self._study = open_study(store, config, space, race.gains)
-        devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
-        self._counts = ProgressCounts(search, config.resources, store.fold_count, devices)
-        self._budget = Budget(search, config.resources)
+        self._store, self._config, self._cluster = store, config, cluster
+        self._on_progress, self._deadline = on_progress, deadline
+        self._devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
+        self._events = SessionEvents()
         self._shown = self._written = 0.0
         self._tables_every = _TABLES_EVERY
         self._notes: dict[str, None] = {}  # of this session's trials, each text once
         self.interrupted = False
-        self.searcher = FoldSearcher(
-            store,
-            self._study,
-            _ledger(store, config),
-            race,
-            self._budget,
-            BackboneAllocation(space.backbones, search.candidates, search.min_share, search.seed),
-            cluster.slots,
-            self._trial_ended,
-            self._candidate_settled,
-            self._counts.add_decision,
-            devices,
-            lambda backbone, folds: self._counts.cost(backbone, folds, cluster.slots()),
-            self._seconds_left,
+        study = open_study(store, config, space)
+        self.sweep = Sweep(
+            store, config, study, cluster.slots, self._devices, self._seconds_left
         )
-        self.searcher.replay(store.summaries(running=True))
-        self._counts.replay(self.searcher.ledger.summaries())
-        self.scheduler = (
-            FoldASHA(store, race, config.race, self.searcher) if config.race.stops_epochs else None
-        )
-        if self.scheduler is not None:
-            self.scheduler.replay(self.searcher.ledger.summaries())
+        self._exporter = open_exporter(store, config, space)
+        if self._exporter is not None:
+            self.sweep.listeners.append(self._exporter)
+        self.sweep.replay(store.summaries(running=True))
+        self.sweep.listeners += [self._events, self]  # what is new alone is shown
+        self.searcher = SweepSearcher(self.sweep, store)
+        self.scheduler = RungScheduler(self.sweep)
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
@@ -94,17 +79,12 @@ class SweepSession:
     @property
     def limit(self) -> str | None:
         """The limit of the budget that lets nothing more start, or None."""
-        ledger, usage = self.searcher.ledger, self.searcher.usage
-        if not ledger.trials_open and not self.searcher.has_more_candidates:
-            return None
-        some = next(iter(ledger.started), "")
-        cost = self._counts.cost(some, ledger.folds, self._cluster.slots())
-        return self._budget.exhausted_limit(usage, cost)
+        return self.sweep.limit
 
     def on_step(self, trials: list[TuneTrial]) -> None:
         """Follow Tune, at each of its steps, by its list of trials."""
         if self.over:  # first: trials that we end ourselves are not lost
-            self.searcher.stopped = True
+            self.sweep.stopped = True
         self.searcher.watch(trials)
         now = time.monotonic()
         if now - self._shown > _PROGRESS_EVERY:
@@ -115,47 +95,30 @@ class SweepSession:
 
     def progress(self) -> Progress:
         """The sweep at this moment, for the terminal."""
-        return self._counts.progress(
-            tuple(self._running()),
-            self.searcher.usage,
-            self._cluster.slots(),
-            time.monotonic() - self._started,
-            tuple(self._notes),
+        return sweep_progress(
+            self.sweep.state.summaries(),
+            self._config.search,
+            self._config.resources,
+            folds=self.sweep.state.folds,
+            usage=self.sweep.usage,
+            slots=self._cluster.slots(),
+            devices=self._devices,
+            elapsed_s=time.monotonic() - self._started,
+            running=tuple(self._running()),
+            events=self._events.events,
+            notes=tuple(self._notes),
         )
 
     def close(self) -> list[CandidateSummary]:
         """Write the tables and the study as the run folder has them, with nothing `running`."""
         summaries = self._store.summaries()
         self._store.write_tables(summaries)
-        for summary in summaries:
-            if summary.status == "unfinished":
-                self._study.tell(summary)
-        self._study.close()
+        if self._exporter is not None:
+            self._exporter.close()
         return summaries
 
-    def _seconds_left(self) -> float | None:
-        return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
-
-    def _write_tables(self) -> None:
-        began = time.monotonic()
-        self._store.write_tables(self.searcher.ledger.summaries())
-        self._written = time.monotonic()
-        self._tables_every = max(_TABLES_EVERY, (self._written - began) / _WRITING)
-
-    def _running(self) -> Iterator[RunningTrial]:
-        for running in list(self.searcher.running_folds.values()):
-            candidate = running.task.candidate
-            yield RunningTrial(
-                candidate.candidate,
-                candidate.backbone,
-                running.task.fold,
-                running.epoch,
-                int(candidate.params["epochs"]),
-                running.val_logloss,
-            )
-
-    def _trial_ended(self, record: TrialRecord) -> None:
-        self._counts.add_trial(record)
+    def trial_ended(self, record: TrialRecord, summary: CandidateSummary) -> None:
+        """Log the trial and its warnings, show the progress."""
         best = record.best
         score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
         _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
@@ -165,13 +128,28 @@ class SweepSession:
                 _log.warning("%s", note)
         self._on_progress(self.progress())
 
-    def _candidate_settled(self, summary: CandidateSummary) -> None:
-        self._counts.settle(summary)
-        loss = f"{summary.pooled_logloss(summary.best):.4f}" if summary.best else "none"
+    def settled(self, summary: CandidateSummary) -> None:
+        """Log the candidate's end."""
+        loss = f"{summary.pooled_calibrated(summary.best):.4f}" if summary.best else "none"
         _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
 
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
 
-def _ledger(store: RunStore, config: SweepConfig) -> Ledger:
-    race = config.race
-    needed = None if race.rule == "none" else race.min_complete
-    return Ledger(store.fold_count, config.resources.max_failures, needed)
+    def _write_tables(self) -> None:
+        began = time.monotonic()
+        self._store.write_tables(self.sweep.state.summaries())
+        self._written = time.monotonic()
+        self._tables_every = max(_TABLES_EVERY, (self._written - began) / _WRITING)
+
+    def _running(self) -> Iterator[RunningTrial]:
+        for running in list(self.sweep.running.values()):
+            candidate = running.task.candidate
+            yield RunningTrial(
+                candidate.candidate,
+                candidate.backbone,
+                running.task.fold,
+                running.epoch,
+                int(candidate.params["epochs"]),
+                running.val_logloss,
+            )

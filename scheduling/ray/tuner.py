@@ -25,7 +25,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
-from foldrace.scheduling.ray.fold_searcher import TuneTrial
+from foldrace.scheduling.ray.tune_adapter import TuneTrial
 from foldrace.scheduling.ray.fold_trial import TrialJob, trainable
 from foldrace.scheduling.ray.sweep_session import SweepSession
 from foldrace.search_spaces.space import SearchSpace

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import sem
 
-from foldrace.ensemble.running_blend import MOST_LOST, STEP, bounded_gain, mean_gains
+from foldrace.ensemble.running_blend import MOST_LOST, STEP, bounded_gain
 from foldrace.ensemble.solvers import kernels
 from tests.conftest import examples
 
@@ -88,21 +88,6 @@ def test_one_row_alone_stops_nobody() -> None:
 def test_zeros_count_as_the_least_probability() -> None:
     q = np.array([1e-15, 0.5])
     assert bounded_gain(np.array([0.0, 0.5], np.float32), q).mean == pytest.approx(0.0, abs=1e-9)
-
-
-@pytest.mark.parametrize("numba_from", [0, 1 << 40])
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 1025, 5000])
-def test_many_at_once_gain_what_each_gains(
-    rows: int, numba_from: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "_NUMBA_FROM", numba_from)
-    rng = np.random.default_rng(rows)
-    q = 10.0 ** rng.uniform(-15, 0, rows)
-    members = [rng.uniform(0, 1, rows) ** power for power in (0.1, 1.0, 100.0)]
-    members += [np.zeros(rows), np.ones(rows), q]
-    columns = [member.astype(np.float32) for member in members]
-    each = [bounded_gain(column, q).mean for column in columns]
-    assert mean_gains(columns, q) == pytest.approx(each, abs=1e-10)
 
 
 @pytest.mark.parametrize(

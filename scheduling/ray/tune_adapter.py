@@ -1,0 +1,148 @@
+"""The sweep as Ray Tune sees it: a searcher that gives fold trials, a scheduler that ends them.
+
+Both translate Tune's calls for `Sweep` and decide nothing themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG
+from foldrace.scheduling.sweep import FINISHED, Sweep
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial
+
+_ENDED = frozenset({"TERMINATED", "ERROR"})
+
+
+class TuneTrial(Protocol):
+    """The attributes of a Tune trial that the searcher reads."""
+
+    trial_id: str
+    status: str
+
+    @property
+    def error_file(self) -> str | None:
+        """Path of the text of its errors, or None."""
+
+
+class SweepSearcher(Searcher):
+    """Suggests fold trials to Tune until the sweep has no more."""
+
+    def __init__(self, sweep: Sweep, store: RunStore) -> None:
+        super().__init__()  # no metric: Tune would end the sweep over a trial that reports none
+        self._sweep, self._store = sweep, store
+        self._tune_trials: dict[str, TuneTrial] = {}
+        self._seen = 0
+        self.import_error: str | None = None
+        """Python's words for what a worker could not import, which ends the sweep; or None."""
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
+        return object, ()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next fold trial; None while the slots are full or nothing can start yet."""
+        self._reconcile()
+        task = self._sweep.suggest(trial_id)
+        if task is None:
+            return None
+        if isinstance(task, str):
+            assert task == FINISHED
+            return Searcher.FINISHED
+        judged = self._sweep.running[trial_id].judged
+        return {CANDIDATE: task.candidate.candidate, FOLD: task.fold, JUDGED: judged}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Note the epoch that a trial reports."""
+        if "epoch" in result:
+            self._sweep.epoch_ended(
+                trial_id, int(result["epoch"]) + 1, float(result["val_logloss"])
+            )
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Book the outcome of a trial that has ended."""
+        self._end(trial_id, silent=False)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: `resume` rebuilds everything from the run folder."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing, likewise."""
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default", **_: Any) -> None:
+        """Nothing, likewise."""
+
+    def watch(self, trials: Sequence[TuneTrial]) -> None:
+        """Book trials that ended without a call of `on_trial_complete`, by Tune's own list.
+
+        A trial whose worker could not be reset ends so, and would be waited for for ever. Tune's
+        list only grows.
+        """
+        for trial in trials[self._seen :]:
+            self._tune_trials[trial.trial_id] = trial
+        self._seen = len(trials)
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        for trial_id in list(self._sweep.running):
+            trial = self._tune_trials.get(trial_id)
+            if trial is not None and trial.status in _ENDED:
+                self._end(trial_id, silent=True)
+
+    def _end(self, trial_id: str, silent: bool) -> None:
+        trial, running = self._tune_trials.pop(trial_id, None), self._sweep.running.get(trial_id)
+        if running is not None and not self._sweep.stopped:
+            key = running.task.candidate.candidate, running.task.fold
+            self.import_error = _import_error(trial) if self._store.trial(*key) is None else None
+            self._sweep.stopped = self.import_error is not None  # every other would meet the same
+        self._sweep.trial_over(trial_id, silent)
+
+
+class RungScheduler(FIFOScheduler):
+    """Tune scheduler that ends a trial where the race parks it at a rung."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sweep = sweep
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
+        return object, ()
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: Trial | TuneTrial, result: dict[str, Any]
+    ) -> str:
+        """STOP where the trial is to leave, else CONTINUE."""
+        # A trial's end brings its last report once more, with `done`.
+        if not result.get(RUNG) or result.get("done"):
+            return TrialScheduler.CONTINUE
+        leaves = self._sweep.rung_reached(trial.trial_id, int(result["epoch"]) + 1)
+        return TrialScheduler.STOP if leaves else TrialScheduler.CONTINUE
+
+
+def _import_error(trial: TuneTrial | None) -> str | None:
+    """The last import error in what Tune has written down of a trial's failure, or None."""
+    if trial is None or trial.error_file is None:
+        return None
+    try:
+        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.findall(r"(?:ModuleNotFound|Import)Error: (.+)", text)
+    return found[-1].strip() if found else None

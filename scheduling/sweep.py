@@ -1,0 +1,409 @@
+"""The sweep as a state machine that knows no Ray: it gives fold trials and takes how they end.
+
+Takes a run folder, the study and the limits; books every event in the state, lets the race decide,
+and tells the listeners. The outcome of a trial is what its `trial.json` says.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from foldrace.config.schema import SweepConfig
+from foldrace.core.errors import message_line
+from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
+from foldrace.scheduling.events import SweepListener
+from foldrace.scheduling.race import Move, Race, is_decided
+from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
+from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
+from foldrace.scheduling.unfinished_trials import (
+    stopped_trial,
+    unfinished_trial,
+    with_stopped_trial,
+)
+
+FINISHED = "finished"
+"""Given in place of a fold trial: nothing runs, and nothing will."""
+_GB = 1e9
+_log = logging.getLogger("foldrace")
+
+
+@dataclass
+class RunningFold:
+    """A fold trial that runs."""
+
+    task: FoldTask
+    judged: bool
+    """True where it may be parked at a rung."""
+    before: float = 0.0
+    """Seconds that it had trained when it was parked."""
+    started: float = field(default_factory=time.monotonic)
+    epoch: int = 0
+    """Epochs that have ended."""
+    val_logloss: float | None = None
+    """Log loss of the last epoch that ended."""
+    park: RaceDecision | None = None
+    """The decision by which it is to leave in mid-training, or None."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it was given out."""
+        return time.monotonic() - self.started
+
+
+class Sweep:
+    """Gives fold trials until every candidate of the budget is settled or nothing promises more."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        config: SweepConfig,
+        study: CandidateStudy,
+        slots: Callable[[], int],
+        devices: float = 1.0,
+        seconds_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """Begin a sweep without candidates; `replay` takes in those of earlier sessions.
+
+        `slots()`: trials that can run now; `devices` of a trial; `seconds_left()` until the
+        deadline.
+        """
+        self._store, self._config, self._study = store, config, study
+        self._slots, self._devices, self._seconds_left = slots, devices, seconds_left
+        self.state = SweepState(store.fold_count, config.resources.max_failures)
+        self.race = Race(store, config.race, self.state)
+        self._budget = Budget(config.search, config.resources)
+        search = config.search
+        self._allocation = BackboneAllocation(
+            search.backbones, search.candidates, search.min_share, search.seed
+        )
+        self.listeners: list[SweepListener] = [study]
+        self.running: dict[str, RunningFold] = {}
+        self._nothing_to_ask = False
+        self._refused = False
+        self.stopped = False
+        """True once the sweep is to end: nothing more is given out or booked."""
+
+    # -- what runs
+
+    def suggest(self, trial_id: str) -> FoldTask | Literal["finished"] | None:
+        """The next fold trial; None while the slots are full or nothing can start yet."""
+        if self.stopped:
+            return FINISHED
+        if len(self.running) >= self._slots():
+            return None
+        task = self._next_task()
+        if task is None:
+            if self.running:
+                return None
+            self._give_up()
+            return FINISHED
+        state = self.state[task.candidate.candidate]
+        latest = state.latest
+        before = latest.seconds if latest is not None and latest.epoch is not None else 0.0
+        self.running[trial_id] = RunningFold(task, self.race.is_judged_at_rungs(state), before)
+        self.state.start(task)
+        return task
+
+    def epoch_ended(self, trial_id: str, epochs: int, val_logloss: float) -> None:
+        """Note that a running trial has trained so many epochs."""
+        running = self.running.get(trial_id)
+        if running is None:
+            return
+        if running.epoch == 0 and epochs > 1:
+            task = running.task
+            _log.info("%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epochs)
+        running.epoch, running.val_logloss = epochs, val_logloss
+
+    def rung_reached(self, trial_id: str, epoch: int) -> bool:
+        """Judge a running trial after so many epochs; True where it is to leave now.
+
+        Its state, its log and its columns are in the run folder by then. The decision is booked
+        when the trial has ended, unless it has finished by then.
+        """
+        running = self.running.get(trial_id)
+        if running is None or not running.judged or running.park is not None:
+            return False
+        task = running.task
+        running.park = self.race.reach(task.candidate.candidate, task.fold, epoch)
+        if running.park is None:
+            return False
+        self.state.expect_stop(task.candidate.candidate, task.fold)
+        return True
+
+    def trial_over(self, trial_id: str, silent: bool = False) -> None:
+        """Book the outcome of a trial that runs no more.
+
+        `silent`: it ended without a word; without a record it never ran, and is not to blame.
+        """
+        running = self.running.pop(trial_id, None)
+        if running is None or self.stopped:
+            return
+        candidate, fold = running.task.candidate.candidate, running.task.fold
+        state = self.state[candidate]
+        record = self._store.trial(candidate, fold)
+        if record is not None and record.status != "failed":
+            self._end(record)
+        elif running.park is not None:
+            self._park(running)
+        elif state.stopped:
+            self._store.forget_trial(candidate, fold)
+            self.state.release(candidate, fold)
+            self._settle(state)
+        else:
+            self._failed_attempt(running.task, record, silent)
+
+    def replay(self, summaries: Sequence[CandidateSummary]) -> None:
+        """Take in the candidates of earlier sessions, and tell the listeners, in the same order.
+
+        A candidate whose last decision a kill has prevented is judged now, and a stopped trial
+        without its record gets it.
+        """
+        whole = [with_stopped_trial(self._store, summary) for summary in summaries]
+        for summary in whole:
+            self.state.add(summary.candidate)
+            self._tell("candidate_started", summary.candidate)
+        for event in _in_order(whole):
+            name = event.candidate
+            if isinstance(event, TrialRecord):
+                self.state.end(event)
+                self._tell("trial_ended", event, self.state[name].summary)
+            else:
+                self.state.decide(event)
+                self._tell("decided", event, self.state[name].summary)
+        self.race.replay()
+        for state in self.state:
+            if not state.hopeless and not is_decided(state.summary):
+                self._decide(self.race.judge(state.name))
+        for state in self.state:
+            self._settle(state)
+
+    # -- limits
+
+    @property
+    def usage(self) -> SweepUsage:
+        """Usage of all sessions, running fold trials up to now included."""
+        running = sum(r.before + r.seconds for r in self.running.values())
+        return SweepUsage(
+            candidates=len(self.state),
+            fold_trials=self.state.trials_started,
+            device_seconds=(self.state.trained_seconds + running) * self._devices,
+            seconds_left=self._seconds_left(),
+        )
+
+    @property
+    def has_more_candidates(self) -> bool:
+        """True while there are further candidates to ask for."""
+        return not self._nothing_to_ask and self._budget.has_candidates(self.usage)
+
+    @property
+    def limit(self) -> str | None:
+        """The limit of the budget that lets nothing more start, or None."""
+        if not self.state.trials_open and not self.has_more_candidates:
+            return None
+        backbones = self.state.started
+        cost = self._cost(next(iter(backbones), ""), self.state.folds)
+        return self._budget.exhausted_limit(self.usage, cost)
+
+    def _committed(self, state: CandidateState | None) -> SweepUsage:
+        """`usage`, with what running trials are expected to take, and other candidates' folds.
+
+        Otherwise as many as there are slots would be started for the same last hour, and more
+        candidates would be granted all their folds than there are fold trials left.
+        """
+        usage, seconds, ahead = self.usage, self.state.fold_seconds(), 0.0
+        for running in self.running.values():
+            expected = seconds.get(running.task.candidate.backbone, 0.0)
+            ahead += max(0.0, expected - running.before - running.seconds)
+        own = len(state.waiting) if state is not None and state.granted else 0
+        return replace(
+            usage,
+            fold_trials=usage.fold_trials + self.state.trials_promised - own,
+            device_seconds=usage.device_seconds + ahead * self._devices,
+        )
+
+    def _cost(self, backbone: str, folds: int) -> CompletionCost:
+        seconds = self.state.fold_seconds()
+        mean = sum(seconds.values()) / len(seconds) if seconds else None
+        return CompletionCost(folds, seconds.get(backbone, mean), self._slots(), self._devices)
+
+    # -- the next fold trial
+
+    def _next_task(self) -> FoldTask | None:
+        for decision in list(self.race.verdicts()):
+            self._decide(decision)
+            self._settle(self.state[decision.candidate])
+        self._refused = False
+        for move in self.race.moves(more=self.has_more_candidates):
+            task = self._new_candidate() if move.state is None else self._accepted(move)
+            if task is not None:
+                return task
+        return None
+
+    def _accepted(self, move: Move) -> FoldTask | None:
+        """The move's fold trial, if the budget lets its candidate become complete."""
+        state = move.state
+        assert state is not None
+        fold = state.waiting[0]
+        parked = state.parked_epoch is not None  # it has been counted as started
+        cost = self._cost(state.record.backbone, len(state.waiting) - parked)
+        if not self._budget.admits_fold(self._committed(state), cost):
+            self._refused = True
+            return None
+        decision = self.race.accept(move)
+        if decision is not None:
+            self._decide(decision)
+        return FoldTask(state.record, fold)
+
+    def _new_candidate(self) -> FoldTask | None:
+        number, state = self.state.next_number, self.state
+        backbone = self._allocation.choose(
+            number, state.started, state.gains(), self._costs()
+        )
+        cost = self._cost(backbone, state.folds)
+        if not self._budget.admits_candidate(self._committed(None), cost):
+            self._refused = True
+            return None
+        record = self._study.ask(number, backbone)
+        if record is None:
+            self._nothing_to_ask = True
+            return None
+        self._store.save_candidate(record)
+        added = state.add(record)
+        self._tell("candidate_started", record)
+        first = self.race.grant_first(added)
+        if first is not None:
+            self._decide(first)
+        return FoldTask(record, 0)
+
+    def _costs(self) -> dict[str, float]:
+        """Backbone -> mean device-seconds of a fold trial."""
+        return {b: s * self._devices for b, s in self.state.fold_seconds().items()}
+
+    # -- how trials end
+
+    def _end(self, record: TrialRecord) -> None:
+        """Book a fold trial that is not tried again, and let the race judge its candidate."""
+        candidate = record.candidate
+        self.state.end(record)
+        state = self.state[candidate]
+        self.race.fold_ended(candidate)
+        self._tell("trial_ended", record, state.summary)
+        if not state.hopeless:
+            self._decide(self.race.judge(candidate, record.fold))
+        self._settle(state)
+
+    def _park(self, running: RunningFold) -> None:
+        """Book that a trial has left at a rung; its saved state stays."""
+        decision, task = running.park, running.task
+        assert decision is not None
+        seconds = max(decision.seconds, running.before)
+        self.state.release(task.candidate.candidate, task.fold)
+        self._decide(decision.model_copy(update={"seconds": seconds}))
+        self._bound_parked_states()
+
+    def _bound_parked_states(self) -> None:
+        """Stop the least promising parked candidates while their states take too much room."""
+        parked = self.race.parked()
+        sizes = {s.name: self._store.resume_state_bytes(s.name, _parked_fold(s)) for s in parked}
+        room, limit = sum(sizes.values()), self._config.race.parked_gb * _GB
+        for state in parked:
+            if room <= limit:
+                return
+            room -= sizes[state.name]
+            self._stop_for_good(state, f"parked states take over {limit / _GB:g} GB")
+
+    def _give_up(self) -> None:
+        """At the sweep's own end, stop whatever still waits: no gain of it is plausible.
+
+        Not where a limit has ended it, which `resume` may lift.
+        """
+        if self._refused:
+            return
+        for state in self.state:
+            if not state.settled:
+                self._stop_for_good(state, "nothing promises a gain any more")
+
+    def _stop_for_good(self, state: CandidateState, reason: str) -> None:
+        decision = self.race.give_up(state, reason)
+        if decision.epoch is None:
+            self._decide(decision)
+        else:
+            # The decision first: a kill in between must not leave a stop without its reason.
+            self._store.save_decision(decision)
+            record = stopped_trial(self._store, state.record, decision, decision.seconds)
+            self._store.save_trial(record)
+            self.state.end(record)
+            self._tell("trial_ended", record, state.summary)
+            self._decide(decision)
+        self._settle(state)
+
+    def _failed_attempt(self, task: FoldTask, record: TrialRecord | None, silent: bool) -> None:
+        candidate, fold = task.candidate.candidate, task.fold
+        reason = record.error if record else None
+        again = self.state.fail(candidate, fold, blameless=silent and record is None)
+        why = message_line(reason or "its worker ended without a result")
+        consequence = "is tried again" if again else "fails its candidate"
+        _log.warning("%s fold%d %s: %s", candidate, fold, consequence, why)
+        if not again:
+            self._end(self._failed(task, reason))
+        elif self.state.last_of_several(candidate, fold):
+            # The last of several attempts begins anew, in case that it is the state that breaks it.
+            self._store.forget_resume_state(candidate, fold)
+            self._store.clear_trial(candidate, fold)
+        else:
+            self._store.clear_trial(candidate, fold)
+
+    def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
+        error = reason or (
+            "the worker process ended without a result: killed, out of memory, or its node was lost"
+        )
+        record = unfinished_trial(self._store, task.candidate, task.fold, "failed", error=error)
+        self._store.save_trial(record)
+        return record
+
+    # -- telling
+
+    def _decide(self, decision: RaceDecision) -> None:
+        self._store.save_decision(decision)
+        _log.info("%s", decision.line)
+        self.state.decide(decision)
+        self._tell("decided", decision, self.state[decision.candidate].summary)
+
+    def _settle(self, state: CandidateState) -> None:
+        """Tell of a candidate that gets no further fold, once."""
+        if not state.settled or state.told_settled:
+            return
+        state.told_settled = True
+        self._store.forget_resume_states(state.name)
+        self._tell("settled", state.summary)
+
+    def _tell(self, event: str, *what: object) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(*what)
+
+
+def _in_order(summaries: Sequence[CandidateSummary]) -> list[TrialRecord | RaceDecision]:
+    """Stored trials and decisions as they happened: each trial before the decision about it.
+
+    Trials that nobody decided about (failed, diverged) come last.
+    """
+    trials = {(t.candidate, t.fold): t for s in summaries for t in s.trials}
+    events: list[TrialRecord | RaceDecision] = []
+    decisions = (d for s in summaries for d in s.decisions)
+    for decision in sorted(decisions, key=lambda d: d.number):
+        trial = trials.pop((decision.candidate, decision.fold), None)
+        events += [decision] if trial is None else [trial, decision]
+    return events + list(trials.values())
+
+
+def _parked_fold(state: CandidateState) -> int:
+    latest = state.latest
+    assert latest is not None
+    return latest.fold
