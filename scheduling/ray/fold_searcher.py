@@ -20,6 +20,7 @@ from foldrace.core.errors import message_line
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
+from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race, is_decided
 from foldrace.scheduling.ray.fold_trial import BACKBONE, CANDIDATE, FOLD, PARAMS
@@ -83,15 +84,18 @@ class FoldSearcher(Searcher):
         devices: float = 1.0,
         cost: Callable[[str, int], CompletionCost] = lambda backbone, folds: CompletionCost(folds),
         seconds_left: Callable[[], float | None] = lambda: None,
+        listeners: Sequence[SweepListener] = (),
     ) -> None:
         """Begin a sweep without candidates; `replay` takes in those of earlier sessions.
 
         `slots()`: trials that the cluster can run now; the `on_` functions are called after each
         event. For the budget: `devices` of a trial, `cost(backbone, folds)` of so many folds of a
-        candidate, `seconds_left()` until the deadline.
+        candidate, `seconds_left()` until the deadline. `listeners` are told of every event, those
+        of earlier sessions too.
         """
         super().__init__()  # no metric: Tune would end the sweep over a trial that reports none
         self._store, self._study, self.ledger = store, study, ledger
+        self._listeners = (study, *listeners)
         self._race, self._budget, self._allocation = race, budget, allocation
         self._slots, self._devices = slots, devices
         self._cost, self._seconds_left = cost, seconds_left
@@ -189,7 +193,7 @@ class FoldSearcher(Searcher):
             if not is_decided(summary) and not self.ledger.is_hopeless(candidate):
                 self._save_decision(self._race.judge(self.ledger.summary(candidate)))
         for summary in self.ledger.summaries():
-            self._study.replay(summary)
+            self._tell_again(summary)
             if summary.settled:
                 self._store.forget_resume_states(summary.candidate.candidate)
 
@@ -256,7 +260,9 @@ class FoldSearcher(Searcher):
         if self._nothing_to_ask or not self._budget.admits_candidate(self.usage):
             return None
         number = self.ledger.next_number
-        backbone = self._allocation.choose(number, self.ledger.started, self.ledger.gains())
+        ledger = self.ledger
+        seconds = {b: self._cost(b, 1).fold_seconds for b in ledger.started}
+        backbone = self._allocation.choose(number, ledger.started, ledger.gains(), seconds)
         cost = self._cost(backbone, self.ledger.folds)
         if not self._budget.admits_candidate(self._committed, cost):
             return None
@@ -266,6 +272,8 @@ class FoldSearcher(Searcher):
             return None
         self._store.save_candidate(record)
         self.ledger.add(record)
+        for listener in self._listeners:
+            listener.candidate_started(record)
         return FoldTask(record, 0)
 
     def _judge(self, candidate: str) -> CandidateSummary | None:
@@ -281,7 +289,10 @@ class FoldSearcher(Searcher):
     def _save_decision(self, decision: RaceDecision) -> CandidateSummary | None:
         self._store.save_decision(decision)
         _log.info("%s", decision.line)
-        return self.ledger.decide(decision)
+        settled = self.ledger.decide(decision)
+        for listener in self._listeners:
+            listener.decided(decision, self.ledger.summary(decision.candidate))
+        return settled
 
     def _end(self, trial_id: str, silent: bool) -> None:
         """Take a trial out of the running ones and book its outcome.
@@ -308,6 +319,8 @@ class FoldSearcher(Searcher):
         self._on_trial_end(record)
         self.ledger.recall_deferred()
         settled = self.ledger.end(record)
+        for listener in self._listeners:
+            listener.trial_ended(record, self.ledger.summary(candidate))
         if not self.ledger.is_hopeless(candidate):
             settled = self._judge(candidate)
         self._finish_settled(settled)
@@ -352,8 +365,20 @@ class FoldSearcher(Searcher):
     def _finish_settled(self, settled: CandidateSummary | None) -> None:
         if settled is not None:
             self._store.forget_resume_states(settled.candidate.candidate)
-            self._study.tell(settled)
+            for listener in self._listeners:
+                listener.settled(settled)
             self._on_settled(settled)
+
+    def _tell_again(self, summary: CandidateSummary) -> None:
+        """Tell the listeners what earlier sessions have told them of a candidate."""
+        for listener in self._listeners:
+            listener.candidate_started(summary.candidate)
+            for record in summary.trials:
+                listener.trial_ended(record, summary)
+            for decision in summary.decisions:
+                listener.decided(decision, summary)
+            if summary.settled:
+                listener.settled(summary)
 
     def _clear(self, candidate: str, fold: int) -> None:
         """Clear the trial's folder for the next attempt, which goes on from the saved state.

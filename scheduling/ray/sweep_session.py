@@ -22,6 +22,7 @@ from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.fold_asha import FoldASHA
 from foldrace.scheduling.ray.fold_searcher import FoldSearcher, TuneTrial
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
+from foldrace.scheduling.search.export import open_exporter
 from foldrace.scheduling.search.study import open_study
 from foldrace.search_spaces.space import SearchSpace
 
@@ -48,7 +49,7 @@ class SweepSession:
         self._store, self._cluster, self._on_progress = store, cluster, on_progress
         self._deadline = deadline
         race, search = Race(store, config.race), config.search
-        self._study = open_study(store, config, space, race.gains)
+        self._exporter = open_exporter(store, config, space)
         devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
         self._counts = ProgressCounts(search, config.resources, store.fold_count, devices)
         self._budget = Budget(search, config.resources)
@@ -58,7 +59,7 @@ class SweepSession:
         self.interrupted = False
         self.searcher = FoldSearcher(
             store,
-            self._study,
+            open_study(store, config, space),
             _ledger(store, config),
             race,
             self._budget,
@@ -70,6 +71,7 @@ class SweepSession:
             devices,
             lambda backbone, folds: self._counts.cost(backbone, folds, cluster.slots()),
             self._seconds_left,
+            () if self._exporter is None else (self._exporter,),
         )
         self.searcher.replay(store.summaries(running=True))
         self._counts.replay(self.searcher.ledger.summaries())
@@ -127,10 +129,8 @@ class SweepSession:
         """Write the tables and the study as the run folder has them, with nothing `running`."""
         summaries = self._store.summaries()
         self._store.write_tables(summaries)
-        for summary in summaries:
-            if summary.status == "unfinished":
-                self._study.tell(summary)
-        self._study.close()
+        if self._exporter is not None:
+            self._exporter.close()
         return summaries
 
     def _seconds_left(self) -> float | None:
