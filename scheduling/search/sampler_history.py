@@ -92,27 +92,17 @@ class SamplerHistory:
         self._penalty = diverged_value(classes)
         self._distributions = {b: space.distributions(b) for b in space.backbones}
         self._own: dict[str, _Lesson] = {}
-        # A gain and a loss are never on one level.
-        levels = [e.run if by_gain or not e.comparable else _OWN_RUN for e in earlier]
-        self._several_levels = any(levels)
-        found = (
-            self._earlier(number, candidate.summary, level)
-            for number, (candidate, level) in enumerate(
-                zip(earlier, levels, strict=True), start=-len(earlier)
-            )
-        )
+        found = (self._earlier(n, e) for n, e in enumerate(earlier, start=-len(earlier)))
         self._of_earlier = [lesson for lesson in found if lesson is not None]
+        self._several_levels = any(lesson.level != _OWN_RUN for lesson in self._of_earlier)
 
     def start(self, candidate: CandidateRecord) -> None:
         """Add a candidate that is being trained, or will be."""
-        params = TrialParams.from_dict(candidate.params)
-        encoded = self._space.encode(candidate.backbone, params)
+        name, backbone = candidate.candidate, candidate.backbone
+        encoded = self._space.encode(backbone, TrialParams.from_dict(candidate.params))
         if encoded is not None:
-            number, backbone = int(candidate.candidate[1:]), candidate.backbone
-            distributions = self._distributions[backbone]
-            self._own[candidate.candidate] = _Lesson(
-                number, backbone, _OWN_RUN, encoded, distributions
-            )
+            number, distributions = int(name[1:]), self._distributions[backbone]
+            self._own[name] = _Lesson(number, backbone, _OWN_RUN, encoded, distributions)
 
     def update(self, summary: CandidateSummary) -> None:
         """Learn what a candidate has come to, settled or not."""
@@ -148,14 +138,17 @@ class SamplerHistory:
         older, newest = known[: -(most // 2)], known[-(most // 2) :]
         return sorted(older, key=lambda lesson: lesson.rank)[: most - most // 2] + newest
 
-    def _earlier(self, number: int, summary: CandidateSummary, level: int) -> _Lesson | None:
+    def _earlier(self, number: int, earlier: EarlierCandidate) -> _Lesson | None:
         """Lesson of an earlier run, whose gain was over another blend: its loss stands for it."""
-        backbone, params = summary.candidate.backbone, summary.candidate.params
-        encoded = self._space.place(backbone, TrialParams.from_dict(params))
+        record = earlier.summary.candidate
+        encoded = self._space.place(record.backbone, TrialParams.from_dict(record.params))
         if encoded is None:
             return None
-        new = _Lesson(number, backbone, level, encoded, self._distributions[backbone])
-        return self._learnt(new, summary, by_gain=False)
+        # A gain and a loss are never on one level.
+        level = _OWN_RUN if earlier.comparable and not self._by_gain else earlier.run
+        distributions = self._distributions[record.backbone]
+        new = _Lesson(number, record.backbone, level, encoded, distributions)
+        return self._learnt(new, earlier.summary, by_gain=False)
 
     def _learnt(self, lesson: _Lesson, summary: CandidateSummary, by_gain: bool) -> _Lesson:
         value, step = loss_so_far(summary), _progress(summary)
