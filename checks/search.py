@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from foldrace.checks.combinations import check_combinations
 from foldrace.config.schema import PointConfig, SweepConfig
 from foldrace.core.errors import Problem, check_name, has_password, without_password
-from foldrace.scheduling.search.cma import LEAST_KNOBS
 from foldrace.scheduling.search.export_storage import database_problem
 from foldrace.scheduling.search.warm_start import warm_start_problems
 from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
-from foldrace.search_spaces.ranges import Choice, Value, shown
+from foldrace.search_spaces.ranges import Value, shown
 from foldrace.search_spaces.space import SearchSpace, Setting
 from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES
@@ -45,7 +44,7 @@ def check_part(knob: str, where: str, name: str) -> Problem | None:
 def search_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
     """Problems of the section, in the order of its keys."""
     search = config.search
-    yield from _sampler_problems(config, space)
+    yield from _sampler_problems(config)
     yield from _point_problems(config, space)
     yield from warm_start_problems(search.warm_start, space)
     message = None if search.storage is None else database_problem(search.storage)
@@ -64,7 +63,7 @@ def search_warnings(config: SweepConfig) -> Iterator[Problem]:
         )
 
 
-def _sampler_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
+def _sampler_problems(config: SweepConfig) -> Iterator[Problem]:
     search = config.search
     if search.sampler == "list" and not search.points:
         yield Problem(
@@ -78,26 +77,6 @@ def _sampler_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Probl
             f"{search.candidates} is fewer than the {len(search.points)} search.points; raise it, "
             "or remove points",
         )
-    if search.sampler == "cmaes":
-        yield from (_cmaes_problem(backbone, space) for backbone in _too_narrow(space))
-
-
-def _too_narrow(space: SearchSpace) -> Iterator[str]:
-    """Backbones with too few numeric hyperparameters for CMA-ES."""
-    for backbone in space.backbones:
-        ranges = space.searched(backbone).values()
-        numeric = [r for r in ranges if not isinstance(r, Choice) and r.low < r.high]
-        if len(numeric) < LEAST_KNOBS:
-            yield backbone
-
-
-def _cmaes_problem(backbone: str, space: SearchSpace) -> Problem:
-    names = ", ".join(space.searched(backbone)) or "none"
-    return Problem(
-        "search.sampler",
-        f"cmaes needs at least {LEAST_KNOBS} hyperparameters with low and high; {backbone} "
-        f"searches: {names}; choose tpe, or search more",
-    )
 
 
 def _point_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:

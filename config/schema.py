@@ -164,11 +164,11 @@ class SearchConfig(_Section):
     """Number of candidates (backbone + hyperparameters) started, each with up to k folds."""
     fold_trials: Annotated[int, Field(ge=1)] | None = None
     """Largest number of fold trials that are started, of all candidates together."""
-    sampler: Literal["tpe", "random", "cmaes", "gp", "grid", "list"] = "tpe"
+    sampler: Literal["tpe", "random", "gp", "grid", "list"] = "tpe"
     """`list` takes `points` alone."""
     objective: Literal["logloss", "gain"] = "logloss"
     """Value that the sampler learns from: a candidate's own pooled OOF log loss, or its gain over
-    the race's blend as that is now."""
+    the race's blend when it ended."""
     points: tuple[PointConfig, ...] = ()
     """Candidates given by hand, before the sampler's own."""
     warm_start: tuple[str, ...] = ()

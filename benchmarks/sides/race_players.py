@@ -231,7 +231,7 @@ def _searcher(
     stops = config.race.rule != "none"
     return FoldSearcher(
         store,
-        CandidateStudy(space, search, len(table.classes), None, judge.gains),
+        CandidateStudy(space, search, len(table.classes)),
         Ledger(table.fold_count, 0, config.race.min_complete if stops else None),
         judge,
         Budget(search, config.resources),

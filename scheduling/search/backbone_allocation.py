@@ -1,6 +1,6 @@
-"""Which backbone the next candidate has: minimum shares first, then by gain over the race's blend.
+"""Which backbone the next candidate has: minimum shares first, then by gain per cost.
 
-Takes counts and gains, gives a backbone. Pure.
+Takes counts, gains over the race's blend and costs, gives a backbone. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class BackboneAllocation:
 
     With n candidates started of N, a backbone of B is behind while it has fewer than
     max(min_share·N/B, 1)·(n+1)/N of them; the one with the fewest goes first. When none is behind,
-    P(b) = 0.1/B + 0.9·m_b/Σm, m_b = (Σ max(gain, 0) + 4·mean of all) / (gains of b + 4).
+    P(b) = 0.1/B + 0.9·r_b/Σr with r_b = m_b/c_b, the mean gain drawn towards that of all,
+    m_b = (Σ max(gain, 0) + 4·mean of all) / (gains of b + 4), over the cost of a fold trial, c_b.
     """
 
     def __init__(
@@ -30,24 +31,31 @@ class BackboneAllocation:
         self._rate = max(min_share / len(backbones), 1 / candidates)
 
     def choose(
-        self, number: int, started: Mapping[str, int], gains: Mapping[str, Sequence[float]]
+        self,
+        number: int,
+        started: Mapping[str, int],
+        gains: Mapping[str, Sequence[float]],
+        cost: Mapping[str, float | None],
     ) -> str:
         """The backbone of candidate `number`; the same arguments give the same backbone.
 
         `started`: candidates of each backbone so far; `gains`: the latest gain of each of its
-        candidates that has one (nats per row).
+        candidates that has one (nats per row); `cost`: mean device-seconds of its fold trials. A
+        backbone whose cost is missing or None has the mean of the others'.
         """
         fewest = min(self._backbones, key=lambda b: started.get(b, 0))  # the first one on a tie
         due = self._rate * (sum(started.values()) + 1)
         if started.get(fewest, 0) < due:
             return fewest
-        probabilities = self.probabilities(gains)
+        probabilities = self.probabilities(gains, cost)
         if probabilities is None:
             return fewest
         generator = np.random.default_rng((self._seed, number))
         return self._backbones[int(generator.choice(len(probabilities), p=probabilities))]
 
-    def probabilities(self, gains: Mapping[str, Sequence[float]]) -> list[float] | None:
+    def probabilities(
+        self, gains: Mapping[str, Sequence[float]], cost: Mapping[str, float | None]
+    ) -> list[float] | None:
         """(B,) probabilities beyond the minimum shares; None without any gain above 0."""
         positive = [[max(g, 0.0) for g in gains.get(b, ())] for b in self._backbones]
         everything = [g for of_one in positive for g in of_one]
@@ -55,5 +63,8 @@ class BackboneAllocation:
             return None
         mean = sum(everything) / len(everything)
         shrunk = [(sum(g) + _PRIOR * mean) / (len(g) + _PRIOR) for g in positive]
-        even = _FLOOR / len(shrunk)
-        return [even + (1 - _FLOOR) * m / sum(shrunk) for m in shrunk]
+        known = [c for b in self._backbones if (c := cost.get(b))]
+        usual = sum(known) / len(known) if known else 1.0
+        rates = [m / (cost.get(b) or usual) for b, m in zip(self._backbones, shrunk, strict=True)]
+        even = _FLOOR / len(rates)
+        return [even + (1 - _FLOOR) * rate / sum(rates) for rate in rates]

@@ -1,28 +1,30 @@
-"""The history that a sampler learns from: one Optuna trial a candidate, with its value as of now.
+"""What a sampler learns from: one Optuna trial a candidate, of this run and of earlier ones.
 
-Takes candidates as they start and end, gives the trials that count for the next ask of a backbone.
+Takes summaries of candidates, gives the trials that count for the next suggestion for a backbone.
+The trials depend on the latest summary of each candidate alone, not on the order of events.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from foldrace.run_folder.records import CandidateSummary
+from foldrace.run_folder.records import CandidateRecord, CandidateSummary
 from foldrace.scheduling.search.samplers import Sampler
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import SearchSpace
 
-_OWN_RUN = 0  # the group of this run's own values, and of those on the same level
-_ENOUGH = 10  # ended candidates of a backbone, from which on others' are left out
-_MOST_RUNNING = 250
+_OWN_RUN = 0  # the level of this run's own values, and of those that are comparable with them
+_ENOUGH = 10  # candidates of a backbone with a value, from which on others' are left out
+_FOLD = 100  # step of a whole fold: one in mid-training has the percent of its schedule
 
 
 @dataclass(frozen=True)
@@ -33,32 +35,45 @@ class EarlierCandidate:
     run: int
     """Number of the folder in the list, from 1 on."""
     comparable: bool
-    """True where its log loss is on this run's level: the same folds, and the same values of the
+    """True where its loss is on this run's level: the same folds, and the same values of the
     hyperparameters that are not searched."""
 
 
-@dataclass
-class _Entry:
-    """A candidate and its trial.
+@dataclass(frozen=True)
+class _Lesson:
+    """What one candidate teaches; nothing yet where its state is RUNNING."""
 
-    The trial is changed in place at each ask: building a thousand anew takes longer than the
-    sampler.
-    """
-
-    candidate: str
+    number: int
+    """Place among all, those of earlier runs first."""
     backbone: str
-    group: int
-    trial: FrozenTrial
-    loss: float | None = None
-    diverged: bool = False
-    folds: int = 0
+    level: int
+    """Number of the run whose losses its value compares with."""
+    params: dict[str, Value]
+    distributions: dict[str, BaseDistribution]
+    state: TrialState = TrialState.RUNNING
+    value: float | None = None
+    """Value to be minimised."""
+    step: int = 0
+    """How far it got: of two that are PRUNED, TPE ranks the one that got further above."""
 
-    def set_value(self, value: float | None) -> None:
-        """Give the trial its value; of several folds Optuna's samplers take the last alone."""
-        if self.trial.state == TrialState.PRUNED:
-            self.trial.intermediate_values = {} if value is None else {self.folds: value}
-        else:
-            self.trial.value = value
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """Order of those with a value, as TPE has it, the best first."""
+        pruned = self.state == TrialState.PRUNED
+        return pruned, -self.step * pruned, self.value or 0.0
+
+    @cached_property
+    def trial(self) -> FrozenTrial:
+        """The candidate as Optuna has it."""
+        seen = {} if self.value is None else {self.step: self.value}
+        pruned = self.state == TrialState.PRUNED
+        return create_trial(
+            state=self.state,
+            value=None if pruned else self.value,
+            params=dict(self.params),
+            distributions=self.distributions,
+            intermediate_values=seen if pruned else {},
+        )
 
 
 class SamplerHistory:
@@ -69,123 +84,86 @@ class SamplerHistory:
         space: SearchSpace,
         sampler: Sampler,
         classes: int,
-        gains: Callable[[], Mapping[str, float]] | None,
+        by_gain: bool = False,
         earlier: Sequence[EarlierCandidate] = (),
     ) -> None:
-        """`gains()`: candidate -> its gain; None where log loss is the objective."""
-        self._space, self._sampler, self._gains = space, sampler, gains
+        """`by_gain`: a candidate's value is minus its gain, else its loss."""
+        self._space, self._sampler, self._by_gain = space, sampler, by_gain
         self._penalty = diverged_value(classes)
         self._distributions = {b: space.distributions(b) for b in space.backbones}
-        self._running: dict[str, _Entry] = {}
-        self._ended: dict[str, list[_Entry]] = {b: [] for b in space.backbones}
-        self._first = 1 + len(earlier)  # number 0 is that of the trial that is asked for
-        self._several_levels = False
-        for number, candidate in enumerate(earlier, start=1):
-            self._add_earlier(number, candidate)
+        self._own: dict[str, _Lesson] = {}
+        found = (self._earlier(n, e) for n, e in enumerate(earlier, start=-len(earlier)))
+        self._of_earlier = [lesson for lesson in found if lesson is not None]
+        self._several_levels = any(lesson.level != _OWN_RUN for lesson in self._of_earlier)
 
-    def start(self, candidate: str, backbone: str, params: TrialParams) -> None:
+    def start(self, candidate: CandidateRecord) -> None:
         """Add a candidate that is being trained, or will be."""
-        knobs = self._space.encode(backbone, params)
-        if knobs is not None:
-            number = self._first + int(candidate[1:])
-            self._running[candidate] = self._entry(candidate, backbone, knobs, number)
+        name, backbone = candidate.candidate, candidate.backbone
+        encoded = self._space.encode(backbone, TrialParams.from_dict(candidate.params))
+        if encoded is not None:
+            number, distributions = int(name[1:]), self._distributions[backbone]
+            self._own[name] = _Lesson(number, backbone, _OWN_RUN, encoded, distributions)
 
-    def end(self, summary: CandidateSummary) -> None:
-        """Give a settled candidate its value."""
-        record = summary.candidate
-        self._running.pop(record.candidate, None)
-        knobs = self._space.encode(record.backbone, TrialParams.from_dict(record.params))
-        if knobs is not None:
-            number = self._first + int(record.candidate[1:])
-            self._settle(self._entry(record.candidate, record.backbone, knobs, number), summary)
+    def update(self, summary: CandidateSummary) -> None:
+        """Learn what a candidate has come to, settled or not."""
+        name = summary.candidate.candidate
+        if name in self._own:
+            self._own[name] = self._learnt(self._own[name], summary, self._by_gain)
 
     def trials(self, backbone: str) -> list[FrozenTrial]:
-        """Trials for the next ask of the backbone, by number.
+        """Trials for the next suggestion for the backbone, by number.
 
-        Those of the backbone alone once there are enough of them; before, all, whose shared
+        Those of the backbone alone once enough of them have a value; before, all, whose shared
         hyperparameters say something about this one too. Empty for a sampler that learns nothing.
         """
         if not self._sampler.most_trials:
             return []
-        own = self._ended[backbone]
-        enough = len(own) >= _ENOUGH
-        ended = own if enough else [e for entries in self._ended.values() for e in entries]
-        running = [e for e in self._running.values() if not enough or e.backbone == backbone]
-        newest = sorted(running, key=_number)[-_MOST_RUNNING:]
-        return [e.trial for e in sorted([*self._chosen(ended), *newest], key=_number)]
+        lessons = [*self._of_earlier, *self._own.values()]
+        own = [lesson for lesson in lessons if lesson.backbone == backbone]
+        if sum(lesson.value is not None for lesson in own) >= _ENOUGH:
+            lessons = own
+        running = (lesson for lesson in lessons if lesson.state == TrialState.RUNNING)
+        known = [lesson for lesson in lessons if lesson.value is not None]
+        if self._several_levels:
+            known = _on_one_level(known)
+        shown = chain(running, self._chosen(known))
+        return [lesson.trial for lesson in sorted(shown, key=_number)]
 
-    def _chosen(self, ended: list[_Entry]) -> list[_Entry]:
-        """The ended candidates that the sampler sees: half the best, half the newest."""
-        known, values = self._valued(ended)
+    def _chosen(self, known: list[_Lesson]) -> list[_Lesson]:
+        """As many as the sampler may see: half of them the best, half the newest."""
         most = self._sampler.most_trials
-        if len(known) > most:
-            is_newest = np.zeros(len(known), dtype=bool)
-            is_newest[np.argsort([_number(e) for e in known])[-(most // 2) :]] = True
-            pruned = np.array([e.trial.state == TrialState.PRUNED for e in known])
-            ranked = np.lexsort((values, pruned, is_newest))  # by the last key first
-            chosen = np.concatenate([ranked[: most - most // 2], np.flatnonzero(is_newest)])
-            known, values = [known[i] for i in chosen], values[chosen]
-        for entry, value in zip(known, values, strict=True):
-            entry.set_value(float(value))
-        return known
+        if len(known) <= most:
+            return known
+        known = sorted(known, key=_number)
+        older, newest = known[: -(most // 2)], known[-(most // 2) :]
+        return sorted(older, key=lambda lesson: lesson.rank)[: most - most // 2] + newest
 
-    def _valued(self, ended: Iterable[_Entry]) -> tuple[list[_Entry], NDArray[np.float64]]:
-        gains = None if self._gains is None else self._gains()
-        pairs = [(e, v) for e in ended if (v := self._value(e, gains)) is not None]
-        known = [entry for entry, _ in pairs]
-        values = np.array([value for _, value in pairs])
-        return known, self._on_one_level(known, values) if self._several_levels else values
-
-    def _value(self, entry: _Entry, gains: Mapping[str, float] | None) -> float | None:
-        """Value to be minimised, or None.
-
-        An earlier run's candidate had its gain over another blend: its log loss stands for it.
-        """
-        if gains is None or entry.diverged or entry.group != _OWN_RUN:
-            return entry.loss
-        gain = gains.get(entry.candidate)
-        return None if gain is None else -gain
-
-    def _on_one_level(
-        self, known: Sequence[_Entry], values: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """(n,) values, those of each run scaled by their median and interquartile range.
-
-        Other folds, data or epochs have other losses, but what is good among them may be good here.
-        """
-        groups = np.array([entry.group for entry in known])
-        levelled = np.empty_like(values)
-        for group in np.unique(groups):
-            own = values[groups == group]
-            low, middle, high = np.percentile(own, [25, 50, 75])
-            levelled[groups == group] = (own - middle) / (high - low or 1.0)
-        return levelled
-
-    def _add_earlier(self, number: int, earlier: EarlierCandidate) -> None:
+    def _earlier(self, number: int, earlier: EarlierCandidate) -> _Lesson | None:
+        """Lesson of an earlier run, whose gain was over another blend: its loss stands for it."""
         record = earlier.summary.candidate
-        knobs = self._space.place(record.backbone, TrialParams.from_dict(record.params))
-        if knobs is None:
-            return
-        entry = self._entry(record.candidate, record.backbone, knobs, number)
-        if self._gains is not None or not earlier.comparable:  # a gain and a log loss never are
-            entry.group, self._several_levels = earlier.run, True
-        self._settle(entry, earlier.summary)
+        encoded = self._space.place(record.backbone, TrialParams.from_dict(record.params))
+        if encoded is None:
+            return None
+        # A gain and a loss are never on one level.
+        level = _OWN_RUN if earlier.comparable and not self._by_gain else earlier.run
+        distributions = self._distributions[record.backbone]
+        new = _Lesson(number, record.backbone, level, encoded, distributions)
+        return self._learnt(new, earlier.summary, by_gain=False)
 
-    def _settle(self, entry: _Entry, summary: CandidateSummary) -> None:
-        entry.loss, entry.folds = last_value(summary), len(summary.finished)
+    def _learnt(self, lesson: _Lesson, summary: CandidateSummary, by_gain: bool) -> _Lesson:
+        value, step = loss_so_far(summary), _progress(summary)
         if summary.status == "diverged":
-            entry.loss, entry.diverged, entry.folds = self._penalty, True, 0
-        if entry.loss is None or summary.status == "failed":
-            return  # nothing can be learnt from it
+            value, step = self._penalty, 0
+        elif by_gain:
+            value = None if summary.gain is None else -summary.gain
+        if value is None or summary.status == "failed":
+            state = TrialState.FAIL if summary.settled else TrialState.RUNNING
+            return replace(lesson, state=state, value=None, step=0)
         # TPE ranks every COMPLETE trial above all that are PRUNED: beside stopped candidates a
         # diverged one would be among the best.
-        pruned = summary.status in ("stopped", "diverged") and self._sampler.sees_pruned
-        entry.trial.state = TrialState.PRUNED if pruned else TrialState.COMPLETE
-        self._ended[entry.backbone].append(entry)
-
-    def _entry(self, candidate: str, backbone: str, knobs: dict[str, Value], number: int) -> _Entry:
-        trial = _running_trial(number, knobs, self._distributions[backbone])
-        return _Entry(candidate, backbone, _OWN_RUN, trial)
+        pruned = summary.status != "complete" and self._sampler.sees_pruned
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+        return replace(lesson, state=state, value=value, step=step)
 
 
 def diverged_value(classes: int) -> float:
@@ -196,34 +174,44 @@ def diverged_value(classes: int) -> float:
     return 2.0 * math.log(classes)
 
 
-def last_value(summary: CandidateSummary) -> float | None:
-    """Pooled log loss of the finished folds, else the score at which the first one was stopped.
+def loss_so_far(summary: CandidateSummary) -> float | None:
+    """Calibrated loss of the finished folds, else the last score of the first one in mid-training.
 
     None where there is neither.
     """
     if summary.best is not None:
-        return summary.pooled_logloss(summary.best)
+        return summary.pooled_calibrated(summary.best)
+    return mid_training_score(summary)
+
+
+def mid_training_score(summary: CandidateSummary) -> float | None:
+    """Log loss at the last decision in mid-training, or None."""
     scores = [d.score for d in summary.decisions if d.epoch is not None and d.score is not None]
     return scores[-1] if scores else None
 
 
-def _running_trial(
-    number: int, knobs: dict[str, Value], distributions: dict[str, BaseDistribution]
-) -> FrozenTrial:
-    return FrozenTrial(
-        number=number,
-        trial_id=number,
-        state=TrialState.RUNNING,
-        value=None,
-        datetime_start=None,
-        datetime_complete=None,
-        params=knobs,
-        distributions=distributions,
-        user_attrs={},
-        system_attrs={},
-        intermediate_values={},
-    )
+def _progress(summary: CandidateSummary) -> int:
+    """100 a finished fold, else the percent of the first one's schedule: 1 to 99."""
+    if summary.finished:
+        return _FOLD * len(summary.finished)
+    epochs = [d.epoch for d in summary.decisions if d.epoch is not None]
+    percent = _FOLD * epochs[-1] / float(summary.candidate.params["epochs"]) if epochs else 0
+    return min(max(round(percent), 1), _FOLD - 1)
 
 
-def _number(entry: _Entry) -> int:
-    return entry.trial.number
+def _on_one_level(known: Sequence[_Lesson]) -> list[_Lesson]:
+    """The same with their values scaled by median and interquartile range of their level.
+
+    Other folds, data or epochs have other losses, but what is good among them may be good here.
+    """
+    levels = np.array([lesson.level for lesson in known])
+    values = np.array([lesson.value for lesson in known], dtype=np.float64)
+    for level in np.unique(levels):
+        own = values[levels == level]
+        low, middle, high = np.percentile(own, [25, 50, 75])
+        values[levels == level] = (own - middle) / (high - low or 1.0)
+    return [replace(lesson, value=float(v)) for lesson, v in zip(known, values, strict=True)]
+
+
+def _number(lesson: _Lesson) -> int:
+    return lesson.number

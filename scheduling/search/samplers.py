@@ -10,17 +10,14 @@ import hashlib
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from foldrace.scheduling.search.cma import ReplayedCma
 from foldrace.search_spaces.ranges import Range, Value
 from foldrace.search_spaces.space import distribution
 
@@ -90,20 +87,12 @@ class SuggestionRequest:
     ranges: Mapping[str, Range]
     """Optuna's name -> range, for the backbone's searched knobs."""
     trials: Sequence[FrozenTrial]
-    """Trials that the sampler may see, by number; none of them has number 0."""
+    """Trials that the sampler may see, the oldest first."""
 
     def seed_of(self, attempt: object) -> int:
         """Seed of one attempt (32 bits)."""
         text = f"{self.seed}/{self.number}/{attempt}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
-
-
-MakeSampler = Callable[[int, Mapping[str, BaseDistribution]], BaseSampler]
-"""Makes Optuna's sampler for one candidate, from a seed of its own.
-
-The points of a sequence (Sobol's) must go on from candidate to candidate: such a sampler is a
-`propose` that uses `ask.number`.
-"""
 
 
 @dataclass(frozen=True)
@@ -112,92 +101,77 @@ class Sampler:
 
     propose: Callable[[SuggestionRequest], Iterator[Mapping[str, Value]]]
     most_trials: int = 0
-    """Largest number of ended candidates shown to it, chosen so that a suggestion takes tens of
-    milliseconds (GP: tenths of a second); 0: it learns nothing."""
+    """Largest number of candidates with a value that are shown to it, chosen so that a suggestion
+    takes tens of milliseconds (GP: tenths of a second); 0: it learns nothing."""
     sees_pruned: bool = False
-    """True where it ranks trials of the state PRUNED; to other samplers stopped candidates are
-    shown as complete, with the loss of the folds that they have."""
+    """True where it ranks trials of the state PRUNED; to other samplers candidates that are not
+    complete are shown as if they were, with the value that they have."""
     starts_with_default: bool = True
     """True: the first candidate of each backbone has its default configuration."""
 
 
-class _TrialsStorage(InMemoryStorage):
-    """A study that holds the given trials and the one that is asked for.
+def _asked(
+    request: SuggestionRequest,
+    make: Callable[[int], BaseSampler],
+    attempts: Iterable[object],
+    trials: Sequence[FrozenTrial] = (),
+) -> Iterator[Mapping[str, Value]]:
+    """What Optuna's sampler proposes in a study of these trials, with a fresh seed an attempt.
 
-    The given ones are only read and not copied in: a thousand copies a suggestion would take longer
-    than the sampler.
+    An attempt that was refused stays a running trial: the constant liar keeps the next one off it.
     """
-
-    def __init__(self, trials: Sequence[FrozenTrial]) -> None:
-        super().__init__()
-        self._given = trials
-
-    def get_all_trials(
-        self,
-        study_id: int,
-        deepcopy: bool = True,
-        states: Sequence[TrialState] | None = None,  # type: ignore[override]
-    ) -> list[FrozenTrial]:
-        given = [t for t in self._given if states is None or t.state in states]
-        return given + super().get_all_trials(study_id, deepcopy, states)
+    space = {name: distribution(chosen) for name, chosen in request.ranges.items()}
+    study = optuna.create_study(sampler=RandomSampler())
+    study.add_trials(trials)
+    for attempt in attempts:
+        with warnings.catch_warnings():  # some options of Optuna's samplers are called experimental
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.sampler = make(request.seed_of(attempt))
+            params = study.ask(fixed_distributions=space).params
+        yield params
 
 
-def _suggestion(
-    ask: SuggestionRequest, make: MakeSampler, attempt: object, trials: Sequence[FrozenTrial]
-) -> dict[str, Value]:
-    space = {name: distribution(chosen) for name, chosen in ask.ranges.items()}
-    with warnings.catch_warnings():  # several options of Optuna's samplers are called experimental
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        sampler = make(ask.seed_of(attempt), space)
-        study = optuna.create_study(storage=_TrialsStorage(trials), sampler=sampler)
-        return study.ask(fixed_distributions=space).params
-
-
-def _proposals(make: MakeSampler) -> Callable[[SuggestionRequest], Iterator[Mapping[str, Value]]]:
+def _proposals(
+    make: Callable[[int], BaseSampler],
+) -> Callable[[SuggestionRequest], Iterator[Mapping[str, Value]]]:
     """The sampler's proposals, then random ones, then in a finite space all others."""
 
-    def propose(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
-        for attempt in range(_TRIES):
-            yield _suggestion(ask, make, attempt, ask.trials)
-        yield from _fallback(ask)
+    def propose(request: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
+        yield from _asked(request, make, range(_TRIES), request.trials)
+        yield from _asked(request, _random, (f"random {i}" for i in range(_RANDOM_TRIES)))
+        rest = full_grid(request.ranges)
+        if rest is not None:
+            yield from rest.walk(request.seed_of("rest"))
 
     return propose
 
 
-def _fallback(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
-    """Random proposals, then in a finite space all others."""
-    for attempt in range(_RANDOM_TRIES):
-        yield _suggestion(ask, _random, f"random {attempt}", ())
-    rest = full_grid(ask.ranges)
-    if rest is not None:
-        yield from rest.walk(ask.seed_of("rest"))
+def _grid(request: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
+    return coarse_grid(request.ranges).walk(request.seed_of("grid"))
 
 
-def _grid(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
-    return coarse_grid(ask.ranges).walk(ask.seed_of("grid"))
-
-
-def _nothing(ask: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
+def _nothing(request: SuggestionRequest) -> Iterator[Mapping[str, Value]]:
     return iter(())
 
 
-def _random(seed: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+def _random(seed: int) -> BaseSampler:
     return RandomSampler(seed=seed)
 
 
-def _tpe(seed: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+def _tpe(seed: int) -> BaseSampler:
     return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _gp(seed: int, space: Mapping[str, BaseDistribution]) -> BaseSampler:
+def _gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed, deterministic_objective=False)
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "tpe": Sampler(_proposals(_tpe), most_trials=1000, sees_pruned=True),
+    "tpe": Sampler(_proposals(_tpe), most_trials=500, sees_pruned=True),
     "random": Sampler(_proposals(_random)),
-    "cmaes": Sampler(_proposals(ReplayedCma), most_trials=1000),
     "gp": Sampler(_proposals(_gp), most_trials=60),
     "grid": Sampler(_grid, starts_with_default=False),
     "list": Sampler(_nothing, starts_with_default=False),
 }
+"""Optuna's samplers are made anew for each candidate, so the points of a sequence (Sobol's), which
+must go on from candidate to candidate, need a `propose` of their own that uses `request.number`."""

@@ -1,18 +1,18 @@
-"""The search: which candidate comes next, and what the sampler learns from those that ended.
+"""The search: which candidate comes next.
 
-Takes a `SearchSpace`, candidates of earlier sessions and how candidates end; gives new candidates.
-Everything is rebuilt from the run folder; `export` writes it for optuna-dashboard.
+Takes a `SearchSpace` and the events of the sweep; gives new candidates. What it gives follows from
+what it was told, in any order of the candidates: a resumed sweep tells it the stored events.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from foldrace.config.schema import SearchConfig, SweepConfig
-from foldrace.run_folder.records import CandidateRecord, CandidateSummary
+from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.search.export import StudyExporter, open_exporter
+from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS, SuggestionRequest
 from foldrace.scheduling.search.warm_start import earlier_candidates
@@ -23,31 +23,23 @@ from foldrace.search_spaces.space import SearchSpace
 _Key = tuple[str, tuple[tuple[str, Value], ...]]
 
 
-class CandidateStudy:
-    """The search of one sweep: ask for the next candidate, tell how one ended."""
+class CandidateStudy(SweepListener):
+    """The search of one sweep, which listens to what becomes of its candidates."""
 
     def __init__(
         self,
         space: SearchSpace,
         search: SearchConfig,
         classes: int,
-        exporter: StudyExporter | None = None,
-        gains: Callable[[], Mapping[str, float]] = dict,
         earlier: Sequence[EarlierCandidate] = (),
     ) -> None:
-        """Begin a search without candidates.
-
-        `gains()`: candidate -> its gain over the race's blend as it is now, read at each ask where
-        the gain is the objective; `earlier`: candidates of other run folders to learn from.
-        """
-        self._space, self._search, self._exporter = space, search, exporter
+        """Begin a search without candidates; `earlier`: those of other runs, to learn from."""
+        self._space, self._search = space, search
         self._sampler = SAMPLERS[search.sampler]
-        objective = gains if search.objective == "gain" else None
-        self._history = SamplerHistory(space, self._sampler, classes, objective, earlier)
+        by_gain = search.objective == "gain"
+        self._history = SamplerHistory(space, self._sampler, classes, by_gain, earlier)
         points = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
         self._points = {_key(*point): point for point in points}  # that no candidate has
-        for backbone, params in points:
-            self._expect(backbone, params)
         self._taken: set[_Key] = set()  # configurations that a candidate has
         self._begun: set[str] = set()  # backbones with a candidate
 
@@ -56,40 +48,34 @@ class CandidateStudy:
 
         The next point given by hand, else the default configuration of a backbone without a
         candidate, else what the sampler proposes for `backbone` (None: one at random), or for the
-        next backbone where every configuration of that one is taken.
+        next backbone where every configuration of that one is taken. It counts once
+        `candidate_started` has been called with it.
         """
-        if self._exporter is not None:
-            self._exporter.write()  # what was replayed: the dashboard shows it from the start
         found = self._point() or self._default() or self._proposed(number, backbone)
         if found is None:
             return None
-        candidate, (chosen, params) = f"c{number:04d}", found
-        self._start(candidate, chosen, params)
-        return CandidateRecord(candidate=candidate, backbone=chosen, params=params.as_dict())
+        chosen, params = found
+        return CandidateRecord(candidate=f"c{number:04d}", backbone=chosen, params=params.as_dict())
 
-    def replay(self, summary: CandidateSummary) -> None:
-        """Add a candidate of an earlier session, settled or still to be continued.
+    def candidate_started(self, candidate: CandidateRecord) -> None:
+        """Take its configuration; it is not given again, though the space no longer holds it."""
+        self._begun.add(candidate.backbone)
+        key = _key(candidate.backbone, TrialParams.from_dict(candidate.params))
+        self._taken.add(key)
+        self._points.pop(key, None)
+        self._history.start(candidate)
 
-        Whether or not the space still holds it, it is not run again.
-        """
-        record = summary.candidate
-        self._start(record.candidate, record.backbone, TrialParams.from_dict(record.params))
-        if summary.settled:
-            self._history.end(summary)
-            self._export(summary)
+    def trial_ended(self, record: TrialRecord, summary: CandidateSummary) -> None:
+        """Learn from its finished folds."""
+        self._history.update(summary)
 
-    def tell(self, summary: CandidateSummary) -> None:
-        """Take in a candidate that is settled, or that the budget has left unfinished."""
-        if summary.settled:
-            self._history.end(summary)
-        self._export(summary)
-        if self._exporter is not None:
-            self._exporter.write()
+    def decided(self, decision: RaceDecision, summary: CandidateSummary) -> None:
+        """Learn from its score in mid-training, or its gain."""
+        self._history.update(summary)
 
-    def close(self) -> None:
-        """Wait until every candidate is written where the dashboard reads it."""
-        if self._exporter is not None:
-            self._exporter.close()
+    def settled(self, summary: CandidateSummary) -> None:
+        """Learn from how it ended."""
+        self._history.update(summary)
 
     def _point(self) -> tuple[str, TrialParams] | None:
         return next(iter(self._points.values()), None)
@@ -109,48 +95,23 @@ class CandidateStudy:
         return next((found for found in tried if found is not None), None)
 
     def _free(self, number: int, backbone: str) -> tuple[str, TrialParams] | None:
-        """The sampler's first proposal that no candidate has.
-
-        What it proposed in vain is forgotten: the next ask sees candidates alone.
-        """
-        trials = self._history.trials(backbone)
-        ask = SuggestionRequest(self._search.seed, number, self._space.searched(backbone), trials)
-        for drawn in self._sampler.propose(ask):
+        """The sampler's first proposal that no candidate has."""
+        ranges, trials = self._space.searched(backbone), self._history.trials(backbone)
+        request = SuggestionRequest(self._search.seed, number, ranges, trials)
+        for drawn in self._sampler.propose(request):
             params = self._space.decode(backbone, drawn)
             if _key(backbone, params) not in self._taken:
                 return backbone, params
         return None
 
-    def _start(self, candidate: str, backbone: str, params: TrialParams) -> None:
-        self._begun.add(backbone)
-        key = _key(backbone, params)
-        self._taken.add(key)
-        self._points.pop(key, None)
-        self._expect(backbone, params)
-        self._history.start(candidate, backbone, params)
 
-    def _expect(self, backbone: str, params: TrialParams) -> None:
-        if self._exporter is not None:
-            self._exporter.expect(backbone, params)
+def open_study(store: RunStore, config: SweepConfig, space: SearchSpace) -> CandidateStudy:
+    """The study of a run folder, as its config says, without candidates yet.
 
-    def _export(self, summary: CandidateSummary) -> None:
-        if self._exporter is not None:
-            self._exporter.add(summary)
-
-
-def open_study(
-    store: RunStore,
-    config: SweepConfig,
-    space: SearchSpace,
-    gains: Callable[[], Mapping[str, float]],
-) -> CandidateStudy:
-    """The study of a run folder, as its config says.
-
-    Raises UserError where the database or a folder of `search.warm_start` cannot be read.
+    Raises UserError where a folder of `search.warm_start` cannot be read.
     """
     earlier = earlier_candidates(config.search.warm_start, space, store.folds().hash)
-    exporter = open_exporter(store, config, space)
-    return CandidateStudy(space, config.search, len(store.classes()), exporter, gains, earlier)
+    return CandidateStudy(space, config.search, len(store.classes()), earlier)
 
 
 def _key(backbone: str, params: TrialParams) -> _Key:

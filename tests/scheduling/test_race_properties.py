@@ -46,6 +46,7 @@ from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PAR
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import RungReport
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
+from foldrace.scheduling.search.export import open_exporter
 from foldrace.scheduling.search.study import open_study
 from foldrace.search_spaces.space import build_space
 from tests.conftest import examples
@@ -110,7 +111,10 @@ class Tune:
         assert not problems
         needed = None if config.race.rule == "none" else config.race.min_complete
         self.race = Race(store, config.race)
-        self.study = open_study(store, config, space, self.race.gains)
+        self.study = open_study(store, config, space)
+        exporter = open_exporter(store, config, space)
+        assert exporter is not None
+        self.exporter = exporter
         self.settled: list[str] = []
         self.searcher = FoldSearcher(
             store,
@@ -121,6 +125,7 @@ class Tune:
             BackboneAllocation(space.backbones, config.search.candidates, 0.5, 0),
             lambda: self.slots,
             on_settled=lambda summary: self.settled.append(summary.candidate.candidate),
+            listeners=(exporter,),
         )
         self.searcher.replay(store.summaries(running=True))
         self.scheduler = FoldASHA(store, self.race, config.race, self.searcher)
@@ -262,12 +267,8 @@ class Tune:
 
     def final(self) -> list[CandidateSummary]:
         """As `SweepSession.close` ends a sweep."""
-        summaries = self.store.summaries()
-        for summary in summaries:
-            if summary.status == "unfinished":
-                self.study.tell(summary)
-        self.study.close()
-        return summaries
+        self.exporter.close()
+        return self.store.summaries()
 
 
 def sweep_config(

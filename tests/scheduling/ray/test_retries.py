@@ -61,7 +61,7 @@ def searcher_for(store: RunStore, max_failures: int) -> FoldSearcher:
     race = Race(store, RaceConfig())
     return FoldSearcher(
         store,
-        CandidateStudy(space, search, 3, None, race.gains),
+        CandidateStudy(space, search, 3),
         Ledger(3, max_failures, min_complete=5),
         race,
         Budget(search, ResourcesConfig()),

@@ -51,7 +51,7 @@ class Session:
     def __init__(self, run: RacedRun, search: SearchConfig, race: RaceConfig, slots: int = 2):
         self.run, self.settled = run, list[CandidateSummary]()
         self.race = Race(run.store, race)
-        self.study = CandidateStudy(space_of(search), search, 3, None, self.race.gains)
+        self.study = CandidateStudy(space_of(search), search, 3)
         needed = None if race.rule == "none" else race.min_complete
         self.searcher = FoldSearcher(
             run.store, self.study, Ledger(K, 1, needed), self.race,

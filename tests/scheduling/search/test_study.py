@@ -5,32 +5,42 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision
+from foldrace.run_folder.records import CandidateRecord, CandidateSummary
 from foldrace.scheduling.search.sampler_history import SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.search_spaces.hyperparameters import TrialParams
 from tests.conftest import examples
-from tests.scheduling.search.searches import BACKBONES, FEW, ended, running, space_of, sweep
+from tests.scheduling.search.searches import (
+    BACKBONES,
+    FEW,
+    decision,
+    ended,
+    running,
+    space_of,
+    sweep,
+    tell,
+)
 
 A, B = BACKBONES
 
 
-def make(gains: Mapping[str, float] | None = None, **search: object) -> CandidateStudy:
+def make(**search: object) -> CandidateStudy:
     config = sweep(**search)
-    return CandidateStudy(space_of(config), config.search, 10, None, lambda: gains or {})
+    return CandidateStudy(space_of(config), config.search, 10)
 
 
 def asked(study: CandidateStudy, number: int, backbone: str | None = None) -> CandidateRecord:
+    """Ask, and start what is given."""
     record = study.ask(number, backbone)
     assert record is not None
+    study.candidate_started(record)
     return record
 
 
@@ -58,34 +68,68 @@ def test_without_a_backbone_all_get_their_turn() -> None:
     assert {asked(study, number).backbone for number in range(2, 12)} == set(BACKBONES)
 
 
+def course(record: CandidateRecord, kind: int, objective: str) -> list[CandidateSummary]:
+    """One candidate's summaries, event by event, of a life of its own."""
+    number = int(record.candidate[1:])
+    gain = math.sin(number) if objective == "gain" else None
+    loss = 0.1 * number
+    park = decision(record, fold=0, epoch=3, action="continue", score=1.0 + loss)
+    after = decision(record, fold=0, action="continue", gain=gain)
+    stop = decision(record, fold=1, action="stop", gain=gain)
+    parked = ended(record, "running", decisions=[park])
+    one = ended(record, "running", (loss,), decisions=[after])
+    ends = [
+        ended(record, "complete", (loss, 0.2), decisions=[after]),
+        ended(record, "stopped", (loss, 0.2), folds=3, decisions=[after, stop]),
+        ended(record, "diverged", (loss,), decisions=[after]),
+        ended(record, "failed", (loss,), decisions=[after]),
+    ]
+    lives = [[parked, one, ends[0]], [one, ends[1]], [ends[2]], [parked, one, ends[3]]]
+    return [*lives, [parked], [one], [parked, one]][kind]
+
+
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in ("list", "gp")])
 @pytest.mark.parametrize("objective", ["logloss", "gain"])
+@settings(deadline=None, max_examples=examples(6))
+@given(
+    kinds=st.lists(st.integers(0, 6), min_size=16, max_size=22),
+    order=st.randoms(use_true_random=False),
+)
 def test_a_resumed_search_suggests_what_the_undisturbed_one_would(
-    sampler: str, objective: str
+    sampler: str, objective: str, kinds: list[int], order: random.Random
 ) -> None:
-    """Whatever the order in which the candidates ended."""
-    gains: dict[str, float] = {}
+    """Whatever happens to the candidates meanwhile, and in whatever order each is told."""
     keys = {"sampler": sampler, "objective": objective}
-    whole, told = make(gains, **keys), []
-    for number in range(15):
+    whole = make(**keys)
+    told: dict[str, list[CandidateSummary]] = {}
+    left: list[list[CandidateSummary]] = []
+    records = []
+    for number, kind in enumerate(kinds):
         record = asked(whole, number, BACKBONES[number % 2])
-        status = ["complete", "stopped", "complete", "diverged", "failed"][number % 5]
-        told.append(ended(record, status, (0.1 * number, 0.2)[: 1 + (status == "complete")]))
-        gains[record.candidate] = math.sin(number)
-        if number % 4:
-            whole.tell(told[-1])
-    left = [summary for number, summary in enumerate(told) if not number % 4]
-    resumed = make(gains, **keys)
-    for summary in random.Random(0).sample(told, len(told)):
-        still_running = summary in left
-        resumed.replay(ended(summary.candidate, "running") if still_running else summary)
-    assert running(resumed) == running(whole) == len(left)
-    assert resumed.ask(15, A) == whole.ask(15, A)
-    for study in (whole, resumed):
-        for summary in left:
-            study.tell(summary)
-    assert resumed.ask(16, B) == whole.ask(16, B)
-    assert running(resumed) == 2
+        records.append(record)
+        left.append(list(reversed(course(record, kind, objective))))
+        while left and order.random() < 0.7:  # the next event of one that runs
+            events = order.choice(left)
+            summary = events.pop()
+            told.setdefault(summary.candidate.candidate, []).append(summary)
+            tell(whole, summary)
+            left = [events for events in left if events]
+    once, again = make(**keys), make(**keys)
+    for record in order.sample(records, len(records)):  # the last word alone, as from a run folder
+        once.candidate_started(record)
+        for summary in told.get(record.candidate, [])[-1:]:
+            tell(once, summary)
+    for record in records:  # every event, all candidates first
+        again.candidate_started(record)
+    queues = [list(reversed(events)) for events in told.values()]
+    while queues:
+        tell(again, order.choice(queues).pop())
+        queues = [events for events in queues if events]
+    number = len(records)
+    expected = whole.ask(number, A), whole.ask(number + 1, B)
+    for study in (once, again):
+        assert (study.ask(number, A), study.ask(number + 1, B)) == expected
+        assert running(study) == running(whole)
 
 
 def test_points_come_first_and_each_once() -> None:
@@ -99,7 +143,8 @@ def test_points_come_first_and_each_once() -> None:
     assert (first.backbone, first.params["lr"], first.params["batch_size"]) == (B, 0.5, 48)
     assert first.params["dropout"] == space.default(B).dropout
     again = make(points=points)  # resumed after the first one
-    again.replay(ended(first, "complete", (0.4, 0.5)))
+    again.candidate_started(first)
+    tell(again, ended(first, "complete", (0.4, 0.5)))
     for one in (study, again):
         assert asked(one, 1).params == space.default(A).as_dict()
         third = asked(one, 2)
@@ -144,19 +189,19 @@ def test_no_configuration_is_asked_for_twice(sampler: str) -> None:
         seen.add((record.backbone, record.params["epochs"], record.params["batch_size"]))
         if number % 3:
             status = ["complete", "failed"][number % 2]
-            study.tell(ended(record, status, (0.5, 0.5)))
+            tell(study, ended(record, status, (0.5, 0.5)))
     assert len(seen) == 12
     assert study.ask(12, A) is None
     assert running(study) == 4
 
 
-def test_refused_asks_teach_the_sampler_nothing() -> None:
-    """A study that has asked in vain sees what one that has not sees."""
+def test_asking_changes_nothing() -> None:
+    """A study that has asked in vain, or twice, gives what one that has not gives."""
     space = FEW | {"lr": 0.001, "epochs": {"choices": [3, 5, 9]}}
     study, other = make(space=space), make(space=space)
     for number in range(6):
-        record = asked(study, number, A)
-        other.replay(ended(record, "running"))
+        assert study.ask(number, A) == study.ask(number, A) == other.ask(number, A)
+        other.candidate_started(asked(study, number, A))
     assert study.ask(6) is None
     assert running(study) == running(other) == 6
 
@@ -164,10 +209,9 @@ def test_refused_asks_teach_the_sampler_nothing() -> None:
 class History:
     """A `SamplerHistory` of one searched knob, and candidates c0000, c0001 ... as they are told."""
 
-    def __init__(self, sampler: str = "tpe", gains: Mapping[str, float] | None = None) -> None:
-        self.space = space_of(sweep(space=FEW))
-        live = None if gains is None else (lambda: gains)
-        self.history = SamplerHistory(self.space, SAMPLERS[sampler], 10, live)
+    def __init__(self, sampler: str = "tpe", by_gain: bool = False) -> None:
+        self.space = space_of(sweep(space=FEW | {"epochs": 20}))
+        self.history = SamplerHistory(self.space, SAMPLERS[sampler], 10, by_gain)
 
     def record(self, number: int, backbone: str = A) -> CandidateRecord:
         params = self.space.configured(backbone, {"lr": 1e-4 + number * 1e-7})
@@ -176,32 +220,41 @@ class History:
         )
 
     def start(self, number: int, backbone: str = A) -> None:
-        record = self.record(number, backbone)
-        self.history.start(record.candidate, backbone, TrialParams.from_dict(record.params))
+        self.history.start(self.record(number, backbone))
 
     def end(self, number: int, status: str, *losses: float, backbone: str = A) -> None:
-        self.history.end(self.summary(number, status, *losses, backbone=backbone))
+        self.start(number, backbone)
+        record = self.record(number, backbone)
+        self.history.update(ended(record, status, losses, folds=3))
 
-    def summary(
-        self, number: int, status: str, *losses: float, backbone: str = A
-    ) -> CandidateSummary:
-        return ended(self.record(number, backbone), status, losses, folds=3)
+    def at(self, number: int, epoch: int, score: float, status: str = "running") -> None:
+        """A candidate with a score in mid-training."""
+        self.start(number)
+        record = self.record(number)
+        judged = decision(record, fold=0, epoch=epoch, score=score)
+        self.history.update(ended(record, status, decisions=[judged]))
+
+    def gained(self, number: int, status: str, gain: float | None, *losses: float) -> None:
+        self.start(number)
+        record = self.record(number)
+        judged = decision(record, fold=len(losses) - 1, gain=gain)
+        self.history.update(ended(record, status, losses, folds=3, decisions=[judged]))
 
     def seen(self, backbone: str = A) -> dict[int, object]:
-        """Candidate's number -> value, (folds, value) of a pruned one, or `running`."""
+        """Candidate's number -> value, (step, value) of a pruned one, or `running`."""
         found: dict[int, object] = {}
         for trial in self.history.trials(backbone):
             value: object = trial.value
             if trial.state == TrialState.PRUNED:
                 value = next(iter(trial.intermediate_values.items()), None)
-            running = trial.state == TrialState.RUNNING
-            found[trial.number - 1] = "running" if running else value
+            number = round((float(trial.params["lr"]) - 1e-4) / 1e-7)
+            found[number] = "running" if trial.state == TrialState.RUNNING else value
         return found
 
 
 def test_what_the_sampler_sees_of_each_end() -> None:
     history = History()
-    for number in range(7):
+    for number in range(5, 7):
         history.start(number)
     history.end(0, "complete", 0.4, 0.8, 0.2)
     history.end(1, "stopped", 0.4, 0.8)
@@ -210,58 +263,90 @@ def test_what_the_sampler_sees_of_each_end() -> None:
     history.end(4, "failed", 0.4)
     assert history.seen() == {
         0: pytest.approx((10 * 0.4 + 30 * 0.8 + 90 * 0.2) / 130),  # pooled over rows
-        1: (2, pytest.approx((10 * 0.4 + 30 * 0.8) / 40)),
+        1: (200, pytest.approx((10 * 0.4 + 30 * 0.8) / 40)),
         3: (0, 2 * math.log(10)),  # worse than anything that was stopped
         5: "running",
         6: "running",
     }
 
 
-def test_tpe_learns_where_training_diverges_also_where_nearly_all_others_are_stopped() -> None:
+def test_what_a_candidate_has_come_to_is_seen_before_it_ends() -> None:
+    history = History()
+    history.at(0, epoch=4, score=1.5)  # parked, or still going on
+    history.at(1, epoch=19, score=0.9, status="stopped")
+    history.at(2, epoch=0, score=3.0)
+    assert history.seen() == {0: (20, 1.5), 1: (95, 0.9), 2: (1, 3.0)}
+    history.end(0, "running", 0.7)
+    assert history.seen()[0] == (100, pytest.approx(0.7))
+    history.end(0, "running", 0.7, 0.5)
+    assert history.seen()[0] == (200, pytest.approx(0.55))
+    history.end(0, "complete", 0.7, 0.5, 0.5)
+    assert history.seen()[0] == pytest.approx((10 * 0.7 + 30 * 0.5 + 90 * 0.5) / 130)
+
+
+def learnt_rates(tell_of: Callable[[CandidateRecord, float], CandidateSummary]) -> list[float]:
+    """Learning rates that TPE proposes after 60 candidates from 1e-4 to 5e-3, with their ends."""
     study, space = make(space=FEW), space_of(sweep(space=FEW))
     for number in range(60):
         lr = 1e-4 * 50 ** (number / 59)
-        record = CandidateRecord(
-            candidate=f"c{number:04d}",
-            backbone=A,
-            params=space.configured(A, {"lr": lr}).as_dict(),
-        )
-        status = "diverged" if lr > 1e-3 else "complete" if number == 12 else "stopped"
-        losses = {"diverged": (), "stopped": (0.5,), "complete": (0.4, 0.4)}[status]
-        study.replay(ended(record, status, losses))
-    study.replay(ended(asked(study, 60, B), "failed"))  # its default
-    drawn = [float(asked(study, number, A).params["lr"]) for number in range(61, 81)]
-    assert sum(lr > 1.2e-3 for lr in drawn) <= 3
+        params = space.configured(A, {"lr": lr}).as_dict()
+        record = CandidateRecord(candidate=f"c{number:04d}", backbone=A, params=params)
+        study.candidate_started(record)
+        tell(study, tell_of(record, lr))
+    tell(study, ended(asked(study, 60, B), "failed"))  # its default
+    return [float(asked(study, number, A).params["lr"]) for number in range(61, 81)]
 
 
-def test_of_a_first_fold_stopped_in_mid_training_its_score_is_seen() -> None:
-    history = History()
-    decision = RaceDecision(
-        number=0, candidate="c0000", fold=0, epoch=4, rule="epoch", action="stop", folds_done=0,
-        rows=10, score=1.5, complete=5, epochs_trained=9, reason="",
-    )  # fmt: skip
-    history.history.end(ended(history.record(0), "stopped", decisions=[decision]))
-    assert history.seen() == {0: (0, 1.5)}
+def test_tpe_learns_where_training_diverges_also_where_nearly_all_others_are_stopped() -> None:
+    def end(record: CandidateRecord, lr: float) -> CandidateSummary:
+        if lr > 1e-3:
+            return ended(record, "diverged")
+        if record.candidate == "c0012":
+            return ended(record, "complete", (0.4, 0.4))
+        return ended(record, "stopped", (0.5,))
+
+    assert sum(lr > 1.2e-3 for lr in learnt_rates(end)) <= 3
 
 
-@pytest.mark.parametrize("sampler", ["cmaes", "gp"])
-def test_a_sampler_that_knows_no_pruning_sees_what_the_folds_gave(sampler: str) -> None:
-    history = History(sampler)
+@pytest.mark.parametrize("best", [2e-4, 3e-3])
+def test_tpe_keeps_off_where_parked_candidates_were_bad(best: float) -> None:
+    def parked(record: CandidateRecord, lr: float) -> CandidateSummary:
+        score = 0.5 + abs(math.log10(lr / best))
+        return ended(record, "running", decisions=[decision(record, 0, epoch=3, score=score)])
+
+    assert sum((lr < 1e-3) == (best < 1e-3) for lr in learnt_rates(parked)) >= 17
+
+
+def test_a_parked_candidate_that_went_further_counts_more() -> None:
+    """Late scores are lower than early ones: they do not compare as they are."""
+
+    def parked(record: CandidateRecord, lr: float) -> CandidateSummary:
+        epoch, score = (16, 1.0) if lr < 1e-3 else (2, 0.9)
+        return ended(record, "running", decisions=[decision(record, 0, epoch=epoch, score=score)])
+
+    assert sum(lr < 1e-3 for lr in learnt_rates(parked)) >= 17
+
+
+def test_a_sampler_that_knows_no_pruning_sees_what_the_folds_gave() -> None:
+    history = History("gp")
     history.end(0, "stopped", 0.4, 0.8)
-    assert history.seen() == {0: pytest.approx(0.7)}
+    history.end(1, "diverged")
+    history.at(2, epoch=4, score=1.5)
+    history.start(3)
+    expected = {0: pytest.approx(0.7), 1: 2 * math.log(10), 2: 1.5, 3: "running"}
+    assert history.seen() == expected
 
 
-def test_with_the_gain_as_objective_values_follow_the_blend() -> None:
-    gains = {"c0000": 0.02, "c0001": -0.01, "c0002": 0.5}
-    history = History(gains=gains)
-    history.end(0, "complete", 0.4, 0.8, 0.2)
-    history.end(1, "stopped", 0.3)
-    history.end(2, "diverged", 0.3)
-    history.end(3, "complete", 0.1, 0.1, 0.1)  # its gain is not known yet
-    penalty = 2 * math.log(10)
-    assert history.seen() == {0: -0.02, 1: (1, 0.01), 2: (0, penalty)}
-    gains |= {"c0000": -0.03, "c0003": 0.04}
-    assert history.seen() == {0: 0.03, 1: (1, 0.01), 2: (0, penalty), 3: -0.04}
+def test_with_the_gain_as_objective_the_value_is_that_of_the_last_decision() -> None:
+    history = History(by_gain=True)
+    history.gained(0, "complete", 0.02, 0.4, 0.8, 0.2)
+    history.gained(1, "stopped", -0.01, 0.3)
+    history.gained(2, "diverged", 0.5, 0.3)
+    history.gained(3, "complete", None, 0.1, 0.1, 0.1)  # the race could not say
+    history.gained(4, "running", None, 0.1)
+    assert history.seen() == {
+        0: -0.02, 1: (100, 0.01), 2: (0, 2 * math.log(10)), 4: "running",
+    }  # fmt: skip
 
 
 def test_a_backbone_learns_from_all_until_it_has_enough_of_its_own() -> None:
@@ -301,7 +386,8 @@ def test_what_lies_outside_a_changed_space_is_not_seen_and_not_run_again() -> No
     records = [asked(old, number, A) for number in range(4)]
     changed = make(space={"lr": {"low": 0.01, "high": 0.1, "log": True}})
     for record in records:
-        changed.replay(ended(record, "running"))
+        changed.candidate_started(record)
+        tell(changed, ended(record, "running", (0.3,)))
     assert running(changed) == 0
     assert asked(changed, 4, B).params != space_of(sweep()).default(B).as_dict()
 
@@ -321,12 +407,13 @@ def test_no_candidate_is_left_running_whatever_happens(events: list[tuple[int, s
             number += 1
         elif event == "end" and live:
             done.append(ended(live.pop(choice % len(live)), statuses[choice], (0.3, 0.5)))
-            study.tell(done[-1])
+            tell(study, done[-1])
         elif event == "resume":
             study = make()
             for summary in [*done, *(ended(r, "running") for r in live)]:
-                study.replay(summary)
+                study.candidate_started(summary.candidate)
+                tell(study, summary)
         assert running(study) == len(live)
     for record in live:
-        study.tell(ended(record, "stopped", (0.3,)))
+        tell(study, ended(record, "stopped", (0.3,)))
     assert running(study) == 0
