@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.metrics import CLIP
 from foldrace.ensemble.blend import clipped
-from foldrace.ensemble.solvers.kernels import backend_for, member_sums
+from foldrace.ensemble.solvers.kernels import member_sums
 from foldrace.ensemble.solvers.optimal import SearchState, improved
 
 STEP = 0.1

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 from foldrace.config.schema import RaceConfig
 from foldrace.core.files import warn_ignored
@@ -249,9 +249,7 @@ class Race:
         """The decision that a waiting or parked candidate is stopped for good."""
         latest = state.latest
         if latest is not None and state.parked_epoch is not None:
-            return latest.model_copy(
-                update={"action": "stop", "reason": reason} | self._sums()
-            )
+            return latest.model_copy(update={"action": "stop", "reason": reason} | self._sums())
         return self._decision(state, "stop", reason, self._gains.of(state.summary))
 
     # -- what runs next
@@ -304,7 +302,9 @@ class Race:
             rung, place = self._standing(state)
             if rung is not None and place is not None and place.is_among_best:
                 reason = f"among the best 1/{self._config.reduction} of its rung by now"
-                found.append((-rung.fraction, place.loss, state.number, Move("return", state, reason)))
+                found.append(
+                    (-rung.fraction, place.loss, state.number, Move("return", state, reason))
+                )
         yield from (move for *_, move in sorted(found, key=lambda f: f[:3]))
 
     def _by_promise(self, least: float = 0.0) -> list[tuple[float, Move]]:
@@ -485,7 +485,7 @@ class Race:
             **self._sums(),
         )
 
-    def _sums(self) -> dict[str, float | int | None]:
+    def _sums(self) -> dict[str, Any]:
         """The part of a decision that is of the whole sweep."""
         self._next_number += 1
         return {

@@ -120,9 +120,7 @@ class CandidateState:
         if self._summary is None:
             trials = [self.ended[fold] for fold in sorted(self.ended)]
             decisions = sorted(self.decisions.values(), key=lambda d: d.number)
-            self._summary = summarise(
-                self.record, trials, self.folds, not self.settled, decisions
-            )
+            self._summary = summarise(self.record, trials, self.folds, not self.settled, decisions)
         return self._summary
 
     def changed(self) -> None:
@@ -227,9 +225,7 @@ class SweepState:
     @property
     def trials_started(self) -> int:
         """Number of fold trials that run, are parked or have ended."""
-        return sum(
-            len(s.ended) + len(s.running) + (s.parked_epoch is not None) for s in self
-        )
+        return sum(len(s.ended) + len(s.running) + (s.parked_epoch is not None) for s in self)
 
     @property
     def trials_promised(self) -> int:

@@ -28,7 +28,7 @@ from foldrace.scheduling.unfinished_trials import (
     with_stopped_trial,
 )
 
-FINISHED = "finished"
+FINISHED: Literal["finished"] = "finished"
 """Given in place of a fold trial: nothing runs, and nothing will."""
 _GB = 1e9
 _log = logging.getLogger("foldrace")
@@ -118,7 +118,9 @@ class Sweep:
             return
         if running.epoch == 0 and epochs > 1:
             task = running.task
-            _log.info("%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epochs)
+            _log.info(
+                "%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epochs
+            )
         running.epoch, running.val_logloss = epochs, val_logloss
 
     def rung_reached(self, trial_id: str, epoch: int) -> bool:
@@ -263,9 +265,7 @@ class Sweep:
 
     def _new_candidate(self) -> FoldTask | None:
         number, state = self.state.next_number, self.state
-        backbone = self._allocation.choose(
-            number, state.started, state.gains(), self._costs()
-        )
+        backbone = self._allocation.choose(number, state.started, state.gains(), self._costs())
         cost = self._cost(backbone, state.folds)
         if not self._budget.admits_candidate(self._committed(None), cost):
             self._refused = True

@@ -53,9 +53,7 @@ class SweepSession(SweepListener):
         self._notes: dict[str, None] = {}  # of this session's trials, each text once
         self.interrupted = False
         study = open_study(store, config, space)
-        self.sweep = Sweep(
-            store, config, study, cluster.slots, self._devices, self._seconds_left
-        )
+        self.sweep = Sweep(store, config, study, cluster.slots, self._devices, self._seconds_left)
         self._exporter = open_exporter(store, config, space)
         if self._exporter is not None:
             self.sweep.listeners.append(self._exporter)

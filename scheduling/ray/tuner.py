@@ -25,9 +25,9 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
-from foldrace.scheduling.ray.tune_adapter import TuneTrial
 from foldrace.scheduling.ray.fold_trial import TrialJob, trainable
 from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.scheduling.ray.tune_adapter import TuneTrial
 from foldrace.search_spaces.space import SearchSpace
 
 # Tune reads these when it is imported or started: no loggers of its own beside our run folder, its

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.stats import sem
 
 from foldrace.ensemble.running_blend import MOST_LOST, STEP, bounded_gain
-from foldrace.ensemble.solvers import kernels
 from tests.conftest import examples
 
 
