@@ -23,8 +23,8 @@ from harness import ROOT
 from numpy.typing import NDArray
 
 from foldrace.config.schema import SweepConfig
+from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.dataset.folds import FoldTable, read_folds
-from foldrace.ensemble.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord
 from foldrace.run_folder.variants import EMA, RAW
 

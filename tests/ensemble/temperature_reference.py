@@ -1,6 +1,6 @@
 """The temperature by its definition: an array of soft targets and scipy's scalar minimiser.
 
-Takes log-probabilities (n, C) and labels; shares no code with `foldrace.ensemble.temperature`.
+Takes log-probabilities (n, C) and labels; shares no code with `foldrace.core.temperature`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import DTypeLike, NDArray
 from scipy.special import log_softmax
 
-from foldrace.ensemble.temperature import (
+from foldrace.core.temperature import (
     HOTTEST,
     LOG_CLIP,
     at_temperature,
