@@ -35,6 +35,11 @@ def smoothed_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int6
     return _least(targets(log_prob, labels), log_prob)
 
 
+def plain_loss(log_prob: NDArray[np.floating], labels: NDArray[np.int64], beta: float) -> float:
+    """Log loss of the rows alone, nats, at the temperature 1 / beta."""
+    return _cross_entropy(np.eye(log_prob.shape[1])[labels], log_prob, beta)
+
+
 def plain_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """Of the least log loss of the rows alone."""
     return _least(np.eye(log_prob.shape[1])[labels], log_prob)
