@@ -187,7 +187,7 @@ def test_a_soup_that_helps_is_a_further_variant(soup_run: SoupRun) -> None:
         expected = log_loss(soup_run.labels[here], normalise(by_hand[here]), labels=range(3))
         assert score.val_logloss == pytest.approx(expected, rel=1e-5)
         fitted = calibrated(np.log(by_hand[here]), soup_run.labels[here])
-        assert score.calibrated_logloss == pytest.approx(fitted, rel=1e-5)
+        assert score.calibrated_logloss == pytest.approx(fitted, rel=1e-4)
         assert score.val_acc == (by_hand[here].argmax(1) == soup_run.labels[here]).mean()
     np.testing.assert_allclose(store.oof("c0000", "soup"), by_hand, rtol=4e-3, atol=1e-6)
     true = by_hand[np.arange(len(labels)), labels]
@@ -211,7 +211,8 @@ def test_a_soup_judges_no_candidate(soup_run: SoupRun) -> None:
     assert after[0].last_fold_logloss == before[0].last_fold_logloss
     assert leaderboard_csv(after) == leaderboard_csv(before)
     assert soup.best_single_oof_calibrated_logloss == pytest.approx(
-        before[0].pooled_calibrated(str(before[0].best)), rel=1e-5
+        before[0].pooled_calibrated(str(before[0].best)),
+        rel=1e-4,  # temperatures to 1e-5
     )
 
 
