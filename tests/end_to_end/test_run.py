@@ -153,11 +153,11 @@ def test_the_leaderboard_is_scikit_learns_arithmetic(finished: Run) -> None:
     for row in leaderboard.itertuples():
         oof = {v: finished.oof(row.candidate, v) for v in ("raw", "ema")}
         calibrated = {v: pooled_calibrated(prob, labels, fold) for v, prob in oof.items()}
-        # The files are float16.
-        assert row.oof_calibrated_logloss == pytest.approx(min(calibrated.values()), abs=2e-4)
-        assert row.oof_calibrated_logloss == pytest.approx(calibrated[row.variant], abs=2e-4)
+        # The files are float16, whose rounding a temperature below 1 multiplies.
+        assert row.oof_calibrated_logloss == pytest.approx(min(calibrated.values()), abs=1e-3)
+        assert row.oof_calibrated_logloss == pytest.approx(calibrated[row.variant], abs=1e-3)
         prob = oof[row.variant]
-        assert row.oof_logloss == pytest.approx(log_loss(labels, prob), abs=2e-4)
+        assert row.oof_logloss == pytest.approx(log_loss(labels, prob), abs=2e-4)  # float16
         # The files are float16: of classes that are equal there, either was the larger one.
         tied = (np.sort(prob, axis=1)[:, -1] == np.sort(prob, axis=1)[:, -2]).mean()
         accuracy = accuracy_score(labels, prob.argmax(axis=1))
@@ -165,7 +165,7 @@ def test_the_leaderboard_is_scikit_learns_arithmetic(finished: Run) -> None:
         last = fold == 1
         assert row.last_fold_logloss == pytest.approx(log_loss(labels[last], prob[last]), abs=2e-4)
         assert row.last_fold_calibrated_logloss == pytest.approx(
-            calibrated_loss(prob[last], labels[last]), abs=2e-4
+            calibrated_loss(prob[last], labels[last]), abs=1e-3
         )
         assert row.folds_done == 2 and row.epochs_trained == 4
 
