@@ -39,12 +39,12 @@ from oof_data import OofData
 from sklearn.model_selection import train_test_split
 
 from foldrace.core.metrics import log_loss_of_true, normalise
+from foldrace.core.temperature import at_temperature, fit_temperature
 from foldrace.ensemble.calibration import choose_calibration, methods_to_try
 from foldrace.ensemble.methods import AUTO, METHODS, fit_method
 from foldrace.ensemble.pool import MemberRows, Pool, member_rows
 from foldrace.ensemble.pooling import Fit, Settings, blend_prob, mixture_fit
 from foldrace.ensemble.solvers.greedy import greedy
-from foldrace.ensemble.temperature import at_temperature, fit_temperature
 
 _HELD = 0.3
 _GREEDY = "greedy"

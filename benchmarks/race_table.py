@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from harness import ROOT
 from numpy.typing import NDArray
 
 from foldrace.config.schema import SweepConfig
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.core.temperature import calibrated_log_loss, fit_temperature, true_prob_at
 from foldrace.dataset.folds import FoldTable, read_folds
-from foldrace.ensemble.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord
 from foldrace.run_folder.variants import EMA, RAW
 
@@ -180,15 +182,67 @@ def load(path: Path = PACKED) -> RaceTable:
     with np.load(path, allow_pickle=False) as kept:
         facts = json.loads(kept["facts"].tobytes())
         arrays = {name: kept[name] for name in ("oof", "at_rungs", "test_true")}
-    trials = [TrialRecord.model_validate(record) for record in facts["trials"]]
+    trials = [_scored(record) for record in facts["trials"]]
     keys = [(trial.candidate, trial.fold) for trial in trials]
-    return RaceTable(
-        config=SweepConfig.model_validate_json(json.dumps(facts["config"])),
-        folds_csv=facts["folds"],
-        classes=tuple(facts["classes"]),
-        candidates=tuple(CandidateRecord.model_validate(r) for r in facts["candidates"]),
-        trials=dict(zip(keys, trials, strict=True)),
-        logs=dict(zip(keys, facts["logs"], strict=True)),
-        rung_epochs=tuple(facts["rung_epochs"]),
-        **arrays,
+    return _calibrated(
+        RaceTable(
+            config=SweepConfig.model_validate_json(json.dumps(facts["config"])),
+            folds_csv=facts["folds"],
+            classes=tuple(facts["classes"]),
+            candidates=tuple(CandidateRecord.model_validate(r) for r in facts["candidates"]),
+            trials=dict(zip(keys, trials, strict=True)),
+            logs=dict(zip(keys, facts["logs"], strict=True)),
+            rung_epochs=tuple(facts["rung_epochs"]),
+            **arrays,
+        )
     )
+
+
+def _scored(record: dict[str, Any]) -> TrialRecord:
+    """A record, older ones too, whose scores have no calibrated loss yet."""
+    for score in record["variants"].values():
+        score.setdefault("calibrated_logloss", score["val_logloss"])
+    return TrialRecord.model_validate(record)
+
+
+def _calibrated(table: RaceTable) -> RaceTable:
+    """The table with calibrated losses, which its recording may have had none of.
+
+    Best epochs stay those of the recording. In the logs only the rungs of first folds have a
+    calibrated loss, as probabilities were kept of them alone.
+    """
+    if "val_calibrated_logloss" in next(iter(table.logs.values()), "val_calibrated_logloss"):
+        return table
+    trials = {key: _calibrated_trial(table, key) for key in table.trials}
+    return replace(table, trials=trials, logs={key: _calibrated_log(table, key) for key in trials})
+
+
+def _calibrated_trial(table: RaceTable, key: Key) -> TrialRecord:
+    trial = table.trials[key]
+    if not table.ended_well(key):
+        return trial
+    labels = table.labels[table.folds.fold == key[1]]
+    losses = {
+        variant: calibrated_log_loss(oof.log_prob, labels, oof.true_prob)
+        for variant, oof in table.fold_oof(key).items()
+    }
+    scores = {
+        name: score.model_copy(update={"calibrated_logloss": losses[name]})
+        for name, score in trial.variants.items()
+    }
+    return trial.model_copy(update={"variants": scores})
+
+
+def _calibrated_log(table: RaceTable, key: Key) -> str:
+    header, *lines = table.logs[key].splitlines()
+    columns = ",".join(f"{prefix}val_calibrated_logloss" for prefix in ("", "ema_"))
+    found = [f"{header},{columns}"]
+    for epochs, line in enumerate(lines, start=1):
+        known = (
+            table.rung_columns(key[0], epochs)
+            if key[1] == 0 and epochs in table.rung_epochs
+            else {}
+        )
+        losses = (log_loss_of_true(known[v]) if v in known else math.nan for v in VARIANTS)
+        found.append(",".join([line, *map(str, losses)]))
+    return "\n".join(found) + "\n"

@@ -132,7 +132,8 @@ def _soup_line(soup: Soup) -> str:
         return f"No soup of {soup.backbone} beats its best model, {soup.ingredients[0]}"
     return (
         f"Soup of {soup.backbone}: {' + '.join(soup.ingredients)}, OOF log loss "
-        f"{soup.oof_logloss:.4f} (best alone {soup.best_single_oof_logloss:.4f})"
+        f"{soup.oof_calibrated_logloss:.4f} (best alone "
+        f"{soup.best_single_oof_calibrated_logloss:.4f})"
     )
 
 

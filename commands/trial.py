@@ -73,7 +73,8 @@ class _PrintEpochs:
     def report(self, epoch: EpochReport) -> None:
         self._console.print(
             f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, val log loss "
-            f"{epoch.val_logloss:.4f} (EMA {epoch.ema_val_logloss:.4f}), accuracy "
+            f"{epoch.val_calibrated_logloss:.4f} (EMA {epoch.ema_val_calibrated_logloss:.4f}; "
+            f"uncalibrated {epoch.val_logloss:.4f}, EMA {epoch.ema_val_logloss:.4f}), accuracy "
             f"{epoch.val_acc:.4f} (EMA {epoch.ema_val_acc:.4f}), {epoch.seconds:.1f} s"
         )
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.metrics import normalise
+from foldrace.core.temperature import at_temperature, fit_temperature
 from foldrace.ensemble.crossfit import CrossFitRows, crossfit_rows
 from foldrace.ensemble.methods import AUTO, METHODS
 from foldrace.ensemble.pool import MemberRows, Pool
 from foldrace.ensemble.pooling import Fit, blend_prob
-from foldrace.ensemble.temperature import at_temperature, fit_temperature
 from foldrace.run_folder.blend_records import (
     Calibration,
     CalibrationTrial,

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foldrace.core.metrics import log_loss_of_true, normalise, row_losses
+from foldrace.core.temperature import at_temperature, fit_temperature
 from foldrace.ensemble.blend import Blend, checked_members, clipped, mixture
 from foldrace.ensemble.pool import MemberRows, Pool, cross_fit_parts, take_rows
 from foldrace.ensemble.pooling import Fit, blend_prob
 from foldrace.ensemble.solvers.optimal import optimal
-from foldrace.ensemble.temperature import at_temperature, fit_temperature
 
 
 @dataclass(frozen=True)

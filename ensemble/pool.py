@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foldrace.core.metrics import log_loss_of_true
+from foldrace.core.temperature import at_temperature, part_temperatures, true_prob_at
 from foldrace.ensemble.blend import first_of_equals
-from foldrace.ensemble.temperature import at_temperature, part_temperatures, true_prob_at
 from foldrace.run_folder.variants import RAW
 
 _PARTS = 5

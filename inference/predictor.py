@@ -22,10 +22,10 @@ from safetensors.torch import load
 from foldrace.core.errors import RunFolderError, listing
 from foldrace.core.metrics import normalise
 from foldrace.core.plugins import naming_plugins
+from foldrace.core.temperature import at_temperature
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
 from foldrace.ensemble.selection.external import added_test
-from foldrace.ensemble.temperature import at_temperature
 from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.metrics import log_loss_of_true
+from foldrace.core.temperature import calibrated_log_loss
 from foldrace.dataset.manifest import read_manifest
 from foldrace.dataset.tables import on_disk
 from foldrace.inference.predictor import BATCH, RunModels, State
@@ -34,8 +35,8 @@ class Ingredient:
 
     candidate: str
     variant: str
-    oof_logloss: float
-    """Log loss in its trials' records, in nats."""
+    calibrated_logloss: float
+    """Pooled calibrated log loss in its trials' records, in nats."""
 
     @property
     def name(self) -> str:
@@ -50,10 +51,19 @@ class AveragedModel:
     ingredients: tuple[Ingredient, ...]
     folds: tuple[Oof, ...]
     accuracies: tuple[float, ...]
+    calibrated: tuple[float, ...]
+    """Calibrated log loss of each fold, in nats; NaN where a probability is no number."""
+
+    @property
+    def oof_calibrated_logloss(self) -> float:
+        """Pooled over all rows, calibrated by fold; infinite where a probability is no number."""
+        rows = [len(oof.true_prob) for oof in self.folds]
+        loss = float(np.average(self.calibrated, weights=rows))
+        return loss if math.isfinite(loss) else math.inf
 
     @property
     def oof_logloss(self) -> float:
-        """Pooled over all rows; infinite where a probability is no number."""
+        """Uncalibrated, pooled over all rows; infinite where a probability is no number."""
         true_prob = np.concatenate([oof.true_prob for oof in self.folds])
         return log_loss_of_true(true_prob) if np.isfinite(true_prob).all() else math.inf
 
@@ -63,6 +73,7 @@ class AveragedModel:
         return VariantScore(
             rows=len(oof.true_prob),
             val_logloss=log_loss_of_true(oof.true_prob),
+            calibrated_logloss=self.calibrated[fold],
             val_acc=self.accuracies[fold],
             best_epoch=best_epoch,
             ingredients=tuple(ingredient.name for ingredient in self.ingredients),
@@ -80,13 +91,14 @@ class Scorer:
         self, ingredients: Sequence[Ingredient], model_config: ModelConfig
     ) -> AveragedModel:
         """The mean of the ingredients' weights, for each fold of that fold's checkpoints."""
-        folds, accuracies = [], []
+        folds, accuracies, calibrated = [], [], []
         for fold in range(self.models.store.fold_count):
             rows, labels = self._rows(fold)
             log_prob = self._log_prob(ingredients, model_config, fold, rows)
             folds.append(oof_of(log_prob, labels))
             accuracies.append(float((log_prob.argmax(axis=1) == labels).mean()))
-        return AveragedModel(tuple(ingredients), tuple(folds), tuple(accuracies))
+            calibrated.append(calibrated_log_loss(log_prob, labels, folds[-1].true_prob))
+        return AveragedModel(tuple(ingredients), tuple(folds), tuple(accuracies), tuple(calibrated))
 
     def weights(self, ingredients: Sequence[Ingredient], fold: int) -> State:
         """The mean of one fold's checkpoints, on the CPU."""

@@ -1,9 +1,10 @@
 """Greedy soups: one set of weights that is the mean of several checkpoints of one architecture.
 
 Takes a run folder, writes a further variant `soup` of a group's best candidate where the mean has a
-lower OOF log loss than each checkpoint, and `soups.json`; gives what was tried. At no time does a
-record stand over files of another soup. Source: Wortsman et al., Model soups: averaging weights of
-multiple fine-tuned models improves accuracy without increasing inference time, ICML 2022.
+lower calibrated OOF log loss than each checkpoint, and `soups.json`; gives what was tried. At no
+time does a record stand over files of another soup. Source: Wortsman et al., Model soups: averaging
+weights of multiple fine-tuned models improves accuracy without increasing inference time, ICML
+2022.
 """
 
 from __future__ import annotations
@@ -37,8 +38,11 @@ class SoupTrial(BaseModel):
 
     member: str
     """`c0003 ema`"""
+    oof_calibrated_logloss: float | None
+    """Calibrated log loss of the soup with it, which decides, in nats; None where a probability is
+    not finite."""
     oof_logloss: float | None
-    """Log loss of the soup with it, in nats; None where a probability is not finite."""
+    """Uncalibrated log loss of it; None alike."""
     stays: bool
 
 
@@ -52,9 +56,13 @@ class Soup(BaseModel):
     backbone: str
     ingredients: tuple[str, ...]
     """`c0003 ema`, the best first; where there is only one, no soup beat it."""
+    oof_calibrated_logloss: float
+    best_single_oof_calibrated_logloss: float
+    """Calibrated log loss of the best ingredient alone, scored as the soup was."""
     oof_logloss: float
+    """Uncalibrated log loss."""
     best_single_oof_logloss: float
-    """Log loss of the best ingredient alone, scored as the soup was."""
+    """Uncalibrated log loss of the best ingredient alone."""
     tried: tuple[SoupTrial, ...]
     key: str
     """Changes with the members that a group has and with their losses."""
@@ -80,9 +88,16 @@ def write_soups(store: RunStore, soups: Sequence[Soup]) -> None:
 
 def soup_trial(model: AveragedModel, stays: bool) -> SoupTrial:
     """The record of trying the ingredient that came last."""
-    loss = model.oof_logloss
-    finite = loss if math.isfinite(loss) else None
-    return SoupTrial(member=model.ingredients[-1].name, oof_logloss=finite, stays=stays)
+    return SoupTrial(
+        member=model.ingredients[-1].name,
+        oof_calibrated_logloss=_finite(model.oof_calibrated_logloss),
+        oof_logloss=_finite(model.oof_logloss),
+        stays=stays,
+    )
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def save_soup(scorer: Scorer, model: AveragedModel, model_config: ModelConfig) -> None:
@@ -178,14 +193,14 @@ def _groups(store: RunStore, models: RunModels) -> Iterator[tuple[ModelConfig, l
             groups[models.model_config(summary.trials[0])] += _ingredients(store, summary)
     for model_config, group in groups.items():
         if len(group) > 1:
-            yield model_config, sorted(group, key=lambda ingredient: ingredient.oof_logloss)
+            yield model_config, sorted(group, key=lambda ingredient: ingredient.calibrated_logloss)
 
 
 def _ingredients(store: RunStore, summary: CandidateSummary) -> Iterator[Ingredient]:
     candidate = summary.candidate.candidate
     for variant in (RAW, EMA):
         if variant in summary.variants and store.has_weights(candidate, variant):
-            yield Ingredient(candidate, variant, summary.pooled_logloss(variant))
+            yield Ingredient(candidate, variant, summary.pooled_calibrated(variant))
 
 
 def _soup(
@@ -210,7 +225,8 @@ def _greedy_soup(
     tried = [soup_trial(alone, stays=True)]
     for other in others:
         extended = scorer.average([*model.ingredients, other], model_config)
-        stays = extended.oof_logloss < model.oof_logloss - _LEAST_GAIN
+        gain = model.oof_calibrated_logloss - extended.oof_calibrated_logloss
+        stays = gain > _LEAST_GAIN
         model = extended if stays else model
         tried.append(soup_trial(extended, stays))
         tell(_line(model_config.backbone, extended, stays))
@@ -218,6 +234,8 @@ def _greedy_soup(
         candidate=best.candidate,
         backbone=model_config.backbone,
         ingredients=tuple(ingredient.name for ingredient in model.ingredients),
+        oof_calibrated_logloss=model.oof_calibrated_logloss,
+        best_single_oof_calibrated_logloss=alone.oof_calibrated_logloss,
         oof_logloss=model.oof_logloss,
         best_single_oof_logloss=alone.oof_logloss,
         tried=tuple(tried),
@@ -231,10 +249,11 @@ def _greedy_soup(
 def _line(backbone: str, model: AveragedModel, stays: bool) -> str:
     done = "stays" if stays else "is left out"
     name = model.ingredients[-1].name
-    return f"soup of {backbone}: {name} {done}, OOF log loss with it {model.oof_logloss:.4f}"
+    loss = model.oof_calibrated_logloss
+    return f"soup of {backbone}: {name} {done}, OOF log loss with it {loss:.4f}"
 
 
 def _key(store: RunStore, group: Sequence[Ingredient]) -> str:
-    tried = [[i.name, i.oof_logloss] for i in group[:_MOST_TRIED]]
+    tried = [[i.name, i.calibrated_logloss] for i in group[:_MOST_TRIED]]
     text = json.dumps([store.folds().hash, tried])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -119,9 +119,9 @@ class ReportContext:
             return None
         columns = {
             name: np.array([_float(row.get(name)) for row in rows])
-            for name in ("epoch", "val_logloss", "train_loss")
+            for name in ("epoch", "val_calibrated_logloss", "train_loss")
         }
-        return Curve(columns["epoch"], columns["val_logloss"], columns["train_loss"])
+        return Curve(columns["epoch"], columns["val_calibrated_logloss"], columns["train_loss"])
 
 
 def _rows(text: str) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Progress while a sweep runs: a live table on a terminal, plain lines anywhere else.
 
-Takes `Progress` records and a rich console; also prints the leaderboard for `status`.
+Takes `Progress` records and a rich console; also prints the leaderboard for `status`. The log loss
+of a trial or candidate is the calibrated one.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _event_line(event: Event) -> str | None:
 def _trial_line(trial: TrialRecord) -> str:
     head = f"{trial.candidate} fold{trial.fold} {trial.status}"
     if trial.best is not None:
-        return f"{head}: log loss {number(trial.variants[trial.best].val_logloss)}"
+        return f"{head}: log loss {number(trial.variants[trial.best].calibrated_logloss)}"
     lines = (trial.error or "").strip().splitlines()
     return f"{head}: {lines[0]}" if lines else head
 
@@ -130,7 +131,7 @@ def _candidate_line(summary: CandidateSummary) -> str:
     head = f"{summary.candidate.candidate} {summary.status}"
     if summary.best is None:
         return head
-    loss = f"OOF log loss {number(summary.pooled_logloss(summary.best))}"
+    loss = f"OOF log loss {number(summary.pooled_calibrated(summary.best))}"
     folds = "" if summary.status == "complete" else f" on {len(summary.finished)} fold(s)"
     if summary.gain is not None:
         loss += f", gain {difference(summary.gain)}"
@@ -255,7 +256,7 @@ def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[Render
     yield _cell(summary.candidate.backbone)
     yield Text(summary.status, style=style)
     yield f"{len(summary.finished)}/{summary.folds}"
-    yield number(summary.pooled_logloss(best) if best else None)
+    yield number(summary.pooled_calibrated(best) if best else None)
     yield number(summary.pooled_accuracy(best) if best else None)
 
 

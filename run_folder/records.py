@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -57,6 +57,10 @@ class VariantScore(StoredRecord):
 
     rows: int
     val_logloss: float
+    """Log loss of the probabilities as they are, in nats."""
+    calibrated_logloss: float
+    """Log loss at the temperature fitted on these rows: what selects, since what is submitted is
+    calibrated. At most `val_logloss`."""
     val_acc: float
     best_epoch: int
     ingredients: tuple[str, ...] = ()
@@ -93,9 +97,13 @@ class TrialRecord(StoredRecord):
 
     @property
     def best(self) -> str | None:
-        """The variant with the lower log loss, soups left out; raw on a tie."""
+        """The variant with the lowest calibrated log loss, soups left out; raw on a tie."""
         own = [name for name, score in self.variants.items() if not score.ingredients]
-        return min(own, key=lambda v: (self.variants[v].val_logloss, v != RAW, v), default=None)
+
+        def order(variant: str) -> tuple[float, bool, str]:
+            return self.variants[variant].calibrated_logloss, variant != RAW, variant
+
+        return min(own, key=order, default=None)
 
 
 class RaceDecision(StoredRecord):
@@ -207,19 +215,21 @@ class CandidateSummary:
         shared = set.intersection(*(set(t.variants) for t in self.finished))
         return tuple(sorted(shared, key=lambda v: (v != RAW, v)))
 
-    def pooled_logloss(self, variant: str) -> float:
-        """Mean log loss over all rows of the finished folds, not mean of fold means."""
-        scores = [t.variants[variant] for t in self.finished]
-        return math.fsum(s.rows * s.val_logloss for s in scores) / sum(s.rows for s in scores)
-
     def pooled_calibrated(self, variant: str) -> float:
         """The loss that selects: mean over all rows of the finished folds, calibrated by fold."""
-        return self.pooled_logloss(variant)
+        return self._pooled(variant, lambda score: score.calibrated_logloss)
+
+    def pooled_logloss(self, variant: str) -> float:
+        """Uncalibrated log loss: mean over all rows of the finished folds, not of fold means."""
+        return self._pooled(variant, lambda score: score.val_logloss)
 
     def pooled_accuracy(self, variant: str) -> float:
         """Share of the rows of all finished folds whose class is right."""
+        return self._pooled(variant, lambda score: score.val_acc)
+
+    def _pooled(self, variant: str, value: Callable[[VariantScore], float]) -> float:
         scores = [t.variants[variant] for t in self.finished]
-        return math.fsum(s.rows * s.val_acc for s in scores) / sum(s.rows for s in scores)
+        return math.fsum(s.rows * value(s) for s in scores) / sum(s.rows for s in scores)
 
     @cached_property
     def own_variants(self) -> tuple[str, ...]:
@@ -230,14 +240,25 @@ class CandidateSummary:
 
     @cached_property
     def best(self) -> str | None:
-        """The variant with the lower pooled log loss, soups left out; raw on a tie."""
-        return min(self.own_variants, key=self.pooled_logloss, default=None)
+        """The variant with the lowest pooled calibrated loss, soups left out; raw on a tie."""
+        return min(self.own_variants, key=self.pooled_calibrated, default=None)
 
     @property
     def last_fold_logloss(self) -> float | None:
-        """Log loss of the better variant on the last fold, or None where it is not trained."""
+        """Uncalibrated log loss of the best variant on the last fold; None before it is trained."""
+        score = self._last_fold
+        return score.val_logloss if score else None
+
+    @property
+    def last_fold_calibrated_logloss(self) -> float | None:
+        """Calibrated log loss of the best variant on the last fold; None before it is trained."""
+        score = self._last_fold
+        return score.calibrated_logloss if score else None
+
+    @property
+    def _last_fold(self) -> VariantScore | None:
         last = [t for t in self.finished if t.fold == self.folds - 1]
-        return last[0].variants[self.best].val_logloss if last and self.best else None
+        return last[0].variants[self.best] if last and self.best else None
 
 
 def summarise(

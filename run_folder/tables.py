@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from foldrace.run_folder.records import CandidateSummary
 
 _LEADERBOARD = (
-    "candidate", "backbone", "status", "folds_done", "variant", "oof_logloss", "oof_accuracy",
-    "last_fold_logloss", "gain", "gain_se", "epochs_trained", "seconds",
+    "candidate", "backbone", "status", "folds_done", "variant", "oof_logloss",
+    "oof_calibrated_logloss", "oof_accuracy", "last_fold_logloss", "last_fold_calibrated_logloss",
+    "gain", "gain_se", "epochs_trained", "seconds",
 )  # fmt: skip
 _TRIALS = (
-    "candidate", "fold", "status", "variant", "val_logloss", "best_epoch", "epochs_trained",
-    "seconds", "node", "device",
+    "candidate", "fold", "status", "variant", "val_logloss", "val_calibrated_logloss", "best_epoch",
+    "epochs_trained", "seconds", "node", "device",
 )  # fmt: skip
 DECISIONS = (
     "number", "candidate", "fold", "epoch", "rule", "action", "variant", "folds_done", "rows",
@@ -25,7 +26,7 @@ DECISIONS = (
 
 
 def leaderboard_csv(summaries: Sequence[CandidateSummary]) -> str:
-    """One row per candidate: complete ones first, by OOF log loss, then the others by id."""
+    """One row per candidate: complete ones first, by calibrated OOF log loss, the others by id."""
     names = sorted({f"hp.{name}" for s in summaries for name in s.candidate.params})
     return _csv_text((*_LEADERBOARD, *names), map(_leaderboard_row, ranked(summaries)))
 
@@ -42,11 +43,11 @@ def decisions_csv(summaries: Iterable[CandidateSummary]) -> str:
 
 
 def ranked(summaries: Iterable[CandidateSummary]) -> list[CandidateSummary]:
-    """Order candidates best first: complete ones by OOF log loss, then the rest by id."""
+    """Order candidates best first: complete ones by calibrated OOF log loss, the rest by id."""
 
     def order(summary: CandidateSummary) -> tuple[bool, float, str]:
         complete = summary.status == "complete" and summary.best is not None
-        loss = summary.pooled_logloss(summary.best) if complete and summary.best else 0.0
+        loss = summary.pooled_calibrated(summary.best) if complete and summary.best else 0.0
         return not complete, loss, summary.candidate.candidate
 
     return sorted(summaries, key=order)
@@ -61,8 +62,10 @@ def _leaderboard_row(summary: CandidateSummary) -> dict[str, object]:
         "folds_done": len(summary.finished),
         "variant": best,
         "oof_logloss": summary.pooled_logloss(best) if best else None,
+        "oof_calibrated_logloss": summary.pooled_calibrated(best) if best else None,
         "oof_accuracy": summary.pooled_accuracy(best) if best else None,
         "last_fold_logloss": summary.last_fold_logloss,
+        "last_fold_calibrated_logloss": summary.last_fold_calibrated_logloss,
         "gain": summary.gain,
         "gain_se": summary.gain_se,
         "epochs_trained": sum(t.epochs_trained for t in summary.trials),
@@ -75,6 +78,7 @@ def _trial_rows(summary: CandidateSummary) -> Iterator[dict[str, object]]:
     for trial in summary.trials:
         score = trial.variants[trial.best] if trial.best else None
         best = {"variant": trial.best, **(score.model_dump() if score else {})}
+        best["val_calibrated_logloss"] = score.calibrated_logloss if score else None
         yield trial.model_dump() | best | {"seconds": f"{trial.seconds:.2f}"}
 
 

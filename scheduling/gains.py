@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFolderError
 from foldrace.ensemble.running_blend import Gain, RunningBlend, bounded_gain
-from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix

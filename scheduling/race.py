@@ -537,7 +537,7 @@ def _gain_text(better: Better) -> str:
 def _fold_losses(summary: CandidateSummary) -> list[float]:
     """Fold losses of the better variant; empty where the folds have no variant in common."""
     best = summary.best
-    return [trial.variants[best].val_logloss for trial in summary.finished] if best else []
+    return [t.variants[best].calibrated_logloss for t in summary.finished] if best else []
 
 
 def _mean_loss(summary: CandidateSummary) -> float | None:

@@ -95,13 +95,16 @@ def _comparable(params: TrialParams) -> Sequence[int]:
 
 
 def losses_of(log: str) -> list[float]:
-    """Validation log loss of the better variant by epoch, from the text of a train_log.csv.
+    """Calibrated log loss of the better variant by epoch, from the text of a train_log.csv.
 
     ValueError where it is none.
     """
     lines = csv.DictReader(io.StringIO(log))
     try:
-        return [_better(line["val_logloss"], line["ema_val_logloss"]) for line in lines]
+        return [
+            _better(line["val_calibrated_logloss"], line["ema_val_calibrated_logloss"])
+            for line in lines
+        ]
     except (KeyError, TypeError, csv.Error) as error:
         raise ValueError(f"no train_log.csv: {error!r}") from error
 

@@ -144,7 +144,7 @@ class TrialParams:
     )  # fmt: skip
     lr_patience: int = _knob(
         3, Int(1, 1000), Int(1, 10), "epochs",
-        "step: epochs between two steps; plateau: epochs without a lower validation log loss",
+        "step: epochs between two steps; plateau: epochs without a lower calibrated log loss",
     )  # fmt: skip
     sam_rho: float = _knob(
         0.0, Float(0.0, 2.0), Float(0.01, 0.2, log=True), "norm of the perturbation",

@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foldrace.core.metrics import log_loss_of_true
+from foldrace.core.temperature import calibrated_log_loss
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.run_folder.variants import RAW
 from foldrace.search_spaces.hyperparameters import TrialParams
@@ -41,7 +42,9 @@ class FoldScore:
     """The training loss on these rows."""
     accuracy: float
     logloss: float
-    """The score; NaN where a probability is not finite."""
+    """Log loss of the probabilities as they are; NaN where one is not finite."""
+    calibrated: float
+    """Log loss at the temperature fitted on these rows, which every choice goes by; NaN alike."""
     oof: Oof
 
     def at(self, epoch: int) -> VariantScore:
@@ -49,6 +52,7 @@ class FoldScore:
         return VariantScore(
             rows=len(self.oof.true_prob),
             val_logloss=self.logloss,
+            calibrated_logloss=self.calibrated,
             val_acc=self.accuracy,
             best_epoch=epoch,
         )
@@ -75,12 +79,13 @@ def score_fold(
     log_prob = log_probs(logits, data.model_config.activation).cpu().numpy()
     oof = oof_of(log_prob, labels)
     finite = bool(np.isfinite(log_prob).all())
-    return FoldScore(
-        float(loss),
-        float((log_prob.argmax(1) == labels).mean()),
-        log_loss_of_true(oof.true_prob) if finite else math.nan,
-        oof,
-    )
+    logloss = log_loss_of_true(oof.true_prob) if finite else math.nan
+    calibrated = calibrated_log_loss(log_prob, labels, oof.true_prob)
+    # Every device has these rows, but the last bit may differ between kinds of CPU, and devices
+    # that disagree on whether to train on would wait for each other for ever.
+    logloss, calibrated = broadcast_object_list([logloss, calibrated])
+    accuracy = float((log_prob.argmax(1) == labels).mean())
+    return FoldScore(float(loss), accuracy, logloss, calibrated, oof)
 
 
 def oof_of(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> Oof:
@@ -110,7 +115,7 @@ class Checkpoint:
 
 @dataclass
 class History:
-    """The log of a training and its best checkpoints so far.
+    """The log of a training and its best checkpoints so far, by calibrated log loss.
 
     With warm restarts the snapshots are the ends of the last cycles (Huang et al., Snapshot
     Ensembles, ICLR 2017), else the next best epochs after the best one.
@@ -139,7 +144,7 @@ class History:
         for name, model in models.items():
             new = scores[name]
             old = self.best.get(name)
-            if old is None or new.logloss < old.score.val_logloss:
+            if old is None or new.calibrated < old.score.calibrated_logloss:
                 self.best[name] = _checkpoint(model, new, epoch)
                 if name == RAW and old is not None and not self.cycle_ends:
                     self._keep_further(old)
@@ -167,13 +172,13 @@ class History:
         return text.getvalue()
 
     def _is_next_best(self, new: FoldScore) -> bool:
-        worst = self.further[-1].score.val_logloss if self.further else math.inf
+        worst = self.further[-1].score.calibrated_logloss if self.further else math.inf
         some_are_kept = self.snapshots > 0  # else every epoch would be copied for nothing
-        return some_are_kept and (len(self.further) < self.snapshots or new.logloss < worst)
+        return some_are_kept and (len(self.further) < self.snapshots or new.calibrated < worst)
 
     def _keep_further(self, checkpoint: Checkpoint) -> None:
         self.further.append(checkpoint)
-        self.further.sort(key=lambda c: (c.score.val_logloss, c.score.best_epoch))
+        self.further.sort(key=lambda c: (c.score.calibrated_logloss, c.score.best_epoch))
         del self.further[self.snapshots :]
 
 

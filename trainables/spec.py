@@ -83,8 +83,11 @@ class EpochReport:
     val_loss: float
     val_acc: float
     val_logloss: float
+    val_calibrated_logloss: float
+    """At the temperature fitted on these rows, in nats."""
     ema_val_acc: float
     ema_val_logloss: float
+    ema_val_calibrated_logloss: float
     lr: float
     seconds: float
 

@@ -113,12 +113,13 @@ def _train(
         seconds = time.perf_counter() - started
         lr = max(group["lr"] for group in state.optimizer.param_groups)
         history.log.append(_epoch_report(epoch, train_loss, train_acc, scored, lr, seconds))
-        losses = [train_loss, *(s.logloss for s in scored.values())]
+        losses = [train_loss]
+        losses += [loss for s in scored.values() for loss in (s.logloss, s.calibrated)]
         history.diverged = not all(math.isfinite(loss) for loss in losses)
         if history.diverged:
             break
         history.keep(state.variants(), scored)
-        state.schedule.epoch_done(min(s.logloss for s in scored.values()))
+        state.schedule.epoch_done(min(s.calibrated for s in scored.values()))
         if isinstance(monitor, RungMonitor) and len(history.log) in monitor.rungs:
             resume.wait()  # whoever stops the trial removes its state
             oof = {name: s.oof for name, s in scored.items()}
@@ -183,8 +184,10 @@ def _epoch_report(
         val_loss=raw.loss,
         val_acc=raw.accuracy,
         val_logloss=raw.logloss,
+        val_calibrated_logloss=raw.calibrated,
         ema_val_acc=ema.accuracy if ema else math.nan,
         ema_val_logloss=ema.logloss if ema else math.nan,
+        ema_val_calibrated_logloss=ema.calibrated if ema else math.nan,
         lr=lr,
         seconds=seconds,
     )

@@ -48,7 +48,13 @@ def _sleeper(sleep: float) -> Callable[[TrialJob], Callable[[dict[str, Any]], No
                     folds_hash=store.folds().hash,
                     seed=0,
                     variants={
-                        RAW: VariantScore(rows=_ROWS, val_logloss=loss, val_acc=0.5, best_epoch=0)
+                        RAW: VariantScore(
+                            rows=_ROWS,
+                            val_logloss=loss,
+                            calibrated_logloss=loss,
+                            val_acc=0.5,
+                            best_epoch=0,
+                        )
                     },
                 )
             )

@@ -118,7 +118,13 @@ class Learner:
             folds_hash=folds_hash,
             seed=fold,
             variants={
-                v: VariantScore(rows=int(n), val_logloss=loss, val_acc=acc, best_epoch=EPOCHS - 1)
+                v: VariantScore(
+                    rows=int(n),
+                    val_logloss=loss,
+                    calibrated_logloss=loss,
+                    val_acc=acc,
+                    best_epoch=EPOCHS - 1,
+                )
                 for v, (n, loss, acc) in scores.items()
             },
             epochs_trained=EPOCHS if items else 3,

@@ -16,7 +16,7 @@ from sides.hard_digits import test_images
 from sides.race_recorder import seen_file
 
 from foldrace.config.schema import DataConfig
-from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
 

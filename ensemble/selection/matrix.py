@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.core.files import LocalFiles, atomic_folder, remove_abandoned
+from foldrace.core.temperature import part_temperatures, true_prob_at
 from foldrace.ensemble.pool import Member, MemberRows, cross_fit_parts
 from foldrace.ensemble.selection.matrix_folder import (
     Column,
@@ -30,7 +31,6 @@ from foldrace.ensemble.selection.matrix_folder import (
 )
 from foldrace.ensemble.selection.members import OofSource
 from foldrace.ensemble.selection.validation import ScoredRows, violations
-from foldrace.ensemble.temperature import part_temperatures, true_prob_at
 from foldrace.run_folder.store import RunStore
 
 _VERSION = 2

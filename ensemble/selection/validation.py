@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem
 from foldrace.core.metrics import CLIP
+from foldrace.core.temperature import LOG_CLIP
 from foldrace.dataset.folds import FoldTable
 from foldrace.ensemble.selection.members import OofSource, member_name
-from foldrace.ensemble.temperature import LOG_CLIP
 from foldrace.run_folder.oof import row_name
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix

@@ -36,7 +36,7 @@ class Curve:
     """Losses of one fold trial by epoch."""
 
     epochs: NDArray[np.float64]  # (E,)
-    val_logloss: NDArray[np.float64]  # (E,)
+    val_calibrated_logloss: NDArray[np.float64]  # (E,)
     train_loss: NDArray[np.float64]  # (E,)
 
 
@@ -58,13 +58,13 @@ class Dot:
 
 
 def learning_curves(candidates: Sequence[CandidateCurves]) -> bytes:
-    """Draw validation log loss on the left, training loss on the right."""
+    """Draw calibrated validation log loss on the left, training loss on the right."""
 
     def draw(left: Axes, right: Axes) -> None:
         for i, candidate in enumerate(candidates):
             colour = COLOURS[i % len(COLOURS)]
             marker = MARKERS[i % len(MARKERS)]
-            _curve_lines(left, candidate, "val_logloss", colour, marker)
+            _curve_lines(left, candidate, "val_calibrated_logloss", colour, marker)
             _curve_lines(right, candidate, "train_loss", colour, marker)
         left.set_title("Validation log loss")
         right.set_title("Training loss")

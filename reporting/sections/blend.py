@@ -185,7 +185,7 @@ def _members_table(members: tuple[BlendMember, ...]) -> Table:
         "variant": ["" if m.record.added else m.record.variant for m in members],
         "weight": [score(m.record.weight) for m in members],
         "loss rise without it": [signed(m.gain) for m in members],
-        "own OOF log loss": [score(m.own_logloss) for m in members],
+        "own OOF log loss, uncalibrated": [score(m.own_logloss) for m in members],
         "temperature": [score(m.record.temperature) for m in members],
         "time per image": [_time(m.record.ms_per_image) for m in members],
         "weight files": [_size(m.record.weight_bytes) for m in members],

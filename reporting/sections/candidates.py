@@ -35,9 +35,9 @@ def learning_curves(ctx: ReportContext) -> list[Part]:
         ctx.chart(
             "learning_curves",
             charts.learning_curves(shown),
-            f"Log loss against epoch of {', '.join(c.label for c in shown)}",
-            "The best candidates. Light lines are folds; the strong line is their mean, up to the "
-            "last epoch that every fold reached.",
+            f"Calibrated log loss against epoch of {', '.join(c.label for c in shown)}",
+            "The best candidates, validated at a fitted temperature. Light lines are folds; the "
+            "strong line is their mean, up to the last epoch that every fold reached.",
         )
     ]
 
@@ -76,8 +76,10 @@ def _label(summary: CandidateSummary) -> str:
 
 _EXACT: dict[str, Callable[[CandidateSummary], float | None]] = {
     "oof_logloss": lambda s: s.pooled_logloss(s.best) if s.best else None,
+    "oof_calibrated_logloss": lambda s: s.pooled_calibrated(s.best) if s.best else None,
     "oof_accuracy": lambda s: s.pooled_accuracy(s.best) if s.best else None,
     "last_fold_logloss": lambda s: s.last_fold_logloss,
+    "last_fold_calibrated_logloss": lambda s: s.last_fold_calibrated_logloss,
 }
 """Columns rounded from the record: the CSV's six digits, rounded again, may end one off."""
 
@@ -96,8 +98,10 @@ def leaderboard(ctx: ReportContext) -> list[Part]:
     marked = frozenset(i for i, row in enumerate(rows) if row["candidate"] in ctx.weights)
     return [
         Note(
-            "Complete candidates come first, by OOF log loss; only they can be compared with each "
-            "other, and only they may enter the blend (shaded rows). "
+            "Complete candidates come first, by oof_calibrated_logloss: the log loss at "
+            "temperatures fitted fold by fold, as a submission has them; oof_logloss is "
+            "uncalibrated. Only they can be compared with each other, and only they may enter the "
+            "blend (shaded rows). "
             "The gain is what a candidate added to the race's blend when it was last judged, in "
             "nats per row; a later blend may gain less by it. A click on a column sorts by it."
         ),

@@ -207,8 +207,7 @@ def _blend_loss(
             race_charts.blend_loss(points, singles),
             "OOF log loss of the race's blend over the epochs trained, beside the best candidate's",
             "The race's own blend: the best weights of the calibrated complete candidates on all "
-            "rows, chosen and scored on the same ones. The candidates are scored without "
-            "calibration.",
+            "rows, chosen and scored on the same ones. A candidate is calibrated fold by fold.",
         )
     ]
 
@@ -225,9 +224,9 @@ def blend_points(decisions: Sequence[RaceDecision]) -> list[BlendPoint]:
 def best_singles(
     summaries: Iterable[CandidateSummary], decisions: Iterable[RaceDecision]
 ) -> list[tuple[int, float]]:
-    """Pairs (epochs trained, pooled OOF log loss) wherever a new best candidate was complete."""
+    """Pairs (epochs trained, calibrated loss) wherever a new best candidate was complete."""
     losses = {
-        s.candidate.candidate: s.pooled_logloss(s.best)
+        s.candidate.candidate: s.pooled_calibrated(s.best)
         for s in summaries
         if s.status == "complete" and s.best
     }

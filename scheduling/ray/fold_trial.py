@@ -148,7 +148,7 @@ class _TuneMonitor:
 
 def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     """(n,) true-class probabilities at the temperature that suits these rows."""
-    from foldrace.ensemble.temperature import fit_temperature, true_prob_at
+    from foldrace.core.temperature import fit_temperature, true_prob_at
 
     temperature = fit_temperature(oof.log_prob, labels)
     return true_prob_at(oof.log_prob, labels, temperature)

@@ -118,7 +118,7 @@ class SweepSession(SweepListener):
     def trial_ended(self, record: TrialRecord, summary: CandidateSummary) -> None:
         """Log the trial and its warnings, show the progress."""
         best = record.best
-        score = f"log loss {record.variants[best].val_logloss:.4f}" if best else record.error
+        score = f"log loss {record.variants[best].calibrated_logloss:.4f}" if best else record.error
         _log.info("%s fold%d %s: %s", record.candidate, record.fold, record.status, score or "")
         for note in record.notes:
             if note not in self._notes:

@@ -14,9 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from numpy.typing import NDArray
+from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.end_to_end.runs import SAME, Cli, Run, succeeded, undecided
+from tests.ensemble.temperature_reference import smoothed_temperature
+
+Floats, Ints = NDArray[np.float64], NDArray[np.int64]
 
 pytestmark = pytest.mark.usefixtures("both_rays")
 
@@ -27,8 +32,10 @@ LEADERBOARD = [
     "folds_done",
     "variant",
     "oof_logloss",
+    "oof_calibrated_logloss",
     "oof_accuracy",
     "last_fold_logloss",
+    "last_fold_calibrated_logloss",
     "gain",
     "gain_se",
     "epochs_trained",
@@ -40,13 +47,23 @@ TRIALS = [
     "status",
     "variant",
     "val_logloss",
+    "val_calibrated_logloss",
     "best_epoch",
     "epochs_trained",
     "seconds",
     "node",
     "device",
 ]
-TRAIN_LOG = ["epoch", "train_loss", "train_acc", "val_loss", "val_acc", "val_logloss", "lr"]
+TRAIN_LOG = [
+    "epoch",
+    "train_loss",
+    "train_acc",
+    "val_loss",
+    "val_acc",
+    "val_logloss",
+    "val_calibrated_logloss",
+    "lr",
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,22 +132,41 @@ def test_folds_are_stratified_and_whole(finished: Run) -> None:
         assert np.isfinite(finished.oof(candidate, "raw")).all()
 
 
+def calibrated_loss(prob: Floats, labels: Ints) -> float:
+    """By scipy: at the fitted temperature, or without one where that is better."""
+    log_prob = np.log(prob)
+    scaled = log_softmax(log_prob / smoothed_temperature(log_prob, labels), axis=1)
+    return min(log_loss(labels, prob), log_loss(labels, np.exp(scaled)))
+
+
+def pooled_calibrated(prob: Floats, labels: Ints, fold: Ints) -> float:
+    parts = [fold == k for k in range(fold.max() + 1)]
+    losses = [calibrated_loss(prob[rows], labels[rows]) for rows in parts]
+    return float(np.average(losses, weights=[rows.sum() for rows in parts]))
+
+
 def test_the_leaderboard_is_scikit_learns_arithmetic(finished: Run) -> None:
     labels, fold = finished.labels(), finished.table("folds.csv")["fold"].to_numpy()
     leaderboard = finished.table("leaderboard.csv")
     assert leaderboard["status"].tolist() == ["complete"] * 2
-    assert leaderboard["oof_logloss"].is_monotonic_increasing
+    assert leaderboard["oof_calibrated_logloss"].is_monotonic_increasing
     for row in leaderboard.itertuples():
-        losses = {v: log_loss(labels, finished.oof(row.candidate, v)) for v in ("raw", "ema")}
-        assert row.oof_logloss == pytest.approx(min(losses.values()), abs=2e-4)  # float16 files
-        assert row.oof_logloss == pytest.approx(losses[row.variant], abs=2e-4)
-        prob = finished.oof(row.candidate, row.variant)
+        oof = {v: finished.oof(row.candidate, v) for v in ("raw", "ema")}
+        calibrated = {v: pooled_calibrated(prob, labels, fold) for v, prob in oof.items()}
+        # The files are float16, whose rounding a temperature below 1 multiplies.
+        assert row.oof_calibrated_logloss == pytest.approx(min(calibrated.values()), abs=1e-3)
+        assert row.oof_calibrated_logloss == pytest.approx(calibrated[row.variant], abs=1e-3)
+        prob = oof[row.variant]
+        assert row.oof_logloss == pytest.approx(log_loss(labels, prob), abs=2e-4)  # float16
         # The files are float16: of classes that are equal there, either was the larger one.
         tied = (np.sort(prob, axis=1)[:, -1] == np.sort(prob, axis=1)[:, -2]).mean()
         accuracy = accuracy_score(labels, prob.argmax(axis=1))
         assert row.oof_accuracy == pytest.approx(accuracy, abs=tied + 1e-6)
         last = fold == 1
         assert row.last_fold_logloss == pytest.approx(log_loss(labels[last], prob[last]), abs=2e-4)
+        assert row.last_fold_calibrated_logloss == pytest.approx(
+            calibrated_loss(prob[last], labels[last]), abs=1e-3
+        )
         assert row.folds_done == 2 and row.epochs_trained == 4
 
 
@@ -163,8 +199,14 @@ def test_the_blend_is_what_it_says(finished: Run) -> None:
     assert record["oof_accuracy"] == pytest.approx(right, abs=undecided(blend) + 1e-6)
     assert record["mixture_logloss"] <= record["best_single_oof_logloss"] + 1e-12
     assert record["certificate"] >= 0 and record["members_considered"] == 4
-    best = finished.table("leaderboard.csv")["oof_logloss"].min()
-    assert record["best_single_oof_logloss"] == pytest.approx(best, abs=1e-5)
+    trials = [json.loads(f.read_text()) for f in finished.folder.glob("trials/*/fold*/trial.json")]
+    pooled = [
+        sum(s["rows"] * s["val_logloss"] for s in scores) / sum(s["rows"] for s in scores)
+        for candidate in {trial["candidate"] for trial in trials}
+        for variant in ("raw", "ema")
+        if (scores := [t["variants"][variant] for t in trials if t["candidate"] == candidate])
+    ]
+    assert record["best_single_oof_logloss"] == pytest.approx(min(pooled), abs=1e-5)
     stored = np.exp(np.load(finished.folder / "ensemble/oof.npy").astype(np.float64))
     np.testing.assert_allclose(stored, blend, atol=2e-3)
 

@@ -1,6 +1,6 @@
 """The temperature by its definition: an array of soft targets and scipy's scalar minimiser.
 
-Takes log-probabilities (n, C) and labels; shares no code with `foldrace.ensemble.temperature`.
+Takes log-probabilities (n, C) and labels; shares no code with `foldrace.core.temperature`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ def smoothed_loss(log_prob: NDArray[np.floating], labels: NDArray[np.int64], bet
 def smoothed_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     """Of the least `smoothed_loss`."""
     return _least(targets(log_prob, labels), log_prob)
+
+
+def plain_loss(log_prob: NDArray[np.floating], labels: NDArray[np.int64], beta: float) -> float:
+    """Log loss of the rows alone, nats, at the temperature 1 / beta."""
+    return _cross_entropy(np.eye(log_prob.shape[1])[labels], log_prob, beta)
 
 
 def plain_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from foldrace.core.metrics import log_loss
+from foldrace.core.temperature import at_temperature
 from foldrace.ensemble.calibration import (
     choose_calibration,
     choose_method,
@@ -23,7 +24,6 @@ from foldrace.ensemble.pool import MemberRows, Pool, member_rows
 from foldrace.ensemble.pooling import Fit, Settings, mixture_fit
 from foldrace.ensemble.solvers.greedy import greedy
 from foldrace.ensemble.solvers.kernels import certified
-from foldrace.ensemble.temperature import at_temperature
 
 ROWS, CLASSES = 2000, 6
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import LocalFiles
+from foldrace.core.temperature import at_temperature
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.pooling import POOLINGS, pool_terms
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import AddSpec, add_sources, added_test
 from foldrace.ensemble.selection.select import Request, blend_run
-from foldrace.ensemble.temperature import at_temperature
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import CLASSES, LABELS, ROWS, add, make_store

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from foldrace.core.temperature import fit_temperature
 from foldrace.ensemble.pool import Member, cross_fit_parts, member_rows
-from foldrace.ensemble.temperature import fit_temperature
 
 ROWS, CLASSES = 90, 4
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, Problem, RunFolderError, UserError
+from foldrace.core.temperature import at_temperature
 from foldrace.dataset.duplicates import NearDuplicate, save_near_duplicates
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.methods import METHODS
@@ -26,7 +27,6 @@ from foldrace.ensemble.selection.external import (
     add_sources,
 )
 from foldrace.ensemble.selection.select import Request, blend_run
-from foldrace.ensemble.temperature import at_temperature
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 from tests.ensemble.selection_runs import (

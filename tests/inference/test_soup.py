@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from scipy.special import log_softmax
 from sklearn.metrics import log_loss
 
 from foldrace.commands.ensemble import blend
@@ -31,6 +32,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
 from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.predict import pack_weights
+from tests.ensemble.temperature_reference import smoothed_temperature
 
 K = 2
 SIZE = 32
@@ -124,9 +126,16 @@ def scored(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> VariantS
     return VariantScore(
         rows=len(labels),
         val_logloss=log_loss(labels, normalise(np.exp(log_prob)), labels=range(3)),
+        calibrated_logloss=calibrated(log_prob, labels),
         val_acc=float((log_prob.argmax(1) == labels).mean()),
         best_epoch=4,
     )
+
+
+def calibrated(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
+    """By scipy: at the fitted temperature, or without one where that is better."""
+    scaled = [log_prob, log_softmax(log_prob / smoothed_temperature(log_prob, labels), axis=1)]
+    return min(log_loss(labels, normalise(np.exp(x)), labels=range(3)) for x in scaled)
 
 
 def kept(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> Oof:
@@ -177,27 +186,33 @@ def test_a_soup_that_helps_is_a_further_variant(soup_run: SoupRun) -> None:
         assert score.ingredients == soup.ingredients and score.rows == here.sum()
         expected = log_loss(soup_run.labels[here], normalise(by_hand[here]), labels=range(3))
         assert score.val_logloss == pytest.approx(expected, rel=1e-5)
+        fitted = calibrated(np.log(by_hand[here]), soup_run.labels[here])
+        assert score.calibrated_logloss == pytest.approx(fitted, rel=1e-4)
         assert score.val_acc == (by_hand[here].argmax(1) == soup_run.labels[here]).mean()
     np.testing.assert_allclose(store.oof("c0000", "soup"), by_hand, rtol=4e-3, atol=1e-6)
     true = by_hand[np.arange(len(labels)), labels]
     np.testing.assert_allclose(store.true_prob("c0000", "soup"), true, rtol=1e-4)
     assert soup.oof_logloss == pytest.approx(-np.log(true).mean(), rel=1e-5)
-    assert soup.oof_logloss < soup.best_single_oof_logloss
+    assert soup.oof_calibrated_logloss < soup.best_single_oof_calibrated_logloss
 
 
 def test_a_soup_judges_no_candidate(soup_run: SoupRun) -> None:
     before = soup_run.store.summaries()
     [soup] = make_soups(soup_run.store, 1)
     after = soup_run.store.summaries()
-    assert "soup" in after[0].variants and after[0].pooled_logloss("soup") == pytest.approx(
-        soup.oof_logloss, rel=1e-9
-    )
+    assert "soup" in after[0].variants
+    for pooled, loss in (
+        (after[0].pooled_logloss("soup"), soup.oof_logloss),
+        (after[0].pooled_calibrated("soup"), soup.oof_calibrated_logloss),
+    ):
+        assert pooled == pytest.approx(loss, rel=1e-9)
     assert [s.best for s in after] == [s.best for s in before]
     assert [t.best for s in after for t in s.trials] == [t.best for s in before for t in s.trials]
     assert after[0].last_fold_logloss == before[0].last_fold_logloss
     assert leaderboard_csv(after) == leaderboard_csv(before)
-    assert soup.best_single_oof_logloss == pytest.approx(
-        before[0].pooled_logloss(str(before[0].best)), rel=1e-5
+    assert soup.best_single_oof_calibrated_logloss == pytest.approx(
+        before[0].pooled_calibrated(str(before[0].best)),
+        rel=1e-4,  # temperatures to 1e-5
     )
 
 
@@ -240,7 +255,8 @@ def test_a_new_ingredient_replaces_the_soup(soup_run: SoupRun) -> None:
     with_further_ingredient(soup_run)
     [new] = make_soups(soup_run.store, 1)
     assert new.candidate == old.candidate == "c0000" and len(new.tried) == 4
-    assert len(new.ingredients) == 3 and new.oof_logloss < old.oof_logloss
+    assert len(new.ingredients) == 3
+    assert new.oof_calibrated_logloss < old.oof_calibrated_logloss
     check_whole(soup_run, "c0000")
 
 
@@ -337,7 +353,8 @@ def test_weights_that_give_no_numbers_are_left_out(soup_run: SoupRun) -> None:
         assert trial is not None
         store.save_trial(trial, weights={"raw": pack_weights(broken(fold), CARD)})
     [soup] = make_soups(store, 1)
-    assert soup.tried[-1].oof_logloss is None and not soup.tried[-1].stays
+    worst = soup.tried[-1]
+    assert worst.oof_calibrated_logloss is worst.oof_logloss is None and not worst.stays
 
 
 def test_averaged() -> None:

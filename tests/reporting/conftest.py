@@ -28,6 +28,7 @@ from foldrace.run_folder.records import (
     summarise,
 )
 from foldrace.run_folder.store import RunStore
+from tests.ensemble.temperature_reference import smoothed_temperature
 
 BACKBONES = ("torchvision/convnext_tiny", "timm/caformer_b36.sail_in22k", "timm/resnet18.a1_in1k")
 KOREAN = ("고양이", "강아지", "<script>alert('x')</script>", 'a "quoted" & $5$ one')
@@ -122,7 +123,9 @@ class _DicedRace:
         epochs = self._epochs if status == "finished" else int(self._rng.integers(3, self._epochs))
         self._trained += epochs
         loss = float(0.5 + 0.3 * self._rng.random())
-        score = VariantScore(rows=100, val_logloss=loss, val_acc=0.8, best_epoch=epochs - 1)
+        score = VariantScore(
+            rows=100, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, best_epoch=epochs - 1
+        )
         return TrialRecord(
             candidate=record.candidate, fold=fold, status=status, backbone=record.backbone,
             params=record.params, folds_hash=self._folds_hash, seed=1, epochs_trained=epochs,
@@ -220,9 +223,13 @@ def _save_complete(
     prob: NDArray[np.float64] = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for part in range(fold.max() + 1):
         held = np.flatnonzero(fold == part)
+        calibrated = _sharpened(
+            prob[held], 1 / smoothed_temperature(np.log(prob[held]), labels[held])
+        )
         score = VariantScore(
             rows=len(held),
             val_logloss=log_loss(prob[held], labels[held]),
+            calibrated_logloss=log_loss(calibrated, labels[held]),
             val_acc=accuracy(prob[held], labels[held]),
             best_epoch=epochs - 1,
         )
@@ -234,7 +241,7 @@ def _save_complete(
             ),
             {v: _oof(prob[held], labels[held]) for v in ("raw", "ema")},
             held,
-            log=_train_log(epochs - part % 2, score.val_logloss),
+            log=_train_log(epochs - part % 2, score),
         )  # fmt: skip
     return prob
 
@@ -244,11 +251,19 @@ def _oof(prob: NDArray[np.float64], labels: NDArray[np.int64]) -> Oof:
     return Oof(np.log(prob).astype(np.float16), true_prob)
 
 
-def _train_log(epochs: int, end: float) -> str:
-    lines = ["epoch,train_loss,train_acc,val_loss,val_acc,val_logloss,lr,seconds"]
+def _sharpened(prob: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    raised: NDArray[np.float64] = prob**power
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+
+
+def _train_log(epochs: int, end: VariantScore) -> str:
+    lines = [
+        "epoch,train_loss,train_acc,val_loss,val_acc,val_logloss,val_calibrated_logloss,lr,seconds"
+    ]
     for e in range(epochs):
         rest = 1.5 * 0.55**e
-        lines.append(f"{e},{0.6 * end + rest:.5f},0.5,1.0,0.5,{end + 0.8 * rest:.5f},0.0001,9.5")
+        val = f"{end.val_logloss + 0.8 * rest:.5f},{end.calibrated_logloss + 0.7 * rest:.5f}"
+        lines.append(f"{e},{0.6 * end.val_logloss + rest:.5f},0.5,1.0,0.5,{val},0.0001,9.5")
     return "\n".join(lines) + "\n"
 
 

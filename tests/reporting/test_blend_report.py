@@ -121,7 +121,7 @@ def test_members_are_told_by_where_they_come_from(rich: Run, other: Run) -> None
         ("c0001", "ema", "timm/of_the_other_run", other.store.root),
     ]
     own = [_true(rich, "c0000"), _true(rich, "c0002"), _true(other, "c0001")]
-    shown = [float(r["own OOF log loss"]) for r in rows]
+    shown = [float(r["own OOF log loss, uncalibrated"]) for r in rows]
     assert shown == pytest.approx([-np.log(t.astype(float)).mean() for t in own], abs=6e-5)
 
 
@@ -136,7 +136,7 @@ def test_the_own_loss_is_what_was_blended_whatever_became_of_the_trial(
     store.blend.update(_record(rich, members=members))
     rows = table_of(html_of(blend_section(ReportContext(store))), "run")
     assert list(rows[0])[:2] == ["candidate", "run"]
-    assert [(r["candidate"], r["run"], r["own OOF log loss"]) for r in rows] == [
+    assert [(r["candidate"], r["run"], r["own OOF log loss, uncalibrated"]) for r in rows] == [
         ("c0000", "this run", "0.5000"),
         ("kernel.v2", "added", "0.7500"),
         ("c0001", Path(other.store.root).name, "0.2500"),
@@ -194,7 +194,7 @@ def test_an_added_member_of_other_rows_costs_its_section_only(rich: Run, tmp_pat
     store.files.write("ensemble/added/kernel.v2/true_prob.npy", npy(np.full(7, 0.5, np.float32)))
     html = store.files.read(write_report(store)).decode()
     assert "kernel.v2 added: has probabilities of shape (7,), should have (60,)" in html
-    assert [r["own OOF log loss"] for r in table_of(html, "from")][1] == "-"
+    assert [r["own OOF log loss, uncalibrated"] for r in table_of(html, "from")][1] == "-"
 
 
 def test_another_runs_member_does_not_mark_the_own_candidate(rich: Run) -> None:
@@ -212,7 +212,11 @@ def test_a_blend_whose_other_run_is_gone_is_still_shown(
     store.files.write("ensemble/ensemble.json", text.replace(other.store.root, "/nowhere").encode())
     html = store.files.read(write_report(store)).decode()
     last = table_of(html, "from")[-1]
-    assert (last["backbone"], last["own OOF log loss"], last["from"]) == ("?", "-", "/nowhere")
+    assert (last["backbone"], last["own OOF log loss, uncalibrated"], last["from"]) == (
+        "?",
+        "-",
+        "/nowhere",
+    )
     assert "This section cannot be shown: /nowhere" in html  # the correlation alone
 
 
@@ -351,7 +355,7 @@ def test_an_ensemble_json_of_an_older_version_is_shown(make_run: MakeRun) -> Non
     store.files.write("ensemble/ensemble.json", json.dumps(kept).encode())
     html = store.files.read(write_report(store)).decode()
     assert "This section cannot be shown" not in html
-    (first, *_) = table_of(html, "own OOF log loss")
+    (first, *_) = table_of(html, "own OOF log loss, uncalibrated")
     assert not {"from", "loss rise without it", "time per image", "weight files"} & first.keys()
     assert "could gain at most 0.0003: none has an OOF log loss below" in html
     assert calibration_section(ReportContext(store)) == []

@@ -30,7 +30,10 @@ def _trial(
     error: str | None = None,
     seconds: float = 1.0,
 ) -> TrialRecord:
-    score = VariantScore(rows=10, val_logloss=loss or 0.0, val_acc=0.8, best_epoch=1)
+    shown = loss or 0.0
+    score = VariantScore(
+        rows=10, val_logloss=shown + 1, calibrated_logloss=shown, val_acc=0.8, best_epoch=1
+    )
     return TrialRecord(
         candidate=candidate, fold=fold, status="failed" if loss is None else "finished",
         backbone="b", params={}, folds_hash="h", seed=0, error=error, seconds=seconds,

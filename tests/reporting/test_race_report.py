@@ -298,7 +298,7 @@ def test_best_singles_are_the_running_minimum(make_race: MakeRace) -> None:
     listed = make_race(candidates=60, k=3)
     by_name = {s.candidate.candidate: s for s in listed}
     joined = [d for d in _decisions(listed) if d.action == "complete"]
-    losses = [by_name[d.candidate].pooled_logloss("raw") for d in joined]
+    losses = [by_name[d.candidate].pooled_calibrated("raw") for d in joined]
     least = np.minimum.accumulate(losses)
     expected = [
         (d.epochs_trained, loss)

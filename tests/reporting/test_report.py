@@ -114,17 +114,24 @@ def test_leaderboard_shows_the_numbers_of_leaderboard_csv(full_run: Run, documen
     assert [row["candidate"] for row in shown] == [row["candidate"] for row in rows]
     for mine, row in zip(shown, rows, strict=True):
         assert mine["status"] == row["status"]
-        for column in ("oof_logloss", "oof_accuracy", "last_fold_logloss", "hp.lr"):
+        losses = [
+            f"{part}_{loss}"
+            for part in ("oof", "last_fold")
+            for loss in ("logloss", "calibrated_logloss")
+        ]
+        for column in (*losses, "oof_accuracy", "hp.lr"):
             _same(mine[column], row[column])
         assert mine["hp.loss"] == (row["hp.loss"] or "-")
     assert [row["in blend"] for row in shown] == ["0.200"] * 5 + [""] * 3
 
 
 def test_blend_table_shows_each_members_own_loss(full_run: Run, document: str) -> None:
-    for row in table_of(document, "own OOF log loss"):
+    for row in table_of(document, "own OOF log loss, uncalibrated"):
         prob = full_run.prob[row["candidate"]]
         true = prob[np.arange(len(prob)), full_run.labels]
-        assert float(row["own OOF log loss"]) == pytest.approx(-np.log(true).mean(), abs=6e-5)
+        assert float(row["own OOF log loss, uncalibrated"]) == pytest.approx(
+            -np.log(true).mean(), abs=6e-5
+        )
         assert row["weight"] == "0.2000"
 
 
@@ -285,7 +292,7 @@ def test_alike_members_stand_side_by_side() -> None:
 def test_mean_curve_ends_where_the_first_fold_ends() -> None:
     long = Curve(np.arange(3.0), np.array([3.0, 2.0, 1.0]), np.zeros(3))
     brief = Curve(np.arange(2.0), np.array([5.0, 4.0]), np.zeros(2))
-    epochs, mean = shared_mean([long, brief], "val_logloss")
+    epochs, mean = shared_mean([long, brief], "val_calibrated_logloss")
     assert (epochs.tolist(), mean.tolist()) == ([0.0, 1.0], [4.0, 3.0])
 
 

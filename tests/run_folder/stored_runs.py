@@ -63,9 +63,11 @@ def save_fold(
     for variant, p in (("raw", prob[rows]), ("ema", sharpened(prob)[rows])):
         true = p[np.arange(len(rows)), labels]
         oof[variant] = Oof(np.log(p).astype(np.float16), true)
+        loss = float(-np.log(true.astype(np.float64)).mean())
         scores[variant] = VariantScore(
             rows=len(rows),
-            val_logloss=float(-np.log(true.astype(np.float64)).mean()),
+            val_logloss=loss,
+            calibrated_logloss=loss,
             val_acc=float((p.argmax(1) == labels).mean()),
             best_epoch=fold,
         )

@@ -37,8 +37,8 @@ def test_leaderboard_is_the_contract_s_and_scores_pooled_rows(
     complete.write_tables(complete.summaries())
     text = complete.files.read("leaderboard.csv")
     assert text.splitlines()[0].decode() == (
-        "candidate,backbone,status,folds_done,variant,oof_logloss,oof_accuracy,last_fold_logloss,"
-        "gain,gain_se,epochs_trained,seconds,hp.batch_size,hp.dropout,hp.lr"
+        "candidate,backbone,status,folds_done,variant,oof_logloss,oof_calibrated_logloss,"
+        "oof_accuracy,last_fold_logloss,last_fold_calibrated_logloss,gain,gain_se,epochs_trained,seconds,hp.batch_size,hp.dropout,hp.lr"
     )
     first, second = table(text)
     labels = complete.labels()
@@ -69,7 +69,8 @@ def test_trials_table_is_the_contract_s(complete: RunStore) -> None:
     complete.write_tables(complete.summaries())
     text = complete.files.read("trials.csv")
     assert text.splitlines()[0] == (
-        b"candidate,fold,status,variant,val_logloss,best_epoch,epochs_trained,seconds,node,device"
+        b"candidate,fold,status,variant,val_logloss,val_calibrated_logloss,best_epoch,"
+        b"epochs_trained,seconds,node,device"
     )
     rows = table(text)
     assert [(r["fold"], r["status"]) for r in rows] == [
@@ -88,7 +89,9 @@ def test_trials_table_is_the_contract_s(complete: RunStore) -> None:
 
 
 def test_ties_go_to_the_raw_variant(store: RunStore) -> None:
-    score = VariantScore(rows=10, val_logloss=1.0, val_acc=0.5, best_epoch=0)
+    score = VariantScore(
+        rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, best_epoch=0
+    )
     variants = dict.fromkeys(("snap3", "ema", "raw"), score)
     assert trial_record(store, 0, variants=variants).best == "raw"
 
@@ -105,3 +108,41 @@ def test_leaderboard_puts_complete_candidates_first_and_the_best_of_them(
     losses = [float(r["oof_logloss"]) for r in rows if r["oof_logloss"]]
     assert losses == sorted(losses)
     assert rows[-1]["candidate"] == "c0001"
+
+
+def test_the_calibrated_loss_ranks_candidates_and_variants(store: RunStore) -> None:
+    """The better of everything is the one whose uncalibrated loss is worse."""
+    losses = {  # candidate -> variant -> (uncalibrated, calibrated) by fold, of 10, 20 and 30 rows
+        "c0000": {"raw": [(0.4, 0.35), (0.5, 0.45), (0.6, 0.5)]},
+        "c0001": {
+            "raw": [(0.7, 0.4), (0.8, 0.5), (0.9, 0.6)],
+            "ema": [(0.9, 0.3), (0.8, 0.4), (1.0, 0.45)],
+        },
+    }
+    for candidate, variants in losses.items():
+        store.save_candidate(CandidateRecord(candidate=candidate, backbone="b", params=PARAMS))
+        for fold in range(3):
+            scores = {
+                name: VariantScore(
+                    rows=10 * (fold + 1),
+                    val_logloss=by_fold[fold][0],
+                    calibrated_logloss=by_fold[fold][1],
+                    val_acc=0.5,
+                    best_epoch=0,
+                )
+                for name, by_fold in variants.items()
+            }
+            record = trial_record(store, fold, candidate=candidate, variants=scores)
+            assert record.best == ("ema" if candidate == "c0001" else "raw")
+            store.save_trial(record)
+    store.write_tables(store.summaries())
+    first, second = table(store.files.read("leaderboard.csv"))
+    assert (first["candidate"], first["variant"], second["candidate"]) == ("c0001", "ema", "c0000")
+    pooled = [(10 * x[0] + 20 * x[1] + 30 * x[2]) / 60 for x in ((0.9, 0.8, 1.0), (0.3, 0.4, 0.45))]
+    assert float(first["oof_logloss"]) == pytest.approx(pooled[0], rel=1e-5)
+    assert float(first["oof_calibrated_logloss"]) == pytest.approx(pooled[1], rel=1e-5)
+    assert (first["last_fold_logloss"], first["last_fold_calibrated_logloss"]) == ("1", "0.45")
+    assert float(second["oof_logloss"]) < float(first["oof_logloss"])
+    last = table(store.files.read("trials.csv"))[-1]
+    assert (last["variant"], last["val_logloss"]) == ("ema", "1")
+    assert last["val_calibrated_logloss"] == "0.45"

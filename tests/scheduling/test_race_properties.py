@@ -185,7 +185,7 @@ class Tune:
         loss = -float(trial.true_log_prob().mean())
         for epoch in range(1, EPOCHS):
             lines = [f"{loss + 1 / (1 + e)},nan" for e in range(epoch)]
-            log = "\n".join(["val_logloss,ema_val_logloss", *lines, ""])
+            log = "\n".join(["val_calibrated_logloss,ema_val_calibrated_logloss", *lines, ""])
             result = {"epoch": epoch - 1, "val_logloss": loss, RUNG: RungReport(log, columns)}
             action = self.scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
             self.searcher.on_trial_result(trial.trial_id, result)
@@ -200,7 +200,9 @@ class Tune:
             true = trial.true_log_prob()
             oof = Oof(log_prob.astype(np.float16), np.exp(true).astype(np.float32))
             loss = -float(true.mean())
-            score = VariantScore(rows=len(rows), val_logloss=loss, val_acc=0.5, best_epoch=0)
+            score = VariantScore(
+                rows=len(rows), val_logloss=loss, calibrated_logloss=loss, val_acc=0.5, best_epoch=0
+            )
             self.store.save_trial(self.record(trial, "finished", score), {"raw": oof}, rows)
         elif end in ("diverge", "raise"):
             status = "diverged" if end == "diverge" else "failed"

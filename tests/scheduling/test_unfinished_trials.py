@@ -66,7 +66,10 @@ def test_a_stop_without_its_record_gets_it(run: RacedRun) -> None:
     record = candidate(lr=0.01)
     run.store.save_candidate(record)
     run.store.save_decision(stop(record))
-    log = "epoch,val_logloss,ema_val_logloss,seconds\n0,1.0,nan,1.5\n1,0.9,nan,2.0\n"
+    log = (
+        "epoch,val_calibrated_logloss,ema_val_calibrated_logloss,seconds\n"
+        "0,1.0,nan,1.5\n1,0.9,nan,2.0\n"
+    )
     run.store.save_train_log(record.candidate, FOLD, log)
     whole = with_stopped_trial(run.store, run.summary(record.candidate))
     (trial,) = whole.trials

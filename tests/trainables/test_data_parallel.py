@@ -102,7 +102,8 @@ def array(run: Any, candidate: str, name: str) -> Any:
 
 def losses(run: Any, candidate: str) -> list[list[float]]:
     text = run.store.train_log(candidate, 0)
-    columns = ("train_loss", "train_acc", "val_loss", "val_logloss", "ema_val_logloss")
+    variants = ("val_logloss", "val_calibrated_logloss")
+    columns = ("train_loss", "train_acc", "val_loss", *variants, *(f"ema_{v}" for v in variants))
     return [[float(row[c]) for c in columns] for row in csv.DictReader(io.StringIO(text))]
 
 

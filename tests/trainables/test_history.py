@@ -24,7 +24,7 @@ some_losses = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.5]), min_size=1, m
 def train(history: History, raw: Losses, ema: Losses | None = None) -> History:
     """A model whose weight is the epoch, and 100 more in the average."""
     for epoch, loss in enumerate(raw):
-        history.log.append(EpochReport(epoch, *[math.nan] * 7, lr=0.0, seconds=0.0))
+        history.log.append(EpochReport(epoch, *[math.nan] * 9, lr=0.0, seconds=0.0))
         models, scored = {RAW: model(epoch)}, {RAW: scored_as(loss)}
         if ema is not None:
             models[EMA], scored[EMA] = model(100 + epoch), scored_as(ema[epoch])
@@ -39,8 +39,10 @@ def model(weight: float) -> nn.Module:
 
 
 def scored_as(loss: float) -> FoldScore:
+    """Calibrated; the other losses say the opposite."""
     log_prob = np.array([[-loss, math.log(-math.expm1(-loss))]], np.float16)
-    return FoldScore(loss, 0.5, loss, Oof(log_prob, np.array([math.exp(-loss)], np.float32)))
+    oof = Oof(log_prob, np.array([math.exp(-loss)], np.float32))
+    return FoldScore(2 - loss, 0.5, 1 - loss, loss, oof)
 
 
 def epochs(history: History) -> dict[str, int]:
@@ -102,7 +104,7 @@ def test_nothing_of_a_training_that_diverged() -> None:
 
 def test_what_is_kept_does_not_change_with_the_model() -> None:
     history, changing = History(), model(7.0)
-    history.log.append(EpochReport(0, *[math.nan] * 7, lr=0.0, seconds=0.0))
+    history.log.append(EpochReport(0, *[math.nan] * 9, lr=0.0, seconds=0.0))
     history.keep({RAW: changing}, {RAW: scored_as(0.1)})
     with torch.no_grad():
         next(changing.parameters()).fill_(9.0)

@@ -440,8 +440,8 @@ class _Toy:
             state.optimizer.zero_grad()
             state.updates += 1
             state.schedule.step_update(state.updates)
-        self.history.log.append(EpochReport(len(self.history.log), *[0.5] * 9))
+        self.history.log.append(EpochReport(len(self.history.log), *[0.5] * 11))
         oof = Oof(np.zeros((2, 5), np.float16), np.ones(2, np.float32))
-        scored = FoldScore(0.5, 0.5, 0.5 / end, oof)
+        scored = FoldScore(0.5, 0.5, 1.0, 0.5 / end, oof)
         self.history.keep({"raw": state.bare}, {"raw": scored})
         state.schedule.epoch_done(0.5)

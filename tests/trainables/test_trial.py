@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load
+from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
@@ -36,6 +37,7 @@ from foldrace.trainables.predict import (
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
+from tests.ensemble.temperature_reference import smoothed_temperature
 
 CPU = torch.device("cpu")
 IN_PROCESS = loader_settings(1, "cpu")
@@ -117,14 +119,18 @@ def test_what_a_trial_writes(tiny_run: Any) -> None:
         "best.safetensors", "best_ema.safetensors",
     }  # fmt: skip
     rows = log_rows(tiny_run, spec)
-    wanted = {"epoch", "train_loss", "train_acc", "val_loss", "val_acc", "val_logloss"}
-    assert (wanted | {"lr", "seconds"}) <= set(rows[0])
+    assert list(rows[0]) == [
+        "epoch", "train_loss", "train_acc", "val_loss", "val_acc", "val_logloss",
+        "val_calibrated_logloss", "ema_val_acc", "ema_val_logloss", "ema_val_calibrated_logloss",
+        "lr", "seconds",
+    ]  # fmt: skip
     assert [r["epoch"] for r in rows] == ["0", "1"] == [str(e.epoch) for e in watcher.epochs]
     assert [float(r["val_logloss"]) for r in rows] == [e.val_logloss for e in watcher.epochs]
-    for variant, column in (("raw", "val_logloss"), ("ema", "ema_val_logloss")):
+    for variant, prefix in (("raw", ""), ("ema", "ema_")):
+        score, column = record.variants[variant], f"{prefix}val_calibrated_logloss"
         best = min(float(r[column]) for r in rows)
-        assert record.variants[variant].val_logloss == best
-        assert float(rows[record.variants[variant].best_epoch][column]) == best
+        assert score.calibrated_logloss == best == float(rows[score.best_epoch][column])
+        assert score.val_logloss == float(rows[score.best_epoch][f"{prefix}val_logloss"])
     assert float(rows[-1]["lr"]) == pytest.approx(0.01 * spec.params.lr)
 
 
@@ -149,6 +155,9 @@ def test_scores_are_scikit_learns_on_the_stored_rows(tiny_run: Any) -> None:
     assert score.rows == len(rows)
     assert score.val_logloss == pytest.approx(-np.log(true.astype(np.float64)).mean(), rel=1e-12)
     assert score.val_logloss == pytest.approx(log_loss(labels, prob, labels=[0, 1, 2]), abs=1e-3)
+    fitted = log_softmax(np.log(prob) / smoothed_temperature(np.log(prob), labels), axis=1)
+    calibrated = min(score.val_logloss, log_loss(labels, np.exp(fitted), labels=[0, 1, 2]))
+    assert score.calibrated_logloss == pytest.approx(calibrated, abs=1e-3)  # float16 files
     assert score.val_acc == pytest.approx(accuracy_score(labels, prob.argmax(1)))
 
 
@@ -211,16 +220,37 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
 def test_no_progress_ends_a_trial_after_the_patience(
     tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])
+    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])  # calibrated; the others say the opposite
     score = trial_module.score_fold
 
     def scripted(*arguments: Any) -> Any:
-        return replace(score(*arguments), logloss=next(losses))
+        loss = next(losses)
+        return replace(score(*arguments), calibrated=loss, logloss=2.0 - loss)
 
     monkeypatch.setattr(trial_module, "score_fold", scripted)
     record = run_trial(spec_for(tiny_run, epochs=9, patience=3, ema_decay=0.0), Watcher())
     assert record.epochs_trained == 5  # the best at epoch 1, then 3 without progress
-    assert (record.variants["raw"].best_epoch, record.variants["raw"].val_logloss) == (1, 0.5)
+    best = record.variants["raw"]
+    assert (best.best_epoch, best.calibrated_logloss, best.val_logloss) == (1, 0.5, 1.5)
+
+
+def test_plateau_waits_for_the_calibrated_loss(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stalls from the second epoch on, while the uncalibrated one falls."""
+    calls, score = iter(range(9)), trial_module.score_fold
+
+    def scripted(*arguments: Any) -> Any:
+        return replace(score(*arguments), calibrated=0.5, logloss=1.0 - next(calls) / 10)
+
+    monkeypatch.setattr(trial_module, "score_fold", scripted)
+    spec = spec_for(
+        tiny_run, epochs=4, ema_decay=0.0, schedule="plateau", lr=0.01, lr_factor=0.5,
+        lr_patience=1, warmup=0.0,
+    )  # fmt: skip
+    run_trial(spec, Watcher())
+    rates = [float(row["lr"]) for row in log_rows(tiny_run, spec)]
+    assert rates[0] == rates[1] > rates[-1]
 
 
 def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
@@ -236,14 +266,15 @@ def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
     assert len(watcher.epochs) == record.epochs_trained - 1
 
 
+@pytest.mark.parametrize("loss", ["logloss", "calibrated"])
 def test_an_average_that_is_not_finite_is_divergence_too(
-    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
     score, calls = trial_module.score_fold, iter(range(9))
 
     def scripted(*arguments: Any) -> Any:  # raw, EMA, raw, ...
         scored = score(*arguments)
-        return replace(scored, logloss=math.nan) if next(calls) % 2 else scored
+        return replace(scored, **{loss: math.nan}) if next(calls) % 2 else scored
 
     monkeypatch.setattr(trial_module, "score_fold", scripted)
     assert run_trial(spec_for(tiny_run), Watcher()).status == "diverged"

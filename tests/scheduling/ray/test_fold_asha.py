@@ -139,7 +139,7 @@ def test_a_record_is_the_least_loss_so_far() -> None:
 def log_of(raw: Sequence[float], ema: Sequence[float] | None = None) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["epoch", "val_logloss", "ema_val_logloss"])
+    writer.writerow(["epoch", "val_calibrated_logloss", "ema_val_calibrated_logloss"])
     pairs = zip(raw, ema or [math.nan] * len(raw), strict=True)
     writer.writerows([i, *pair] for i, pair in enumerate(pairs))
     return text.getvalue()
@@ -148,7 +148,8 @@ def log_of(raw: Sequence[float], ema: Sequence[float] | None = None) -> str:
 def test_the_better_variant_counts() -> None:
     assert losses_of(log_of([0.5, 0.4], [0.6, 0.1])) == [0.5, 0.1]
     assert losses_of(log_of([0.5, math.nan])) == [0.5, math.inf]
-    for damaged in ("a,b\n1,2\n", "val_logloss,ema_val_logloss\n0.1\n", "val_logloss\nx\n"):
+    columns = "val_calibrated_logloss,ema_val_calibrated_logloss"
+    for damaged in ("a,b\n1,2\n", f"{columns}\n0.1\n", "val_calibrated_logloss\nx\n"):
         with pytest.raises(ValueError):
             losses_of(damaged)
 

@@ -181,7 +181,10 @@ def test_a_kill_within_a_stop_leaves_its_reason(
     """The driver dies between the decision and the trial's record, which a resume writes."""
     session = Session(run, search(candidates=1), RaceConfig(), slots=1)
     (flight,) = session.fill()
-    log = "epoch,val_logloss,ema_val_logloss,seconds\n0,1.0,nan,1.5\n1,0.9,nan,2.0\n"
+    log = (
+        "epoch,val_calibrated_logloss,ema_val_calibrated_logloss,seconds\n"
+        "0,1.0,nan,1.5\n1,0.9,nan,2.0\n"
+    )
     run.store.save_train_log(*flight[1:], log)
 
     def die(*_: Any) -> None:

@@ -194,7 +194,9 @@ def _slow_to_leave(stays: float, job: Any) -> Callable[[dict[str, Any]], None]:
         store = RunStore.open(job.run)
         rows = np.flatnonzero(store.folds().fold == values["fold"])
         third = np.full((len(rows), 3), 1 / 3)
-        score = VariantScore(rows=len(rows), val_logloss=1.0986, val_acc=0.3, best_epoch=0)
+        score = VariantScore(
+            rows=len(rows), val_logloss=1.0986, calibrated_logloss=1.0986, val_acc=0.3, best_epoch=0
+        )
         store.save_trial(
             TrialRecord(
                 candidate=values["candidate"], fold=values["fold"], status="finished",

@@ -64,7 +64,9 @@ def made_up(job: Any) -> Callable[[dict[str, Any]], None]:
         log_prob = log_softmax(2 * (skill * np.eye(3)[labels] + noise), axis=1)[rows]
         true = log_prob[np.arange(len(rows)), labels[rows]]
         loss = float(-true.mean())
-        score = VariantScore(rows=len(rows), val_logloss=loss, val_acc=0.5, best_epoch=0)
+        score = VariantScore(
+            rows=len(rows), val_logloss=loss, calibrated_logloss=loss, val_acc=0.5, best_epoch=0
+        )
         store.save_trial(
             TrialRecord(
                 candidate=values["candidate"], fold=values["fold"], status="finished",

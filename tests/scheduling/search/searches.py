@@ -95,7 +95,13 @@ def ended(
             started_at=began and began + fold * seconds,
             ended_at=began and began + (fold + 1) * seconds,
             variants={
-                "raw": VariantScore(rows=10 * 3**fold, val_logloss=x, val_acc=0.5, best_epoch=0)
+                "raw": VariantScore(
+                    rows=10 * 3**fold,
+                    val_logloss=x,
+                    calibrated_logloss=x,
+                    val_acc=0.5,
+                    best_epoch=0,
+                )
             },
         )
         for fold, x in enumerate(losses)

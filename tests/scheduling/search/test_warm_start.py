@@ -50,7 +50,9 @@ def fill(store: RunStore, candidates: Sequence[tuple[CandidateRecord, Sequence[f
                     folds_hash=store.folds().hash,
                     seed=0,
                     variants={
-                        name: VariantScore(rows=20, val_logloss=x, val_acc=0.5, best_epoch=0)
+                        name: VariantScore(
+                            rows=20, val_logloss=x, calibrated_logloss=x, val_acc=0.5, best_epoch=0
+                        )
                         for name, x in scored.items()
                     },
                 )

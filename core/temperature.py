@@ -1,6 +1,7 @@
-"""Temperature scaling: one number per member, or one for the blend, that makes confidence honest.
+"""Temperature scaling: one number per model, or one for the blend, that makes confidence honest.
 
-Takes log-probabilities (n, C) and labels, gives temperatures: p ** (1 / T), renormalised. Source:
+Takes log-probabilities (n, C) and labels, gives temperatures: p ** (1 / T), renormalised; and the
+log loss at a fitted one, by which everything is chosen. Source:
 Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, ICML 2017; the targets
 are smoothed as in Platt, Probabilistic Outputs for Support Vector Machines, 1999. The search is
 Newton's with shared passes: `scipy.optimize.minimize_scalar` took 3.5 times as long (33,000 x 396).
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foldrace.core.metrics import CLIP
+from foldrace.core.metrics import CLIP, log_loss_of_true
 
 LOG_CLIP = math.log(CLIP)
 """Log-probabilities below count as this one, as they do in the score: a stored zero is -inf in
@@ -88,6 +89,21 @@ def fit_temperature(log_prob: NDArray[np.floating], labels: NDArray[np.int64]) -
     """
     every = np.ones(len(labels), dtype=np.bool_)
     return 1.0 / _minimum(_row_slopes(log_prob, labels), every)
+
+
+def calibrated_log_loss(
+    log_prob: NDArray[np.floating], labels: NDArray[np.int64], true_prob: NDArray[np.floating]
+) -> float:
+    """The score, in nats, of log_prob (n, C) for labels (n,) at the temperature that suits them.
+
+    It is what a model's loss will be in a submission, whose temperatures are fitted, too.
+    true_prob (n,) are the uncalibrated probabilities of the labels, whose own log loss stands where
+    the fitted temperature would raise it. NaN where a number is not finite.
+    """
+    if not np.isfinite(log_prob).all():
+        return math.nan
+    fitted = true_prob_at(log_prob, labels, fit_temperature(log_prob, labels))
+    return min(log_loss_of_true(true_prob), log_loss_of_true(fitted))
 
 
 def part_temperatures(

@@ -6,18 +6,23 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import DTypeLike, NDArray
 from scipy.special import log_softmax
 
-from foldrace.ensemble.temperature import (
+from foldrace.core.metrics import log_loss_of_true
+from foldrace.core.temperature import (
     HOTTEST,
     LOG_CLIP,
     at_temperature,
+    calibrated_log_loss,
     fit_temperature,
     part_temperatures,
     true_prob_at,
 )
 from tests.ensemble.temperature_reference import (
+    plain_loss,
     plain_temperature,
     smoothed_loss,
     smoothed_temperature,
@@ -221,3 +226,44 @@ def test_the_true_class_alone_is_as_in_the_whole_row(dtype: DTypeLike, temperatu
     whole = np.exp(at_temperature(log_prob, temperature))[np.arange(len(labels)), labels]
     np.testing.assert_array_equal(true_prob_at(log_prob, labels, temperature), whole)
     np.testing.assert_array_equal(log_prob, before)
+
+
+def calibrated(log_prob: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    stored = np.maximum(log_prob, LOG_CLIP).astype(np.float32)
+    return calibrated_log_loss(stored, labels, np.exp(stored[np.arange(len(labels)), labels]))
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 0.7, 1.0, 1.8, 4.0])
+@pytest.mark.parametrize(("rows", "classes"), [(30, 3), (400, 10), (300, 396)])
+def test_the_calibrated_loss_is_that_of_scipys_temperature(
+    sharpness: float, rows: int, classes: int
+) -> None:
+    log_prob, labels = drawn(rows, classes, sharpness)
+    log_prob = np.maximum(log_prob, LOG_CLIP)
+    fitted = plain_loss(log_prob, labels, 1 / smoothed_temperature(log_prob, labels))
+    least = min(fitted, plain_loss(log_prob, labels, 1.0))
+    assert calibrated(log_prob, labels) == pytest.approx(least, abs=2e-6)
+
+
+def test_of_many_rows_the_calibrated_loss_is_the_least_of_any_temperature() -> None:
+    log_prob, labels = drawn(20_000, 10, 2.5)
+    least = plain_loss(log_prob, labels, 1 / plain_temperature(log_prob, labels))
+    assert calibrated(log_prob, labels) == pytest.approx(least, abs=1e-6)
+    assert plain_loss(log_prob, labels, 1.0) > least + 0.1
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.floats(0, 60), st.integers(0, 99))
+def test_calibration_never_raises_the_loss(
+    rows: int, classes: int, sharpness: float, seed: int
+) -> None:
+    log_prob, labels = drawn(rows, classes, sharpness, seed)
+    stored = np.maximum(log_prob, LOG_CLIP).astype(np.float32)
+    uncalibrated = log_loss_of_true(np.exp(stored[np.arange(rows), labels]))
+    assert 0 <= calibrated(log_prob, labels) <= uncalibrated + 1e-9
+
+
+def test_the_calibrated_loss_of_no_number_is_none() -> None:
+    log_prob = np.log(np.full((2, 2), 0.5, np.float32))
+    log_prob[0, 1] = np.nan
+    labels = np.zeros(2, np.int64)
+    assert math.isnan(calibrated_log_loss(log_prob, labels, np.exp(log_prob[:, 0])))
