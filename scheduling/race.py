@@ -132,6 +132,11 @@ class Race:
         self._next_number = 0
         self._rungs_of = lru_cache(None)(self._find_rungs)
 
+    @property
+    def blend_loss(self) -> float | None:
+        """Log loss of the blend of the complete candidates; None while it has no members."""
+        return self._gains.blend_loss
+
     # -- what happens
 
     def replay(self) -> None:

@@ -66,7 +66,7 @@ class SweepSearcher(Searcher):
         """Note the epoch that a trial reports."""
         if "epoch" in result:
             self._sweep.epoch_ended(
-                trial_id, int(result["epoch"]) + 1, float(result["val_logloss"])
+                trial_id, int(result["epoch"]) + 1, float(result["val_calibrated_logloss"])
             )
 
     def on_trial_complete(

@@ -243,7 +243,7 @@ def _steps(summary: CandidateSummary) -> dict[int, float]:
     if best is None:
         return {} if score is None else {0: score}
     return {
-        folds: replace(summary, trials=summary.finished[:folds]).pooled_logloss(best)
+        folds: replace(summary, trials=summary.finished[:folds]).pooled_calibrated(best)
         for folds in range(1, len(summary.finished) + 1)
     }
 
