@@ -182,6 +182,7 @@ def load(path: Path = PACKED) -> RaceTable:
     with np.load(path, allow_pickle=False) as kept:
         facts = json.loads(kept["facts"].tobytes())
         arrays = {name: kept[name] for name in ("oof", "at_rungs", "test_true")}
+    facts["config"].pop("race", None)  # of the time of the recording
     trials = [_scored(record) for record in facts["trials"]]
     keys = [(trial.candidate, trial.fold) for trial in trials]
     return _calibrated(

@@ -98,12 +98,16 @@ class TrialRecord(StoredRecord):
     @property
     def best(self) -> str | None:
         """The variant with the lowest calibrated log loss, soups left out; raw on a tie."""
-        own = [name for name, score in self.variants.items() if not score.ingredients]
 
         def order(variant: str) -> tuple[float, bool, str]:
             return self.variants[variant].calibrated_logloss, variant != RAW, variant
 
-        return min(own, key=order, default=None)
+        return min(self.own_variants, key=order, default=None)
+
+    @property
+    def own_variants(self) -> tuple[str, ...]:
+        """The variants without soups, in which there are several candidates."""
+        return tuple(name for name, score in self.variants.items() if not score.ingredients)
 
 
 class RaceDecision(StoredRecord):

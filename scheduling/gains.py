@@ -45,6 +45,7 @@ class Gains:
         self._columns: dict[str, tuple[tuple[int, ...], Columns]] = {}  # of incomplete candidates
         self._known: dict[object, tuple[int, Better | None]] = {}  # with the version of the blend
         self._at_rung = lru_cache(_MOST_RUNGS)(self._read_rung)
+        self._at_end = lru_cache(_MOST_RUNGS)(self._read_end)
 
     @property
     def has_members(self) -> bool:
@@ -93,6 +94,13 @@ class Gains:
         key = candidate, fold, epoch
         return self._kept(key, lambda: self._better(self._at_rung(*key), (fold,)))
 
+    def at_end(self, summary: CandidateSummary, fold: int) -> Better | None:
+        """A candidate's gain on the rows of one finished fold alone, complete ones too."""
+        if not self._members:
+            return None
+        key = summary.candidate.candidate, fold
+        return self._kept(key, lambda: self._better(self._at_end(*key), (fold,)))
+
     def _kept(self, key: object, make: Callable[[], Better | None]) -> Better | None:
         known = self._known.get(key)
         if known is None or known[0] != self._blend.version:
@@ -108,6 +116,15 @@ class Gains:
     def _read_rung(self, candidate: str, fold: int, epoch: int) -> Columns:
         rows = int((self._fold == fold).sum())
         return self._store.rung_columns(candidate, fold, epoch, rows) or {}
+
+    def _read_end(self, candidate: str, fold: int) -> Columns:
+        record = self._store.trial(candidate, fold)
+        variants = [] if record is None else record.own_variants
+        try:
+            rows = self._fold == fold
+            return {v: self._column(candidate, v, (fold,), rows) for v in variants}
+        except RunFolderError:  # named where the candidate itself is judged
+            return {}
 
     def _of_folds(self, summary: CandidateSummary) -> Columns:
         """Columns of the finished folds; empty, and a warning, where they cannot be read."""

@@ -2,9 +2,9 @@
 
 Takes the state of the sweep and what each candidate adds to the blend; gives `Move`s and
 `RaceDecision`s. A candidate's first fold is judged at its rungs, then at its end. One in `eta` of
-those that were measured gets all its folds, the most promising first. The others wait, parked with
-their saved state or between two folds, until nothing else promises more; a candidate is stopped for
-good only where a gain is no longer plausible.
+those that were measured gets all its folds, the most promising first, each while a gain is
+plausible. The others wait, parked with their saved state or between two folds, until nothing else
+promises more. At the end those are stopped for good whose gain is not plausible.
 """
 
 from __future__ import annotations
@@ -206,26 +206,35 @@ class Race:
             self._gains.join([summary])
             return self._decision(state, "complete", reason, better, fold=fold)
         reason = self._rule.explain(evidence)
-        if self._rule.stops(evidence):
-            if not state.running:
-                return self._decision(state, "stop", reason, better, fold=fold)
-            reason = f"{reason}; not stopped while another of its folds is running"
-        if self.is_granted(state):
+        if self._rule.takes_turns:
+            if self._rule.stops(evidence):
+                return self._decision(state, "park", reason, better, fold=fold)
+            if state.granted:
+                return self._decision(state, "continue", reason, better, fold=fold)
+            if evidence.gain is None:
+                reason = "nothing is complete yet"
+            reason = f"{reason}; waits for its turn"
+            return self._decision(state, "park", reason, better, fold=fold)
+        if not self._rule.stops(evidence):
             return self._decision(state, "continue", reason, better, fold=fold)
-        if evidence.gain is None:
-            reason = "waits for its turn: nothing is complete yet"
-        return self._decision(state, "park", f"{reason}; waits for its turn", better, fold=fold)
+        if not state.running:
+            return self._decision(state, "stop", reason, better, fold=fold)
+        reason = f"{reason}; not stopped while another of its folds is running"
+        return self._decision(state, "continue", reason, better, fold=fold)
 
     def verdicts(self) -> Iterator[RaceDecision]:
-        """Stops of candidates whose gain is not plausible any more, since the blend has changed.
+        """Decisions about candidates that may have further folds, but no longer have merit.
 
-        One with a running fold is left until that has ended, since it is paid for.
+        The blend has changed since, or another of their folds was running. They are parked, or
+        stopped where nobody takes turns.
         """
         for state in self._state:
-            if state.ended and state.waiting and not state.running and self._is_out(state):
+            may_run = state.ended and state.waiting and self.is_granted(state)
+            if may_run and not state.running and self._is_out(state):
                 better = self._gains.of(state.summary)
                 reason = self._rule.explain(self._evidence(state.summary, better))
-                yield self._decision(state, "stop", reason, better)
+                action: RaceAction = "park" if self._rule.takes_turns else "stop"
+                yield self._decision(state, action, reason, better)
 
     def grant_first(self, state: CandidateState) -> RaceDecision | None:
         """The decision that the first candidate of a sweep gets all its folds; None with others.
@@ -290,7 +299,7 @@ class Race:
             yield Move("fold", state)
 
     def _owes_a_grant(self) -> bool:
-        granted = sum(state.granted for state in self._state)
+        granted = sum(state.was_granted for state in self._state)
         return granted < math.ceil(len(self._measured) / self._config.eta)
 
     def _grants(self) -> Iterator[Move]:
@@ -371,13 +380,14 @@ class Race:
         """Mean and standard deviation of the rise of a gain from a rung to the end of the fold."""
         rises: list[float] = []
         for state in reversed(list(self._state)):
-            if set(state.ended) != {_first_fold(state)} or not state.summary.finished:
+            first = state.ended.get(_first_fold(state))
+            if first is None or first.status != "finished":
                 continue
             rung = next((r for r in self._rungs_of(state.name) if r.fraction == fraction), None)
             if rung is None:
                 continue
-            before = self._gains.at_rung(state.name, _first_fold(state), rung.epoch)
-            after = self._gains.of(state.summary)
+            before = self._gains.at_rung(state.name, first.fold, rung.epoch)
+            after = self._gains.at_end(state.summary, first.fold)
             if before is not None and after is not None:
                 rises.append(after[1].mean - before[1].mean)
             if len(rises) >= _RECENT:

@@ -100,7 +100,12 @@ class CandidateState:
 
     @property
     def granted(self) -> bool:
-        """True where the race lets all its folds run, as long as a gain is plausible."""
+        """True where the race lets all its folds run, by its latest decision."""
+        return self.latest is not None and self.latest.grants
+
+    @property
+    def was_granted(self) -> bool:
+        """True where it ever was, also if it has been parked since."""
         return any(d.grants for d in self.decisions.values())
 
     @property

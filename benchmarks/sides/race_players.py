@@ -17,23 +17,19 @@ from race_table import Key, RaceTable
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Repeater, Searcher
 from ray.tune.search.repeater import TRIAL_INDEX
+from sides.race_replay import Start
 
 from foldrace.config.schema import PointConfig, RaceConfig, SweepConfig
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Budget
-from foldrace.scheduling.ledger import Ledger
-from foldrace.scheduling.race import Race
-from foldrace.scheduling.ray.fold_asha import FoldASHA
-from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
-from foldrace.scheduling.ray.fold_trial import RUNG
-from foldrace.scheduling.rungs import RungReport, rungs_of
-from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
+from foldrace.scheduling.rungs import rungs_of
 from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.scheduling.state import FoldTask
+from foldrace.scheduling.sweep import Sweep
 from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 
-_METRIC = "val_logloss"
+_METRIC, _CANDIDATE = "val_logloss", "candidate"
 
 
 @dataclass
@@ -41,25 +37,21 @@ class _Trial:
     """What a scheduler reads of a Tune trial."""
 
     trial_id: str
-    config: dict[str, Any]
+    task: FoldTask
+    judged: bool
     key: Key
     """Of the recorded fold trial."""
     last_result: dict[str, Any] = field(default_factory=dict)
 
-
-class _Scheduler(Protocol):
-    """What is called of a Tune scheduler; there is no Tune that it could call back."""
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None: ...
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str: ...
-    def on_trial_complete(
-        self, tune_controller: Any, trial: Any, result: dict[str, Any]
-    ) -> None: ...
+    @property
+    def here(self) -> Key:
+        """Candidate, by its number of this run, and fold."""
+        return self.task.candidate.candidate, self.task.fold
 
 
 class Foldrace:
-    """The product's searcher in a run folder of its own, with FoldASHA where the race has it, or
-    with Ray's ASHA over all fold trials alike."""
+    """The product's sweep in a run folder of its own; its trials may be ended by Ray's ASHA over
+    all fold trials alike instead of being parked."""
 
     def __init__(
         self,
@@ -75,63 +67,60 @@ class Foldrace:
         self._store.create(config, table.folds_csv, table.classes)
         self._recorded = {_identity(c.backbone, c.params): c.candidate for c in table.candidates}
         self._trials: dict[str, _Trial] = {}
-        judge = Race(self._store, config.race)
-        self._searcher = _searcher(table, config, self._store, judge, slots)
-        self._scheduler: _Scheduler | None = None
-        if mixing_asha:
-            self._scheduler = _plain_asha(table, config.race)
-        elif self._race.stops_epochs:
-            self._scheduler = FoldASHA(self._store, judge, self._race, self._searcher)
+        self._left: dict[Key, int] = {}  # of parked fold trials, the epochs trained
+        space, _ = build_space(config, "")
+        study = CandidateStudy(space, config.search, len(table.classes))
+        self._sweep = Sweep(self._store, config, study, lambda: slots)
+        self._asha = _plain_asha(table, config.race) if mixing_asha else None
 
-    def suggest(self, trial_id: str) -> Key | None:
-        config = self._searcher.suggest(trial_id)
-        if not isinstance(config, dict):
+    def suggest(self, trial_id: str) -> Start | None:
+        task = self._sweep.suggest(trial_id)
+        if not isinstance(task, FoldTask):
             return None
-        key = self._recorded[_identity(config[BACKBONE], config[PARAMS])], int(config[FOLD])
-        trial = self._trials[trial_id] = _Trial(trial_id, config, key)
-        if self._scheduler is not None:
-            self._scheduler.on_trial_add(None, trial)
-        return key
+        record = task.candidate
+        key = self._recorded[_identity(record.backbone, record.params)], task.fold
+        judged = self._sweep.running[trial_id].judged
+        trial = self._trials[trial_id] = _Trial(trial_id, task, judged, key)
+        if self._asha is not None:
+            self._asha.on_trial_add(None, trial)
+        return Start(key, self._left.pop(trial.here, 0))
 
     def report(self, trial_id: str, epochs: int) -> bool:
         trial = self._trials[trial_id]
-        result = trial.last_result = self._result(trial, epochs)
-        if (
-            self._scheduler is not None
-            and self._scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
-        ):
-            return True
-        self._searcher.on_trial_result(trial_id, result)
-        return False
+        trial.last_result = self._table.epoch(trial.key, epochs) | {"training_iteration": epochs}
+        if self._asha is not None:
+            action = self._asha.on_trial_result(None, trial, trial.last_result)
+            return bool(action == TrialScheduler.STOP)
+        if not trial.judged or epochs not in self._rungs(trial):
+            return False
+        log = "\n".join(self._table.logs[trial.key].split("\n")[: epochs + 1]) + "\n"
+        columns = self._table.rung_columns(trial.key[0], epochs)
+        self._store.save_rung(*trial.here, epochs, log, columns)
+        leaves = self._sweep.rung_reached(trial_id, epochs)
+        if leaves:
+            self._left[trial.here] = epochs
+        return leaves
 
     def end(self, trial_id: str, stopped: bool) -> None:
         trial = self._trials.pop(trial_id)
         if not stopped:
             self._write(trial)
-        elif not self._race.stops_epochs:
+        elif self._asha is not None:
             self._write_stopped(trial)
-        if self._scheduler is not None:
-            self._scheduler.on_trial_complete(None, trial, trial.last_result)
-        self._searcher.on_trial_complete(trial_id, trial.last_result)
-
-    def _result(self, trial: _Trial, epochs: int) -> dict[str, Any]:
-        """What Tune hands over of an epoch."""
-        result = self._table.epoch(trial.key, epochs) | {"training_iteration": epochs}
-        if trial.key[1] == 0 and epochs in self._rungs(trial):
-            log = "\n".join(self._table.logs[trial.key].split("\n")[: epochs + 1]) + "\n"
-            result[RUNG] = RungReport(log, self._table.rung_columns(trial.key[0], epochs))
-        return result
+        if self._asha is not None:
+            self._asha.on_trial_complete(None, trial, trial.last_result)
+        self._sweep.trial_over(trial_id)
 
     def _rungs(self, trial: _Trial) -> set[int]:
-        if not self._race.stops_epochs:
-            return set()
-        rungs = rungs_of(self._race, TrialParams.from_dict(trial.config[PARAMS]))
-        return {rung.epoch for rung in rungs}
+        params = TrialParams.from_dict(trial.task.candidate.params)
+        return {rung.epoch for rung in rungs_of(self._race, params)}
 
     def _write(self, trial: _Trial) -> None:
         """As the fold trial left it, under the candidate's number of this run."""
         recorded = self._table.trials[trial.key]
-        record = recorded.model_copy(update={"candidate": trial.config[CANDIDATE]})
+        seconds = sum(self._table.seconds(trial.key))
+        update = {"candidate": trial.here[0], "seconds": seconds}
+        record = recorded.model_copy(update=update)
         log = self._table.logs[trial.key]
         if recorded.status != "finished":
             self._store.save_trial(record, log=log)
@@ -144,7 +133,7 @@ class Foldrace:
         recorded = self._table.trials[trial.key]
         self._store.save_trial(
             TrialRecord(
-                candidate=trial.config[CANDIDATE],
+                candidate=trial.here[0],
                 fold=trial.key[1],
                 status="stopped",
                 backbone=recorded.backbone,
@@ -165,12 +154,12 @@ class RepeaterOverList:
         self._last: dict[str, dict[str, Any]] = {}
         self._keys: dict[str, Key] = {}
 
-    def suggest(self, trial_id: str) -> Key | None:
+    def suggest(self, trial_id: str) -> Start | None:
         config = self._repeater.suggest(trial_id)
         if not isinstance(config, dict):
             return None
-        self._keys[trial_id] = config[CANDIDATE], config[TRIAL_INDEX]
-        return self._keys[trial_id]
+        self._keys[trial_id] = config[_CANDIDATE], config[TRIAL_INDEX]
+        return Start(self._keys[trial_id])
 
     def report(self, trial_id: str, epochs: int) -> bool:
         self._last[trial_id] = self._table.epoch(self._keys[trial_id], epochs)
@@ -190,7 +179,7 @@ class _Listed(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         name = next(self._left, None)
-        return Searcher.FINISHED if name is None else {CANDIDATE: name}
+        return Searcher.FINISHED if name is None else {_CANDIDATE: name}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -221,23 +210,6 @@ def sweep_config(
         }
     )
     return table.config.model_copy(update={"search": search, "race": race})
-
-
-def _searcher(
-    table: RaceTable, config: SweepConfig, store: RunStore, judge: Race, slots: int
-) -> FoldSearcher:
-    search = config.search
-    space, _ = build_space(config, "")
-    stops = config.race.rule != "none"
-    return FoldSearcher(
-        store,
-        CandidateStudy(space, search, len(table.classes)),
-        Ledger(table.fold_count, 0, config.race.min_complete if stops else None),
-        judge,
-        Budget(search, config.resources),
-        BackboneAllocation(search.backbones, search.candidates, search.min_share, search.seed),
-        lambda: slots,
-    )
 
 
 def _plain_asha(table: RaceTable, race: RaceConfig) -> ASHAScheduler:

@@ -13,11 +13,20 @@ from typing import Protocol
 from race_table import Key, RaceTable
 
 
+@dataclass(frozen=True)
+class Start:
+    """A recorded fold trial that begins now, or goes on."""
+
+    key: Key
+    epochs: int = 0
+    """Epochs that it had trained when it was parked."""
+
+
 class Player(Protocol):
     """Who decides what is trained."""
 
-    def suggest(self, trial_id: str) -> Key | None:
-        """The recorded fold trial that begins now; None: none before another one ends."""
+    def suggest(self, trial_id: str) -> Start | None:
+        """What begins now; None: nothing before another trial ends."""
 
     def report(self, trial_id: str, epochs: int) -> bool:
         """After each epoch, with how many were trained. Whether to stop the trial."""
@@ -36,12 +45,18 @@ class Replay:
     """Fold trials that were begun."""
     seconds: float
     """Of the simulated clock."""
-    complete: tuple[tuple[int, str], ...]
-    """Candidates with all folds, and the epochs that had been trained by then."""
+    complete: tuple[tuple[int, float, str], ...]
+    """Candidates with all folds, with the epochs and the slots' seconds trained by then."""
+    busy: float
+    """Seconds of all slots together that were trained."""
 
     def complete_at(self, epochs: float) -> frozenset[str]:
         """Candidates that were complete when so many epochs had been trained."""
-        return frozenset(candidate for spent, candidate in self.complete if spent <= epochs)
+        return frozenset(candidate for spent, _, candidate in self.complete if spent <= epochs)
+
+    def complete_by(self, seconds: float) -> frozenset[str]:
+        """Candidates that were complete when so many seconds of slots had been trained."""
+        return frozenset(candidate for _, spent, candidate in self.complete if spent <= seconds)
 
 
 @dataclass
@@ -64,9 +79,10 @@ class _Slots:
     started: int = 0
     foreseen: int = 0
 
-    def start(self, key: Key, trial_id: str) -> None:
-        self.flights[trial_id] = _Flight(key, self.table.seconds(key))
-        self.started += 1
+    def start(self, begins: Start, trial_id: str) -> None:
+        seconds = self.table.seconds(begins.key)
+        self.flights[trial_id] = _Flight(begins.key, seconds, begins.epochs)
+        self.started += begins.epochs == 0
         self._foresee(trial_id)
 
     def next_epoch(self) -> tuple[str, _Flight]:
@@ -93,20 +109,20 @@ class _Slots:
 
 def play(table: RaceTable, player: Player, slots: int) -> Replay:
     """Until the player has nothing more to run."""
-    state, epochs, asked = _Slots(table), 0, 0
+    state, epochs, busy, asked = _Slots(table), 0, 0.0, 0
     finished: Counter[str] = Counter()
-    complete: list[tuple[int, str]] = []
+    complete: list[tuple[int, float, str]] = []
     while True:
         while len(state.flights) < slots:
             trial_id, asked = f"t{asked:05d}", asked + 1
-            key = player.suggest(trial_id)
-            if key is None:
+            begins = player.suggest(trial_id)
+            if begins is None:
                 break
-            state.start(key, trial_id)
+            state.start(begins, trial_id)
         if not state.flights:
-            return Replay(epochs, state.started, state.clock, tuple(complete))
+            return Replay(epochs, state.started, state.clock, tuple(complete), busy)
         trial_id, flight = state.next_epoch()
-        epochs += 1
+        epochs, busy = epochs + 1, busy + flight.seconds[flight.epochs - 1]
         stop = player.report(trial_id, flight.epochs)
         if state.goes_on(trial_id, stop):
             continue
@@ -114,4 +130,4 @@ def play(table: RaceTable, player: Player, slots: int) -> Replay:
         player.end(trial_id, stopped)
         finished[flight.key[0]] += not stopped and table.ended_well(flight.key)
         if not stopped and finished[flight.key[0]] == table.fold_count:
-            complete.append((epochs, flight.key[0]))
+            complete.append((epochs, busy, flight.key[0]))
