@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from sides.fold_spec import FOLD, Silent, fold_spec
 
 from foldrace.config.load import parse_config
+from foldrace.config.ranges import Value
 from foldrace.dataset.demo import write_demo
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
-from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.trial import run_trial
 
 _PLAIN: dict[str, Value] = {

@@ -31,9 +31,9 @@ from sides.photos import write_photos
 from torch.nn import functional
 
 from foldrace.config.load import parse_config
+from foldrace.config.ranges import Value
 from foldrace.dataset.demo import write_demo
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.data.loader import to_float
 from foldrace.trainables.data.mixing import soft_targets
 from foldrace.trainables.data.trial_data import TrialData, open_data

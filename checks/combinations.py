@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from foldrace.config.ranges import Choice, Float, Int, Value, shown
 from foldrace.config.schema import TrainingConfig
 from foldrace.core.errors import Problem
-from foldrace.search_spaces.ranges import Choice, Float, Int, Value, shown
 from foldrace.search_spaces.space import Setting
 from foldrace.trainables.losses import LOSSES
 

@@ -11,11 +11,11 @@ from foldrace.checks.combinations import check_combinations
 from foldrace.checks.ensemble import ensemble_problems
 from foldrace.checks.search import NAME_KNOBS, check_part, search_problems
 from foldrace.checks.transforms import check_transforms
+from foldrace.config.ranges import Float, Int
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
 from foldrace.scheduling.budget import budget_problems
 from foldrace.scheduling.nodes import Node, resource_problems
-from foldrace.search_spaces.ranges import Float, Int
 from foldrace.search_spaces.space import SearchSpace
 from foldrace.trainables.data.meta_features import check_meta
 from foldrace.trainables.models.backbones import build_encoder, check_backbone

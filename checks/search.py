@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from foldrace.checks.combinations import check_combinations
+from foldrace.config.hyperparameters import KNOBS, TrialParams
+from foldrace.config.ranges import Choice, Value, shown
 from foldrace.config.schema import PointConfig, SweepConfig
 from foldrace.core.errors import Problem, check_name, has_password, without_password
 from foldrace.scheduling.search.cma import LEAST_KNOBS
 from foldrace.scheduling.search.export_storage import database_problem
 from foldrace.scheduling.search.warm_start import warm_start_problems
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
-from foldrace.search_spaces.ranges import Choice, Value, shown
 from foldrace.search_spaces.space import SearchSpace, Setting
 from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import RaceConfig
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 _ROUNDING = 1e-9  # 0.1 * 30 is a little more than 3
 

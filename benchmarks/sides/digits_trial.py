@@ -18,9 +18,9 @@ from sides.fold_spec import FOLD, fold_spec
 from sides.plain_loop import Settings, train
 
 from foldrace.config.load import parse_config
+from foldrace.config.ranges import Value
 from foldrace.config.schema import AugmentConfig
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.data.augment import POLICIES, resize
 from foldrace.trainables.data.loader import BatchDataset, ShuffledBatchSampler, build_loader
 from foldrace.trainables.data.pixel_cache import open_images

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.ranges import Value
 from foldrace.config.schema import SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.hyperparameters import TrialParams
-from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.spec import EpochReport, TrialSpec
 

@@ -18,6 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Repeater, Searcher
 from ray.tune.search.repeater import TRIAL_INDEX
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import PointConfig, RaceConfig, SweepConfig
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -30,7 +31,6 @@ from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import RungReport, rungs_of
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 
 _METRIC = "val_logloss"

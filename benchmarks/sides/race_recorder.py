@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from race_table import Key
 from sides.hard_digits import test_images, write_hard_digits
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
@@ -28,7 +29,6 @@ from foldrace.inference.predictor import BATCH, RunModels
 from foldrace.run_folder.records import CandidateRecord, Oof
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import weights_name
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.predict import log_probabilities, scoring_loader

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import RaceConfig
 from foldrace.core.files import warn_ignored
 from foldrace.run_folder.records import CandidateSummary, RaceDecision
@@ -21,7 +22,6 @@ from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.fold_searcher import RunningFold, TuneTrial
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import Rung, RungRecords, RungReport, losses_of, rungs_of
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

@@ -19,17 +19,14 @@ from ray.tune.search import Searcher
 from foldrace.core.errors import message_line
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trial_record import trial_record
 from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
 from foldrace.scheduling.ledger import FoldTask, Ledger
 from foldrace.scheduling.race import Race, is_decided
-from foldrace.scheduling.ray.fold_trial import BACKBONE, CANDIDATE, FOLD, PARAMS
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.scheduling.unfinished_trials import (
-    stopped_trial,
-    unfinished_trial,
-    with_stopped_trial,
-)
+from foldrace.scheduling.unfinished_trials import stopped_trial, with_stopped_trial
 
 _ENDED = frozenset({"TERMINATED", "ERROR"})
 _log = logging.getLogger("foldrace")
@@ -123,12 +120,7 @@ class FoldSearcher(Searcher):
             return None if self.running_folds else Searcher.FINISHED
         self.ledger.start(task)
         self.running_folds[trial_id] = RunningFold(task)
-        return {
-            CANDIDATE: task.candidate.candidate,
-            BACKBONE: task.candidate.backbone,
-            PARAMS: dict(task.candidate.params),
-            FOLD: task.fold,
-        }
+        return {CANDIDATE: task.candidate.candidate, FOLD: task.fold}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note the epoch that a trial reports."""
@@ -326,7 +318,8 @@ class FoldSearcher(Searcher):
             return record
         if running.stop is not None:
             task = running.task
-            return stopped_trial(self._store, task.candidate, running.stop, running.seconds)
+            seconds, now = running.seconds, time.time()
+            return stopped_trial(self._store, task.candidate, running.stop, seconds, now)
         if self.ledger.is_stopped(candidate):
             self._store.forget_trial(candidate, fold)
             self._finish_settled(self.ledger.drop(candidate, fold))
@@ -369,7 +362,9 @@ class FoldSearcher(Searcher):
         error = reason or (
             "the worker process ended without a result: killed, out of memory, or its node was lost"
         )
-        record = unfinished_trial(self._store, task.candidate, task.fold, "failed", error=error)
+        record = trial_record(
+            self._store, task.candidate, task.fold, "failed", error=error, ended_at=time.time()
+        )
         self._store.save_trial(record)
         return record
 

@@ -7,6 +7,7 @@ one device trains in that process, a trial on several in a group of their own.
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -16,19 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import tune
 
-from foldrace.config.schema import RaceConfig, TrainingConfig, TransformConfig
-from foldrace.run_folder.records import CandidateRecord, Oof
+from foldrace.run_folder.records import Oof
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trial_record import candidate_params, trial_record
 from foldrace.scheduling.rungs import RungReport, rungs_of
-from foldrace.scheduling.unfinished_trials import unfinished_trial
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 if TYPE_CHECKING:
     from foldrace.trainables.spec import EpochReport, TrialSpec
 
 
-CANDIDATE, BACKBONE, PARAMS, FOLD = "candidate", "backbone", "params", "fold"
-"""Keys of what Tune passes from the searcher to a worker."""
+CANDIDATE, FOLD = "candidate", "fold"
+"""Keys of what Tune passes from the searcher to a worker; the rest lies in the run folder."""
 
 RUNG = "rung"
 """Key of the `RungReport` in a report to Tune."""
@@ -36,23 +35,13 @@ RUNG = "rung"
 
 @dataclass(frozen=True)
 class TrialJob:
-    """The settings that all fold trials of a sweep share, for the workers."""
+    """What all fold trials of a session share and is not in the run folder."""
 
     run: str
     image_root: str
-    training: TrainingConfig
-    transforms: tuple[TransformConfig, ...]
-    seed: int
     session: str
     """Name of this driver's session: see `TrialSpec.session`."""
-    cpus: int
-    """Cores of each device."""
     use_gpu: bool
-    devices: int
-    """Devices of each trial."""
-    race: RaceConfig | None = None
-    """The race's settings; None: no trial is stopped in mid-training. A trial on several devices
-    never is: its group goes on training while the decision about its last epoch is made."""
 
 
 def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
@@ -62,26 +51,28 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         from foldrace.trainables.spec import TrialStopped
         from foldrace.trainables.trial import run_trial
 
-        spec = _spec(job, config)
-        rungs = () if job.race is None else rungs_of(job.race, spec.params)
-        monitor = _TuneMonitor({rung.epoch for rung in rungs})
+        started_at = time.time()
+        store = RunStore.open(job.run)
+        resources = store.config().resources
+        spec = _spec(job, config, resources.cpus_per_trial)
         try:
-            if job.devices == 1:
+            monitor = _TuneMonitor(_rung_epochs(store, spec))
+            if resources.devices_per_trial == 1:
                 run_trial(spec, monitor)
             else:
                 from foldrace.scheduling.ray.device_group import run_on_devices
 
-                run_on_devices(spec, job.devices, monitor.stop_requested)
+                run_on_devices(spec, resources.devices_per_trial, monitor.stop_requested)
         except TrialStopped:
             monitor.leave()
         except Exception:  # whatever it is, trial.json says it
-            _record_failure(spec, traceback.format_exc())
+            _record_failure(store, spec, traceback.format_exc(), started_at)
             raise  # so that Tune gives the next trial a new process
 
     return fold_trial
 
 
-def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
+def _spec(job: TrialJob, config: dict[str, Any], cpus: int) -> TrialSpec:
     import ray
 
     from foldrace.trainables.spec import TrialSpec
@@ -90,17 +81,25 @@ def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
         run=job.run,
         image_root=job.image_root,
         candidate=config[CANDIDATE],
-        backbone=config[BACKBONE],
-        params=TrialParams.from_dict(config[PARAMS]),
         fold=config[FOLD],
-        training=job.training,
-        transforms=job.transforms,
-        seed=job.seed,
         session=job.session,
-        cpus=job.cpus,
+        cpus=cpus,
         use_gpu=job.use_gpu,
         accelerators=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
     )
+
+
+def _rung_epochs(store: RunStore, spec: TrialSpec) -> set[int]:
+    """Numbers of trained epochs after which the trial may be stopped.
+
+    A trial on several devices never is: its group goes on training while the decision about its
+    last epoch is made.
+    """
+    config = store.config()
+    if not config.race.stops_epochs or config.resources.devices_per_trial > 1:
+        return set()
+    params = candidate_params(store, store.candidate(spec.candidate))
+    return {rung.epoch for rung in rungs_of(config.race, params)}
 
 
 class _TuneMonitor:
@@ -151,9 +150,15 @@ def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     return true_prob_at(oof.log_prob, labels, temperature)
 
 
-def _record_failure(spec: TrialSpec, error: str) -> None:
-    store = RunStore.open(spec.run)
-    candidate = CandidateRecord(
-        candidate=spec.candidate, backbone=spec.backbone, params=spec.params.as_dict()
+def _record_failure(store: RunStore, spec: TrialSpec, error: str, started_at: float) -> None:
+    candidate = store.candidate(spec.candidate)
+    record = trial_record(
+        store,
+        candidate,
+        spec.fold,
+        "failed",
+        error=error,
+        started_at=started_at,
+        ended_at=time.time(),
     )
-    store.save_trial(unfinished_trial(store, candidate, spec.fold, "failed", error=error))
+    store.save_trial(record)

@@ -19,13 +19,13 @@ from typing import Protocol
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from foldrace.config.hyperparameters import KNOBS, TrialParams
+from foldrace.config.ranges import Choice, Float, Int, Range, Value
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.search.export_storage import CANDIDATE, Database, Journal
 from foldrace.scheduling.search.sampler_history import diverged_value, last_value
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
-from foldrace.search_spaces.ranges import Choice, Float, Int, Range, Value
 from foldrace.search_spaces.space import SearchSpace, distribution
 
 BACKBONE = "backbone"

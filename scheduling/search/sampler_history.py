@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.ranges import Value
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.scheduling.search.samplers import Sampler
-from foldrace.search_spaces.hyperparameters import TrialParams
-from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import SearchSpace
 
 _OWN_RUN = 0  # the group of this run's own values, and of those on the same level

@@ -20,8 +20,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from foldrace.config.ranges import Range, Value
 from foldrace.scheduling.search.cma import ReplayedCma
-from foldrace.search_spaces.ranges import Range, Value
 from foldrace.search_spaces.space import distribution
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are for who chose the sampler

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord
 from foldrace.scheduling.unfinished_trials import (
     stopped_trial,
     unfinished_trial,
     with_stopped_trial,
 )
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.spec import TrialSpec, trial_seed
 from tests.scheduling.raced_runs import RacedRun
 

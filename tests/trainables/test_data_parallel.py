@@ -21,8 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import TrainingConfig
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.spec import TrialSpec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import TrainingConfig
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.devices import fresh_accelerator
 from foldrace.trainables.spec import TrialSpec
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import TrainingConfig
 from foldrace.core.errors import RunFailure
 from foldrace.core.plugin_files import PluginFile
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables import state as state_module
 from foldrace.trainables.data import trial_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import TrainingConfig
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import Oof
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch
 from foldrace.trainables.history import FoldScore, History
 from foldrace.trainables.optimizers import build_optimizer

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from foldrace.search_spaces.hyperparameters import KNOBS
-from foldrace.search_spaces.ranges import Value
+from foldrace.config.hyperparameters import KNOBS
+from foldrace.config.ranges import Value
 from foldrace.trainables import devices
 from foldrace.trainables.data import trial_data
 from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES

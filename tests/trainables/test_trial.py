@@ -19,10 +19,10 @@ from safetensors.torch import load
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import TrainingConfig
 from foldrace.core.metrics import normalise
 from foldrace.run_folder.records import Oof
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables import trial as trial_module
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.data.pixel_cache import open_images

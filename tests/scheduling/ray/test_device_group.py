@@ -21,10 +21,10 @@ from ray import train, tune
 from ray.util import placement_group_table
 from typer.testing import CliRunner
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import TrainingConfig
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import device_group
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.sweep import app
 from foldrace.trainables.spec import TrialSpec, TrialStopped
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from foldrace.config.hyperparameters import KNOBS
 from foldrace.config.schema import DataConfig, SearchConfig, SweepConfig
 from foldrace.run_folder.records import (
     CandidateRecord,
@@ -14,7 +15,6 @@ from foldrace.run_folder.records import (
     VariantScore,
 )
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.search_spaces.space import SearchSpace, build_space
 
 BACKBONES = ("timm/test_resnet", "timm/test_vit")

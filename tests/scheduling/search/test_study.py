@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision
 from foldrace.scheduling.search.sampler_history import SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.search_spaces.hyperparameters import TrialParams
 from tests.conftest import examples
 from tests.scheduling.search.searches import BACKBONES, FEW, ended, running, space_of, sweep
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from foldrace.checks.search import search_problems, search_warnings
+from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
@@ -17,7 +18,6 @@ from foldrace.scheduling.search.sampler_history import EarlierCandidate, Sampler
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy, open_study
 from foldrace.scheduling.search.warm_start import earlier_candidates
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
 from tests.conftest import TinyRun
 from tests.scheduling.search.searches import BACKBONES, FEW, ended, space_of, sweep
 
