@@ -67,8 +67,8 @@ class SearchSpace:
 
     def configured(self, backbone: str, given: Mapping[str, Value]) -> TrialParams:
         """The default configuration with some values given, inside the space or not."""
-        cast = {knob: KNOBS[knob].cast(value) for knob, value in given.items()}
-        return TrialParams.from_dict(self.default(backbone).as_dict() | cast)
+        own = {knob: KNOBS[knob].read(value) for knob, value in given.items()}
+        return TrialParams.from_dict(self.default(backbone).as_dict() | own)
 
     def searched(self, backbone: str) -> dict[str, Range]:
         """Optuna's name -> range, for each hyperparameter that is searched for a backbone."""

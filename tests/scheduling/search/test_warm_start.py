@@ -208,7 +208,7 @@ def test_every_wrong_point_is_told_with_its_key() -> None:
     assert "did you mean 'dropout'?" in found.pop(where(2, "params.drop_out"))
     assert "got 16.5; allowed: whole numbers 1" in found.pop(where(2, "params.batch_size"))
     assert "did you mean 'focal'?" in found.pop(where(3, "params.loss"))
-    assert "got high; allowed: 0 to 0.95" in found.pop(where(3, "params.dropout"))
+    assert "got 'high'; allowed: a number, 0 to 0.95" in found.pop(where(3, "params.dropout"))
     assert "got 3; allowed: a name" in found.pop(where(3, "params.optimizer"))
     assert "same configuration as search.points[0]" in found.pop("search.points[4]")
     assert found == {}
