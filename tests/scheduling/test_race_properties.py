@@ -42,7 +42,7 @@ from foldrace.scheduling.budget import Budget
 from foldrace.scheduling.ledger import Ledger
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.fold_asha import FoldASHA
-from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
+from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import RungReport
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
@@ -131,9 +131,7 @@ class Tune:
     def fill(self) -> bool:
         """Ask until there is nothing; True at the end of the sweep."""
         while isinstance(given := self.searcher.suggest(self.next_id), dict):
-            record = CandidateRecord(
-                candidate=given[CANDIDATE], backbone=given[BACKBONE], params=given[PARAMS]
-            )
+            record = self.store.candidate(given[CANDIDATE])
             trial = Live(self.next_id, record, given[FOLD])
             self.check_start(trial)
             self.all.append(trial)

@@ -67,8 +67,6 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "clip_grad": (0.01, {"optimizer": "sgd"}),
 }
 ELSEWHERE = {"patience"}  # ends a training after its best epoch: see test_trial.py
-    "patience"
-}  # it ends a training after its best epoch: test_trial.py, test_resume_state.py
 # knob -> the predictions of the weights that are kept beside the raw ones
 FURTHER: dict[str, tuple[str, ...]] = {
     "ema_decay": ("oof_ema.npy",),
