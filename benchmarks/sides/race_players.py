@@ -26,7 +26,7 @@ from foldrace.scheduling.budget import Budget
 from foldrace.scheduling.ledger import Ledger
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.fold_asha import FoldASHA
-from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
+from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import RungReport, rungs_of
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
@@ -87,7 +87,10 @@ class Foldrace:
         config = self._searcher.suggest(trial_id)
         if not isinstance(config, dict):
             return None
-        key = self._recorded[_identity(config[BACKBONE], config[PARAMS])], int(config[FOLD])
+        asked = self._store.candidate(config[CANDIDATE])
+        # Those that are newer than the recording are at their defaults.
+        params = {k: v for k, v in asked.params.items() if k in self._table.candidates[0].params}
+        key = self._recorded[_identity(asked.backbone, params)], int(config[FOLD])
         trial = self._trials[trial_id] = _Trial(trial_id, config, key)
         if self._scheduler is not None:
             self._scheduler.on_trial_add(None, trial)
@@ -125,7 +128,8 @@ class Foldrace:
     def _rungs(self, trial: _Trial) -> set[int]:
         if not self._race.stops_epochs:
             return set()
-        rungs = rungs_of(self._race, TrialParams.from_dict(trial.config[PARAMS]))
+        asked = self._store.candidate(trial.config[CANDIDATE])
+        rungs = rungs_of(self._race, TrialParams.from_dict(asked.params))
         return {rung.epoch for rung in rungs}
 
     def _write(self, trial: _Trial) -> None:
