@@ -110,12 +110,15 @@ def _checkpointing_problems(backbone: str, settings: Settings) -> Iterator[Probl
 
 def weights_problems(backbone: str, settings: Settings) -> Iterator[Problem]:
     """Fetch (and so keep for the trials) or open the pretrained weights once."""
+    key = settings["pretrained"].key
     for pretrained in settings["pretrained"].values:
         if isinstance(pretrained, str) or pretrained is True:
             try:
                 build_encoder(backbone, image_sizes(settings)[0], pretrained, drop_path=0.0)
             except UserError as error:
-                yield from error.problems
+                for problem in error.problems:
+                    where = problem.where.replace("training.pretrained", key, 1)
+                    yield Problem(where, problem.message)
 
 
 def _precision_problems(settings: Settings, devices: Devices) -> Iterator[Problem]:
