@@ -27,13 +27,13 @@ from statistics import median
 import numpy as np
 from harness import ROOT, Results, machine, options
 from numpy.typing import NDArray
-from sides.fold_spec import FOLD, Silent, fold_spec
+from sides.fold_spec import FOLD, Silent, fold_spec, params_of
 
 from foldrace.config.load import parse_config
+from foldrace.config.ranges import Value
 from foldrace.dataset.demo import write_demo
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
-from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.trial import run_trial
 
 _PLAIN: dict[str, Value] = {
@@ -88,7 +88,7 @@ def _train(job: Job) -> Trained:
     assert record.status == "finished" and log is not None, record.error
     variant, column = (EMA, "ema_val_logloss") if job.arm == "+ EMA" else (RAW, "val_logloss")
     *_, last = csv.DictReader(io.StringIO(log))
-    assert int(last["epoch"]) == spec.params.epochs - 1
+    assert int(last["epoch"]) == params_of(spec).epochs - 1
     best = record.variants[variant]
     return Trained(best.val_logloss, float(last[column]), best.val_acc, record.seconds)
 

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import numpy as np
 import timm
@@ -31,14 +32,15 @@ from sides.photos import write_photos
 from torch.nn import functional
 
 from foldrace.config.load import parse_config
+from foldrace.config.ranges import Value
 from foldrace.dataset.demo import write_demo
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.ranges import Value
+from foldrace.trainables import spec as spec_module
 from foldrace.trainables.data.loader import to_float
 from foldrace.trainables.data.mixing import soft_targets
 from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_trial
-from foldrace.trainables.spec import TrialSpec
+from foldrace.trainables.spec import TrialSpec, read_trial
 from foldrace.trainables.state import TrainState, build_train_state
 from foldrace.trainables.step import Examples, train_step
 from foldrace.trainables.trial import run_trial
@@ -60,10 +62,11 @@ def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> No
     backbone = "timm/convnext_tiny" if on_gpu else "timm/test_convnext"
     spec = _photo_spec(folder, backbone, size, batch, "bf16" if on_gpu else "fp32")
     store = RunStore.open(spec.run)
-    accelerator = fresh_accelerator(spec)
-    seed_trial(spec)
-    data = open_data(spec, store, accelerator)
-    state = build_train_state(spec, data, accelerator)
+    trial = read_trial(spec, store)
+    accelerator = fresh_accelerator(trial)
+    seed_trial(trial)
+    data = open_data(trial, store, accelerator)
+    state = build_train_state(trial, data, accelerator)
     state.model.train()
     _reset_memory()
     fed = _rate(state, data, _from_loader(state, data), steps)
@@ -76,7 +79,7 @@ def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> No
     )
     steady, bare = median(turns.a), median(turns.b)
     results.add(
-        f"throughput: {backbone}, {size} px, batches of {batch}, {spec.training.precision}",
+        f"throughput: {backbone}, {size} px, batches of {batch}, {trial.params.precision}",
         from_cache=fed,
         on_device=steady,
         bare_on_device=bare,
@@ -179,18 +182,18 @@ def _peak_gb() -> float | None:
 
 def _agreement(results: Results, folder: Path) -> None:
     config = write_demo(folder / "digits")
-    base = _spec(config, "timm/test_convnext", {"epochs": 2, "image_size": 32, "policy": "light"})
+    knobs: dict[str, Value] = {"epochs": 2, "image_size": 32, "policy": "light"}
     oof = {}
     for name, precision in (("CPU fp32", "fp32"), ("GPU fp32", "fp32"), ("GPU bf16", "bf16")):
-        training = base.training.model_copy(update={"precision": precision})
-        spec = replace(base, training=training, use_gpu=name != "CPU fp32")
-        run_trial(spec, Silent())
+        spec = _spec(config, "timm/test_convnext", knobs | {"precision": precision})
+        spec = replace(spec, use_gpu=name != "CPU fp32")
+        with mock.patch.object(spec_module, "candidate_seed", lambda *_: 0):  # else one for each
+            run_trial(spec, Silent())
         store = RunStore.open(spec.run)
         data = store.files.read(f"{store.trial_folder(spec.candidate, 0)}/oof.npy")
         aside = folder / "oof.npy"
         aside.write_bytes(data)
         oof[name] = np.exp(np.load(aside).astype(np.float64))
-        store.forget_trial(spec.candidate, 0)
     for name in ("GPU fp32", "GPU bf16"):
         difference = float(np.abs(oof[name] - oof["CPU fp32"]).mean())
         results.add("agreement: out-of-fold probabilities, 2 epochs on the digits",

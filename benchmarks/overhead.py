@@ -31,8 +31,8 @@ from harness import ROOT, Results, Turns, environment, in_turns, options
 from sides.demo_sweep import pieces, run_demo
 from sides.digits_trial import Digits, TrialRun
 
+from foldrace.config.ranges import Value
 from foldrace.dataset.demo import write_demo
-from foldrace.search_spaces.ranges import Value
 
 _BACKBONES = ("timm/test_resnet", "timm/test_efficientnet")
 _TECHNIQUES: dict[str, dict[str, Value]] = {

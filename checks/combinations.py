@@ -1,7 +1,7 @@
 """Checks of hyperparameters that make no sense together.
 
-Takes what each backbone may vary and the training section, gives a problem for each combination
-that a trial could draw, with the reason and what to change.
+Takes what each backbone may vary, gives a problem for each combination that a trial could draw,
+with the reason and what to change.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from foldrace.config.schema import TrainingConfig
+from foldrace.config.ranges import Choice, Float, Int, Value, shown
 from foldrace.core.errors import Problem
-from foldrace.search_spaces.ranges import Choice, Float, Int, Value, shown
 from foldrace.search_spaces.space import Setting
 from foldrace.trainables.losses import LOSSES
 
@@ -22,7 +21,6 @@ class _TrialSettings:
 
     backbone: str
     settings: Mapping[str, Setting]
-    training: TrainingConfig
     drops_paths: Callable[[str], bool]
 
     def least(self, knob: str) -> float:
@@ -46,10 +44,8 @@ class _TrialSettings:
         return self.settings[knob].values
 
     def problem(self, knob: str, message: str) -> Problem:
-        """Problem at the key of the knob: that of this backbone alone, or of all."""
-        own = self.settings[knob].name != knob
-        section = f"per_backbone.{self.backbone}" if own else "space"
-        return Problem(f"search.{section}.{knob}", message)
+        """Problem at the key of the config that the knob comes from."""
+        return Problem(self.settings[knob].key, message)
 
 
 Rule = Callable[[_TrialSettings], Iterator[Problem]]
@@ -57,7 +53,6 @@ Rule = Callable[[_TrialSettings], Iterator[Problem]]
 
 def check_combinations(
     settings: Mapping[str, Mapping[str, Setting]],
-    training: TrainingConfig,
     drops_paths: Callable[[str], bool],
 ) -> list[Problem]:
     """Problems of all combinations; one that several backbones share is given once.
@@ -69,17 +64,17 @@ def check_combinations(
         problem
         for backbone, own in settings.items()
         for rule in _RULES
-        for problem in rule(_TrialSettings(backbone, own, training, drops_paths))
+        for problem in rule(_TrialSettings(backbone, own, drops_paths))
     ]
     return list(dict.fromkeys(found))
 
 
 def _sam_in_fp16(trial: _TrialSettings) -> Iterator[Problem]:
-    if trial.most("sam_rho") > 0 and trial.training.precision == "fp16":
+    if trial.most("sam_rho") > 0 and "fp16" in trial.names("precision"):
         yield trial.problem(
             "sam_rho",
             "SAM needs unscaled gradients twice in an update, and fp16 scales them; "
-            "set training.precision to bf16 or fp32 (auto: where the GPU has bf16), or sam_rho 0",
+            "set precision to bf16 or fp32 (auto: where the GPU has bf16), or sam_rho 0",
         )
 
 
@@ -189,21 +184,21 @@ def _cycles(trial: _TrialSettings) -> Iterator[Problem]:
 
 def _patience(trial: _TrialSettings) -> Iterator[Problem]:
     """Patience that ends a trial before a restart or a lower rate can help it."""
-    patience = trial.training.patience
+    patience = trial.least("patience")
     fewest = _fewest_cycles_above_one(trial.settings["cycles"])
     if fewest is not None and patience < trial.most("epochs") / fewest:
         yield trial.problem(
             "cycles",
             f"a restart raises the loss for most of a cycle, of up to "
-            f"{trial.most('epochs') / fewest:g} epochs, and training.patience {patience} ends "
+            f"{trial.most('epochs') / fewest:g} epochs, and patience {shown(patience)} ends "
             "the trial before; raise patience to a cycle's length, or cycles",
         )
     waits = trial.least("lr_patience")
     if "plateau" in trial.names("schedule") and waits >= patience:
         yield trial.problem(
             "lr_patience",
-            f"plateau waits {shown(waits)} epochs before it lowers the rate, and training.patience "
-            f"{patience} ends the trial first; set lr_patience below patience",
+            f"plateau waits {shown(waits)} epochs before it lowers the rate, and patience "
+            f"{shown(patience)} ends the trial first; set lr_patience below patience",
         )
 
 

@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from foldrace.checks.config import config_problems, image_sizes
+from foldrace.checks.config import config_problems
 from foldrace.checks.search import search_warnings
+from foldrace.checks.settings import image_sizes
 from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
@@ -73,7 +74,7 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
 
 def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
     """Bytes that a full run may take: weights and OOF of every variant, decoded images."""
-    sizes = {b: max(image_sizes(space, b)) for b in space.backbones}
+    sizes = {b: max(image_sizes(settings)) for b, settings in space.settings.items()}
     counts = [parameter_count(ModelConfig(b, classes, size)) for b, size in sizes.items()]
     snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
     variants = _VARIANTS + snapshots

@@ -6,19 +6,21 @@ a hyperparameter that is a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from foldrace.checks.combinations import check_combinations
+from foldrace.checks.settings import Devices, refused_sizes, setting_problems, weights_problems
+from foldrace.config.hyperparameters import KNOBS, TrialParams
+from foldrace.config.ranges import Value
 from foldrace.config.schema import PointConfig, SweepConfig
 from foldrace.core.errors import Problem, check_name, has_password, without_password
+from foldrace.scheduling.nodes import Node
 from foldrace.scheduling.search.export_storage import database_problem
 from foldrace.scheduling.search.warm_start import warm_start_problems
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
-from foldrace.search_spaces.ranges import Value, shown
 from foldrace.search_spaces.space import SearchSpace, Setting
 from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.losses import CLASS_WEIGHTS, LOSSES
-from foldrace.trainables.models.classifier import check_image_size, drops_paths
+from foldrace.trainables.models.classifier import drops_paths
 from foldrace.trainables.models.heads import HEADS
 from foldrace.trainables.optimizers import check_optimizer
 from foldrace.trainables.schedules import SCHEDULES
@@ -41,11 +43,13 @@ def check_part(knob: str, where: str, name: str) -> Problem | None:
     return check_name(where, name, TABLES[knob])
 
 
-def search_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
-    """Problems of the section, in the order of its keys."""
+def search_problems(
+    config: SweepConfig, space: SearchSpace, nodes: Sequence[Node] = ()
+) -> Iterator[Problem]:
+    """Problems of the section, in the order of its keys; `nodes` of the cluster."""
     search = config.search
     yield from _sampler_problems(config)
-    yield from _point_problems(config, space)
+    yield from _point_problems(config, space, nodes)
     yield from warm_start_problems(search.warm_start, space)
     message = None if search.storage is None else database_problem(search.storage)
     if message is not None:
@@ -79,7 +83,9 @@ def _sampler_problems(config: SweepConfig) -> Iterator[Problem]:
         )
 
 
-def _point_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
+def _point_problems(
+    config: SweepConfig, space: SearchSpace, nodes: Sequence[Node]
+) -> Iterator[Problem]:
     whole: dict[tuple[str, TrialParams], int] = {}
     for i, point in enumerate(config.search.points):
         where = f"search.points[{i}]"
@@ -92,7 +98,8 @@ def _point_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem
         if first < i:
             yield Problem(where, f"is the same configuration as search.points[{first}]; remove it")
             continue
-        yield from _trial_problems(where, point.backbone, params, config)
+        devices = Devices(nodes, config.resources)
+        yield from _trial_problems(where, point, params, space, devices)
 
 
 def _own_problems(where: str, point: PointConfig, space: SearchSpace) -> Iterator[Problem]:
@@ -111,28 +118,28 @@ def _value_problem(where: str, name: str, value: Value) -> Problem | None:
         unknown = check_name(where, name, KNOBS)
         assert unknown is not None
         return Problem(where, unknown.message.replace("got", "unknown hyperparameter", 1))
-    knob = KNOBS[name]
-    if not knob.limits.contains(value):
-        return Problem(where, f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
+    try:
+        KNOBS[name].read(value)
+    except ValueError as error:
+        return Problem(where, str(error))
     return check_part(name, where, str(value)) if name in NAME_KNOBS else None
 
 
 def _trial_problems(
-    where: str, backbone: str, params: TrialParams, config: SweepConfig
+    where: str, point: PointConfig, params: TrialParams, space: SearchSpace, devices: Devices
 ) -> Iterator[Problem]:
-    """Problems of the configuration as a whole: refused sizes and combinations."""
-    size = check_image_size(backbone, int(params.image_size))
-    if size is not None:
-        yield Problem(f"{where}.params.image_size", size.message)
-    devices = config.resources.devices_per_trial
-    if devices > 1 and params.batch_size < 2 * devices:
-        yield Problem(
-            f"{where}.params.batch_size",
-            f"{params.batch_size} is too few for resources.devices_per_trial {devices}; allowed: "
-            f"at least {2 * devices}, two images a device",
-        )
-    values = params.as_dict().items()
-    settings = {backbone: {knob: Setting(knob, value, None) for knob, value in values}}
-    for problem in check_combinations(settings, config.training, drops_paths):
+    """Problems of the configuration as a whole, but those that the space has without the point."""
+    backbone, shared = point.backbone, space.settings[point.backbone]
+    keys = {knob: setting.key for knob, setting in shared.items()}
+    keys |= {knob: f"{where}.params.{knob}" for knob in point.params}
+    settings = {k: Setting(k, value, None, keys[k]) for k, value in params.as_dict().items()}
+    if "image_size" in point.params:
+        for problem in refused_sizes(backbone, settings):
+            yield Problem(settings["image_size"].key, problem.message)
+    if "pretrained" in point.params:
+        yield from weights_problems(backbone, settings)
+    problems = setting_problems(backbone, settings, devices)
+    yield from (problem for problem in problems if problem.where.startswith(where))
+    for problem in check_combinations({backbone: settings}, drops_paths):
         knob = problem.where.rpartition(".")[2]
         yield Problem(f"{where}.params.{knob}", problem.message)

@@ -13,13 +13,13 @@ from foldrace.checks.search import check_part
 from foldrace.checks.transforms import check_transforms
 from foldrace.commands.machine import write_out
 from foldrace.commands.plugins import parse_with_plugins
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import AugmentConfig, SweepConfig
 from foldrace.core.errors import DataError, Problem, UserError
 from foldrace.core.plugins import naming_plugins
 from foldrace.dataset.images import ImageError
 from foldrace.dataset.manifest import Manifest, read_manifest
 from foldrace.reporting.augment_grid import augment_grid
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.data.loader import BatchDataset, BatchRows
 from foldrace.trainables.data.pixel_cache import EncodedImages, stored_side

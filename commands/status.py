@@ -17,7 +17,7 @@ from foldrace.reporting.live import budget_line, print_leaderboard, print_plain
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import SweepUsage, devices_of_a_trial
-from foldrace.scheduling.progress import ProgressCounts
+from foldrace.scheduling.progress import sweep_progress
 
 _WATCH_EVERY = 5.0  # seconds
 
@@ -62,11 +62,19 @@ def status_lines(
     """Lines below the leaderboard: fold trials, race and budget."""
     resources = config.resources
     devices = devices_of_a_trial(resources, resources.gpus_per_trial or 0.0)
-    counts = ProgressCounts(config.search, resources, folds, devices)
-    counts.replay(summaries)
-    usage = SweepUsage(len(summaries), counts.trials_ended, counts.device_seconds)
-    # How many slots there are the folder does not tell: the training that is left, one by one.
-    now = counts.progress((), usage, slots=1, elapsed_s=0.0)
+    trials = [trial for summary in summaries for trial in summary.trials]
+    parked = sum(s.status == "parked" and not s.trials for s in summaries)
+    seconds = sum(trial.seconds for trial in trials)
+    now = sweep_progress(
+        summaries,
+        config.search,
+        resources,
+        folds=folds,
+        usage=SweepUsage(len(summaries), len(trials) + parked, seconds * devices),
+        slots=1,  # how many there are the folder does not tell: what is left, one by one
+        devices=devices,
+        elapsed_s=0.0,
+    )
     if now.trials_total == now.trials_done:
         yield f"{now.trials_done} of {now.trials_total} fold trials ended"
     elif not at_work:

@@ -17,6 +17,7 @@ from foldrace.config.load import ParsedConfig
 from foldrace.core.errors import RunFailure, UserError
 from foldrace.core.plugins import loaded
 from foldrace.dataset.folds import folds_csv
+from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.nodes import this_machine
 from foldrace.trainables.spec import EpochReport, TrialSpec
@@ -43,16 +44,14 @@ def trial(
         raise UserError.single(f"--fold {fold}", f"no such fold; allowed: {allowed}")
     folds = folds_csv(plan.manifest, plan.fold)
     store.create(plan.config, folds, plan.manifest.classes, loaded())
+    params = plan.space.default(backbone).as_dict()
+    candidate = CandidateRecord(candidate="c0000", backbone=backbone, params=params)
+    store.save_candidate(candidate)
     spec = TrialSpec(
         run=store.root,
         image_root=str(plan.manifest.image_root),
-        candidate="c0000",
-        backbone=backbone,
-        params=plan.space.default(backbone),
+        candidate=candidate.candidate,
         fold=fold,
-        training=plan.config.training,
-        transforms=plan.config.augment.transforms,
-        seed=plan.config.search.seed,
         cpus=plan.config.resources.cpus_per_trial,
         use_gpu=plan.config.resources.gpus_per_trial != 0,
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from foldrace.config.forms import SEARCH, RangeConfig
 from foldrace.config.problems import shown, validate
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import ConfigError, Problem, without_password
@@ -52,8 +53,11 @@ _SMOKE_DEFAULTS: dict[str, Any] = {
     "training": {"epochs": 1, "image_size": 32, "precision": "auto", "pretrained": False},
     "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
 }
-_NOT_IN_SMOKE = ("epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots")
-"""Hyperparameters that only make sense at the config's own length and size."""
+_NOT_IN_SMOKE = (
+    "epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots", "precision",
+    "pretrained",
+)  # fmt: skip
+"""Hyperparameters that only make sense at the config's own length and size, or on its devices."""
 
 
 def parse_config(
@@ -195,12 +199,18 @@ def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_length(raw: dict[str, Any]) -> dict[str, Any]:
+    """The config without `_NOT_IN_SMOKE`, wherever they are fixed or searched."""
+    found = dict(raw)
+    if isinstance(raw.get("training"), dict):
+        found["training"] = _others(raw["training"])
     search = raw.get("search")
-    if not isinstance(search, dict) or not isinstance(search.get("space"), dict):
-        return raw
-    space = search["space"]
-    kept = {name: form for name, form in space.items() if name not in _NOT_IN_SMOKE}
-    return raw | {"search": search | {"space": kept}}
+    if isinstance(search, dict) and isinstance(search.get("space"), dict):
+        found["search"] = search | {"space": _others(search["space"])}
+    return found
+
+
+def _others(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: form for name, form in given.items() if name not in _NOT_IN_SMOKE}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], within: str = "") -> dict[str, Any]:
@@ -246,13 +256,36 @@ def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
         "data": data.model_copy(update=absolute),
         "plugins": tuple(_absolute(path, base) for path in config.plugins),
     }
-    if config.search.warm_start:
-        runs = tuple(r if "://" in r else _absolute(r, base) for r in config.search.warm_start)
-        update["search"] = config.search.model_copy(update={"warm_start": runs})
-    if isinstance(config.training.pretrained, str):
-        weights = _absolute(config.training.pretrained, base)
-        update["training"] = config.training.model_copy(update={"pretrained": weights})
+    search = config.search
+    runs = tuple(r if "://" in r else _absolute(r, base) for r in search.warm_start)
+    own = {name: _absolute_weights(forms, base) for name, forms in search.per_backbone.items()}
+    points = tuple(
+        p.model_copy(update={"params": _absolute_weights(p.params, base)}) for p in search.points
+    )
+    space = _absolute_weights(search.space, base)
+    update["search"] = search.model_copy(
+        update={"warm_start": runs, "space": space, "per_backbone": own, "points": points}
+    )
+    pretrained = {"pretrained": _absolute_path(config.training.pretrained, base)}
+    update["training"] = config.training.model_copy(update=pretrained)
     return config.model_copy(update=update)
+
+
+def _absolute_weights(forms: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The hyperparameters with absolute paths of pretrained weights."""
+    found = dict(forms)
+    form = found.get("pretrained")
+    if isinstance(form, RangeConfig) and form.choices is not None:
+        choices = tuple(_absolute_path(choice, base) for choice in form.choices)
+        found["pretrained"] = form.model_copy(update={"choices": choices})
+    elif form is not None and form != SEARCH:
+        found["pretrained"] = _absolute_path(form, base)
+    return found
+
+
+def _absolute_path(value: Any, base: Path) -> Any:
+    """The absolute path where the value is one: no switch and no range."""
+    return _absolute(value, base) if isinstance(value, str) else value
 
 
 def _absolute(path: str, base: Path) -> str:

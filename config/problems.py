@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from foldrace.config.schema import RangeConfig, SweepConfig
+from foldrace.config.forms import RangeConfig
+from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, did_you_mean, plain_name
 
 _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
@@ -80,6 +81,8 @@ def _describe(source: str, detail: Any) -> Problem:
         return Problem(where, "is missing; this key has no default")
     if kind == "literal_error":
         return Problem(where, f"got {given}; allowed: {context['expected']}")
+    if kind == "hyperparameter":
+        return Problem(where, context["problem"])
     if kind == "value_error":
         return Problem(where, f"{context['error']} (got {given})")
     expected = _SHAPES.get(kind) or detail["msg"].replace("Input should", "should")
@@ -96,7 +99,8 @@ def _unknown_key(loc: tuple[int | str, ...]) -> str:
     fields = sorted(_model_at(loc[:-1]).model_fields)
     name = str(loc[-1])
     meant = ELSEWHERE.get(plain_name(name))
-    hint = f"did you mean {meant}? " if meant is not None else did_you_mean(name, fields)
+    is_here = meant is None or meant.rpartition(".")[2] in fields
+    hint = did_you_mean(name, fields) if is_here else f"did you mean {meant}? "
     return f"unknown key; {hint}allowed: {', '.join(fields)}"
 
 

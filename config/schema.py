@@ -6,41 +6,25 @@ is wrong with one.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+from foldrace.config.forms import ConfigSection, KnobConfig, ValueConfig, fixed_values
+from foldrace.config.hyperparameters import KNOBS
+from foldrace.config.ranges import Value, seconds
 
 
 def _seconds(value: object) -> object:
     """Seconds from '90m', '1.5h', '45s', '2d' or a number of seconds."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
-    if match is None:
-        raise ValueError("should be seconds, or a number with s, m, h or d, such as 90m or 1.5h")
-    return float(match[1]) * _UNITS[match[2]]
+    return seconds(value) if isinstance(value, str) else value
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(ConfigSection):
     """Places of the images, labels and test images; paths are relative to the config file."""
 
     train: str
@@ -63,7 +47,7 @@ class DataConfig(_Section):
     sample_submission: str | None = None
 
 
-class FoldsConfig(_Section):
+class FoldsConfig(ConfigSection):
     """Split of the training rows into folds."""
 
     k: Annotated[int, Field(ge=1, le=100)] = 5
@@ -87,76 +71,14 @@ class FoldsConfig(_Section):
         return self
 
 
-def _form(value: object) -> str | None:
-    """The branch of a union that a value is meant for, so that it gets that branch's message."""
-    if isinstance(value, bool):
-        return "<bool>"
-    if isinstance(value, (int, float)):
-        return "<number>"
-    if isinstance(value, str):
-        return "<text>"
-    return "<range>" if isinstance(value, (dict, BaseModel)) else None
-
-
-ValueConfig = Annotated[
-    Annotated[float, Tag("<number>")] | Annotated[str, Tag("<text>")],
-    Discriminator(
-        _form, custom_error_type="form", custom_error_message="should be a number or a name"
-    ),
-]
-
-
-class RangeConfig(_Section):
-    """Values of a hyperparameter in the search: low/high (with `log`), or `choices`."""
-
-    low: float | None = None
-    high: float | None = None
-    log: bool | None = None
-    choices: Annotated[tuple[ValueConfig, ...], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> RangeConfig:
-        bounds = (self.low is not None) + (self.high is not None)
-        if self.choices is not None and bounds:
-            raise ValueError("takes low and high, or choices, not both")
-        if self.choices is None and bounds == 0:
-            raise ValueError("needs low and/or high, or choices")
-        return self
-
-
-SEARCH = "search"
-_KNOB_FORMS = (
-    "should be a number, a name, `search`, {low, high[, log]} or {choices: [...]}, as the "
-    "hyperparameter asks"
-)
-KnobConfig = Annotated[
-    Annotated[float, Tag("<number>")]
-    | Annotated[str, Tag("<text>")]
-    | Annotated[RangeConfig, Tag("<range>")],
-    Discriminator(
-        _form,
-        custom_error_type="form",
-        custom_error_message=_KNOB_FORMS,
-    ),
-]
-PretrainedConfig = Annotated[
-    Annotated[bool, Tag("<bool>")] | Annotated[str, Tag("<text>")],
-    Discriminator(
-        _form,
-        custom_error_type="form",
-        custom_error_message="should be true, false or the path of a weights file or folder",
-    ),
-]
-
-
-class PointConfig(_Section):
+class PointConfig(ConfigSection):
     """One candidate given by hand; hyperparameters not named take their defaults."""
 
     backbone: str
-    params: dict[str, ValueConfig] = {}
+    params: dict[str, ValueConfig] = Field(default={})
 
 
-class SearchConfig(_Section):
+class SearchConfig(ConfigSection):
     """The search: backbones, hyperparameters, sampler and length."""
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -180,9 +102,10 @@ class SearchConfig(_Section):
     """This fraction of the candidates is shared evenly among the backbones; of the others a
     backbone gets the more, the more its candidates have brought the race's blend."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    space: dict[str, KnobConfig] = {}
-    """Hyperparameter -> a fixed value, `search` (its default range), or a range."""
-    per_backbone: dict[str, dict[str, KnobConfig]] = {}
+    space: dict[str, KnobConfig] = Field(default={})
+    """Hyperparameter -> a fixed value, `search` (its default range), or a range; it wins over a
+    value in `training` or `augment`, which the first candidate then has if the range holds it."""
+    per_backbone: dict[str, dict[str, KnobConfig]] = Field(default={})
     """Backbone -> the same, for that backbone only."""
 
     @property
@@ -193,7 +116,7 @@ class SearchConfig(_Section):
         return self.candidates
 
 
-class RaceConfig(_Section):
+class RaceConfig(ConfigSection):
     """The race: when a candidate gets no further folds."""
 
     rule: Literal["gain", "forgiving", "none"] = "gain"
@@ -229,35 +152,11 @@ class RaceConfig(_Section):
         return self.rule == "gain" and self.epoch_stopping is not False
 
 
-class TrainingConfig(_Section):
-    """Settings that every trial shares."""
+class TrainingConfig(fixed_values("training")):  # type: ignore[misc]
+    """Fixed hyperparameters of training; `search.space` wins where it has one of them too."""
 
-    epochs: Annotated[int, Field(ge=1)] = 30
-    image_size: Annotated[int, Field(ge=16, le=2048)] = 224
-    """Pixels; images are square on the way into the model."""
-    patience: Annotated[int, Field(ge=1)] = 10
-    """Epochs without a lower validation log loss before a trial ends."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    pretrained: PretrainedConfig = True
-    """true (from the hub), false (from scratch), or a weights file or a folder of
-    `<backbone name>.safetensors`."""
-    loss: str = "cross_entropy"
-    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest global gradient norm; null: no clipping."""
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Images on the device at once; larger batches accumulate gradients over several. A trial that
-    runs out of device memory halves it by itself."""
     meta_features: tuple[str, ...] = ()
     """Numbers of the stored image joined to the image's features: mean_colour, aspect_ratio."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, a third more time."""
-    channels_last: bool = True
-    """Memory format of weights and images; false for the few backbones that are slower with it."""
-    compile: bool = False
-    """torch.compile: pays off in long trials on GPUs, costs a minute at each trial's start."""
-    save_every: Seconds = 60.0
-    """Minimum time between two saved states of a trial, each at the end of an epoch; an interrupted
-    trial continues from the last one."""
 
 
 def _one_name(value: object) -> object:
@@ -277,15 +176,14 @@ def _one_name(value: object) -> object:
 TransformConfig = Annotated[dict[str, dict[str, Any]], BeforeValidator(_one_name)]
 
 
-class AugmentConfig(_Section):
-    """Augmentation of the training images."""
+class AugmentConfig(fixed_values("augment")):  # type: ignore[misc]
+    """Fixed hyperparameters of the augmentation of the training images, and further transforms."""
 
-    policy: str = "medium"
     transforms: tuple[TransformConfig, ...] = ()
     """Further transforms after the policy, in this order: `{<library>.<name>: {arguments}}`."""
 
 
-class CacheConfig(_Section):
+class CacheConfig(ConfigSection):
     """Decoded images that each node keeps, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
 
     longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
@@ -298,7 +196,7 @@ class CacheConfig(_Section):
     disk. The least recently used go first."""
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(ConfigSection):
     """Devices of a trial, and limits of the run."""
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
@@ -325,7 +223,7 @@ class ResourcesConfig(_Section):
         return self
 
 
-class EnsembleConfig(_Section):
+class EnsembleConfig(ConfigSection):
     """Choice of the blend."""
 
     method: str = "greedy"
@@ -349,7 +247,7 @@ class EnsembleConfig(_Section):
     """`blend` removes the weights that the blend does not use; never the OOF."""
 
 
-class SweepConfig(_Section):
+class SweepConfig(ConfigSection):
     """The whole sweep."""
 
     name: str
@@ -364,5 +262,12 @@ class SweepConfig(_Section):
     cache: CacheConfig = CacheConfig()
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
-    smoke: dict[str, Any] = {}
+    smoke: dict[str, Any] = Field(default={})
     """Keys that `run --smoke` lays over this config."""
+
+    @property
+    def fixed(self) -> dict[str, Value]:
+        """Hyperparameter -> the value that `training` or `augment` fixes it at."""
+        sections = {"training": self.training, "augment": self.augment}
+        found = {k.name: getattr(sections[k.section], k.name) for k in KNOBS.values()}
+        return {name: value for name, value in found.items() if value is not None}

@@ -88,13 +88,12 @@ class RunModels:
 
         A weights file is read whole. The run's plugins must be loaded.
         """
-        meta = self._config.training.meta_features
-        return trial_model_config(trial.backbone, self._classes, trial.params, meta)
+        return trial_model_config(trial, self._classes, self._config.training.meta_features)
 
     def precision(self, trial: TrialRecord | None) -> str:
         """The precision in which this device would have scored the trial's model."""
-        sam_rho = float(trial.params.get("sam_rho", 0.0)) if trial is not None else 0.0
-        return resolve_precision(self.device, self._config.training.precision, sam_rho)
+        params = self._config.fixed | (trial.params if trial is not None else {})
+        return resolve_precision(self.device, str(params["precision"]), float(params["sam_rho"]))
 
     def autocast(self, candidate: str, fold: int) -> torch.autocast:
         """The context in which the fold model is run."""

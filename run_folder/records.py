@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from foldrace.config.ranges import Value
 from foldrace.run_folder.variants import RAW
 
 TrialStatus = Literal["finished", "stopped", "diverged", "failed"]
@@ -48,7 +49,7 @@ class CandidateRecord(StoredRecord):
 
     candidate: str
     backbone: str
-    params: dict[str, int | float | str]
+    params: dict[str, Value]
     """Hyperparameter -> value."""
 
 
@@ -75,7 +76,7 @@ class TrialRecord(StoredRecord):
     fold: int
     status: TrialStatus
     backbone: str
-    params: dict[str, int | float | str]
+    params: dict[str, Value]
     folds_hash: str
     seed: int
     variants: dict[str, VariantScore] = {}

@@ -31,6 +31,9 @@ _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
 class RunStore(TrialFiles):
     """One run folder: a local path, or a URL such as s3://bucket/run."""
 
+    _parsed: tuple[str, SweepConfig] | None = None
+    """The text of sweep.yaml and what it holds: to parse it takes 10 ms."""
+
     @property
     def exists(self) -> bool:
         """True where the folder holds a run."""
@@ -77,8 +80,12 @@ class RunStore(TrialFiles):
     def config(self) -> SweepConfig:
         """The resolved config that the run was made with; RunFolderError where it is damaged."""
         text = read_text(self.files, _CONFIG)
+        if self._parsed is not None and self._parsed[0] == text:
+            return self._parsed[1]
         try:
-            return SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+            config = SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+            self._parsed = text, config
+            return config
         except (ValidationError, yaml.YAMLError) as error:
             raise RunFolderError.single(
                 f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {error}"

@@ -73,6 +73,10 @@ class TrialFiles:
         """Write a candidate's record, when it is suggested."""
         self.files.write(f"trials/{record.candidate}/candidate.json", record_json(record))
 
+    def candidate(self, name: str) -> CandidateRecord:
+        """One candidate's record; RunFolderError where the run has none of that name."""
+        return read_record(self.files, f"trials/{name}/candidate.json", CandidateRecord)
+
     def candidates(self) -> list[CandidateRecord]:
         """Every candidate ever suggested, in the order of their numbers: c9999 before c10000."""
         names = sorted(self.files.names("trials"), key=lambda name: (len(name), name))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFolderError
-from foldrace.ensemble.running_blend import Gain, RunningBlend, bounded_gain
 from foldrace.core.temperature import fit_temperature, true_prob_at
+from foldrace.ensemble.running_blend import Gain, RunningBlend, bounded_gain
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix

@@ -16,6 +16,7 @@ from functools import lru_cache
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import RaceConfig
 from foldrace.core.files import warn_ignored
 from foldrace.ensemble.running_blend import Gain
@@ -24,7 +25,6 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.gains import Better, Gains
 from foldrace.scheduling.rungs import Place, Rung, RungRecords, losses_of, rungs_of, seconds_of
 from foldrace.scheduling.state import CandidateState, SweepState
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 _RECENT = 50
 """First folds by which the rise of a gain from a rung to the end is estimated."""

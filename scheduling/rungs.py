@@ -16,8 +16,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import RaceConfig
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 _ROUNDING = 1e-9  # 0.1 * 30 is a little more than 3
 

@@ -16,17 +16,14 @@ from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import message_line
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trial_record import trial_record
 from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.race import Move, Race, is_decided
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
-from foldrace.scheduling.unfinished_trials import (
-    stopped_trial,
-    unfinished_trial,
-    with_stopped_trial,
-)
+from foldrace.scheduling.unfinished_trials import stopped_trial, with_stopped_trial
 
 FINISHED: Literal["finished"] = "finished"
 """Given in place of a fold trial: nothing runs, and nothing will."""
@@ -337,7 +334,9 @@ class Sweep:
         else:
             # The decision first: a kill in between must not leave a stop without its reason.
             self._store.save_decision(decision)
-            record = stopped_trial(self._store, state.record, decision, decision.seconds)
+            record = stopped_trial(
+                self._store, state.record, decision, decision.seconds, time.time()
+            )
             self._store.save_trial(record)
             self.state.end(record)
             self._tell("trial_ended", record, state.summary)
@@ -364,7 +363,9 @@ class Sweep:
         error = reason or (
             "the worker process ended without a result: killed, out of memory, or its node was lost"
         )
-        record = unfinished_trial(self._store, task.candidate, task.fold, "failed", error=error)
+        record = trial_record(
+            self._store, task.candidate, task.fold, "failed", error=error, ended_at=time.time()
+        )
         self._store.save_trial(record)
         return record
 

@@ -1,53 +1,39 @@
-"""Records of fold trials that were stopped in mid-training or failed, and so wrote none themselves.
+"""Records of fold trials that were stopped in mid-training, and so wrote none themselves.
 
-Takes the run folder, the candidate and how its trial ended, gives the `TrialRecord`; writes the one
-that a kill between a decision and its record has prevented.
+Takes the run folder, the candidate and the decision, gives the `TrialRecord`; writes the one that a
+kill between a decision and its record has prevented.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trial_record import trial_record
 from foldrace.scheduling.rungs import seconds_of
-from foldrace.search_spaces.hyperparameters import TrialParams, fold_trial_seed
-
-
-def unfinished_trial(
-    store: RunStore,
-    candidate: CandidateRecord,
-    fold: int,
-    status: Literal["failed", "stopped"],
-    *,
-    epochs_trained: int = 0,
-    seconds: float = 0.0,
-    error: str | None = None,
-) -> TrialRecord:
-    """The record of a fold trial without a result, with the seed that it trained with."""
-    params = TrialParams.from_dict(candidate.params)
-    return TrialRecord(
-        candidate=candidate.candidate,
-        fold=fold,
-        status=status,
-        backbone=candidate.backbone,
-        params=candidate.params,
-        folds_hash=store.folds().hash,
-        seed=fold_trial_seed(store.config().search.seed, candidate.backbone, params, fold),
-        epochs_trained=epochs_trained,
-        seconds=seconds,
-        error=error,
-    )
 
 
 def stopped_trial(
-    store: RunStore, candidate: CandidateRecord, decision: RaceDecision, seconds: float
+    store: RunStore,
+    candidate: CandidateRecord,
+    decision: RaceDecision,
+    seconds: float,
+    ended_at: float = 0.0,
 ) -> TrialRecord:
-    """The record of a fold trial that was stopped after `decision.epoch` epochs."""
-    epochs = decision.epoch or 0
-    return unfinished_trial(
-        store, candidate, decision.fold, "stopped", epochs_trained=epochs, seconds=seconds
+    """The record of a fold trial that was stopped after `decision.epoch` epochs.
+
+    `ended_at` is in Unix seconds; 0: it is not known.
+    """
+    return trial_record(
+        store,
+        candidate,
+        decision.fold,
+        "stopped",
+        epochs_trained=decision.epoch or 0,
+        seconds=seconds,
+        started_at=ended_at - seconds if ended_at else 0.0,
+        ended_at=ended_at,
     )
 
 

@@ -7,7 +7,7 @@ back, or the problems in the config.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optuna.distributions import (
     BaseDistribution,
@@ -16,10 +16,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from foldrace.config.schema import SEARCH, KnobConfig, RangeConfig, SweepConfig
+from foldrace.config.forms import SEARCH, KnobConfig, RangeConfig
+from foldrace.config.hyperparameters import KNOBS, Knob, TrialParams
+from foldrace.config.ranges import Choice, Float, Int, Range, Value
+from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, did_you_mean
-from foldrace.search_spaces.hyperparameters import KNOBS, Knob, TrialParams
-from foldrace.search_spaces.ranges import Choice, Float, Int, Name, Range, Value, shown
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Setting:
     default: Value
     range: Range | None
     """Range of the search, or None where it is fixed at the default."""
+    key: str = field(default="", compare=False)
+    """Key of the config that it comes from, for messages."""
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -64,8 +67,8 @@ class SearchSpace:
 
     def configured(self, backbone: str, given: Mapping[str, Value]) -> TrialParams:
         """The default configuration with some values given, inside the space or not."""
-        cast = {knob: KNOBS[knob].cast(value) for knob, value in given.items()}
-        return TrialParams.from_dict(self.default(backbone).as_dict() | cast)
+        own = {knob: KNOBS[knob].read(value) for knob, value in given.items()}
+        return TrialParams.from_dict(self.default(backbone).as_dict() | own)
 
     def searched(self, backbone: str) -> dict[str, Range]:
         """Optuna's name -> range, for each hyperparameter that is searched for a backbone."""
@@ -103,10 +106,10 @@ class SearchSpace:
         return encoded
 
     def has_fixed_values(self, backbone: str, params: TrialParams) -> bool:
-        """True where all that is not searched has this space's values."""
+        """True where all that is not searched, but changes the result, has this space's values."""
         values = params.as_dict()
-        settings = self.settings[backbone].items()
-        return all(values[k] == s.default for k, s in settings if s.range is None)
+        fixed = {k: s for k, s in self.settings[backbone].items() if s.range is None}
+        return all(values[k] == s.default for k, s in fixed.items() if KNOBS[k].changes_result)
 
     def distributions(self, backbone: str) -> dict[str, BaseDistribution]:
         """Optuna's distributions of what is searched for a backbone."""
@@ -116,7 +119,8 @@ class SearchSpace:
 def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Problem]]:
     """The space, with defaults in place of wrong settings, and the problems of these."""
     search, problems = config.search, list[Problem]()
-    shared = _settings(search.space, _defaults(config), f"{source}: search.space", "", problems)
+    unnamed = {name: _unnamed(knob, config.fixed.get(name)) for name, knob in KNOBS.items()}
+    shared = unnamed | _settings(search.space, unnamed, source, "search.space", "", problems)
     for backbone in search.per_backbone:
         if backbone not in search.backbones:
             where = f"{source}: search.per_backbone.{backbone}"
@@ -125,73 +129,69 @@ def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Pro
     per_backbone = {
         backbone: shared | _settings(
             search.per_backbone.get(backbone, {}),
-            {knob: setting.default for knob, setting in shared.items()},
-            f"{source}: search.per_backbone.{backbone}",
+            shared,
+            source,
+            f"search.per_backbone.{backbone}",
             f"[{backbone}]",
             problems,
-            only_given=True,
         )
         for backbone in search.backbones
     }  # fmt: skip
     return SearchSpace(per_backbone), problems
 
 
-def _defaults(config: SweepConfig) -> dict[str, Value]:
-    """Hyperparameter -> default; some have theirs from another section."""
-    return {name: knob.default for name, knob in KNOBS.items()} | {
-        "epochs": config.training.epochs,
-        "image_size": config.training.image_size,
-        "loss": config.training.loss,
-        "policy": config.augment.policy,
-    }
+def _unnamed(knob: Knob, fixed: Value | None) -> Setting:
+    """The setting of a hyperparameter that the search does not name."""
+    if fixed is not None:
+        return Setting(knob.name, fixed, None, f"{knob.section}.{knob.name}")
+    chosen = knob.search if knob.searched_by_default else None
+    return Setting(knob.name, _inside(knob.default, chosen), chosen, f"search.space.{knob.name}")
 
 
 def _settings(
     given: Mapping[str, KnobConfig],
-    defaults: Mapping[str, Value],
-    where: str,
+    others: Mapping[str, Setting],
+    source: str,
+    section: str,
     suffix: str,
     problems: list[Problem],
-    only_given: bool = False,
 ) -> dict[str, Setting]:
-    for name in given:
+    """The settings of the hyperparameters that are given; `others` have their defaults."""
+    found: dict[str, Setting] = {}
+    for name, form in given.items():
+        key = f"{section}.{name}"
         if name not in KNOBS:
             hint = did_you_mean(name, KNOBS)
             text = f"unknown hyperparameter; {hint}allowed: {', '.join(KNOBS)}"
-            problems.append(Problem(f"{where}.{name}", text))
-    found: dict[str, Setting] = {}
-    for name, knob in KNOBS.items():
-        if only_given and name not in given:
+            problems.append(Problem(f"{source}: {key}", text))
             continue
-        form = given.get(name)
+        default = others[name].default
         try:
-            found[name] = _setting(knob, form, defaults[name], suffix)
+            default, chosen = _default_and_range(KNOBS[name], form, default)
         except ValueError as error:
-            problems.append(Problem(f"{where}.{name}", str(error)))
-            found[name] = Setting(name, defaults[name], None)
+            problems.append(Problem(f"{source}: {key}", str(error)))
+            chosen = None
+        found[name] = Setting(name + suffix, default, chosen, key)
     return found
 
 
-def _setting(knob: Knob, form: KnobConfig | None, default: Value, suffix: str) -> Setting:
-    name = knob.name + suffix
-    if form is None:
-        chosen = knob.search if knob.searched_by_default else None
-        return Setting(name, _inside(default, chosen), chosen)
+def _default_and_range(knob: Knob, form: KnobConfig, default: Value) -> tuple[Value, Range | None]:
     if isinstance(form, RangeConfig):
         chosen = _range(knob, form)
-        return Setting(name, _inside(default, chosen), chosen)
-    if form == SEARCH:
+    elif form == SEARCH:
         chosen = _searched(knob)
-        return Setting(name, _inside(default, chosen), chosen)
-    _check_value(knob, form)
-    return Setting(name, knob.cast(form), None)
+    else:
+        return _read(knob, form), None
+    return _inside(default, chosen), chosen
 
 
 def _searched(knob: Knob) -> Range:
     """The range where the config says `search`."""
-    if isinstance(knob.limits, Name):
-        raise ValueError(f"is searched by {{choices: [...]}}: {knob.doc}")
-    return knob.search or knob.limits
+    if knob.search is not None:
+        return knob.search
+    if isinstance(knob.limits, (Float, Int)):
+        return knob.limits
+    raise ValueError(f"is searched by {{choices: [...]}}: {knob.doc}")
 
 
 def _inside(default: Value, chosen: Range | None) -> Value:
@@ -201,28 +201,21 @@ def _inside(default: Value, chosen: Range | None) -> Value:
 
 def _range(knob: Knob, form: RangeConfig) -> Range:
     if form.choices is not None:
-        for value in form.choices:
-            _check_value(knob, value)
-        return Choice(tuple(knob.cast(value) for value in form.choices))
-    if isinstance(knob.limits, Name):
-        raise ValueError(f"takes a name or {{choices: [...]}}, no low and high: {knob.doc}")
+        return Choice(tuple(_read(knob, value) for value in form.choices))
+    if not isinstance(knob.limits, (Float, Int)):
+        takes = "a name" if knob.named else str(knob.limits)
+        raise ValueError(f"takes {takes} or {{choices: [...]}}, no low and high: {knob.doc}")
     base = knob.search if isinstance(knob.search, (Float, Int)) else knob.limits
     low = base.low if form.low is None else form.low
     high = base.high if form.high is None else form.high
     log = form.log if form.log is not None else base.log and low > 0
-    _check_value(knob, low)
-    _check_value(knob, high)
+    _read(knob, low)
+    _read(knob, high)
     return Int(int(low), int(high), log) if knob.whole else Float(low, high, log)
 
 
-def _check_value(knob: Knob, value: Value) -> None:
-    if not knob.named and isinstance(value, str):
-        raise ValueError(
-            f"got {value!r}; allowed: a number, {knob.limits}; `search`, {{low, high[, log]}} or "
-            f"{{choices: [...]}} ({knob.doc})"
-        )
-    if not knob.limits.contains(value):
-        raise ValueError(f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
+def _read(knob: Knob, value: Value) -> Value:
+    return knob.read(value, "; `search`, {low, high[, log]} or {choices: [...]}")
 
 
 def distribution(chosen: Range) -> BaseDistribution:

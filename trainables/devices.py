@@ -1,6 +1,6 @@
 """The device and the generators of a trial: the same trial draws the same numbers on any process.
 
-Takes a `TrialSpec`, gives a fresh Accelerator.
+Takes a `FoldTrial`, gives a fresh Accelerator.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import nn
 from torch.distributed import broadcast
 
 from foldrace.trainables.predict import resolve_precision
-from foldrace.trainables.spec import TrialSpec, trial_seed
+from foldrace.trainables.spec import FoldTrial
 
 
-def fresh_accelerator(spec: TrialSpec) -> Accelerator:
+def fresh_accelerator(trial: FoldTrial) -> Accelerator:
     """A new Accelerator, as in a new process.
 
     A reused process keeps Accelerate's global state, and changing its precision raises. With mixed
@@ -32,17 +32,17 @@ def fresh_accelerator(spec: TrialSpec) -> Accelerator:
     # Private: Accelerate offers no other way to another precision in the same process.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    device = PartialState(cpu=not spec.use_gpu).device
-    precision = precision_of(spec, device)
-    if spec.training.compile:
+    device = PartialState(cpu=not trial.spec.use_gpu).device
+    precision = precision_of(trial, device)
+    if trial.params.compile:
         _forget_compiled()
-    if device.type == "cuda" or precision != "fp32" or spec.training.compile:
+    if device.type == "cuda" or precision != "fp32" or trial.params.compile:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    freezes = spec.params.freeze_epochs + spec.params.unfreeze_epochs > 0
+    freezes = trial.params.freeze_epochs + trial.params.unfreeze_epochs > 0
     return Accelerator(
-        cpu=not spec.use_gpu,
+        cpu=not trial.spec.use_gpu,
         mixed_precision="no" if precision == "fp32" else precision,
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=freezes)],
@@ -73,26 +73,26 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             broadcast(buffer, 0)
 
 
-def precision_of(spec: TrialSpec, device: torch.device) -> str:
+def precision_of(trial: FoldTrial, device: torch.device) -> str:
     """The precision that the trial trains and is scored in."""
-    return resolve_precision(device, spec.training.precision, spec.params.sam_rho)
+    return resolve_precision(device, trial.params.precision, trial.params.sam_rho)
 
 
-def seed_trial(spec: TrialSpec) -> None:
+def seed_trial(trial: FoldTrial) -> None:
     """Seed the initial weights, which are the same on every device of the trial."""
-    _seed_generators(trial_seed(spec))
-    torch.set_num_threads(spec.cpus)
+    _seed_generators(trial.seed)
+    torch.set_num_threads(trial.spec.cpus)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     cv2.setNumThreads(0)
 
 
-def seed_epoch(spec: TrialSpec, epoch: int, rank: int) -> np.random.Generator:
+def seed_epoch(trial: FoldTrial, epoch: int, rank: int) -> np.random.Generator:
     """Seed the global generators (dropout and the like); gives the generator that mixes batches.
 
     Every epoch has its own, so that a resumed trial needs no generator's state.
     """
-    sequence = np.random.SeedSequence((trial_seed(spec), epoch, rank))
+    sequence = np.random.SeedSequence((trial.seed, epoch, rank))
     _seed_generators(int(sequence.generate_state(1)[0]))
     return np.random.default_rng(sequence.spawn(1)[0])
 

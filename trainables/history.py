@@ -18,11 +18,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.core.temperature import calibrated_log_loss
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.run_folder.variants import RAW
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.data.loader import Batch
 from foldrace.trainables.data.mixing import soft_targets
 from foldrace.trainables.data.trial_data import TrialData
@@ -30,7 +30,7 @@ from foldrace.trainables.devices import precision_of
 from foldrace.trainables.losses import log_probs
 from foldrace.trainables.predict import all_logits, autocast_for
 from foldrace.trainables.schedules import cycle_ends
-from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.spec import EpochReport, FoldTrial
 from foldrace.trainables.state import TrainState
 
 
@@ -62,11 +62,11 @@ def score_fold(
     model: nn.Module,
     train_state: TrainState,
     data: TrialData,
-    spec: TrialSpec,
+    trial: FoldTrial,
     batches: Iterable[Batch],
 ) -> FoldScore:
     """The model's score on the fold's rows; `batches` are those of `data.scoring`."""
-    autocast = autocast_for(train_state.device, precision_of(spec, train_state.device))
+    autocast = autocast_for(train_state.device, precision_of(trial, train_state.device))
     logits, rows = all_logits(model, batches, train_state.device, autocast)
     if train_state.accelerator.num_processes > 1:
         logits, rows = _gathered(logits, rows)
@@ -74,7 +74,7 @@ def score_fold(
         raise RuntimeError(f"scored rows {rows[:5]}... are not the fold's, each once")
     labels = data.labels[rows]
     on_device = torch.from_numpy(labels).to(logits.device)
-    targets = soft_targets(on_device, data.classes, spec.params.label_smoothing)
+    targets = soft_targets(on_device, data.classes, trial.params.label_smoothing)
     loss = train_state.criterion(logits, targets)
     log_prob = log_probs(logits, data.model_config.activation).cpu().numpy()
     oof = oof_of(log_prob, labels)

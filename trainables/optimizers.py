@@ -20,8 +20,8 @@ from timm.optim import (  # type: ignore[attr-defined]
 )
 from torch import nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.core.errors import Problem, closest
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 Group = dict[str, Any]  # torch's own form of a parameter group
 

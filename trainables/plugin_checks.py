@@ -11,9 +11,9 @@ import math
 import numpy as np
 import torch
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.core.metrics import Metric, read_only
 from foldrace.core.plugins import UnfitRow
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.data.augment import Policy, augment
 from foldrace.trainables.data.custom_transforms import CustomTransformRow
 from foldrace.trainables.data.meta_features import MetaFeature

@@ -13,7 +13,7 @@ import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from enum import IntEnum
@@ -23,22 +23,16 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.history import Checkpoint, History
-from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
+from foldrace.trainables.spec import EpochReport, FoldTrial, TrialStopped
 from foldrace.trainables.state import TrainState
 
-_MAY_DIFFER = {"save_every", "micro_batch"}
-"""Keys of the training section that may differ between a saved state and its trial.
-
-One changes nothing, the other leaves the effective batch as it is but gives batch norms smaller
-ones: a trial that goes on with less memory is worth more than one with the same statistics in every
-epoch.
-"""
 _CHECKSUM_BYTES = 4
 _log = logging.getLogger("foldrace")
 
@@ -54,13 +48,15 @@ class ResumeState:
     may be finished, or cut off and cleared away by the next attempt.
     """
 
-    def __init__(self, store: RunStore, spec: TrialSpec, started: float) -> None:
+    def __init__(self, store: RunStore, trial: FoldTrial, started: float) -> None:
         """Begin with nothing saved; `started` is the trial's start by `time.perf_counter`."""
-        self._store, self._spec = store, spec
-        self._fingerprint = fingerprint(spec, store.folds().hash, store.plugins())
+        self._store, self._spec, self._save_every = store, trial.spec, trial.params.save_every
+        self._fingerprint = fingerprint(trial, store.folds().hash, store.plugins())
+        self.started_at = time.time() - (time.perf_counter() - started)
+        """Unix time (s) of the start of the first attempt that the trial's state comes from."""
         self._started = self._saved = started
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="resume-state")
-        self._writing: Future[None] | None = None
+        self._writing: Future[bool] | None = None
 
     def __enter__(self) -> ResumeState:
         return self
@@ -94,22 +90,47 @@ class ResumeState:
             self._warn(f"starts again: its saved state does not fit ({error})")
             raise UnfitState from error
         self._started -= saved["seconds"]
+        self.started_at = saved["started_at"]
         return True
 
     def save_if_due(self, state: TrainState, history: History) -> None:
-        """Start to save after an epoch, at most once in `training.save_every` seconds.
+        """Start to save after an epoch, at most once in `save_every` seconds.
 
         Never while the last state is still being written.
         """
-        now = time.perf_counter()
-        due = now - self._saved >= self._spec.training.save_every
+        due = time.perf_counter() - self._saved >= self._save_every
         busy = self._writing is not None and not self._writing.done()
-        if not history.log or not due or busy or not state.accelerator.is_main_process:
-            return
-        self._saved = now
+        if history.log and due and not busy and state.accelerator.is_main_process:
+            self._save(state, history)
+
+    def save_at_rung(
+        self, state: TrainState, history: History, columns: Mapping[str, NDArray[np.float32]]
+    ) -> bool:
+        """Save after an epoch that is a rung, with the log and the columns, and wait for it.
+
+        `columns`: variant -> (n,) calibrated true-class probabilities on the fold's rows. False
+        where the state cannot be saved: from this epoch the trial could not go on later.
+        """
+        if self._writing is not None:
+            wait([self._writing])
+        self._save(state, history)
+        if self._writing is None or not self._writing.result():
+            return False
+        where = self._spec.candidate, self._spec.fold, len(history.log)
+        try:
+            self._store.save_rung(*where, history.log_csv(), columns)
+        except OSError as error:
+            self._warn(f"its rung cannot be saved: {error}")
+            return False
+        return True
+
+    def _save(self, state: TrainState, history: History) -> None:
+        """Start to save; nothing is being written then where the state cannot be copied."""
+        self._saved, self._writing = time.perf_counter(), None
         saved = {
             "fingerprint": self._fingerprint,
             "seconds": self.seconds,
+            "started_at": self.started_at,
             "train_state": _train_state(state),
             "history": _history_state(history),
         }
@@ -119,11 +140,6 @@ class ResumeState:
             self._warn(f"its state is not saved, since {error}")
             return
         self._writing = self._writer.submit(self._write, copy)
-
-    def wait(self) -> None:
-        """Wait until the last state is written."""
-        if self._writing is not None:
-            wait([self._writing])
 
     def _read(self) -> Any:
         """The saved state, or None where there is none that belongs to this trial."""
@@ -139,27 +155,30 @@ class ResumeState:
             self._warn(f"starts again: its saved state cannot be read ({error})")
         return None
 
-    def _write(self, saved: object) -> None:
+    def _write(self, saved: object) -> bool:
         try:
             data = to_bytes(saved)
             self._store.save_resume_state(self._spec.candidate, self._spec.fold, data)
         except OSError as error:  # a full disk or a lost connection is no reason to end a training
             self._warn(f"its state cannot be saved: {error}")
+            return False
+        return True
 
     def _warn(self, message: str) -> None:
         _log.warning("%s fold%d: %s", self._spec.candidate, self._spec.fold, message)
 
 
-def fingerprint(spec: TrialSpec, folds_hash: str, plugins: Sequence[PluginFile]) -> str:
+def fingerprint(trial: FoldTrial, folds_hash: str, plugins: Sequence[PluginFile]) -> str:
     """A hash of all that must be the same for a saved state to belong to a trial.
 
     Library versions are part of it: a newer one may name its parts otherwise, or compute otherwise.
+    The spec's own micro-batch is not: a trial that goes on with less memory is worth more than one
+    whose batch norms see as many images in every epoch.
     """
-    training = spec.training.model_dump(mode="json", exclude=_MAY_DIFFER)
-    sections = (training, list(spec.transforms))
+    sections = (trial.params.as_dict(), list(trial.transforms), list(trial.meta_features))
     versions = (str(torch.__version__), str(timm.__version__))
     code = [(file.module, hashlib.sha256(file.source).hexdigest()) for file in plugins]
-    key = [trial_seed(spec), folds_hash, *sections, *versions, code]
+    key = [trial.seed, folds_hash, *sections, *versions, code]
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 

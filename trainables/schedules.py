@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 
 
 def training_size(epoch: int, epochs: int, image_size: int, size_start: float) -> int:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from foldrace.config.schema import TrainingConfig, TransformConfig
-from foldrace.run_folder.records import Oof
-from foldrace.search_spaces.hyperparameters import TrialParams, fold_trial_seed
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.schema import CacheConfig, TransformConfig
+from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trial_record import candidate_params, candidate_seed
 
 
 class _WarningFilter(logging.Filter):
@@ -48,21 +47,15 @@ def capture_warnings(before: Iterable[str]) -> Iterator[Iterable[str]]:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Everything that a fold trial depends on."""
+    """What a fold trial must be told; all else lies in its run folder (`read_trial`)."""
 
     run: str
     """The run folder: path or URL."""
     image_root: str
     candidate: str
-    backbone: str
-    params: TrialParams
     fold: int
-    training: TrainingConfig
-    transforms: tuple[TransformConfig, ...]
-    """Transforms after the augmentation policy, which is a hyperparameter."""
-    seed: int
-    """The sweep's seed; the trial's own follows from it, the hyperparameters and the fold."""
     cpus: int = 1
+    """Cores of each device."""
     use_gpu: bool = True
     """False: the CPU, even where a GPU can be seen that belongs to somebody else."""
     session: str | None = None
@@ -71,6 +64,42 @@ class TrialSpec:
     """Device ids that a scheduler gave to this trial, for the record."""
     notes: tuple[str, ...] = ()
     """Warnings given before the trial started, for the record too."""
+    micro_batch: int = 0
+    """Largest number of images on a device at once, after more did not fit; 0: not known yet."""
+
+
+@dataclass(frozen=True)
+class FoldTrial:
+    """A fold trial as it is trained: its spec, and what its run folder says about it."""
+
+    spec: TrialSpec
+    candidate: CandidateRecord
+    params: TrialParams
+    seed: int
+    """Random seed of this fold trial: see `fold_trial_seed`."""
+    transforms: tuple[TransformConfig, ...]
+    """Transforms after the augmentation policy, which is a hyperparameter."""
+    meta_features: tuple[str, ...]
+    cache: CacheConfig
+
+    @property
+    def fold(self) -> int:
+        """The fold that is scored, not trained on."""
+        return self.spec.fold
+
+
+def read_trial(spec: TrialSpec, store: RunStore) -> FoldTrial:
+    """The fold trial of a spec; RunFolderError where its candidate or the config cannot be read."""
+    config, candidate = store.config(), store.candidate(spec.candidate)
+    return FoldTrial(
+        spec=spec,
+        candidate=candidate,
+        params=candidate_params(store, candidate),
+        seed=candidate_seed(store, candidate, spec.fold),
+        transforms=config.augment.transforms,
+        meta_features=config.training.meta_features,
+        cache=config.cache,
+    )
 
 
 @dataclass(frozen=True)
@@ -104,18 +133,17 @@ class Monitor(Protocol):
 
 @runtime_checkable
 class RungMonitor(Monitor, Protocol):
-    """A monitor that compares the trial with others after some of its epochs."""
+    """A monitor that may set the trial aside after some of its epochs."""
 
     rungs: Collection[int]
-    """Numbers of trained epochs after which `show` is called."""
+    """Numbers of trained epochs after which `at_rung` is called."""
 
-    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
-        """Take a rung's scores, before the `report` of the same epoch.
+    def at_rung(self) -> None:
+        """Take note that the epoch whose `report` comes next is a rung.
 
-        `log` is the text of train_log.csv so far, `scored` each variant's probabilities at this
-        epoch on the fold's rows, ascending, `labels` (n,) theirs. Nothing of the trial is being
-        written until that `report` returns or raises. A resumed trial first shows the last epoch
-        that it had, without probabilities.
+        The trial's state, its log and its columns at this epoch are in the run folder, and nothing
+        of it is being written until that `report` returns or raises. Not called where the state
+        cannot be saved: such a trial cannot be set aside.
         """
 
 
@@ -123,12 +151,7 @@ class TrialStopped(Exception):
     """The monitor asked the trial to stop; no result was written."""
 
 
-def first_micro_batch(spec: TrialSpec, devices: int) -> int:
+def first_micro_batch(trial: FoldTrial, devices: int) -> int:
     """Number of images on one device at once, as long as memory suffices."""
-    share = -(-spec.params.batch_size // devices)
-    return min(spec.training.micro_batch or share, share)
-
-
-def trial_seed(spec: TrialSpec) -> int:
-    """Random seed of the trial: see `fold_trial_seed`."""
-    return fold_trial_seed(spec.seed, spec.backbone, spec.params, spec.fold)
+    share = -(-trial.params.batch_size // devices)
+    return min(share, trial.params.micro_batch or share, trial.spec.micro_batch or share)

@@ -1,6 +1,6 @@
 """The state of a training: model, moving average, optimiser, schedule, and settings of a step.
 
-Takes a `TrialSpec` and its data, gives a `TrainState`, which `step.train_step` works on.
+Takes a `FoldTrial` and its data, gives a `TrainState`, which `step.train_step` works on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.models.layers import layer_ids
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import Schedule, build_schedule
-from foldrace.trainables.spec import TrialSpec, first_micro_batch
+from foldrace.trainables.spec import FoldTrial, first_micro_batch
 from foldrace.trainables.step import StepSnapshot
 
 
@@ -124,18 +124,18 @@ def idle_parameters(classifier: nn.Module, model_config: ModelConfig) -> list[st
     return idle
 
 
-def build_train_state(spec: TrialSpec, data: TrialData, accelerator: Accelerator) -> TrainState:
+def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerator) -> TrainState:
     """A new state, with the same initial weights on every device and in every process."""
-    params, training = spec.params, spec.training
+    params = trial.params
     classifier = build_classifier(
         data.model_config,
-        pretrained=training.pretrained,
+        pretrained=params.pretrained,
         dropout=params.dropout,
         drop_path=params.drop_path,
-        gradient_checkpointing=training.gradient_checkpointing,
-        channels_last=training.channels_last,
+        gradient_checkpointing=params.gradient_checkpointing,
+        channels_last=params.channels_last,
     ).to(accelerator.device)
-    if training.channels_last:
+    if params.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
     ema = build_ema(classifier, params.ema_decay)
     by_layer = params.layer_decay < 1 or params.freeze_epochs + params.unfreeze_epochs > 0
@@ -144,7 +144,7 @@ def build_train_state(spec: TrialSpec, data: TrialData, accelerator: Accelerator
     schedule = build_schedule(optimizer, params, len(data.batches), params.epochs)
     if accelerator.num_processes > 1 and idle_parameters(classifier, data.model_config):
         accelerator.ddp_handler.find_unused_parameters = True  # else the second update fails
-    trained = torch.compile(classifier) if training.compile else classifier
+    trained = torch.compile(classifier) if params.compile else classifier
     model = accelerator.prepare(trained)
     if accelerator.scaler is not None:  # fp16; else the wrapper only looks for packages each step
         optimizer = accelerator.prepare(optimizer)
@@ -160,6 +160,6 @@ def build_train_state(spec: TrialSpec, data: TrialData, accelerator: Accelerator
         rdrop_alpha=params.rdrop_alpha,
         activation=LOSSES[params.loss].activation,
         layer_ids=depths,
-        clip_grad=training.clip_grad,
-        micro_batch=first_micro_batch(spec, accelerator.num_processes),
+        clip_grad=params.clip_grad or None,
+        micro_batch=first_micro_batch(trial, accelerator.num_processes),
     )

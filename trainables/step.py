@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.trainables.data.loader import Batch, to_float
 from foldrace.trainables.data.mixing import erase_, mix, soft_targets
 from foldrace.trainables.losses import ACTIVATIONS

@@ -11,14 +11,18 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.core.plugins import naming_plugins
-from foldrace.run_folder.records import TrialRecord
+from foldrace.core.temperature import fit_temperature, true_prob_at
+from foldrace.run_folder.records import Oof, TrialRecord
 from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.trial_record import trial_record
 from foldrace.run_folder.variants import EMA, RAW
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.data.loader import Batch
 from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
@@ -30,12 +34,13 @@ from foldrace.trainables.resume_state import ResumeState, UnfitState
 from foldrace.trainables.schedules import training_size
 from foldrace.trainables.spec import (
     EpochReport,
+    FoldTrial,
     Monitor,
     RungMonitor,
     TrialSpec,
     TrialStopped,
     capture_warnings,
-    trial_seed,
+    read_trial,
 )
 from foldrace.trainables.state import TrainState, build_train_state
 from foldrace.trainables.step import make_examples, train_step
@@ -49,27 +54,24 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     store = RunStore.open(spec.run)
     with naming_plugins(), capture_warnings(spec.notes) as notes:
         use_plugins(store.plugins())
-        return _run_trial(spec, store, monitor, notes)
+        return _run_trial(read_trial(spec, store), store, monitor, notes)
 
 
 def _run_trial(
-    spec: TrialSpec, store: RunStore, monitor: Monitor, notes: Iterable[str]
+    trial: FoldTrial, store: RunStore, monitor: Monitor, notes: Iterable[str]
 ) -> TrialRecord:
     started = time.perf_counter()
-    accelerator = fresh_accelerator(spec)
-    seed_trial(spec)
-    data = open_data(spec, store, accelerator)
+    accelerator = fresh_accelerator(trial)
+    seed_trial(trial)
+    data = open_data(trial, store, accelerator)
     if accelerator.is_main_process:
-        store.clear_trial(spec.candidate, spec.fold)
-    with ResumeState(store, spec, started) as resume:
-        state, history = _begin(spec, data, accelerator, resume)
+        store.clear_trial(trial.spec.candidate, trial.fold)
+    with ResumeState(store, trial, started) as resume:
+        state, history = _begin(trial, data, accelerator, resume)
         if history.log:
-            if isinstance(monitor, RungMonitor):
-                monitor.show(history.log_csv(), {}, data.labels[data.rows])
             monitor.report(history.log[-1])
-        _train(spec, data, state, history, resume, monitor)
-    record = _record(spec, history, state, store.folds().hash, resume.seconds)
-    record = record.model_copy(update={"notes": tuple(notes)})
+        _train(trial, data, state, history, resume, monitor)
+    record = _record(trial, store, history, state, resume, tuple(notes))
     if accelerator.is_main_process:
         _write(store, record, history, data)
     accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
@@ -77,22 +79,22 @@ def _run_trial(
 
 
 def _begin(
-    spec: TrialSpec, data: TrialData, accelerator: Accelerator, resume: ResumeState
+    trial: FoldTrial, data: TrialData, accelerator: Accelerator, resume: ResumeState
 ) -> tuple[TrainState, History]:
     """State and history as the last attempt left them, or new ones where none is saved or fits."""
-    state, history = build_train_state(spec, data, accelerator), History.of(spec.params)
+    state, history = build_train_state(trial, data, accelerator), History.of(trial.params)
     try:
         resume.restore(state, history)
         return state, history
     except UnfitState:
         accelerator.free_memory()
     del state  # there may be no room for two
-    seed_trial(spec)
-    return build_train_state(spec, data, accelerator), History.of(spec.params)
+    seed_trial(trial)
+    return build_train_state(trial, data, accelerator), History.of(trial.params)
 
 
 def _train(
-    spec: TrialSpec,
+    trial: FoldTrial,
     data: TrialData,
     state: TrainState,
     history: History,
@@ -100,14 +102,14 @@ def _train(
     monitor: Monitor,
 ) -> None:
     """Train epoch by epoch, until the end, no more progress, or a loss that is not finite."""
-    for epoch in range(len(history.log), spec.params.epochs):
+    for epoch in range(len(history.log), trial.params.epochs):
         resume.save_if_due(state, history)  # here, where another epoch follows
         started = time.perf_counter()
-        train_loss, train_acc = _train_epoch(epoch, state, data, spec, monitor)
+        train_loss, train_acc = _train_epoch(epoch, state, data, trial, monitor)
         for model in state.variants().values():
             share_buffers(model, state.accelerator)
         scored = {
-            name: score_fold(model, state, data, spec, _until_stop(data.scoring, monitor))
+            name: score_fold(model, state, data, trial, _until_stop(data.scoring, monitor))
             for name, model in state.variants().items()
         }
         seconds = time.perf_counter() - started
@@ -121,21 +123,28 @@ def _train(
         history.keep(state.variants(), scored)
         state.schedule.epoch_done(min(s.calibrated for s in scored.values()))
         if isinstance(monitor, RungMonitor) and len(history.log) in monitor.rungs:
-            resume.wait()  # whoever stops the trial removes its state
-            oof = {name: s.oof for name, s in scored.items()}
-            monitor.show(history.log_csv(), oof, data.labels[data.rows])
+            columns = {
+                name: _calibrated(s.oof, data.labels[data.rows]) for name, s in scored.items()
+            }
+            if resume.save_at_rung(state, history, columns):
+                monitor.at_rung()
         monitor.report(history.log[-1])
-        if history.epochs_without_progress() >= spec.training.patience:
+        if history.epochs_without_progress() >= trial.params.patience:
             break
 
 
+def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(n,) true-class probabilities at the temperature that suits these rows."""
+    return true_prob_at(oof.log_prob, labels, fit_temperature(oof.log_prob, labels))
+
+
 def _train_epoch(
-    epoch: int, state: TrainState, data: TrialData, spec: TrialSpec, monitor: Monitor
+    epoch: int, state: TrainState, data: TrialData, trial: FoldTrial, monitor: Monitor
 ) -> tuple[float, float]:
     """Mean loss and accuracy of one pass, accuracy by the heavier label of a mixed image."""
-    rng = seed_epoch(spec, epoch, state.accelerator.process_index)
+    rng = seed_epoch(trial, epoch, state.accelerator.process_index)
     data.batches.epoch = epoch
-    params = spec.params
+    params = trial.params
     data.batches.image_size = training_size(
         epoch, params.epochs, params.image_size, params.size_start
     )
@@ -194,25 +203,30 @@ def _epoch_report(
 
 
 def _record(
-    spec: TrialSpec, history: History, state: TrainState, folds_hash: str, seconds: float
+    trial: FoldTrial,
+    store: RunStore,
+    history: History,
+    state: TrainState,
+    resume: ResumeState,
+    notes: tuple[str, ...],
 ) -> TrialRecord:
     epochs = len(history.log)
-    return TrialRecord(
-        candidate=spec.candidate,
-        fold=spec.fold,
-        status="diverged" if history.diverged else "finished",
-        backbone=spec.backbone,
-        params=spec.params.as_dict(),
-        folds_hash=folds_hash,
-        seed=trial_seed(spec),
+    return trial_record(
+        store,
+        trial.candidate,
+        trial.fold,
+        "diverged" if history.diverged else "finished",
         variants={name: best.score for name, best in history.variants().items()},
         epochs_trained=epochs,
-        seconds=seconds,
+        seconds=resume.seconds,
+        started_at=resume.started_at,
+        ended_at=time.time(),
         node=platform.node(),
         device=state.device.type,
-        accelerators=spec.accelerators,
+        accelerators=trial.spec.accelerators,
         micro_batch=state.micro_batch,
         error=f"the loss is not finite at epoch {epochs - 1}" if history.diverged else None,
+        notes=notes,
     )
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from sides.fold_spec import FOLD, fold_spec
+from sides.fold_spec import FOLD, fold_spec, params_of
 from sides.plain_loop import Settings, train
 
 from foldrace.config.load import parse_config
+from foldrace.config.ranges import Value
 from foldrace.config.schema import AugmentConfig
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.ranges import Value
 from foldrace.trainables.data.augment import POLICIES, resize
 from foldrace.trainables.data.loader import BatchDataset, ShuffledBatchSampler, build_loader
 from foldrace.trainables.data.pixel_cache import open_images
@@ -70,8 +70,9 @@ class Digits:
 
     def ours(self, backbone: str, **knobs: Value) -> TrialRun:
         spec = self._spec(backbone, knobs)
+        params = params_of(spec)
         rows = int((RunStore.open(spec.run).folds().fold == FOLD).sum())
-        marks = _Marks(scored=-(-rows // (2 * spec.params.batch_size)))
+        marks = _Marks(scored=-(-rows // (2 * params.batch_size)))
         started, cpu = time.perf_counter(), time.process_time()
         record = run_trial(spec, marks)
         ended, used = time.perf_counter(), time.process_time() - cpu
@@ -90,16 +91,16 @@ class Digits:
     def _seconds_of_batches(self, spec: TrialSpec) -> float:
         """Making all training batches of a trial, on its own and after the trial: from outside,
         the trial's own batches cannot be told from its steps."""
-        store = RunStore.open(spec.run)
+        store, params = RunStore.open(spec.run), params_of(spec)
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
-        source = open_images(files, spec.params.image_size, 1)
+        source = open_images(files, params.image_size, 1)
         rows = (store.folds().fold != FOLD).nonzero()[0]
-        batches = ShuffledBatchSampler(rows, spec.params.batch_size, 0)
-        augment = AugmentConfig(policy=spec.params.policy)
-        dataset = BatchDataset(source, spec.params.image_size, augment)
+        batches = ShuffledBatchSampler(rows, params.batch_size, 0)
+        augment = AugmentConfig(policy=params.policy)
+        dataset = BatchDataset(source, params.image_size, augment)
         loader = build_loader(dataset, batches, 0, False)
         started = time.perf_counter()
-        for epoch in range(spec.params.epochs):
+        for epoch in range(params.epochs):
             batches.epoch = epoch
             for _ in loader:
                 pass
@@ -107,8 +108,8 @@ class Digits:
 
     def plain(self, backbone: str) -> TrialRun:
         spec = self._spec(backbone, {})
-        params, clip_grad = spec.params, spec.training.clip_grad
-        policy = POLICIES[spec.params.policy]
+        params = params_of(spec)
+        policy = POLICIES[params.policy]
         store = RunStore.open(spec.run)
         files = [Path(spec.image_root) / path for path in store.folds().image_paths]
         source = open_images(files, params.image_size, 1)
@@ -116,7 +117,6 @@ class Digits:
         normalise = build_classifier(ModelConfig(backbone, 2, params.image_size)).normalise
         images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
         fold = torch.from_numpy(store.folds().fold)
-        assert clip_grad is not None
         settings = Settings(
             backbone=backbone.partition("/")[2],
             epochs=params.epochs,
@@ -128,7 +128,7 @@ class Digits:
             mixup_alpha=params.mixup_alpha,
             mixup_prob=params.mixup_prob,
             ema_decay=params.ema_decay,
-            clip_grad=clip_grad,
+            clip_grad=params.clip_grad,
             rotate=policy.rotate,
             zoom=policy.zoom,
             shift=policy.shift,

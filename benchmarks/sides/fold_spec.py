@@ -9,14 +9,15 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.ranges import Value
 from foldrace.config.schema import SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
+from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.hyperparameters import TrialParams
-from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import build_space
-from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.spec import EpochReport, TrialSpec, read_trial
 
 FOLD = 0
 
@@ -42,17 +43,21 @@ def fold_spec(
     """The config's default candidate with other `knobs`; the run folder lies in `folder`."""
     manifest = read_manifest(config.data)
     store = RunStore(tempfile.mkdtemp(dir=folder))
+    search = config.search.model_copy(update={"seed": seed})
+    config = config.model_copy(update={"search": search})
     store.create(config, folds_csv(manifest, make_folds(manifest, config.folds)), manifest.classes)
-    default = build_space(config, "")[0].default(backbone).as_dict()
+    params = build_space(config, "")[0].configured(backbone, knobs).as_dict()
+    candidate = CandidateRecord(candidate="c0000", backbone=backbone, params=params)
+    store.save_candidate(candidate)
     return TrialSpec(
         run=store.root,
         image_root=str(manifest.image_root),
-        candidate="c0000",
-        backbone=backbone,
-        params=TrialParams.from_dict(default | knobs),
+        candidate=candidate.candidate,
         fold=FOLD,
-        training=config.training,
-        transforms=config.augment.transforms,
-        seed=seed,
         cpus=cpus,
     )
+
+
+def params_of(spec: TrialSpec) -> TrialParams:
+    """The hyperparameters that the trial trains with."""
+    return read_trial(spec, RunStore.open(spec.run)).params

@@ -31,10 +31,10 @@ from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS
-from foldrace.scheduling.ray.fold_trial import TrialJob, trainable
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, TrialJob, trainable
 from foldrace.search_spaces.space import build_space
 
+_BACKBONE = "backbone"
 _ENDLESS = 1_000_000  # fold trials: the time is the limit
 
 
@@ -42,14 +42,13 @@ def _fold_trial(job: TrialJob, config: SweepConfig, drawn: dict[str, Any]) -> No
     """In a worker process."""
     fold = drawn.pop(TRIAL_INDEX)
     space, _ = build_space(config, "")
-    backbone = drawn.pop(BACKBONE)
+    backbone = drawn.pop(_BACKBONE)
     params = space.decode(backbone, drawn)
     digest = hashlib.sha256(json.dumps([backbone, params.as_dict()]).encode()).hexdigest()
     candidate = f"c{int(digest, 16) % 10**9:09d}"
     record = CandidateRecord(candidate=candidate, backbone=backbone, params=params.as_dict())
     RunStore.open(job.run).save_candidate(record)
-    named = {CANDIDATE: candidate, BACKBONE: backbone, PARAMS: params.as_dict(), FOLD: fold}
-    trainable(job)(named)
+    trainable(job)({CANDIDATE: candidate, FOLD: fold})
 
 
 def main(path: Path, run: Path, deadline: float) -> None:
@@ -60,18 +59,13 @@ def main(path: Path, run: Path, deadline: float) -> None:
     job = TrialJob(
         run=store.root,
         image_root=str(manifest.image_root),
-        training=config.training,
-        transforms=config.augment.transforms,
-        seed=config.search.seed,
         session=uuid4().hex,
-        cpus=1,
         use_gpu=False,
-        devices=1,
     )
     space, _ = build_space(config, "")
     choice = optuna.distributions.CategoricalDistribution(space.backbones)
     search = OptunaSearch(  # the backbones of the benchmark have the same ranges
-        space={BACKBONE: choice, **space.distributions(space.backbones[0])},
+        space={_BACKBONE: choice, **space.distributions(space.backbones[0])},
         metric="val_logloss",
         mode="min",
         seed=config.search.seed,

@@ -35,16 +35,17 @@ def _sleeper(sleep: float) -> Callable[[TrialJob], Callable[[dict[str, Any]], No
             from ray import tune
 
             time.sleep(sleep)
-            loss = config["params"]["lr"]
-            tune.report({"epoch": 0, "val_logloss": loss})
             store = RunStore.open(job.run)
+            candidate = store.candidate(config["candidate"])
+            loss = float(candidate.params["lr"])
+            tune.report({"epoch": 0, "val_logloss": loss})
             store.save_trial(
                 TrialRecord(
                     candidate=config["candidate"],
                     fold=config["fold"],
                     status="finished",
-                    backbone=config["backbone"],
-                    params=config["params"],
+                    backbone=candidate.backbone,
+                    params=candidate.params,
                     folds_hash=store.folds().hash,
                     seed=0,
                     variants={

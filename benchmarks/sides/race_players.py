@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from race_table import Key, RaceTable
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -19,6 +19,7 @@ from ray.tune.search import Repeater, Searcher
 from ray.tune.search.repeater import TRIAL_INDEX
 from sides.race_replay import Start
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import PointConfig, RaceConfig, SweepConfig
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -26,7 +27,6 @@ from foldrace.scheduling.rungs import rungs_of
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.state import FoldTask
 from foldrace.scheduling.sweep import Sweep
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 
 _METRIC, _CANDIDATE = "val_logloss", "candidate"
@@ -78,7 +78,10 @@ class Foldrace:
         if not isinstance(task, FoldTask):
             return None
         record = task.candidate
-        key = self._recorded[_identity(record.backbone, record.params)], task.fold
+        # Those that are newer than the recording are at their defaults.
+        known = self._table.candidates[0].params
+        params = {k: v for k, v in record.params.items() if k in known}
+        key = self._recorded[_identity(record.backbone, params)], task.fold
         judged = self._sweep.running[trial_id].judged
         trial = self._trials[trial_id] = _Trial(trial_id, task, judged, key)
         if self._asha is not None:

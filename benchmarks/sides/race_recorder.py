@@ -28,11 +28,10 @@ from foldrace.inference.predictor import BATCH, RunModels
 from foldrace.run_folder.records import CandidateRecord, Oof
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import weights_name
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.predict import log_probabilities, scoring_loader
-from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.spec import EpochReport, TrialSpec, read_trial
 from foldrace.trainables.trial import run_trial
 
 CANDIDATES, EPOCHS = 75, 12
@@ -115,8 +114,15 @@ def _record_one(folder: Path, key: Key) -> str:
     """Train a fold trial, look at the test images with it, drop its weights."""
     torch.set_num_threads(1)
     store = RunStore.open(folder / "run")
-    spec = _spec(folder, store, key)
-    monitor = _Watching(range(1, spec.params.epochs + 1) if key[1] == 0 else ())
+    spec = TrialSpec(
+        run=store.root,
+        image_root=str(folder / "data"),
+        candidate=key[0],
+        fold=key[1],
+        use_gpu=False,
+    )
+    epochs = read_trial(spec, store).params.epochs
+    monitor = _Watching(range(1, epochs + 1) if key[1] == 0 else ())
     found = run_trial(spec, monitor)
     tests = {f"test_{name}": _test(folder, store, key, name) for name in found.variants}
     _save(seen_file(folder, key), tests | monitor.arrays())
@@ -124,23 +130,6 @@ def _record_one(folder: Path, key: Key) -> str:
         store.files.delete(weights_name(*key, name))
     losses = ", ".join(f"{n} {s.val_logloss:.3f}" for n, s in found.variants.items())
     return f"{key[0]} fold{key[1]} {found.backbone} {found.status}: {losses}, {found.seconds:.1f} s"
-
-
-def _spec(folder: Path, store: RunStore, key: Key) -> TrialSpec:
-    config = store.config()
-    (candidate,) = [c for c in store.candidates() if c.candidate == key[0]]
-    return TrialSpec(
-        run=store.root,
-        image_root=str(folder / "data"),
-        candidate=key[0],
-        backbone=candidate.backbone,
-        params=TrialParams.from_dict(candidate.params),
-        fold=key[1],
-        training=config.training,
-        transforms=config.augment.transforms,
-        seed=config.search.seed,
-        use_gpu=False,
-    )
 
 
 def _test(folder: Path, store: RunStore, key: Key, variant: str) -> NDArray[np.float16]:

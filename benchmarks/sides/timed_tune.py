@@ -15,7 +15,7 @@ from pretend_learner import EPOCHS, REPORTS, Learner
 
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.fold_searcher import BACKBONE, CANDIDATE, FOLD, PARAMS, FoldSearcher
+from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
 from tests.pretend_tune import PretendTune, Trial
 
 
@@ -88,10 +88,10 @@ class TimedTune:
     # -- what a trial does
 
     def _seconds(self, config: dict[str, Any]) -> float:
-        return self._learner.seconds(_record(config), config[FOLD])
+        return self._learner.seconds(self._candidate(config), config[FOLD])
 
     def _train(self, config: dict[str, Any]) -> None:
-        ending = self._learner.ending(_record(config), config[FOLD], self._hash)
+        ending = self._learner.ending(self._candidate(config), config[FOLD], self._hash)
         best = ending.record.best
         loss = ending.record.variants[best].val_logloss if best else 9.9
         for report in range(1, REPORTS + 1) if best else ():
@@ -99,14 +99,11 @@ class TimedTune:
             self.tune.report({"epoch": epoch, "val_logloss": loss * 2 / report})
         ending.write(self._store)
 
+    def _candidate(self, config: dict[str, Any]) -> CandidateRecord:
+        return self._store.candidate(config[CANDIDATE])
+
     def _timed(self, function: Callable[[], Any]) -> tuple[Any, Call]:
         mark, cpu = time.perf_counter(), time.process_time()
         given = function()
         wall, used = time.perf_counter() - mark, time.process_time() - cpu
         return given, Call(wall, used, self.candidates)
-
-
-def _record(config: dict[str, Any]) -> CandidateRecord:
-    return CandidateRecord(
-        candidate=config[CANDIDATE], backbone=config[BACKBONE], params=config[PARAMS]
-    )

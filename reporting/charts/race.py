@@ -16,7 +16,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from foldrace.reporting.charts.style import COLOURS, INK, MUTED, WIDTH, png, short
 
-State = Literal["goes on", "stopped", "cut", "complete", "finished", "failed", "diverged", "none"]
+State = Literal[
+    "goes on", "parked", "set aside", "stopped", "cut", "complete", "finished", "failed",
+    "diverged", "none",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class FoldStyle:
 FOLD_STYLES: dict[State, FoldStyle] = {
     "goes on": FoldStyle("#b5dcf5", "finished, candidate went on"),
     "complete": FoldStyle("#4a9fd8", "last fold: complete, joins the blend"),
+    "parked": FoldStyle("#d8e8c8", "finished, candidate waits for its turn"),
+    "set aside": FoldStyle("#e9dfa6", "parked in mid-training (filled: share of its epochs)"),
     "stopped": FoldStyle("#f08a4b", "finished, candidate stopped"),
     "cut": FoldStyle("#f2d43d", "stopped in mid-training (filled: share of its epochs)"),
     "finished": FoldStyle("#aab4bb", "finished, nothing decided"),
@@ -129,7 +134,7 @@ def _fields(axes: Axes, part: Sequence[Lane], state: State, style: FoldStyle) ->
     gap = min(0.06, 0.012 * len(part[0].folds))  # between two fields; they are 1 apart
     rows = [row for row, _, _ in found]
     left = [k + gap / 2 for _, k, _ in found]
-    if state == "cut":
+    if state in ("cut", "set aside"):
         empty = FOLD_STYLES["none"].colour
         axes.barh(rows, 1 - gap, 0.8, left, color=empty, edgecolor=MUTED, linewidth=0.5)
     axes.barh(rows, [(1 - gap) * share for _, _, share in found], 0.8, left, color=style.colour)

@@ -26,16 +26,17 @@ def rule_sentence(config: RaceConfig) -> str:
     """Describe the rule that decides."""
     if config.rule == "none":
         return "Rule none: every candidate gets all its folds."
-    decides = (
-        f"a candidate gets its next fold while gain + {config.z:g} × standard error is above 0; "
-        "the gain is what it adds to the blend of the complete candidates, in nats per row"
-        if config.rule == "gain"
-        else "a candidate gets its next fold while its mean log loss is below the worst fold of "
-        "the best complete candidate"
-    )
+    if config.rule == "gain":
+        return (
+            "Rule gain: by what a candidate adds to the blend of the complete candidates, in nats "
+            f"per row. The first candidate, and one in {config.eta} of those whose first fold was "
+            "measured, gets all its folds, the most promising first, each while gain + "
+            f"{config.z:g} × standard error is above 0. The others are parked until nothing else "
+            "promises more."
+        )
     return (
-        f"Rule {config.rule}: {decides}. "
-        f"No candidate is stopped before {config.min_complete} candidates are complete."
+        "Rule forgiving: a candidate gets its next fold while its mean log loss is below the worst "
+        "fold of the best complete candidate."
     )
 
 
@@ -180,9 +181,11 @@ def lane(summary: CandidateSummary, epochs: int) -> Lane:
 
 
 def _fold(trial: TrialRecord | None, decision: RaceDecision | None, schedule: int) -> Fold:
+    gain, gain_se = (decision.gain, decision.gain_se) if decision else (None, None)
+    if trial is None and decision is not None and decision.epoch is not None:
+        return Fold("set aside", min(1.0, decision.epoch / schedule), gain, gain_se)
     if trial is None:
         return Fold("none")
-    gain, gain_se = (decision.gain, decision.gain_se) if decision else (None, None)
     if trial.status == "finished":
         return Fold(_state(decision), 1.0, gain, gain_se)
     if trial.status == "stopped":

@@ -15,7 +15,14 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, first_micro_batch
+from foldrace.run_folder.store import RunStore
+from foldrace.trainables.spec import (
+    EpochReport,
+    TrialSpec,
+    TrialStopped,
+    first_micro_batch,
+    read_trial,
+)
 
 NO_DEVICE = {"memory": 1.0}
 """Tune refuses a trial without any resource; cores and GPUs belong to the group's processes."""
@@ -129,10 +136,9 @@ def _memory_is_full(error: WorkerGroupError) -> bool:
 
 def _smaller(spec: TrialSpec, devices: int) -> TrialSpec | None:
     """The same trial with half as many images on a device at once; None at one."""
-    size = first_micro_batch(spec, devices)
+    size = first_micro_batch(read_trial(spec, RunStore.open(spec.run)), devices)
     if size == 1:
         return None
     half = -(-size // 2)
     note = f"out of device memory: starting again in micro-batches of {half}"
-    training = spec.training.model_copy(update={"micro_batch": half})
-    return replace(spec, training=training, notes=(*spec.notes, note))
+    return replace(spec, micro_batch=half, notes=(*spec.notes, note))

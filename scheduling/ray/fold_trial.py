@@ -7,55 +7,41 @@ one device trains in that process, a trial on several in a group of their own.
 from __future__ import annotations
 
 import sys
+import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from ray import tune
 
-from foldrace.config.schema import RaceConfig, TrainingConfig, TransformConfig
-from foldrace.run_folder.records import CandidateRecord, Oof
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.rungs import RungReport, rungs_of
-from foldrace.scheduling.unfinished_trials import unfinished_trial
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.run_folder.trial_record import candidate_params, trial_record
+from foldrace.scheduling.rungs import rungs_of
 
 if TYPE_CHECKING:
     from foldrace.trainables.spec import EpochReport, TrialSpec
 
 
 CANDIDATE, FOLD = "candidate", "fold"
-"""Keys of what Tune passes from the searcher to a worker."""
+"""Keys of what Tune passes from the searcher to a worker; the rest lies in the run folder."""
 
 JUDGED = "judged"
 """Key of whether the trial may be parked at its rungs."""
 
 RUNG = "rung"
-"""Key in a report to Tune: True at a rung, when all of the trial is in the run folder."""
+"""Key in a report to Tune: True at a rung, when all that the trial has is in the run folder."""
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """The settings that all fold trials of a sweep share, for the workers."""
+    """What all fold trials of a session share and is not in the run folder."""
 
     run: str
     image_root: str
-    training: TrainingConfig
-    transforms: tuple[TransformConfig, ...]
-    seed: int
     session: str
     """Name of this driver's session: see `TrialSpec.session`."""
-    cpus: int
-    """Cores of each device."""
     use_gpu: bool
-    devices: int
-    """Devices of each trial."""
-    race: RaceConfig | None = None
-    """The race's settings; None: no trial is stopped in mid-training. A trial on several devices
-    never is: its group goes on training while the decision about its last epoch is made."""
 
 
 def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
@@ -65,26 +51,28 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         from foldrace.trainables.spec import TrialStopped
         from foldrace.trainables.trial import run_trial
 
-        spec = _spec(job, config)
-        rungs = () if job.race is None else rungs_of(job.race, spec.params)
-        monitor = _TuneMonitor({rung.epoch for rung in rungs})
+        started_at = time.time()
+        store = RunStore.open(job.run)
+        resources = store.config().resources
+        spec = _spec(job, config, resources.cpus_per_trial)
         try:
-            if job.devices == 1:
+            monitor = _TuneMonitor(_rung_epochs(store, spec) if config[JUDGED] else ())
+            if resources.devices_per_trial == 1:
                 run_trial(spec, monitor)
             else:
                 from foldrace.scheduling.ray.device_group import run_on_devices
 
-                run_on_devices(spec, job.devices, monitor.stop_requested)
+                run_on_devices(spec, resources.devices_per_trial, monitor.stop_requested)
         except TrialStopped:
             monitor.leave()
         except Exception:  # whatever it is, trial.json says it
-            _record_failure(spec, traceback.format_exc())
+            _record_failure(store, spec, traceback.format_exc(), started_at)
             raise  # so that Tune gives the next trial a new process
 
     return fold_trial
 
 
-def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
+def _spec(job: TrialJob, config: dict[str, Any], cpus: int) -> TrialSpec:
     import ray
 
     from foldrace.trainables.spec import TrialSpec
@@ -93,21 +81,29 @@ def _spec(job: TrialJob, config: dict[str, Any]) -> TrialSpec:
         run=job.run,
         image_root=job.image_root,
         candidate=config[CANDIDATE],
-        backbone=config[BACKBONE],
-        params=TrialParams.from_dict(config[PARAMS]),
         fold=config[FOLD],
-        training=job.training,
-        transforms=job.transforms,
-        seed=job.seed,
         session=job.session,
-        cpus=job.cpus,
+        cpus=cpus,
         use_gpu=job.use_gpu,
         accelerators=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
     )
 
 
+def _rung_epochs(store: RunStore, spec: TrialSpec) -> set[int]:
+    """Numbers of trained epochs after which the trial may be parked.
+
+    A trial on several devices never is: its group goes on training while the decision about its
+    last epoch is made.
+    """
+    config = store.config()
+    if not config.race.stops_epochs or config.resources.devices_per_trial > 1:
+        return set()
+    params = candidate_params(store, store.candidate(spec.candidate))
+    return {rung.epoch for rung in rungs_of(config.race, params)}
+
+
 class _TuneMonitor:
-    """Reports epochs to Tune, at the rungs with a `RungReport`, and tells the trial to stop."""
+    """Reports epochs to Tune, says which are rungs, and tells the trial to stop."""
 
     def __init__(self, rungs: Collection[int]) -> None:
         # Tune has no public way to ask; without it a stopped trial would go on to its epoch's end
@@ -115,21 +111,19 @@ class _TuneMonitor:
         from ray.train._internal.session import get_session
 
         self._session = get_session()
-        self._shown: RungReport | None = None
-        self._dismissed = False
+        self._at_rung = self._dismissed = False
         self.rungs = rungs
 
-    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
-        columns = {name: _calibrated(oof, labels) for name, oof in scored.items()}
-        self._shown = RungReport(log, columns)
+    def at_rung(self) -> None:
+        self._at_rung = True
 
     def report(self, epoch: EpochReport) -> None:
         from foldrace.trainables.spec import TrialStopped
 
-        shown = {} if self._shown is None else {RUNG: self._shown}
-        self._shown = None
+        rung = {RUNG: True} if self._at_rung else {}
+        self._at_rung = False
         try:
-            tune.report(asdict(epoch) | shown)
+            tune.report(asdict(epoch) | rung)
         except SystemExit as error:  # Tune waits 2 s for the trial to leave, as it does in a batch
             self._dismissed = True
             raise TrialStopped from error
@@ -146,17 +140,15 @@ class _TuneMonitor:
             sys.exit(0)
 
 
-def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
-    """(n,) true-class probabilities at the temperature that suits these rows."""
-    from foldrace.core.temperature import fit_temperature, true_prob_at
-
-    temperature = fit_temperature(oof.log_prob, labels)
-    return true_prob_at(oof.log_prob, labels, temperature)
-
-
-def _record_failure(spec: TrialSpec, error: str) -> None:
-    store = RunStore.open(spec.run)
-    candidate = CandidateRecord(
-        candidate=spec.candidate, backbone=spec.backbone, params=spec.params.as_dict()
+def _record_failure(store: RunStore, spec: TrialSpec, error: str, started_at: float) -> None:
+    candidate = store.candidate(spec.candidate)
+    record = trial_record(
+        store,
+        candidate,
+        spec.fold,
+        "failed",
+        error=error,
+        started_at=started_at,
+        ended_at=time.time(),
     )
-    store.save_trial(unfinished_trial(store, candidate, spec.fold, "failed", error=error))
+    store.save_trial(record)

@@ -102,14 +102,8 @@ def run_sweep(
     job = TrialJob(
         run=store.root,
         image_root=image_root,
-        training=config.training,
-        transforms=config.augment.transforms,
-        seed=config.search.seed,
         session=uuid4().hex,
-        cpus=config.resources.cpus_per_trial,
         use_gpu=cluster.gpus_per_trial > 0,
-        devices=config.resources.devices_per_trial,
-        race=config.race if config.race.stops_epochs else None,
     )
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))

@@ -20,6 +20,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from foldrace.config.hyperparameters import KNOBS, TrialParams
+from foldrace.config.ranges import Choice, Float, Int, Range, Value
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import without_password
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
@@ -27,8 +29,6 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.export_storage import database, first_line, new_journal
 from foldrace.scheduling.search.sampler_history import diverged_value, mid_training_score
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
-from foldrace.search_spaces.ranges import Choice, Float, Int, Range, Value
 from foldrace.search_spaces.space import SearchSpace, distribution
 
 CANDIDATE = "candidate"

@@ -16,10 +16,10 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.ranges import Value
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary
 from foldrace.scheduling.search.samplers import Sampler
-from foldrace.search_spaces.hyperparameters import TrialParams
-from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import SearchSpace
 
 _OWN_RUN = 0  # the level of this run's own values, and of those that are comparable with them

@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from foldrace.search_spaces.ranges import Range, Value
+from foldrace.config.ranges import Range, Value
 from foldrace.search_spaces.space import distribution
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are for who chose the sampler

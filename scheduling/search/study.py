@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.ranges import Value
 from foldrace.config.schema import SearchConfig, SweepConfig
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -16,8 +18,6 @@ from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS, SuggestionRequest
 from foldrace.scheduling.search.warm_start import earlier_candidates
-from foldrace.search_spaces.hyperparameters import TrialParams
-from foldrace.search_spaces.ranges import Value
 from foldrace.search_spaces.space import SearchSpace
 
 _Key = tuple[str, tuple[tuple[str, Value], ...]]

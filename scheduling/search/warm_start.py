@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.core.errors import Problem, RunFolderError, UserError, listing
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.search.sampler_history import EarlierCandidate
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
 from foldrace.search_spaces.space import SearchSpace
 
 _REMOVE = (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from foldrace.checks.combinations import check_combinations
-from foldrace.config.schema import SweepConfig, TrainingConfig
+from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.models.classifier import drops_paths
@@ -30,9 +30,7 @@ def problems(
     config = SweepConfig.model_validate_json(json.dumps(raw))
     built, wrong = build_space(config, "c.yaml")
     assert not wrong
-    return check_combinations(
-        built.settings, config.training, lambda backbone: backbone != "timm/c"
-    )
+    return check_combinations(built.settings, lambda backbone: backbone != "timm/c")
 
 
 NO_MIX = {"mixup_prob": 0, "label_smoothing": 0}
@@ -44,7 +42,7 @@ def between(low: float, high: float) -> dict[str, float]:
 
 def test_defaults_are_sound() -> None:
     assert problems({}) == []
-    assert check_combinations({}, TrainingConfig(), drops_paths) == []
+    assert check_combinations({}, drops_paths) == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,9 @@ def test_defaults_are_sound() -> None:
         ({"sam_rho": "search"}, {"precision": "fp16"}, "sam_rho", "sam_rho 0"),
         ({"rdrop_alpha": 1, "dropout": 0, "drop_path": 0}, {}, "rdrop_alpha", "above 0"),
         ({"rdrop_alpha": 1, "dropout": 0}, {}, "rdrop_alpha", "drop_path 0"),  # its default
+        ({"sam_rho": 0.05, "precision": {"choices": ["bf16", "fp16"]}}, {}, "sam_rho", "sam_rho 0"),
         ({"cycles": 2}, {"patience": 14}, "cycles", "of up to 15 epochs"),
+        ({"cycles": 2, "patience": between(14, 40)}, {}, "cycles", "of up to 15 epochs"),
         ({"schedule": "plateau", "lr_patience": 5}, {"patience": 5}, "lr_patience", "first"),
         (
             {"rdrop_alpha": 1, "dropout": {"choices": [0, 0.3]}, "drop_path": 0},
@@ -122,6 +122,14 @@ def test_a_backbones_own_setting_is_named() -> None:
     own = {"timm/b": {"cycles": between(2, 40)}}
     found = problems({}, own, epochs=30)
     assert [problem.where for problem in found] == ["search.per_backbone.timm/b.cycles"]
+
+
+def test_a_combination_of_two_sections_is_told_at_its_key() -> None:
+    [problem] = problems({}, precision="fp16", sam_rho=0.1)
+    assert problem.where == "training.sam_rho" and "unscaled gradients" in problem.message
+    own = {"timm/b": {"precision": "fp16"}}
+    assert [p.where for p in problems({}, own, sam_rho=0.1)] == ["training.sam_rho"]
+    assert problems({"sam_rho": 0}, own, sam_rho=0.1) == []
 
 
 def test_every_problem_is_told() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from foldrace.checks.search import NAME_KNOBS, TABLES, check_part
-from foldrace.search_spaces.hyperparameters import KNOBS
+from foldrace.config.hyperparameters import KNOBS
 
 
 def test_every_name_is_looked_up_somewhere() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from foldrace.config.forms import RangeConfig
+from foldrace.config.hyperparameters import KNOBS, Knob
 from foldrace.config.load import (
     ParsedConfig,
     differing_keys,
@@ -16,10 +18,10 @@ from foldrace.config.load import (
     to_yaml,
 )
 from foldrace.config.problems import ELSEWHERE
-from foldrace.config.schema import RangeConfig, SearchConfig, SweepConfig
+from foldrace.config.ranges import Choice, Float, Int, Name, Switch, Value
+from foldrace.config.schema import SearchConfig, SweepConfig
 from foldrace.core.errors import SYNONYMS, ConfigError, has_password, plain_name
 from foldrace.scheduling.search.samplers import SAMPLERS
-from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.trainables.losses import LOSSES
 from foldrace.trainables.schedules import SCHEDULES
 
@@ -54,7 +56,7 @@ folds: {k: 0, valid_fraction: 0.7, test_fraction: 0.4}
 search:
   backbones: [timm/resnet18]
   sampler: annealing
-  space: {lr: true, dropout: {low: 0.1, lo: 0}, warmup: [1, 2], drop_path: {choices: []}}
+  space: {lr: null, dropout: {low: 0.1, lo: 0}, warmup: [1, 2], drop_path: {choices: []}}
 training: {epochs: "ten", pretrained: 3, precision: int8}
 resources: {gpus_per_trial: 1.5, time_budget: 90x}
 colour: red
@@ -64,13 +66,13 @@ colour: red
     assert "did you mean 'train_images'?" in text["data.train_imges"]
     assert text["folds.k"] == "got 0; should be greater than or equal to 1"
     assert "'tpe', 'random'" in text["search.sampler"] and '"annealing"' in text["search.sampler"]
-    assert text["search.space.lr"].startswith("got true; should be a number")
+    assert text["search.space.lr"].startswith("got null; should be a number, true or false")
     assert "allowed: choices, high, log, low" in text["search.space.dropout.lo"]
     assert "should be a number" in text["search.space.warmup"]
     assert "at least 1 item" in text["search.space.drop_path.choices"]
-    assert text["training.epochs"] == 'got "ten"; should be a valid integer'
-    assert "true, false or the path" in text["training.pretrained"]
-    assert "'bf16'" in text["training.precision"]
+    assert text["training.epochs"].startswith("got 'ten'; allowed: a number, whole numbers 1 to")
+    assert text["training.pretrained"].startswith("got 3; allowed: true, false or the path")
+    assert text["training.precision"].startswith("got int8; allowed: one of auto, fp32, bf16")
     assert "such as 90m" in text["resources.time_budget"]
     assert "unknown key" in text["colour"]
     assert all(p.where.startswith(str(tmp_path / "cars.yaml")) for p in found.problems)
@@ -85,8 +87,15 @@ colour: red
     [
         ("folds: {valid_fraction: 0.7, test_fraction: 0.4}", "folds", "leaves no training rows"),
         ("resources: {gpus_per_trial: 1.5}", "resources", "no whole number"),
-        ("training: {clip_grad: .inf}", "training.clip_grad", "finite"),
-        ("training: {image_size: 8}", "training.image_size", "greater than or equal to 16"),
+        ("training: {clip_grad: .inf}", "training.clip_grad", "got inf; allowed: 0 to 1e+06"),
+        ("training: {image_size: 8}", "training.image_size", "allowed: whole numbers 16 to 2048"),
+        ("training: {compile: 1}", "training.compile", "got 1; allowed: true or false"),
+        ("training: {epochs: null}", "training.epochs", "got null; allowed: a number"),
+        ("training: {lr: [1]}", "training.lr", "got [1]; allowed: a number"),
+        ("training: {policy: none}", "training.policy", "unknown key"),
+        ("augment: {lr: 0.1}", "augment.lr", "unknown key; did you mean search.space.lr?"),
+        ("augment: {policy: 3}", "augment.policy", "got 3; allowed: a name"),
+        ("augment: {mixup_prob: 2}", "augment.mixup_prob", "got 2; allowed: 0 to 1"),
         ("folds: 5", "folds", "got 5; should be a mapping"),
         ("race: none", "race", 'got "none"; should be a mapping'),
         ("race: {epoch_stopping: maybe}", "race.epoch_stopping", "should be true or false"),
@@ -156,8 +165,9 @@ def test_set_of_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("training.lr", "did you mean search.space.lr? allowed: channels_last"),
-        ("training.learning_rate", "did you mean search.space.lr?"),
+        ("search.lr", "did you mean search.space.lr? allowed: backbones"),
+        ("training.learning_rate", "did you mean 'lr'? allowed: batch_size"),
+        ("augment.mixup", "did you mean 'mixup_alpha' and 'mixup_prob'?"),
         ("training.mixup", "did you mean search.space.mixup_alpha and search.space.mixup_prob?"),
         ("training.img_size", "did you mean 'image_size'?"),
         ("epochs", "did you mean training.epochs?"),
@@ -375,3 +385,67 @@ def test_differing_keys(tmp_path: Path) -> None:
     )
     assert differing_keys(old, new) == ["name", "search.candidates", "search.space.lr"]
     assert differing_keys(old, old) == []
+
+
+def value_of(knob: Knob) -> Value:
+    """An allowed value that is not the default."""
+    match knob.limits:
+        case Name():
+            return "another"
+        case Choice(values):
+            return next(value for value in values if value != knob.default)
+        case Switch():
+            return not knob.default
+        case Int(low, high) | Float(low, high):
+            return low if low != knob.default else high
+
+
+@pytest.mark.parametrize("knob", KNOBS.values(), ids=KNOBS)
+def test_every_hyperparameter_is_fixed_by_its_section(tmp_path: Path, knob: Knob) -> None:
+    value = value_of(knob)
+    config = parse(tmp_path, MINIMAL + yaml.dump({knob.section: {knob.name: value}})).require()
+    assert config.fixed[knob.name] == value and type(config.fixed[knob.name]) is type(value)
+    defaults = parse(tmp_path, MINIMAL).require().fixed
+    assert (knob.name in defaults) is not knob.searched_by_default
+    assert defaults.get(knob.name, knob.default) == knob.default
+    again = parse_config(write(tmp_path, to_yaml(config), "sweep.yaml")).require()
+    assert again == config and again.fixed == config.fixed
+
+
+def test_null_turns_clipping_off_and_takes_the_whole_batch(tmp_path: Path) -> None:
+    text = MINIMAL + "training: {clip_grad: null, micro_batch: null, lr: null, save_every: 5m}"
+    fixed = parse(tmp_path, text).require().fixed
+    assert (fixed["clip_grad"], fixed["micro_batch"], fixed["save_every"]) == (0.0, 0, 300.0)
+    assert "lr" not in fixed  # searched, as without the key
+
+
+def test_paths_of_weights_are_relative_to_the_config_wherever_they_stand(tmp_path: Path) -> None:
+    text = """
+data: {train: t}
+search:
+  backbones: [a, b]
+  space: {pretrained: {choices: [true, w]}}
+  per_backbone: {a: {pretrained: w/a}, b: {pretrained: false}}
+  points: [{backbone: a, params: {pretrained: ../w, compile: true}}]
+training: {pretrained: search}
+"""
+    search = parse(tmp_path, text).require().search
+    assert search.space["pretrained"] == RangeConfig(choices=(True, str(tmp_path / "w")))
+    assert search.per_backbone["a"] == {"pretrained": str(tmp_path / "w" / "a")}
+    assert search.per_backbone["b"] == {"pretrained": False}
+    params = {"pretrained": str(tmp_path.parent / "w"), "compile": True}
+    assert search.points[0].params == params
+
+
+def test_smoke_leaves_out_what_needs_the_config_s_own_devices_and_length(tmp_path: Path) -> None:
+    text = """
+data: {train: t}
+search:
+  backbones: [a]
+  space: {precision: {choices: [bf16]}, pretrained: true, cycles: 3, compile: search}
+training: {snapshots: 4, precision: bf16, clip_grad: 2}
+"""
+    config = parse(tmp_path, text, smoke=True).require()
+    assert config.search.space == {"compile": "search"}
+    training = config.training
+    assert (training.snapshots, training.precision, training.clip_grad) == (0, "auto", 2.0)

@@ -97,8 +97,14 @@ WRONG: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
     "no limit of time": (edit("ensemble", max_ms_per_image=0), ("ensemble.max_ms_per_image",)),
     "unknown key": (edit("training", epoch=3), ("training.epoch", "did you mean 'epochs'?")),
     "unknown section": (edit("trainning"), ("trainning", "did you mean 'training'?")),
-    "out of range": (edit("training", epochs=0), ("training.epochs", "got 0", "greater than")),
-    "not a number": (edit("training", epochs="ten"), ("training.epochs", '"ten"', "integer")),
+    "out of range": (
+        edit("training", epochs=0),
+        ("training.epochs", "got 0", "whole numbers 1"),
+    ),
+    "not a number": (
+        edit("training", epochs="ten"),
+        ("training.epochs", "'ten'", "a number"),
+    ),
     "hyperparameter out of range": (edit("search", space={"lr": 7.0}), ("space.lr", "got 7")),
     "unknown hyperparameter": (edit("search", space={"lrr": 1e-3}), ("lrr", "'lr'", "dropout")),
     "missing CSV column": (edit("data", label_column="label"), ("no column 'label'", "target")),

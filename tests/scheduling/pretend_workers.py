@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import log_softmax
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import (
     DataConfig,
     FoldsConfig,
@@ -29,7 +30,6 @@ from foldrace.scheduling.search.export import StudyExporter, open_exporter
 from foldrace.scheduling.search.study import open_study
 from foldrace.scheduling.state import FoldTask
 from foldrace.scheduling.sweep import FINISHED, Sweep
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.search_spaces.space import build_space
 
 K, ROWS, EPOCHS = 3, 45, 4

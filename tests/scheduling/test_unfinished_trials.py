@@ -7,13 +7,9 @@ from pathlib import Path
 import pytest
 
 from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord
-from foldrace.scheduling.unfinished_trials import (
-    stopped_trial,
-    unfinished_trial,
-    with_stopped_trial,
-)
-from foldrace.search_spaces.hyperparameters import TrialParams
-from foldrace.trainables.spec import TrialSpec, trial_seed
+from foldrace.run_folder.trial_record import trial_record
+from foldrace.scheduling.unfinished_trials import stopped_trial, with_stopped_trial
+from foldrace.trainables.spec import TrialSpec, read_trial
 from tests.scheduling.raced_runs import RacedRun
 
 FOLD = 1
@@ -33,14 +29,9 @@ def candidate(**params: float) -> CandidateRecord:
 
 
 def seed_of_a_finished_one(run: RacedRun, record: CandidateRecord) -> int:
-    config = run.store.config()
-    return trial_seed(
-        TrialSpec(
-            run=run.store.root, image_root="", candidate=record.candidate,
-            backbone=record.backbone, params=TrialParams.from_dict(record.params), fold=FOLD,
-            training=config.training, transforms=(), seed=config.search.seed,
-        )
-    )  # fmt: skip
+    run.store.save_candidate(record)
+    spec = TrialSpec(run=run.store.root, image_root="", candidate=record.candidate, fold=FOLD)
+    return read_trial(spec, run.store).seed
 
 
 def stop(record: CandidateRecord) -> RaceDecision:
@@ -52,10 +43,11 @@ def stop(record: CandidateRecord) -> RaceDecision:
 
 @pytest.mark.parametrize("record", [candidate(), candidate(lr=0.01, epochs=3)])
 def test_the_seed_is_that_of_a_finished_trial(run: RacedRun, record: CandidateRecord) -> None:
-    stopped = stopped_trial(run.store, record, stop(record), seconds=1.5)
-    failed = unfinished_trial(run.store, record, FOLD, "failed", error="boom")
+    stopped = stopped_trial(run.store, record, stop(record), seconds=1.5, ended_at=1000.0)
+    failed = trial_record(run.store, record, FOLD, "failed", error="boom")
     assert stopped.seed == failed.seed == seed_of_a_finished_one(run, record) != 0
     assert (stopped.status, stopped.epochs_trained, stopped.seconds) == ("stopped", 2, 1.5)
+    assert (stopped.started_at, stopped.ended_at) == (998.5, 1000.0)
     assert (failed.status, failed.error, failed.folds_hash) == (
         "failed", "boom", run.store.folds().hash,
     )  # fmt: skip
@@ -74,6 +66,7 @@ def test_a_stop_without_its_record_gets_it(run: RacedRun) -> None:
     whole = with_stopped_trial(run.store, run.summary(record.candidate))
     (trial,) = whole.trials
     assert isinstance(trial, TrialRecord) and (trial.status, trial.seconds) == ("stopped", 3.5)
+    assert (trial.started_at, trial.ended_at) == (0.0, 0.0)  # nobody knows
     assert trial.seed == seed_of_a_finished_one(run, record)
     assert run.store.trial(record.candidate, FOLD) == trial
     assert with_stopped_trial(run.store, run.summary(record.candidate)).trials == (trial,)

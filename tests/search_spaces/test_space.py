@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foldrace.config.hyperparameters import KNOBS, Knob, TrialParams
+from foldrace.config.ranges import Choice, Float, Int, Name, Switch
 from foldrace.config.schema import (
     AugmentConfig,
     DataConfig,
@@ -17,8 +19,6 @@ from foldrace.config.schema import (
     SweepConfig,
     TrainingConfig,
 )
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
-from foldrace.search_spaces.ranges import Choice, Float, Int
 from foldrace.search_spaces.space import SearchSpace, Setting, build_space
 from tests.conftest import examples
 
@@ -142,6 +142,10 @@ def test_every_problem_at_once() -> None:
             "schedule": {"low": 1},
             "loss": 3,
             "head": {"choices": ["linear", 5]},
+            "momentum": True,
+            "compile": {"low": 0},
+            "channels_last": {"choices": [True, 1]},
+            "precision": "search",
         },
         per_backbone={"timm/c": {"lr": 1e-3}, B: {"mixup": 1, "lr": -1.0}},
     )
@@ -167,7 +171,11 @@ def test_every_problem_at_once() -> None:
     assert "takes a name or {choices: [...]}" in text["space.schedule"]
     assert "got 3; allowed: a name" in text["space.loss"]
     assert "got 5; allowed: a name" in text["space.head"]
-    assert len(problems) == 17
+    assert text["space.momentum"].startswith("got true; allowed: a number, 0 to 0.9999; `search`")
+    assert "takes true or false or {choices: [...]}" in text["space.compile"]
+    assert text["space.channels_last"].startswith("got 1; allowed: true or false")
+    assert "is searched by {choices: [...]}" in text["space.precision"]
+    assert len(problems) == 21
     assert built.default(A).lr == KNOBS["lr"].default  # a space for later checks all the same
 
 
@@ -254,6 +262,77 @@ def test_the_optuna_names_of_what_is_searched() -> None:
     assert built.searched(A)["lr"] == KNOBS["lr"].search
     assert built.searched(B)[f"lr[{B}]"] == Float(1e-6, 1e-5, log=True)
     assert "dropout" not in built.searched(A) and "lr" not in built.searched(B)
+
+
+def forms_of(knob: Knob) -> list[Any]:
+    """What the config may say to search this one."""
+    match knob.limits:
+        case Name():
+            return [{"choices": ["a", "b"]}]
+        case Choice(values):
+            return [{"choices": list(values)}]
+        case Switch(or_path):
+            return ["search", {"choices": [True, False]}] + [{"choices": [True, "/w"]}] * or_path
+        case Int(low, high) | Float(low, high):
+            return ["search", {"low": low, "high": high}, {"choices": [low, high]}]
+
+
+@pytest.mark.parametrize("knob", KNOBS.values(), ids=KNOBS)
+def test_every_hyperparameter_is_searched_by_the_space_whatever_its_section_fixes(
+    knob: Knob,
+) -> None:
+    sections = {"training": TrainingConfig(), "augment": AugmentConfig()}
+    fixed = sections[knob.section].model_copy(update={knob.name: knob.default})
+    config = sweep(search(), **sections | {knob.section: fixed})
+    built, problems = build_space(config, "")
+    key = f"{knob.section}.{knob.name}"
+    assert not problems and built.settings[A][knob.name].key == key
+    assert built.settings[A][knob.name] == Setting(knob.name, knob.default, None)
+    for form in forms_of(knob):
+        for where in ("space", "per_backbone"):
+            given = {knob.name: form} if where == "space" else {B: {knob.name: form}}
+            config = sweep(search(**{where: given}), **sections | {knob.section: fixed})
+            built, problems = build_space(config, "")
+            setting = built.settings[B][knob.name]
+            assert problems == [] and setting.range is not None
+            assert setting.key.startswith(f"search.{where}") and setting.key.endswith(knob.name)
+            assert (built.settings[A][knob.name].range is None) is (where == "per_backbone")
+            assert setting.range.contains(setting.default)
+            inside = setting.range.contains(knob.default)
+            assert not inside or setting.default == knob.default
+            for backbone, params in sampled(built, 6):
+                encoded = built.encode(backbone, params)
+                assert encoded is not None and built.decode(backbone, encoded) == params
+                assert KNOBS[knob.name].limits.contains(getattr(params, knob.name))
+
+
+def test_a_value_of_the_space_wins_over_that_of_a_section() -> None:
+    training = TrainingConfig(lr=0.02, compile=True, patience=3)
+    built = space(training, space={"lr": 0.01, "patience": {"low": 2, "high": 9}}, per_backbone={
+        B: {"compile": False, "patience": {"low": 5, "high": 9}}
+    })  # fmt: skip
+    first, other = built.default(A), built.default(B)
+    assert (first.lr, first.compile, first.patience) == (0.01, True, 3)
+    assert (other.lr, other.compile, other.patience) == (0.01, False, 7)
+
+
+def test_a_switch_that_is_searched_stays_one() -> None:
+    built = space(space={"compile": "search", "pretrained": {"choices": [False, True, "/w"]}})
+    drawn = {(p.compile, p.pretrained) for _, p in sampled(built, 60)}
+    assert {type(on) for on, _ in drawn} == {bool}
+    assert {pretrained for _, pretrained in drawn} == {False, True, "/w"}
+    assert built.default(A).pretrained is True and built.default(A).compile is False
+
+
+def test_how_a_trial_is_computed_does_not_tell_it_from_others() -> None:
+    built = space()
+    values = built.default(A).as_dict()
+    for name, knob in KNOBS.items():
+        if built.settings[A][name].range is None and knob.numeric:
+            assert isinstance(knob.limits, (Int, Float))
+            other = next(v for v in (knob.limits.low, knob.limits.high) if v != values[name])
+            changed = TrialParams.from_dict(values | {name: other})
+            assert built.has_fixed_values(A, changed) is not knob.changes_result, name
 
 
 def test_names_are_searched_like_numbers() -> None:

@@ -21,9 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from foldrace.config.schema import TrainingConfig
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.spec import TrialSpec
+from tests.trainables.written_trials import another, written_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 240.0  # seconds; only a fault takes so long
@@ -31,25 +30,14 @@ DEADLINE = 240.0  # seconds; only a fault takes so long
 
 def spec_for(run: Any, candidate: str = "c0000", **changes: Any) -> TrialSpec:
     """Nothing random but the order of the rows and the initial weights; `changes` of the
-    hyperparameters and of the training section."""
-    training = {"precision": "fp32", "pretrained": False, "micro_batch": None}
+    hyperparameters."""
     params: dict[str, Any] = {
         "epochs": 2, "image_size": 32, "batch_size": 14, "lr": 0.02, "dropout": 0.0,
         "drop_path": 0.0, "mixup_alpha": 0.0, "label_smoothing": 0.0, "policy": "none",
+        "precision": "fp32", "pretrained": False,
     }  # fmt: skip
-    training |= {key: changes.pop(key) for key in set(changes) & set(training)}
-    return TrialSpec(
-        run=run.store.root,
-        image_root=str(run.images),
-        candidate=candidate,
-        backbone=changes.pop("backbone", "timm/test_convnext"),
-        params=TrialParams.from_dict(params | changes),
-        fold=0,
-        training=TrainingConfig.model_validate(training),
-        transforms=(),
-        seed=0,
-        use_gpu=False,
-    )
+    backbone = changes.pop("backbone", "timm/test_convnext")
+    return written_trial(run, candidate, backbone, params | changes, use_gpu=False)
 
 
 @dataclass(frozen=True)
@@ -114,10 +102,8 @@ def test_two_devices_train_like_one(make_tiny_run: Callable[..., Any], tmp_path:
     # AdamW divides by the gradient's size, and so turns rounding of tiny gradients into steps.
     sgd = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
     one = spec_for(run, "c0001", batch_size=13, **sgd)
-    two = replace(one, candidate="c0002")
-    parts = replace(
-        two, candidate="c0003", training=one.training.model_copy(update={"micro_batch": 4})
-    )
+    two = another(one, "c0002")
+    parts = replace(another(one, "c0003"), micro_batch=4)
     ended_well(train(one, 1, tmp_path / "one"))
     notes = ended_well(train(two, 2, tmp_path / "two"))
     assert [n["micro_batch"] for n in notes] == [[7], [7]]
@@ -191,7 +177,7 @@ def test_a_parameter_without_gradients(make_tiny_run: Callable[..., Any], tmp_pa
     run = make_tiny_run()
     spec = spec_for(run, "c0001", epochs=1)
     ended_well(train(spec, 2, tmp_path / "two"))
-    ended_well(train(replace(spec, candidate="c0002"), 2, tmp_path / "idle", "idle"))
+    ended_well(train(another(spec, "c0002"), 2, tmp_path / "idle", "idle"))
     plain, found = (load(run.store.weights(c, 0, "raw")) for c in ("c0001", "c0002"))
     assert torch.equal(found.pop("body.idle"), torch.ones(3))
     assert found.keys() == plain.keys()

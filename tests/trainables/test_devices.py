@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from foldrace.config.schema import TrainingConfig
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.schema import CacheConfig
+from foldrace.run_folder.records import CandidateRecord
 from foldrace.trainables.devices import fresh_accelerator
-from foldrace.trainables.spec import TrialSpec
+from foldrace.trainables.spec import FoldTrial, TrialSpec
 
 
 @pytest.mark.parametrize("compiles", [False, True])
@@ -31,13 +32,13 @@ def test_a_trial_that_compiles_forgets_what_others_compiled(compiles: bool) -> N
     for _ in range(2):
         function(torch.ones(2))
     assert len(compiled) == 1
-    fresh_accelerator(spec_for(compiles))
+    fresh_accelerator(trial_that(compiles))
     function(torch.ones(2))
     assert len(compiled) == (2 if compiles else 1)
 
 
-def spec_for(compiles: bool) -> TrialSpec:
-    return TrialSpec(
-        run="", image_root="", candidate="c0000", backbone="timm/test_vit", params=TrialParams(),
-        fold=0, training=TrainingConfig(compile=compiles), transforms=(), seed=0, use_gpu=False,
-    )  # fmt: skip
+def trial_that(compiles: bool) -> FoldTrial:
+    spec = TrialSpec(run="", image_root="", candidate="c0000", fold=0, use_gpu=False)
+    record = CandidateRecord(candidate="c0000", backbone="timm/test_vit", params={})
+    params = TrialParams(compile=compiles)
+    return FoldTrial(spec, record, params, 0, (), (), CacheConfig())

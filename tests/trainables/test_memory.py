@@ -4,7 +4,6 @@ have given from the start."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foldrace.config.schema import TrainingConfig
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.core.errors import RunFailure
 from foldrace.core.plugin_files import PluginFile
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables import state as state_module
 from foldrace.trainables.data import trial_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch
@@ -25,6 +23,7 @@ from foldrace.trainables.spec import EpochReport, TrialSpec
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.step import Examples, train_step
 from foldrace.trainables.trial import run_trial
+from tests.trainables.written_trials import another, read, written_trial
 
 Limit = Callable[[int], None]
 
@@ -57,21 +56,14 @@ def device_of(monkeypatch: pytest.MonkeyPatch) -> Limit:
     return limit
 
 
-def spec_for(run: Any, candidate: str, micro_batch: int | None = None) -> TrialSpec:
+def spec_for(
+    run: Any, candidate: str, micro_batch: int = 0, backbone: str = "timm/test_resnet"
+) -> TrialSpec:
     params = {
-        "epochs": 2,
-        "image_size": 32,
-        "batch_size": 14,
-        "dropout": 0.3,
-        "drop_path": 0.1,
-        "policy": "light",
-    }
-    training = {"precision": "fp32", "pretrained": False, "micro_batch": micro_batch}
-    return TrialSpec(
-        run.store.root, str(run.images), candidate, "timm/test_resnet",
-        TrialParams.from_dict(params), 0, TrainingConfig.model_validate(training),
-        (), seed=0, use_gpu=False,
-    )  # fmt: skip
+        "epochs": 2, "image_size": 32, "batch_size": 14, "dropout": 0.3, "drop_path": 0.1,
+        "policy": "light", "precision": "fp32", "pretrained": False,
+    }  # fmt: skip
+    return written_trial(run, candidate, backbone, params, use_gpu=False, micro_batch=micro_batch)
 
 
 def result_files(spec: TrialSpec) -> dict[str, bytes]:
@@ -105,7 +97,7 @@ def test_an_image_that_does_not_fit_is_a_clear_failure(
     """Batch norms need two."""
     device_of(0)
     with pytest.raises(RunFailure) as caught:
-        run_trial(replace(spec_for(tiny_run, "c0000"), backbone=backbone), Silent())
+        run_trial(spec_for(tiny_run, "c0000", backbone=backbone), Silent())
     message = str(caught.value)
     assert f"{least} of a batch of 14 images" in message and "32 x 32 pixels" in message
     assert "smaller image_size" in message and "gradient_checkpointing" in message
@@ -123,7 +115,7 @@ def test_a_plugins_loss_without_memory_gets_smaller_micro_batches(make_tiny_run:
     )
     run = make_tiny_run(plugins=(PluginFile("own_loss", source.encode(), "/gone/own_loss.py"),))
     spec = spec_for(run, "c0000")
-    record = run_trial(replace(spec, params=replace(spec.params, loss="own")), Silent())
+    record = run_trial(another(spec, "c0000", loss="own"), Silent())
     assert (record.status, record.micro_batch) == ("finished", 4)
 
 
@@ -211,7 +203,7 @@ def test_a_step_that_fails_in_its_middle_leaves_no_trace(
     calm = state_of(tiny_run, FailsOnce(0, backward), sharp)
     results: list[list[Tensor]] = []
     for state in (disturbed, calm):
-        seed_epoch(spec_for(tiny_run, "c0000"), 0, 0)
+        seed_epoch(read(spec_for(tiny_run, "c0000")), 0, 0)
         found = []
         for step, examples in enumerate(batches()):
             if state is calm and step == 1:
@@ -228,7 +220,7 @@ def test_a_step_that_fails_in_its_middle_leaves_no_trace(
 
 def state_of(run: Any, model: nn.Module, sharp: bool) -> TrainState:
     """Four of a batch's eight images at once."""
-    accelerator = fresh_accelerator(spec_for(run, "c0000"))
+    accelerator = fresh_accelerator(read(spec_for(run, "c0000")))
     torch.manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.trainables.optimizers import build_optimizer, optimizer_names
 from foldrace.trainables.resume_state import from_bytes, plain_copy, to_bytes
 

@@ -19,11 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from foldrace.config.schema import TrainingConfig
+from foldrace.config.hyperparameters import KNOBS
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import Oof
 from foldrace.run_folder.store import RunStore
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch
 from foldrace.trainables.history import FoldScore, History
 from foldrace.trainables.optimizers import build_optimizer
@@ -32,6 +31,7 @@ from foldrace.trainables.schedules import build_schedule
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
+from tests.trainables.written_trials import another, read, written_trial
 
 pytestmark = pytest.mark.slow
 
@@ -65,25 +65,14 @@ def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
         "ema_decay": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
         "policy": "heavy",
     }  # fmt: skip
-    training: dict[str, Any] = {
+    params |= {
         "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
         "patience": 3,
     }  # fmt: skip
-    spec: dict[str, Any] = {"backbone": "timm/test_vit", "fold": 0, "seed": 0}
-    for key, value in changes.items():
-        known = TrialParams().as_dict()
-        target = params if key in known else training if key in training else spec
-        target[key] = value
+    params |= {key: changes.pop(key) for key in set(changes) & set(KNOBS)}
     transforms = ({"torchvision.ColorJitter": {"brightness": 0.3}},)
-    return TrialSpec(
-        run=run.store.root,
-        image_root=str(run.images),
-        candidate=candidate,
-        params=TrialParams.from_dict(params),
-        training=TrainingConfig.model_validate(training),
-        transforms=transforms,
-        **spec,
-    )
+    backbone = changes.pop("backbone", "timm/test_vit")
+    return written_trial(run, candidate, backbone, params, transforms=transforms, **changes)
 
 
 def folder_of(spec: TrialSpec) -> Path:
@@ -177,12 +166,12 @@ def test_interrupted_after_any_epoch_gives_the_same_bits(tiny_run: Any, backbone
     whole = run_trial(undisturbed, Watcher())
     assert {"raw", "ema", "snap1", "snap2"} == set(whole.variants)
     for epochs in range(1, whole.epochs_trained):
-        spec = replace(undisturbed, candidate=f"c{epochs:04d}")
+        spec = another(undisturbed, f"c{epochs:04d}")
         interrupted(spec, epochs)
         assert_goes_on(spec, epochs)
         assert_same_results(spec, undisturbed)
         record = tiny_run.store.trial(spec.candidate, 0)
-        times = {"seconds": 0.0, "candidate": ""}
+        times = {"seconds": 0.0, "candidate": "", "started_at": 0.0, "ended_at": 0.0}
         assert record.model_copy(update=times) == whole.model_copy(update=times)
 
 
@@ -200,7 +189,7 @@ def test_interrupted_after_any_epoch_gives_the_same_bits(tiny_run: Any, backbone
 def test_techniques_with_a_state_go_on(tiny_run: Any, technique: dict[str, Any]) -> None:
     undisturbed = spec_for(tiny_run, "c0000", backbone="timm/test_resnet", **technique)
     trained = run_trial(undisturbed, Watcher()).epochs_trained
-    spec = replace(undisturbed, candidate="c0001")
+    spec = another(undisturbed, "c0001")
     interrupted(spec, trained - 2)
     assert_goes_on(spec, trained - 2)
     assert_same_results(spec, undisturbed)
@@ -209,7 +198,7 @@ def test_techniques_with_a_state_go_on(tiny_run: Any, technique: dict[str, Any])
 def test_interrupted_twice_in_scoring_and_in_training(tiny_run: Any) -> None:
     undisturbed = spec_for(tiny_run, "c0000", patience=5)
     run_trial(undisturbed, Watcher())
-    spec = replace(undisturbed, candidate="c0001")
+    spec = another(undisturbed, "c0001")
     interrupted(spec, 1, batches=3)
     interrupted(spec, 3, batches=0)
     assert_goes_on(spec, 3)
@@ -221,7 +210,7 @@ def test_patience_counts_on(tiny_run: Any) -> None:
     quick = {"lr": 1e-7, "patience": 2, "ema_decay": 0.0, "epochs": 9, "snapshots": 0}
     undisturbed = spec_for(tiny_run, "c0000", **quick)
     trained = run_trial(undisturbed, Watcher()).epochs_trained
-    spec = replace(undisturbed, candidate="c0001")
+    spec = another(undisturbed, "c0001")
     interrupted(spec, trained - 1)
     assert_goes_on(spec, trained - 1)
     assert_same_results(spec, undisturbed)
@@ -232,8 +221,12 @@ def test_seconds_count_all_sessions(tiny_run: Any) -> None:
     interrupted(spec, 2)
     state = from_bytes((folder_of(spec) / "resume.pt").read_bytes())
     state["seconds"] += 1000.0
+    state["started_at"] -= 5000.0
     tiny_run.store.save_resume_state("c0000", 0, to_bytes(state))
-    assert run_trial(spec, Watcher()).seconds > 1000.0
+    record = run_trial(spec, Watcher())
+    assert 1000.0 < record.seconds < 5000.0
+    assert record.started_at == state["started_at"]
+    assert 5000.0 < record.ended_at - record.started_at < 6000.0
 
 
 def test_before_the_first_save_it_starts_anew(tiny_run: Any) -> None:
@@ -252,7 +245,7 @@ def test_a_damaged_state_is_none(
 ) -> None:
     undisturbed = spec_for(tiny_run, "c0000", epochs=3)
     run_trial(undisturbed, Watcher())
-    spec = replace(undisturbed, candidate="c0001")
+    spec = another(undisturbed, "c0001")
     interrupted(spec, 2)
     path = folder_of(spec) / "resume.pt"
     whole = bytearray(path.read_bytes())
@@ -274,7 +267,7 @@ def test_a_state_that_does_not_fit_is_none(
     """Found out when some of it is in the new state already: a new one gives the same bits."""
     undisturbed = spec_for(tiny_run, "c0000", epochs=3)
     run_trial(undisturbed, Watcher())
-    spec = replace(undisturbed, candidate="c0001")
+    spec = another(undisturbed, "c0001")
     interrupted(spec, 2)
     state = from_bytes((folder_of(spec) / "resume.pt").read_bytes())
     if part == "history":
@@ -301,7 +294,7 @@ def test_only_a_stop_does_not_wait_for_the_write(
     toy.steps(0, 1)
     with (
         contextlib.suppress(TrialStopped),
-        ResumeState(tiny_run.store, toy.spec, started=0.0) as state,
+        ResumeState(tiny_run.store, toy.trial, started=0.0) as state,
     ):
         state.save_if_due(toy.state, toy.history)
         if stopped:
@@ -318,23 +311,34 @@ def test_the_state_of_another_trial_is_none(
     tiny_run: Any, other: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     foreign = spec_for(tiny_run, "c0001", epochs=3, **other)
+    stranger = read(foreign)
     interrupted(foreign, 2)
     spec = spec_for(tiny_run, "c0000", epochs=3)
     data = (folder_of(foreign) / "resume.pt").read_bytes()
     tiny_run.store.save_resume_state("c0000", 0, data)
+    trial = read(spec)
     _assert_starts_anew(spec, "of another config or version", caplog)
     digest = tiny_run.store.folds().hash
-    assert fingerprint(spec, digest, ()) != fingerprint(foreign, digest, ())
-    assert fingerprint(spec, digest, ()) != fingerprint(spec, "other folds", ())
+    assert fingerprint(trial, digest, ()) != fingerprint(stranger, digest, ())
+    assert fingerprint(trial, digest, ()) != fingerprint(trial, "other folds", ())
+
+
+def test_a_trial_goes_on_with_less_memory(tiny_run: Any) -> None:
+    """The micro-batch of an attempt after one that ran out of memory is no part of it."""
+    spec = spec_for(tiny_run, "c0000", epochs=3)
+    interrupted(spec, 2)
+    watcher = Watcher()
+    record = run_trial(replace(spec, micro_batch=5), watcher)
+    assert watcher.reports[0].epoch < 2 and record.micro_batch == 5
 
 
 def test_plugins_are_part_of_the_fingerprint_wherever_they_lie(tiny_run: Any) -> None:
-    spec = spec_for(tiny_run, "c0000")
+    trial = read(spec_for(tiny_run, "c0000"))
     own = PluginFile("own_parts", b"PARTS = []", "/gone/own_parts.py")
     variants = ((), (own,), (replace(own, source=b"PARTS = list()"),))
-    found = {fingerprint(spec, "folds", plugins) for plugins in variants}
+    found = {fingerprint(trial, "folds", plugins) for plugins in variants}
     moved = replace(own, path="/elsewhere/own_parts.py")
-    assert len(found) == 3 and fingerprint(spec, "folds", (moved,)) in found
+    assert len(found) == 3 and fingerprint(trial, "folds", (moved,)) in found
 
 
 def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -383,10 +387,10 @@ def test_an_optimisers_state_comes_back(tiny_run: Any, name: str) -> None:
     undisturbed.steps(0, 3)
     saved = _Toy(tiny_run, name)
     saved.steps(0, 3)
-    with ResumeState(tiny_run.store, saved.spec, started=0.0) as state:
+    with ResumeState(tiny_run.store, saved.trial, started=0.0) as state:
         state.save_if_due(saved.state, saved.history)
     back = _Toy(tiny_run, name)
-    with ResumeState(tiny_run.store, back.spec, started=0.0) as state:
+    with ResumeState(tiny_run.store, back.trial, started=0.0) as state:
         assert state.restore(back.state, back.history)
     for toy in (undisturbed, back):
         toy.steps(3, 6)
@@ -403,12 +407,12 @@ class _Toy:
     """The training state of a small convolutional net, channels last, on noise."""
 
     def __init__(self, run: Any, optimizer: str) -> None:
-        self.spec = spec_for(run, "c0000")
-        accelerator = fresh_accelerator(replace(self.spec, use_gpu=False))
+        self.trial = read(spec_for(run, "c0000", use_gpu=False))
+        accelerator = fresh_accelerator(self.trial)
         torch.manual_seed(0)
         layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
         model = nn.Sequential(*layers, nn.Linear(4 * 36, 5)).to(memory_format=torch.channels_last)
-        params = replace(self.spec.params, optimizer=optimizer, schedule="plateau", lr_patience=1)
+        params = replace(self.trial.params, optimizer=optimizer, schedule="plateau", lr_patience=1)
         inner = build_optimizer(model, params)
         schedule = build_schedule(inner, params, 3, 2)
         wrapped, prepared = accelerator.prepare(model, inner)
@@ -431,7 +435,7 @@ class _Toy:
 
     def steps(self, first: int, end: int) -> None:
         """An epoch of these updates, which seeds the generators as one does."""
-        seed_epoch(self.spec, first, rank=0)
+        seed_epoch(self.trial, first, rank=0)
         state = self.state
         for i in range(first, end):
             rng = torch.Generator().manual_seed(i)

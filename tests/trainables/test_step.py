@@ -17,7 +17,7 @@ from scipy.special import rel_entr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.trainables.data.mixing import soft_targets
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import build_schedule

@@ -6,8 +6,9 @@ import csv
 import io
 import math
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from foldrace.config.schema import TrainingConfig
+from foldrace.config.hyperparameters import KNOBS, TrialParams, fold_trial_seed
+from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import normalise
-from foldrace.run_folder.records import Oof
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.run_folder.records import CandidateRecord, Oof
+from foldrace.trainables import spec as spec_module
 from foldrace.trainables import trial as trial_module
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.data.pixel_cache import open_images
@@ -34,10 +36,11 @@ from foldrace.trainables.predict import (
     scoring_loader,
     unpack_classifier,
 )
-from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped, trial_seed
+from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
 from tests.ensemble.temperature_reference import smoothed_temperature
+from tests.trainables.written_trials import another, read, written_trial
 
 CPU = torch.device("cpu")
 IN_PROCESS = loader_settings(1, "cpu")
@@ -59,37 +62,16 @@ class Watcher:
 
 
 def spec_for(run: Any, **changes: Any) -> TrialSpec:
-    """test_vit at 32 px for 2 epochs on the tiny run; `changes` of the spec, of the training
-    section and of the hyperparameters alike."""
-    training = {"precision": "fp32", "pretrained": False}
+    """test_vit at 32 px for 2 epochs on the tiny run; `changes` of the spec, of what the run folder
+    has for all trials and of the hyperparameters alike."""
     params: dict[str, Any] = {
-        "epochs": 2,
-        "image_size": 32,
-        "batch_size": 14,
-        "lr": 2e-3,
-        "policy": "light",
-    }
-    spec: dict[str, Any] = {
-        "backbone": "timm/test_vit",
-        "fold": 0,
-        "transforms": (),
-    }
-    for key, value in changes.items():
-        if key in TrialParams().as_dict():
-            params[key] = value
-        elif key in TrainingConfig.model_fields:
-            training[key] = value
-        else:
-            spec[key] = value
-    return TrialSpec(
-        run=run.store.root,
-        image_root=str(run.images),
-        candidate=spec.pop("candidate", "c0000"),
-        params=TrialParams.from_dict(params),
-        training=TrainingConfig.model_validate(training),
-        seed=spec.pop("seed", 0),
-        **spec,
-    )
+        "precision": "fp32", "pretrained": False, "epochs": 2, "image_size": 32, "batch_size": 14,
+        "lr": 2e-3, "policy": "light",
+    }  # fmt: skip
+    params |= {key: changes.pop(key) for key in set(changes) & set(KNOBS)}
+    candidate = changes.pop("candidate", "c0000")
+    backbone = changes.pop("backbone", "timm/test_vit")
+    return written_trial(run, candidate, backbone, params, **changes)
 
 
 def result_files(run: Any, spec: TrialSpec) -> dict[str, bytes]:
@@ -106,12 +88,15 @@ def log_rows(run: Any, spec: TrialSpec) -> list[dict[str, str]]:
 
 
 def test_what_a_trial_writes(tiny_run: Any) -> None:
-    spec, watcher = spec_for(tiny_run, accelerators=("0",)), Watcher()
+    spec, watcher, began = spec_for(tiny_run, accelerators=("0",)), Watcher(), time.time()
     record = run_trial(spec, watcher)
     assert tiny_run.store.trial("c0000", 0) == record
     assert (record.status, record.epochs_trained, record.error) == ("finished", 2, None)
-    assert record.params == spec.params.as_dict()
-    assert (record.seed, record.accelerators) == (trial_seed(spec), ("0",))
+    trial = read(spec)
+    assert record.params == trial.params.as_dict() == trial.candidate.params
+    assert (record.seed, record.accelerators) == (trial.seed, ("0",))
+    assert 0 < began < record.started_at < record.ended_at < time.time()
+    assert record.seconds == pytest.approx(record.ended_at - record.started_at, abs=0.1)
     assert (record.device, record.micro_batch) == (("cuda" if cuda() else "cpu"), 14)
     assert set(record.variants) == {"raw", "ema"} and record.seconds > 0 and record.notes == ()
     assert set(result_files(tiny_run, spec)) == {
@@ -131,7 +116,7 @@ def test_what_a_trial_writes(tiny_run: Any) -> None:
         best = min(float(r[column]) for r in rows)
         assert score.calibrated_logloss == best == float(rows[score.best_epoch][column])
         assert score.val_logloss == float(rows[score.best_epoch][f"{prefix}val_logloss"])
-    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * spec.params.lr)
+    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * trial.params.lr)
 
 
 def cuda() -> bool:
@@ -175,10 +160,10 @@ def test_the_same_trial_gives_the_same_bits_after_any_others(
     run_trial(spec_for(run, candidate="c0002", backbone="timm/test_resnet", fold=2), Watcher())
     with pytest.raises(TrialStopped):
         run_trial(spec_for(run, candidate="c0003"), Watcher(1))
-    again = replace(spec, candidate="c0004")  # the id is no part of the seed
+    again = another(spec, "c0004")  # the id is no part of the seed
     run_trial(again, Watcher())
     assert result_files(run, again) == first
-    other = replace(spec, candidate="c0005", seed=1)
+    other = spec_for(run, candidate="c0005", dropout=0.3, drop_path=0.1, seed=1)
     run_trial(other, Watcher())
     assert result_files(run, other)["oof.npy"] != first["oof.npy"]
 
@@ -205,9 +190,7 @@ def test_the_stored_weights_give_the_stored_rows(tiny_run: Any) -> None:
 def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]) -> None:
     run = make_tiny_run()
     whole = spec_for(run, candidate="c0001", backbone="timm/test_convnext", dropout=0.0, epochs=1)
-    parts = spec_for(
-        run, candidate="c0002", backbone="timm/test_convnext", dropout=0.0, epochs=1, micro_batch=7
-    )
+    parts = replace(another(whole, "c0002"), micro_batch=7)
     run_trial(whole, Watcher())
     assert run_trial(parts, Watcher()).micro_batch == 7
     one, two = (load(run.store.weights(c, 0, "raw")) for c in ("c0001", "c0002"))
@@ -254,8 +237,7 @@ def test_plateau_waits_for_the_calibrated_loss(
 
 
 def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
-    spec = spec_for(tiny_run, lr=1.0, warmup=0.0, epochs=4, weight_decay=0.0, clip_grad=None)
-    spec = replace(spec, params=replace(spec.params, lr=1e30))
+    spec = spec_for(tiny_run, lr=1e30, warmup=0.0, epochs=4, weight_decay=0.0, clip_grad=None)
     watcher = Watcher()
     record = run_trial(spec, watcher)
     assert record.status == "diverged" and record.variants == {}
@@ -296,7 +278,7 @@ def test_a_rung_shows_its_own_epoch(tiny_run: Any) -> None:
     """Not the best one so far; and it changes nothing."""
     judge, spec = Judge({1, 3}), spec_for(tiny_run, epochs=3, lr=0.05, ema_decay=0.9)
     judged = run_trial(spec, judge)
-    assert judged.variants == run_trial(replace(spec, candidate="c0001"), Watcher()).variants
+    assert judged.variants == run_trial(another(spec, "c0001"), Watcher()).variants
     store = tiny_run.store
     labels = store.labels()[store.folds().fold == 0]
     assert [before for before, *_ in judge.shown] == [0, 2]
@@ -316,9 +298,11 @@ def test_a_rung_shows_its_own_epoch(tiny_run: Any) -> None:
 @pytest.mark.parametrize("batches", [0, 2, 4, 6])  # in training (2 batches), scoring, later
 def test_a_stopped_trial_writes_nothing(tiny_run: Any, batches: int) -> None:
     watcher = Watcher(batches)
+    spec = spec_for(tiny_run)
     with pytest.raises(TrialStopped):
-        run_trial(spec_for(tiny_run), watcher)
-    assert not (Path(tiny_run.store.root) / "trials").exists()
+        run_trial(spec, watcher)
+    written = (Path(tiny_run.store.root) / "trials").rglob("*.*")
+    assert [path.name for path in written] == ["candidate.json"]
     assert len(watcher.epochs) == (1 if batches >= 4 else 0)
 
 
@@ -362,8 +346,11 @@ def convolved() -> Iterator[Convolved]:
         yield found
 
 
-def test_half_precision_on_a_cpu(tiny_run: Any, convolved: Convolved) -> None:
+def test_half_precision_on_a_cpu(
+    tiny_run: Any, convolved: Convolved, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Layers compute in it, in training and in scoring; weights and what is scored stay whole."""
+    monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 3)  # else each has its own
     losses, seen = {}, {}
     for precision in ("fp32", "bf16"):
         spec = spec_for(tiny_run, candidate=f"c{len(losses):04d}", precision=precision, epochs=1)
@@ -413,9 +400,13 @@ def test_images_and_weights_lie_alike_in_memory(
     ],
 )
 def test_compiled_and_contiguous_models_train_alike(
-    make_tiny_run: Callable[..., Any], states: list[TrainState], key: str
+    make_tiny_run: Callable[..., Any],
+    states: list[TrainState],
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only rounding may differ (and the masks of dropout, which a compiled model draws itself)."""
+    monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 3)  # else each has its own
     run = make_tiny_run()
     losses, effects = [], []
     effect = {"channels_last": _lies_channels_last, "compile": _runs_compiled}[key]
@@ -447,15 +438,40 @@ def test_training_learns_the_colours(tiny_run: Any) -> None:
     assert min(v.val_logloss for v in record.variants.values()) < 0.7  # chance is log 3 = 1.10
 
 
-def test_the_seed_depends_on_what_is_trained_alone(tiny_run: Any) -> None:
-    spec = spec_for(tiny_run)
-    same = replace(spec, candidate="c0009", cpus=7, run="elsewhere", accelerators=("3",))
-    assert trial_seed(same) == trial_seed(spec)
-    others = [
-        replace(spec, fold=1),
-        replace(spec, seed=1),
-        replace(spec, backbone="timm/test_resnet"),
-        replace(spec, params=replace(spec.params, lr=1e-5)),
-    ]
-    assert len({trial_seed(s) for s in (spec, *others)}) == 5
-    assert all(0 <= trial_seed(s) < 2**31 for s in others)
+def test_the_seed_depends_on_what_is_trained_alone(
+    tiny_run: Any, make_tiny_run: Callable[..., Any]
+) -> None:
+    seed = read(spec_for(tiny_run)).seed
+    elsewhere = spec_for(make_tiny_run("elsewhere"), candidate="c0009", cpus=7, accelerators=("3",))
+    assert read(elsewhere).seed == seed
+    changes = ({"fold": 1}, {"seed": 1}, {"backbone": "timm/test_resnet"}, {"lr": 1e-5})
+    others = [read(spec_for(tiny_run, **change)).seed for change in changes]
+    assert len({seed, *others}) == 5
+    assert all(0 <= other < 2**31 for other in others)
+
+
+def test_a_trial_reads_what_lies_in_its_run_folder(make_tiny_run: Callable[..., Any]) -> None:
+    """A candidate of an earlier version has what the config fixes; the spec has no copies."""
+    run = make_tiny_run()
+    spec = spec_for(run, seed=5, transforms=({"torchvision.RandomInvert": {"p": 1}},), fold=2)
+    config = run.store.config()
+    sections = {
+        "training": config.training.model_copy(
+            update={"patience": 4, "lr": 0.5, "meta_features": ("aspect_ratio",)}
+        ),
+        "cache": config.cache.model_copy(update={"format": "jpeg"}),
+    }
+    run.store.save_config(config.model_copy(update=sections))
+    old = CandidateRecord(candidate="c0000", backbone="timm/test_vit", params={"lr": 0.25})
+    run.store.save_candidate(old)
+    trial = read(spec)
+    assert trial.params == TrialParams(lr=0.25, patience=4) and trial.candidate == old
+    assert trial.seed == fold_trial_seed(5, "timm/test_vit", trial.params, 2)
+    assert trial.transforms == ({"torchvision.RandomInvert": {"p": 1}},)
+    assert (trial.meta_features, trial.cache.format) == (("aspect_ratio",), "jpeg")
+    assert {f.name for f in fields(TrialSpec)} == {
+        "run", "image_root", "candidate", "fold", "session", "cpus", "use_gpu", "accelerators",
+        "notes", "micro_batch",
+    }  # fmt: skip
+    with pytest.raises(RunFolderError, match="c0001"):
+        read(replace(spec, candidate="c0001"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 
 _AREA = (0.02, 0.33)  # of the image
 _RATIO = (0.3, 3.3)  # height to width, log-uniform

@@ -1,6 +1,6 @@
 """The rows of a fold trial, and the loaders over them.
 
-Takes a `TrialSpec` and the run folder, gives `TrialData`.
+Takes a `FoldTrial` and the run folder, gives `TrialData`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from foldrace.trainables.data.loader import (
 from foldrace.trainables.data.pixel_cache import open_images
 from foldrace.trainables.models.classifier import ModelConfig, trial_model_config
 from foldrace.trainables.predict import scoring_loader
-from foldrace.trainables.spec import TrialSpec, first_micro_batch, trial_seed
+from foldrace.trainables.spec import FoldTrial, first_micro_batch
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,24 @@ class TrialData:
         return self.model_config.classes
 
 
-def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> TrialData:
+def open_data(trial: FoldTrial, store: RunStore, accelerator: Accelerator) -> TrialData:
     """Loaders for this process, which may be one of several of the trial."""
-    table, params = store.folds(), spec.params
+    table, params, spec = store.folds(), trial.params, trial.spec
     train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
     rows = np.flatnonzero(table.fold == spec.fold)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    _check_shares(spec, len(train_rows), len(rows), world)
+    _check_shares(trial, len(train_rows), len(rows), world)
     labels = store.labels()
     files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
-    cache = store.config().cache
-    source = open_images(files, params.image_size, spec.cpus, cache, spec.session)
+    source = open_images(files, params.image_size, spec.cpus, trial.cache, spec.session)
     loader = loader_settings(spec.cpus, device.type)
-    batches = ShuffledBatchSampler(train_rows, params.batch_size, trial_seed(spec), rank, world)
-    model_config = trial_model_config(
-        spec.backbone, len(store.classes()), params.as_dict(), spec.training.meta_features
-    )
-    augment = AugmentConfig(policy=params.policy, transforms=spec.transforms)
+    batches = ShuffledBatchSampler(train_rows, params.batch_size, trial.seed, rank, world)
+    model_config = trial_model_config(trial.candidate, len(store.classes()), trial.meta_features)
+    augment = AugmentConfig(policy=params.policy, transforms=trial.transforms)
     dataset = BatchDataset(source, params.image_size, augment, model_config.meta)
-    scored_at_once = 2 * first_micro_batch(spec, world)  # without gradients there is room for twice
+    scored_at_once = 2 * first_micro_batch(
+        trial, world
+    )  # without gradients there is room for twice
     return TrialData(
         model_config,
         labels,
@@ -83,15 +82,15 @@ def open_data(spec: TrialSpec, store: RunStore, accelerator: Accelerator) -> Tri
     )
 
 
-def _check_shares(spec: TrialSpec, training: int, scored: int, devices: int) -> None:
+def _check_shares(trial: FoldTrial, training: int, scored: int, devices: int) -> None:
     """Refuse a device without a row, or with a single one to train on (batch statistics).
 
     The other devices would wait for it.
     """
-    batch = min(spec.params.batch_size, training)
+    batch = min(trial.params.batch_size, training)
     if devices > 1 and (batch < 2 * devices or scored < devices):
         raise DataError.single(
-            f"fold {spec.fold}",
+            f"fold {trial.fold}",
             f"has {training} training rows in batches of {batch} and {scored} rows to score; "
             f"{devices} devices need a batch of at least {2 * devices} and {devices} rows to "
             "score: lower resources.devices_per_trial",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 
@@ -18,8 +17,10 @@ import torchvision
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.core.errors import Problem, UserError
 from foldrace.core.plugin_files import error_line, place_of
+from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.trainables.data.meta_features import meta_width
 from foldrace.trainables.losses import LOSSES
 from foldrace.trainables.models.backbones import Pretrained, build_encoder
@@ -46,22 +47,16 @@ class ModelConfig:
 
 
 def trial_model_config(
-    backbone: str, classes: int, params: Mapping[str, int | float | str], meta: tuple[str, ...]
+    record: CandidateRecord | TrialRecord, classes: int, meta: tuple[str, ...]
 ) -> ModelConfig:
-    """The config of a trial's classifier, by the hyperparameters as its record has them.
+    """The config of a candidate's classifier, by its own record or one of its trials.
 
     The run's plugins must be loaded: the loss may be of one.
     """
-    defaults = ModelConfig(backbone, classes, image_size=0)
-    loss = LOSSES[str(params.get("loss", "cross_entropy"))]
-    return ModelConfig(
-        backbone,
-        classes,
-        int(params.get("image_size", defaults.image_size)),
-        str(params.get("head", defaults.head)),
-        meta,
-        loss.activation,
-    )
+    known = {name: value for name, value in record.params.items() if name in KNOBS}
+    params = TrialParams.from_dict(known)  # a newer version's have no part in the model
+    activation = LOSSES[params.loss].activation
+    return ModelConfig(record.backbone, classes, params.image_size, params.head, meta, activation)
 
 
 def config_to_json(config: ModelConfig) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.trainables.models.classifier import Classifier
 from foldrace.trainables.models.stack import Stack
 

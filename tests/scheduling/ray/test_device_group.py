@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from ray import train, tune
 from ray.util import placement_group_table
 from typer.testing import CliRunner
 
-from foldrace.config.schema import TrainingConfig
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import device_group
-from foldrace.search_spaces.hyperparameters import TrialParams
 from foldrace.sweep import app
 from foldrace.trainables.spec import TrialSpec, TrialStopped
+from tests.trainables.written_trials import written_trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("real_ray")]
 DEADLINE = 600.0  # seconds; only a fault takes so long
@@ -83,21 +81,11 @@ def nothing_left() -> bool:
 
 
 def spec_for(run: Any, **changes: Any) -> TrialSpec:
-    training = {"precision": "fp32", "pretrained": False} | changes
-    return TrialSpec(
-        run=run.store.root,
-        image_root=str(run.images),
-        candidate="c0000",
-        backbone="timm/test_resnet",
-        params=TrialParams(
-            epochs=int(changes.get("epochs", 1)), image_size=32, batch_size=16, policy="none"
-        ),
-        fold=0,
-        training=TrainingConfig.model_validate(training),
-        transforms=(),
-        seed=0,
-        use_gpu=False,
-    )
+    params = {
+        "precision": "fp32", "pretrained": False, "epochs": 1, "image_size": 32, "batch_size": 16,
+        "policy": "none",
+    }  # fmt: skip
+    return written_trial(run, "c0000", "timm/test_resnet", params | changes, use_gpu=False)
 
 
 def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, real_ray: Path) -> None:
@@ -199,7 +187,7 @@ def test_a_device_without_memory_starts_the_group_again(
     assert [note.split()[-1] for note in record.notes] == ["4", "2"]
 
     _full_above(0, monkeypatch)
-    small = replace(spec_for(run), training=TrainingConfig(pretrained=False, micro_batch=1))
+    small = spec_for(run, micro_batch=1)
     with pytest.raises(train.WorkerGroupError, match="OutOfMemoryError"):
         device_group._train(small, 2, train.UserCallback())
     until(nothing_left, "the groups are gone")

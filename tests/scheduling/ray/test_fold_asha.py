@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ray.tune.schedulers import TrialScheduler
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import RaceConfig
 from foldrace.ensemble.running_blend import Gain
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
@@ -29,7 +30,6 @@ from foldrace.scheduling.ray.fold_asha import FoldASHA
 from foldrace.scheduling.ray.fold_searcher import RunningFold
 from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.rungs import Rung, RungRecords, RungReport, fractions, losses_of, rungs_of
-from foldrace.search_spaces.hyperparameters import TrialParams
 
 K = 3
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE

@@ -192,6 +192,7 @@ def _slow_to_leave(stays: float, job: Any) -> Callable[[dict[str, Any]], None]:
         from foldrace.run_folder.store import RunStore
 
         store = RunStore.open(job.run)
+        candidate = store.candidate(values["candidate"])
         rows = np.flatnonzero(store.folds().fold == values["fold"])
         third = np.full((len(rows), 3), 1 / 3)
         score = VariantScore(
@@ -200,7 +201,7 @@ def _slow_to_leave(stays: float, job: Any) -> Callable[[dict[str, Any]], None]:
         store.save_trial(
             TrialRecord(
                 candidate=values["candidate"], fold=values["fold"], status="finished",
-                backbone=values["backbone"], params=values["params"],
+                backbone=candidate.backbone, params=candidate.params,
                 folds_hash=store.folds().hash, seed=0, variants={"raw": score},
             ),
             {"raw": Oof(np.log(third).astype(np.float16), third[:, 0].astype(np.float32))},

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
+from foldrace.config.hyperparameters import KNOBS
 from foldrace.config.schema import DataConfig, SearchConfig, SweepConfig
 from foldrace.run_folder.records import (
     CandidateRecord,
@@ -18,7 +19,6 @@ from foldrace.run_folder.records import (
 )
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.study import CandidateStudy
-from foldrace.search_spaces.hyperparameters import KNOBS
 from foldrace.search_spaces.space import SearchSpace, build_space
 
 BACKBONES = ("timm/test_resnet", "timm/test_vit")

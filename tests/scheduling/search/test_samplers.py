@@ -15,6 +15,7 @@ import pytest
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from foldrace.config.ranges import Choice, Float, Int, Range, Value
 from foldrace.config.schema import SearchConfig
 from foldrace.scheduling.search.samplers import (
     GRID_POINTS,
@@ -24,7 +25,6 @@ from foldrace.scheduling.search.samplers import (
     coarse_grid,
     full_grid,
 )
-from foldrace.search_spaces.ranges import Choice, Float, Int, Range, Value
 from foldrace.search_spaces.space import distribution
 
 RANGES: dict[str, Range] = {
@@ -235,7 +235,7 @@ def test_other_threads_numbers_are_left_alone() -> None:
     code = (
         "import random, numpy; random.seed(5); numpy.random.seed(5)\n"
         "from foldrace.scheduling.search.samplers import SAMPLERS, SuggestionRequest\n"
-        "from foldrace.search_spaces.ranges import Float\n"
+        "from foldrace.config.ranges import Float\n"
         "r = {'a': Float(0.0, 1.0), 'b': Float(0.0, 1.0)}\n"
         "request = SuggestionRequest(0, 3, r, ())\n"
         f"print([dict(next(SAMPLERS[n].propose(request))) for n in {DRAWING}])"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from foldrace.checks.search import search_problems, search_warnings
+from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
@@ -17,7 +18,6 @@ from foldrace.scheduling.search.sampler_history import EarlierCandidate, Sampler
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import CandidateStudy, open_study
 from foldrace.scheduling.search.warm_start import earlier_candidates
-from foldrace.search_spaces.hyperparameters import KNOBS, TrialParams
 from tests.conftest import TinyRun
 from tests.scheduling.search.searches import BACKBONES, FEW, decision, ended, space_of, sweep
 
@@ -224,7 +224,7 @@ def test_every_wrong_point_is_told_with_its_key() -> None:
     assert "did you mean 'dropout'?" in found.pop(where(2, "params.drop_out"))
     assert "got 16.5; allowed: whole numbers 1" in found.pop(where(2, "params.batch_size"))
     assert "did you mean 'focal'?" in found.pop(where(3, "params.loss"))
-    assert "got high; allowed: 0 to 0.95" in found.pop(where(3, "params.dropout"))
+    assert "got 'high'; allowed: a number, 0 to 0.95" in found.pop(where(3, "params.dropout"))
     assert "got 3; allowed: a name" in found.pop(where(3, "params.optimizer"))
     assert "same configuration as search.points[0]" in found.pop("search.points[4]")
     assert found == {}

@@ -9,7 +9,7 @@ from timm.models import group_parameters  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foldrace.search_spaces.hyperparameters import TrialParams
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.trainables.models.classifier import Classifier, ModelConfig, build_classifier
 from foldrace.trainables.models.layers import layer_ids, train_from, trainable_from
 from foldrace.trainables.optimizers import build_optimizer

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foldrace.search_spaces.ranges import Choice, Float, Int, Name, Range, Value
+from foldrace.config.ranges import Choice, Float, Int, Limits, Name, Range, Switch, Value, shown
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,16 @@ def test_nonsense_is_refused(
         (Name(), ("sgd",), ("", 1.0)),
         (Float(0.0, 1.0), (), ("a",)),
         (Int(0, 1), (), ("a",)),
+        (Float(0.0, 1.0), (0, 1), (True, False)),
+        (Int(0, 1), (0, 1.0), (True, False)),
+        (Choice((0, 1)), (1.0,), (True, False)),
+        (Choice((False, True)), (True, False), (0, 1.0, "true")),
+        (Choice((True, "/w")), (True, "/w"), (False, 1)),
+        (Switch(), (True, False), (0, 1.0, "true", "")),
+        (Switch(or_path=True), (True, "/w"), (1, "")),
     ],
 )
-def test_contains(
-    chosen: Range | Name, inside: tuple[Value, ...], outside: tuple[Value, ...]
-) -> None:
+def test_contains(chosen: Limits, inside: tuple[Value, ...], outside: tuple[Value, ...]) -> None:
     assert all(chosen.contains(value) for value in inside)
     assert not any(chosen.contains(value) for value in outside)
 
@@ -60,6 +65,7 @@ def test_contains(
         (Choice((3.0, 1.0, 2.0)), 2.0),
         (Choice((3.0, 1.0)), 1.0),
         (Choice(("sgd", "adamw", "lamb")), "sgd"),
+        (Choice((True, False)), True),
         (Float(0.2, 0.2), 0.2),
     ],
 )
@@ -81,6 +87,9 @@ def test_words() -> None:
     assert str(Int(1, 8)) == "whole numbers 1 to 8"
     assert str(Choice((1.0, 0.5))) == "one of 1, 0.5"
     assert str(Choice(("sgd", "adamw"))) == "one of sgd, adamw"
+    assert str(Choice((False, True))) == "one of false, true"
+    assert str(Switch()) == "true or false"
+    assert [shown(v) for v in (None, True, 1, 0.25, "a")] == ["null", "true", "1", "0.25", "a"]
 
 
 def test_grids_are_evenly_spaced_with_exact_ends() -> None:

@@ -1,4 +1,4 @@
-"""Values of a hyperparameter: a range of numbers, a set of choices, or a name of a table.
+"""Values of a hyperparameter: a range of numbers, a set of choices, a switch, a name of a table.
 
 Takes bounds, gives immutable ranges that know what they contain.
 """
@@ -6,10 +6,12 @@ Takes bounds, gives immutable ranges that know what they contain.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
-Value = int | float | str
+Value = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Float:
 
     def contains(self, value: Value) -> bool:
         """True where the value is allowed."""
-        return not isinstance(value, str) and self.low <= value <= self.high
+        return is_number(value) and self.low <= value <= self.high
 
     def middle(self) -> float:
         """The arithmetic middle, or the geometric one of a log range."""
@@ -58,9 +60,7 @@ class Int:
 
     def contains(self, value: Value) -> bool:
         """True where the value is allowed."""
-        if isinstance(value, str):
-            return False
-        return float(value).is_integer() and self.low <= value <= self.high
+        return is_number(value) and self.low <= value <= self.high and float(value).is_integer()
 
     def middle(self) -> int:
         """The middle as `Float` has it, rounded."""
@@ -97,11 +97,14 @@ class Choice:
 
     def contains(self, value: Value) -> bool:
         """True where the value is allowed."""
-        return value in self.values
+        # In Python True equals 1.
+        return any(
+            value == v and isinstance(value, bool) == isinstance(v, bool) for v in self.values
+        )
 
     def middle(self) -> Value:
-        """The middle one of numbers, the first of names."""
-        numbers = [value for value in self.values if not isinstance(value, str)]
+        """The middle one of numbers, the first of names and switches."""
+        numbers = [value for value in self.values if is_number(value)]
         if len(numbers) < len(self.values):
             return self.values[0]
         return sorted(numbers)[(len(numbers) - 1) // 2]
@@ -133,12 +136,49 @@ class Name:
         return "a name"
 
 
+@dataclass(frozen=True)
+class Switch:
+    """true or false; with `or_path` the path of a file or folder, too."""
+
+    or_path: bool = False
+
+    def contains(self, value: Value) -> bool:
+        """True where the value is allowed."""
+        return isinstance(value, bool) or (self.or_path and isinstance(value, str) and value != "")
+
+    def __str__(self) -> str:
+        return "true, false or the path of a file or folder" if self.or_path else "true or false"
+
+
+@dataclass(frozen=True)
+class Seconds(Float):
+    """Numbers of seconds; a text such as 90s, 5m or 1.5h is one, too."""
+
+
 Range = Float | Int | Choice
+Limits = Range | Name | Switch
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def shown(value: Value) -> str:
-    """A value in a message or a table."""
-    return value if isinstance(value, str) else f"{value:g}"
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True for a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def seconds(text: str) -> float:
+    """Seconds in '90m', '1.5h', '45s', '2d' or '90'; ValueError where the text is none of these."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if match is None:
+        raise ValueError("should be seconds, or a number with s, m, h or d, such as 90m or 1.5h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def shown(value: object) -> str:
+    """A value in a message or a table, as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _check_bounds(low: float, high: float, log: bool) -> None:

@@ -1,18 +1,34 @@
 """Every hyperparameter, once: name, type, default, limits, default search range, unit, meaning.
 
-`TrialParams` is what a trial trains with; `KNOBS` is the same list as a table, for the search
-space, the documentation and the error messages.
+`TrialParams` is what a trial trains with; `KNOBS` is the same list as a table, for the config's
+sections, the search space, the documentation and the error messages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
-from foldrace.search_spaces.ranges import Float, Int, Name, Range, Value
+from foldrace.config.ranges import (
+    Choice,
+    Float,
+    Int,
+    Limits,
+    Name,
+    Range,
+    Seconds,
+    Switch,
+    Value,
+    is_number,
+    seconds,
+    shown,
+)
+
+Section = Literal["training", "augment"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +37,7 @@ class Knob:
 
     name: str
     default: Value
-    limits: Float | Int | Name
+    limits: Limits
     """Values that anybody may ask for."""
     search: Range | None
     """Range of a config that says `search`."""
@@ -29,6 +45,12 @@ class Knob:
     doc: str
     searched_by_default: bool
     """True: searched even where the config does not name it."""
+    section: Section
+    """Section of the config in which its fixed value may stand."""
+    null: Value | None
+    """Meaning of `null` there; None: it has none."""
+    changes_result: bool
+    """False: it changes how a trial is computed, not what is trained."""
 
     @property
     def whole(self) -> bool:
@@ -40,20 +62,53 @@ class Knob:
         """True where the value is a table's row, not a number."""
         return isinstance(self.limits, Name)
 
+    @property
+    def numeric(self) -> bool:
+        """True where it may be searched by low and high."""
+        return isinstance(self.limits, (Float, Int))
+
     def cast(self, value: Value) -> Value:
-        """The value in the knob's own type."""
-        if self.named:
-            return str(value)
-        return int(value) if self.whole else float(value)
+        """An allowed value in the knob's own type."""
+        match self.limits:
+            case Int():
+                return int(value)
+            case Float():
+                return float(value)
+            case _:
+                return value
+
+    def read(self, value: object, more: str = "") -> Value:
+        """A value as the config has it, in the knob's own type; ValueError where it is not allowed.
+
+        The error says what was given and what is allowed: a value, or `more`.
+        """
+        if value is None and self.null is not None:
+            return self.null
+        if isinstance(self.limits, Seconds) and isinstance(value, str):
+            with contextlib.suppress(ValueError):  # the text itself is refused below
+                value = seconds(value)
+        if isinstance(value, (bool, int, float, str)) and self.limits.contains(value):
+            return self.cast(value)
+        if self.numeric and not is_number(value):
+            given = repr(value) if isinstance(value, str) else shown(value)
+            times = ", or a text such as 90s or 5m" if isinstance(self.limits, Seconds) else ""
+            raise ValueError(
+                f"got {given}; allowed: a number, {self.limits}{times}{more} ({self.doc})"
+            )
+        raise ValueError(f"got {shown(value)}; allowed: {self.limits} ({self.doc})")
 
 
 def _knob(
     default: Value,
-    limits: Float | Int | Name,
+    limits: Limits,
     search: Range | None,
     unit: str,
     doc: str,
+    *,
     searched_by_default: bool = False,
+    section: Section = "training",
+    null: Value | None = None,
+    changes_result: bool = True,
 ) -> Any:
     record = {
         "limits": limits,
@@ -61,8 +116,14 @@ def _knob(
         "unit": unit,
         "doc": doc,
         "searched_by_default": searched_by_default,
+        "section": section,
+        "null": null,
+        "changes_result": changes_result,
     }
     return field(default=default, metadata=record)
+
+
+_EITHER = Choice((False, True))
 
 
 @dataclass(frozen=True)
@@ -96,19 +157,20 @@ class TrialParams:
     )  # fmt: skip
     mixup_alpha: float = _knob(
         0.2, Float(0.0, 10.0), Float(0.1, 1.0), "of Beta(alpha, alpha)",
-        "MixUp strength; 0 turns it off", searched_by_default=True,
+        "MixUp strength; 0 turns it off", searched_by_default=True, section="augment",
     )  # fmt: skip
     mixup_prob: float = _knob(
         0.5, Float(0.0, 1.0), Float(0.0, 1.0), "probability per batch",
-        "how often a batch is mixed", searched_by_default=True,
+        "how often a batch is mixed", searched_by_default=True, section="augment",
     )  # fmt: skip
     cutmix_alpha: float = _knob(
         1.0, Float(0.0, 10.0), Float(0.2, 1.0), "of Beta(alpha, alpha)",
-        "CutMix: distribution of the area that is left; 0 turns it off",
+        "CutMix: distribution of the area that is left; 0 turns it off", section="augment",
     )  # fmt: skip
     cutmix_prob: float = _knob(
         0.0, Float(0.0, 1.0), Float(0.0, 0.5), "probability per batch",
         "how often a batch is cut and mixed; MixUp's share comes first, both together at most 1",
+        section="augment",
     )  # fmt: skip
     label_smoothing: float = _knob(
         0.0, Float(0.0, 0.9), Float(0.0, 0.1), "probability mass",
@@ -156,7 +218,7 @@ class TrialParams:
     )  # fmt: skip
     loss: str = _knob(
         "cross_entropy", Name(), None, "name",
-        "training loss; the default is training.loss",
+        "training loss",
     )  # fmt: skip
     focal_gamma: float = _knob(
         2.0, Float(0.0, 10.0), Float(0.5, 4.0), "exponent",
@@ -188,11 +250,11 @@ class TrialParams:
     )  # fmt: skip
     policy: str = _knob(
         "medium", Name(), None, "name",
-        "augmentation policy; the default is augment.policy",
+        "augmentation policy", section="augment",
     )  # fmt: skip
     random_erasing: float = _knob(
         0.0, Float(0.0, 1.0), Float(0.0, 0.5), "probability per image",
-        "a rectangle of the image is replaced by noise",
+        "a rectangle of the image is replaced by noise", section="augment",
     )  # fmt: skip
     size_start: float = _knob(
         1.0, Float(0.25, 1.0), Float(0.5, 1.0), "fraction of image_size",
@@ -211,9 +273,57 @@ class TrialParams:
         "length of the learning-rate schedule",
     )  # fmt: skip
 
+    patience: int = _knob(
+        10, Int(1, 10_000), Int(3, 30), "epochs",
+        "epochs without a lower validation log loss before a trial ends",
+    )  # fmt: skip
+    precision: str = _knob(
+        "auto", Choice(("auto", "fp32", "bf16", "fp16")), None, "name",
+        "auto: bf16 or fp16 on a GPU, fp32 on a CPU; searched by choices",
+    )  # fmt: skip
+    pretrained: bool | str = _knob(
+        True, Switch(or_path=True), _EITHER, "switch",
+        "weights from the hub, from scratch, or of a weights file or a folder of "
+        "`<backbone name>.safetensors`",
+    )  # fmt: skip
+    clip_grad: float = _knob(
+        1.0, Float(0.0, 1e6), Float(0.1, 10.0, log=True), "norm",
+        "largest global gradient norm; 0 (or null) turns clipping off", null=0.0,
+    )  # fmt: skip
+    micro_batch: int = _knob(
+        0, Int(0, 65_536), None, "images",
+        "images on the device at once, larger batches accumulate gradients over several (batch "
+        "norms see each alone); 0 (or null): the whole batch, halved when memory runs out",
+        null=0, changes_result=False,
+    )  # fmt: skip
+    gradient_checkpointing: bool = _knob(
+        False, Switch(), _EITHER, "switch",
+        "compute activations twice instead of keeping them: less memory, a third more time",
+        changes_result=False,
+    )  # fmt: skip
+    channels_last: bool = _knob(
+        True, Switch(), _EITHER, "switch",
+        "memory format of weights and images; a few backbones are faster without",
+        changes_result=False,
+    )  # fmt: skip
+    compile: bool = _knob(
+        False, Switch(), _EITHER, "switch",
+        "torch.compile: pays off in long trials on GPUs, costs a minute at each trial's start",
+        changes_result=False,
+    )  # fmt: skip
+    save_every: float = _knob(
+        60.0, Seconds(0.0, 1e7), None, "seconds",
+        "least time between two saved states of a trial, each at the end of an epoch; an "
+        "interrupted trial continues from the last one", changes_result=False,
+    )  # fmt: skip
+
     def as_dict(self) -> dict[str, Value]:
         """Name -> value, in the order of the fields."""
         return {name: getattr(self, name) for name in KNOBS}
+
+    def changed(self) -> dict[str, Value]:
+        """Name -> value of those that differ from their defaults."""
+        return {n: value for n, value in self.as_dict().items() if value != KNOBS[n].default}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Value]) -> TrialParams:
@@ -232,7 +342,8 @@ def fold_trial_seed(seed: int, backbone: str, params: TrialParams, fold: int) ->
     """Random seed of a fold trial, in [0, 2^31), from the search's `seed`.
 
     A function of what is trained, not of when: the same candidate and fold train alike in whatever
-    order and process the trials run.
+    order and process the trials run. Hyperparameters at their defaults do not count, so that a new
+    one changes no seed.
     """
-    key = [seed, backbone, params.as_dict(), fold]
-    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:4]) >> 1
+    key = json.dumps([seed, backbone, params.changed(), fold], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1
