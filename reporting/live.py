@@ -28,8 +28,8 @@ _BEST_SHOWN = 8
 _OTHER_LINES = 24
 """Lines of the terminal for everything but the running trials."""
 _STATUS_STYLE = {
-    "complete": "green", "running": "cyan", "parked": "blue", "stopped": "dim", "unfinished": "yellow",
-    "diverged": "red", "failed": "red",
+    "complete": "green", "running": "cyan", "parked": "blue", "stopped": "dim",
+    "unfinished": "yellow", "diverged": "red", "failed": "red",
 }  # fmt: skip
 
 
