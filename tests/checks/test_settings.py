@@ -15,9 +15,6 @@ from foldrace.search_spaces.space import build_space
 
 NODES = [Node(cpus=8.0, gpus=0.0)]
 VIT, PLAIN = "timm/test_vit", "torchvision/mobilenet_v3_small"  # without checkpointing
-    "timm/test_vit",
-    "torchvision/mobilenet_v3_small",
-)  # which has no gradient checkpointing
 
 
 def problems(
