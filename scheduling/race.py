@@ -161,11 +161,12 @@ class Race:
         """True where the fold that starts now is the candidate's first and may be parked."""
         return self._config.stops_epochs and not state.ended and not self.is_granted(state)
 
-    def reach(self, name: str, fold: int, epoch: int) -> RaceDecision | None:
+    def reach(self, name: str, fold: int, epoch: int, more: bool) -> RaceDecision | None:
         """The decision to park a running first fold after so many epochs; None: it goes on.
 
         It is parked where its loss is not among the best 1/reduction of its rung and, once there is
-        a blend, a gain over that is not plausible either.
+        a blend, a gain over that is not plausible either; but not where it would be the next to go
+        on. `more`: see `moves`.
         """
         state, losses = self._state[name], self._losses(name, fold)
         self._measure(state, losses)
@@ -185,10 +186,23 @@ class Race:
         if better is not None:
             reason = f"{_gain_text(better)}, and {reason}"
         log = self._store.train_log(name, fold)
-        return self._decision(
+        decision = self._decision(
             state, "park", reason, better, fold=fold, rung=rung, place=place,
             seconds=seconds_of(log) if log else 0.0,
         )  # fmt: skip
+        return None if self._is_next_after(decision, more) else decision
+
+    def _is_next_after(self, park: RaceDecision, more: bool) -> bool:
+        """True where a trial that is parked now would be the next one to run."""
+        state = self._state[park.candidate]
+        before = state.decisions.copy(), state.running.copy()
+        state.decisions[park.fold] = park
+        state.running.discard(park.fold)
+        state.changed()
+        first = next(self.moves(more), None)
+        state.decisions, state.running = before
+        state.changed()
+        return first is not None and first.state is state
 
     def judge(self, name: str, fold: int | None = None) -> RaceDecision:
         """The decision after a fold that ended well; a complete candidate joins the blend.
@@ -395,10 +409,7 @@ class Race:
         return (fmean(rises), stdev(rises)) if len(rises) >= _LEAST_RISES else _UNKNOWN_RISE
 
     def _spare(self) -> Iterator[Move]:
-        """Further folds of candidates whose first one is still running, for slots left idle.
-
-        Those that a rung has not spoken for come last.
-        """
+        """Further folds of candidates whose first one is still running, for slots left idle."""
         if not self._rule.takes_turns:
             if self._rule.one_by_one:
                 yield from (Move("fold", s) for s in self._state if s.running and s.waiting)
@@ -408,7 +419,8 @@ class Race:
             if not state.running or state.leaving or state.granted or not state.waiting:
                 continue
             _, place = self._standing(state)
-            if place is not None or not self._config.stops_epochs:
+            promising = place.is_among_best if place else not self._config.stops_epochs
+            if promising and not self._is_out(state):
                 found.append((place.rank if place else 0.5, state.number, state))
         for _, _, state in sorted(found, key=lambda f: f[:2]):
             yield Move("grant", state, "a slot is idle")

@@ -130,7 +130,8 @@ class Sweep:
         if running is None or not running.judged or running.park is not None:
             return False
         task = running.task
-        running.park = self.race.reach(task.candidate.candidate, task.fold, epoch)
+        more = self.has_more_candidates
+        running.park = self.race.reach(task.candidate.candidate, task.fold, epoch, more)
         if running.park is None:
             return False
         self.state.expect_stop(task.candidate.candidate, task.fold)

@@ -350,7 +350,7 @@ def test_half_precision_on_a_cpu(
     tiny_run: Any, convolved: Convolved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers compute in it, in training and in scoring; weights and what is scored stay whole."""
-    monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 3)  # else each has its own
+    monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 140961780)  # one for both
     losses, seen = {}, {}
     for precision in ("fp32", "bf16"):
         spec = spec_for(tiny_run, candidate=f"c{len(losses):04d}", precision=precision, epochs=1)
