@@ -30,7 +30,10 @@ from foldrace.dataset.folds import FoldTable, read_folds
 from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord
 from foldrace.run_folder.variants import EMA, RAW
 
-PACKED = ROOT / "benchmarks" / "data" / "fold_race.npz"
+TABLES = {
+    name: ROOT / "benchmarks" / "data" / f"{name}.npz" for name in ("fold_race", "photo_race")
+}
+PACKED = TABLES["fold_race"]
 VARIANTS = (RAW, EMA)
 Key = tuple[str, int]  # candidate, fold
 
@@ -138,6 +141,19 @@ class RaceTable:
             temperature = fit_temperature(self.oof[i, m], self.labels)
             found[i, m] = true_prob_at(self.oof[i, m], self.labels, temperature)
         return found
+
+    def first_folds(self, count: int) -> RaceTable:
+        """The first `count` folds alone: rows of the others are left out, as if nobody had them."""
+        header, *lines = self.folds_csv.splitlines()
+        kept = self.folds.fold < count
+        chosen = [line for line, keep in zip(lines, kept, strict=True) if keep]
+        return replace(
+            self,
+            folds_csv="\n".join([header, *chosen, ""]),
+            trials={key: trial for key, trial in self.trials.items() if key[1] < count},
+            logs={key: log for key, log in self.logs.items() if key[1] < count},
+            oof=self.oof[:, :, kept],
+        )
 
     def first(self, count: int) -> RaceTable:
         """The first `count` candidates alone."""
