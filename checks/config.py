@@ -6,6 +6,7 @@ Takes a config with its search space and the cluster's nodes, gives every proble
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 from foldrace.checks.combinations import check_combinations
 from foldrace.checks.ensemble import ensemble_problems
@@ -13,6 +14,7 @@ from foldrace.checks.search import NAME_KNOBS, check_part, search_problems
 from foldrace.checks.transforms import check_transforms
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.scheduling.budget import budget_problems
 from foldrace.scheduling.nodes import Node, resource_problems
 from foldrace.search_spaces.ranges import Float, Int
@@ -36,41 +38,45 @@ def config_problems(
     space: SearchSpace,
     nodes: list[Node],
     earlier: Mapping[str, str] | None = None,
+    parts: Parts = NO_PARTS,
 ) -> list[Problem]:
     """Problems of a config on these nodes, whatever the data are.
 
     `earlier`: candidates of a run that goes on -> their backbones.
     """
     return [
-        *_backbone_problems(config, space),
-        *_name_problems(config, space),
-        *search_problems(config, space),
+        *_backbone_problems(config, space, parts),
+        *_name_problems(config, space, parts),
+        *search_problems(config, space, parts),
         *budget_problems(config),
-        *ensemble_problems(config, space, earlier),
-        *check_combinations(space.settings, config.training, drops_paths),
-        *_transform_problems(config, space),
+        *ensemble_problems(config, space, earlier, parts),
+        *check_combinations(
+            space.settings, config.training, partial(drops_paths, parts=parts), parts
+        ),
+        *_transform_problems(config, space, parts),
         *_precision_problems(config, nodes),
         *resource_problems(nodes, config.resources),
         *_batch_problems(config, space),
     ]
 
 
-def _backbone_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
+def _backbone_problems(config: SweepConfig, space: SearchSpace, parts: Parts) -> list[Problem]:
     """Problems of unknown backbones, refused image sizes, and weights that cannot be had."""
     problems = list(_size_range_problems(config, space))
     for backbone in dict.fromkeys(config.search.backbones):
-        problem = check_backbone(backbone)
+        problem = check_backbone(backbone, parts)
         if problem is not None:
             problems.append(problem)
             continue
         sizes = image_sizes(space, backbone)
-        refused = [p for size in sizes if (p := check_image_size(backbone, size)) is not None]
-        problems += refused or _growing_size_problems(space, backbone)
+        found = (check_image_size(backbone, size, parts) for size in sizes)
+        refused = [problem for problem in found if problem is not None]
+        problems += refused or _growing_size_problems(space, backbone, parts)
         if config.training.gradient_checkpointing and not refused:
-            problem = check_gradient_checkpointing(backbone)
+            problem = check_gradient_checkpointing(backbone, parts)
             problems += [] if problem is None else [problem]
         if config.training.pretrained is not False and not refused:
-            problems += _weights_problems(backbone, sizes[0], config.training.pretrained)
+            problems += _weights_problems(backbone, sizes[0], config.training.pretrained, parts)
     repeated = {b for b in config.search.backbones if config.search.backbones.count(b) > 1}
     problems += [Problem("search.backbones", f"{b} is given twice") for b in sorted(repeated)]
     return problems
@@ -96,12 +102,12 @@ def image_sizes(space: SearchSpace, backbone: str) -> list[int]:
     return [int(size) for size in space.settings[backbone]["image_size"].values]
 
 
-def _growing_size_problems(space: SearchSpace, backbone: str) -> list[Problem]:
+def _growing_size_problems(space: SearchSpace, backbone: str, parts: Parts) -> list[Problem]:
     """Problems of a model that takes one size alone, but smaller images in its first epochs."""
     start = min(float(value) for value in space.settings[backbone]["size_start"].values)
     size = min(image_sizes(space, backbone))
     least = training_size(0, _MANY_EPOCHS, size, start)
-    message = None if least == size else refusal(backbone, size, least)
+    message = None if least == size else refusal(backbone, size, least, parts)
     if message is None:
         return []
     return [
@@ -113,18 +119,20 @@ def _growing_size_problems(space: SearchSpace, backbone: str) -> list[Problem]:
     ]
 
 
-def _weights_problems(backbone: str, image_size: int, pretrained: bool | str) -> Iterable[Problem]:
+def _weights_problems(
+    backbone: str, image_size: int, pretrained: bool | str, parts: Parts
+) -> Iterable[Problem]:
     """Fetch (and so keep for the trials) or open the pretrained weights once."""
     try:
-        build_encoder(backbone, image_size, pretrained, drop_path=0.0)
+        build_encoder(backbone, image_size, pretrained, 0.0, parts)
     except UserError as error:
         return error.problems
     return ()
 
 
-def _name_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
+def _name_problems(config: SweepConfig, space: SearchSpace, parts: Parts) -> Iterator[Problem]:
     """Problems of names that are looked up in tables, each once."""
-    yield from check_meta(config.training.meta_features)
+    yield from check_meta(config.training.meta_features, parts)
     given = {
         (_key_of(config, backbone, knob), knob, str(value)): None
         for backbone, settings in space.settings.items()
@@ -132,7 +140,7 @@ def _name_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]
         for value in settings[knob].values
     }
     for where, knob, name in given:
-        problem = check_part(knob, where, name)
+        problem = check_part(knob, where, name, parts)
         if problem is not None:
             yield problem
 
@@ -146,17 +154,17 @@ def _key_of(config: SweepConfig, backbone: str, knob: str) -> str:
     return _OTHER_KEYS.get(knob, f"search.space.{knob}")
 
 
-def _transform_problems(config: SweepConfig, space: SearchSpace) -> list[Problem]:
+def _transform_problems(config: SweepConfig, space: SearchSpace, parts: Parts) -> list[Problem]:
     """Problems of the transforms at the sizes of scoring, and of training where images grow."""
     transforms = config.augment.transforms
     sizes = {size for b in space.backbones for size in image_sizes(space, b)}
-    problems = check_transforms(transforms, sizes or {config.training.image_size})
+    problems = check_transforms(transforms, sizes or {config.training.image_size}, parts)
     if problems:
         return problems
     smaller = {size for b in space.backbones for size in _growing_sizes(space, b)} - sizes
     return [
         Problem(p.where, f"{p.message} (a size of search.space.size_start)")
-        for p in check_transforms(transforms, smaller)
+        for p in check_transforms(transforms, smaller, parts)
     ]
 
 

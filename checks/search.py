@@ -6,11 +6,14 @@ a hyperparameter that is a name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 from foldrace.checks.combinations import check_combinations
 from foldrace.config.schema import PointConfig, SweepConfig
 from foldrace.core.errors import Problem, check_name, has_password, without_password
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 from foldrace.scheduling.search.cma import LEAST_KNOBS
 from foldrace.scheduling.search.export_storage import database_problem
 from foldrace.scheduling.search.warm_start import warm_start_problems
@@ -24,7 +27,7 @@ from foldrace.trainables.models.heads import HEADS
 from foldrace.trainables.optimizers import check_optimizer
 from foldrace.trainables.schedules import SCHEDULES
 
-TABLES: dict[str, Mapping[str, object]] = {
+TABLES: dict[str, Table[Any]] = {
     "loss": LOSSES,
     "class_weights": CLASS_WEIGHTS,
     "schedule": SCHEDULES,
@@ -35,18 +38,20 @@ OPTIMIZER = "optimizer"  # most of whose names are two libraries', not a table's
 NAME_KNOBS = (*TABLES, OPTIMIZER)
 
 
-def check_part(knob: str, where: str, name: str) -> Problem | None:
+def check_part(knob: str, where: str, name: str, parts: Parts = NO_PARTS) -> Problem | None:
     """Problem of a name that the knob's table does not have; `where`: the config's key."""
     if knob == OPTIMIZER:
-        return check_optimizer(where, name)
-    return check_name(where, name, TABLES[knob])
+        return check_optimizer(where, name, parts)
+    return check_name(where, name, parts[TABLES[knob]])
 
 
-def search_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
+def search_problems(
+    config: SweepConfig, space: SearchSpace, parts: Parts = NO_PARTS
+) -> Iterator[Problem]:
     """Problems of the section, in the order of its keys."""
     search = config.search
     yield from _sampler_problems(config, space)
-    yield from _point_problems(config, space)
+    yield from _point_problems(config, space, parts)
     yield from warm_start_problems(search.warm_start, space)
     message = None if search.storage is None else database_problem(search.storage)
     if message is not None:
@@ -100,11 +105,11 @@ def _cmaes_problem(backbone: str, space: SearchSpace) -> Problem:
     )
 
 
-def _point_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem]:
+def _point_problems(config: SweepConfig, space: SearchSpace, parts: Parts) -> Iterator[Problem]:
     whole: dict[tuple[str, TrialParams], int] = {}
     for i, point in enumerate(config.search.points):
         where = f"search.points[{i}]"
-        problems = list(_own_problems(where, point, space))
+        problems = list(_own_problems(where, point, space, parts))
         yield from problems
         if problems:
             continue
@@ -113,21 +118,23 @@ def _point_problems(config: SweepConfig, space: SearchSpace) -> Iterator[Problem
         if first < i:
             yield Problem(where, f"is the same configuration as search.points[{first}]; remove it")
             continue
-        yield from _trial_problems(where, point.backbone, params, config)
+        yield from _trial_problems(where, point.backbone, params, config, parts)
 
 
-def _own_problems(where: str, point: PointConfig, space: SearchSpace) -> Iterator[Problem]:
+def _own_problems(
+    where: str, point: PointConfig, space: SearchSpace, parts: Parts
+) -> Iterator[Problem]:
     """Problems of the names and values, each by itself."""
     unknown = check_name(f"{where}.backbone", point.backbone, space.backbones)
     if unknown is not None:
         yield Problem(unknown.where, f"{unknown.message} (search.backbones)")
     for name, value in point.params.items():
-        problem = _value_problem(f"{where}.params.{name}", name, value)
+        problem = _value_problem(f"{where}.params.{name}", name, value, parts)
         if problem is not None:
             yield problem
 
 
-def _value_problem(where: str, name: str, value: Value) -> Problem | None:
+def _value_problem(where: str, name: str, value: Value, parts: Parts) -> Problem | None:
     if name not in KNOBS:
         unknown = check_name(where, name, KNOBS)
         assert unknown is not None
@@ -135,14 +142,14 @@ def _value_problem(where: str, name: str, value: Value) -> Problem | None:
     knob = KNOBS[name]
     if not knob.limits.contains(value):
         return Problem(where, f"got {shown(value)}; allowed: {knob.limits} ({knob.doc})")
-    return check_part(name, where, str(value)) if name in NAME_KNOBS else None
+    return check_part(name, where, str(value), parts) if name in NAME_KNOBS else None
 
 
 def _trial_problems(
-    where: str, backbone: str, params: TrialParams, config: SweepConfig
+    where: str, backbone: str, params: TrialParams, config: SweepConfig, parts: Parts
 ) -> Iterator[Problem]:
     """Problems of the configuration as a whole: refused sizes and combinations."""
-    size = check_image_size(backbone, int(params.image_size))
+    size = check_image_size(backbone, int(params.image_size), parts)
     if size is not None:
         yield Problem(f"{where}.params.image_size", size.message)
     devices = config.resources.devices_per_trial
@@ -154,6 +161,7 @@ def _trial_problems(
         )
     values = params.as_dict().items()
     settings = {backbone: {knob: Setting(knob, value, None) for knob, value in values}}
-    for problem in check_combinations(settings, config.training, drops_paths):
+    drops = partial(drops_paths, parts=parts)
+    for problem in check_combinations(settings, config.training, drops, parts):
         knob = problem.where.rpartition(".")[2]
         yield Problem(f"{where}.params.{knob}", problem.message)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from accelerate import Accelerator
 
-from foldrace.core.plugins import naming_plugins
+from foldrace.core.plugins import Parts, load_parts, naming_plugins
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
@@ -24,7 +24,7 @@ from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
 from foldrace.trainables.history import FoldScore, History, score_fold
 from foldrace.trainables.models.layers import train_from, trainable_from
-from foldrace.trainables.plugins import use_plugins
+from foldrace.trainables.plugins import TRAINING_TABLES
 from foldrace.trainables.predict import pack_weights
 from foldrace.trainables.resume_state import ResumeState, UnfitState
 from foldrace.trainables.schedules import training_size
@@ -48,17 +48,17 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """
     store = RunStore.open(spec.run)
     with naming_plugins(), capture_warnings(spec.notes) as notes:
-        use_plugins(store.plugins())
-        return _run_trial(spec, store, monitor, notes)
+        parts = load_parts(store.plugins(), TRAINING_TABLES)
+        return _run_trial(spec, store, parts, monitor, notes)
 
 
 def _run_trial(
-    spec: TrialSpec, store: RunStore, monitor: Monitor, notes: Iterable[str]
+    spec: TrialSpec, store: RunStore, parts: Parts, monitor: Monitor, notes: Iterable[str]
 ) -> TrialRecord:
     started = time.perf_counter()
     accelerator = fresh_accelerator(spec)
     seed_trial(spec)
-    data = open_data(spec, store, accelerator)
+    data = open_data(spec, store, accelerator, parts)
     if accelerator.is_main_process:
         store.clear_trial(spec.candidate, spec.fold)
     with ResumeState(store, spec, started) as resume:
