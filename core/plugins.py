@@ -55,16 +55,11 @@ class Table(Mapping[str, Row]):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A row that a plugin gives, with the line where it stands."""
+    """A row that a plugin gives."""
 
     row: Any
-    file: PluginFile
-    line: int
-
-    @property
-    def where(self) -> str:
-        """The `where` of a problem with this row."""
-        return self.file.at(self.line)
+    where: str
+    """File and line in which it stands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +175,7 @@ def _rows_of(file: PluginFile, module: object) -> list[Part] | Problem:
             "PARTS = [] where it only helps other plugins",
         )
     each = lines[1:] if len(lines) == len(rows) + 1 else lines[:1] * len(rows)
-    return [Part(row, file, line) for row, line in zip(rows, each, strict=True)]
+    return [Part(row, file.at(line)) for row, line in zip(rows, each, strict=True)]
 
 
 def _lines(file: PluginFile) -> list[int]:
