@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from foldrace.config.ranges import Choice, Float, Int, Value, shown
 from foldrace.core.errors import Problem
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.search_spaces.space import Setting
-from foldrace.trainables.losses import LOSSES
+from foldrace.trainables.losses import LOSSES, Loss
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class _TrialSettings:
     backbone: str
     settings: Mapping[str, Setting]
     drops_paths: Callable[[str], bool]
+    losses: Mapping[str, Loss]
 
     def least(self, knob: str) -> float:
         return min(float(value) for value in self.settings[knob].values)
@@ -54,6 +56,7 @@ Rule = Callable[[_TrialSettings], Iterator[Problem]]
 def check_combinations(
     settings: Mapping[str, Mapping[str, Setting]],
     drops_paths: Callable[[str], bool],
+    parts: Parts = NO_PARTS,
 ) -> list[Problem]:
     """Problems of all combinations; one that several backbones share is given once.
 
@@ -64,7 +67,7 @@ def check_combinations(
         problem
         for backbone, own in settings.items()
         for rule in _RULES
-        for problem in rule(_TrialSettings(backbone, own, drops_paths))
+        for problem in rule(_TrialSettings(backbone, own, drops_paths, parts[LOSSES]))
     ]
     return list(dict.fromkeys(found))
 
@@ -97,7 +100,8 @@ def _rdrop_without_noise(trial: _TrialSettings) -> Iterator[Problem]:
 
 
 def _soft_targets_for_a_hard_loss(trial: _TrialSettings) -> Iterator[Problem]:
-    hard = [name for name in trial.names("loss") if name in LOSSES and LOSSES[str(name)].hard]
+    losses = trial.losses
+    hard = [name for name in trial.names("loss") if name in losses and losses[str(name)].hard]
     if not hard:
         return
     for knob, technique in (

@@ -112,11 +112,11 @@ class Scorer:
         rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         models = self.models
-        module = build_classifier(model_config)
+        module = build_classifier(model_config, parts=models.parts)
         load_tensors(module, self.weights(ingredients, fold))
         source = models.images(self._files, model_config, self._workers, self._session)
         settings = loader_settings(self._workers, models.device.type)
-        loader = scoring_loader(source, rows, model_config, BATCH, settings)
+        loader = scoring_loader(source, rows, model_config, BATCH, settings, models.parts)
         autocast = models.autocast(ingredients[0].candidate, fold)
         module = module.to(models.device)
         return log_probabilities(module, loader, models.device, autocast, model_config.activation)[

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from foldrace.config.hyperparameters import TrialParams
-from foldrace.core.plugins import naming_plugins
+from foldrace.core.plugins import Parts, load_parts, naming_plugins
 from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import Oof, TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -28,7 +28,7 @@ from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
 from foldrace.trainables.history import FoldScore, History, score_fold
 from foldrace.trainables.models.layers import train_from, trainable_from
-from foldrace.trainables.plugins import use_plugins
+from foldrace.trainables.plugins import TRAINING_TABLES
 from foldrace.trainables.predict import pack_weights
 from foldrace.trainables.resume_state import ResumeState, UnfitState
 from foldrace.trainables.schedules import training_size
@@ -53,17 +53,17 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """
     store = RunStore.open(spec.run)
     with naming_plugins(), capture_warnings(spec.notes) as notes:
-        use_plugins(store.plugins())
-        return _run_trial(read_trial(spec, store), store, monitor, notes)
+        parts = load_parts(store.plugins(), TRAINING_TABLES)
+        return _run_trial(read_trial(spec, store), store, parts, monitor, notes)
 
 
 def _run_trial(
-    trial: FoldTrial, store: RunStore, monitor: Monitor, notes: Iterable[str]
+    trial: FoldTrial, store: RunStore, parts: Parts, monitor: Monitor, notes: Iterable[str]
 ) -> TrialRecord:
     started = time.perf_counter()
     accelerator = fresh_accelerator(trial)
     seed_trial(trial)
-    data = open_data(trial, store, accelerator)
+    data = open_data(trial, store, accelerator, parts)
     if accelerator.is_main_process:
         store.clear_trial(trial.spec.candidate, trial.fold)
     with ResumeState(store, trial, started) as resume:
