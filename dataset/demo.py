@@ -35,7 +35,7 @@ search:
     drop_path: 0
     warmup: 0.1
 race: {{min_complete: 3}}                        # of few candidates
-training: {{epochs: 8, image_size: 32, patience: 8, pretrained: false}}
+training: {{epochs: 8, image_size: 32, pretrained: false}}
 augment: {{policy: light}}
 resources: {{cpus_per_trial: 1}}
 """

@@ -67,7 +67,6 @@ def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
     }  # fmt: skip
     params |= {
         "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
-        "patience": 3,
     }  # fmt: skip
     params |= {key: changes.pop(key) for key in set(changes) & set(KNOBS)}
     transforms = ({"torchvision.ColorJitter": {"brightness": 0.3}},)
@@ -196,23 +195,12 @@ def test_techniques_with_a_state_go_on(tiny_run: Any, technique: dict[str, Any])
 
 
 def test_interrupted_twice_in_scoring_and_in_training(tiny_run: Any) -> None:
-    undisturbed = spec_for(tiny_run, "c0000", patience=5)
+    undisturbed = spec_for(tiny_run, "c0000")
     run_trial(undisturbed, Watcher())
     spec = another(undisturbed, "c0001")
     interrupted(spec, 1, batches=3)
     interrupted(spec, 3, batches=0)
     assert_goes_on(spec, 3)
-    assert_same_results(spec, undisturbed)
-
-
-def test_patience_counts_on(tiny_run: Any) -> None:
-    """A rate of learning that does nothing: no epoch is better than the first."""
-    quick = {"lr": 1e-7, "patience": 2, "ema_decay": 0.0, "epochs": 9, "snapshots": 0}
-    undisturbed = spec_for(tiny_run, "c0000", **quick)
-    trained = run_trial(undisturbed, Watcher()).epochs_trained
-    spec = another(undisturbed, "c0001")
-    interrupted(spec, trained - 1)
-    assert_goes_on(spec, trained - 1)
     assert_same_results(spec, undisturbed)
 
 
@@ -306,7 +294,7 @@ def test_only_a_stop_does_not_wait_for_the_write(
     assert written.is_set()
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"patience": 4}, {"fold": 1}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"dropout": 0.2}, {"fold": 1}])
 def test_the_state_of_another_trial_is_none(
     tiny_run: Any, other: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -431,7 +419,7 @@ class _Toy:
             clip_grad=None,
             micro_batch=8,
         )
-        self.history = History(snapshots=1)
+        self.history = History(last=1, snapshots=(0,))
 
     def steps(self, first: int, end: int) -> None:
         """An epoch of these updates, which seeds the generators as one does."""

@@ -113,9 +113,9 @@ def test_what_a_trial_writes(tiny_run: Any) -> None:
     assert [float(r["val_logloss"]) for r in rows] == [e.val_logloss for e in watcher.epochs]
     for variant, prefix in (("raw", ""), ("ema", "ema_")):
         score, column = record.variants[variant], f"{prefix}val_calibrated_logloss"
-        best = min(float(r[column]) for r in rows)
-        assert score.calibrated_logloss == best == float(rows[score.best_epoch][column])
-        assert score.val_logloss == float(rows[score.best_epoch][f"{prefix}val_logloss"])
+        assert score.epoch == 1
+        assert score.calibrated_logloss == float(rows[-1][column])
+        assert score.val_logloss == float(rows[-1][f"{prefix}val_logloss"])
     assert float(rows[-1]["lr"]) == pytest.approx(0.01 * trial.params.lr)
 
 
@@ -198,23 +198,6 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3)
     losses = [float(log_rows(run, s)[0]["train_loss"]) for s in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-
-def test_no_progress_ends_a_trial_after_the_patience(
-    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])  # calibrated; the others say the opposite
-    score = trial_module.score_fold
-
-    def scripted(*arguments: Any) -> Any:
-        loss = next(losses)
-        return replace(score(*arguments), calibrated=loss, logloss=2.0 - loss)
-
-    monkeypatch.setattr(trial_module, "score_fold", scripted)
-    record = run_trial(spec_for(tiny_run, epochs=9, patience=3, ema_decay=0.0), Watcher())
-    assert record.epochs_trained == 5  # the best at epoch 1, then 3 without progress
-    best = record.variants["raw"]
-    assert (best.best_epoch, best.calibrated_logloss, best.val_logloss) == (1, 0.5, 1.5)
 
 
 def test_plateau_waits_for_the_calibrated_loss(
@@ -457,7 +440,7 @@ def test_a_trial_reads_what_lies_in_its_run_folder(make_tiny_run: Callable[..., 
     config = run.store.config()
     sections = {
         "training": config.training.model_copy(
-            update={"patience": 4, "lr": 0.5, "meta_features": ("aspect_ratio",)}
+            update={"lr_patience": 4, "lr": 0.5, "meta_features": ("aspect_ratio",)}
         ),
         "cache": config.cache.model_copy(update={"format": "jpeg"}),
     }
@@ -465,7 +448,7 @@ def test_a_trial_reads_what_lies_in_its_run_folder(make_tiny_run: Callable[..., 
     old = CandidateRecord(candidate="c0000", backbone="timm/test_vit", params={"lr": 0.25})
     run.store.save_candidate(old)
     trial = read(spec)
-    assert trial.params == TrialParams(lr=0.25, patience=4) and trial.candidate == old
+    assert trial.params == TrialParams(lr=0.25, lr_patience=4) and trial.candidate == old
     assert trial.seed == fold_trial_seed(5, "timm/test_vit", trial.params, 2)
     assert trial.transforms == ({"torchvision.RandomInvert": {"p": 1}},)
     assert (trial.meta_features, trial.cache.format) == (("aspect_ratio",), "jpeg")
