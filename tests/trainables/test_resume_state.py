@@ -204,6 +204,22 @@ def test_interrupted_twice_in_scoring_and_in_training(tiny_run: Any) -> None:
     assert_same_results(spec, undisturbed)
 
 
+@pytest.mark.parametrize("snapshots", [0, 2])
+def test_a_state_has_no_weights_that_will_not_be_written(tiny_run: Any, snapshots: int) -> None:
+    """The model, its average and AdamW's two moments, and the snapshots so far: those after the
+    third and the fourth of 5 epochs."""
+    spec = spec_for(tiny_run, "c0000", snapshots=snapshots)
+    for epochs in (2, 4):
+        interrupted(spec, epochs)
+        data = (folder_of(spec) / "resume.pt").read_bytes()
+        saved = from_bytes(data)
+        kept = saved["history"]["kept"]
+        trained = len(saved["history"]["log"])
+        assert set(kept) == {f"snap{i + 1}" for i in range(snapshots) if trained > 2 + i}
+        weights = sum(tensor.nbytes for tensor in saved["train_state"]["model"].values())
+        assert 0 < len(data) / weights - (4 + len(kept)) < 0.3
+
+
 def test_seconds_count_all_sessions(tiny_run: Any) -> None:
     spec = spec_for(tiny_run, "c0000")
     interrupted(spec, 2)

@@ -145,7 +145,7 @@ def test_every_row_trains(train: Callable[..., dict[str, bytes]], knob: str, nam
         {"sam_rho": 0.05, "rdrop_alpha": 1.0, "mixup_prob": 0.5, "cutmix_prob": 0.5},
         {"loss": "bce", "rdrop_alpha": 1.0, "label_smoothing": 0.1, "ema_decay": 0.9},
         {"freeze_epochs": 1, "unfreeze_epochs": 2, "layer_decay": 0.7, "sam_rho": 0.1},
-        {"cycles": 2, "snapshots": 2, "ema_decay": 0.9, "random_erasing": 1.0},
+        {"cycles": 3, "snapshots": 2, "ema_decay": 0.9, "random_erasing": 1.0},
     ],
     ids=["used cars", "one-hot", "frozen", "snapshots"],
 )
