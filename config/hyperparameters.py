@@ -262,7 +262,7 @@ class TrialParams:
     )  # fmt: skip
     snapshots: int = _knob(
         0, Int(0, 20), Int(0, 5), "weights kept",
-        "further variants: the ends of the cycles before the last, or without cycles the epochs",
+        "further variants: the epochs before the last one; with cycles the ends of earlier cycles",
     )  # fmt: skip
     image_size: int = _knob(
         224, Int(16, 2048), None, "pixels",
