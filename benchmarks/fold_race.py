@@ -18,15 +18,15 @@ mixing ASHA   Ray's ASHAScheduler over the fold trials of all folds alike, at th
               candidate with a stopped fold cannot be complete
 Repeater      Ray's ray.tune.search.Repeater over the same list
 
-At a budget that no policy knows beforehand, a part of the epochs (or of the slots' seconds) that all
-folds of all candidates take, the candidates that were complete by then are blended, raw and EMA
-weights at temperatures of their own, by greedy-50. `test` is that blend's log loss on images that no
-trial and no choice has seen. `se` is over orders; `img` is the standard error of the same difference
-over test images, of the mean over orders. A policy that has ended by itself keeps its blend at larger
-budgets; before anything is complete the prediction is 1/C.
+At a budget that no policy knows beforehand, a part of the epochs (or of the slots' seconds) of all
+folds of all candidates, the candidates that were complete by then are blended, raw and EMA weights
+at temperatures of their own, by greedy-50, and scored on images that no trial and no choice has
+seen. Standard errors of differences are over orders, and over test images (of the mean over
+orders). A policy that has ended by itself keeps its blend at larger budgets; before anything is
+complete the prediction is 1/C.
 
-told          runs of their own, each with so many fold trials (`search.fold_trials`; the Repeater: as
-              many candidates as they allow)
+told          runs of their own, each with so many fold trials (`search.fold_trials`; the Repeater:
+              as many candidates as they allow)
 small         sweeps of 8, 16 and 24 of the candidates on the first 3 folds
 """
 

@@ -48,7 +48,7 @@ class RaceTable:
     candidates: tuple[CandidateRecord, ...]
     trials: Mapping[Key, TrialRecord]
     logs: Mapping[Key, str]
-    oof: NDArray[np.float16]  # (2, M, N, C) natural log, raw and EMA at each trial's best epochs
+    oof: NDArray[np.float16]  # (2, M, N, C) natural log, raw and EMA of each trial's record
     rung_epochs: tuple[int, ...]  # E numbers of epochs trained
     at_rungs: NDArray[np.float16]  # (2, M, E, rows of fold 0, C)
     test_true: NDArray[np.float32]
@@ -199,6 +199,7 @@ def load(path: Path = PACKED) -> RaceTable:
         facts = json.loads(kept["facts"].tobytes())
         arrays = {name: kept[name] for name in ("oof", "at_rungs", "test_true")}
     facts["config"].pop("race", None)  # of the time of the recording
+    facts["config"]["training"].pop("patience", None)  # no longer a key
     trials = [_scored(record) for record in facts["trials"]]
     keys = [(trial.candidate, trial.fold) for trial in trials]
     return _calibrated(
@@ -216,16 +217,18 @@ def load(path: Path = PACKED) -> RaceTable:
 
 
 def _scored(record: dict[str, Any]) -> TrialRecord:
-    """A record, older ones too, whose scores have no calibrated loss yet."""
+    """A record, older ones too: their scores are of the best epoch and may not be calibrated."""
     for score in record["variants"].values():
         score.setdefault("calibrated_logloss", score["val_logloss"])
+        if "best_epoch" in score:
+            score["epoch"] = score.pop("best_epoch")
     return TrialRecord.model_validate(record)
 
 
 def _calibrated(table: RaceTable) -> RaceTable:
     """The table with calibrated losses, which its recording may have had none of.
 
-    Best epochs stay those of the recording. In the logs only the rungs of first folds have a
+    Epochs stay those of the recording. In the logs only the rungs of first folds have a
     calibrated loss, as probabilities were kept of them alone.
     """
     if "val_calibrated_logloss" in next(iter(table.logs.values()), "val_calibrated_logloss"):

@@ -104,7 +104,7 @@ def save_soup(scorer: Scorer, model: AveragedModel, model_config: ModelConfig) -
     store, best = scorer.models.store, model.ingredients[0]
     plain = [_without_soup(store, record) for record in _trials(store, best.candidate)]
     for fold, record in enumerate(plain):
-        score = model.score(fold, record.variants[best.variant].best_epoch)
+        score = model.score(fold, record.variants[best.variant].epoch)
         weights = pack_weights(scorer.weights(model.ingredients, fold), model_config)
         store.save_trial(
             record.model_copy(update={"variants": record.variants | {SOUP: score}}),

@@ -101,7 +101,7 @@ def _train(
     resume: ResumeState,
     monitor: Monitor,
 ) -> None:
-    """Train epoch by epoch, until the end, no more progress, or a loss that is not finite."""
+    """Train epoch by epoch, to the last one or a loss that is not finite."""
     for epoch in range(len(history.log), trial.params.epochs):
         resume.save_if_due(state, history)  # here, where another epoch follows
         started = time.perf_counter()
@@ -129,8 +129,6 @@ def _train(
             if resume.save_at_rung(state, history, columns):
                 monitor.at_rung()
         monitor.report(history.log[-1])
-        if history.epochs_without_progress() >= trial.params.patience:
-            break
 
 
 def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -216,7 +214,7 @@ def _record(
         trial.candidate,
         trial.fold,
         "diverged" if history.diverged else "finished",
-        variants={name: best.score for name, best in history.variants().items()},
+        variants={name: kept.score for name, kept in history.variants().items()},
         epochs_trained=epochs,
         seconds=resume.seconds,
         started_at=resume.started_at,
@@ -237,11 +235,11 @@ def _write(store: RunStore, record: TrialRecord, history: History, data: TrialDa
     checkpoints = history.variants()
     store.save_trial(
         record,
-        oof={name: best.oof for name, best in checkpoints.items()},
+        oof={name: kept.oof for name, kept in checkpoints.items()},
         rows=data.rows,
         weights={
-            name: pack_weights(best.weights, data.model_config)
-            for name, best in checkpoints.items()
+            name: pack_weights(kept.weights, data.model_config)
+            for name, kept in checkpoints.items()
         },
         log=history.log_csv(),
     )

@@ -208,7 +208,7 @@ class PretendWorkers:
                 val_logloss=loss,
                 calibrated_logloss=loss,
                 val_acc=0.5,
-                best_epoch=0,
+                epoch=0,
             )
             record = self.record(trial, "finished", score)
             self.store.save_trial(record, {"raw": oof}, rows, log=self.log(trial))

@@ -77,7 +77,7 @@ class RacedRun:
             oof[name] = Oof(log_prob[rows].astype(np.float16), np.exp(true).astype(np.float32))
             scores[name] = VariantScore(
                 rows=len(rows), val_logloss=float(-true.mean()),
-                calibrated_logloss=float(-true.mean()), val_acc=0.5, best_epoch=0,
+                calibrated_logloss=float(-true.mean()), val_acc=0.5, epoch=0,
                 ingredients=("c0000 raw",) if name in soups else (),
             )  # fmt: skip
         record = TrialRecord(

@@ -25,9 +25,7 @@ def candidate(number: int) -> CandidateRecord:
 
 
 def ended(task: FoldTask, status: str = "finished", loss: float = 1.0) -> TrialRecord:
-    score = VariantScore(
-        rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.5, best_epoch=0
-    )
+    score = VariantScore(rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.5, epoch=0)
     return TrialRecord(
         candidate=task.candidate.candidate,
         fold=task.fold,

@@ -29,9 +29,7 @@ FOLDS = 3
 
 
 def _trial(candidate: str, fold: int, loss: float, status: TrialStatus = "finished") -> TrialRecord:
-    score = VariantScore(
-        rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, best_epoch=1
-    )
+    score = VariantScore(rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, epoch=1)
     return TrialRecord(
         candidate=candidate, fold=fold, status=status, backbone="b", params={"epochs": 4},
         folds_hash="h", seed=0, seconds=2.0, epochs_trained=4,

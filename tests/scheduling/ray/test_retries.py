@@ -78,9 +78,7 @@ def start(searcher: FoldSearcher, name: str) -> tuple[str, int]:
 
 def end(store: RunStore, candidate: str, fold: int, status: str) -> None:
     """What the worker writes."""
-    score = VariantScore(
-        rows=20, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.3, best_epoch=0
-    )
+    score = VariantScore(rows=20, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.3, epoch=0)
     store.save_trial(
         TrialRecord(
             candidate=candidate, fold=fold, status=status, backbone="timm/test_vit", params={},  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def run(
         },
         "race": {"min_complete": 1, "z": 3.0},
         "training": {
-            "epochs": 16, "patience": 16, "image_size": 32, "pretrained": False,
+            "epochs": 16, "image_size": 32, "pretrained": False,
             "save_every": 0.001,
         },
         "augment": {"policy": "light"},
