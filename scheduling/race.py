@@ -147,8 +147,10 @@ class Race:
         numbers = [d.number for s in self._state for d in s.decisions.values()]
         self._next_number = max(numbers, default=-1) + 1
         for state in self._state:
-            if state.ended or state.decisions:
-                self._measure(state, self._losses(state.name, _first_fold(state)))
+            losses = self._losses(state.name, _first_fold(state))
+            # One that was interrupted after a rung has only the losses.
+            if losses or state.ended or state.parked_epoch is not None:
+                self._measure(state, losses)
         complete = (s.summary for s in self._state if s.summary.status == "complete")
         self._gains.join([summary for summary in complete if is_decided(summary)])
 
