@@ -227,7 +227,7 @@ class Race:
                 return self._decision(state, "park", reason, better, fold=fold)
             if state.granted:
                 return self._decision(state, "continue", reason, better, fold=fold)
-            if evidence.gain is None:
+            if not self._gains.has_members:
                 reason = "nothing is complete yet"
             reason = f"{reason}; waits for its turn"
             return self._decision(state, "park", reason, better, fold=fold)
