@@ -194,13 +194,11 @@ class Raced:
         return self.finish(number, 0, {"raw": model}, seconds=seconds)
 
     def complete(self, number: int, seed: int, skill: float = 1.0) -> RaceDecision:
-        """A candidate with two variants, `seed` and `seed` + 100, all folds one after another."""
-        self.add(number)
+        """A candidate with two variants, `seed` and `seed` + 100, whose folds end in turn."""
+        self.add(number, *range(self.state.folds))
         models = {"raw": self.run.model(seed, skill), "ema": self.run.model(seed + 100, skill)}
-        for fold in range(self.state.folds):
-            self.start(number, fold)
-            decision = self.finish(number, fold, models)
-        return decision
+        decisions = [self.finish(number, fold, models) for fold in range(self.state.folds)]
+        return decisions[-1]
 
     def reach(
         self,
