@@ -223,9 +223,10 @@ class Raced:
         return self.book(decision)
 
     def moves(self, more: bool = True) -> list[tuple[str, int | None]]:
-        """What could run now: its kind and the candidate's number."""
+        """What could run now, each at its first place: its kind and the candidate's number."""
         found = self.race.moves(more)
-        return [(m.kind, None if m.state is None else m.state.number) for m in found]
+        kinds = ((m.kind, None if m.state is None else m.state.number) for m in found)
+        return list(dict.fromkeys(kinds))
 
 
 def optimal_mix(columns: Floats) -> Floats:

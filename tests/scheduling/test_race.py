@@ -11,7 +11,7 @@ import pytest
 from foldrace.config.schema import RaceConfig
 from foldrace.run_folder.records import RaceDecision
 from foldrace.scheduling.race import is_decided
-from tests.scheduling.raced_runs import Raced, RacedRun, gain_by_definition, log_of, optimal_mix
+from tests.scheduling.raced_runs import Raced, RacedRun, gain_by_definition, optimal_mix
 
 CLOSE = 2e-3
 """The race's blend is optimal to 1e-5 nats, which leaves its weights that uncertain."""
