@@ -60,8 +60,7 @@ class Race:
         numbers = [d.number for s in self._state for d in s.decisions.values()]
         self._next_number = max(numbers, default=-1) + 1
         for state in self._state:
-            if state.ended or state.decisions:
-                self._known.measure(state)
+            self._known.remember(state)
         complete = (s.summary for s in self._state if s.summary.status == "complete")
         self._known.gains.join([summary for summary in complete if is_decided(summary)])
 
@@ -139,7 +138,7 @@ class Race:
                 return self._decision(state, "park", reason, better, fold=fold)
             if state.granted:
                 return self._decision(state, "continue", reason, better, fold=fold)
-            if evidence.gain is None:
+            if not self._known.gains.has_members:
                 reason = "nothing is complete yet"
             reason = f"{reason}; waits for its turn"
             return self._decision(state, "park", reason, better, fold=fold)

@@ -50,6 +50,14 @@ class Standings:
         self._rungs.add(state.name, first_fold(state), self.rungs_of(state.name), losses)
         return losses
 
+    def remember(self, state: CandidateState) -> None:
+        """Record what an earlier session has left of a candidate, if its first fold had begun.
+
+        One that was interrupted after a rung has only its log.
+        """
+        if self._losses(state.name, first_fold(state)) or state.ended:
+            self.measure(state)
+
     def place(self, state: CandidateState, rung: Rung) -> Place:
         """Where a candidate's first fold stands at a rung that it has reached."""
         reduction = self._config.reduction
