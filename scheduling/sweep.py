@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Literal
 
 from foldrace.config.schema import SweepConfig
@@ -218,8 +219,9 @@ class Sweep:
         candidates would be granted all their folds than there are fold trials left.
         """
         usage, seconds, ahead = self.usage, self.state.fold_seconds(), 0.0
+        mean = fmean(seconds.values()) if seconds else 0.0
         for running in self.running.values():
-            expected = seconds.get(running.task.candidate.backbone, 0.0)
+            expected = seconds.get(running.task.candidate.backbone, mean)
             ahead += max(0.0, expected - running.before - running.seconds)
         own = len(state.waiting) if state is not None and state.granted else 0
         return replace(
@@ -230,7 +232,7 @@ class Sweep:
 
     def _cost(self, backbone: str, folds: int) -> CompletionCost:
         seconds = self.state.fold_seconds()
-        mean = sum(seconds.values()) / len(seconds) if seconds else None
+        mean = fmean(seconds.values()) if seconds else None
         return CompletionCost(folds, seconds.get(backbone, mean), self._slots(), self._devices)
 
     # -- the next fold trial

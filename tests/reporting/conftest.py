@@ -21,6 +21,7 @@ from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
     Oof,
+    RaceAction,
     RaceDecision,
     TrialRecord,
     TrialStatus,
@@ -63,7 +64,8 @@ def make_race() -> Callable[..., list[CandidateSummary]]:
 
 
 class _DicedRace:
-    """Candidates one after the other; a good one lowers the blend's loss, most are stopped."""
+    """Candidates one after the other; a good one lowers the blend's loss, most are stopped or wait
+    parked, in their first fold or after a fold."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class _DicedRace:
         k: int = 3,
         rule: str = "gain",
         epochs: int = 12,
-        min_complete: int = 2,
+        opens: int = 2,
         accidents: bool = True,
         backbones: tuple[str, ...] = BACKBONES,
         folds_hash: str = "",
@@ -79,7 +81,7 @@ class _DicedRace:
     ) -> None:
         self._rng = np.random.default_rng(seed)
         self._candidates, self._k, self._rule = candidates, k, rule
-        self._epochs, self._min_complete, self._accidents = epochs, min_complete, accidents
+        self._epochs, self._opens, self._accidents = epochs, opens, accidents
         self._backbones, self._folds_hash = backbones, folds_hash
         self._loss, self._complete, self._trained, self._number = 0.9, 0, 0, 0
 
@@ -99,11 +101,13 @@ class _DicedRace:
             status = self._status(i, fold, gain)
             if status is None:
                 break
-            trials.append(self._trial(record, fold, status))
+            set_aside = status == "stopped" and i % 2 == 0  # it may still go on: no trial ended
+            if not set_aside:
+                trials.append(self._trial(record, fold, status))
             if status in ("failed", "diverged"):
                 break
-            decisions.append(self._decision(record, fold, status, gain))
-            if decisions[-1].action == "stop":
+            decisions.append(self._decision(record, fold, status, gain, i % 2 == 0))
+            if decisions[-1].action in ("stop", "park"):
                 break
         return summarise(record, trials, self._k, False, decisions)
 
@@ -117,7 +121,7 @@ class _DicedRace:
 
     @property
     def _races(self) -> bool:
-        return self._rule != "none" and self._complete >= self._min_complete
+        return self._rule != "none" and self._complete >= self._opens
 
     def _trial(self, record: CandidateRecord, fold: int, status: TrialStatus) -> TrialRecord:
         epochs = self._epochs if status == "finished" else int(self._rng.integers(3, self._epochs))
@@ -133,7 +137,7 @@ class _DicedRace:
         )  # fmt: skip
 
     def _decision(
-        self, record: CandidateRecord, fold: int, status: TrialStatus, gain: float
+        self, record: CandidateRecord, fold: int, status: TrialStatus, gain: float, waits: bool
     ) -> RaceDecision:
         measured = gain + float(self._rng.normal(0, 0.001))
         known = self._complete > 0
@@ -143,13 +147,14 @@ class _DicedRace:
             self._complete += 1
             self._loss *= 0.93 if self._complete < 20 else 0.998
         self._number += 1
+        out: RaceAction = "park" if waits and self._rule == "gain" else "stop"
         return RaceDecision(
             number=self._number, candidate=record.candidate, fold=fold,
             epoch=3 if status == "stopped" else None,
             rule="epoch" if status == "stopped" else self._rule,
-            action="complete" if last else "stop" if stop else "continue",
-            variant="raw", folds_done=fold + 1, rows=100,
-            gain=measured if known else None, gain_se=0.001 if known else None,
+            action="complete" if last else out if stop else "continue",
+            variant="raw", folds_done=fold + (status == "finished"),
+            rows=100, gain=measured if known else None, gain_se=0.001 if known else None,
             z=1.0 if known else None, complete=self._complete,
             blend_logloss=self._loss if self._complete else None, epochs_trained=self._trained,
             reason=f"gain {measured:+.4f} ± 0.0010",

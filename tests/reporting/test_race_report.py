@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import RaceConfig
 from foldrace.reporting.charts import race as race_charts
-from foldrace.reporting.charts.race import FOLD_STYLES, MOST_LANES, BlendPoint, Fold, Lane
+from foldrace.reporting.charts.race import FOLD_STYLES, MOST_LANES, BlendPoint, Fold, Lane, State
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.report import write_report
 from foldrace.reporting.sections.race import (
@@ -153,12 +153,14 @@ def test_outcome_sentence_counts_every_candidate_once(seed: int, make_race: Make
     sentence = outcome_sentence(listed, 99)
     outcomes, trained = sentence.split(". Trained: ")
     counts = [
-        int(n) for n in re.findall(r"(\d+) (?:complete|stopped|diverged|failed|unf)", outcomes)
+        int(n)
+        for n in re.findall(r"(\d+) (?:complete|stopped|parked|diverged|failed|unf)", outcomes)
     ]
     assert sum(counts) == 50
     places = re.search(r"\(([^)]*)\)", outcomes)
     assert places is not None
-    stopped = sum(s.status == "stopped" for s in listed)
+    stopped, parked = (sum(s.status == name for s in listed) for name in ("stopped", "parked"))
+    assert f", {parked} parked" in outcomes and parked > 1
     assert sum(int(part.split()[0]) for part in places[1].split(", ")) == stopped
     finished = sum(t.status == "finished" for s in listed for t in s.trials)
     spent = sum(t.epochs_trained for s in listed for t in s.trials)
@@ -179,37 +181,48 @@ def test_one_candidate_is_not_called_several(make_race: MakeRace) -> None:
     ("config", "expected"),
     [
         (RaceConfig(z=1.5), "gain + 1.5 × standard error is above 0"),
-        (RaceConfig(rule="forgiving", min_complete=3), "worst fold of the best complete candidate"),
+        (RaceConfig(eta=7), "one in 7 of those whose first fold was measured, gets all its folds"),
+        (RaceConfig(rule="forgiving"), "worst fold of the best complete candidate"),
         (RaceConfig(rule="none"), "every candidate gets all its folds"),
     ],
 )
 def test_rules_have_words(config: RaceConfig, expected: str) -> None:
     sentence = rule_sentence(config)
     assert expected in sentence
-    told = f"before {config.min_complete} candidates are complete" in sentence
-    assert told == (config.rule != "none")
+    assert ("parked" in sentence) == (config.rule == "gain")
 
 
 # -- the lanes
 
 
 def test_lanes_follow_the_records(make_race: MakeRace) -> None:
-    for summary in make_race(candidates=60, k=4):
+    seen: set[str] = set()
+    for summary in make_race(candidates=200, k=4):
         folds = lane(summary, 99).folds
         for k, fold in enumerate(folds):
             trial = next((t for t in summary.trials if t.fold == k), None)
             decision = next((d for d in summary.decisions if d.fold == k), None)
-            assert (fold.state == "none") == (trial is None)
+            in_training = decision is not None and decision.epoch is not None
+            assert (fold.state == "none") == (trial is None and not in_training)
+            assert (fold.state == "set aside") == (trial is None and in_training)
             assert fold.gain == (decision.gain if decision else None)
             if trial is not None and trial.status != "finished":
                 assert fold.state == {"stopped": "cut"}.get(trial.status, trial.status)
-            elif decision is not None:
-                words = {"continue": "goes on", "stop": "stopped", "complete": "complete"}
+            elif trial is not None and decision is not None:
+                words = {
+                    "continue": "goes on", "park": "parked", "stop": "stopped",
+                    "complete": "complete",
+                }  # fmt: skip
                 assert fold.state == words[decision.action]
             if trial is not None and fold.state == "cut":
                 assert fold.share == trial.epochs_trained / _EPOCHS
+            if fold.state == "set aside":
+                assert decision is not None and decision.epoch is not None
+                assert fold.share == decision.epoch / _EPOCHS
+            seen.add(fold.state)
         complete = [f.state for f in folds] == ["goes on"] * 3 + ["complete"]
         assert complete == (summary.status == "complete")
+    assert seen == FOLD_STYLES.keys() - {"finished"}
 
 
 def test_a_fold_that_nobody_has_judged_is_finished(make_race: MakeRace) -> None:
@@ -218,11 +231,12 @@ def test_a_fold_that_nobody_has_judged_is_finished(make_race: MakeRace) -> None:
     assert lane(unjudged, _EPOCHS).folds == (Fold("finished"),)
 
 
-def test_a_fold_trained_in_part_is_filled_in_part() -> None:
+@pytest.mark.parametrize("state", ["cut", "set aside"])
+def test_a_fold_trained_in_part_is_filled_in_part(state: State) -> None:
     """The legend's patch is the same in all three."""
     quarter, half, whole = (
         _coloured(
-            race_charts.lanes([Lane("c0", "x", (Fold("cut", share),))]), FOLD_STYLES["cut"].colour
+            race_charts.lanes([Lane("c0", "x", (Fold(state, share),))]), FOLD_STYLES[state].colour
         )
         for share in (0.25, 0.5, 1.0)
     )
@@ -246,14 +260,20 @@ _VISIONS = {
 
 @pytest.mark.parametrize("vision", _VISIONS)
 def test_states_without_a_mark_are_apart_for_any_vision(vision: str) -> None:
+    framed = ("cut", "set aside")  # these have a frame: they are to be apart from each other
+    whole = [s.colour for state, s in FOLD_STYLES.items() if not s.mark and state not in framed]
+    assert len(whole) == 6
+    assert _nearest(whole, vision) > 0.15
+    assert _nearest([FOLD_STYLES["cut"].colour, FOLD_STYLES["set aside"].colour], vision) > 0.15
+
+
+def _nearest(colours: Sequence[str], vision: str) -> float:
+    """Distance of the two colours that are most alike, as they are seen."""
     seen = [
-        np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(style.colour)) ** 2.2, 0, 1)
-        ** (1 / 2.2)
-        for state, style in FOLD_STYLES.items()
-        if not style.mark and state != "cut"  # that one has a frame
+        np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(colour)) ** 2.2, 0, 1) ** (1 / 2.2)
+        for colour in colours
     ]
-    assert len(seen) == 5
-    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 0.15
+    return min(float(np.linalg.norm(a - b)) for i, a in enumerate(seen) for b in seen[:i])
 
 
 @pytest.mark.slow

@@ -98,6 +98,48 @@ def test_a_resume_state_stays_until_its_trial_has_ended(store: RunStore, tmp_pat
     store.clear_trial("c0000", 7)  # nothing there
 
 
+def test_an_attempt_leaves_to_the_next_one_what_it_goes_on_from(
+    store: RunStore, tmp_path: Path
+) -> None:
+    """Its state, its log, its columns at the rungs and the decision about it, and nothing else."""
+    columns = {"raw": np.linspace(0, 1, 20, dtype=np.float32), "ema": np.ones(20, np.float32)}
+    save_fold(store, 1, np.full((70, 3), 1 / 3, np.float32))
+    store.save_resume_state("c0000", 1, b"state")
+    store.save_rung("c0000", 1, 8, "epoch\n0\n", columns)
+    store.save_decision(decision(store, 1, "park"))
+    store.clear_trial("c0000", 1)
+    folder = tmp_path / "run/trials/c0000/fold1"
+    kept = {"resume.pt", "train_log.csv", "rung8.safetensors", "decision.json"}
+    assert {path.name for path in folder.iterdir()} == kept
+    assert store.train_log("c0000", 1) == "epoch\n0\n"
+
+
+def test_columns_of_a_rung_are_those_that_were_saved(store: RunStore, tmp_path: Path) -> None:
+    columns = {"raw": np.linspace(0, 1, 20, dtype=np.float32), "ema": np.ones(20, np.float32)}
+    store.save_rung("c0000", 1, 8, "epoch\n0\n", columns)
+    store.save_rung("c0000", 1, 15, "epoch\n0\n1\n", {"raw": np.zeros(20, np.float32)})
+    found = store.rung_columns("c0000", 1, 8, 20)
+    assert found.keys() == columns.keys()
+    for variant, column in columns.items():
+        assert found[variant].dtype == np.float32
+        np.testing.assert_array_equal(found[variant], column)
+    assert list(store.rung_columns("c0000", 1, 15, 20)) == ["raw"]
+    assert store.train_log("c0000", 1) == "epoch\n0\n1\n"
+    assert store.rung_columns("c0000", 1, 9, 20) == {}  # no such rung
+    assert store.rung_columns("c0000", 1, 8, 21) == {}  # of other folds
+    file = tmp_path / "run/trials/c0000/fold1/rung8.safetensors"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-4], b"x" * len(whole)):
+        file.write_bytes(damaged)
+        assert store.rung_columns("c0000", 1, 8, 20) == {}
+
+
+def test_the_size_of_a_resume_state_is_that_of_its_file(store: RunStore) -> None:
+    assert store.resume_state_bytes("c0000", 0) == 0
+    store.save_resume_state("c0000", 0, b"12345")
+    assert store.resume_state_bytes("c0000", 0) == 5
+
+
 def test_a_settled_candidates_states_go(store: RunStore) -> None:
     for candidate in ("c0000", "c0001"):
         for k in (0, 2):
@@ -182,6 +224,35 @@ def test_who_was_stopped_stays_so(
     (summary,) = store.summaries()
     assert summary.status == expected
     assert (summary.gain, summary.gain_se) == (-0.5, 0.1)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize(
+    ("statuses", "actions", "expected"),
+    [
+        ((), ["park"], "parked"),  # in its first fold
+        (("finished",), ["park"], "parked"),  # between two folds
+        (("finished",), ["park", "continue"], ""),  # it goes on
+        (("finished", "finished"), ["continue", "park"], "parked"),
+        (("failed",), ["park"], "failed"),
+        (("finished", "diverged"), ["park"], "diverged"),
+        (("finished",), ["park", "stop"], "stopped"),
+        (("finished",), ["stop", "park"], "stopped"),  # for ever
+        (("finished",) * 3, ["park"], "complete"),
+    ],
+)
+def test_who_is_parked(
+    store: RunStore, statuses: tuple[str, ...], actions: list[str], expected: str, running: bool
+) -> None:
+    """The same whether the sweep goes on or not; the latest decision counts."""
+    store.save_candidate(CandidateRecord(candidate="c0000", backbone="b", params=PARAMS))
+    for k, status in enumerate(statuses):
+        store.save_trial(trial_record(store, k, status=status))
+    for k, action in enumerate(actions):
+        store.save_decision(decision(store, k, action, number=k))
+    (summary,) = store.summaries(running)
+    assert summary.status == (expected or ("running" if running else "unfinished"))
+    assert summary.settled == (summary.status not in ("parked", "running", "unfinished"))
 
 
 def test_a_later_decision_takes_the_place_of_a_torn_or_older_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.train import WorkerGroupError
 
@@ -14,16 +15,15 @@ from foldrace.core.plugin_files import PluginFile, import_plugins
 from foldrace.core.plugins import PluginFailure, naming_plugins
 from foldrace.run_folder.records import TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Budget
-from foldrace.scheduling.ledger import Ledger
-from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.device_group import _memory_is_full
-from foldrace.scheduling.ray.fold_searcher import CANDIDATE, FOLD, FoldSearcher
-from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
-from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD
+from foldrace.scheduling.ray.tune_adapter import SweepSearcher
+from foldrace.scheduling.search.study import open_study
+from foldrace.scheduling.sweep import Sweep
 from foldrace.search_spaces.space import build_space
 
 STATE = b"a state"
+COLUMN = np.array([0.25, 0.5], dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -53,24 +53,21 @@ def store(make_tiny_run: Any) -> RunStore:
     return store
 
 
-def searcher_for(store: RunStore, max_failures: int) -> FoldSearcher:
+def searcher_for(store: RunStore, max_failures: int) -> SweepSearcher:
     """One candidate, all of its folds at once."""
     space, problems = build_space(store.config(), "")
     assert not problems
-    search = SearchConfig(backbones=("timm/test_vit",), candidates=1)
-    race = Race(store, RaceConfig())
-    return FoldSearcher(
-        store,
-        CandidateStudy(space, search, 3),
-        Ledger(3, max_failures, min_complete=5),
-        race,
-        Budget(search, ResourcesConfig()),
-        BackboneAllocation(search.backbones, 1, 0.5, 0),
-        lambda: 3,
+    config = store.config().model_copy(
+        update={
+            "search": SearchConfig(backbones=("timm/test_vit",), candidates=1),
+            "race": RaceConfig(rule="none"),
+            "resources": ResourcesConfig(max_failures=max_failures),
+        }
     )
+    return SweepSearcher(Sweep(store, config, open_study(store, config, space), lambda: 3), store)
 
 
-def start(searcher: FoldSearcher, name: str) -> tuple[str, int]:
+def start(searcher: SweepSearcher, name: str) -> tuple[str, int]:
     task = searcher.suggest(name)
     assert isinstance(task, dict)
     return task[CANDIDATE], task[FOLD]
@@ -94,11 +91,14 @@ def test_a_failed_attempt_leaves_its_state_but_to_the_last(store: RunStore, reco
     for attempt, kept in enumerate([STATE, None, None]):
         candidate, fold = start(searcher, f"try {attempt}")
         store.save_resume_state(candidate, fold, STATE)
+        store.save_rung(candidate, fold, 1, "a log\n", {"raw": COLUMN})
         store.files.write(f"{store.trial_folder(candidate, fold)}/oof.npy", b"half")
         if record:
             end(store, candidate, fold, "failed")
         searcher.on_trial_complete(f"try {attempt}")
         assert store.resume_state(candidate, fold) == kept
+        assert store.train_log(candidate, fold) == "a log\n"
+        np.testing.assert_array_equal(store.rung_columns(candidate, fold, 1, 2)["raw"], COLUMN)
         failed = store.trial(candidate, fold)
         assert (failed is not None) == (attempt == 2)  # for good
     assert searcher.suggest("nothing more") == searcher.FINISHED
@@ -115,24 +115,3 @@ def test_a_settled_candidate_keeps_no_state(store: RunStore) -> None:
     assert store.resume_state(candidate, 0) is None
     searcher.on_trial_complete("b")  # killed, and not worth another attempt
     assert store.resume_state(candidate, 1) is None
-
-
-def test_an_interrupted_sweep_keeps_the_states(store: RunStore) -> None:
-    searcher = searcher_for(store, max_failures=0)
-    candidate, fold = start(searcher, "a")
-    store.save_resume_state(candidate, fold, STATE)
-    searcher.stopped = True
-    searcher.on_trial_complete("a")
-    assert store.resume_state(candidate, fold) == STATE
-
-
-def test_a_trial_that_goes_on_says_so(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "foldrace")
-    searcher = searcher_for(store, max_failures=0)
-    for name, first in (("a", 4), ("b", 0)):
-        start(searcher, name)
-        for epoch in (first, first + 1):
-            searcher.on_trial_result(name, {"epoch": epoch, "val_logloss": 1.0})
-        assert searcher.running_folds[name].epoch == first + 2
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["c0000 fold0 goes on from epoch 5"]
