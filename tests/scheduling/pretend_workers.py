@@ -61,7 +61,9 @@ def sweep_config(
             sampler=sampler,  # type: ignore[arg-type]
             space={"epochs": EPOCHS},
         ),
-        race=RaceConfig.model_validate({"rule": rule} | dict(race or {})),
+        race=RaceConfig.model_validate(
+            {"rule": rule, "grace": 0.25, "reduction": 2} | dict(race or {})
+        ),
         resources=ResourcesConfig(max_failures=max_failures),
     )
 

@@ -37,7 +37,7 @@ def ended(
     number: int, fold: int, status: TrialStatus = "finished", seconds: float = 1.0
 ) -> TrialRecord:
     score = VariantScore(
-        rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, best_epoch=0
+        rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, epoch=0
     )
     return TrialRecord(
         candidate=f"c{number:04d}", fold=fold, status=status, backbone=BACKBONES[number % 2],
