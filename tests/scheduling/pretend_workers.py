@@ -131,10 +131,14 @@ class PretendWorkers:
         exporter = open_exporter(self.store, self.config, space)
         assert isinstance(exporter, StudyExporter)
         self.exporter = exporter
-        self.sweep.listeners += [self.settled, exporter]
+        self.sweep.listeners += [self.settled, exporter, *self.more_listeners()]
         self.sweep.replay(self.store.summaries(running=True))
         self.live: list[Live] = []
         self._asked = 0
+
+    def more_listeners(self) -> list[SweepListener]:
+        """Further listeners of a session, which hear of earlier ones too."""
+        return []
 
     def fill(self) -> bool:
         """Ask until there is nothing; True at the end of the sweep."""
