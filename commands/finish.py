@@ -99,9 +99,10 @@ def print_trouble(outcome: SweepOutcome, console: Console) -> None:
     if by_status["unfinished"]:
         names = listing(s.candidate.candidate for s in by_status["unfinished"])
         _warn(console, f"without all of their folds, and so not in the blend: {names}")
-    if by_status["stopped"]:
-        stopped = counted(len(by_status["stopped"]), "candidate")
-        console.print(f"{stopped} stopped by the race: decisions.csv has the numbers")
+    for status in ("parked", "stopped"):
+        if by_status[status]:
+            candidates = counted(len(by_status[status]), "candidate")
+            console.print(f"{candidates} {status} by the race: decisions.csv has the numbers")
 
 
 def _warn(console: Console, text: str) -> None:

@@ -40,11 +40,12 @@ def _trouble(limit: str | None, *summaries: CandidateSummary) -> list[str]:
     return capture.get().splitlines()
 
 
-def test_stopped_candidates_are_no_trouble() -> None:
-    stopped = [_summary(i, "stopped") for i in range(23)]
-    line = "23 candidates stopped by the race: decisions.csv has the numbers"
-    assert _trouble(None, *stopped, _summary(23, "complete")) == [line]
-    assert _trouble(None, _summary(0, "stopped"))[0].startswith("1 candidate stopped")
+@pytest.mark.parametrize("status", ["stopped", "parked"])
+def test_what_the_race_decides_is_no_trouble(status: CandidateStatus) -> None:
+    several = [_summary(i, status) for i in range(23)]
+    line = f"23 candidates {status} by the race: decisions.csv has the numbers"
+    assert _trouble(None, *several, _summary(23, "complete")) == [line]
+    assert _trouble(None, _summary(0, status))[0].startswith(f"1 candidate {status}")
     assert _trouble(None, _summary(0, "complete")) == []
 
 
@@ -94,6 +95,8 @@ def test_fold_trials_of_a_plan(rule: Any, fold_trials: int | None, line: str) ->
         ("search.storage=postgresql://host/name", True),
         ("race.rule=none", True),
         ("race.z=2.0", True),
+        ("race.eta=2", True),
+        ("race.parked_gb=1", True),
         ("resources.gpu_hours=3", True),
         ("resources.time_budget=2h", True),
         ("search.seed=1", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialReco
 from foldrace.run_folder.store import RunStore
 
 FOLDS = 3
-Action = Literal["continue", "stop", "complete"]
+Action = Literal["continue", "park", "stop", "complete"]
 
 
 @pytest.fixture
@@ -58,13 +59,14 @@ def _save_decision(
     fold: int,
     number: int,
     action: Action,
+    epoch: int | None = None,
 ) -> None:
     gain = -0.0031 if action == "stop" else 0.002
     store.save_decision(
         RaceDecision(
             number=number, candidate=candidate, fold=fold, rule="gain", action=action,
-            folds_done=fold + 1, rows=20, gain=gain, gain_se=0.0009, complete=0,
-            blend_logloss=0.321, epochs_trained=2, reason=f"gain {gain:+.4f} ± 0.0009",
+            epoch=epoch, folds_done=fold + (epoch is None), rows=20, gain=gain, gain_se=0.0009,
+            complete=0, blend_logloss=0.321, epochs_trained=2, reason=f"gain {gain:+.4f} ± 0.0009",
         )
     )  # fmt: skip
 
@@ -91,6 +93,28 @@ def test_while_a_sweep_is_at_work(store: RunStore) -> None:
         "budget: 4 of 5 candidates, 7 of 12 fold trials",
     ]
     assert any("+0.0020" in line for line in lines if "c0002" in line and "complete " in line)
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_parked_candidates_are_counted_and_shown(store: RunStore, at_work: bool) -> None:
+    """One in its first fold, which counts as begun in the budget, and one after its first fold."""
+    name = "c0004"
+    store.save_candidate(CandidateRecord(candidate=name, backbone="timm/test_vit", params={}))
+    _save_decision(store, name, 0, number=8, action="park", epoch=3)
+    _save_decision(store, "c0003", 0, number=9, action="park")
+    with only_driver(store, log_folder(store)) if at_work else contextlib.nullcontext():
+        lines = _shown(store).splitlines()
+    counts = next(line for line in lines if line.startswith("5 candidates: "))
+    assert set(counts.removeprefix("5 candidates: ").split(", ")) == {
+        "2 stopped", "2 parked", "1 complete",
+    }  # fmt: skip
+    for candidate in ("c0003", name):
+        assert any(candidate in line and " parked " in line and "/3" in line for line in lines)
+    assert lines[-3:] == [
+        "  c0004 parked after epoch 3 of fold 0: gain +0.0020 ± 0.0009",
+        "  c0003 parked after fold 0: gain +0.0020 ± 0.0009",
+        "budget: 5 of 5 candidates, 8 of 12 fold trials",
+    ]
 
 
 def test_with_a_time_budget_nothing_is_said_of_the_end(store: RunStore) -> None:
