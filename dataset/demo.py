@@ -34,7 +34,7 @@ search:
     label_smoothing: 0
     drop_path: 0
     warmup: 0.1
-race: {{min_complete: 3}}                        # of few candidates
+race: {{eta: 2}}                                 # of few candidates, half get all folds
 training: {{epochs: 8, image_size: 32, patience: 8, pretrained: false}}
 augment: {{policy: light}}
 resources: {{cpus_per_trial: 1}}
