@@ -181,23 +181,15 @@ def test_one_candidate_is_not_called_several(make_race: MakeRace) -> None:
     ("config", "expected"),
     [
         (RaceConfig(z=1.5), "gain + 1.5 × standard error is above 0"),
-<<<<<<< HEAD
         (RaceConfig(eta=7), "one in 7 of those whose first fold was measured, gets all its folds"),
-=======
-        (RaceConfig(eta=3), "one in 3 of those whose first fold was measured"),
->>>>>>> M
         (RaceConfig(rule="forgiving"), "worst fold of the best complete candidate"),
         (RaceConfig(rule="none"), "every candidate gets all its folds"),
     ],
 )
 def test_rules_have_words(config: RaceConfig, expected: str) -> None:
-<<<<<<< HEAD
     sentence = rule_sentence(config)
     assert expected in sentence
     assert ("parked" in sentence) == (config.rule == "gain")
-=======
-    assert expected in rule_sentence(config)
->>>>>>> M
 
 
 # -- the lanes
@@ -278,20 +270,10 @@ def test_states_without_a_mark_are_apart_for_any_vision(vision: str) -> None:
 def _nearest(colours: Sequence[str], vision: str) -> float:
     """Distance of the two colours that are most alike, as they are seen."""
     seen = [
-<<<<<<< HEAD
         np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(colour)) ** 2.2, 0, 1) ** (1 / 2.2)
         for colour in colours
     ]
     return min(float(np.linalg.norm(a - b)) for i, a in enumerate(seen) for b in seen[:i])
-=======
-        np.clip(np.array(_VISIONS[vision]) @ np.array(to_rgb(style.colour)) ** 2.2, 0, 1)
-        ** (1 / 2.2)
-        for state, style in FOLD_STYLES.items()
-        if not style.mark and state not in ("cut", "set aside")  # those have a frame
-    ]
-    assert len(seen) == 6
-    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 0.15
->>>>>>> M
 
 
 @pytest.mark.slow

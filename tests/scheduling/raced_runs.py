@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,11 @@ from tests.ensemble.temperature_reference import smoothed_temperature
 Floats = NDArray[np.float64]
 CLASSES = ("a", "b", "c")
 EPOCHS = 8
+
+
+def race_config(**settings: Any) -> RaceConfig:
+    """Rungs at a quarter and a half of the schedule, whose better half goes on."""
+    return RaceConfig.model_validate({"grace": 0.25, "reduction": 2} | settings)
 
 
 @dataclass

@@ -29,10 +29,6 @@ from foldrace.scheduling.progress import SessionEvents, sweep_progress
 FOLDS = 3
 
 
-<<<<<<< HEAD
-def _trial(candidate: str, fold: int, loss: float, status: TrialStatus = "finished") -> TrialRecord:
-    score = VariantScore(rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, epoch=1)
-=======
 def trial(
     candidate: str,
     fold: int,
@@ -41,10 +37,7 @@ def trial(
     seconds: float = 2.0,
     backbone: str = "b",
 ) -> TrialRecord:
-    score = VariantScore(
-        rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, best_epoch=1
-    )
->>>>>>> T1
+    score = VariantScore(rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, epoch=1)
     return TrialRecord(
         candidate=candidate, fold=fold, status=status, backbone=backbone, params={"epochs": 4},
         folds_hash="h", seed=0, seconds=seconds, epochs_trained=4,

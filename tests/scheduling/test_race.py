@@ -11,7 +11,13 @@ import pytest
 from foldrace.config.schema import RaceConfig
 from foldrace.run_folder.records import RaceDecision
 from foldrace.scheduling.race import is_decided
-from tests.scheduling.raced_runs import Raced, RacedRun, gain_by_definition, optimal_mix
+from tests.scheduling.raced_runs import (
+    Raced,
+    RacedRun,
+    gain_by_definition,
+    optimal_mix,
+    race_config,
+)
 
 CLOSE = 2e-3
 """The race's blend is optimal to 1e-5 nats, which leaves its weights that uncertain."""
@@ -26,7 +32,7 @@ def run(tmp_path: Path) -> RacedRun:
 
 def opened(run: RacedRun, config: RaceConfig | None = None) -> Raced:
     """A race with two complete candidates."""
-    raced = Raced(run, config or RaceConfig())
+    raced = Raced(run, config or race_config())
     for number in range(2):
         raced.complete(number, seed=number)
     return raced
@@ -66,7 +72,7 @@ def test_a_decision_has_the_numbers_behind_it(run: RacedRun) -> None:
 def test_who_has_all_folds_keeps_them_while_z_standard_errors_allow_a_gain(
     run: RacedRun, z: float
 ) -> None:
-    raced = opened(run, RaceConfig(z=z))
+    raced = opened(run, race_config(z=z))
     actions = set()
     for number, skill in enumerate([-1.0, 0.0, 0.3, 0.6, 1.0, 2.0], start=2):
         raced.add(number)
@@ -113,7 +119,7 @@ def test_the_last_fold_completes_and_all_variants_join(run: RacedRun) -> None:
 
 
 def test_the_first_candidate_gets_all_its_folds_and_others_wait_for_a_blend(run: RacedRun) -> None:
-    raced = Raced(run, RaceConfig())
+    raced = Raced(run, race_config())
     first = raced.add(0)
     assert first.granted and first.latest is not None
     assert first.latest.line == (
@@ -131,7 +137,7 @@ def test_the_first_candidate_gets_all_its_folds_and_others_wait_for_a_blend(run:
 
 
 def test_the_forgiving_rule(run: RacedRun) -> None:
-    raced = opened(run, RaceConfig(rule="forgiving"))
+    raced = opened(run, race_config(rule="forgiving"))
     done = [run.summary(f"c{n:04d}") for n in range(2)]
     best = min(done, key=lambda s: s.pooled_logloss(s.best or ""))
     worst = max(t.variants[best.best or ""].val_logloss for t in best.trials)
@@ -154,7 +160,7 @@ def test_the_forgiving_rule(run: RacedRun) -> None:
 
 
 def test_a_candidate_with_a_running_fold_is_not_stopped_before_that_ends(run: RacedRun) -> None:
-    raced = opened(run, RaceConfig(rule="forgiving"))
+    raced = opened(run, race_config(rule="forgiving"))
     raced.add(2, 0, 1)
     spared = raced.finish(2, 0, {"raw": run.model(7, -2.0)})
     assert spared.action == "continue" and spared.score is not None and spared.limit is not None
@@ -167,7 +173,7 @@ def test_a_candidate_with_a_running_fold_is_not_stopped_before_that_ends(run: Ra
 
 
 def test_without_a_rule_everybody_goes_on(run: RacedRun) -> None:
-    raced = opened(run, RaceConfig(rule="none"))
+    raced = opened(run, race_config(rule="none"))
     decision = raced.first_fold(2, run.model(7, -2.0))
     assert (decision.action, decision.rule, decision.z) == ("continue", "none", None)
     assert decision.gain is not None and decision.gain < 0
@@ -198,7 +204,7 @@ def test_a_grown_blend_takes_folds_back(run: RacedRun) -> None:
 
 def test_one_validation_split(tmp_path: Path) -> None:
     run = RacedRun.make(tmp_path / "one", k=1)
-    raced = Raced(run, RaceConfig())
+    raced = Raced(run, race_config())
     for number, skill in enumerate([1.0, 1.0, -2.0]):
         decision = raced.first_fold(number, run.model(number, skill))
         assert (decision.action, decision.rows) == ("complete", int((run.fold == 0).sum()))
@@ -275,7 +281,7 @@ def test_its_loss_or_its_gain_lets_a_trial_go_on(
 
 
 def test_before_there_is_a_blend_the_loss_decides(run: RacedRun) -> None:
-    raced = Raced(run, RaceConfig(reduction=3))
+    raced = Raced(run, race_config(reduction=3))
     raced.add(0)
     at_rung(raced, BAD, BAD)  # nothing can be said of fewer than three
     raced.add(20, 0)
@@ -306,7 +312,7 @@ def test_only_a_first_fold_without_a_grant_is_judged_and_at_its_rungs_alone(
     assert not raced.race.is_judged_at_rungs(raced[5])
 
 
-@pytest.mark.parametrize("config", [RaceConfig(epoch_stopping=False), RaceConfig(rule="none")])
+@pytest.mark.parametrize("config", [race_config(epoch_stopping=False), race_config(rule="none")])
 def test_without_epoch_stopping_no_fold_is_judged_at_rungs(
     run: RacedRun, config: RaceConfig
 ) -> None:
@@ -382,7 +388,7 @@ def test_numbers_of_decisions_go_on_in_the_next_session(run: RacedRun) -> None:
 
 def test_the_next_session_goes_on_as_this_one_would(run: RacedRun) -> None:
     """Waiting, parked, interrupted and stopped candidates; the same moves and the same blend."""
-    raced = opened(run, RaceConfig(eta=1))
+    raced = opened(run, race_config(eta=1))
     for number, skill in enumerate([1.5, -2.0, 1.6], start=2):
         raced.first_fold(number, run.model(30 + number, skill))
     at_rung(raced, GOOD, [0.55, 0.45])

@@ -9,8 +9,14 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from foldrace.config.schema import RaceConfig
-from tests.scheduling.raced_runs import Floats, Raced, RacedRun, gain_by_definition, optimal_mix
+from tests.scheduling.raced_runs import (
+    Floats,
+    Raced,
+    RacedRun,
+    gain_by_definition,
+    optimal_mix,
+    race_config,
+)
 from tests.scheduling.test_race import BAD, opened
 
 CLOSE = 2e-3
@@ -45,7 +51,7 @@ def expected_of(raced: Raced, number: int) -> tuple[float, float]:
 def test_interrupted_first_folds_come_before_granted_ones_and_those_before_new_ones(
     run: RacedRun,
 ) -> None:
-    raced = Raced(run, RaceConfig())
+    raced = Raced(run, race_config())
     raced.add(0, 0)
     raced.add(1, 0)
     raced.state.release("c0001", 0)
@@ -73,7 +79,7 @@ def test_a_granted_candidate_gets_no_further_fold_while_the_blend_says_that_it_a
 
 
 def test_by_the_forgiving_rule_folds_come_one_by_one_until_slots_are_idle(run: RacedRun) -> None:
-    raced = Raced(run, RaceConfig(rule="forgiving"))
+    raced = Raced(run, race_config(rule="forgiving"))
     raced.add(0, 0)
     assert raced.moves() == [("new", None), ("fold", 0)]
     raced.finish(0, 0, {"raw": run.model(0, 1.0)})
@@ -81,7 +87,7 @@ def test_by_the_forgiving_rule_folds_come_one_by_one_until_slots_are_idle(run: R
 
 
 def test_without_a_rule_the_oldest_candidate_comes_first(run: RacedRun) -> None:
-    raced = Raced(run, RaceConfig(rule="none"))
+    raced = Raced(run, race_config(rule="none"))
     raced.add(0, 0)
     raced.add(1, 0)
     assert raced.moves() == [("fold", 0), ("fold", 1), ("new", None)]
@@ -95,7 +101,7 @@ def test_one_in_eta_of_the_measured_first_folds_is_granted_before_a_new_candidat
     run: RacedRun, eta: int
 ) -> None:
     """The complete ones had all folds at once, the first of them by a grant."""
-    raced = Raced(run, RaceConfig(eta=eta))
+    raced = Raced(run, race_config(eta=eta))
     raced.complete(0, seed=0)
     measured, granted = 1, 1
     for number in range(1, 10):
@@ -113,7 +119,7 @@ def test_one_in_eta_of_the_measured_first_folds_is_granted_before_a_new_candidat
 
 
 def test_before_a_blend_the_least_loss_is_granted_first(run: RacedRun) -> None:
-    raced = Raced(run, RaceConfig(eta=1))
+    raced = Raced(run, race_config(eta=1))
     raced.add(0, 0, 1, 2)
     losses = {}
     for number, skill in ((1, 0.5), (2, 2.0), (3, 1.0)):
@@ -135,7 +141,7 @@ def test_waiting_candidates_go_by_plausible_gain_for_a_second_of_what_is_left(
     run: RacedRun,
 ) -> None:
     """Of one that has two of its folds, one is left."""
-    raced = opened(run, RaceConfig(z=2.0))
+    raced = opened(run, race_config(z=2.0))
     rng, promise = np.random.default_rng(0), {}
     q = optimal_mix(
         np.array([run.calibrated(run.model(s, 1.0), 0, 1, 2) for s in (0, 1, 100, 101)])
@@ -218,7 +224,7 @@ def test_a_parked_trial_is_expected_to_rise_as_those_before_it_did(run: RacedRun
 def test_parked_and_waiting_trials_go_by_the_same_promise(run: RacedRun) -> None:
     """A parked one has the rest of its fold and its other folds to go: 6 of 8 and 16 epochs of
     two seconds. Its gain may rise by 0.1 before three first folds have shown how much."""
-    raced = opened(run, RaceConfig(eta=100))
+    raced = opened(run, race_config(eta=100))
     good_ones(raced, 3)
     parked(raced, 2, BAD, 0.04)
     promise = (-0.04 + 0.1) / (6 * 2.0 + 16 * 2.0)
@@ -253,7 +259,7 @@ def test_parked_trials_without_a_plausible_gain_wait_for_the_end(run: RacedRun) 
 def test_before_a_blend_parked_trials_come_after_waiting_ones_by_rung_and_rank(
     run: RacedRun,
 ) -> None:
-    raced = Raced(run, RaceConfig())
+    raced = Raced(run, race_config())
     raced.add(0, 0, 1, 2)
     good_ones(raced, 3)
     for number, losses in ((2, [0.8, 0.8]), (3, [0.7, 0.7]), (4, [0.9] * 4)):
@@ -288,7 +294,7 @@ def test_an_idle_slot_takes_a_further_fold_of_a_first_fold_that_does_well(run: R
 
 
 def test_without_epoch_stopping_any_first_fold_may_have_company(run: RacedRun) -> None:
-    raced = opened(run, RaceConfig(epoch_stopping=False))
+    raced = opened(run, race_config(epoch_stopping=False))
     for number in (2, 3):
         raced.add(number, 0)
     assert raced.moves(more=False) == [("grant", 2), ("grant", 3)]

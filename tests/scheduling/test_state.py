@@ -36,9 +36,7 @@ def candidate(number: int) -> CandidateRecord:
 def ended(
     number: int, fold: int, status: TrialStatus = "finished", seconds: float = 1.0
 ) -> TrialRecord:
-    score = VariantScore(
-        rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, epoch=0
-    )
+    score = VariantScore(rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, epoch=0)
     return TrialRecord(
         candidate=f"c{number:04d}", fold=fold, status=status, backbone=BACKBONES[number % 2],
         params={}, folds_hash="h", seed=0, seconds=seconds, epochs_trained=fold + 1,
