@@ -15,9 +15,6 @@ import pytest
 from safetensors.numpy import load
 
 from foldrace.config.schema import SweepConfig
-from foldrace.dataset.folds import folds_csv, make_folds
-from foldrace.dataset.manifest import read_manifest
-from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import fold_trial, tuner
 from foldrace.scheduling.ray.cluster import connect
@@ -26,42 +23,24 @@ from foldrace.scheduling.ray.fold_trial import RUNG
 from foldrace.scheduling.ray.tune_adapter import RungScheduler
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.resume_state import from_bytes
-from foldrace.trainables.spec import EpochReport, RungMonitor, TrialSpec
-from foldrace.trainables.trial import run_trial
+from foldrace.trainables.spec import RungMonitor, TrialSpec
 from tests.pretend_tune import pretend_ray
+from tests.scheduling.ray.parked_runs import (
+    EPOCHS,
+    FIRST,
+    LAST,
+    PARKED,
+    RUNG_EPOCHS,
+    UNSAVED,
+    assert_same_first_fold,
+    new_store,
+    read_log,
+    record_of,
+    sweep_config,
+    train_alone,
+)
 
 pytestmark = pytest.mark.slow
-K, EPOCHS, RUNG_EPOCHS = 2, 8, 4
-GOOD, FAIR, HOPELESS = 2e-3, 1e-3, 1e-7
-FIRST, PARKED, UNSAVED, LAST = "c0000", "c0001", "c0002", "c0003"
-
-
-def sweep_config(images: Path) -> SweepConfig:
-    """Four candidates, each worse than the one before, with everything that has a state. The third
-    one's optimiser keeps objects, and so cannot be saved."""
-    rates = (GOOD, FAIR, HOPELESS, HOPELESS)
-    points = [
-        {"backbone": "timm/test_resnet", "params": {"lr": lr, "weight_decay": 0.01 + i / 1e3}}
-        for i, lr in enumerate(rates)
-    ]
-    points[2]["params"] |= {"optimizer": "pytorch_optimizer/conda"}  # type: ignore[operator]
-    raw = {
-        "name": "parked",
-        "data": {"train": str(images)},
-        "folds": {"k": K},
-        "search": {
-            "backbones": ["timm/test_resnet"], "candidates": len(points), "sampler": "list",
-            "points": points, "space": {"batch_size": 10, "optimizer": "adamw"},
-        },
-        "race": {"z": 0.0, "grace": RUNG_EPOCHS / EPOCHS},
-        "training": {
-            "epochs": EPOCHS, "patience": EPOCHS, "image_size": 32, "pretrained": False,
-            "dropout": 0.2, "ema_decay": 0.9,
-        },
-        "augment": {"policy": "light"},
-        "resources": {"cpus_per_trial": 1, "max_concurrent": 1, "max_failures": 0},
-    }  # fmt: skip
-    return SweepConfig.model_validate_json(json.dumps(raw))
 
 
 @dataclass
@@ -86,27 +65,14 @@ class Swept:
     epochs: list[tuple[str, int, int]] = field(default_factory=list)
     """Candidate, fold and epoch of every report, in their order."""
 
-    def trial(self, candidate: str, fold: int) -> TrialRecord:
-        record = self.store.trial(candidate, fold)
-        assert record is not None
-        return record
-
     def folder(self, candidate: str, fold: int) -> Path:
         return Path(self.store.root) / self.store.trial_folder(candidate, fold)
 
 
-def new_store(root: Path, config: SweepConfig) -> RunStore:
-    manifest, store = read_manifest(config.data), RunStore(root)
-    folds = folds_csv(manifest, make_folds(manifest, config.folds))
-    store.create(config, folds, manifest.classes)
-    return store
-
-
 @pytest.fixture(scope="module")
 def raced(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """The second candidate is parked, and is among the best half when all four have reached the
-    rung: it goes on, and the fourth is parked in its place."""
-    root, config = tmp_path_factory.mktemp("raced"), sweep_config(tiny_images)
+    root = tmp_path_factory.mktemp("raced")
+    config = SweepConfig.model_validate_json(json.dumps(sweep_config(tiny_images)))
     swept = Swept(new_store(root / "run", config))
     space, problems = build_space(config, "")
     assert not problems
@@ -152,45 +118,16 @@ def test_a_parked_trial_goes_on_from_exactly_its_rung(raced: Swept) -> None:
     own = [i for i, (name, fold, _) in enumerate(raced.epochs) if (name, fold) == (PARKED, 0)]
     epochs = [raced.epochs[i][2] for i in own]
     assert epochs == [*range(RUNG_EPOCHS), *range(RUNG_EPOCHS - 1, EPOCHS)]
-    assert raced.trial(PARKED, 0).status == "finished"
+    assert record_of(raced.store, PARKED).status == "finished"
     meanwhile = raced.epochs[own[RUNG_EPOCHS - 1] + 1 : own[RUNG_EPOCHS]]
     assert {name for name, *_ in meanwhile} == {UNSAVED, LAST}
 
 
 def test_parked_and_gone_on_it_comes_to_the_bits_of_an_undisturbed_trial(
-    raced: Swept, tiny_images: Path, tmp_path: Path
+    raced: Swept, tmp_path: Path
 ) -> None:
-    alone = Swept(new_store(tmp_path / "run", sweep_config(tiny_images)))
-    alone.store.save_candidate(raced.store.candidate(PARKED))
-    spec = TrialSpec(
-        run=alone.store.root, image_root=str(tiny_images), candidate=PARKED, fold=0, use_gpu=False
-    )
-    undisturbed = run_trial(spec, Undisturbed())
-    one, other = raced.folder(PARKED, 0), alone.folder(PARKED, 0)
-    names = {path.name for path in other.iterdir()} - {"trial.json", "train_log.csv"}
-    assert {"oof.npy", "oof_ema.npy", "best.safetensors", "best_ema.safetensors"} <= names
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    assert _without_times(one) == _without_times(other)
-    trial = raced.trial(PARKED, 0)
-    assert (trial.variants, trial.seed) == (undisturbed.variants, undisturbed.seed)
-
-
-class Undisturbed:
-    """Nobody listens to the trial."""
-
-    def report(self, epoch: EpochReport) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-
-def _log(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO((folder / "train_log.csv").read_text())))
-
-
-def _without_times(folder: Path) -> list[dict[str, str]]:
-    return [line | {"seconds": ""} for line in _log(folder)]
+    alone = train_alone(tmp_path / "run", raced.store.config(), raced.store.candidate(PARKED))
+    assert_same_first_fold(raced.store, alone, PARKED)
 
 
 def test_all_that_a_trial_has_is_on_disk_before_it_reports_a_rung(raced: Swept) -> None:
@@ -209,7 +146,7 @@ def test_all_that_a_trial_has_is_on_disk_before_it_reports_a_rung(raced: Swept) 
 
 def test_who_is_parked_is_behind_at_its_rung_and_adds_nothing(raced: Swept) -> None:
     assert [rung.answer for rung in raced.rungs] == ["STOP", "STOP"]
-    best = min(_losses(_log(raced.folder(FIRST, 0))[:RUNG_EPOCHS]))
+    best = min(_losses(read_log(raced.folder(FIRST, 0))[:RUNG_EPOCHS]))
     assert all(min(_losses(rung.log)) > best for rung in raced.rungs)
     (last,) = raced.store.decisions()[LAST]
     assert (last.epoch, last.action) == (RUNG_EPOCHS, "stop")
@@ -222,9 +159,9 @@ def _losses(log: list[dict[str, str]]) -> list[float]:
 
 
 def test_who_never_comes_back_is_stopped_for_good(raced: Swept) -> None:
-    record, folder = raced.trial(LAST, 0), raced.folder(LAST, 0)
+    record, folder = record_of(raced.store, LAST), raced.folder(LAST, 0)
     assert (record.status, record.epochs_trained, record.variants) == ("stopped", RUNG_EPOCHS, {})
-    seconds = [float(line["seconds"]) for line in _log(folder)]
+    seconds = [float(line["seconds"]) for line in read_log(folder)]
     assert record.seconds == pytest.approx(sum(seconds))
     left = {path.name for path in folder.iterdir()}
     rung = f"rung{RUNG_EPOCHS}.safetensors"
@@ -234,7 +171,7 @@ def test_who_never_comes_back_is_stopped_for_good(raced: Swept) -> None:
 
 def test_a_trial_whose_state_cannot_be_saved_is_never_parked(raced: Swept) -> None:
     """It could not go on. Hopeless as it is, it has all its epochs."""
-    record = raced.trial(UNSAVED, 0)
+    record = record_of(raced.store, UNSAVED)
     assert (record.status, record.epochs_trained) == ("finished", EPOCHS)
     assert any("its state is not saved" in note for note in record.notes)
     assert not list(raced.folder(UNSAVED, 0).glob("rung*"))

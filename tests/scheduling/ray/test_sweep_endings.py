@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +23,10 @@ from foldrace.config.load import parse_config
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.ray import tuner
 from foldrace.scheduling.ray.cluster import connect
-from foldrace.scheduling.ray.fold_searcher import FoldSearcher
+from foldrace.scheduling.ray.tune_adapter import SweepSearcher
 from foldrace.search_spaces.space import build_space
 from foldrace.sweep import app
 from tests.conftest import REAL, REAL_IN_FULL
@@ -47,6 +50,7 @@ def config(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "training": {"epochs": 12, "image_size": 32, "pretrained": False},
         "augment": {"policy": "light"},
+        "race": {"rule": "none"},  # which fold trials there are is known beforehand
         "resources": {"cpus_per_trial": 1, "max_concurrent": 2, "max_failures": 1},
     }
     path.write_text(json.dumps(raw), encoding="utf-8")
@@ -139,15 +143,15 @@ def test_a_worker_that_cannot_be_reset(
 ) -> None:
     """Tune then ends the next trial, which is innocent, without telling the searcher. The
     sweep finds out, and runs that trial again, whatever `max_failures` is."""
-    silent: list[str] = []
-    end = FoldSearcher._end
+    lost: list[str] = []
+    end = SweepSearcher._end
 
-    def spy(self: FoldSearcher, trial_id: str, **options: bool) -> None:
-        if options["silent"] and trial_id in self.running_folds:
-            silent.append(trial_id)
-        end(self, trial_id, **options)
+    def spy(self: SweepSearcher, trial_id: str, silent: bool) -> None:
+        if silent and trial_id in self._sweep.running:
+            lost.append(trial_id)
+        end(self, trial_id, silent)
 
-    monkeypatch.setattr(FoldSearcher, "_end", spy)
+    monkeypatch.setattr(SweepSearcher, "_end", spy)
     stays = 8.0 if any_ray is None else 0.0
     monkeypatch.setattr(tuner, "trainable", functools.partial(_slow_to_leave, stays))
     if any_ray is not None:
@@ -160,7 +164,7 @@ def test_a_worker_that_cannot_be_reset(
     space, _ = build_space(sweep, "")
     with connect(None, sweep.resources) as connected:
         outcome = tuner.run_sweep(store, sweep, space, "", connected, lambda progress: None)
-    assert silent, "no trial was ended silently: the fault did not happen"
+    assert lost, "no trial was ended silently: the fault did not happen"
     assert [s.status for s in outcome.summaries] == ["complete"] * CANDIDATES
     assert not outcome.interrupted and outcome.limit is None
     for summary in outcome.summaries:
@@ -221,10 +225,14 @@ def _slow_to_leave(stays: float, job: Any) -> Callable[[dict[str, Any]], None]:
     return trial
 
 
+RACE = ("--set", "race.rule=gain", "--set", "race.z=0")
+RATES = (5e-3, 1e-7, 2e-7, 3e-7)
+
+
 def test_the_time_budget_leaves_what_is_complete(
     config: Path, tmp_path: Path, any_ray: PretendRay | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exit code 0 with a blend of the candidates that are complete, and one that is not."""
+    """Exit code 0 with a blend of the candidates that are complete, and others that are not."""
     run = tmp_path / "some"
     small = ("--set", "training.epochs=1")
     assert cli("run", config, "--out", run, "--set", "search.candidates=2", *small).exit_code == 0
@@ -233,11 +241,70 @@ def test_the_time_budget_leaves_what_is_complete(
         budget = "10m"
         _let_trials_take(100.0, monkeypatch)
     more = ("--set", f"resources.time_budget={budget}", "--set", "search.candidates=1000")
-    result = cli("resume", run, *more)
+    result = cli("resume", run, *more, *RACE)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    assert {"complete"} <= statuses(run) <= {"complete", "stopped", "unfinished"}
+    assert {"complete"} <= statuses(run) <= {"complete", "stopped", "parked", "unfinished"}
     listed = RunStore.open(run).summaries()
     assert "c0002" <= listed[-1].candidate.candidate < "c0999"
+
+
+@pytest.mark.parametrize("any_ray", ["pretended"], indirect=True)
+@pytest.mark.parametrize("ending", ["the end of the time", "Ctrl-C"])
+def test_parked_trials_outlive_the_end_of_a_session(
+    config: Path,
+    tmp_path: Path,
+    any_ray: object,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+) -> None:
+    """Later candidates hardly learn; once two are parked the session ends in the third one."""
+    points = [{"backbone": "timm/test_resnet", "params": {"lr": lr}} for lr in RATES]
+    setup = (
+        "--set", "search.sampler=list", "--set", f"search.points={json.dumps(points)}",
+        "--set", "training.epochs=4", "--set", "race.grace=0.5",
+        "--set", "search.candidates=4", "--set", "resources.max_concurrent=1",
+    )  # fmt: skip
+    run, parked = tmp_path / "run", ("c0001", "c0002")
+    factory = tuner.trainable
+
+    def interrupted(job: Any) -> Callable[[dict[str, Any]], None]:
+        real = factory(job)
+
+        def trial(values: dict[str, Any]) -> None:
+            if values["candidate"] == "c0003":
+                if ending == "Ctrl-C":
+                    os.kill(os.getpid(), signal.SIGINT)
+                else:
+                    monkeypatch.setattr(Deadline, "seconds_left", lambda *_: 0.0)
+            real(values)
+
+        return trial
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuner, "trainable", interrupted)
+        more = ("--set", "resources.time_budget=10h") if ending != "Ctrl-C" else ()
+        result = cli("run", config, "--out", run, *setup, *RACE, *more)
+    monkeypatch.undo()
+    assert result.exit_code == (130 if ending == "Ctrl-C" else 0), result.output
+    before = {s.candidate.candidate: s.status for s in RunStore.open(run).summaries()}
+    assert before.pop("c0003") == "unfinished"
+    assert before == {"c0000": "complete"} | dict.fromkeys(parked, "parked")
+    for name in parked:
+        left = {path.name for path in (run / "trials" / name / "fold0").iterdir()}
+        assert left == {"resume.pt", "train_log.csv", "rung2.safetensors", "decision.json"}
+    assert not (run / "trials/c0003/fold0").exists()
+    ended = finished(run)
+
+    result = cli("resume", run, "--set", "race.rule=none", "--set", "resources.time_budget=null")
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    store = RunStore.open(run)
+    assert [s.status for s in store.summaries()] == ["complete"] * len(RATES)
+    assert ended.items() <= finished(run).items()
+    log = (run / "logs" / "application.log").read_text(encoding="utf-8")
+    for name in parked:
+        assert log.count(f"{name} fold0 goes on from epoch 2") == 1
+    assert log.count("goes on from epoch") == len(parked)
+    assert not list(run.glob("trials/**/resume.pt"))
 
 
 def _let_trials_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
