@@ -24,7 +24,7 @@ def test_parked_candidates_wait_for_a_larger_limit(
         "backbones": ["timm/test_resnet"], "sampler": "list", "points": points, "candidates": 3,
         "fold_trials": 4, "space": {"batch_size": 10},
     }  # fmt: skip
-    project.config["race"] = {"z": 0.0, "grace": 0.5}
+    project.config["race"] = {"z": 0.0, "grace": 0.5, "reduction": 2}
     project.config["training"] |= {"epochs": 4}
     del project.config["data"]["test"], project.config["data"]["sample_submission"]
     succeeded(cli("run", project.write(), "--out", tmp_path / "run"))

@@ -39,9 +39,9 @@ def sweep_config(images: Path) -> dict[str, Any]:
             "points": [{"backbone": "timm/test_resnet", "params": values} for values in params],
             "space": {"batch_size": 10, "optimizer": "adamw"},
         },
-        "race": {"z": 0.0, "grace": RUNG_EPOCHS / EPOCHS},
+        "race": {"z": 0.0, "grace": RUNG_EPOCHS / EPOCHS, "reduction": 2},
         "training": {
-            "epochs": EPOCHS, "patience": EPOCHS, "image_size": 32, "pretrained": False,
+            "epochs": EPOCHS, "image_size": 32, "pretrained": False,
             "dropout": 0.2, "ema_decay": 0.9,
         },
         "augment": {"policy": "light"},
