@@ -184,7 +184,7 @@ def test_whoever_is_granted_all_folds_gets_them_within_the_limit(
         workers.exporter.close()
         begun = len(set(workers.started))
         assert begun <= limit and begun == workers.sweep.state.trials_started
-        assert workers.sweep.usage.fold_trials == begun
+        assert workers.sweep.spending.usage.fold_trials == begun
         for state in workers.sweep.state:
             if state.granted:
                 assert workers.epochs_of(state.name) == WHOLE
@@ -218,7 +218,7 @@ def test_a_limit_that_all_folds_fit_in_exactly_leaves_none_out(make: MakeWorkers
     workers.run()
     assert any(d.action == "park" and d.epoch for d in workers.events.of("decided"))
     assert len(losses(workers.store.summaries())) == 5
-    assert workers.sweep.usage.fold_trials == 5 * K
+    assert workers.sweep.spending.usage.fold_trials == 5 * K
 
 
 def test_the_seconds_of_parked_trials_are_counted(make: MakeWorkers) -> None:
@@ -227,7 +227,7 @@ def test_the_seconds_of_parked_trials_are_counted(make: MakeWorkers) -> None:
     workers.run()
     trained = sum(workers.trained.values())
     assert any(s.parked_epoch for s in workers.sweep.state)
-    assert workers.sweep.usage.device_seconds == pytest.approx(trained)
+    assert workers.sweep.spending.usage.device_seconds == pytest.approx(trained)
 
 
 # -- parked trials
