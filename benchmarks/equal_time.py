@@ -6,7 +6,7 @@ sign_digits   photos of hands (`sides/sign_photos.py`); `--data` names the folde
 
 Repeater      Ray Tune with Repeater(OptunaSearch(...)), TPE, all 5 folds of every candidate, mean
               loss (`sides/optuna_repeater.py`)
-Foldrace      `sweep.py run` with its default race: gain, and FoldASHA on first folds
+Foldrace      `sweep.py run` with its default race: gain, which may park first folds
 Foldrace, objective: gain
               the same, whose sampler looks for what adds to the blend
 

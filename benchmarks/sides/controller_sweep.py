@@ -2,9 +2,9 @@
 
 `python controller_sweep.py sweep|fill|resume|judge RUN BANK SLOTS OUT`: figures as JSON to OUT.
 `sweep` runs all candidates of the run folder's config with the product's own `SweepSession`
-(searcher, study, ledger, race, budget, shares, tables): what its calls took, its memory, and what
-came out. `fill` writes what a sweep leaves. `resume` rebuilds it all from the run folder and writes
-the tables. `judge` takes the race alone.
+(searcher, scheduler, study, state, race, budget, shares, tables): what its calls took, its memory,
+and what came out. `fill` writes what a sweep leaves. `resume` rebuilds it all from the run folder
+and writes the tables. `judge` takes the race alone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.scheduling.state import FoldTask, SweepState
 from foldrace.search_spaces.space import build_space
 
-_LAST = 1000
+_COMPLETE = 5
+"""Candidates in the blend before the race alone is timed."""
+_LAST = 100
 """Candidates at the end of the sweep whose calls are shown by themselves."""
 Figures = dict[str, float]
 
@@ -62,11 +65,13 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
     """Runs it; gives the figures."""
     store, session = _session(run, slots)
     logging.getLogger("foldrace").setLevel(logging.ERROR)
-    tune = TimedTune(store, session.searcher, session.on_step, Learner(bank), slots)
+    tune = TimedTune(
+        store, session.searcher, session.scheduler, session.on_step, Learner(bank), slots
+    )
     mark, cpu = time.perf_counter(), time.process_time()
     tune.tune.run()
     wall, used = time.perf_counter() - mark, time.process_time() - cpu
-    listed = session.searcher.ledger.summaries()
+    listed = session.sweep.state.summaries()
     ends = {
         "progress_s": _seconds(session.progress),
         "tables_s": _seconds(lambda: store.write_tables(listed)),
@@ -92,11 +97,11 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
 
 
 def resume(run: Path, bank: Path, slots: int) -> dict[str, object]:
-    """Rebuilds searcher, study, ledger and race; gives the seconds."""
+    """Rebuilds searcher, study, state and race; gives the seconds."""
     mark, cpu = time.perf_counter(), time.process_time()
     store, session = _session(run, slots)
     rebuilt = time.perf_counter() - mark
-    summaries = session.searcher.ledger.summaries()
+    summaries = session.sweep.state.summaries()
     store.write_tables(summaries)
     return {
         "rebuilt_s": rebuilt,
@@ -108,24 +113,28 @@ def resume(run: Path, bank: Path, slots: int) -> dict[str, object]:
 
 
 def judge(run: Path, bank: Path, slots: int) -> dict[str, object]:
-    """The race's decisions on first folds, once as many candidates are complete as it asks for."""
+    """The race's decisions on first folds, once some candidates are complete."""
     store, learner = RunStore.open(run), Learner(bank)
     config = store.config()
-    race, times = Race(store, config.race), list[float]()
-    for record in _candidates(config):
-        folds = 1 if race.open else store.fold_count
+    state = SweepState(store.fold_count, config.resources.max_failures)
+    race, times = Race(store, config.race, state), list[float]()
+    for number, record in enumerate(_candidates(config)):
+        first = number >= _COMPLETE
+        state.add(record)
         store.save_candidate(record)
-        endings = [learner.ending(record, fold, store.folds().hash) for fold in range(folds)]
-        for ending in endings:
+        for fold in range(1 if first else store.fold_count):
+            ending = learner.ending(record, fold, store.folds().hash)
             ending.write(store)
-        ended = [ending.record for ending in endings]
-        summary = summarise(record, ended, store.fold_count, running=True)
-        seconds = _seconds(lambda summary=summary: race.judge(summary))
-        if folds == 1:
-            times.append(seconds)
+            state.start(FoldTask(record, fold))
+            state.end(ending.record)
+            race.fold_ended(record.candidate)
+            mark = time.perf_counter()
+            decision = race.judge(record.candidate, fold)
+            times += [time.perf_counter() - mark] if first else []
+            state.decide(decision)
     return {
-        "rows": ended[0].variants["raw"].rows,
-        "variants": len(ended[0].variants),
+        "rows": ending.record.variants["raw"].rows,
+        "variants": len(ending.record.variants),
         "decisions": len(times),
         "median_ms": float(np.median(times)) * 1e3,
         "most_ms": max(times) * 1e3,
@@ -138,11 +147,11 @@ def fill(run: Path, bank: Path, slots: int) -> dict[str, object]:
     folds, number = store.fold_count, 0
     for record in _candidates(store.config()):
         folder = run / "trials" / record.candidate
-        for fold in range(folds):
-            ending = learner.ending(record, fold, store.folds().hash)
+        endings = [learner.ending(record, fold, store.folds().hash) for fold in range(folds)]
+        for fold, ending in enumerate(endings):
             ending.write(store)
             decision = RaceDecision(
-                number=number, candidate=record.candidate, fold=fold, rule="none",
+                number=number, candidate=record.candidate, fold=fold, rule="gain",
                 action="complete" if fold == folds - 1 else "continue", folds_done=fold + 1,
                 rows=ending.record.variants["raw"].rows * (fold + 1), gain=-0.01, gain_se=0.001,
                 complete=number // folds, epochs_trained=number * EPOCHS, reason="made up",
@@ -150,6 +159,9 @@ def fill(run: Path, bank: Path, slots: int) -> dict[str, object]:
             (folder / f"fold{fold}" / "decision.json").write_bytes(record_json(decision))
             number += 1
         (folder / "candidate.json").write_bytes(record_json(record))
+        summary = summarise(record, [ending.record for ending in endings], folds, running=False)
+        columns = {v: store.true_prob(record.candidate, v) for v in summary.variants}
+        store.save_calibrated(summary, columns)
     return {"fold_trials": number}
 
 

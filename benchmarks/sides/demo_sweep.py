@@ -25,7 +25,10 @@ class DemoRun:
     ended: float
     events: dict[str, float]
     slots: int
-    trials: tuple[tuple[float, float], ...]  # began, ended
+    trials: tuple[tuple[float, float], ...]
+    """Began and ended, of those that were not parked at the end."""
+    trained: float
+    """Seconds of all slots together."""
 
     @property
     def sweep_wall(self) -> float:
@@ -34,10 +37,6 @@ class DemoRun:
     @property
     def whole_wall(self) -> float:
         return self.ended - self.began
-
-    @property
-    def trained(self) -> float:
-        return sum(end - start for start, end in self.trials)
 
 
 def pieces(run: DemoRun) -> list[tuple[str, float]]:
@@ -83,12 +82,10 @@ def run_demo(folder: Path) -> DemoRun:
     }
     slots = re.search(r"sweep: begins, (\d+) fold trials", "\n".join(log))
     assert slots is not None
-    trials = []
-    for (candidate, fold), record in store.trials().items():
-        written = out / "run" / store.trial_folder(candidate, fold) / "trial.json"
-        end = written.stat().st_mtime
-        trials.append((end - record.seconds, end))
-    return DemoRun(began, ended, events, int(slots[1]), tuple(trials))
+    records = store.trials().values()
+    trials = [(r.started_at, r.ended_at) for r in records if r.status != "stopped"]
+    trained = sum(record.seconds for record in records)
+    return DemoRun(began, ended, events, int(slots[1]), tuple(trials), trained)
 
 
 def _event(line: str) -> str | None:

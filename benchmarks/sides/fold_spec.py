@@ -23,10 +23,10 @@ FOLD = 0
 
 
 class Silent:
-    """The monitor of a trial that nobody watches."""
+    """A monitor that wants nothing and never stops the trial."""
 
     def report(self, epoch: EpochReport) -> None:
-        """Nobody listens."""
+        """Ignore it: the log has it."""
 
     def stop_requested(self) -> bool:
         return False

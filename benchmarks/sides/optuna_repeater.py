@@ -31,7 +31,7 @@ from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, TrialJob, trainable
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, TrialJob, trainable
 from foldrace.search_spaces.space import build_space
 
 _BACKBONE = "backbone"
@@ -48,7 +48,7 @@ def _fold_trial(job: TrialJob, config: SweepConfig, drawn: dict[str, Any]) -> No
     candidate = f"c{int(digest, 16) % 10**9:09d}"
     record = CandidateRecord(candidate=candidate, backbone=backbone, params=params.as_dict())
     RunStore.open(job.run).save_candidate(record)
-    trainable(job)({CANDIDATE: candidate, FOLD: fold})
+    trainable(job)({CANDIDATE: candidate, FOLD: fold, JUDGED: False})
 
 
 def main(path: Path, run: Path, deadline: float) -> None:

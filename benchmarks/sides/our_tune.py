@@ -1,7 +1,7 @@
 """Our scheduling alone: `run_sweep` with a trainable that sleeps instead of training.
 
 `python our_tune.py CANDIDATES FOLDS SECONDS OUT`, as `plain_tune.py`. All else is the
-product's own: searcher, ledger, study, journal, tables, and a record in the run folder for each
+product's own: searcher, state, study, journal, tables, and a record in the run folder for each
 trial.
 """
 
@@ -38,7 +38,7 @@ def _sleeper(sleep: float) -> Callable[[TrialJob], Callable[[dict[str, Any]], No
             store = RunStore.open(job.run)
             candidate = store.candidate(config["candidate"])
             loss = float(candidate.params["lr"])
-            tune.report({"epoch": 0, "val_logloss": loss})
+            tune.report({"epoch": 0, "val_calibrated_logloss": loss})
             store.save_trial(
                 TrialRecord(
                     candidate=config["candidate"],

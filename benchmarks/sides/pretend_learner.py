@@ -4,7 +4,8 @@ Takes hyperparameters and a fold, gives a record with the OOF files that go with
 is the learner's skill less the row's difficulty, plus what the backbone and the flavour each see in
 it, plus noise of its own: so members differ, and blends beat the best of them. How skilled it is
 depends on the hyperparameters as in practice: a valley in log lr, shallower ones in the others; far
-too high a rate diverges. Each fold of a candidate has a flavour of its own.
+too high a rate diverges. Each fold of a candidate has a flavour of its own. After `RUNG` epochs it
+is as good as a learner of the next level below will be at its end.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,38 +23,66 @@ from numpy.typing import NDArray
 from foldrace.config.schema import SweepConfig
 from foldrace.core.files import record_json
 from foldrace.core.metrics import log_loss_of_true
-from foldrace.run_folder.oof import npy
+from foldrace.run_folder.oof import columns_file, npy
 from foldrace.run_folder.records import CandidateRecord, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
+from foldrace.trainables.spec import EpochReport
 
 FOLDS = 5
 BACKBONES = ("timm/test_vit", "timm/test_resnet", "timm/test_efficientnet", "timm/test_byobnet")
 EPOCHS = 30
-REPORTS = 5  # of a trial, while it runs
+RUNG = 15  # epochs: the one rung of the default race
+REPORTED = (5, 10, RUNG, 20, 25, EPOCHS)  # numbers of epochs of which Tune hears
 LEVELS, FLAVOURS = 8, 8
 _BEST_LR = (3e-4, 6e-4, 1e-3, 2e-3)
 _DIVERGES = 4.0  # times the best rate, on average
 _SECONDS = (100.0, 140.0, 190.0, 260.0)  # of a fold trial
-_VARIANTS = ("raw", "ema")
+_SHIFTS = {"raw": 0.0, "ema": -0.4}  # variant -> levels
+_VARIANTS = tuple(_SHIFTS)
+_BEHIND = 1.0  # levels, at the rung
+_STATE = b"the state of a training"
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a fold trial ends."""
+    """How a fold trial goes on and ends."""
 
     record: TrialRecord
+    log: tuple[EpochReport, ...]
     sources: Mapping[str, Path]
     """File name in the trial's folder -> file of the bank."""
+    at_rung: Mapping[str, Path]
+    """Variant -> file of the bank with its column at the rung."""
 
     def write(self, store: RunStore) -> None:
         """As a worker leaves it, `trial.json` last."""
-        folder = Path(store.root) / store.trial_folder(self.record.candidate, self.record.fold)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder(store)
         for name, source in self.sources.items():
             (folder / name).unlink(missing_ok=True)
             os.link(source, folder / name)
+        (folder / "train_log.csv").write_text(_log_csv(self.log))
         (folder / "trial.json").write_bytes(record_json(self.record))
+        (folder / "resume.pt").unlink(missing_ok=True)
+
+    def write_rung(self, store: RunStore) -> None:
+        """What a worker has in the run folder when it reports the rung."""
+        folder = self._folder(store)
+        columns = {variant: np.load(file) for variant, file in self.at_rung.items()}
+        (folder / "resume.pt").write_bytes(_STATE)
+        (folder / "train_log.csv").write_text(_log_csv(self.log[:RUNG]))
+        (folder / f"rung{RUNG}.safetensors").write_bytes(columns_file((), columns))
+
+    def _folder(self, store: RunStore) -> Path:
+        folder = Path(store.root) / store.trial_folder(self.record.candidate, self.record.fold)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def _log_csv(log: Sequence[EpochReport]) -> str:
+    header = ",".join(field.name for field in fields(EpochReport))
+    lines = (",".join(map(str, asdict(line).values())) for line in log)
+    return "\n".join([header, *lines, ""])
 
 
 def run_config(candidates: int, rule: str = "gain") -> SweepConfig:
@@ -68,7 +97,7 @@ def run_config(candidates: int, rule: str = "gain") -> SweepConfig:
             "space": {"lr": {"low": 1e-5, "high": 1e-2, "log": True}},
             "per_backbone": {BACKBONES[3]: {"lr": {"low": 1e-4, "high": 3e-2, "log": True}}},
         },
-        "race": {"rule": rule, "epoch_stopping": False},
+        "race": {"rule": rule},
         "training": {"pretrained": False, "epochs": EPOCHS},
     }
     return SweepConfig.model_validate_json(json.dumps(settings))
@@ -103,12 +132,10 @@ class Learner:
         rng = np.random.default_rng((int(record.candidate[1:]), fold, 0))
         level = _level(record, rng)
         flavour = int(rng.integers(self._flavours))
-        kept = _VARIANTS if math.isfinite(level) else ()
-        items = {
-            v: self._item(record, level + shift, flavour)
-            for v, shift in zip(kept, (0.0, -0.4), strict=False)
-        }
+        items, before = (self._items(record, level + more, flavour) for more in (0.0, _BEHIND))
         scores = {v: self._scores[item][fold] for v, item in items.items()}
+        at_rung = {v: self._scores[item][fold][1] for v, item in before.items()}
+        seconds = self.seconds(record, fold)
         ended = TrialRecord(
             candidate=record.candidate,
             fold=fold,
@@ -128,16 +155,24 @@ class Learner:
                 for v, (n, loss, acc) in scores.items()
             },
             epochs_trained=EPOCHS if items else 3,
-            seconds=self.seconds(record, fold),
+            seconds=seconds,
             node="pretend",
             device="none",
             error=None if items else "the loss is not finite",
         )
-        return Ending(ended, self._sources(items, fold))
+        log = _log(at_rung, {v: loss for v, (_, loss, _) in scores.items()}, seconds / EPOCHS)
+        columns = {v: self._bank / f"{item}-true_prob{fold}.npy" for v, item in before.items()}
+        return Ending(ended, log, self._sources(items, fold), columns)
 
-    def _item(self, record: CandidateRecord, level: float, flavour: int) -> str:
-        step = min(max(round(level), 0), self._levels - 1)
-        return f"b{BACKBONES.index(record.backbone)}-l{step}-f{flavour}"
+    def _items(self, record: CandidateRecord, level: float, flavour: int) -> dict[str, str]:
+        """Variant -> its item in the bank; none where training diverges."""
+        if not math.isfinite(level):
+            return {}
+        place = BACKBONES.index(record.backbone)
+        return {v: f"b{place}-l{self._step(level + _SHIFTS[v])}-f{flavour}" for v in _VARIANTS}
+
+    def _step(self, level: float) -> int:
+        return min(max(round(level), 0), self._levels - 1)
 
     def _sources(self, items: Mapping[str, str], fold: int) -> dict[str, Path]:
         if not items:
@@ -147,6 +182,24 @@ class Learner:
             for name in ("oof", "true_prob"):
                 sources[f"{name}{suffix(variant)}.npy"] = self._bank / f"{item}-{name}{fold}.npy"
         return sources
+
+
+def _log(
+    at_rung: Mapping[str, float], at_end: Mapping[str, float], seconds: float
+) -> tuple[EpochReport, ...]:
+    """Losses on straight lines through the one at the rung and the last one."""
+    if not at_end:
+        return tuple(_line(epoch, math.nan, math.nan, seconds) for epoch in range(3))
+    lines = []
+    for epoch in range(EPOCHS):
+        part = (epoch + 1) / RUNG - 1.0  # 0 at the rung, 1 at the end
+        known = {v: loss + part * (at_end[v] - loss) for v, loss in at_rung.items()}
+        lines.append(_line(epoch, known["raw"], known["ema"], seconds))
+    return tuple(lines)
+
+
+def _line(epoch: int, raw: float, ema: float, seconds: float) -> EpochReport:
+    return EpochReport(epoch, raw, 0.5, raw, 0.5, raw, raw, 0.5, ema, ema, 1e-3, seconds)
 
 
 def _level(record: CandidateRecord, rng: np.random.Generator) -> float:

@@ -6,7 +6,6 @@ are kept only as what a mixture of complete candidates is scored by: a tenth of 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +14,18 @@ from race_table import VARIANTS, Key, RaceTable
 from sides.hard_digits import test_images
 from sides.race_recorder import seen_file
 
-from foldrace.config.schema import DataConfig
+from foldrace.config.schema import DataConfig, SweepConfig
 from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
 
-_RUNGS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of the schedule: where first folds may be judged
-
 
 def pack(folder: Path) -> RaceTable:
-    """Every fold trial must have ended."""
+    """Every fold trial must have ended. First folds may be judged after any epoch but the last."""
     store = RunStore.open(folder / "run")
     candidates = store.candidates()
     epochs = int(candidates[0].params["epochs"])
-    rungs = tuple(math.ceil(fraction * epochs) for fraction in _RUNGS)
+    rungs = tuple(range(1, epochs))
     size = len(VARIANTS), len(candidates)
     labels, classes = store.labels(), store.classes()
     _, targets = test_images(folder)
@@ -37,7 +34,7 @@ def pack(folder: Path) -> RaceTable:
     trials = store.trials()
     logs = {key: store.train_log(*key) or "" for key in trials}
     table = RaceTable(
-        config=store.config().model_copy(update={"data": DataConfig(train="data/train.csv")}),
+        config=_without_paths(store.config()),
         folds_csv=store.files.read("folds.csv").decode(),
         classes=classes,
         candidates=tuple(candidates),
@@ -52,6 +49,13 @@ def pack(folder: Path) -> RaceTable:
     _fill_rungs(table, folder)
     _fill_test(table, folder, truth)
     return table
+
+
+def _without_paths(config: SweepConfig) -> SweepConfig:
+    """The config without folders of the machine that recorded it."""
+    training = config.training.model_copy(update={"pretrained": bool(config.training.pretrained)})
+    data = DataConfig(train="data/train.csv")
+    return config.model_copy(update={"data": data, "training": training})
 
 
 def _fill_oof(table: RaceTable, folder: Path) -> None:

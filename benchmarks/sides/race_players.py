@@ -216,7 +216,7 @@ def sweep_config(
 
 
 def _plain_asha(table: RaceTable, race: RaceConfig) -> ASHAScheduler:
-    """With FoldASHA's grace and reduction, over the fold trials of all folds together."""
+    """With the race's grace and reduction, over the fold trials of all folds together."""
     epochs = int(table.candidates[0].params["epochs"])
     return ASHAScheduler(
         metric=_METRIC,

@@ -1,50 +1,75 @@
 """All folds of all candidates trained for real, once: what the race's benchmark replays.
 
-Takes a folder, leaves a run folder `run` in it and a file `seen/<candidate>_fold<k>.npz` for each
-fold trial. Goes on where it was interrupted; two processes, each on one core.
+Takes a folder and the name of a table, leaves a run folder `run` in it and a file
+`seen/<candidate>_fold<k>.npz` for each fold trial. Goes on where it was interrupted; two processes,
+each on one core.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import optuna
 import torch
 from numpy.typing import NDArray
 from race_table import Key
+from sides.fold_spec import Silent
 from sides.hard_digits import test_images, write_hard_digits
+from sides.small_photos import write_small_photos
+from torch import nn
 
 from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.inference.predictor import BATCH, RunModels
-from foldrace.run_folder.records import CandidateRecord, Oof
+from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import weights_name
 from foldrace.search_spaces.space import build_space
-from foldrace.trainables.data.loader import loader_settings
+from foldrace.trainables import trial as trial_module
+from foldrace.trainables.data.loader import Batch, loader_settings
+from foldrace.trainables.data.trial_data import TrialData
+from foldrace.trainables.history import FoldScore, score_fold
 from foldrace.trainables.predict import log_probabilities, scoring_loader
-from foldrace.trainables.spec import EpochReport, TrialSpec, read_trial
+from foldrace.trainables.spec import FoldTrial, TrialSpec
+from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
 
-CANDIDATES, EPOCHS = 75, 12
+
+@dataclass(frozen=True)
+class Recording:
+    """What a table is recorded of."""
+
+    write: Callable[[Path, int, int], Path]
+    """Folder, candidates, epochs -> path of the config."""
+    candidates: int
+    epochs: int
+
+
+RECORDINGS = {
+    "fold_race": Recording(write_hard_digits, 75, 12),
+    "photo_race": Recording(write_small_photos, 40, 8),
+}
 _PROCESSES = 2
 _NICE = 15
 
 
-def record(folder: Path, candidates: int = CANDIDATES, epochs: int = EPOCHS) -> None:
-    """Train whatever `folder` does not hold yet."""
+def record(folder: Path, name: str) -> None:
+    """Train whatever `folder` does not hold yet of a table."""
     folder = folder.resolve()
     os.environ["FOLDRACE_CACHE"] = str(folder / "cache")
     os.environ["OMP_NUM_THREADS"] = "1"
-    store = _run_folder(folder, candidates, epochs)
+    store = _run_folder(folder, RECORDINGS[name])
     keys = [(c.candidate, k) for c in store.candidates() for k in range(store.fold_count)]
     left = [key for key in keys if not seen_file(folder, key).is_file()]
     context = multiprocessing.get_context("spawn")
@@ -60,11 +85,11 @@ def seen_file(folder: Path, key: Key) -> Path:
     return folder / "seen" / f"{key[0]}_fold{key[1]}.npz"
 
 
-def _run_folder(folder: Path, candidates: int, epochs: int) -> RunStore:
+def _run_folder(folder: Path, recording: Recording) -> RunStore:
     store = RunStore(folder / "run")
     if store.exists:
         return store
-    path = write_hard_digits(folder, candidates, epochs)
+    path = recording.write(folder, recording.candidates, recording.epochs)
     config = parse_config(path, []).require()
     manifest = read_manifest(config.data)
     store.create(config, folds_csv(manifest, make_folds(manifest, config.folds)), manifest.classes)
@@ -87,33 +112,38 @@ def _drawn(config: SweepConfig) -> Iterator[CandidateRecord]:
 
 
 class _Watching:
-    """A monitor that keeps every variant's probabilities after each epoch of `rungs`."""
+    """Stands in for `score_fold`, and keeps the probabilities of every variant after each epoch."""
 
-    def __init__(self, rungs: Collection[int]) -> None:
-        self.rungs = rungs
-        self.seen: list[Mapping[str, Oof]] = []
+    def __init__(self) -> None:
+        self._seen: defaultdict[str, list[NDArray[np.float16]]] = defaultdict(list)
 
-    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
-        self.seen.append(scored)
-
-    def report(self, epoch: EpochReport) -> None:
-        """The log says it all."""
-
-    def stop_requested(self) -> bool:
-        return False
+    def score_fold(
+        self,
+        model: nn.Module,
+        state: TrainState,
+        data: TrialData,
+        trial: FoldTrial,
+        batches: Iterable[Batch],
+    ) -> FoldScore:
+        """The score, as the product makes it."""
+        found = score_fold(model, state, data, trial, batches)
+        [name] = (name for name, one in state.variants().items() if one is model)
+        self._seen[name].append(found.oof.log_prob)
+        return found
 
     def arrays(self) -> dict[str, NDArray[np.float16]]:
-        names = self.seen[0] if self.seen else ()
-        return {
-            f"epochs_{name}": np.stack([scored[name].log_prob for scored in self.seen])
-            for name in names
-        }
+        """`epochs_<variant>`: see `seen_file`."""
+        return {f"epochs_{name}": np.stack(epochs) for name, epochs in self._seen.items()}
 
 
 def _record_one(folder: Path, key: Key) -> str:
-    """Train a fold trial, look at the test images with it, drop its weights."""
+    """Train a fold trial, look at the test images with it, drop its weights.
+
+    One that was cut off begins anew, so that each of its epochs is seen.
+    """
     torch.set_num_threads(1)
     store = RunStore.open(folder / "run")
+    store.forget_trial(*key)
     spec = TrialSpec(
         run=store.root,
         image_root=str(folder / "data"),
@@ -121,11 +151,11 @@ def _record_one(folder: Path, key: Key) -> str:
         fold=key[1],
         use_gpu=False,
     )
-    epochs = read_trial(spec, store).params.epochs
-    monitor = _Watching(range(1, epochs + 1) if key[1] == 0 else ())
-    found = run_trial(spec, monitor)
+    watching = _Watching()
+    with mock.patch.object(trial_module, "score_fold", watching.score_fold):
+        found = run_trial(spec, Silent())
     tests = {f"test_{name}": _test(folder, store, key, name) for name in found.variants}
-    _save(seen_file(folder, key), tests | monitor.arrays())
+    _save(seen_file(folder, key), tests | (watching.arrays() if key[1] == 0 else {}))
     for name in found.variants:
         store.files.delete(weights_name(*key, name))
     losses = ", ".join(f"{n} {s.val_logloss:.3f}" for n, s in found.variants.items())
