@@ -32,7 +32,6 @@ _SIGNS = (
     "folds.k=5",
     "training.epochs=8",
     "training.image_size=40",
-    "training.patience=8",
     "data.test=null",
     "data.test_images=null",
     "data.sample_submission=null",

@@ -30,7 +30,10 @@ from foldrace.dataset.folds import FoldTable, read_folds
 from foldrace.run_folder.records import CandidateRecord, Oof, TrialRecord
 from foldrace.run_folder.variants import EMA, RAW
 
-PACKED = ROOT / "benchmarks" / "data" / "fold_race.npz"
+TABLES = {
+    name: ROOT / "benchmarks" / "data" / f"{name}.npz" for name in ("fold_race", "photo_race")
+}
+PACKED = TABLES["fold_race"]
 VARIANTS = (RAW, EMA)
 Key = tuple[str, int]  # candidate, fold
 
@@ -45,7 +48,7 @@ class RaceTable:
     candidates: tuple[CandidateRecord, ...]
     trials: Mapping[Key, TrialRecord]
     logs: Mapping[Key, str]
-    oof: NDArray[np.float16]  # (2, M, N, C) natural log, raw and EMA at each trial's best epochs
+    oof: NDArray[np.float16]  # (2, M, N, C) natural log, raw and EMA of each trial's record
     rung_epochs: tuple[int, ...]  # E numbers of epochs trained
     at_rungs: NDArray[np.float16]  # (2, M, E, rows of fold 0, C)
     test_true: NDArray[np.float32]
@@ -139,6 +142,19 @@ class RaceTable:
             found[i, m] = true_prob_at(self.oof[i, m], self.labels, temperature)
         return found
 
+    def first_folds(self, count: int) -> RaceTable:
+        """The first `count` folds alone: rows of the others are left out, as if nobody had them."""
+        header, *lines = self.folds_csv.splitlines()
+        kept = self.folds.fold < count
+        chosen = [line for line, keep in zip(lines, kept, strict=True) if keep]
+        return replace(
+            self,
+            folds_csv="\n".join([header, *chosen, ""]),
+            trials={key: trial for key, trial in self.trials.items() if key[1] < count},
+            logs={key: log for key, log in self.logs.items() if key[1] < count},
+            oof=self.oof[:, :, kept],
+        )
+
     def first(self, count: int) -> RaceTable:
         """The first `count` candidates alone."""
         kept = self.candidates[:count]
@@ -183,6 +199,7 @@ def load(path: Path = PACKED) -> RaceTable:
         facts = json.loads(kept["facts"].tobytes())
         arrays = {name: kept[name] for name in ("oof", "at_rungs", "test_true")}
     facts["config"].pop("race", None)  # of the time of the recording
+    facts["config"]["training"].pop("patience", None)  # no longer a key
     trials = [_scored(record) for record in facts["trials"]]
     keys = [(trial.candidate, trial.fold) for trial in trials]
     return _calibrated(
@@ -200,16 +217,18 @@ def load(path: Path = PACKED) -> RaceTable:
 
 
 def _scored(record: dict[str, Any]) -> TrialRecord:
-    """A record, older ones too, whose scores have no calibrated loss yet."""
+    """A record, older ones too: their scores are of the best epoch and may not be calibrated."""
     for score in record["variants"].values():
         score.setdefault("calibrated_logloss", score["val_logloss"])
+        if "best_epoch" in score:
+            score["epoch"] = score.pop("best_epoch")
     return TrialRecord.model_validate(record)
 
 
 def _calibrated(table: RaceTable) -> RaceTable:
     """The table with calibrated losses, which its recording may have had none of.
 
-    Best epochs stay those of the recording. In the logs only the rungs of first folds have a
+    Epochs stay those of the recording. In the logs only the rungs of first folds have a
     calibrated loss, as probabilities were kept of them alone.
     """
     if "val_calibrated_logloss" in next(iter(table.logs.values()), "val_calibrated_logloss"):

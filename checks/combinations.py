@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from foldrace.config.ranges import Choice, Float, Int, Value, shown
 from foldrace.core.errors import Problem
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.search_spaces.space import Setting
-from foldrace.trainables.losses import LOSSES
+from foldrace.trainables.losses import LOSSES, Loss
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class _TrialSettings:
     backbone: str
     settings: Mapping[str, Setting]
     drops_paths: Callable[[str], bool]
+    losses: Mapping[str, Loss]
 
     def least(self, knob: str) -> float:
         return min(float(value) for value in self.settings[knob].values)
@@ -54,6 +56,7 @@ Rule = Callable[[_TrialSettings], Iterator[Problem]]
 def check_combinations(
     settings: Mapping[str, Mapping[str, Setting]],
     drops_paths: Callable[[str], bool],
+    parts: Parts = NO_PARTS,
 ) -> list[Problem]:
     """Problems of all combinations; one that several backbones share is given once.
 
@@ -64,7 +67,7 @@ def check_combinations(
         problem
         for backbone, own in settings.items()
         for rule in _RULES
-        for problem in rule(_TrialSettings(backbone, own, drops_paths))
+        for problem in rule(_TrialSettings(backbone, own, drops_paths, parts[LOSSES]))
     ]
     return list(dict.fromkeys(found))
 
@@ -97,7 +100,8 @@ def _rdrop_without_noise(trial: _TrialSettings) -> Iterator[Problem]:
 
 
 def _soft_targets_for_a_hard_loss(trial: _TrialSettings) -> Iterator[Problem]:
-    hard = [name for name in trial.names("loss") if name in LOSSES and LOSSES[str(name)].hard]
+    losses = trial.losses
+    hard = [name for name in trial.names("loss") if name in losses and losses[str(name)].hard]
     if not hard:
         return
     for knob, technique in (
@@ -140,21 +144,22 @@ def _snapshots(trial: _TrialSettings) -> Iterator[Problem]:
     if 0 < epochs <= snapshots:
         yield trial.problem(
             "snapshots",
-            f"up to {shown(snapshots)} snapshots besides the best weights, but a trial may have "
+            f"up to {shown(snapshots)} snapshots before the last epoch, but a trial may have "
             f"{shown(epochs)} epochs; at most {shown(epochs - 1)}",
         )
-    if fewest is not None and snapshots > fewest:
+    if fewest is not None and snapshots >= fewest:
         yield trial.problem(
             "snapshots",
-            f"a snapshot is the end of a cycle: up to {shown(snapshots)} snapshots, but a trial "
-            f"may have {shown(fewest)} cycles; raise cycles or lower snapshots",
+            f"a snapshot is the end of a cycle before the last one: up to {shown(snapshots)} "
+            f"snapshots, but a trial may have {shown(fewest)} cycles; raise cycles or lower "
+            "snapshots",
         )
 
 
 def _fewest_cycles_above_one(cycles: Setting) -> float | None:
     """The least number of cycles above one that may be drawn, or None.
 
-    With one cycle the snapshots are the best epochs instead.
+    With one cycle the snapshots are the epochs before the last one instead.
     """
     match cycles.range:
         case Int(low, high) if high > 1:
@@ -182,26 +187,6 @@ def _cycles(trial: _TrialSettings) -> Iterator[Problem]:
         )
 
 
-def _patience(trial: _TrialSettings) -> Iterator[Problem]:
-    """Patience that ends a trial before a restart or a lower rate can help it."""
-    patience = trial.least("patience")
-    fewest = _fewest_cycles_above_one(trial.settings["cycles"])
-    if fewest is not None and patience < trial.most("epochs") / fewest:
-        yield trial.problem(
-            "cycles",
-            f"a restart raises the loss for most of a cycle, of up to "
-            f"{trial.most('epochs') / fewest:g} epochs, and patience {shown(patience)} ends "
-            "the trial before; raise patience to a cycle's length, or cycles",
-        )
-    waits = trial.least("lr_patience")
-    if "plateau" in trial.names("schedule") and waits >= patience:
-        yield trial.problem(
-            "lr_patience",
-            f"plateau waits {shown(waits)} epochs before it lowers the rate, and patience "
-            f"{shown(patience)} ends the trial first; set lr_patience below patience",
-        )
-
-
 def _freezing(trial: _TrialSettings) -> Iterator[Problem]:
     freeze, unfreeze = trial.most("freeze_epochs"), trial.most("unfreeze_epochs")
     epochs = trial.least("epochs")
@@ -220,6 +205,5 @@ _RULES: tuple[Rule, ...] = (
     _more_than_every_batch,
     _snapshots,
     _cycles,
-    _patience,
     _freezing,
 )

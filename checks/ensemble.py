@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from foldrace.config.schema import EnsembleConfig, SweepConfig
 from foldrace.core.errors import Problem, listing
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.ensemble.methods import METHODS, check_include, check_method
 from foldrace.ensemble.selection.eligible import in_both_lists, too_many_included
 from foldrace.search_spaces.space import SearchSpace
@@ -19,11 +20,14 @@ _CANDIDATE = re.compile(r"(c\d{4,})(?: (raw|ema|soup|snap\d+))?")
 
 
 def ensemble_problems(
-    config: SweepConfig, space: SearchSpace, earlier: Mapping[str, str] | None = None
+    config: SweepConfig,
+    space: SearchSpace,
+    earlier: Mapping[str, str] | None = None,
+    parts: Parts = NO_PARTS,
 ) -> Iterator[Problem]:
     """Problems of the section; `earlier`: candidates of a run that goes on -> their backbones."""
     wishes, known = config.ensemble, earlier or {}
-    method = check_method(wishes.method)
+    method = check_method(wishes.method, parts)
     if method is not None:
         yield method
     last = max([f"c{config.search.candidates - 1:04d}", *known], key=_number)
@@ -33,7 +37,7 @@ def ensemble_problems(
     yield from _in_both(wishes)
     yield from _nothing_left(wishes, backbones)
     yield from _too_many(wishes)
-    yield from _of_method(wishes, space)
+    yield from _of_method(wishes, space, parts)
 
 
 def _unknown(
@@ -83,14 +87,14 @@ def _too_many(wishes: EnsembleConfig) -> Iterator[Problem]:
     yield from too_many_included(needed, wishes.max_members)
 
 
-def _of_method(wishes: EnsembleConfig, space: SearchSpace) -> Iterator[Problem]:
-    problem = check_include(wishes.method, wishes.include)
+def _of_method(wishes: EnsembleConfig, space: SearchSpace, parts: Parts) -> Iterator[Problem]:
+    problem = check_include(wishes.method, wishes.include, parts)
     if problem is not None:
         yield problem
     most = [
         int(value) for settings in space.settings.values() for value in settings["snapshots"].values
     ]
-    method = METHODS.get(wishes.method)
+    method = parts[METHODS].get(wishes.method)
     if method is not None and method.needs_snapshots and most and max(most) == 0:
         message = f"{method.name!r} needs snapshots, and no trial keeps one"
         advice = "set `snapshots: 3` in search.space, or use another method"

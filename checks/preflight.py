@@ -20,6 +20,7 @@ from foldrace.checks.settings import image_sizes
 from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.audit import Audit, audit
 from foldrace.dataset.duplicates import NearDuplicate
 from foldrace.dataset.folds import make_folds
@@ -46,13 +47,21 @@ class Plan:
     disk_bytes: int
     warnings: tuple[Problem, ...]
     near_duplicates: tuple[NearDuplicate, ...]
+    parts: Parts
+    """The rows of the config's plugins."""
 
 
-def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], workers: int) -> Plan:
+def preflight(
+    parsed: ParsedConfig,
+    folder: Path | None,
+    nodes: list[Node],
+    workers: int,
+    parts: Parts = NO_PARTS,
+) -> Plan:
     """The plan of a sweep; UserError with every problem, those of the config first.
 
     `folder`: where the run will be written (None: not on a mounted disk); `nodes`: of the cluster;
-    `workers`: images that are read at a time.
+    `workers`: images that are read at a time; `parts`: the rows of the config's plugins.
     """
     problems = list(parsed.problems)
     config = parsed.config
@@ -60,22 +69,24 @@ def preflight(parsed: ParsedConfig, folder: Path | None, nodes: list[Node], work
         raise UserError(problems)
     space, found = build_space(config, parsed.source)
     problems += found
-    problems += config_problems(config, space, nodes)
+    problems += config_problems(config, space, nodes, parts=parts)
     manifest, fold, test, checked = _data(config, workers, problems)
     if problems or manifest is None or fold is None or checked is None:
         raise UserError(problems)
-    disk = estimate_bytes(config, space, len(manifest), len(manifest.classes))
+    disk = estimate_bytes(config, space, len(manifest), len(manifest.classes), parts)
     problem = _disk_problem(disk, folder)
     if problem is not None:
         raise UserError([problem])
     warnings, found_alike = (*search_warnings(config), *checked.warnings), checked.near_duplicates
-    return Plan(config, space, manifest, fold, test, disk, warnings, found_alike)
+    return Plan(config, space, manifest, fold, test, disk, warnings, found_alike, parts)
 
 
-def estimate_bytes(config: SweepConfig, space: SearchSpace, rows: int, classes: int) -> int:
+def estimate_bytes(
+    config: SweepConfig, space: SearchSpace, rows: int, classes: int, parts: Parts = NO_PARTS
+) -> int:
     """Bytes that a full run may take: weights and OOF of every variant, decoded images."""
     sizes = {b: max(image_sizes(settings)) for b, settings in space.settings.items()}
-    counts = [parameter_count(ModelConfig(b, classes, size)) for b, size in sizes.items()]
+    counts = [parameter_count(ModelConfig(b, classes, size), parts) for b, size in sizes.items()]
     snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
     variants = _VARIANTS + snapshots
     weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.k

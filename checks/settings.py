@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from foldrace.config.ranges import Float, Int
 from foldrace.config.schema import ResourcesConfig
 from foldrace.core.errors import Problem, UserError
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.scheduling.nodes import Node
 from foldrace.search_spaces.space import Setting
 from foldrace.trainables.models.backbones import build_encoder
@@ -58,21 +59,23 @@ def growing_sizes(settings: Settings) -> set[int]:
     }
 
 
-def setting_problems(backbone: str, settings: Settings, devices: Devices) -> Iterator[Problem]:
+def setting_problems(
+    backbone: str, settings: Settings, devices: Devices, parts: Parts = NO_PARTS
+) -> Iterator[Problem]:
     """Problems of a backbone that exists with what it may draw; its weights: `weights_problems`."""
     yield from _size_range_problems(settings)
-    refused = refused_sizes(backbone, settings)
+    refused = refused_sizes(backbone, settings, parts)
     yield from refused
     if not refused:
-        yield from _growing_size_problems(backbone, settings)
-        yield from _checkpointing_problems(backbone, settings)
+        yield from _growing_size_problems(backbone, settings, parts)
+        yield from _checkpointing_problems(backbone, settings, parts)
     yield from _precision_problems(settings, devices)
     yield from _batch_problems(settings, devices)
 
 
-def refused_sizes(backbone: str, settings: Settings) -> list[Problem]:
+def refused_sizes(backbone: str, settings: Settings, parts: Parts = NO_PARTS) -> list[Problem]:
     """Problems of image sizes that the backbone does not take."""
-    found = (check_image_size(backbone, size) for size in image_sizes(settings))
+    found = (check_image_size(backbone, size, parts) for size in image_sizes(settings))
     return [problem for problem in found if problem is not None]
 
 
@@ -87,12 +90,12 @@ def _size_range_problems(settings: Settings) -> Iterator[Problem]:
         yield Problem(size.key, f"{message}, which many backbones refuse")
 
 
-def _growing_size_problems(backbone: str, settings: Settings) -> Iterator[Problem]:
+def _growing_size_problems(backbone: str, settings: Settings, parts: Parts) -> Iterator[Problem]:
     """Problems of a model that takes one size alone, but smaller images in its first epochs."""
     start = min(float(value) for value in settings["size_start"].values)
     size = min(image_sizes(settings))
     least = training_size(0, _MANY_EPOCHS, size, start)
-    message = None if least == size else refusal(backbone, size, least)
+    message = None if least == size else refusal(backbone, size, least, parts)
     if message is not None:
         yield Problem(
             settings["size_start"].key,
@@ -101,20 +104,23 @@ def _growing_size_problems(backbone: str, settings: Settings) -> Iterator[Proble
         )
 
 
-def _checkpointing_problems(backbone: str, settings: Settings) -> Iterator[Problem]:
+def _checkpointing_problems(backbone: str, settings: Settings, parts: Parts) -> Iterator[Problem]:
     setting = settings["gradient_checkpointing"]
-    problem = check_gradient_checkpointing(backbone) if True in setting.values else None
+    asked = True in setting.values
+    problem = check_gradient_checkpointing(backbone, parts) if asked else None
     if problem is not None:
         yield Problem(setting.key, problem.message)
 
 
-def weights_problems(backbone: str, settings: Settings) -> Iterator[Problem]:
+def weights_problems(
+    backbone: str, settings: Settings, parts: Parts = NO_PARTS
+) -> Iterator[Problem]:
     """Fetch (and so keep for the trials) or open the pretrained weights once."""
     key = settings["pretrained"].key
     for pretrained in settings["pretrained"].values:
         if isinstance(pretrained, str) or pretrained is True:
             try:
-                build_encoder(backbone, image_sizes(settings)[0], pretrained, drop_path=0.0)
+                build_encoder(backbone, image_sizes(settings)[0], pretrained, 0.0, parts)
             except UserError as error:
                 for problem in error.problems:
                     where = problem.where.replace("training.pretrained", key, 1)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from foldrace.config.schema import TransformConfig
 from foldrace.core.errors import EnvironmentProblem, Problem, closest, listing
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.trainables.data.augment import Image
 from foldrace.trainables.data.transforms import (
     INNER,
@@ -144,18 +145,20 @@ _OF_THE_MODEL = frozenset(
 _OF_BATCHES = frozenset(("MixUp", "CutMix"))
 
 
-def check_transforms(entries: Sequence[TransformConfig], sizes: Iterable[int]) -> list[Problem]:
+def check_transforms(
+    entries: Sequence[TransformConfig], sizes: Iterable[int], parts: Parts = NO_PARTS
+) -> list[Problem]:
     """Problems of every entry; where there are none, those of the list on a dummy image."""
     problems = [
-        p for i, entry in enumerate(entries) for p in _entry_problems(f"{_WHERE}.{i}", entry)
+        p for i, entry in enumerate(entries) for p in _entry_problems(f"{_WHERE}.{i}", entry, parts)
     ]
     if problems:
         return list(dict.fromkeys(problems))  # a package is wrong once, not once an entry
-    found = (_size_problem(entries, size) for size in sorted(set(sizes)))
+    found = (_size_problem(entries, size, parts) for size in sorted(set(sizes)))
     return [problem for problem in found if problem is not None]
 
 
-def _entry_problems(place: str, entry: TransformConfig) -> Iterator[Problem]:
+def _entry_problems(place: str, entry: TransformConfig, parts: Parts) -> Iterator[Problem]:
     [(full_name, arguments)] = entry.items()
     where = f"{place} {full_name}"
     prefix, _, name = full_name.rpartition(".")
@@ -167,33 +170,33 @@ def _entry_problems(place: str, entry: TransformConfig) -> Iterator[Problem]:
         yield Problem(where, "mixes images of a batch, not one image; see search.space.mixup_prob")
         return
     try:
-        makers = LIBRARIES[prefix].makers() if prefix in LIBRARIES else {}
+        makers = LIBRARIES[prefix].makers(parts) if prefix in LIBRARIES else {}
     except EnvironmentProblem as error:
         yield from error.problems
         return
     if name not in makers:
-        yield Problem(where, _unknown(prefix, name, makers))
+        yield Problem(where, _unknown(prefix, name, makers, parts))
         return
     wrong = list(_argument_problems(where, name, makers[name], arguments))
     for i, inner in enumerate(inner_entries(entry)):
-        wrong += _entry_problems(f"{place}.{INNER}.{i}", inner)
-    yield from wrong or _value_problems(where, entry)
+        wrong += _entry_problems(f"{place}.{INNER}.{i}", inner, parts)
+    yield from wrong or _value_problems(where, entry, parts)
 
 
-def _unknown(prefix: str, name: str, makers: Mapping[str, Maker]) -> str:
+def _unknown(prefix: str, name: str, makers: Mapping[str, Maker], parts: Parts) -> str:
     new = new_transform(name)
     if new is not None and prefix in ("albumentations", ""):
         return f"albumentations 2 has no {name}; use {new}"
     if prefix in LIBRARIES:
         return f"unknown transform; {_did_you_mean(f'{prefix}.{n}' for n in closest(name, makers))}"
-    near = (f"{library}.{name}" for library in LIBRARIES if name in _makers(library))
+    near = (f"{library}.{name}" for library in LIBRARIES if name in _makers(library, parts))
     libraries = ", ".join(LIBRARIES)
     return f"should be named <library>.<transform>; libraries: {libraries}; {_did_you_mean(near)}"
 
 
-def _makers(library: str) -> Mapping[str, Maker]:
+def _makers(library: str, parts: Parts) -> Mapping[str, Maker]:
     try:
-        return LIBRARIES[library].makers()
+        return LIBRARIES[library].makers(parts)
     except EnvironmentProblem:
         return {}
 
@@ -224,10 +227,10 @@ def _argument_problems(
         yield Problem(where, f"needs {listing(missing)}")
 
 
-def _value_problems(where: str, entry: TransformConfig) -> Iterator[Problem]:
+def _value_problems(where: str, entry: TransformConfig, parts: Parts) -> Iterator[Problem]:
     """Problems that the library finds in the values."""
     try:
-        build_step(entry)
+        build_step(entry, parts)
     except Exception as error:  # each library and transform has its own exceptions
         cause = error if isinstance(error, ValidationError) else error.__cause__
         reasons = _reasons(cause) if isinstance(cause, ValidationError) else [str(error)]
@@ -243,16 +246,16 @@ def _reasons(error: ValidationError) -> Iterator[str]:
         yield f"{argument[0]}: got {given}; {message}" if argument else message
 
 
-def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | None:
+def _size_problem(entries: Sequence[TransformConfig], size: int, parts: Parts) -> Problem | None:
     """Run every transform, whatever its probability, on noise of the policy's output size."""
     tries = _TRIES_OF_CONTAINERS if any(map(inner_entries, entries)) else _TRIES
-    steps = [build_step(_always(entry)) for entry in entries]
+    steps = [build_step(_always(entry, parts), parts) for entry in entries]
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     with torch.random.fork_rng(devices=[]):
         for seed in range(tries):
             draws, image = seeded(seed), noise.copy()
             for i, step in enumerate(steps):
-                image, fault = _outcome(step, image, draws, entries[i])
+                image, fault = _outcome(step, image, draws, entries[i], parts)
                 if fault is not None:
                     where = f"{_WHERE}.{i} {next(iter(entries[i]))}"
                     return Problem(where, f"on an image of {size} x {size}: {fault}")
@@ -261,7 +264,9 @@ def _size_problem(entries: Sequence[TransformConfig], size: int) -> Problem | No
     return None
 
 
-def _outcome(step: Step, image: Image, draws: Draws, entry: TransformConfig) -> StepOutcome:
+def _outcome(
+    step: Step, image: Image, draws: Draws, entry: TransformConfig, parts: Parts
+) -> StepOutcome:
     """The image after the step, and what is wrong with it."""
     try:
         changed = step(image.copy(), draws)
@@ -271,7 +276,7 @@ def _outcome(step: Step, image: Image, draws: Draws, entry: TransformConfig) -> 
         return image, "does not give an RGB image"
     if changed.dtype != np.uint8:
         return image, f"gives {changed.dtype}, not 8-bit, pixels"
-    if changed.shape != image.shape and not _is_certain(entry):
+    if changed.shape != image.shape and not _is_certain(entry, parts):
         return image, "changes the size, and not of every image; give it p: 1"
     return changed, None
 
@@ -283,23 +288,23 @@ def _wrong_size(image: Image, size: int) -> str:
     )
 
 
-def _always(entry: TransformConfig) -> TransformConfig:
+def _always(entry: TransformConfig, parts: Parts) -> TransformConfig:
     """The entry with probability 1, where it has one.
 
     What a container holds keeps its own: those of OneOf are weights.
     """
     [(name, arguments)] = entry.items()
-    return entry if _default_p(name) is None else {name: arguments | {"p": 1.0}}
+    return entry if _default_p(name, parts) is None else {name: arguments | {"p": 1.0}}
 
 
-def _is_certain(entry: TransformConfig) -> bool:
+def _is_certain(entry: TransformConfig, parts: Parts) -> bool:
     [(name, arguments)] = entry.items()
-    default = _default_p(name)
+    default = _default_p(name, parts)
     return default is None or bool(arguments.get("p", default) == 1)
 
 
-def _default_p(full_name: str) -> float | None:
+def _default_p(full_name: str, parts: Parts) -> float | None:
     """Default probability of the transform; None where it has none."""
     prefix, _, name = full_name.partition(".")
-    parameter = inspect.signature(LIBRARIES[prefix].makers()[name]).parameters.get("p")
+    parameter = inspect.signature(LIBRARIES[prefix].makers(parts)[name]).parameters.get("p")
     return None if parameter is None else parameter.default

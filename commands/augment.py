@@ -16,7 +16,7 @@ from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import AugmentConfig, SweepConfig
 from foldrace.core.errors import DataError, Problem, UserError
-from foldrace.core.plugins import naming_plugins
+from foldrace.core.plugins import Parts, naming_plugins
 from foldrace.dataset.images import ImageError
 from foldrace.dataset.manifest import Manifest, read_manifest
 from foldrace.reporting.augment_grid import augment_grid
@@ -32,18 +32,18 @@ def augment(
     config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
 ) -> None:
     """Write a PNG: one row per image, first as scored, then as training sees it."""
-    parsed = parse_with_plugins(config, overrides)
+    parsed, parts = parse_with_plugins(config, overrides)
     sweep = parsed.require()
     params = _first_params(sweep, parsed.source)
     shown = AugmentConfig(policy=params.policy, transforms=sweep.augment.transforms)
     size = params.image_size
-    problems = _problems(shown, size)
+    problems = _problems(shown, size, parts)
     if problems:
         raise UserError(problems)
     manifest = read_manifest(sweep.data, sweep.folds.column)
     rows = one_per_class_first(manifest.labels, images)
     labels = [manifest.classes[label] for label in manifest.labels[rows]]
-    samples = _samples(manifest, rows, size, sweep, shown)
+    samples = _samples(manifest, rows, size, sweep, shown, parts)
     data = augment_grid(samples, labels, f"{_title(shown)}; {size} px")
     write_out(out, data)
     console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(shown)}")
@@ -66,9 +66,9 @@ def _first_params(config: SweepConfig, source: str) -> TrialParams:
     return space.default(config.search.backbones[0])
 
 
-def _problems(config: AugmentConfig, size: int) -> list[Problem]:
-    policy = check_part("policy", "augment.policy", config.policy)
-    return [*([policy] if policy else []), *check_transforms(config.transforms, [size])]
+def _problems(config: AugmentConfig, size: int, parts: Parts) -> list[Problem]:
+    policy = check_part("policy", "augment.policy", config.policy, parts)
+    return [*([policy] if policy else []), *check_transforms(config.transforms, [size], parts)]
 
 
 def _samples(
@@ -77,11 +77,12 @@ def _samples(
     size: int,
     config: SweepConfig,
     shown: AugmentConfig,
+    parts: Parts,
 ) -> list[list[NDArray[np.uint8]]]:
     """Images by row and column: the scored one, then the same in several training epochs."""
     files = [manifest.file(int(row)) for row in rows]
     source = EncodedImages(files, stored_side(size, config.cache))
-    batches = BatchDataset(source, size, shown)
+    batches = BatchDataset(source, size, shown, parts=parts)
     places = np.arange(len(files))
     seeds = [None, *((config.search.seed, epoch) for epoch in range(_SAMPLES))]
     try:

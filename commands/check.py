@@ -21,7 +21,8 @@ from foldrace.scheduling.nodes import this_machine
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:
     """Print what a run would do; UserError with every problem of config and data."""
-    plan = preflight(parse_with_plugins(config, overrides), Path(), this_machine(), cores())
+    parsed, parts = parse_with_plugins(config, overrides)
+    plan = preflight(parsed, Path(), this_machine(), cores(), parts)
     print_plan(plan, console)
 
 

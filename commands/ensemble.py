@@ -17,7 +17,7 @@ from foldrace.commands.machine import cores
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, DataError, Problem
 from foldrace.core.metrics import accuracy, all_metrics, log_loss, log_loss_of_true
-from foldrace.core.plugins import naming_plugins
+from foldrace.core.plugins import Parts, naming_plugins
 from foldrace.dataset.folds import HELD_OUT
 from foldrace.dataset.manifest import read_manifest
 from foldrace.dataset.test_set import read_test_set
@@ -26,7 +26,7 @@ from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import VARIANT, AddedPredictions, add_sources, parse_adds
 from foldrace.ensemble.selection.select import Request, blend_run, check_request
-from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.soups import Soup, make_soups
 from foldrace.inference.speed import measure_speed
@@ -81,14 +81,14 @@ def blend(
     runs: Sequence[str] = (),
 ) -> EnsembleRecord:
     """Choose a blend, write `ensemble/` and print it."""
-    use_run_plugins(store)
-    added = _added(store, add)
-    request = replace(added, prices=lambda m: _prices(store, m), runs=tuple(runs))
-    if config.method in METHODS and METHODS[config.method].needs_soups:
+    parts, added = run_parts(store), _added(store, add)
+    request = replace(added, prices=lambda m: _prices(store, m), runs=tuple(runs), parts=parts)
+    method = parts[METHODS].get(config.method)
+    if method is not None and method.needs_soups:
         check_request(store, config, request)
         _soups(store, console)
     ensemble = blend_run(store, config, request)
-    ensemble = _with_held_out_score(store, ensemble)
+    ensemble = _with_held_out_score(store, ensemble, parts)
     for line in (*blend_lines(ensemble), *unchosen_lines(ensemble, request.added)):
         console.print(line)
     return ensemble
@@ -147,7 +147,7 @@ def _prices(store: RunStore, members: Sequence[Member]) -> Prices:
     return Prices(known, sizes, speeds.device)
 
 
-def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord) -> EnsembleRecord:
+def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord, parts: Parts) -> EnsembleRecord:
     """The record with a score on the held-out rows, where there are any.
 
     Only `k: 1` with a `test_fraction` has them; predictions made elsewhere do not cover them.
@@ -163,7 +163,7 @@ def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord) -> EnsembleR
         rows=len(rows),
         logloss=log_loss(prob, labels),
         accuracy=accuracy(prob, labels),
-        metrics=all_metrics(prob, labels),
+        metrics=all_metrics(prob, labels, parts),
     )
     ensemble = ensemble.model_copy(update={"held_out": scored})
     store.blend.update(ensemble)

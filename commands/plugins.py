@@ -1,4 +1,4 @@
-"""A config and its plugins, loaded together so that all their problems are one message."""
+"""A config or a run folder with the parts of its plugins."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.config.load import ParsedConfig, parse_config
-from foldrace.inference.plugins import check_plugins, use_run_plugins
+from foldrace.core.plugins import Parts, check_plugins
+from foldrace.inference.plugins import ALL_TABLES, run_parts
 from foldrace.run_folder.store import RunStore
 
 
-def parse_with_plugins(config: Path, overrides: Sequence[str], smoke: bool = False) -> ParsedConfig:
-    """Parse a config and put its plugins' rows into the tables; problems of both are collected."""
-    return with_plugins(parse_config(config, overrides, smoke))
+def parse_with_plugins(config: Path, overrides: Sequence[str]) -> tuple[ParsedConfig, Parts]:
+    """Parse a config and load its plugins; the problems of both are collected."""
+    return with_plugins(parse_config(config, overrides))
 
 
-def with_plugins(parsed: ParsedConfig) -> ParsedConfig:
-    """Put a config's plugins' rows into the tables, and their problems with the config's own."""
-    found = check_plugins(parsed.config.plugins if parsed.config else ())
-    return replace(parsed, problems=(*parsed.problems, *found))
+def with_plugins(parsed: ParsedConfig) -> tuple[ParsedConfig, Parts]:
+    """Load a config's plugins; their problems stand with the config's own."""
+    parts, found = check_plugins(parsed.config.plugins if parsed.config else (), ALL_TABLES)
+    return replace(parsed, problems=(*parsed.problems, *found)), parts
 
 
-def open_run(root: str, console: Console) -> RunStore:
-    """Open a run with its own copies of its plugins in the tables.
+def open_run(root: str, console: Console) -> tuple[RunStore, Parts]:
+    """Open a run with its own copies of its plugins.
 
     Warns of each plugin whose original file has changed since the run was made.
     """
     store = RunStore.open(root)
-    use_run_plugins(store)
+    parts = run_parts(store)
     given = {Path(path).stem: Path(path) for path in store.config().plugins}
-    for plugin in store.plugins():
+    for plugin in parts.files:
         path = given.get(plugin.module)
         if path is not None and _has_changed(path, plugin.source):
             console.print(
@@ -40,7 +41,7 @@ def open_run(root: str, console: Console) -> RunStore:
                 f"on with its own copy, {plugin.path}",
                 highlight=False,
             )
-    return store
+    return store, parts
 
 
 def _has_changed(original: Path, copied: bytes) -> bool:

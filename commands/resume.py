@@ -54,7 +54,7 @@ def resume(
     `time.monotonic`; None: now.
     """
     started = time.monotonic() if started is None else started
-    store = open_run(root, console)
+    store, parts = open_run(root, console)
     parsed = _parse_stored(store, overrides)
     _refuse_other_changes(store, parsed)
     config = parsed.require()
@@ -62,7 +62,7 @@ def resume(
     manifest = _same_data(store, config)
     earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
     with nodes_for_checks(config, address, sweep=not problems) as nodes:
-        problems += config_problems(config, space, nodes, earlier)
+        problems += config_problems(config, space, nodes, earlier, parts)
         if problems:
             raise UserError(problems)
         store.save_config(config)

@@ -50,7 +50,8 @@ def run(
         from foldrace.commands.machine import cores
         from foldrace.commands.plugins import with_plugins
 
-        plan = preflight(with_plugins(parsed), _mounted(store), nodes, cores())
+        parsed, parts = with_plugins(parsed)
+        plan = preflight(parsed, _mounted(store), nodes, cores(), parts)
         print_plan(plan, console)
         if not dry_run:
             _sweep(store, plan, address, console, started)
@@ -64,12 +65,11 @@ def _sweep(
 ) -> None:
     """Make the run folder of a checked config and finish it."""
     from foldrace.commands.finish import sweep_and_finish
-    from foldrace.core.plugins import loaded
     from foldrace.dataset.duplicates import save_near_duplicates
     from foldrace.dataset.folds import folds_csv
 
     text = folds_csv(plan.manifest, plan.fold)
-    store.create(plan.config, text, plan.manifest.classes, loaded())
+    store.create(plan.config, text, plan.manifest.classes, plan.parts.files)
     save_near_duplicates(store.files, plan.near_duplicates)
     images = str(plan.manifest.image_root)
     sweep_and_finish(store, plan.space, images, address, console, started)

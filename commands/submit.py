@@ -14,7 +14,7 @@ from foldrace.core.errors import RunFolderError
 from foldrace.core.files import Files, open_files
 from foldrace.core.plugins import naming_plugins
 from foldrace.dataset.test_set import ImageSet, read_test_set
-from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.submission import Receipt, write_submission
 from foldrace.inference.tta import find_tta
@@ -29,8 +29,7 @@ def submit(root: str, tta: str, out: Path | None, console: Console) -> None:
 @naming_plugins()
 def predict_test_set(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
     """Write the submission and its receipt; RunFolderError where the config has no test set."""
-    use_run_plugins(store)
-    find_tta(tta)  # a wrong name is told before the test set is read
+    find_tta(tta, run_parts(store))  # a wrong name is told before the test set is read
     config = store.config()
     test = read_test_set(config.data, store.classes())
     if test is None:

@@ -15,7 +15,6 @@ from foldrace.commands.machine import cores
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.load import ParsedConfig
 from foldrace.core.errors import RunFailure, UserError
-from foldrace.core.plugins import loaded
 from foldrace.dataset.folds import folds_csv
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
@@ -33,9 +32,9 @@ def trial(
     console: Console,
 ) -> Path:
     """Train one fold of a backbone's default configuration; gives the trial's folder."""
-    parsed = parse_with_plugins(config, overrides)
+    parsed, parts = parse_with_plugins(config, overrides)
     parsed = _one_device(_only_backbone(parsed, backbone), console)
-    plan = preflight(parsed, None, this_machine(), cores())
+    plan = preflight(parsed, None, this_machine(), cores(), parts)
     store = RunStore(out or tempfile.mkdtemp(prefix="foldrace-trial-"))
     if store.exists:
         raise already_exists(store, parsed)
@@ -43,7 +42,7 @@ def trial(
         allowed = f"0 to {plan.config.folds.k - 1}"
         raise UserError.single(f"--fold {fold}", f"no such fold; allowed: {allowed}")
     folds = folds_csv(plan.manifest, plan.fold)
-    store.create(plan.config, folds, plan.manifest.classes, loaded())
+    store.create(plan.config, folds, plan.manifest.classes, parts.files)
     params = plan.space.default(backbone).as_dict()
     candidate = CandidateRecord(candidate="c0000", backbone=backbone, params=params)
     store.save_candidate(candidate)

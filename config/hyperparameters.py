@@ -262,7 +262,7 @@ class TrialParams:
     )  # fmt: skip
     snapshots: int = _knob(
         0, Int(0, 20), Int(0, 5), "weights kept",
-        "further variants: the ends of the last cycles, or without cycles the next best epochs",
+        "further variants: the epochs before the last one; with cycles the ends of earlier cycles",
     )  # fmt: skip
     image_size: int = _knob(
         224, Int(16, 2048), None, "pixels",
@@ -270,12 +270,7 @@ class TrialParams:
     )  # fmt: skip
     epochs: int = _knob(
         30, Int(1, 10_000), None, "passes over the training folds",
-        "length of the learning-rate schedule",
-    )  # fmt: skip
-
-    patience: int = _knob(
-        10, Int(1, 10_000), Int(3, 30), "epochs",
-        "epochs without a lower validation log loss before a trial ends",
+        "length of the learning-rate schedule; the weights after the last one are kept",
     )  # fmt: skip
     precision: str = _knob(
         "auto", Choice(("auto", "fp32", "bf16", "fp16")), None, "name",

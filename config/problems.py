@@ -37,9 +37,9 @@ ELSEWHERE = {
     "mixup": "search.space.mixup_alpha and search.space.mixup_prob",
     "model": "search.backbones", "momentum": "search.space.momentum", "nfolds": "folds.k",
     "ntrials": "search.candidates", "optimizer": "search.space.optimizer",
-    "patience": "training.patience", "schedule": "search.space.schedule",
-    "scheduler": "search.space.schedule", "timebudget": "resources.time_budget",
-    "trials": "search.candidates", "warmup": "search.space.warmup",
+    "schedule": "search.space.schedule", "scheduler": "search.space.schedule",
+    "timebudget": "resources.time_budget", "trials": "search.candidates",
+    "warmup": "search.space.warmup",
     "wd": "search.space.weight_decay", "weightdecay": "search.space.weight_decay",
 }  # fmt: skip
 """A key that people look for elsewhere -> where it stands."""

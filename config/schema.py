@@ -129,9 +129,9 @@ class RaceConfig(ConfigSection):
     most promising first; the others wait until nothing promises more."""
     epoch_stopping: bool | None = None
     """First folds may be parked in mid-training. Default: with the rule gain."""
-    grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.25
+    grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
     """Fraction of its own schedule that a trial has before it may be parked in mid-training."""
-    reduction: Annotated[int, Field(ge=2)] = 2
+    reduction: Annotated[int, Field(ge=2)] = 3
     """In mid-training the best 1/reduction of a rung goes on whatever its gain; the next rung is
     at `reduction` times the fraction."""
     parked_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 20.0

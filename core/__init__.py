@@ -1,1 +1,1 @@
-"""The ground of every room: errors, metrics, whole-file writes, plugin files."""
+"""The ground of every room: errors, metrics, whole-file writes, plugins and their tables."""

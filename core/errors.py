@@ -99,8 +99,8 @@ def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "architectures": ("backbones",), "batch": ("batch_size",), "bs": ("batch_size",),
     "bayesian": ("tpe",), "ce": ("cross_entropy",), "crossentropyloss": ("cross_entropy",),
-    "cutmix": ("cutmix_alpha", "cutmix_prob"), "earlystopping": ("patience",),
-    "ema": ("ema_decay",), "gpus": ("gpus_per_trial",), "gradclip": ("clip_grad",),
+    "cutmix": ("cutmix_alpha", "cutmix_prob"), "ema": ("ema_decay",),
+    "gpus": ("gpus_per_trial",), "gradclip": ("clip_grad",),
     "gradientclipping": ("clip_grad",), "imgsize": ("image_size",), "imgsz": ("image_size",),
     "inputsize": ("image_size",), "learningrate": ("lr",), "lr0": ("lr",),
     "lrscheduler": ("schedule",), "maxgradnorm": ("clip_grad",),
@@ -114,6 +114,13 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Name in other tools -> our names for the same, where they are not similar."""
 
+_NO_EARLY_STOPPING = (
+    "no trial stops early by itself: all folds of a candidate keep the last epoch, and the race "
+    "sets poor candidates aside; "
+)
+MISSING = {"earlystopping": _NO_EARLY_STOPPING, "patience": _NO_EARLY_STOPPING}
+"""Name that there is nothing for -> why."""
+
 
 def plain_name(name: str) -> str:
     """A name as tables of synonyms have it: small letters, no `_` or `-`."""
@@ -121,7 +128,12 @@ def plain_name(name: str) -> str:
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """'did you mean 'lr'? ', from synonyms and similar names; empty where nothing is near."""
+    """'did you mean 'lr'? ', from synonyms and similar names; empty where nothing is near.
+
+    For a name that there is nothing for, the reason instead.
+    """
+    if plain_name(name) in MISSING:
+        return MISSING[plain_name(name)]
     names = list(allowed)
     meant = [n for n in SYNONYMS.get(plain_name(name), ()) if n in names]
     near = meant or closest(name, names, n=1)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from foldrace.core.plugin_files import error_with_place
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -199,9 +200,10 @@ def _classes(
     return indices
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
+METRICS = Table(
+    Metric,
+    "metric",
+    (
         Metric("log_loss", "the score: mean of -log p(true class)", log_loss, False),
         Metric("accuracy", "share of rows whose class is right", accuracy, True),
         Metric(
@@ -210,18 +212,20 @@ METRICS: dict[str, Metric] = {
             lambda prob, labels: macro_f1(prob, labels, prob.shape[1]),
             True,
         ),
-    )
-}
+    ),
+)
 
 
-def all_metrics(prob: ArrayLike, labels: NDArray[np.int64]) -> tuple[MetricScore, ...]:
-    """Every metric of the table for prob (n, C), labels (n,).
+def all_metrics(
+    prob: ArrayLike, labels: NDArray[np.int64], parts: Parts = NO_PARTS
+) -> tuple[MetricScore, ...]:
+    """Every metric, also of the plugins, for prob (n, C), labels (n,).
 
     One that fails or is not finite is left out, with a warning: a blend does not depend on it.
     """
     rows, classes = read_only(normalise(prob)), read_only(labels)
     found: list[MetricScore] = []
-    for metric in METRICS.values():
+    for metric in parts[METRICS].values():
         try:
             value = float(metric.function(rows, classes))
         except Exception as error:  # a user's own metric may raise anything

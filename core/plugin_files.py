@@ -1,27 +1,34 @@
-"""A user's Python files as modules of this process, wherever their source comes from.
+"""A user's Python files as modules, wherever their source comes from.
 
-Takes paths or sources, gives `PluginFile`s; `import_plugins` makes exactly those files importable
-by their names, from the sources in memory. Knows nothing of what is in them.
+Takes paths or sources, gives `PluginFile`s; `import_plugins` runs them under names that hold a
+digest of all files of the run, so that runs with other versions of a file live in one process.
+Knows nothing of what is in them.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
+import builtins
+import hashlib
 import keyword
+import linecache
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import decode_source, find_spec, spec_from_loader
+from importlib.util import decode_source, find_spec
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
+from typing import Any
 
 from foldrace.core.errors import Problem, message_line
 
 _FOLDRACE = Path(__file__).resolve().parents[1]
+_MARK = "plugin "
+"""Before the path in the file name of a plugin's code: any error tells which frames are its own."""
 
 
 @dataclass(frozen=True)
@@ -63,39 +70,71 @@ def read_plugins(paths: Sequence[str]) -> tuple[tuple[PluginFile, ...], list[Pro
 def import_plugins(files: Sequence[PluginFile]) -> dict[PluginFile, ModuleType | Problem]:
     """Run the files; one that cannot be run gives a problem instead of a module.
 
-    Modules that an earlier call imported and that are not among `files` are dropped.
+    Files that ran in this process, together and with these sources, do not run again.
     """
-    _finder.replace(files)
+    modules = _Modules(files)
     found: dict[PluginFile, ModuleType | Problem] = {}
     for file in files:
         try:
-            found[file] = importlib.import_module(file.module)
+            found[file] = modules.get(file.module)
         except (Exception, SystemExit) as error:  # a user's file may raise anything
             where = place_of(error) or file.path
             found[file] = Problem(where, f"the plugin cannot be imported: {error_line(error)}")
     return found
 
 
+class _Modules:
+    """The modules of a run's plugin files, in `sys.modules` under names of their own."""
+
+    _running = threading.RLock()  # of all: another thread waits for a module that is not whole
+
+    def __init__(self, files: Sequence[PluginFile]) -> None:
+        self._files = {file.module: file for file in files}
+        sources = repr(sorted((file.module, file.source) for file in files))
+        self._digest = hashlib.sha256(sources.encode()).hexdigest()[:12]
+
+    def get(self, name: str) -> ModuleType:
+        """The module of a file, which runs at the first call; raises what it raises."""
+        file, full_name = self._files[name], f"{name}_{self._digest}"
+        with self._running:
+            if full_name in sys.modules:
+                return sys.modules[full_name]
+            code_name = _MARK + file.path
+            code = compile(file.source, code_name, "exec", dont_inherit=True)
+            # Source for tracebacks and `inspect`: the file itself may be on another machine.
+            lines = decode_source(file.source).splitlines(keepends=True)
+            linecache.cache[code_name] = (len(file.source), None, lines, code_name)
+            module = ModuleType(full_name)
+            module.__spec__ = ModuleSpec(full_name, None, origin=file.path)
+            vars(module)["__builtins__"] = vars(builtins) | {"__import__": self._import}
+            sys.modules[full_name] = module
+            try:
+                exec(code, vars(module))
+            except BaseException:
+                del sys.modules[full_name]
+                raise
+            return module
+
+    def _import(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """What `import` calls in a plugin: the other files of the list come first."""
+        return self.get(name) if name in self._files else __import__(name, *arguments, **options)
+
+
 def place_of(error: BaseException) -> str | None:
-    """The innermost line of an imported plugin that an error came through, or None.
+    """The innermost line of a plugin that an error came through, or None.
 
     It is found also where another process sent the error as text.
     """
-    paths = {file.path for file in _finder.files.values()}
-    if isinstance(error, SyntaxError) and error.filename in paths:
-        return f"{error.filename} line {error.lineno}"
-    place = None
-    step = error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_code.co_filename in paths:
-            place = f"{step.tb_frame.f_code.co_filename} line {step.tb_lineno}"
-        step = step.tb_next
-    if place is None:
-        frames = re.findall(r'File "(.+)", line (\d+)', str(error))
-        place = next((f"{p} line {line}" for p, line in reversed(frames) if p in paths), None)
-    if place is None and error.__cause__ is not None:
-        return place_of(error.__cause__)
-    return place
+    if isinstance(error, SyntaxError) and (error.filename or "").startswith(_MARK):
+        return f"{str(error.filename).removeprefix(_MARK)} line {error.lineno}"
+    steps = traceback.walk_tb(error.__traceback__)
+    places = [(frame.f_code.co_filename, line) for frame, line in steps]
+    places = [(file.removeprefix(_MARK), line) for file, line in places if file.startswith(_MARK)]
+    places = places or re.findall(rf'File "{_MARK}(.+)", line (\d+)', str(error))
+    if places:
+        file, line = places[-1]
+        return f"{file} line {line}"
+    return None if error.__cause__ is None else place_of(error.__cause__)
 
 
 def error_line(error: BaseException) -> str:
@@ -108,42 +147,6 @@ def error_with_place(error: BaseException) -> str:
     """The error in one line, with the line of the plugin that it came through, if any."""
     place = place_of(error)
     return error_line(error) if place is None else f"plugin {place}: {error_line(error)}"
-
-
-class _Finder(MetaPathFinder, InspectLoader):
-    """Import hook that finds and loads the plugins of this process, and no others."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, PluginFile] = {}
-
-    def replace(self, files: Sequence[PluginFile]) -> None:
-        """Make exactly these files importable."""
-        if self not in sys.meta_path:
-            sys.meta_path.insert(0, self)  # first: a node may have another file of that name
-        # An import of one's own may have found that other file already, or may have stayed.
-        for module in (*self.files, *(file.module for file in files)):
-            sys.modules.pop(module, None)
-        self.files = {file.module: file for file in files}
-
-    def find_spec(
-        self, fullname: str, path: object = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Import spec of a plugin; None for any other module."""
-        file = self.files.get(fullname)
-        return None if file is None else spec_from_loader(fullname, self, origin=file.path)
-
-    def get_source(self, fullname: str) -> str:
-        """Source for tracebacks and `inspect`: the file itself may be on another machine."""
-        return decode_source(self.files[fullname].source)
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Compiled source of a plugin."""
-        file = self.files[fullname]
-        code: CodeType = compile(file.source, file.path, "exec", dont_inherit=True)
-        return code
-
-
-_finder = _Finder()
 
 
 def _name_problem(path: Path, other: PluginFile | None) -> str | None:
@@ -166,7 +169,7 @@ def _exists_elsewhere(name: str, folder: Path) -> bool:
         spec = find_spec(name)
     except ValueError:  # a module without a spec, such as __main__
         return True
-    if spec is None or spec.loader is _finder or spec.origin is None:
+    if spec is None or spec.origin is None:
         return False
     lies_in = Path(spec.origin).resolve().parent
     lies_in = lies_in.parent if spec.submodule_search_locations is not None else lies_in

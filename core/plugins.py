@@ -1,16 +1,17 @@
-"""Rows of a user's own in the tables of parts: losses, backbones, metrics and so on.
+"""Tables of parts, and the rows of a user's own beside them: losses, backbones, metrics and so on.
 
-Takes plugin files and the tables that may grow, changes those tables, gives every problem with its
-file and line. The tables hold the rows of the files that were loaded last, and of no others.
+`Table` holds the built-in rows of a kind, which never change. `Parts` holds the rows of a run's
+plugin files: it is made once and passed to whatever looks a name up, so that runs with other
+plugins live in one process. Every problem is given with its file and line.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from foldrace.core.errors import ConfigError, Problem, RunFailure, UserError
@@ -27,17 +28,68 @@ Row = TypeVar("Row")
 PARTS = "PARTS"
 
 
+class Table(Mapping[str, Row]):
+    """The built-in rows of one kind by their names; a plugin's stand beside them in `Parts`."""
+
+    def __init__(
+        self, record: type[Row], noun: str, rows: Iterable[Row], key: str = "name"
+    ) -> None:
+        """`noun` names a row in messages; `key` is the field of the record that is its name."""
+        self.record, self.noun, self.key = record, noun, key
+        self._rows = MappingProxyType({self.name_of(row): row for row in rows})
+
+    def name_of(self, row: Row) -> str:
+        """The row's name."""
+        name: str = getattr(row, self.key)
+        return name
+
+    def __getitem__(self, name: str) -> Row:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A row that a plugin gives."""
+
+    row: Any
+    where: str
+    """File and line in which it stands."""
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The rows that a run's plugins add to the tables: `parts[LOSSES]["poly1"]`."""
+
+    files: tuple[PluginFile, ...] = ()
+    own: tuple[Part, ...] = ()
+
+    def __getitem__(self, table: Table[Row]) -> Mapping[str, Row]:
+        """The built-in rows, then those of the plugins, by name."""
+        own = [(table.name_of(p.row), p.row) for p in self.own if isinstance(p.row, table.record)]
+        return {**table, **{n: row for n, row in own if isinstance(n, str) and n not in table}}
+
+    def __reduce__(self) -> tuple[Callable[..., Parts], tuple[tuple[PluginFile, ...]]]:
+        """Another process runs the files itself."""
+        return _parts_of, (self.files,)
+
+
+NO_PARTS = Parts()
+"""The built-in rows alone."""
+
+
 @dataclass(frozen=True)
 class PluginTable(Generic[Row]):
-    """One table that plugins may add rows to."""
+    """A table that plugins may add rows to."""
 
-    record: type[Row]
-    noun: str
-    table: dict[str, Row]
+    table: Table[Row]
     try_row: Callable[[Row], None]
     """Function that uses a row on something tiny; raises what the row raises, or UnfitRow."""
-    key: str = "name"
-    """Field of the record that is the key of the table."""
 
 
 class PluginFailure(RunFailure):
@@ -48,77 +100,38 @@ class UnfitRow(Exception):
     """A row ran, but what it gave is not what its table promises."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """A row that a plugin gives, with the line where it stands."""
+def load_parts(files: Sequence[PluginFile], kinds: Sequence[PluginTable[Any]]) -> Parts:
+    """The rows of plugin files.
 
-    row: Any
-    file: PluginFile
-    line: int
-
-    @property
-    def where(self) -> str:
-        """The `where` of a problem with this row."""
-        return self.file.at(self.line)
-
-
-@dataclass(frozen=True)
-class _PluginRows:
-    """The rows that the loaded files added to one table."""
-
-    table: dict[str, Any]
-    parts: dict[str, Part]
-    problems: list[Problem]
-
-
-@dataclass(frozen=True)
-class _PluginState:
-    """Plugin files of this process with their rows; `added` is by the record of the table."""
-
-    files: tuple[PluginFile, ...] = ()
-    parts: tuple[Part, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    added: dict[type, _PluginRows] = field(default_factory=dict)
-
-
-_now = _PluginState()
-_lock = threading.RLock()
-
-
-def load(files: Sequence[PluginFile], kinds: Sequence[PluginTable[Any]]) -> list[Problem]:
-    """Add the files' rows to the tables of `kinds`, in place of those of other files.
-
-    Files that are loaded already are not run again. Rows of other kinds are left out.
+    Raises ConfigError where a file cannot be run here, or where a row of `kinds` has no name or one
+    that is taken.
     """
-    with _lock:
-        if tuple(files) != _now.files:
-            _replace(tuple(files))
-        problems = list(_now.problems)
-        for kind in kinds:
-            if kind.record not in _now.added:
-                _now.added[kind.record] = _add_rows(kind)
-            problems += _now.added[kind.record].problems
-        return problems
+    parts, problems = _load(files)
+    problems += _name_problems(parts, kinds).values()
+    if problems:
+        raise ConfigError(problems)
+    return parts
 
 
-def check(paths: Sequence[str], kinds: Sequence[PluginTable[Any]]) -> list[Problem]:
+def check_plugins(
+    paths: Sequence[str], kinds: Sequence[PluginTable[Any]]
+) -> tuple[Parts, list[Problem]]:
     """Load the files as far as they are right, try every row, and give every problem."""
     files, problems = read_plugins(paths)
-    problems += load(files, kinds)
-    for part in _now.parts:
-        kind = _kind_of(part.row, kinds)
+    parts, found = _load(files)
+    problems += found
+    misnamed = _name_problems(parts, kinds)
+    for part in parts.own:
+        kind = next((k for k in kinds if isinstance(part.row, k.table.record)), None)
         if kind is None:
-            allowed = ", ".join(k.record.__name__ for k in kinds)
+            allowed = ", ".join(k.table.record.__name__ for k in kinds)
             message = f"{PARTS} holds {_shown(part.row)}; allowed are records: {allowed}"
             problems.append(Problem(part.where, message))
-        elif part in _now.added[kind.record].parts.values():
+        elif part in misnamed:
+            problems.append(misnamed[part])
+        else:
             problems += _fault(part, kind)
-    return list(dict.fromkeys(problems))
-
-
-def loaded() -> tuple[PluginFile, ...]:
-    """The files whose rows are in the tables; load them in another process to have them there."""
-    return _now.files
+    return parts, list(dict.fromkeys(problems))
 
 
 @contextlib.contextmanager
@@ -134,30 +147,23 @@ def naming_plugins() -> Iterator[None]:
         raise PluginFailure(error_with_place(error)) from error
 
 
-def require(problems: Sequence[Problem]) -> None:
-    """Raise a ConfigError where there are problems."""
-    if problems:
-        raise ConfigError(problems)
+def _parts_of(files: tuple[PluginFile, ...]) -> Parts:
+    return _load(files)[0]
 
 
-def _replace(files: tuple[PluginFile, ...]) -> None:
-    global _now
-    for added in _now.added.values():
-        for name in added.parts:
-            del added.table[name]
-    parts: list[Part] = []
+def _load(files: Sequence[PluginFile]) -> tuple[Parts, list[Problem]]:
+    own: list[Part] = []
     problems: list[Problem] = []
-    _now = _PluginState()  # stays where importing is interrupted
     for file, module in import_plugins(files).items():
-        found = module if isinstance(module, Problem) else _parts(file, module)
+        found = module if isinstance(module, Problem) else _rows_of(file, module)
         if isinstance(found, Problem):
             problems.append(found)
         else:
-            parts += found
-    _now = _PluginState(files, tuple(parts), tuple(problems))
+            own += found
+    return Parts(tuple(files), tuple(own)), problems
 
 
-def _parts(file: PluginFile, module: object) -> list[Part] | Problem:
+def _rows_of(file: PluginFile, module: object) -> list[Part] | Problem:
     """The rows that a module offers."""
     lines = _lines(file)
     rows = getattr(module, PARTS, None)
@@ -169,7 +175,7 @@ def _parts(file: PluginFile, module: object) -> list[Part] | Problem:
             "PARTS = [] where it only helps other plugins",
         )
     each = lines[1:] if len(lines) == len(rows) + 1 else lines[:1] * len(rows)
-    return [Part(row, file, line) for row, line in zip(rows, each, strict=True)]
+    return [Part(row, file.at(line)) for row, line in zip(rows, each, strict=True)]
 
 
 def _lines(file: PluginFile) -> list[int]:
@@ -184,42 +190,35 @@ def _lines(file: PluginFile) -> list[int]:
     return lines
 
 
-def _add_rows(kind: PluginTable[Any]) -> _PluginRows:
-    added: dict[str, Part] = {}
-    problems: list[Problem] = []
-    for part in _now.parts:
-        if not isinstance(part.row, kind.record):
-            continue
-        name = getattr(part.row, kind.key)
-        if not isinstance(name, str) or not name:
-            message = f"{kind.noun}: {kind.key} is {_shown(name)}, should be a text"
-            problems.append(Problem(part.where, message))
-        elif name in kind.table:
-            owner = f"in {added[name].where}" if name in added else "in Foldrace itself"
-            names = ", ".join(n for n in kind.table if n not in added)
-            message = f"{kind.noun} {name!r} exists already, {owner}; choose a name beside {names}"
-            problems.append(Problem(part.where, message))
-        else:
-            kind.table[name] = part.row
-            added[name] = part
-    return _PluginRows(kind.table, added, problems)
+def _name_problems(parts: Parts, kinds: Sequence[PluginTable[Any]]) -> dict[Part, Problem]:
+    """Problems of rows without a name, or with one that another row has."""
+    problems: dict[Part, Problem] = {}
+    for table in (kind.table for kind in kinds):
+        owners = dict.fromkeys(table, "Foldrace itself")
+        for part in (part for part in parts.own if isinstance(part.row, table.record)):
+            name = table.name_of(part.row)
+            if not isinstance(name, str) or not name:
+                message = f"{table.noun}: {table.key} is {_shown(name)}, should be a text"
+                problems[part] = Problem(part.where, message)
+            elif name in owners:
+                message = f"{table.noun} {name!r} exists already, in {owners[name]}"
+                advice = f"choose a name beside {', '.join(table)}"
+                problems[part] = Problem(part.where, f"{message}; {advice}")
+            else:
+                owners[name] = part.where
+    return problems
 
 
 def _fault(part: Part, kind: PluginTable[Any]) -> list[Problem]:
     """The problem of a row that was tried, at the line that raised it, else at the row's."""
-    name = getattr(part.row, kind.key)
+    row = f"{kind.table.noun} {kind.table.name_of(part.row)!r}"
     try:
         kind.try_row(part.row)
     except UnfitRow as error:
-        return [Problem(part.where, f"{kind.noun} {name!r} {error}")]
+        return [Problem(part.where, f"{row} {error}")]
     except Exception as error:  # a user's part may raise anything
-        where = place_of(error) or part.where
-        return [Problem(where, f"{kind.noun} {name!r}, tried, raises {error_line(error)}")]
+        return [Problem(place_of(error) or part.where, f"{row}, tried, raises {error_line(error)}")]
     return []
-
-
-def _kind_of(row: object, kinds: Sequence[PluginTable[Any]]) -> PluginTable[Any] | None:
-    return next((kind for kind in kinds if isinstance(row, kind.record)), None)
 
 
 def _shown(value: object, limit: int = 60) -> str:

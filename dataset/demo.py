@@ -34,7 +34,7 @@ search:
     label_smoothing: 0
     drop_path: 0
     warmup: 0.1
-training: {{epochs: 8, image_size: 32, patience: 8, pretrained: false}}
+training: {{epochs: 8, image_size: 32, pretrained: false}}
 augment: {{policy: light}}
 resources: {{cpus_per_trial: 1}}
 """

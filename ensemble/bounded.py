@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.ensemble.blend import Blend
 from foldrace.ensemble.limits import Limits, Support, SupportSearch, choose_support
-from foldrace.ensemble.methods import METHODS, fit_method
+from foldrace.ensemble.methods import METHODS, Method, fit_method
 from foldrace.ensemble.pool import Pool
 from foldrace.ensemble.pooling import Fit, Settings, spread
 from foldrace.ensemble.solvers.kernels import certified
@@ -64,37 +65,50 @@ def trade_off(
     return kept
 
 
-def fit_within(method: str, pool: Pool, settings: Settings, limits: Limits) -> Fit:
+def fit_within(
+    method: str, pool: Pool, settings: Settings, limits: Limits, parts: Parts = NO_PARTS
+) -> Fit:
     """Fit the method to all members, or to those that the limits allow.
 
     Where the limits admit what it uses of all members, that is the fit; else it combines the
     members that `choose_support` picks. Its certificate compares with the best blend of all members
     of the pool: the limits' price is in it.
     """
-    free = fit_method(method, pool, settings)
+    free = fit_method(method, pool, settings, parts)
     if limits.admit(tuple(free.used.tolist())):
         return free
-    usable = _usable_members(method, pool, limits, settings)
+    usable = _usable_members(parts[METHODS][method], pool, limits, settings)
     support = choose_support(usable.true_prob, usable.limits, usable.forced)
-    return fit_on(method, pool, settings, usable.members[support])
+    return fit_on(method, pool, settings, usable.members[support], parts)
 
 
-def fit_on(method: str, pool: Pool, settings: Settings, support: NDArray[np.intp]) -> Fit:
+def fit_on(
+    method: str,
+    pool: Pool,
+    settings: Settings,
+    support: NDArray[np.intp],
+    parts: Parts = NO_PARTS,
+) -> Fit:
     """Fit the method to the members of the support (m,), ascending, which has the forced ones.
 
     Its certificate compares with the best blend of all members of the pool.
     """
     forced = _places(settings.forced, support)
-    fit = fit_method(method, pool.take(support), replace(settings, forced=forced))
+    fit = fit_method(method, pool.take(support), replace(settings, forced=forced), parts)
     combiner = fit.combiner.among(support, len(pool.members))
     return Fit(combiner, None if fit.blend is None else _among_all(fit.blend, support, pool))
 
 
 def supports_by_price(
-    method: str, pool: Pool, settings: Settings, limits: Limits, resource: int
+    method: str,
+    pool: Pool,
+    settings: Settings,
+    limits: Limits,
+    resource: int,
+    parts: Parts = NO_PARTS,
 ) -> list[NDArray[np.intp]]:
     """Find what the method is to combine at rising budgets of one resource, as in `trade_off`."""
-    usable = _usable_members(method, pool, limits, settings)
+    usable = _usable_members(parts[METHODS][method], pool, limits, settings)
     points = trade_off(usable.true_prob, usable.limits, resource, usable.forced)
     return [usable.members[point.support] for point in points]
 
@@ -110,8 +124,10 @@ class _UsableMembers:
     """Places in `members`."""
 
 
-def _usable_members(method: str, pool: Pool, limits: Limits, settings: Settings) -> _UsableMembers:
-    members = np.flatnonzero([METHODS[method].takes(member) for member in pool.members])
+def _usable_members(
+    method: Method, pool: Pool, limits: Limits, settings: Settings
+) -> _UsableMembers:
+    members = np.flatnonzero([method.takes(member) for member in pool.members])
     if len(members) == len(pool.members):
         return _UsableMembers(members, pool.true_prob, limits, settings.forced)
     among = replace(limits, costs=limits.costs[:, members])

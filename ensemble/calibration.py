@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.metrics import normalise
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.core.temperature import at_temperature, fit_temperature
 from foldrace.ensemble.crossfit import CrossFitRows, crossfit_rows
 from foldrace.ensemble.methods import AUTO, METHODS
@@ -145,9 +146,9 @@ class MethodChoice:
     """Empty where there was no choice."""
 
 
-def methods_to_try(method: str) -> tuple[str, ...]:
+def methods_to_try(method: str, parts: Parts = NO_PARTS) -> tuple[str, ...]:
     """The method itself, or those of `auto`, the first of which wins a tie."""
-    of_auto = tuple(name for name, row in METHODS.items() if row.in_auto)
+    of_auto = tuple(name for name, row in parts[METHODS].items() if row.in_auto)
     return of_auto if method == AUTO else (method,)
 
 

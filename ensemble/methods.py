@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foldrace.core.errors import ConfigError, Problem, check_name
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 from foldrace.ensemble.pool import Member, Pool, own_losses
 from foldrace.ensemble.pooling import Fit, Settings, mixture_fit
 from foldrace.ensemble.solvers.equal_weights import (
@@ -137,29 +138,30 @@ _ROWS = (
 AUTO = "auto"
 """In place of a name: the method with the least cross-fitted loss (see `calibration`)."""
 
-METHODS = {method.name: method for method in _ROWS}
+METHODS = Table(Method, "blend method", _ROWS)
 
 
-def fit_method(name: str, pool: Pool, settings: Settings) -> Fit:
+def fit_method(name: str, pool: Pool, settings: Settings, parts: Parts = NO_PARTS) -> Fit:
     """Fit the method of that name to the pool.
 
     Raises ConfigError where there is none, or it can force no member in.
     """
-    problem = check_name("ensemble.method", name, METHODS)  # `auto` is none of them
-    problem = problem or check_include(name, settings.forced)
+    problem = check_name("ensemble.method", name, parts[METHODS])  # `auto` is none of them
+    problem = problem or check_include(name, settings.forced, parts)
     if problem is not None:
         raise ConfigError([problem])
-    return METHODS[name].function(pool, settings)
+    return parts[METHODS][name].function(pool, settings)
 
 
-def check_method(name: str) -> Problem | None:
+def check_method(name: str, parts: Parts = NO_PARTS) -> Problem | None:
     """Say what is wrong with the name, or None."""
-    return check_name("ensemble.method", name, (*METHODS, AUTO))
+    return check_name("ensemble.method", name, (*parts[METHODS], AUTO))
 
 
-def check_include(name: str, include: Sequence[object]) -> Problem | None:
+def check_include(name: str, include: Sequence[object], parts: Parts = NO_PARTS) -> Problem | None:
     """Say that the method, of any name, can force nothing of `include` in, or None."""
-    if not include or name not in METHODS or not METHODS[name].takes_one_candidate:
+    method = parts[METHODS].get(name)
+    if not include or method is None or not method.takes_one_candidate:
         return None
     message = f"the method {name!r} can force none in; empty the list or use another method"
     return Problem("ensemble.include", message)

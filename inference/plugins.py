@@ -1,18 +1,14 @@
-"""Every table that a plugin may add rows to, and a run folder's plugins.
-
-Takes a run folder or the paths of a config's plugins.
-"""
+"""Every table that a plugin may add rows to, and the parts of a run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foldrace.core.errors import Problem
-from foldrace.core.plugins import PluginTable, UnfitRow, check, load, require
+from foldrace.core.plugins import Parts, PluginTable, UnfitRow, load_parts
 from foldrace.ensemble.blend import checked_weights
 from foldrace.ensemble.methods import METHODS, Method
 from foldrace.ensemble.pool import Member, Pool
@@ -20,7 +16,7 @@ from foldrace.ensemble.pooling import POOLINGS, Fit, Settings, blend_prob
 from foldrace.inference.tta import TTA, TTAS
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import RAW
-from foldrace.trainables.plugins import PLUGIN_TABLES
+from foldrace.trainables.plugins import TRAINING_TABLES
 
 
 def _try_method(row: Method) -> None:
@@ -73,21 +69,16 @@ def _try_tta(row: TTA) -> None:
             raise UnfitRow(f"gives {found.dtype} in view {i}, should be float32 and finite")
 
 
-ALL_PLUGIN_TABLES = (
-    *PLUGIN_TABLES,
-    PluginTable(Method, "blend method", METHODS, _try_method),
-    PluginTable(TTA, "test-time augmentation", TTAS, _try_tta),
+ALL_TABLES: tuple[PluginTable[Any], ...] = (
+    *TRAINING_TABLES,
+    PluginTable(METHODS, _try_method),
+    PluginTable(TTAS, _try_tta),
 )
 
 
-def check_plugins(paths: Sequence[str]) -> list[Problem]:
-    """Load a config's plugins, try each row, and tell everything that is wrong."""
-    return check(paths, ALL_PLUGIN_TABLES)
-
-
-def use_run_plugins(store: RunStore) -> None:
-    """Put the rows of the run's own plugins into the tables.
+def run_parts(store: RunStore) -> Parts:
+    """The rows of the run's own copies of its plugins.
 
     Raises ConfigError where one cannot be loaded here.
     """
-    require(load(store.plugins(), ALL_PLUGIN_TABLES))
+    return load_parts(store.plugins(), ALL_TABLES)

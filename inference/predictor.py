@@ -26,7 +26,7 @@ from foldrace.core.temperature import at_temperature
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
 from foldrace.ensemble.selection.external import added_test
-from foldrace.inference.plugins import use_run_plugins
+from foldrace.inference.plugins import run_parts
 from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.records import TrialRecord
@@ -65,13 +65,14 @@ class RunModels:
     def __init__(self, store: RunStore, device: torch.device) -> None:
         self.store, self.device = store, device
         self._config, self._classes = store.config(), len(store.classes())
+        self.parts = run_parts(store)
 
     def open(self, candidate: str, variant: str, fold: int) -> FoldModel:
         """RunFolderError where the weights are gone or damaged."""
         try:
             data = self.store.weights(candidate, fold, variant)
             model_config = read_model_config(data)
-            module = unpack_classifier(data, model_config).to(self.device)
+            module = unpack_classifier(data, model_config, self.parts).to(self.device)
         except _UNREADABLE as error:
             raise self._unreadable(candidate, variant, fold, error) from error
         return FoldModel(module, model_config, self.autocast(candidate, fold))
@@ -86,9 +87,10 @@ class RunModels:
     def model_config(self, trial: TrialRecord) -> ModelConfig:
         """The config that lies in the trial's weights, without reading them.
 
-        A weights file is read whole. The run's plugins must be loaded.
+        A weights file is read whole.
         """
-        return trial_model_config(trial, self._classes, self._config.training.meta_features)
+        meta = self._config.training.meta_features
+        return trial_model_config(trial, self._classes, meta, self.parts)
 
     def precision(self, trial: TrialRecord | None) -> str:
         """The precision in which this device would have scored the trial's model."""
@@ -146,14 +148,13 @@ class Predictor:
     """
 
     def __init__(self, run: RunStore | str | Path, workers: int = 1, tta: str = "none") -> None:
-        """Open the blend of a run; `tta` is a row of `TTAS`.
+        """Open the blend of a run; `tta` is a row of `TTAS`, or of the run's plugins.
 
         RunFolderError where the run has no blend, or a member's own run folder is gone or has other
         folds.
         """
         store = run if isinstance(run, RunStore) else RunStore.open(run)
-        use_run_plugins(store)
-        self._tta = find_tta(tta)
+        self._tta = find_tta(tta, run_parts(store))
         ensemble = store.blend.record()
         if ensemble is None:
             raise RunFolderError.single(
@@ -227,15 +228,12 @@ class Predictor:
         """The mean over the folds."""
         count_model = _counter(on_model)
         mean: NDArray[np.float64] = np.zeros((len(images.files), len(self.classes)))
-        try:
-            with naming_plugins():
-                for fold in range(self.store.fold_count):
-                    pooled = pool_terms(self._combiner, self._members(fold, images, count_model))
-                    log_prob = np.log(normalise(pooled))
-                    final = at_temperature(log_prob, self.ensemble.blend_temperature)
-                    mean += normalise(np.exp(final.astype(np.float64))) / self.store.fold_count
-        finally:
-            use_run_plugins(self.store)  # the last member may have been of another run
+        with naming_plugins():
+            for fold in range(self.store.fold_count):
+                pooled = pool_terms(self._combiner, self._members(fold, images, count_model))
+                log_prob = np.log(normalise(pooled))
+                final = at_temperature(log_prob, self.ensemble.blend_temperature)
+                mean += normalise(np.exp(final.astype(np.float64))) / self.store.fold_count
         return normalise(mean)
 
     def _members(
@@ -256,11 +254,12 @@ class Predictor:
     ) -> NDArray[np.float32]:
         """(n, C) of one fold model, uncalibrated."""
         run = self._runs[member.run]
-        use_run_plugins(run.store)
         model = run.open(member.candidate, member.variant, fold)
         source = run.images(images.files, model.model_config, self._workers, images.session)
         settings = loader_settings(self._workers, self._device.type)
-        loader = scoring_loader(source, np.arange(len(source)), model.model_config, BATCH, settings)
+        loader = scoring_loader(
+            source, np.arange(len(source)), model.model_config, BATCH, settings, run.parts
+        )
         seen = AveragedViews(model.module, self._tta, model.model_config.activation)
         # Averaged log-probabilities: softmax leaves them as they are.
         return log_probabilities(seen, loader, self._device, model.autocast, "softmax")[0]

@@ -67,7 +67,7 @@ class AveragedModel:
         true_prob = np.concatenate([oof.true_prob for oof in self.folds])
         return log_loss_of_true(true_prob) if np.isfinite(true_prob).all() else math.inf
 
-    def score(self, fold: int, best_epoch: int) -> VariantScore:
+    def score(self, fold: int, epoch: int) -> VariantScore:
         """For the fold trial's record."""
         oof = self.folds[fold]
         return VariantScore(
@@ -75,7 +75,7 @@ class AveragedModel:
             val_logloss=log_loss_of_true(oof.true_prob),
             calibrated_logloss=self.calibrated[fold],
             val_acc=self.accuracies[fold],
-            best_epoch=best_epoch,
+            epoch=epoch,
             ingredients=tuple(ingredient.name for ingredient in self.ingredients),
         )
 
@@ -112,11 +112,11 @@ class Scorer:
         rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         models = self.models
-        module = build_classifier(model_config)
+        module = build_classifier(model_config, parts=models.parts)
         load_tensors(module, self.weights(ingredients, fold))
         source = models.images(self._files, model_config, self._workers, self._session)
         settings = loader_settings(self._workers, models.device.type)
-        loader = scoring_loader(source, rows, model_config, BATCH, settings)
+        loader = scoring_loader(source, rows, model_config, BATCH, settings, models.parts)
         autocast = models.autocast(ingredients[0].candidate, fold)
         module = module.to(models.device)
         return log_probabilities(module, loader, models.device, autocast, model_config.activation)[

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from foldrace.core.plugins import naming_plugins
-from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.predictor import RunModels, best_device
 from foldrace.inference.soup_scoring import AveragedModel, Ingredient, Scorer
 from foldrace.run_folder.records import CandidateSummary, TrialRecord, VariantScore
@@ -105,7 +104,7 @@ def save_soup(scorer: Scorer, model: AveragedModel, model_config: ModelConfig) -
     store, best = scorer.models.store, model.ingredients[0]
     plain = [_without_soup(store, record) for record in _trials(store, best.candidate)]
     for fold, record in enumerate(plain):
-        score = model.score(fold, record.variants[best.variant].best_epoch)
+        score = model.score(fold, record.variants[best.variant].epoch)
         weights = pack_weights(scorer.weights(model.ingredients, fold), model_config)
         store.save_trial(
             record.model_copy(update={"variants": record.variants | {SOUP: score}}),
@@ -169,7 +168,6 @@ def make_soups(store: RunStore, workers: int, tell: Tell = lambda line: None) ->
     have been removed since. DataError where the training images are gone, RunFolderError where
     weights are damaged.
     """
-    use_run_plugins(store)
     earlier = read_soups(store)
     scorer = Scorer(RunModels(store, best_device()), workers)
     with naming_plugins():

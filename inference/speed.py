@@ -21,12 +21,10 @@ from foldrace.core.errors import RunFolderError, listing
 from foldrace.core.files import Files, warn_ignored
 from foldrace.core.plugins import naming_plugins
 from foldrace.ensemble.pool import Member
-from foldrace.inference.plugins import use_run_plugins
 from foldrace.inference.predictor import BATCH, FoldModel, RunModels, best_device
 from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.loader import Batch
-from foldrace.trainables.data.meta_features import meta_width
 from foldrace.trainables.models.classifier import config_to_json
 from foldrace.trainables.predict import log_probabilities
 
@@ -74,7 +72,6 @@ class _Subject:
     key: str
 
     def open(self) -> FoldModel:
-        use_run_plugins(self.models.store)
         return self.models.open(self.member.candidate, self.member.variant, 0)
 
 
@@ -89,11 +86,8 @@ def measure_speed(store: RunStore, members: Sequence[Member]) -> Speeds:
     cached = _cached(store.files)
     known = cached.setdefault(name, {})
     before = dict(known)
-    try:
-        with naming_plugins():
-            found = _measured(_subjects(store, members, device), known)
-    finally:
-        use_run_plugins(store)  # the last member may have been of another run
+    with naming_plugins():
+        found = _measured(_subjects(store, members, device), known)
     if known != before:
         store.files.write(_FILE, _to_json(cached))
     return Speeds(name, {member: found.get(member) for member in members})
@@ -126,7 +120,6 @@ def _subjects(store: RunStore, members: Sequence[Member], device: torch.device) 
     subjects = []
     for root in sorted({member.run for member in members}):
         models = RunModels(RunStore.open(root) if root else store, device)
-        use_run_plugins(models.store)
         of_run = [member for member in members if member.run == root]
         keys = _keys(models, sorted({member.candidate for member in of_run}))
         subjects += [_Subject(m, models, keys[m.candidate]) for m in of_run if m.candidate in keys]
@@ -178,7 +171,7 @@ def _seconds(model: FoldModel, device: torch.device, images: int) -> float:
     generator = torch.Generator().manual_seed(0)
     shape = (images, model_config.image_size, model_config.image_size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    batch = Batch(pixels, torch.arange(images), torch.zeros(images, meta_width(model_config.meta)))
+    batch = Batch(pixels, torch.arange(images), torch.zeros(images, model.module.meta_width))
     seen = AveragedViews(model.module, find_tta("none"), model_config.activation)
     started = time.perf_counter()
     log_probabilities(seen, [batch], device, model.autocast, "softmax")

@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from foldrace.core.errors import UserError, check_name
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 from foldrace.trainables.losses import log_probs
 
 View = Callable[[Tensor], Tensor]
@@ -50,21 +51,22 @@ class TTA:
     views: tuple[View, ...]
 
 
-TTAS: dict[str, TTA] = {
-    tta.name: tta
-    for tta in (
+TTAS = Table(
+    TTA,
+    "test-time augmentation",
+    (
         TTA("none", "the image as it is", (_plain,)),
         TTA("flip", "as it is, and flipped horizontally", (_plain, _flip)),
         TTA("flip-rotate", "as it is, flipped, turned by 15 degrees", (_plain, _flip, _rotate)),
-    )
-}
+    ),
+)
 
 
-def find_tta(name: str) -> TTA:
+def find_tta(name: str, parts: Parts = NO_PARTS) -> TTA:
     """Raises UserError, with what is allowed, where there is none of that name."""
-    problem = check_name("--tta", name, TTAS)
+    problem = check_name("--tta", name, parts[TTAS])
     if problem is None:
-        return TTAS[name]
+        return parts[TTAS][name]
     raise UserError([problem])
 
 

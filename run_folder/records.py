@@ -63,7 +63,8 @@ class VariantScore(StoredRecord):
     """Log loss at the temperature fitted on these rows: what selects, since what is submitted is
     calibrated. At most `val_logloss`."""
     val_acc: float
-    best_epoch: int
+    epoch: int
+    """Epoch after which the weights were these, from 0."""
     ingredients: tuple[str, ...] = ()
     """Members whose weights a soup averages, `c0003 ema`, the best first; empty for other variants.
     Several candidates are in a soup, so that it judges none of them."""

@@ -15,7 +15,7 @@ _LEADERBOARD = (
     "gain", "gain_se", "epochs_trained", "seconds",
 )  # fmt: skip
 _TRIALS = (
-    "candidate", "fold", "status", "variant", "val_logloss", "val_calibrated_logloss", "best_epoch",
+    "candidate", "fold", "status", "variant", "val_logloss", "val_calibrated_logloss", "epoch",
     "epochs_trained", "seconds", "node", "device",
 )  # fmt: skip
 DECISIONS = (

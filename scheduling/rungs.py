@@ -45,7 +45,7 @@ class Place:
     """Where a trial stands among those that have reached the same rung of the same fold."""
 
     loss: float
-    """Its least loss by then."""
+    """Its loss at the rung's epoch."""
     cut: float | None
     """The worst loss of the best 1/reduction; None with fewer than `reduction` trials."""
     count: int
@@ -123,7 +123,7 @@ def _better(raw: str, ema: str) -> float:
 
 
 class RungRecords:
-    """The least loss of each trial at each rung of its fold that it has reached."""
+    """The loss of each trial at the epoch of each rung of its fold that it has reached."""
 
     def __init__(self) -> None:
         self._losses: defaultdict[tuple[int, float], dict[str, float]] = defaultdict(dict)
@@ -135,7 +135,7 @@ class RungRecords:
         """Record a trial's losses by epoch so far at each rung that it has reached, anew."""
         for rung in rungs:
             if rung.epoch <= len(losses):
-                self._losses[fold, rung.fraction][candidate] = min(losses[: rung.epoch])
+                self._losses[fold, rung.fraction][candidate] = losses[rung.epoch - 1]
                 self._ordered.pop((fold, rung.fraction), None)
 
     def has(self, candidate: str, fold: int, fraction: float) -> bool:

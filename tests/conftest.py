@@ -22,7 +22,6 @@ from foldrace.config.schema import (
     SweepConfig,
 )
 from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import load
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
@@ -63,13 +62,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "foldrace-cache"
     monkeypatch.setenv("FOLDRACE_CACHE", str(folder))
     return folder
-
-
-@pytest.fixture
-def plugins_end() -> Iterator[None]:
-    """For tests that load plugins: the tables of this process are left as they were."""
-    yield
-    load((), ())
 
 
 @pytest.fixture(scope="session")

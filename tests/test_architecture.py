@@ -130,6 +130,39 @@ def test_every_file_says_what_it_owns() -> None:
             assert ast.get_docstring(tree), f"{file.relative_to(ROOT)} has no docstring"
 
 
+def test_whoever_takes_a_runs_parts_is_given_them() -> None:
+    """Without them a run's own losses, heads and metrics would not be there."""
+    trees = {
+        file: ast.parse(file.read_text(encoding="utf-8"))
+        for room in MAY_IMPORT
+        for file in files_of(room)
+    }
+    every = {name for tree in trees.values() for name in _takers_of_parts(tree)}
+    public = {name for name in every if not name.startswith("_")}
+    assert {"build_classifier", "Transforms", "all_metrics", "preflight"} <= public
+    for file, tree in trees.items():
+        takers = public | set(_takers_of_parts(tree))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            name = ast.unparse(call.args[0]) if name == "partial" else name
+            given = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(call)}
+            if name in takers and ast.unparse(call) != "find_tta('none')":
+                assert given & {"parts", "_parts", "run_parts"}, f"{file} line {call.lineno}"
+
+
+def _takers_of_parts(tree: ast.Module) -> Iterator[str]:
+    """Names of functions, and of classes whose constructor is one, with an argument `parts`."""
+    for node in ast.walk(tree):
+        functions = [(node, getattr(node, "name", ""))]
+        if isinstance(node, ast.ClassDef):
+            functions = [(f, node.name) for f in node.body if getattr(f, "name", "") == "__init__"]
+        for function, name in functions:
+            if isinstance(function, ast.FunctionDef) and name != "__init__":
+                arguments = (*function.args.args, *function.args.kwonlyargs)
+                if any(argument.arg == "parts" for argument in arguments):
+                    yield name
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["no-such-command"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -21,7 +21,7 @@ from foldrace.config.load import parse_config  # noqa: E402  (also run as a scri
 from foldrace.config.ranges import shown  # noqa: E402
 from foldrace.config.schema import SweepConfig  # noqa: E402  (also run as a script)
 from foldrace.run_folder.tables import DECISIONS  # noqa: E402
-from foldrace.scheduling.race import RULES  # noqa: E402
+from foldrace.scheduling.rules import RULES  # noqa: E402
 from foldrace.scheduling.search.samplers import SAMPLERS  # noqa: E402
 from foldrace.trainables.data.augment import POLICIES  # noqa: E402
 from foldrace.trainables.data.custom_transforms import CUSTOM  # noqa: E402
@@ -183,7 +183,7 @@ def test_techniques_are_where_the_guide_says(row: list[str]) -> None:
 
 def test_every_hyperparameter_of_a_technique_is_in_the_guide() -> None:
     named = set(re.findall(r"\w+", " ".join(row[1] for row in technique_rows())))
-    plain = {"lr", "batch_size", "image_size", "epochs", "policy", "patience", "pretrained"}
+    plain = {"lr", "batch_size", "image_size", "epochs", "policy", "pretrained"}
     assert KNOBS.keys() - named == plain
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
@@ -54,7 +54,7 @@ class FoldScore:
             val_logloss=self.logloss,
             calibrated_logloss=self.calibrated,
             val_acc=self.accuracy,
-            best_epoch=epoch,
+            epoch=epoch,
         )
 
 
@@ -115,53 +115,47 @@ class Checkpoint:
 
 @dataclass
 class History:
-    """The log of a training and its best checkpoints so far, by calibrated log loss.
+    """The log of a training and the weights that it writes, above all those after its last epoch.
 
-    With warm restarts the snapshots are the ends of the last cycles (Huang et al., Snapshot
-    Ensembles, ICLR 2017), else the next best epochs after the best one.
+    A fold's own best epoch would be chosen on the rows that score it, and differ between folds.
+    Snapshots are raw weights of fixed epochs: with warm restarts the ends of the last cycles but
+    the last one (Huang et al., Snapshot Ensembles, ICLR 2017), else the epochs right before the
+    last one.
     """
 
-    snapshots: int = 0
-    """Number of further sets of raw weights to keep."""
-    cycle_ends: tuple[int, ...] = ()
-    """Last epochs of the schedule's cycles, where there are several."""
-    best: dict[str, Checkpoint] = field(default_factory=dict)
-    """Variant (raw, ema) -> the checkpoint of its best epoch."""
-    further: list[Checkpoint] = field(default_factory=list)
-    """The snapshots so far."""
+    last: int
+    """The last epoch, from 0."""
+    snapshots: tuple[int, ...] = ()
+    """Earlier epochs whose raw weights are kept, in their order."""
+    kept: dict[str, Checkpoint] = field(default_factory=dict)
+    """Variant -> its checkpoint, once its epoch is over."""
     log: list[EpochReport] = field(default_factory=list)
     diverged: bool = False
 
     @classmethod
     def of(cls, params: TrialParams) -> History:
         """An empty history of a trial with these hyperparameters."""
-        ends = cycle_ends(params.epochs, params.cycles) if params.cycles > 1 else []
-        return cls(params.snapshots, tuple(ends))
+        ends: Sequence[int] = range(params.epochs)
+        if params.cycles > 1:
+            ends = cycle_ends(params.epochs, params.cycles)
+        *earlier, last = ends
+        return cls(last, tuple(earlier[-params.snapshots :] if params.snapshots else ()))
 
     def keep(self, models: Mapping[str, nn.Module], scores: Mapping[str, FoldScore]) -> None:
-        """Copy those models that are worth keeping, after an epoch that is in the log."""
+        """Copy the models that are written, after an epoch that is in the log."""
         epoch = self.log[-1].epoch
-        for name, model in models.items():
-            new = scores[name]
-            old = self.best.get(name)
-            if old is None or new.calibrated < old.score.calibrated_logloss:
-                self.best[name] = _checkpoint(model, new, epoch)
-                if name == RAW and old is not None and not self.cycle_ends:
-                    self._keep_further(old)
-            elif name == RAW and not self.cycle_ends and self._is_next_best(new):
-                self._keep_further(_checkpoint(model, new, epoch))
-        if epoch in self.cycle_ends[-self.snapshots :] and self.snapshots:
-            self.further.append(_checkpoint(models[RAW], scores[RAW], epoch))
-
-    def epochs_without_progress(self) -> int:
-        """Epochs since a variant was last better than before."""
-        return self.log[-1].epoch - max(best.score.best_epoch for best in self.best.values())
+        if epoch == self.last:
+            ended = {
+                name: _checkpoint(model, scores[name], epoch) for name, model in models.items()
+            }
+            self.kept = ended | self.kept
+        elif epoch in self.snapshots:
+            name = f"snap{self.snapshots.index(epoch) + 1}"
+            self.kept[name] = _checkpoint(models[RAW], scores[RAW], epoch)
 
     def variants(self) -> dict[str, Checkpoint]:
         """Variant -> the checkpoint that is written; none of a training that diverged."""
-        if self.diverged:
-            return {}
-        return self.best | {f"snap{i + 1}": found for i, found in enumerate(self.further)}
+        return {} if self.diverged else self.kept
 
     def log_csv(self) -> str:
         """The text of train_log.csv."""
@@ -170,16 +164,6 @@ class History:
         writer.writeheader()
         writer.writerows(asdict(line) for line in self.log)
         return text.getvalue()
-
-    def _is_next_best(self, new: FoldScore) -> bool:
-        worst = self.further[-1].score.calibrated_logloss if self.further else math.inf
-        some_are_kept = self.snapshots > 0  # else every epoch would be copied for nothing
-        return some_are_kept and (len(self.further) < self.snapshots or new.calibrated < worst)
-
-    def _keep_further(self, checkpoint: Checkpoint) -> None:
-        self.further.append(checkpoint)
-        self.further.sort(key=lambda c: (c.score.calibrated_logloss, c.score.best_epoch))
-        del self.further[self.snapshots :]
 
 
 def _checkpoint(model: nn.Module, score: FoldScore, epoch: int) -> Checkpoint:

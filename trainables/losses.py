@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foldrace.config.hyperparameters import TrialParams
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def _effective(counts: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
     return (1.0 - beta) / covered
 
 
-CLASS_WEIGHTS: dict[str, ClassWeights] = {
-    row.name: row
-    for row in (
+CLASS_WEIGHTS = Table(
+    ClassWeights,
+    "class weights",
+    (
         ClassWeights(
             "none", "every image counts 1", "", lambda counts, beta: np.ones_like(counts)
         ),
@@ -95,11 +97,13 @@ CLASS_WEIGHTS: dict[str, ClassWeights] = {
             "Samples, CVPR 2019",
             _effective,
         ),
-    )
-}  # fmt: skip
+    ),
+)  # fmt: skip
 
 
-def class_weights(name: str, class_counts: NDArray[np.int64], beta: float) -> NDArray[np.float64]:
+def class_weights(
+    name: str, class_counts: NDArray[np.int64], beta: float, parts: Parts = NO_PARTS
+) -> NDArray[np.float64]:
     """(C,) training rows of each class -> (C,) weights with sum_c n_c w_c = sum_c n_c.
 
     A class without a training row weighs 1: only smoothed targets ever reach it.
@@ -107,7 +111,7 @@ def class_weights(name: str, class_counts: NDArray[np.int64], beta: float) -> ND
     weights = np.ones(len(class_counts))
     present = class_counts > 0
     counts = class_counts[present].astype(np.float64)
-    found = CLASS_WEIGHTS[name].function(counts, beta)
+    found = parts[CLASS_WEIGHTS][name].function(counts, beta)
     weights[present] = found * counts.sum() / (found * counts).sum()
     return weights
 
@@ -173,9 +177,10 @@ def _ldam(logits: Tensor, targets: Tensor, settings: LossSettings) -> Tensor:
     return functional.cross_entropy(logits - margins * targets, targets, reduction="none")
 
 
-LOSSES: dict[str, Loss] = {
-    loss.name: loss
-    for loss in (
+LOSSES = Table(
+    Loss,
+    "loss",
+    (
         Loss(
             "cross_entropy", "softmax cross-entropy with soft targets",
             "Good, Rational Decisions, Journal of the Royal Statistical Society B 1952",
@@ -203,14 +208,15 @@ LOSSES: dict[str, Loss] = {
             "Distribution-Aware Margin Loss, NeurIPS 2019",
             _ldam, hard=True,
         ),
-    )
-}  # fmt: skip
+    ),
+)  # fmt: skip
 
 
 def build_loss(
     params: TrialParams,
     class_counts: NDArray[np.int64],
     device: torch.device | str = "cpu",
+    parts: Parts = NO_PARTS,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """(B, C) logits and (B, C) targets on `device` -> mean over the batch, in float32.
 
@@ -219,12 +225,12 @@ def build_loss(
     micro-batches add up to the batch's; torch's weighted mean divides by the sum of the batch's
     weights instead, and they would not. The weights are 1 on average over the training rows.
     """
-    function = LOSSES[params.loss].function
+    function = parts[LOSSES][params.loss].function
     counts = torch.as_tensor(class_counts, dtype=torch.float32, device=device)
     settings = LossSettings(params.focal_gamma, params.focal_alpha, counts)
     if params.class_weights == "none":
         return lambda logits, targets: function(logits.float(), targets, settings).mean()
-    found = class_weights(params.class_weights, class_counts, params.class_weight_beta)
+    found = class_weights(params.class_weights, class_counts, params.class_weight_beta, parts)
     weights = torch.as_tensor(found, dtype=torch.float32, device=device)
 
     def weighted(logits: Tensor, targets: Tensor) -> Tensor:

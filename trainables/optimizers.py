@@ -22,6 +22,7 @@ from torch import nn
 
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.core.errors import Problem, closest
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 
 Group = dict[str, Any]  # torch's own form of a parameter group
 
@@ -37,9 +38,10 @@ class Optimizer:
     """(groups, lr, momentum) -> optimiser; a group's own `lr` and `weight_decay` count."""
 
 
-OPTIMIZERS: dict[str, Optimizer] = {
-    row.name: row
-    for row in (
+OPTIMIZERS = Table(
+    Optimizer,
+    "optimiser",
+    (
         Optimizer(
             "adamw", "Adam with decoupled weight decay; momentum is its first beta",
             "Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019",
@@ -55,8 +57,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
                 groups, lr=lr, momentum=momentum, nesterov=momentum > 0
             ),
         ),
-    )
-}  # fmt: skip
+    ),
+)  # fmt: skip
 
 
 _TIMM = "timm/"
@@ -109,28 +111,31 @@ REFUSED: dict[str, str] = {
 """Name that a library lists -> why a trial cannot use it."""
 
 
-def optimizer_names() -> list[str]:
+def optimizer_names(parts: Parts = NO_PARTS) -> list[str]:
     """Every name that a config may give."""
-    listed = [*OPTIMIZERS, *_library_names()]
+    listed = [*parts[OPTIMIZERS], *_library_names()]
     return [name for name in listed if name not in REFUSED]
 
 
-def check_optimizer(where: str, name: str) -> Problem | None:
+def check_optimizer(where: str, name: str, parts: Parts = NO_PARTS) -> Problem | None:
     """A problem where there is no such optimiser, or a trial cannot use it."""
     if name in REFUSED:
         return Problem(where, f"{name} {REFUSED[name]}")
-    names = optimizer_names()
+    names = optimizer_names(parts)
     if name in names:
         return None
     near = closest(name, names) or [n for n in names if n.split("/")[-1] == name.lower()]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    rows = ", ".join(OPTIMIZERS)
+    rows = ", ".join(parts[OPTIMIZERS])
     allowed = f"{rows}, timm/<name> (timm.optim.list_optimizers()) or pytorch_optimizer/<name>"
     return Problem(where, f"got {name!r}; {hint}allowed: {allowed}")
 
 
 def build_optimizer(
-    model: nn.Module, params: TrialParams, layer_ids: Mapping[str, int] | None = None
+    model: nn.Module,
+    params: TrialParams,
+    layer_ids: Mapping[str, int] | None = None,
+    parts: Parts = NO_PARTS,
 ) -> torch.optim.Optimizer:
     """The optimiser of `params.optimizer`; `momentum` is its momentum, or its first beta.
 
@@ -138,8 +143,9 @@ def build_optimizer(
     """
     groups = parameter_groups(model, params, layer_ids)
     name, lr, momentum = params.optimizer, params.lr, params.momentum
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name].build(groups, lr, momentum)
+    rows = parts[OPTIMIZERS]
+    if name in rows:
+        return rows[name].build(groups, lr, momentum)
     if name.startswith(_TIMM):
         opt = name.removeprefix(_TIMM)
         extra = _momentum(get_optimizer_class(opt, bind_defaults=False), momentum)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from foldrace.config.schema import AugmentConfig
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.trainables.data.loader import (
     Batch,
     BatchDataset,
@@ -46,9 +47,11 @@ def pack_weights(state: dict[str, torch.Tensor], model_config: ModelConfig) -> b
     return save(dense, metadata={_METADATA: config_to_json(model_config)})
 
 
-def unpack_classifier(data: bytes, model_config: ModelConfig) -> Classifier:
+def unpack_classifier(
+    data: bytes, model_config: ModelConfig, parts: Parts = NO_PARTS
+) -> Classifier:
     """The classifier in evaluation mode, on the CPU."""
-    model = build_classifier(model_config)
+    model = build_classifier(model_config, parts=parts)
     load_tensors(model, load(data))
     return model.eval()
 
@@ -66,10 +69,11 @@ def scoring_loader(
     model_config: ModelConfig,
     batch_size: int,
     settings: LoaderSettings,
+    parts: Parts = NO_PARTS,
 ) -> DataLoader[Batch]:
     """Rows in order, resized only, with the meta features of the config."""
     dataset = BatchDataset(
-        source, model_config.image_size, AugmentConfig(policy="none"), model_config.meta
+        source, model_config.image_size, AugmentConfig(policy="none"), model_config.meta, parts
     )
     sampler = OrderedBatchSampler(rows, batch_size)
     return build_loader(dataset, sampler, **asdict(settings))

@@ -266,15 +266,13 @@ def _restore_train_state(saved: dict[str, Any], state: TrainState) -> None:
 def _history_state(history: History) -> dict[str, Any]:
     return {
         "log": [asdict(line) for line in history.log],
-        "best": {name: _checkpoint_state(best) for name, best in history.best.items()},
-        "further": [_checkpoint_state(further) for further in history.further],
+        "kept": {name: _checkpoint_state(kept) for name, kept in history.kept.items()},
     }
 
 
 def _restore_history(saved: dict[str, Any], history: History) -> None:
     history.log = [EpochReport(**line) for line in saved["log"]]
-    history.best = {name: _checkpoint(best) for name, best in saved["best"].items()}
-    history.further = [_checkpoint(further) for further in saved["further"]]
+    history.kept = {name: _checkpoint(kept) for name, kept in saved["kept"].items()}
 
 
 def _checkpoint_state(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from foldrace.config.hyperparameters import TrialParams
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 
 
 def training_size(epoch: int, epochs: int, image_size: int, size_start: float) -> int:
@@ -113,9 +114,10 @@ def _constant(done: int, plan: TrainingPlan, stalls: int) -> float:
     return 1.0
 
 
-SCHEDULES: dict[str, ScheduleRow] = {
-    row.name: row
-    for row in (
+SCHEDULES = Table(
+    ScheduleRow,
+    "schedule",
+    (
         ScheduleRow(
             "cosine", "half a cosine down to 1 %, in `cycles` warm restarts",
             "Loshchilov and Hutter, SGDR, ICLR 2017", _cosine,
@@ -135,8 +137,8 @@ SCHEDULES: dict[str, ScheduleRow] = {
             _plateau,
         ),
         ScheduleRow("constant", "the peak rate after the warm-up", "", _constant),
-    )
-}  # fmt: skip
+    ),
+)  # fmt: skip
 
 
 @dataclass
@@ -152,9 +154,11 @@ class _Progress:
 class Schedule:
     """Sets the rate of every parameter group: its own `initial_lr` times the schedule's factor."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, plan: TrainingPlan) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, plan: TrainingPlan, parts: Parts = NO_PARTS
+    ) -> None:
         self._optimizer, self._plan = optimizer, plan
-        self._row = SCHEDULES[plan.params.schedule]
+        self._row = parts[SCHEDULES][plan.params.schedule]
         self._progress = _Progress()
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
@@ -198,10 +202,14 @@ class Schedule:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, params: TrialParams, updates_per_epoch: int, epochs: int
+    optimizer: torch.optim.Optimizer,
+    params: TrialParams,
+    updates_per_epoch: int,
+    epochs: int,
+    parts: Parts = NO_PARTS,
 ) -> Schedule:
     """The schedule of `params.schedule`, set for the first update.
 
     Also for an optimiser whose state was loaded: its groups know their `initial_lr`.
     """
-    return Schedule(optimizer, TrainingPlan(params, updates_per_epoch, epochs))
+    return Schedule(optimizer, TrainingPlan(params, updates_per_epoch, epochs), parts)

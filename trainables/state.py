@@ -14,10 +14,9 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from foldrace.run_folder.variants import EMA, RAW
-from foldrace.trainables.data.meta_features import meta_width
 from foldrace.trainables.data.trial_data import TrialData
-from foldrace.trainables.losses import LOSSES, build_loss
-from foldrace.trainables.models.classifier import ModelConfig, build_classifier
+from foldrace.trainables.losses import build_loss
+from foldrace.trainables.models.classifier import Classifier, build_classifier
 from foldrace.trainables.models.layers import layer_ids
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import Schedule, build_schedule
@@ -109,15 +108,15 @@ class TrainState:
         return found if self.ema is None else found | {EMA: self.ema.module}
 
 
-def idle_parameters(classifier: nn.Module, model_config: ModelConfig) -> list[str]:
+def idle_parameters(classifier: Classifier, image_size: int) -> list[str]:
     """Names of parameters that no output depends on; some backbones have some.
 
     Found by a backward pass of two black images; generators and batch statistics stay.
     """
     parameters = dict(classifier.named_parameters())
     like = next(iter(parameters.values()))
-    images = like.new_zeros(2, 3, model_config.image_size, model_config.image_size)
-    meta = like.new_zeros(2, meta_width(model_config.meta))
+    images = like.new_zeros(2, 3, image_size, image_size)
+    meta = like.new_zeros(2, classifier.meta_width)
     classifier.eval()(images, meta).sum().backward()
     idle = [name for name, parameter in parameters.items() if parameter.grad is None]
     classifier.train().zero_grad()
@@ -126,7 +125,7 @@ def idle_parameters(classifier: nn.Module, model_config: ModelConfig) -> list[st
 
 def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerator) -> TrainState:
     """A new state, with the same initial weights on every device and in every process."""
-    params = trial.params
+    params, parts = trial.params, data.parts
     classifier = build_classifier(
         data.model_config,
         pretrained=params.pretrained,
@@ -134,15 +133,16 @@ def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerato
         drop_path=params.drop_path,
         gradient_checkpointing=params.gradient_checkpointing,
         channels_last=params.channels_last,
+        parts=parts,
     ).to(accelerator.device)
     if params.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
     ema = build_ema(classifier, params.ema_decay)
     by_layer = params.layer_decay < 1 or params.freeze_epochs + params.unfreeze_epochs > 0
     depths = layer_ids(classifier) if by_layer else None
-    optimizer = build_optimizer(classifier, params, depths)
-    schedule = build_schedule(optimizer, params, len(data.batches), params.epochs)
-    if accelerator.num_processes > 1 and idle_parameters(classifier, data.model_config):
+    optimizer = build_optimizer(classifier, params, depths, parts)
+    schedule = build_schedule(optimizer, params, len(data.batches), params.epochs, parts)
+    if accelerator.num_processes > 1 and idle_parameters(classifier, params.image_size):
         accelerator.ddp_handler.find_unused_parameters = True  # else the second update fails
     trained = torch.compile(classifier) if params.compile else classifier
     model = accelerator.prepare(trained)
@@ -153,12 +153,12 @@ def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerato
         model=model,
         bare=classifier,
         ema=ema,
-        criterion=build_loss(params, data.class_counts, accelerator.device),
+        criterion=build_loss(params, data.class_counts, accelerator.device, parts),
         optimizer=optimizer,
         schedule=schedule,
         sam_rho=params.sam_rho,
         rdrop_alpha=params.rdrop_alpha,
-        activation=LOSSES[params.loss].activation,
+        activation=data.model_config.activation,
         layer_ids=depths,
         clip_grad=params.clip_grad or None,
         micro_batch=first_micro_batch(trial, accelerator.num_processes),

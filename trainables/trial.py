@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from foldrace.config.hyperparameters import TrialParams
-from foldrace.core.plugins import naming_plugins
+from foldrace.core.plugins import Parts, load_parts, naming_plugins
 from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import Oof, TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -28,7 +28,7 @@ from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
 from foldrace.trainables.history import FoldScore, History, score_fold
 from foldrace.trainables.models.layers import train_from, trainable_from
-from foldrace.trainables.plugins import use_plugins
+from foldrace.trainables.plugins import TRAINING_TABLES
 from foldrace.trainables.predict import pack_weights
 from foldrace.trainables.resume_state import ResumeState, UnfitState
 from foldrace.trainables.schedules import training_size
@@ -53,17 +53,17 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """
     store = RunStore.open(spec.run)
     with naming_plugins(), capture_warnings(spec.notes) as notes:
-        use_plugins(store.plugins())
-        return _run_trial(read_trial(spec, store), store, monitor, notes)
+        parts = load_parts(store.plugins(), TRAINING_TABLES)
+        return _run_trial(read_trial(spec, store), store, parts, monitor, notes)
 
 
 def _run_trial(
-    trial: FoldTrial, store: RunStore, monitor: Monitor, notes: Iterable[str]
+    trial: FoldTrial, store: RunStore, parts: Parts, monitor: Monitor, notes: Iterable[str]
 ) -> TrialRecord:
     started = time.perf_counter()
     accelerator = fresh_accelerator(trial)
     seed_trial(trial)
-    data = open_data(trial, store, accelerator)
+    data = open_data(trial, store, accelerator, parts)
     if accelerator.is_main_process:
         store.clear_trial(trial.spec.candidate, trial.fold)
     with ResumeState(store, trial, started) as resume:
@@ -101,7 +101,7 @@ def _train(
     resume: ResumeState,
     monitor: Monitor,
 ) -> None:
-    """Train epoch by epoch, until the end, no more progress, or a loss that is not finite."""
+    """Train epoch by epoch, to the last one or a loss that is not finite."""
     for epoch in range(len(history.log), trial.params.epochs):
         resume.save_if_due(state, history)  # here, where another epoch follows
         started = time.perf_counter()
@@ -129,8 +129,6 @@ def _train(
             if resume.save_at_rung(state, history, columns):
                 monitor.at_rung()
         monitor.report(history.log[-1])
-        if history.epochs_without_progress() >= trial.params.patience:
-            break
 
 
 def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -216,7 +214,7 @@ def _record(
         trial.candidate,
         trial.fold,
         "diverged" if history.diverged else "finished",
-        variants={name: best.score for name, best in history.variants().items()},
+        variants={name: kept.score for name, kept in history.variants().items()},
         epochs_trained=epochs,
         seconds=resume.seconds,
         started_at=resume.started_at,
@@ -237,11 +235,11 @@ def _write(store: RunStore, record: TrialRecord, history: History, data: TrialDa
     checkpoints = history.variants()
     store.save_trial(
         record,
-        oof={name: best.oof for name, best in checkpoints.items()},
+        oof={name: kept.oof for name, kept in checkpoints.items()},
         rows=data.rows,
         weights={
-            name: pack_weights(best.weights, data.model_config)
-            for name, best in checkpoints.items()
+            name: pack_weights(kept.weights, data.model_config)
+            for name, kept in checkpoints.items()
         },
         log=history.log_csv(),
     )

@@ -41,7 +41,7 @@ search:
     label_smoothing: {{low: 0.0, high: 0.1}}
     random_erasing: {{low: 0.0, high: 0.4}}
     ema_decay: {{choices: [0.95, 0.98, 0.99]}}
-training: {{epochs: {epochs}, image_size: {image_size}, patience: {epochs}, pretrained: false}}
+training: {{epochs: {epochs}, image_size: {image_size}, pretrained: false}}
 augment: {{policy: {policy}}}
 resources: {{cpus_per_trial: 1}}
 """

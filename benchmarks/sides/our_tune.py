@@ -54,7 +54,7 @@ def _sleeper(sleep: float) -> Callable[[TrialJob], Callable[[dict[str, Any]], No
                             val_logloss=loss,
                             calibrated_logloss=loss,
                             val_acc=0.5,
-                            best_epoch=0,
+                            epoch=0,
                         )
                     },
                 )

@@ -123,7 +123,7 @@ class Learner:
                     val_logloss=loss,
                     calibrated_logloss=loss,
                     val_acc=acc,
-                    best_epoch=EPOCHS - 1,
+                    epoch=EPOCHS - 1,
                 )
                 for v, (n, loss, acc) in scores.items()
             },

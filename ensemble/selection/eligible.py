@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, Problem, listing
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.ensemble.calibration import methods_to_try
 from foldrace.ensemble.limits import Limits
 from foldrace.ensemble.methods import METHODS, check_method
@@ -38,14 +39,17 @@ class Prices:
 
 
 def wish_problems(
-    members: Sequence[Member], config: EnsembleConfig, absent: Sequence[Member] = ()
+    members: Sequence[Member],
+    config: EnsembleConfig,
+    absent: Sequence[Member] = (),
+    parts: Parts = NO_PARTS,
 ) -> list[Problem]:
     """Everything that is known to be wrong with the settings before any array is read.
 
     The method, names of nothing, included names of what may not enter or cannot predict. `absent`
     are the run's variants that cannot predict: a name may exclude them.
     """
-    method = check_method(config.method)
+    method = check_method(config.method, parts)
     return [
         *([] if method is None else [method]),
         *_unknown(members, config.exclude, "exclude", absent),
@@ -84,7 +88,11 @@ def included_members(
 
 
 def find_limits(
-    members: Sequence[Member], prices: Prices, config: EnsembleConfig, forced: Sequence[int]
+    members: Sequence[Member],
+    prices: Prices,
+    config: EnsembleConfig,
+    forced: Sequence[int],
+    parts: Parts = NO_PARTS,
 ) -> Limits:
     """The limits of the config, with what each member costs.
 
@@ -93,7 +101,7 @@ def find_limits(
     """
     rows, budgets = [], []
     problems: list[Problem] = []
-    methods = [METHODS[name] for name in methods_to_try(config.method)]
+    methods = [parts[METHODS][name] for name in methods_to_try(config.method, parts)]
     able = [i for i, m in enumerate(members) if any(method.takes(m) for method in methods)]
     asked = (
         (_TIME, config.max_ms_per_image, prices.ms_per_image, "ms per image"),

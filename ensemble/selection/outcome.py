@@ -21,6 +21,7 @@ from foldrace.core.metrics import (
     normalise,
     true_class_probability,
 )
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.ensemble.calibration import CalibrationChoice
 from foldrace.ensemble.crossfit import rise_of_least_loss, rise_of_mixture
 from foldrace.ensemble.methods import METHODS
@@ -59,6 +60,8 @@ class ChosenBlend:
     """(M,) of each member alone, uncalibrated."""
     prices: Prices
     """Prices of the members that the fit uses, at least."""
+    parts: Parts = NO_PARTS
+    """The run's own methods and metrics."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def record_of(
         best_single=member_name(rows.members[best]),
         best_single_calibrated_logloss=_best_calibrated(blended),
         oof_accuracy=float(accuracy(blended.prob, rows.labels)),
-        metrics=all_metrics(blended.prob, rows.labels),
+        metrics=all_metrics(blended.prob, rows.labels, blended.parts),
         blend_temperature=blended.temperature,
         calibration=choice.record,
         ms_per_image=_total([m.ms_per_image for m in members]),
@@ -187,7 +190,8 @@ def _gains(blended: ChosenBlend) -> list[float | None]:
     if blended.fit.blend is None or len(used) < 2:
         return [None] * len(used)
     true_prob = blended.rows.pool(blended.choice.members).true_prob[used]
-    if not METHODS[blended.method].fits_weights and np.ptp(weights) < _EQUAL:
+    method = blended.parts[METHODS][blended.method]
+    if not method.fits_weights and np.ptp(weights) < _EQUAL:
         return [*rise_of_mixture(true_prob, weights).tolist()]
     return rise_of_least_loss(true_prob)
 

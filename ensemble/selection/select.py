@@ -24,6 +24,7 @@ from foldrace.core.errors import (
     UserError,
 )
 from foldrace.core.metrics import log_loss_of_true, true_class_probability
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.duplicates import near_duplicate_rows
 from foldrace.ensemble.bounded import VISIBLE, fit_on, fit_within, supports_by_price
 from foldrace.ensemble.calibration import choose_method, final_fit, methods_to_try
@@ -81,6 +82,8 @@ class Request:
     """Problems of the added predictions: reported with all other wrong settings."""
     unread: tuple[Member, ...] = ()
     """Added members with problems: names may mean them."""
+    parts: Parts = NO_PARTS
+    """The run's own methods and metrics."""
 
 
 def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
@@ -100,7 +103,7 @@ def requested_sources(store: RunStore, config: EnsembleConfig, request: Request)
     sources = [*own, *further, *request.added.sources]
     named = [*(s.member for s in sources), *request.unread]
     lost = _without_weights(store, [s.member for s in own])
-    wishes = wish_problems(named, config, [*lost, *_incomplete(store)])
+    wishes = wish_problems(named, config, [*lost, *_incomplete(store)], request.parts)
     every = [*wishes, *request.problems, *problems]
     if every and (named or lost or request.problems or problems):  # else: nothing to blend
         raise _kind(wishes, request.problems, problems)(every)
@@ -216,13 +219,14 @@ def _choose(
     forced = included_members(rows.members, losses, config.include, rows.duplicates)
     bounded = config.max_ms_per_image is not None or config.max_bytes is not None
     prices = request.prices(rows.members) if bounded else Prices({}, {})
-    limits = find_limits(rows.members, prices, config, forced)
+    parts = request.parts
+    limits = find_limits(rows.members, prices, config, forced, parts)
     settings = Settings(max_rounds=config.max_rounds, bags=config.bags, forced=forced)
 
     def within(method: str, pool: Pool) -> Fit:
-        return fit_within(method, pool, settings, limits)
+        return fit_within(method, pool, settings, limits, parts)
 
-    choice = choose_method(rows, methods_to_try(config.method), within, config.calibrate)
+    choice = choose_method(rows, methods_to_try(config.method, parts), within, config.calibrate)
     chosen, temperature, prob = final_fit(rows, partial(within, choice.method), choice.calibration)
     blended = ChosenBlend(
         method=choice.method,
@@ -234,6 +238,7 @@ def _choose(
         prob=prob,
         losses=losses,
         prices=prices if bounded else request.prices([rows.members[i] for i in chosen.used]),
+        parts=parts,
     )
     timed = config.max_ms_per_image is not None
     return blended, _curve(blended, settings, limits) if timed else []
@@ -280,11 +285,11 @@ def _curve(blended: ChosenBlend, settings: Settings, limits: Limits) -> list[Cur
 
     A point that is not visibly better than something faster is left out.
     """
-    rows, choice = blended.rows, blended.choice
+    rows, choice, parts = blended.rows, blended.choice, blended.parts
     found = [_point(rows, limits, blended.fit, blended.prob)]
     pool = rows.pool(choice.members)
-    for support in supports_by_price(blended.method, pool, settings, limits, 0):
-        fit = partial(fit_on, blended.method, settings=settings, support=support)
+    for support in supports_by_price(blended.method, pool, settings, limits, 0, parts):
+        fit = partial(fit_on, blended.method, settings=settings, support=support, parts=parts)
         chosen, _, prob = final_fit(rows, fit, choice)
         found.append(_point(rows, limits, chosen, prob))
     kept: list[CurvePoint] = []

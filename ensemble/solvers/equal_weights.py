@@ -106,7 +106,7 @@ _SNAPSHOT = re.compile(r"snap(\d+)")
 
 
 def is_snapshot(member: Member) -> bool:
-    """Say whether it is the end of a cycle, or one of the next best epochs."""
+    """Say whether it is the end of a cycle, or one of the epochs before the last."""
     return _SNAPSHOT.fullmatch(member.variant) is not None
 
 

@@ -43,9 +43,7 @@ def store(make_tiny_run: Callable[..., Any]) -> RunStore:
 
 
 def _save_trial(store: RunStore, candidate: str, fold: int) -> None:
-    score = VariantScore(
-        rows=20, val_logloss=0.5, calibrated_logloss=0.5, val_acc=0.8, best_epoch=1
-    )
+    score = VariantScore(rows=20, val_logloss=0.5, calibrated_logloss=0.5, val_acc=0.8, epoch=1)
     store.save_trial(
         TrialRecord(
             candidate=candidate, fold=fold, status="finished", backbone="timm/test_vit", params={},

@@ -20,7 +20,7 @@ from foldrace.config.load import (
 from foldrace.config.problems import ELSEWHERE
 from foldrace.config.ranges import Choice, Float, Int, Name, Switch, Value
 from foldrace.config.schema import SearchConfig, SweepConfig
-from foldrace.core.errors import SYNONYMS, ConfigError, has_password, plain_name
+from foldrace.core.errors import MISSING, SYNONYMS, ConfigError, has_password, plain_name
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.trainables.losses import LOSSES
 from foldrace.trainables.schedules import SCHEDULES
@@ -173,7 +173,9 @@ def test_set_of_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ("epochs", "did you mean training.epochs?"),
         ("folds.n_splits", "did you mean 'k'?"),
         ("search.models", "did you mean 'backbones'?"),
-        ("training.patients", "did you mean 'patience'?"),
+        ("training.epoch", "did you mean 'epochs'?"),
+        ("training.patience", "no trial stops early by itself: all folds of a candidate keep"),
+        ("search.early_stopping", "no trial stops early by itself"),
     ],
 )
 def test_a_key_of_another_section_or_tool_is_led_to_ours(
@@ -192,7 +194,8 @@ def test_names_of_other_tools_lead_to_names_that_exist() -> None:
         section, _, key = place.partition(".")
         known = KNOBS if key.startswith("space.") else keys[section]
         assert key.removeprefix("space.") in known, place
-    assert all(plain_name(name) == name for name in (*SYNONYMS, *ELSEWHERE))
+    assert all(plain_name(name) == name for name in (*SYNONYMS, *ELSEWHERE, *MISSING))
+    assert not MISSING.keys() & names
 
 
 @pytest.mark.parametrize("text", ["data:\n\ttrain: x", "data: {\n\ttrain: x}", "data:\tx"])
@@ -342,7 +345,7 @@ search:
   candidates: 40
   space: {lr: {low: 1e-3, high: 1e-2}, sam_rho: 0.05, dropout: 0.4, epochs: 50, freeze_epochs: 9}
   per_backbone: {timm/big: {}}
-training: {epochs: 60, image_size: 224, patience: 20, precision: bf16}
+training: {epochs: 60, image_size: 224, lr_patience: 20, precision: bf16}
 resources: {cpus_per_trial: 8, gpus_per_trial: 1}
 smoke:
   search: {backbones: [timm/small], space: {dropout: 0.2, lr: {choices: [1e-3]}}}
@@ -357,7 +360,7 @@ smoke:
     assert config.search.space == {"lr": lr, "sam_rho": 0.05, "dropout": 0.2}
     assert config.search.per_backbone == {}
     training = config.training
-    assert (training.epochs, training.image_size, training.patience) == (3, 32, 20)
+    assert (training.epochs, training.image_size, training.lr_patience) == (3, 32, 20)
     assert (training.pretrained, training.precision) == (False, "auto")
     assert (config.resources.cpus_per_trial, config.resources.gpus_per_trial) == (1, None)
 

@@ -20,8 +20,6 @@ from foldrace.core.plugin_files import (
     read_plugins,
 )
 
-pytestmark = pytest.mark.usefixtures("plugins_end")
-
 
 def write(folder: Path, **sources: str) -> list[str]:
     """Paths of the files `<name>.py`."""
@@ -36,20 +34,66 @@ def imported(paths: list[str]) -> list[ModuleType | Problem]:
     return list(import_plugins(files).values())
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays() -> object:
-    yield
-    import_plugins(())
-
-
 def test_listed_files_import_each_other_in_any_order(tmp_path: Path) -> None:
     paths = write(
         tmp_path, own_parts="from own_blocks import SIDE\nAREA = SIDE**2", own_blocks="SIDE = 3"
     )
     for listed in (paths, paths[::-1]):
-        modules = imported(listed)
-        assert {m.__name__ for m in modules} == {"own_parts", "own_blocks"}  # type: ignore[union-attr]
-        assert sys.modules["own_parts"].AREA == 9
+        modules = {m.__name__[:-13]: m for m in imported(listed)}  # type: ignore[union-attr]
+        assert modules.keys() == {"own_parts", "own_blocks"}
+        assert modules["own_parts"].AREA == 9  # type: ignore[union-attr]
+
+
+def test_all_forms_of_an_import_find_the_other_file(tmp_path: Path) -> None:
+    late = "def late():\n    import own_blocks\n    return own_blocks.SIDE\n"
+    forms = "import own_blocks\nimport own_blocks as b\nfrom own_blocks import *\nimport os.path\n"
+    found = "SEEN = [own_blocks.SIDE, b.SIDE, SIDE, os.path.sep]\n"
+    paths = write(tmp_path, own_blocks="SIDE = 3\n", own_parts=forms + found + late)
+    module = imported(paths)[1]
+    assert isinstance(module, ModuleType)
+    assert module.SEEN == [3, 3, 3, "/"] and module.late() == 3
+
+
+def test_files_that_import_each_other_in_a_circle(tmp_path: Path) -> None:
+    paths = write(
+        tmp_path,
+        own_a="import own_b\nX = 1\ndef y(): return own_b.Y\n",
+        own_b="import own_a\nY = 2\ndef x(): return own_a.X\n",
+    )
+    a, b = imported(paths)
+    assert a.y() == 2 and b.x() == 1  # type: ignore[union-attr]
+
+
+def test_two_versions_of_a_file_live_beside_each_other(tmp_path: Path) -> None:
+    """Also where the file itself is the same and another that it imports is not."""
+    found = []
+    for side in (3, 4):
+        (tmp_path / str(side)).mkdir()
+        paths = write(
+            tmp_path / str(side),
+            own_blocks=f"SIDE = {side}\n",
+            own_parts="import own_blocks\ndef area(): return own_blocks.SIDE**2\n",
+        )
+        found.append(imported(paths)[1])
+    assert [module.area() for module in found] == [9, 16]  # type: ignore[union-attr]
+    assert not {"own_parts", "own_blocks"} & sys.modules.keys()
+
+
+def test_equal_files_run_once_in_a_process(tmp_path: Path) -> None:
+    [path] = write(tmp_path, own_once="VALUE = object()\n")
+    [module] = imported([path])
+    moved = PluginFile("own_once", b"VALUE = object()\n", "/run/plugins/own_once.py")
+    assert list(import_plugins([moved]).values()) == [module]
+
+
+def test_a_record_of_postponed_annotations_finds_its_module(tmp_path: Path) -> None:
+    source = (
+        "from __future__ import annotations\nfrom pydantic import BaseModel\n"
+        "class Part(BaseModel):\n    inner: Other | None = None\n"
+        "class Other(BaseModel):\n    x: int = 0\nVALUE = Part(inner=Other(x=3))\n"
+    )
+    [module] = imported(write(tmp_path, own_records=source))
+    assert isinstance(module, ModuleType) and module.VALUE.inner.x == 3
 
 
 def test_code_runs_from_memory_wherever_the_file_is() -> None:
@@ -60,10 +104,11 @@ def test_code_runs_from_memory_wherever_the_file_is() -> None:
     assert inspect.getsource(module.f) == "def f(): pass\n"
 
 
-def test_what_is_not_loaded_any_more_cannot_be_imported(tmp_path: Path) -> None:
+def test_what_is_not_listed_cannot_be_imported(tmp_path: Path) -> None:
     imported(write(tmp_path, own_old="X = 1"))
-    imported(write(tmp_path, own_new="X = 2"))
-    assert sys.modules["own_new"].X == 2
+    new = PluginFile("own_new", b"import own_old", "/gone/own_new.py")
+    [problem] = import_plugins([new]).values()
+    assert isinstance(problem, Problem) and "No module named 'own_old'" in problem.message
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("own_old")
 
@@ -165,9 +210,9 @@ def test_the_innermost_plugin_line_is_named(tmp_path: Path) -> None:
         own_parts="from own_blocks import fail\ndef run():\n    fail()\n",
         own_blocks="\n\ndef fail():\n    int('x')\n",
     )
-    imported(paths)
+    module = imported(paths)[1]
     with pytest.raises(ValueError, match="invalid literal") as caught:
-        sys.modules["own_parts"].run()
+        module.run()  # type: ignore[union-attr]
     assert place_of(caught.value) == f"{paths[1]} line 4"
     text = "".join(traceback.format_exception(caught.value))
     assert place_of(RuntimeError(f"in a worker process:\n{text}")) == f"{paths[1]} line 4"

@@ -48,7 +48,7 @@ TRIALS = [
     "variant",
     "val_logloss",
     "val_calibrated_logloss",
-    "best_epoch",
+    "epoch",
     "epochs_trained",
     "seconds",
     "node",

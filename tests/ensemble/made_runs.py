@@ -72,7 +72,7 @@ def add_candidate(
         rows = np.flatnonzero(store.folds().fold == fold)
         true = prob[rows, LABELS[rows]].astype(np.float32)
         score = VariantScore(
-            rows=len(rows), val_logloss=1, calibrated_logloss=1, val_acc=0, best_epoch=0
+            rows=len(rows), val_logloss=1, calibrated_logloss=1, val_acc=0, epoch=0
         )
         record = TrialRecord(
             candidate=name, fold=fold, status="finished", backbone="timm/x", params={"lr": 0.1},

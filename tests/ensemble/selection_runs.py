@@ -77,9 +77,7 @@ def add(
             true = prob[v][rows, LABELS[rows]]
             oof[v] = Oof(np.log(prob[v][rows]).astype(np.float16), true.astype(np.float32))
         scores = {
-            v: VariantScore(
-                rows=len(rows), val_logloss=1, calibrated_logloss=1, val_acc=0, best_epoch=0
-            )
+            v: VariantScore(rows=len(rows), val_logloss=1, calibrated_logloss=1, val_acc=0, epoch=0)
             for v in oof
         }
         weights = dict.fromkeys(variants, b"weights")

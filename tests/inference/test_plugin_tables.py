@@ -17,11 +17,11 @@ from foldrace import parts
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.metrics import METRICS
 from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import PluginTable, UnfitRow, load
+from foldrace.core.plugins import PluginTable, UnfitRow, check_plugins, load_parts
 from foldrace.ensemble.methods import METHODS, Method
 from foldrace.ensemble.pool import Pool
 from foldrace.ensemble.pooling import ArithmeticMean, Combiner, Fit, GeometricMean, Settings, Votes
-from foldrace.inference.plugins import ALL_PLUGIN_TABLES, check_plugins
+from foldrace.inference.plugins import ALL_TABLES
 from foldrace.inference.tta import TTAS
 from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.data.custom_transforms import CUSTOM
@@ -35,12 +35,11 @@ from foldrace.trainables.optimizers import OPTIMIZERS
 from foldrace.trainables.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("plugins_end")
-BY_NAME = {kind.record.__name__: kind for kind in ALL_PLUGIN_TABLES}
+BY_NAME = {kind.table.record.__name__: kind for kind in ALL_TABLES}
 ROWS = [
-    pytest.param(kind, row, id=f"{kind.noun} {name}")
-    for kind in ALL_PLUGIN_TABLES
-    if kind.record is not Family  # the first of timm's has a billion parameters
+    pytest.param(kind, row, id=f"{kind.table.noun} {name}")
+    for kind in ALL_TABLES
+    if kind.table.record is not Family  # the first of timm's has a billion parameters
     for name, row in kind.table.items()
 ]
 
@@ -48,7 +47,7 @@ ROWS = [
 @pytest.mark.parametrize(("kind", "row"), ROWS)
 def test_our_own_rows_are_what_a_plugins_should_be(kind: PluginTable[Any], row: Any) -> None:
     kind.try_row(row)
-    assert kind.table[getattr(row, kind.key)] is row
+    assert kind.table[kind.table.name_of(row)] is row
 
 
 def test_every_table_of_records_may_grow() -> None:
@@ -59,15 +58,16 @@ def test_every_table_of_records_may_grow() -> None:
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             tables |= set(re.findall(r"^[A-Z]\w+: dict\[str, ([A-Z][A-Za-z]+)\] = ", text, re.M))
-    assert tables - BY_NAME.keys() == {"Library", "Activation"}
-    assert len(BY_NAME) == len(ALL_PLUGIN_TABLES)
+            tables |= set(re.findall(r"^[A-Z]\w+ = Table\(\s*(\w+),", text, re.M))
+    assert tables - BY_NAME.keys() == {"Library", "Activation"} and BY_NAME.keys() <= tables
+    assert len(BY_NAME) == len(ALL_TABLES)
 
 
 def test_the_guide_lists_every_kind() -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| ", text, re.M)
     assert {name: getattr(parts, name) for name in listed} == {
-        name: kind.record for name, kind in BY_NAME.items()
+        name: kind.table.record for name, kind in BY_NAME.items()
     }
 
 
@@ -199,10 +199,11 @@ def _images(batches: BatchDataset, plan: BatchRows) -> Any:
 def test_loader_processes_have_the_plugins(
     method: str, example_plugin: str, tiny_images: Path
 ) -> None:
-    load([PluginFile("my_parts", example_plugin.encode(), "my_parts.py")], ALL_PLUGIN_TABLES)
+    plugin = PluginFile("my_parts", example_plugin.encode(), "my_parts.py")
+    parts = load_parts([plugin], ALL_TABLES)
     config = AugmentConfig(policy="documents", transforms=({"foldrace.Vignette": {"p": 1.0}},))
     files = sorted((tiny_images / "red").iterdir())[:4]
-    batches = BatchDataset(EncodedImages(files, 48), 32, config)
+    batches = BatchDataset(EncodedImages(files, 48), 32, config, parts=parts)
     plan = BatchRows(np.arange(4), (3, 1))
     here = _images(batches, plan)
     with multiprocessing.get_context(method).Pool(1) as pool:
@@ -214,5 +215,5 @@ def test_the_guides_blend_method_works(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     source = text.split("```python\n")[2].split("```")[0]
     (tmp_path / "my_blend.py").write_text(source, encoding="utf-8")
-    assert check_plugins([str(tmp_path / "my_blend.py")]) == []
-    assert "bayes" in METHODS
+    parts, problems = check_plugins([str(tmp_path / "my_blend.py")], ALL_TABLES)
+    assert problems == [] and "bayes" in parts[METHODS]

@@ -128,7 +128,7 @@ def scored(log_prob: NDArray[np.float32], labels: NDArray[np.int64]) -> VariantS
         val_logloss=log_loss(labels, normalise(np.exp(log_prob)), labels=range(3)),
         calibrated_logloss=calibrated(log_prob, labels),
         val_acc=float((log_prob.argmax(1) == labels).mean()),
-        best_epoch=4,
+        epoch=4,
     )
 
 

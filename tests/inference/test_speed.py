@@ -131,6 +131,8 @@ def test_members_of_another_run(store: RunStore, make_tiny_run: Callable[..., An
 class Slow(nn.Module):
     """Takes 2 ms an image, and `extra(call)` seconds more."""
 
+    meta_width = 0
+
     def __init__(self, extra: Callable[[int], float] = lambda call: 0.0) -> None:
         super().__init__()
         self.batches: list[int] = []

@@ -128,7 +128,7 @@ class _DicedRace:
         self._trained += epochs
         loss = float(0.5 + 0.3 * self._rng.random())
         score = VariantScore(
-            rows=100, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, best_epoch=epochs - 1
+            rows=100, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, epoch=epochs - 1
         )
         return TrialRecord(
             candidate=record.candidate, fold=fold, status=status, backbone=record.backbone,
@@ -236,7 +236,7 @@ def _save_complete(
             val_logloss=log_loss(prob[held], labels[held]),
             calibrated_logloss=log_loss(calibrated, labels[held]),
             val_acc=accuracy(prob[held], labels[held]),
-            best_epoch=epochs - 1,
+            epoch=epochs - 1,
         )
         store.save_trial(
             TrialRecord(

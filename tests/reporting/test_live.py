@@ -32,7 +32,7 @@ def _trial(
 ) -> TrialRecord:
     shown = loss or 0.0
     score = VariantScore(
-        rows=10, val_logloss=shown + 1, calibrated_logloss=shown, val_acc=0.8, best_epoch=1
+        rows=10, val_logloss=shown + 1, calibrated_logloss=shown, val_acc=0.8, epoch=1
     )
     return TrialRecord(
         candidate=candidate, fold=fold, status="failed" if loss is None else "finished",

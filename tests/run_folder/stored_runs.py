@@ -69,7 +69,7 @@ def save_fold(
             val_logloss=loss,
             calibrated_logloss=loss,
             val_acc=float((p.argmax(1) == labels).mean()),
-            best_epoch=fold,
+            epoch=fold,
         )
     record = trial_record(
         store, fold, candidate=candidate, variants=scores, epochs_trained=4, seconds=1.5

@@ -69,7 +69,7 @@ def test_trials_table_is_the_contract_s(complete: RunStore) -> None:
     complete.write_tables(complete.summaries())
     text = complete.files.read("trials.csv")
     assert text.splitlines()[0] == (
-        b"candidate,fold,status,variant,val_logloss,val_calibrated_logloss,best_epoch,"
+        b"candidate,fold,status,variant,val_logloss,val_calibrated_logloss,epoch,"
         b"epochs_trained,seconds,node,device"
     )
     rows = table(text)
@@ -85,13 +85,11 @@ def test_trials_table_is_the_contract_s(complete: RunStore) -> None:
     assert float(rows[2]["val_logloss"]) == pytest.approx(
         record.variants[record.best].val_logloss, rel=1e-5
     )
-    assert rows[2]["best_epoch"] == "2"
+    assert rows[2]["epoch"] == "2"
 
 
 def test_ties_go_to_the_raw_variant(store: RunStore) -> None:
-    score = VariantScore(
-        rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, best_epoch=0
-    )
+    score = VariantScore(rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, epoch=0)
     variants = dict.fromkeys(("snap3", "ema", "raw"), score)
     assert trial_record(store, 0, variants=variants).best == "raw"
 
@@ -128,7 +126,7 @@ def test_the_calibrated_loss_ranks_candidates_and_variants(store: RunStore) -> N
                     val_logloss=by_fold[fold][0],
                     calibrated_logloss=by_fold[fold][1],
                     val_acc=0.5,
-                    best_epoch=0,
+                    epoch=0,
                 )
                 for name, by_fold in variants.items()
             }

@@ -51,9 +51,7 @@ def test_a_record_of_a_newer_version_is_read(complete: RunStore) -> None:
 
 def test_not_a_number_cannot_be_recorded(store: RunStore) -> None:
     with pytest.raises(ValueError, match="finite"):
-        VariantScore(
-            rows=1, val_logloss=float("nan"), calibrated_logloss=1.0, val_acc=0.0, best_epoch=0
-        )
+        VariantScore(rows=1, val_logloss=float("nan"), calibrated_logloss=1.0, val_acc=0.0, epoch=0)
 
 
 def test_strange_entries_among_the_trials_are_left_alone(
@@ -189,9 +187,7 @@ def test_status_of_a_candidate(
 ) -> None:
     store.save_candidate(CandidateRecord(candidate="c0000", backbone="b", params=PARAMS))
     for k, status in enumerate(statuses):
-        score = VariantScore(
-            rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, best_epoch=0
-        )
+        score = VariantScore(rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, epoch=0)
         variants = {"raw": score} if status == "finished" else {}
         store.save_trial(trial_record(store, k, status=status, variants=variants))
     assert store.summaries(running)[0].status == expected
@@ -220,9 +216,7 @@ def test_who_was_stopped_stays_so(
     store: RunStore, statuses: tuple[str, ...], stops: bool, expected: str
 ) -> None:
     store.save_candidate(CandidateRecord(candidate="c0000", backbone="b", params=PARAMS))
-    score = VariantScore(
-        rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, best_epoch=0
-    )
+    score = VariantScore(rows=10, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.5, epoch=0)
     for k, status in enumerate(statuses):
         variants = {"raw": score} if status == "finished" else {}
         store.save_trial(trial_record(store, k, status=status, variants=variants))

@@ -61,7 +61,9 @@ def sweep_config(
             sampler=sampler,  # type: ignore[arg-type]
             space={"epochs": EPOCHS},
         ),
-        race=RaceConfig.model_validate({"rule": rule} | dict(race or {})),
+        race=RaceConfig.model_validate(
+            {"rule": rule, "grace": 0.25, "reduction": 2} | dict(race or {})
+        ),
         resources=ResourcesConfig(max_failures=max_failures),
     )
 
@@ -129,10 +131,14 @@ class PretendWorkers:
         exporter = open_exporter(self.store, self.config, space)
         assert isinstance(exporter, StudyExporter)
         self.exporter = exporter
-        self.sweep.listeners += [self.settled, exporter]
+        self.sweep.listeners += [self.settled, exporter, *self.more_listeners()]
         self.sweep.replay(self.store.summaries(running=True))
         self.live: list[Live] = []
         self._asked = 0
+
+    def more_listeners(self) -> list[SweepListener]:
+        """Further listeners of a session, which hear of earlier ones too."""
+        return []
 
     def fill(self) -> bool:
         """Ask until there is nothing; True at the end of the sweep."""
@@ -208,7 +214,7 @@ class PretendWorkers:
                 val_logloss=loss,
                 calibrated_logloss=loss,
                 val_acc=0.5,
-                best_epoch=0,
+                epoch=0,
             )
             record = self.record(trial, "finished", score)
             self.store.save_trial(record, {"raw": oof}, rows, log=self.log(trial))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-import timeit
 from collections import Counter, defaultdict
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,142 +16,202 @@ from foldrace.run_folder.progress import Progress, RunningTrial
 from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateSummary,
+    RaceAction,
     RaceDecision,
     TrialRecord,
     TrialStatus,
     VariantScore,
     summarise,
 )
-from foldrace.run_folder.tables import ranked
-from foldrace.scheduling.budget import CompletionCost, SweepUsage
-from foldrace.scheduling.progress import ProgressCounts
+from foldrace.scheduling.budget import SweepUsage
+from foldrace.scheduling.progress import SessionEvents, sweep_progress
 
 FOLDS = 3
 
 
-def _trial(candidate: str, fold: int, loss: float, status: TrialStatus = "finished") -> TrialRecord:
-    score = VariantScore(
-        rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, best_epoch=1
-    )
+def trial(
+    candidate: str,
+    fold: int,
+    loss: float = 0.4,
+    status: TrialStatus = "finished",
+    seconds: float = 2.0,
+    backbone: str = "b",
+) -> TrialRecord:
+    score = VariantScore(rows=10, val_logloss=loss, calibrated_logloss=loss, val_acc=0.8, epoch=1)
     return TrialRecord(
-        candidate=candidate, fold=fold, status=status, backbone="b", params={"epochs": 4},
-        folds_hash="h", seed=0, seconds=2.0, epochs_trained=4,
+        candidate=candidate, fold=fold, status=status, backbone=backbone, params={"epochs": 4},
+        folds_hash="h", seed=0, seconds=seconds, epochs_trained=4,
         variants={"raw": score} if status == "finished" else {},
     )  # fmt: skip
 
 
-Action = Literal["continue", "stop", "complete"]
-
-
-def _decision(number: int, candidate: str, fold: int, action: Action) -> RaceDecision:
+def decision(
+    number: int, candidate: str, fold: int, action: RaceAction, epoch: int | None = None
+) -> RaceDecision:
     return RaceDecision(
-        number=number, candidate=candidate, fold=fold, rule="gain", action=action,
+        number=number, candidate=candidate, fold=fold, epoch=epoch, rule="gain", action=action,
         folds_done=fold + 1, rows=10, gain=0.01 * number, gain_se=0.001, complete=0,
         blend_logloss=1.0 / (number + 1), epochs_trained=4, reason="a reason",
     )  # fmt: skip
 
 
-class _Sweep:
-    """A random race, one fold trial after the other; some of it told before, as after `resume`."""
-
-    def __init__(self, counts: ProgressCounts, seed: int) -> None:
-        self._counts, self._rng = counts, np.random.default_rng(seed)
-        self.summaries: list[CandidateSummary] = []
-        self._decisions = 0
-
-    def candidate(self, folds: int, told: bool) -> None:
-        """One that gets `folds` fold trials; it stays open where they were not all."""
-        name, trials, decisions = f"c{len(self.summaries):04d}", [], []
-        record = CandidateRecord(candidate=name, backbone="b", params={"epochs": 4})
-        stops = bool(self._rng.random() < 0.5)
-        for fold in range(folds):
-            status: TrialStatus = "diverged" if self._rng.random() < 0.1 else "finished"
-            trials.append(_trial(name, fold, float(self._rng.uniform(0.1, 2.0)), status))
-            if told:
-                self._counts.add_trial(trials[-1])
-            if status == "diverged":
-                break
-            last = fold == FOLDS - 1
-            action: Action = (
-                "complete" if last else "stop" if stops and fold == folds - 1 else "continue"
-            )
-            decisions.append(_decision(self._decisions, name, fold, action))
-            self._decisions += 1
-            if told:
-                self._counts.add_decision(decisions[-1])
-        summary = summarise(record, trials, FOLDS, True, decisions)
-        self.summaries.append(summary)
-        if told and summary.status != "running":
-            self._counts.settle(summary)
-
-    def settled(self, status: Literal["complete", "stopped"], folds: int) -> None:
-        """A candidate that has ended with so many finished folds."""
-        name = f"c{len(self.summaries):04d}"
-        record = CandidateRecord(candidate=name, backbone="b", params={"epochs": 4})
-        trials = tuple(_trial(name, fold, 0.5) for fold in range(folds))
-        for trial in trials:
-            self._counts.add_trial(trial)
-        self.summaries.append(CandidateSummary(record, status, trials, FOLDS))
-        self._counts.settle(self.summaries[-1])
+def candidate(
+    number: int, trials: Sequence[TrialRecord] = (), decisions: Sequence[RaceDecision] = ()
+) -> CandidateSummary:
+    name = f"c{number:04d}"
+    record = CandidateRecord(candidate=name, backbone="b", params={"epochs": 4})
+    return summarise(record, trials, FOLDS, True, decisions)
 
 
-def _counts(**search: int) -> ProgressCounts:
-    config = SearchConfig(backbones=("b",), **{"candidates": 100, **search})  # type: ignore[arg-type]
-    return ProgressCounts(config, ResourcesConfig(gpu_hours=2.0), FOLDS, 1.0)
+def finished(number: int, folds: int, **others: Any) -> CandidateSummary:
+    """One with so many finished folds."""
+    return candidate(number, [trial(f"c{number:04d}", fold, **others) for fold in range(folds)])
 
 
-def _progress(counts: ProgressCounts, candidates: int, *running: RunningTrial) -> Progress:
-    usage = SweepUsage(candidates, counts.trials_ended + len(running), counts.device_seconds, None)
-    return counts.progress(running, usage, slots=2, elapsed_s=7.0)
+def stopped(number: int, folds: int) -> CandidateSummary:
+    """One that the race has stopped after so many finished folds."""
+    name = f"c{number:04d}"
+    last = decision(number, name, folds - 1, "stop")
+    return candidate(number, [trial(name, fold) for fold in range(folds)], [last])
+
+
+def running(number: int, fold: int = 0, epoch: int = 1) -> RunningTrial:
+    return RunningTrial(f"c{number:04d}", "b", fold, epoch, 4, 0.5)
+
+
+def progress(
+    summaries: Sequence[CandidateSummary],
+    *trials: RunningTrial,
+    search: SearchConfig | None = None,
+    resources: ResourcesConfig | None = None,
+    slots: int = 2,
+    elapsed_s: float = 7.0,
+    seconds_left: float | None = None,
+    **others: Any,
+) -> Progress:
+    ended = [t for s in summaries for t in s.trials]
+    usage = SweepUsage(
+        candidates=len({s.candidate.candidate for s in summaries} | {t.candidate for t in trials}),
+        fold_trials=len(ended) + len(trials),
+        device_seconds=sum(t.seconds for t in ended),
+        seconds_left=seconds_left,
+    )
+    return sweep_progress(
+        summaries, search or limits(), resources or ResourcesConfig(), folds=FOLDS, usage=usage,
+        slots=slots, devices=1.0, elapsed_s=elapsed_s, running=trials, **others,
+    )  # fmt: skip
+
+
+def limits(**search: Any) -> SearchConfig:
+    return SearchConfig(**{"backbones": ("b",), "candidates": 100} | search)
+
+
+# -- sums
+
+
+def random_candidate(number: int, rng: np.random.Generator, first: int) -> CandidateSummary:
+    """One that has been raced for some folds; `first` is the number of its first decision."""
+    name, trials, decisions = f"c{number:04d}", [], []
+    last_action: RaceAction = rng.choice(["park", "stop", "continue"])  # type: ignore[assignment]
+    if rng.random() < 0.2:
+        parked = decision(first, name, 0, "park", epoch=1)
+        return candidate(number, [], [parked])
+    for fold in range(last := int(rng.integers(1, FOLDS + 1))):
+        status: TrialStatus = "diverged" if rng.random() < 0.1 else "finished"
+        trials.append(trial(name, fold, float(rng.uniform(0.1, 2.0)), status))
+        if status == "diverged":
+            break
+        action: RaceAction = "continue" if fold < last - 1 else last_action
+        action = "complete" if fold == FOLDS - 1 else action
+        decisions.append(decision(first + fold, name, fold, action))
+    return candidate(number, trials, decisions)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_sums_are_those_of_a_walk(seed: int) -> None:
-    counts = _counts()
-    sweep = _Sweep(counts, seed)
-    folds = np.random.default_rng(seed).integers(1, FOLDS + 1, size=40)
-    for count in folds[:15]:
-        sweep.candidate(int(count), told=False)
-    counts.replay(sweep.summaries)
-    for count in folds[15:]:
-        sweep.candidate(int(count), told=True)
-    found, summaries = _progress(counts, len(sweep.summaries)), sweep.summaries
+    rng = np.random.default_rng(seed)
+    summaries = [random_candidate(number, rng, FOLDS * number) for number in range(40)]
+    statuses = [status_by_hand(summary) for summary in summaries]
+    found = progress(summaries)
     trials = [t for s in summaries for t in s.trials]
     assert found.trials_done == len(trials)
     assert found.failed == sum(t.status == "diverged" for t in trials)
-    assert found.counts == Counter(s.status for s in summaries)
-    complete = [s for s in ranked(summaries) if s.status == "complete"]
-    assert found.leaders[: min(8, len(complete))] == tuple(complete[:8])
-    assert len(found.leaders) == 8
-    assert found.best_logloss == complete[0].pooled_logloss("raw")
+    assert found.counts == Counter(statuses) and found.counts["parked"] > 3
+    pairs = zip(summaries, statuses, strict=True)
+    complete = sorted(
+        (float(np.mean([t.variants["raw"].calibrated_logloss for t in s.trials])), number)
+        for number, (s, status) in enumerate(pairs)
+        if status == "complete"
+    )
+    order = [number for _, number in complete[:8]]
+    pairs = zip(summaries, statuses, strict=True)
+    begun = [
+        number
+        for number, (s, status) in enumerate(pairs)
+        if s.trials and status in ("running", "parked")
+    ]
+    assert found.leaders == tuple(summaries[n] for n in (*order, *begun)[:8])
+    assert found.best_logloss == pytest.approx(complete[0][0])
     decisions = sorted((d for s in summaries for d in s.decisions), key=lambda d: d.number)
     assert found.decisions == tuple(decisions[-3:])
     assert found.blend_logloss == decisions[-1].blend_logloss
-    told = [s for s in summaries[15:] if s.status != "running"]
-    assert [e for e in found.events if isinstance(e, CandidateSummary)] == told
-    assert counts.device_seconds == pytest.approx(2.0 * len(trials))
+
+
+def status_by_hand(summary: CandidateSummary) -> str:
+    actions = [d.action for d in summary.decisions]
+    if "stop" in actions:
+        return "stopped"
+    if any(t.status == "diverged" for t in summary.trials):
+        return "diverged"
+    if "complete" in actions:
+        return "complete"
+    return "parked" if actions[-1] == "park" else "running"
+
+
+def test_who_runs_is_not_parked() -> None:
+    """A candidate whose second fold goes on after the first was parked; one that has returned."""
+    between = candidate(0, [trial("c0000", 0)], [decision(0, "c0000", 0, "park")])
+    waiting = candidate(1, [trial("c0001", 0)], [decision(1, "c0001", 0, "park")])
+    in_training = candidate(2, [], [decision(2, "c0002", 0, "park", epoch=1)])
+    back = candidate(3, [], [decision(3, "c0003", 0, "continue", epoch=1)])
+    summaries = [between, waiting, in_training, back]
+    assert progress(summaries, running(3)).counts == {"parked": 3, "running": 1}
+    found = progress(summaries, running(0, 1), running(0, 2), running(3))
+    assert found.counts == {"parked": 2, "running": 2}
+    alone = progress([between], running(0, 1))
+    assert alone.counts == {"running": 1}
+
+
+def test_a_sweep_that_has_not_begun() -> None:
+    found = progress([], resources=ResourcesConfig(gpu_hours=2.0))
+    assert (found.trials_done, found.trials_total, found.failed) == (0, 300, 0)
+    assert (found.eta_s, found.best_logloss, found.blend_logloss) == (None, None, None)
+    assert not found.counts and not found.leaders and not found.decisions
 
 
 def test_open_candidates_are_shown_after_the_complete_ones() -> None:
-    counts = _counts()
-    counts.add_trial(_trial("c0001", 1, 0.4))
-    counts.add_trial(_trial("c0001", 0, 0.2))
-    counts.add_decision(_decision(0, "c0001", 0, "continue"))
-    [leader] = _progress(counts, 1).leaders
-    assert leader.status == "running"
-    assert leader.pooled_logloss("raw") == pytest.approx(0.3)
-    assert [trial.fold for trial in leader.trials] == [0, 1] and leader.gain == 0.0
-    later = [_decision(1, "c0001", 1, "continue"), _decision(2, "c0001", 0, "continue")]
-    for decision in later:
-        counts.add_decision(decision)
-    [leader] = _progress(counts, 1).leaders
-    assert leader.decisions == tuple(later)
+    half, whole = finished(0, 2, loss=0.1), finished(1, 3, loss=0.9)
+    lost = candidate(2, [trial("c0002", 0, status="failed")])
+    unborn = candidate(3)
+    assert progress([half, whole, lost, unborn]).leaders == (whole, half)
+
+
+def test_events_of_a_session_come_in_order() -> None:
+    heard, whole = SessionEvents(), finished(0, 3)
+    first, last = whole.trials[0], decision(0, "c0000", 0, "continue")
+    heard.candidate_started(whole.candidate)
+    heard.trial_ended(first, whole)
+    heard.decided(last, whole)
+    heard.settled(whole)
+    found = progress([whole], events=heard.events, notes=["a note"])
+    assert list(found.events) == [first, last, whole] and found.notes == ("a note",)
+
+
+# -- what is left
 
 
 def test_expected_fold_trials_and_time() -> None:
-    counts = _counts(candidates=10)
-    counts.add_trial(_trial("c0000", 0, 0.4))
-    found = _progress(counts, 2, RunningTrial("c0001", "b", 0, 1, 4, 0.5))
+    found = progress([finished(0, 1), candidate(1)], running(1), search=limits(candidates=10))
     assert (found.trials_done, found.trials_total) == (1, 30)
     # 8 new candidates, 2 folds of the first, 2 more of the second and 3/4 of its running one.
     assert found.eta_s == pytest.approx(2.0 * (24 + 2 + 2 + 0.75) / 2)
@@ -158,139 +219,150 @@ def test_expected_fold_trials_and_time() -> None:
 
 def test_candidates_to_come_take_as_many_folds_as_those_that_are_settled() -> None:
     """Two settled candidates, one stopped after its first of three folds: 4 of 6."""
-    counts = _counts(candidates=5)
-    sweep = _Sweep(counts, 0)
-    sweep.settled("complete", 3)
-    sweep.settled("stopped", 1)
-    found = _progress(counts, 2)
+    found = progress([finished(0, 3), stopped(1, 1)], search=limits(candidates=5))
     assert found.trials_total == 4 + 3 * 3 * 4 / 6
     assert found.eta_s == pytest.approx(6 * 2.0 / 2)
 
 
+def test_folds_of_parked_candidates_are_yet_to_come() -> None:
+    """Those of a trial that is parked in mid-training too."""
+    parked = candidate(0, [], [decision(0, "c0000", 0, "park", epoch=1)])
+    waiting = candidate(1, [trial("c0001", 0)], [decision(1, "c0001", 0, "park")])
+    found = progress([parked, waiting], search=limits(candidates=2))
+    assert (found.trials_done, found.trials_total, found.eta_s) == (1, 6, 5.0)
+
+
 def test_the_eta_is_unknown_before_a_fold_trial_has_finished() -> None:
-    counts = _counts(candidates=4)
-    assert _progress(counts, 0).eta_s is None
-    counts.add_trial(_trial("c0000", 0, 0.4, "failed"))
-    assert _progress(counts, 1, RunningTrial("c0001", "b", 0, 0, 4, None)).eta_s is None
-    counts.add_trial(_trial("c0001", 0, 0.4))
-    assert _progress(counts, 2).eta_s is not None
+    search = limits(candidates=4)
+    assert progress([], search=search).eta_s is None
+    failed = candidate(0, [trial("c0000", 0, status="failed")])
+    assert progress([failed, candidate(1)], running(1), search=search).eta_s is None
+    assert progress([failed, finished(1, 1)], search=search).eta_s is not None
 
 
 def test_the_eta_of_the_last_trials_is_what_is_left_of_the_longest() -> None:
-    counts = _counts(candidates=1)
-    for fold, seconds in enumerate((10.0, 30.0)):
-        trial = _trial("c0000", fold, 0.4).model_copy(update={"seconds": seconds})
-        counts.add_trial(trial)
-    last = [RunningTrial("c0000", "b", 2, epoch, 4, 0.5) for epoch in range(5)]
-    assert [_progress(counts, 1, trial).eta_s for trial in last] == [20.0, 15.0, 10.0, 5.0, 0.0]
-    counts.add_trial(_trial("c0000", 2, 0.4))
-    assert _progress(counts, 1).eta_s == 0.0
+    both = [trial("c0000", 0, seconds=10.0), trial("c0000", 1, seconds=30.0)]
+    search = limits(candidates=1)
+    found = [
+        progress([candidate(0, both)], running(0, 2, epoch), search=search).eta_s
+        for epoch in range(5)
+    ]
+    assert found == [20.0, 15.0, 10.0, 5.0, 0.0]
+    done = candidate(0, [*both, trial("c0000", 2)])
+    assert progress([done], search=search).eta_s == 0.0
 
 
-def test_seconds_of_an_unknown_backbone_are_those_of_all() -> None:
-    counts = _counts()
-    assert counts.fold_seconds("b") is None
-    for backbone, seconds in (("a", 10.0), ("a", 20.0), ("b", 60.0)):
-        update = {"backbone": backbone, "seconds": seconds}
-        counts.add_trial(_trial("c0000", 0, 0.4).model_copy(update=update))
-    counts.add_trial(_trial("c0001", 0, 0.4, "failed"))  # says nothing about a whole one
-    found = [counts.fold_seconds(backbone) for backbone in "abc"]
-    assert found == [15.0, 60.0, 30.0]
-    assert counts.cost("b", folds=2, slots=4) == CompletionCost(2, 60.0, 4, 1.0)
+def test_a_running_trial_takes_as_long_as_others_of_its_backbone() -> None:
+    """Of a backbone that nothing is known of: as all."""
+    trials = [
+        trial("c0000", fold, seconds=seconds, backbone=backbone)
+        for fold, (backbone, seconds) in enumerate((("a", 10.0), ("a", 20.0), ("b", 60.0)))
+    ]
+    done, search = candidate(0, trials), limits(candidates=2, fold_trials=4)
+    etas = []
+    for backbone in "abc":
+        trial_of = replace(running(1, epoch=0), backbone=backbone)
+        etas.append(progress([done, candidate(1)], trial_of, search=search).eta_s)
+    assert etas == [15.0, 60.0, 30.0]
 
 
 def test_the_deadline_bounds_the_eta() -> None:
-    counts = _counts(candidates=11)
-    for fold in range(FOLDS):
-        counts.add_trial(_trial("c0000", fold, 0.4))
+    search = limits(candidates=11)
 
-    def at(seconds_left: float, *running: RunningTrial) -> tuple[int, float | None]:
-        usage = SweepUsage(1, 3 + len(running), 6.0, seconds_left)
-        found = counts.progress(running, usage, slots=2, elapsed_s=6.0)
+    def at(seconds_left: float, *trials: RunningTrial) -> tuple[int, float | None]:
+        found = progress([finished(0, 3)], *trials, search=search, seconds_left=seconds_left)
         return found.trials_total, found.eta_s
 
     assert at(1e6) == (33, 30.0)  # 30 fold trials of 2 s
     assert at(15.0) == (18, 15.0)
     assert at(-1.0) == (3, 0.0)
-    running = RunningTrial("c0001", "b", 0, 1, 4, 0.5)
-    assert at(-1.0, running) == (4, 0.0)
+    assert at(-1.0, running(1)) == (4, 0.0)
 
 
-def test_no_fold_is_expected_after_one_that_did_not_finish() -> None:
+@pytest.mark.parametrize("status", ["stopped", "diverged", "failed"])
+def test_no_fold_is_expected_after_one_that_did_not_finish(status: TrialStatus) -> None:
     """Between such a fold trial and the end of its candidate too."""
-    counts = _counts(candidates=2)
-    for fold in range(FOLDS):
-        counts.add_trial(_trial("c0000", fold, 0.4))
-    counts.add_trial(_trial("c0001", 0, 0.4, "stopped"))
-    assert _progress(counts, 2).trials_total == 4
-    other = RunningTrial("c0001", "b", 1, 1, 4, 0.5)
-    assert _progress(counts, 2, other).trials_total == 5
+    summaries = [finished(0, 3), candidate(1, [trial("c0001", 0, status=status)])]
+    search = limits(candidates=2)
+    assert progress(summaries, search=search).trials_total == 4
+    assert progress(summaries, running(1, 1), search=search).trials_total == 5
 
 
 def test_of_a_list_no_more_than_its_points_is_expected() -> None:
     points = (PointConfig(backbone="b"), PointConfig(backbone="b", params={"lr": 0.01}))
-    config = SearchConfig(backbones=("b",), candidates=100, sampler="list", points=points)
-    counts = ProgressCounts(config, ResourcesConfig(), FOLDS, 1.0)
-    counts.add_trial(_trial("c0000", 0, 0.4))
-    assert _progress(counts, 1).trials_total == 2 * FOLDS
+    search = limits(sampler="list", points=points)
+    assert progress([finished(0, 1)], search=search).trials_total == 2 * FOLDS
 
 
-def test_the_budget_is_told_and_bounds_what_is_expected() -> None:
-    counts = _counts(candidates=10, fold_trials=7)
-    counts.add_trial(_trial("c0000", 0, 0.4))
-    found = _progress(counts, 1)
-    assert found.trials_total == 7
+# -- the budget
+
+
+def test_every_limit_that_is_set_has_a_line() -> None:
+    search, resources = limits(candidates=10, fold_trials=7), ResourcesConfig(gpu_hours=2.0)
+    found = progress([finished(0, 1)], search=search, resources=resources, seconds_left=13.0)
     assert [(u.used, u.limit, u.unit) for u in found.budget] == [
         (1, 10, "candidates"),
         (1, 7, "fold trials"),
         (pytest.approx(2 / 3600), 2.0, "GPU-hours"),
+        (7.0, 20.0, "s"),
     ]
+    [only] = progress([finished(0, 1)]).budget
+    assert (only.used, only.limit, only.unit) == (1, 100, "candidates")
+    late = progress([finished(0, 1)], seconds_left=-3.0).budget[-1]
+    assert (late.used, late.limit) == (7.0, 7.0)
 
 
-def test_ten_thousand_candidates_cost_no_more_than_ten() -> None:
-    counts = _counts(candidates=20_000)
-    sweep = _Sweep(counts, 0)
-    for _ in range(10_000):
-        sweep.candidate(1, told=False)
-    settled = [s for s in sweep.summaries if s.status != "running"]
-    assert len(settled) > 4_000
-    counts.replay(settled)
-    assert min(timeit.repeat(lambda: _progress(counts, len(settled)), number=1, repeat=20)) < 0.005
+@pytest.mark.parametrize(
+    ("search", "hours", "expected"),
+    [
+        ({"fold_trials": 7}, None, 7),
+        ({}, 10.0 / 3600, 5),  # of 2 s each
+        ({"fold_trials": 7}, 10.0 / 3600, 5),
+        ({"fold_trials": 1}, None, 1),
+    ],
+)
+def test_no_more_is_expected_than_the_budget_allows(
+    search: dict[str, int], hours: float | None, expected: int
+) -> None:
+    resources = ResourcesConfig(gpu_hours=hours)
+    found = progress([finished(0, 1)], search=limits(**search), resources=resources)
+    assert found.trials_total == expected
 
 
-def _simulated_etas(slots: int, seed: int) -> list[tuple[float, float]]:
+# -- whole sweeps
+
+
+def simulated_etas(slots: int, seed: int) -> list[tuple[float, float]]:
     """(moment, ETA) after each fold trial of a race in which every second fold is the last."""
     rng, candidates, now = np.random.default_rng(seed), 120, 0.0
-    counts = _counts(candidates=candidates)
     waiting, trials = list(range(candidates)), defaultdict[int, list[TrialRecord]](list)
-    running: list[tuple[float, float, int]] = []  # end, seconds, candidate
+    summaries: dict[int, CandidateSummary] = {}
+    busy: list[tuple[float, float, int]] = []  # end, seconds, candidate
     etas = []
-    while waiting or running:
-        while waiting and len(running) < slots:
-            seconds = float(rng.uniform(0.5, 1.5))
-            heapq.heappush(running, (now + seconds, seconds, waiting.pop(0)))
-        now, seconds, number = heapq.heappop(running)
-        done = trials[number]
-        record = _trial(f"c{number:04d}", len(done), 0.5).model_copy(update={"seconds": seconds})
-        done.append(record)
-        counts.add_trial(record)
+    while waiting or busy:
+        while waiting and len(busy) < slots:
+            seconds, number = float(rng.uniform(0.5, 1.5)), waiting.pop(0)
+            summaries.setdefault(number, candidate(number))
+            heapq.heappush(busy, (now + seconds, seconds, number))
+        now, seconds, number = heapq.heappop(busy)
+        done, name = trials[number], f"c{number:04d}"
+        done.append(trial(name, len(done), seconds=seconds))
+        action: Literal["continue", "stop"] = "continue"
         if len(done) < FOLDS and rng.random() < 0.5:
             waiting.insert(0, number)
-        else:
-            status = "complete" if len(done) == FOLDS else "stopped"
-            candidate = CandidateRecord(candidate=record.candidate, backbone="b", params={})
-            counts.settle(CandidateSummary(candidate, status, tuple(done), FOLDS))  # type: ignore[arg-type]
+        elif len(done) < FOLDS:
+            action = "stop"
+        summaries[number] = candidate(number, done, [decision(0, name, 0, action)])
         now_running = [
-            RunningTrial(
-                f"c{n:04d}", "b", len(trials.get(n, ())), int(100 * (1 - left / s)), 100, 0.5
-            )
-            for left, s, n in ((end - now, s, n) for end, s, n in running)
+            RunningTrial(f"c{n:04d}", "b", len(trials[n]), int(100 * (1 - left / s)), 100, 0.5)
+            for left, s, n in ((end - now, s, n) for end, s, n in busy)
         ]
-        started = candidates - sum(not trials[n] for n in waiting)
-        usage = SweepUsage(started, counts.trials_ended + len(running), 0.0)
-        eta = counts.progress(now_running, usage, slots, now).eta_s
-        assert eta is not None
-        etas.append((now, eta))
+        found = progress(
+            list(summaries.values()), *now_running, search=limits(candidates=candidates),
+            slots=slots, elapsed_s=now,
+        )  # fmt: skip
+        assert found.eta_s is not None
+        etas.append((now, found.eta_s))
     return etas
 
 
@@ -298,8 +370,8 @@ def _simulated_etas(slots: int, seed: int) -> list[tuple[float, float]]:
 def test_the_eta_of_simulated_sweeps(slots: int) -> None:
     """It shrinks to 0, and from a fifth of the sweep on it is right to a third."""
     ratios = []
-    for seed in range(20):
-        etas = _simulated_etas(slots, seed)
+    for seed in range(10):
+        etas = simulated_etas(slots, seed)
         end = etas[-1][0]
         told = [next(t for t in etas if t[0] >= part * end) for part in (0.2, 0.5, 0.8)]
         assert told[0][1] > told[1][1] > told[2][1] > etas[-1][1] == 0.0

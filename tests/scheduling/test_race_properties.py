@@ -4,10 +4,8 @@ finish, diverge, fail, vanish or are parked, and drivers that restart.
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -24,14 +22,6 @@ from tests.scheduling.pretend_workers import EPOCHS, K, PretendWorkers, sweep_co
 
 ENDS = ("train", "save", "finish", "diverge", "raise", "die", "vanish")
 OFTEN = (30, 6, 12, 1, 2, 1, 1)  # of each of these
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_waiting_for_the_disk() -> Iterator[None]:
-    """No power fails here, and thousands of small files are written."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda file: None)
-        yield
 
 
 class Chaos(PretendWorkers):

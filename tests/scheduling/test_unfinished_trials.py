@@ -70,3 +70,25 @@ def test_a_stop_without_its_record_gets_it(run: RacedRun) -> None:
     assert trial.seed == seed_of_a_finished_one(run, record)
     assert run.store.trial(record.candidate, FOLD) == trial
     assert with_stopped_trial(run.store, run.summary(record.candidate)).trials == (trial,)
+
+
+@pytest.mark.parametrize(
+    "change", [{"action": "park"}, {"action": "continue"}, {"epoch": None, "folds_done": 1}]
+)
+def test_nothing_is_made_up_of_another_decision(run: RacedRun, change: dict[str, object]) -> None:
+    """Parked or back in training, it goes on; after whole folds there is no trial to stop."""
+    run.store.save_candidate(candidate())
+    run.store.save_decision(stop(candidate()).model_copy(update=change))
+    summary = run.summary("c0003")
+    assert with_stopped_trial(run.store, summary) == summary
+    assert run.store.trial("c0003", FOLD) is None
+
+
+def test_a_failed_attempt_of_a_stopped_trial_gives_way(run: RacedRun) -> None:
+    """Its worker failed, the decision came before the next attempt, and then the kill."""
+    run.store.save_candidate(candidate())
+    run.store.save_trial(trial_record(run.store, candidate(), FOLD, "failed", error="boom"))
+    run.store.save_decision(stop(candidate()))
+    (trial,) = with_stopped_trial(run.store, run.summary("c0003")).trials
+    assert (trial.status, trial.seconds) == ("stopped", 0.0)  # it has no log
+    assert run.summary("c0003").status == "stopped"

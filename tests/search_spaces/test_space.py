@@ -307,13 +307,13 @@ def test_every_hyperparameter_is_searched_by_the_space_whatever_its_section_fixe
 
 
 def test_a_value_of_the_space_wins_over_that_of_a_section() -> None:
-    training = TrainingConfig(lr=0.02, compile=True, patience=3)
-    built = space(training, space={"lr": 0.01, "patience": {"low": 2, "high": 9}}, per_backbone={
-        B: {"compile": False, "patience": {"low": 5, "high": 9}}
+    training = TrainingConfig(lr=0.02, compile=True, lr_patience=3)
+    built = space(training, space={"lr": 0.01, "lr_patience": {"low": 2, "high": 9}}, per_backbone={
+        B: {"compile": False, "lr_patience": {"low": 5, "high": 9}}
     })  # fmt: skip
     first, other = built.default(A), built.default(B)
-    assert (first.lr, first.compile, first.patience) == (0.01, True, 3)
-    assert (other.lr, other.compile, other.patience) == (0.01, False, 7)
+    assert (first.lr, first.compile, first.lr_patience) == (0.01, True, 3)
+    assert (other.lr, other.compile, other.lr_patience) == (0.01, False, 7)
 
 
 def test_a_switch_that_is_searched_stays_one() -> None:

@@ -1,4 +1,4 @@
-"""Which epochs of a training are kept, against sorting them all."""
+"""Which epochs of a training are kept: the last one and, as snapshots, fixed earlier ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.run_folder.records import Oof
 from foldrace.run_folder.variants import EMA, RAW
 from foldrace.trainables import history as history_module
@@ -50,67 +51,71 @@ def epochs(history: History) -> dict[str, int]:
     found = {}
     for name, kept in history.variants().items():
         weight = round(float(kept.weights["weight"]))
-        assert weight % 100 == kept.score.best_epoch
-        found[name] = kept.score.best_epoch
+        assert weight % 100 == kept.score.epoch
+        found[name] = kept.score.epoch
     return found
 
 
-@given(some_losses, st.integers(0, 4))
-def test_the_best_epochs_by_sorting(losses: Losses, snapshots: int) -> None:
-    """The best one first, the earlier of two equal ones before the later."""
-    order = sorted(range(len(losses)), key=lambda epoch: (losses[epoch], epoch))
-    wanted = {RAW: order[0]}
-    wanted |= {f"snap{i + 1}": epoch for i, epoch in enumerate(order[1 : snapshots + 1])}
-    assert epochs(train(History(snapshots), losses)) == wanted
+def history_of(epochs: int, snapshots: int = 0, cycles: int = 1) -> History:
+    return History.of(TrialParams(epochs=epochs, snapshots=snapshots, cycles=cycles))
 
 
-@given(some_losses, st.integers(1, 3))
-def test_the_last_ends_of_cycles(losses: Losses, snapshots: int) -> None:
-    ends = tuple(range(1, len(losses), 2))
-    found = epochs(train(History(snapshots, ends), losses))
-    assert found.pop(RAW) == losses.index(min(losses))
-    assert found == {f"snap{i + 1}": epoch for i, epoch in enumerate(ends[-snapshots:])}
+@given(some_losses, some_losses, st.integers(0, 4))
+def test_the_last_epoch_and_those_before_it(raw: Losses, ema: Losses, snapshots: int) -> None:
+    """Whatever the losses are, so that it is the same in all folds."""
+    raw, ema = raw[: len(ema)], ema[: len(raw)]
+    last = len(raw) - 1
+    earlier = list(range(last))[max(0, last - snapshots) :]
+    found = train(history_of(len(raw), snapshots), raw, ema)
+    wanted = {f"snap{i + 1}": epoch for i, epoch in enumerate(earlier)}
+    assert epochs(found) == {RAW: last, EMA: last} | wanted
+    assert float(found.kept[EMA].weights["weight"]) == 100 + last
+    assert found.kept[RAW].score.calibrated_logloss == raw[-1]
 
 
-def test_raw_and_average_each_have_their_best_epoch() -> None:
-    history = train(History(1), [0.3, 0.1, 0.2], [0.5, 0.4, 0.2])
-    assert epochs(history) == {RAW: 1, EMA: 2, "snap1": 2}
-    assert float(history.best[EMA].weights["weight"]) == 102
-    assert history.epochs_without_progress() == 0
-    assert train(History(), [0.1, 0.2, 0.3]).epochs_without_progress() == 2
-
-
-@pytest.mark.parametrize(("snapshots", "copies"), [(0, 2), (1, 3), (2, 4)])
-def test_only_what_is_kept_is_copied(
-    monkeypatch: pytest.MonkeyPatch, snapshots: int, copies: int
+@pytest.mark.parametrize(
+    ("snapshots", "cycles", "expected"),
+    [
+        (0, 3, []),
+        (1, 2, [5]),  # of 12 epochs
+        (1, 3, [7]),
+        (2, 3, [3, 7]),
+        (2, 4, [5, 8]),
+    ],
+)
+def test_the_ends_of_the_last_cycles_before_the_last(
+    snapshots: int, cycles: int, expected: list[int]
 ) -> None:
-    copied: list[int] = []
+    found = epochs(train(history_of(12, snapshots, cycles), [0.3] * 12))
+    assert found == {RAW: 11} | {f"snap{i + 1}": epoch for i, epoch in enumerate(expected)}
+
+
+@pytest.mark.parametrize(("snapshots", "copied"), [(0, [4]), (1, [3, 4]), (2, [2, 3, 4])])
+def test_only_what_is_written_is_copied(
+    monkeypatch: pytest.MonkeyPatch, snapshots: int, copied: list[int]
+) -> None:
+    found: list[int] = []
     real = history_module._checkpoint
 
     def counted(model: nn.Module, scored: FoldScore, epoch: int) -> Checkpoint:
-        copied.append(epoch)
+        found.append(epoch)
         return real(model, scored, epoch)
 
     monkeypatch.setattr(history_module, "_checkpoint", counted)
-    train(History(snapshots), [0.3, 0.1, 0.2, 0.25, 0.4])
-    assert len(copied) == copies
+    train(history_of(5, snapshots), [0.3, 0.1, 0.2, 0.25, 0.4])
+    assert found == copied
 
 
 def test_nothing_of_a_training_that_diverged() -> None:
-    history = train(History(), [0.3, 0.1])
+    history = train(history_of(2), [0.3, 0.1])
     history.diverged = True
     assert history.variants() == {}
 
 
 def test_what_is_kept_does_not_change_with_the_model() -> None:
-    history, changing = History(), model(7.0)
+    history, changing = history_of(1), model(7.0)
     history.log.append(EpochReport(0, *[math.nan] * 9, lr=0.0, seconds=0.0))
     history.keep({RAW: changing}, {RAW: scored_as(0.1)})
     with torch.no_grad():
         next(changing.parameters()).fill_(9.0)
-    assert float(history.best[RAW].weights["weight"]) == 7.0
-
-
-@pytest.mark.parametrize("ends", [(), (0, 1)])
-def test_without_snapshots_there_are_none(ends: tuple[int, ...]) -> None:
-    assert set(epochs(train(History(0, ends), [0.3, 0.1]))) == {RAW}
+    assert float(history.kept[RAW].weights["weight"]) == 7.0

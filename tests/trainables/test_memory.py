@@ -104,7 +104,6 @@ def test_an_image_that_does_not_fit_is_a_clear_failure(
     assert "\n" not in message
 
 
-@pytest.mark.usefixtures("plugins_end")
 def test_a_plugins_loss_without_memory_gets_smaller_micro_batches(make_tiny_run: Any) -> None:
     source = (
         "import torch\nfrom foldrace.trainables.losses import Loss\n"

@@ -67,7 +67,6 @@ def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
     }  # fmt: skip
     params |= {
         "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
-        "patience": 3,
     }  # fmt: skip
     params |= {key: changes.pop(key) for key in set(changes) & set(KNOBS)}
     transforms = ({"torchvision.ColorJitter": {"brightness": 0.3}},)
@@ -196,7 +195,7 @@ def test_techniques_with_a_state_go_on(tiny_run: Any, technique: dict[str, Any])
 
 
 def test_interrupted_twice_in_scoring_and_in_training(tiny_run: Any) -> None:
-    undisturbed = spec_for(tiny_run, "c0000", patience=5)
+    undisturbed = spec_for(tiny_run, "c0000")
     run_trial(undisturbed, Watcher())
     spec = another(undisturbed, "c0001")
     interrupted(spec, 1, batches=3)
@@ -205,15 +204,20 @@ def test_interrupted_twice_in_scoring_and_in_training(tiny_run: Any) -> None:
     assert_same_results(spec, undisturbed)
 
 
-def test_patience_counts_on(tiny_run: Any) -> None:
-    """A rate of learning that does nothing: no epoch is better than the first."""
-    quick = {"lr": 1e-7, "patience": 2, "ema_decay": 0.0, "epochs": 9, "snapshots": 0}
-    undisturbed = spec_for(tiny_run, "c0000", **quick)
-    trained = run_trial(undisturbed, Watcher()).epochs_trained
-    spec = another(undisturbed, "c0001")
-    interrupted(spec, trained - 1)
-    assert_goes_on(spec, trained - 1)
-    assert_same_results(spec, undisturbed)
+@pytest.mark.parametrize("snapshots", [0, 2])
+def test_a_state_has_no_weights_that_will_not_be_written(tiny_run: Any, snapshots: int) -> None:
+    """The model, its average and AdamW's two moments, and the snapshots so far: those after the
+    third and the fourth of 5 epochs."""
+    spec = spec_for(tiny_run, "c0000", snapshots=snapshots)
+    for epochs in (2, 4):
+        interrupted(spec, epochs)
+        data = (folder_of(spec) / "resume.pt").read_bytes()
+        saved = from_bytes(data)
+        kept = saved["history"]["kept"]
+        trained = len(saved["history"]["log"])
+        assert set(kept) == {f"snap{i + 1}" for i in range(snapshots) if trained > 2 + i}
+        weights = sum(tensor.nbytes for tensor in saved["train_state"]["model"].values())
+        assert 0 < len(data) / weights - (4 + len(kept)) < 0.3
 
 
 def test_seconds_count_all_sessions(tiny_run: Any) -> None:
@@ -306,7 +310,7 @@ def test_only_a_stop_does_not_wait_for_the_write(
     assert written.is_set()
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"patience": 4}, {"fold": 1}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"dropout": 0.2}, {"fold": 1}])
 def test_the_state_of_another_trial_is_none(
     tiny_run: Any, other: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -431,7 +435,7 @@ class _Toy:
             clip_grad=None,
             micro_batch=8,
         )
-        self.history = History(snapshots=1)
+        self.history = History(last=1, snapshots=(0,))
 
     def steps(self, first: int, end: int) -> None:
         """An epoch of these updates, which seeds the generators as one does."""

@@ -7,7 +7,7 @@ import io
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from foldrace.config.hyperparameters import KNOBS, TrialParams, fold_trial_seed
 from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import normalise
-from foldrace.run_folder.records import CandidateRecord, Oof
+from foldrace.run_folder.records import CandidateRecord
 from foldrace.trainables import spec as spec_module
 from foldrace.trainables import trial as trial_module
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.data.pixel_cache import open_images
+from foldrace.trainables.data.trial_data import open_data
+from foldrace.trainables.devices import fresh_accelerator, seed_trial
 from foldrace.trainables.predict import (
     autocast_for,
     log_probabilities,
@@ -37,7 +39,7 @@ from foldrace.trainables.predict import (
     unpack_classifier,
 )
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
-from foldrace.trainables.state import TrainState
+from foldrace.trainables.state import TrainState, build_train_state
 from foldrace.trainables.trial import run_trial
 from tests.ensemble.temperature_reference import smoothed_temperature
 from tests.trainables.written_trials import another, read, written_trial
@@ -113,9 +115,9 @@ def test_what_a_trial_writes(tiny_run: Any) -> None:
     assert [float(r["val_logloss"]) for r in rows] == [e.val_logloss for e in watcher.epochs]
     for variant, prefix in (("raw", ""), ("ema", "ema_")):
         score, column = record.variants[variant], f"{prefix}val_calibrated_logloss"
-        best = min(float(r[column]) for r in rows)
-        assert score.calibrated_logloss == best == float(rows[score.best_epoch][column])
-        assert score.val_logloss == float(rows[score.best_epoch][f"{prefix}val_logloss"])
+        assert score.epoch == 1
+        assert score.calibrated_logloss == float(rows[-1][column])
+        assert score.val_logloss == float(rows[-1][f"{prefix}val_logloss"])
     assert float(rows[-1]["lr"]) == pytest.approx(0.01 * trial.params.lr)
 
 
@@ -200,21 +202,65 @@ def test_gradient_accumulation_changes_nothing(make_tiny_run: Callable[..., Any]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_no_progress_ends_a_trial_after_the_patience(
-    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_last_epochs_weights_are_those_of_a_plain_loop(tiny_run: Any) -> None:
+    """torch's own SGD and timm's own average, on the images that the trial sees."""
+    spec = spec_for(
+        tiny_run, backbone="timm/test_resnet", optimizer="sgd", lr=0.05, momentum=0.9, epochs=3,
+        weight_decay=0.0, schedule="constant", warmup=0.0, dropout=0.0, mixup_prob=0.0,
+        clip_grad=0.0, ema_decay=0.9, use_gpu=False,
+    )  # fmt: skip
+    record = run_trial(spec, Watcher())
+    assert {score.epoch for score in record.variants.values()} == {2}
+    store, trial = tiny_run.store, read(spec)
+    accelerator = fresh_accelerator(trial)
+    seed_trial(trial)
+    data = open_data(trial, store, accelerator)
+    model = build_train_state(trial, data, accelerator).bare
+    average = ModelEmaV3(model, decay=0.9, use_warmup=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    updates = 0
+    for epoch in range(3):
+        data.batches.epoch = epoch
+        model.train()
+        for batch in data.training:
+            images = batch.images.permute(0, 3, 1, 2).float() / 255
+            targets = torch.from_numpy(store.labels())[batch.rows]
+            nn.functional.cross_entropy(model(images, batch.meta), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            updates += 1
+            average.update(model, updates)
+    assert updates > 3
+    for variant, module in (("raw", model), ("ema", average.module)):
+        for name, tensor in load(store.weights("c0000", 0, variant)).items():
+            torch.testing.assert_close(tensor, module.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"snapshots": 2}, {"snap1": 3, "snap2": 4, "raw": 5, "ema": 5}),
+        ({"snapshots": 1, "cycles": 3}, {"snap1": 3, "raw": 5, "ema": 5}),
+    ],
+)
+def test_all_folds_of_a_candidate_keep_the_same_epochs(
+    tiny_run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    params: dict[str, Any],
+    expected: dict[str, int],
 ) -> None:
-    losses = iter([1.0, 0.5, 0.9, 0.8, 0.7, 0.1])  # calibrated; the others say the opposite
+    """Fold 0 gets better with each epoch, and fold 1 worse."""
     score = trial_module.score_fold
 
     def scripted(*arguments: Any) -> Any:
-        loss = next(losses)
-        return replace(score(*arguments), calibrated=loss, logloss=2.0 - loss)
+        epoch, fold = arguments[2].batches.epoch, arguments[3].fold
+        return replace(score(*arguments), calibrated=0.5 + (2 * fold - 1) * epoch / 100)
 
     monkeypatch.setattr(trial_module, "score_fold", scripted)
-    record = run_trial(spec_for(tiny_run, epochs=9, patience=3, ema_decay=0.0), Watcher())
-    assert record.epochs_trained == 5  # the best at epoch 1, then 3 without progress
-    best = record.variants["raw"]
-    assert (best.best_epoch, best.calibrated_logloss, best.val_logloss) == (1, 0.5, 1.5)
+    for fold in (0, 1):
+        record = run_trial(spec_for(tiny_run, fold=fold, epochs=6, **params), Watcher())
+        assert {name: kept.epoch for name, kept in record.variants.items()} == expected
+        assert tiny_run.store.trial("c0000", fold) == record
 
 
 def test_plateau_waits_for_the_calibrated_loss(
@@ -263,35 +309,40 @@ def test_an_average_that_is_not_finite_is_divergence_too(
 
 
 class Judge(Watcher):
-    """Asks at some epochs; keeps what it is shown, and how many reports there were before."""
+    """Has rungs; keeps the log as it lies in the run folder at each."""
 
-    def __init__(self, rungs: Collection[int]) -> None:
+    def __init__(self, rungs: Collection[int], log: Callable[[], str | None]) -> None:
         super().__init__()
         self.rungs = rungs
-        self.shown: list[tuple[int, str, Mapping[str, Oof], list[int]]] = []
+        self.logs: dict[int, str | None] = {}
+        self._log = log
 
-    def show(self, log: str, scored: Mapping[str, Oof], labels: NDArray[np.int64]) -> None:
-        self.shown.append((len(self.epochs), log, scored, labels.tolist()))
+    def at_rung(self) -> None:
+        self.logs[len(self.epochs)] = self._log()
 
 
-def test_a_rung_shows_its_own_epoch(tiny_run: Any) -> None:
+def test_a_rung_writes_its_own_epoch(tiny_run: Any) -> None:
     """Not the best one so far; and it changes nothing."""
-    judge, spec = Judge({1, 3}), spec_for(tiny_run, epochs=3, lr=0.05, ema_decay=0.9)
+    store, spec = tiny_run.store, spec_for(tiny_run, epochs=3, lr=0.05, ema_decay=0.9)
+    judge = Judge({1, 3}, lambda: store.train_log("c0000", 0))
     judged = run_trial(spec, judge)
     assert judged.variants == run_trial(another(spec, "c0001"), Watcher()).variants
-    store = tiny_run.store
-    labels = store.labels()[store.folds().fold == 0]
-    assert [before for before, *_ in judge.shown] == [0, 2]
-    for before, log, scored, given in judge.shown:
-        report = judge.epochs[before]
-        assert given == labels.tolist()
-        assert len(log.splitlines()) == 1 + report.epoch + 1
+    rows = int((store.folds().fold == 0).sum())
+    assert judge.logs.keys() == {0, 2}  # before the epoch's own report
+    for before, log in judge.logs.items():
+        assert log is not None and len(log.splitlines()) == 1 + before + 1
         assert store.train_log("c0000", 0).startswith(log)
+        columns = store.rung_columns("c0000", 0, before + 1, rows)
+        report = judge.epochs[before]
+        whole = {"raw": report.val_logloss, "ema": report.ema_val_logloss}
         found = {
-            name: -oof.log_prob[np.arange(len(labels)), labels].mean(dtype=np.float64)
-            for name, oof in scored.items()
+            name: min(whole[name], -np.log(column, dtype=np.float64).mean())
+            for name, column in columns.items()
         }
-        expected = {"raw": report.val_logloss, "ema": report.ema_val_logloss}
+        expected = {
+            "raw": report.val_calibrated_logloss,
+            "ema": report.ema_val_calibrated_logloss,
+        }
         assert found == pytest.approx(expected, abs=2e-3)
 
 
@@ -457,7 +508,7 @@ def test_a_trial_reads_what_lies_in_its_run_folder(make_tiny_run: Callable[..., 
     config = run.store.config()
     sections = {
         "training": config.training.model_copy(
-            update={"patience": 4, "lr": 0.5, "meta_features": ("aspect_ratio",)}
+            update={"lr_patience": 4, "lr": 0.5, "meta_features": ("aspect_ratio",)}
         ),
         "cache": config.cache.model_copy(update={"format": "jpeg"}),
     }
@@ -465,7 +516,7 @@ def test_a_trial_reads_what_lies_in_its_run_folder(make_tiny_run: Callable[..., 
     old = CandidateRecord(candidate="c0000", backbone="timm/test_vit", params={"lr": 0.25})
     run.store.save_candidate(old)
     trial = read(spec)
-    assert trial.params == TrialParams(lr=0.25, patience=4) and trial.candidate == old
+    assert trial.params == TrialParams(lr=0.25, lr_patience=4) and trial.candidate == old
     assert trial.seed == fold_trial_seed(5, "timm/test_vit", trial.params, 2)
     assert trial.transforms == ({"torchvision.RandomInvert": {"p": 1}},)
     assert (trial.meta_features, trial.cache.format) == (("aspect_ratio",), "jpeg")

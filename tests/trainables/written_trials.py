@@ -20,13 +20,16 @@ def written_trial(
     fold: int = 0,
     seed: int = 0,
     transforms: tuple[Any, ...] = (),
+    meta_features: tuple[str, ...] = (),
     **spec: Any,
 ) -> TrialSpec:
-    """Write what the trial reads; seed and transforms hold for all trials that are read later."""
+    """Write what the trial reads; what is no hyperparameter holds for all later trials too."""
     config = run.store.config()
     search = config.search.model_copy(update={"seed": seed})
     augment = config.augment.model_copy(update={"transforms": transforms})
-    run.store.save_config(config.model_copy(update={"search": search, "augment": augment}))
+    training = config.training.model_copy(update={"meta_features": meta_features})
+    sections = {"search": search, "augment": augment, "training": training}
+    run.store.save_config(config.model_copy(update=sections))
     known = TrialParams.from_dict({k: 0 if v is None else v for k, v in params.items()})
     write_candidate(run.store, candidate, backbone, known)
     return TrialSpec(

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from foldrace.core.plugins import Table
+
 Maps = NDArray[np.float64]  # (n, 3, 3)
 
 
@@ -134,9 +136,10 @@ class Policy:
     hue: float = 0.0  # fraction of the colour circle, both ways
 
 
-POLICIES: dict[str, Policy] = {
-    policy.name: policy
-    for policy in (
+POLICIES = Table(
+    Policy,
+    "augmentation policy",
+    (
         Policy("none", "only resized"),
         Policy(
             "light", "small moves, turns and zooms; no flip: digits, letters, left/right classes",
@@ -163,8 +166,8 @@ POLICIES: dict[str, Policy] = {
             crop_area=(0.6, 1.0), crop_ratio=(0.75, 1.33), rotate=15, zoom=0.1, shift=0.1, flip=0.5,
             shear=10, perspective=0.2, brightness=0.1, contrast=0.2, saturation=0.2, hue=0.05,
         ),
-    )
-}  # fmt: skip
+    ),
+)  # fmt: skip
 
 
 def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from foldrace.core.plugins import Table
 from foldrace.trainables.data.augment import Image
 
 
@@ -66,11 +67,12 @@ class CustomTransformRow:
     make: Callable[..., CustomTransform]
 
 
-CUSTOM: dict[str, CustomTransformRow] = {
-    custom.name: custom
-    for custom in (
+CUSTOM = Table(
+    CustomTransformRow,
+    "custom transform",
+    (
         CustomTransformRow(
             "UnsharpMask", "sharpens; albumentations' own refuses an amount above 1", UnsharpMask
         ),
-    )
-}
+    ),
+)

@@ -7,7 +7,7 @@ of loader processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from foldrace.config.schema import AugmentConfig
-from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import loaded
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.trainables.data.augment import POLICIES, augment, resize
 from foldrace.trainables.data.meta_features import meta_vectors
 from foldrace.trainables.data.pixel_cache import ImageSource
@@ -106,14 +105,16 @@ class BatchDataset(Dataset[Batch]):
         image_size: int,
         config: AugmentConfig,
         meta: Sequence[str] = (),
+        parts: Parts = NO_PARTS,
     ) -> None:
-        self._source, self._image_size, self._meta = source, image_size, tuple(meta)
-        self._config = config
-        self._policy, self._transforms = POLICIES[config.policy], Transforms(config.transforms)
+        self._given = (source, image_size, config, tuple(meta), parts)
+        self._source, self._image_size, self._meta, self._parts = source, image_size, meta, parts
+        self._policy = parts[POLICIES][config.policy]
+        self._transforms = Transforms(config.transforms, parts)
 
-    def __reduce__(self) -> tuple[Callable[..., BatchDataset], tuple[object, ...]]:
-        """A spawned worker looks the names up in tables of its own: the plugins come along."""
-        return _rebuilt, (loaded(), self._source, self._image_size, self._config, self._meta)
+    def __reduce__(self) -> tuple[type[BatchDataset], tuple[object, ...]]:
+        """A spawned worker makes its own: a plugin's functions are in no module that it has."""
+        return BatchDataset, self._given
 
     def __getitems__(self, batch: BatchRows) -> Batch:
         images = [self._source.image(row) for row in batch.rows]
@@ -124,7 +125,7 @@ class BatchDataset(Dataset[Batch]):
             rng = np.random.default_rng(batch.seed)
             pixels = augment(images, size, self._policy, rng)
             pixels = self._transforms(pixels, rng)
-        meta = meta_vectors(images, self._meta)
+        meta = meta_vectors(images, self._meta, self._parts)
         return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))
 
 
@@ -171,22 +172,6 @@ def build_loader(
         prefetch_factor=prefetch_factor if workers > 0 else None,
         generator=torch.Generator(),
     )
-
-
-def _rebuilt(
-    plugins: tuple[PluginFile, ...],
-    source: ImageSource,
-    image_size: int,
-    config: AugmentConfig,
-    meta: tuple[str, ...],
-) -> BatchDataset:
-    if plugins:
-        from foldrace.trainables.plugins import (
-            use_plugins,  # heavy: backbones, which a loader does without
-        )
-
-        use_plugins(plugins)
-    return BatchDataset(source, image_size, config, meta)
 
 
 def to_float(images: Tensor) -> Tensor:

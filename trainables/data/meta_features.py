@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, check_name
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Red, green and blue of ImageNet's pixels in [0, 1], taken where no other statistics are known."""
@@ -41,30 +42,33 @@ def _aspect_ratio(image: NDArray[np.uint8]) -> tuple[float, ...]:
     return (math.log(width / height),)
 
 
-META_FEATURES: dict[str, MetaFeature] = {
-    feature.name: feature
-    for feature in (
+META_FEATURES = Table(
+    MetaFeature,
+    "meta feature",
+    (
         MetaFeature("mean_colour", "mean red, green and blue", 3, _mean_colour),
         MetaFeature("aspect_ratio", "logarithm of width / height", 1, _aspect_ratio),
-    )
-}
+    ),
+)
 
 
-def meta_width(names: Iterable[str]) -> int:
+def meta_width(names: Iterable[str], parts: Parts = NO_PARTS) -> int:
     """Number of numbers that these features have together."""
-    return sum(META_FEATURES[name].width for name in names)
+    return sum(parts[META_FEATURES][name].width for name in names)
 
 
-def meta_vectors(images: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.float32]:
+def meta_vectors(
+    images: Sequence[NDArray[np.uint8]], names: Sequence[str], parts: Parts = NO_PARTS
+) -> NDArray[np.float32]:
     """(B, F): one row per image, the features side by side; F is 0 without names."""
-    computes = [META_FEATURES[name].compute for name in names]
-    vectors = np.empty((len(images), meta_width(names)), np.float32)
+    computes = [parts[META_FEATURES][name].compute for name in names]
+    vectors = np.empty((len(images), meta_width(names, parts)), np.float32)
     if computes:
         vectors[:] = [[x for compute in computes for x in compute(image)] for image in images]
     return vectors
 
 
-def check_meta(names: Sequence[str]) -> list[Problem]:
+def check_meta(names: Sequence[str], parts: Parts = NO_PARTS) -> list[Problem]:
     """A problem for each name that is unknown or given twice."""
     where = "training.meta_features"
     problems = [
@@ -72,5 +76,5 @@ def check_meta(names: Sequence[str]) -> list[Problem]:
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    unknown = (check_name(where, name, META_FEATURES) for name in dict.fromkeys(names))
+    unknown = (check_name(where, name, parts[META_FEATURES]) for name in dict.fromkeys(names))
     return [*problems, *(problem for problem in unknown if problem is not None)]

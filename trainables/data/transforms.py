@@ -22,6 +22,7 @@ import torch
 
 from foldrace.config.schema import TransformConfig
 from foldrace.core.errors import EnvironmentProblem
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.trainables.data.augment import Image
 from foldrace.trainables.data.custom_transforms import CUSTOM
 
@@ -47,7 +48,7 @@ class Library:
     """One row of the table: where transforms come from, how one is made and applied."""
 
     prefix: str
-    makers: Callable[[], Mapping[str, Maker]]
+    makers: Callable[[Parts], Mapping[str, Maker]]
     make: Callable[[Maker, dict[str, Any]], Any]
     apply: Callable[[Any, Image, Draws], Image]
 
@@ -58,12 +59,12 @@ Step = Callable[[Image, Draws], Image]
 class Transforms:
     """A list of transforms, ready to use on batches."""
 
-    def __init__(self, entries: Sequence[TransformConfig]) -> None:
-        self._entries = tuple(entries)
-        self._steps = [build_step(entry) for entry in entries]
+    def __init__(self, entries: Sequence[TransformConfig], parts: Parts = NO_PARTS) -> None:
+        self._given = (tuple(entries), parts)
+        self._steps = [build_step(entry, parts) for entry in entries]
 
-    def __reduce__(self) -> tuple[type[Transforms], tuple[tuple[TransformConfig, ...]]]:
-        return Transforms, (self._entries,)  # a loader's worker makes its own
+    def __reduce__(self) -> tuple[type[Transforms], tuple[tuple[TransformConfig, ...], Parts]]:
+        return Transforms, self._given  # a loader's worker makes its own
 
     def __call__(self, images: Image, rng: np.random.Generator) -> Image:
         """(n, size, size, 3) uint8, changed in place."""
@@ -88,10 +89,10 @@ def seeded(seed: int) -> Draws:
     return Draws(np.random.default_rng(seed), random.Random(seed))
 
 
-def build_step(entry: TransformConfig) -> Step:
+def build_step(entry: TransformConfig, parts: Parts = NO_PARTS) -> Step:
     """The function of one entry; raises what the library raises at wrong arguments."""
     library = _library_of(entry)
-    transform = _build(entry)
+    transform = _build(entry, parts)
     return lambda image, draws: library.apply(transform, image, draws)
 
 
@@ -107,17 +108,17 @@ def _library_of(entry: TransformConfig) -> Library:
     return LIBRARIES[name.partition(".")[0]]
 
 
-def _build(entry: TransformConfig) -> Any:
+def _build(entry: TransformConfig, parts: Parts) -> Any:
     """The library's own object, with the objects inside a container."""
     [(name, arguments)] = entry.items()
     library, inner = _library_of(entry), inner_entries(entry)
     if any(_library_of(each) is not library for each in inner):
         raise ValueError(f"holds transforms of another library; allowed: {library.prefix}")
-    given = arguments | ({INNER: [_build(each) for each in inner]} if inner else {})
-    return library.make(library.makers()[name.partition(".")[2]], given)
+    given = arguments | ({INNER: [_build(each, parts) for each in inner]} if inner else {})
+    return library.make(library.makers(parts)[name.partition(".")[2]], given)
 
 
-def _albumentations() -> Mapping[str, Maker]:
+def _albumentations(parts: Parts) -> Mapping[str, Maker]:
     _require_mit()
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network for news at import
     import albumentations
@@ -165,7 +166,7 @@ def _apply_albumentations(transform: Any, image: Image, draws: Draws) -> Image:
     return changed
 
 
-def _torchvision() -> Mapping[str, Maker]:
+def _torchvision(parts: Parts) -> Mapping[str, Maker]:
     from torchvision.transforms import v2
 
     return _classes(v2, v2.Transform)
@@ -205,7 +206,7 @@ LIBRARIES: dict[str, Library] = {
         Library("torchvision", _torchvision, _make_torchvision, _apply_torchvision),
         Library(
             "foldrace",
-            lambda: {name: custom.make for name, custom in CUSTOM.items()},
+            lambda parts: {name: custom.make for name, custom in parts[CUSTOM].items()},
             _make_plainly,
             lambda transform, image, draws: transform(image, draws.numpy),
         ),

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.errors import DataError
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.folds import HELD_OUT
 from foldrace.dataset.tables import on_disk
 from foldrace.run_folder.store import RunStore
@@ -46,6 +47,8 @@ class TrialData:
     batches: ShuffledBatchSampler
     training: DataLoader[Batch]
     scoring: DataLoader[Batch]  # of several devices each has its own rows
+    parts: Parts
+    """The run's own losses, heads and so on."""
 
     @property
     def classes(self) -> int:
@@ -53,7 +56,9 @@ class TrialData:
         return self.model_config.classes
 
 
-def open_data(trial: FoldTrial, store: RunStore, accelerator: Accelerator) -> TrialData:
+def open_data(
+    trial: FoldTrial, store: RunStore, accelerator: Accelerator, parts: Parts = NO_PARTS
+) -> TrialData:
     """Loaders for this process, which may be one of several of the trial."""
     table, params, spec = store.folds(), trial.params, trial.spec
     train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
@@ -65,12 +70,12 @@ def open_data(trial: FoldTrial, store: RunStore, accelerator: Accelerator) -> Tr
     source = open_images(files, params.image_size, spec.cpus, trial.cache, spec.session)
     loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatchSampler(train_rows, params.batch_size, trial.seed, rank, world)
-    model_config = trial_model_config(trial.candidate, len(store.classes()), trial.meta_features)
+    classes, meta = len(store.classes()), trial.meta_features
+    model_config = trial_model_config(trial.candidate, classes, meta, parts)
     augment = AugmentConfig(policy=params.policy, transforms=trial.transforms)
-    dataset = BatchDataset(source, params.image_size, augment, model_config.meta)
-    scored_at_once = 2 * first_micro_batch(
-        trial, world
-    )  # without gradients there is room for twice
+    dataset = BatchDataset(source, params.image_size, augment, model_config.meta, parts)
+    # Without gradients there is room for twice as many images.
+    scored_at_once = 2 * first_micro_batch(trial, world)
     return TrialData(
         model_config,
         labels,
@@ -78,7 +83,8 @@ def open_data(trial: FoldTrial, store: RunStore, accelerator: Accelerator) -> Tr
         rows,
         batches,
         build_loader(dataset, batches, **asdict(loader)),
-        scoring_loader(source, rows[rank::world], model_config, scored_at_once, loader),
+        scoring_loader(source, rows[rank::world], model_config, scored_at_once, loader, parts),
+        parts,
     )
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from foldrace.core.errors import EnvironmentProblem, Problem, closest
+from foldrace.core.plugins import NO_PARTS, Parts, Table
 from foldrace.trainables.data.meta_features import IMAGENET_MEAN, IMAGENET_STD
 from foldrace.trainables.models.encoder import Encoder, Normalise
 from foldrace.trainables.models.stack import check_form, is_stack, members, stack_encoders
@@ -132,84 +133,89 @@ class Family:
     """(name, pretrained, drop_path, image_size in pixels) -> the backbone without classifier."""
 
 
-FAMILIES: dict[str, Family] = {
-    family.prefix: family
-    for family in (
+FAMILIES = Table(
+    Family,
+    "backbone family",
+    (
         Family("timm", timm_names, timm_encoder),
         Family("torchvision", torchvision_names, torchvision_encoder),
-    )
-}
+    ),
+    key="prefix",
+)
 
 
 def build_encoder(
-    backbone: str, image_size: int, pretrained: Pretrained, drop_path: float
+    backbone: str,
+    image_size: int,
+    pretrained: Pretrained,
+    drop_path: float,
+    parts: Parts = NO_PARTS,
 ) -> Encoder:
     """The backbone, or all members of a stack, without a classifier.
 
     `image_size` is that of the images, in pixels; a stack's members may have their own. Raises
     EnvironmentProblem where pretrained weights cannot be had.
     """
-    parts = members(backbone)
+    each = members(backbone)
     if is_stack(backbone) and isinstance(pretrained, str) and not Path(pretrained).is_dir():
         raise EnvironmentProblem.single(
             f"training.pretrained: {pretrained}",
             f"is no folder; {backbone} needs one with a <backbone>.safetensors for each member",
         )
     encoders = [
-        _build_one(part.backbone, part.image_size or image_size, pretrained, drop_path)
-        for part in parts
+        _build_one(member.backbone, member.image_size or image_size, pretrained, drop_path, parts)
+        for member in each
     ]
     return (
-        stack_encoders(encoders, [p.image_size for p in parts])
+        stack_encoders(encoders, [member.image_size for member in each])
         if is_stack(backbone)
         else encoders[0]
     )
 
 
-def check_backbone(backbone: str) -> Problem | None:
+def check_backbone(backbone: str, parts: Parts = NO_PARTS) -> Problem | None:
     """A problem, with the nearest names, where there is no such backbone."""
     if not is_stack(backbone):
-        message = _unknown(backbone)
+        message = _unknown(backbone, parts)
     elif (message := check_form(backbone)) is None:
-        found = ((m.backbone, _unknown(m.backbone)) for m in members(backbone))
+        found = ((m.backbone, _unknown(m.backbone, parts)) for m in members(backbone))
         message = "; ".join(f"{name}: {text}" for name, text in found if text) or None
     return Problem(f"search.backbones: {backbone}", message) if message else None
 
 
-def _unknown(backbone: str) -> str | None:
+def _unknown(backbone: str, parts: Parts) -> str | None:
     """The reason why a plain name is no backbone's, or None."""
+    families = parts[FAMILIES]
     prefix, slash, name = backbone.partition("/")
-    if not slash or prefix not in FAMILIES:
-        every = [f"{family}/{n}" for family in FAMILIES for n in _names(family)]
-        near = [f"{family}/{backbone}" for family in FAMILIES if backbone in _names(family)]
+    if not slash or prefix not in families:
+        every = [f"{p}/{n}" for p, family in families.items() for n in _names(family)]
+        near = [f"{p}/{backbone}" for p, family in families.items() if backbone in _names(family)]
         near = near or closest(backbone, every)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        forms = " or ".join(f"{family}/<name>" for family in FAMILIES)
+        forms = " or ".join(f"{family}/<name>" for family in families)
         return f"should look like {forms}{hint}"
     if prefix == "torchvision" and name in NO_LINEAR_HEAD:
         return "has no linear classifier to replace; use timm's version of it"
-    plain = name.split(".")[0] if prefix == "timm" else name
-    if plain in _names(prefix) and (plain == name or name in timm.list_pretrained()):
+    known, plain = _names(families[prefix]), name.split(".")[0] if prefix == "timm" else name
+    if plain in known and (plain == name or name in timm.list_pretrained()):
         return None
-    names = timm.list_pretrained(f"{plain}.*") if plain in _names(prefix) else _names(prefix)
+    names = timm.list_pretrained(f"{plain}.*") if plain in known else known
     near = closest(name, names, n=4)
     listed = ", ".join(f"{prefix}/{n}" for n in near)
     return f"unknown backbone; {f'close matches: {listed}' if near else 'no close match'}"
 
 
-def _names(prefix: str) -> frozenset[str]:
-    return _names_of(FAMILIES[prefix])
-
-
 @cache
-def _names_of(family: Family) -> frozenset[str]:
+def _names(family: Family) -> frozenset[str]:
     return frozenset(family.names())
 
 
-def _build_one(backbone: str, image_size: int, pretrained: Pretrained, drop_path: float) -> Encoder:
+def _build_one(
+    backbone: str, image_size: int, pretrained: Pretrained, drop_path: float, parts: Parts
+) -> Encoder:
     prefix, _, name = backbone.partition("/")
     try:
-        encoder = FAMILIES[prefix].build(name, pretrained is True, drop_path, image_size)
+        encoder = parts[FAMILIES][prefix].build(name, pretrained is True, drop_path, image_size)
     except Exception as error:  # whatever the hub's client raises: it has no common base
         if pretrained is not True:
             raise

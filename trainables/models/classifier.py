@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.core.errors import Problem, UserError
 from foldrace.core.plugin_files import error_line, place_of
+from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.trainables.data.meta_features import meta_width
 from foldrace.trainables.losses import LOSSES
@@ -47,15 +48,15 @@ class ModelConfig:
 
 
 def trial_model_config(
-    record: CandidateRecord | TrialRecord, classes: int, meta: tuple[str, ...]
+    record: CandidateRecord | TrialRecord,
+    classes: int,
+    meta: tuple[str, ...],
+    parts: Parts = NO_PARTS,
 ) -> ModelConfig:
-    """The config of a candidate's classifier, by its own record or one of its trials.
-
-    The run's plugins must be loaded: the loss may be of one.
-    """
+    """The config of a candidate's classifier, by its own record or one of its trials."""
     known = {name: value for name, value in record.params.items() if name in KNOBS}
     params = TrialParams.from_dict(known)  # a newer version's have no part in the model
-    activation = LOSSES[params.loss].activation
+    activation = parts[LOSSES][params.loss].activation
     return ModelConfig(record.backbone, classes, params.image_size, params.head, meta, activation)
 
 
@@ -79,14 +80,14 @@ _PIXELS = 224  # whether there are such blocks does not depend on it
 
 
 @cache
-def drops_paths(backbone: str) -> bool:
+def drops_paths(backbone: str, parts: Parts = NO_PARTS) -> bool:
     """True where `drop_path` does something to the backbone.
 
     Also where that cannot be told: the backbone needs memory, or another size.
     """
     try:
         with torch.device("meta"):
-            module = build_encoder(backbone, _PIXELS, False, drop_path=0.5).module
+            module = build_encoder(backbone, _PIXELS, False, 0.5, parts).module
     except Exception:  # whatever its constructor raises: the checks of backbones tell
         return True
     kinds = (DropPath, torchvision.ops.StochasticDepth)
@@ -103,22 +104,23 @@ def checkpoint_gradients(module: nn.Module, backbone: str) -> None:
     backbone, or a stack's member, does not offer it; only timm's do, and not all of them. Chen et
     al., Training Deep Nets with Sublinear Memory Cost, 2016.
     """
-    parts = list(module.members) if isinstance(module, Stack) else [module]
-    for part, member in zip(parts, members(backbone), strict=True):
+    modules = list(module.members) if isinstance(module, Stack) else [module]
+    for part, member in zip(modules, members(backbone), strict=True):
         try:
             part.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AttributeError, AssertionError) as error:  # timm asserts where it cannot
             raise UserError([_problem(member.backbone)]) from error
 
 
-def check_gradient_checkpointing(backbone: str) -> Problem | None:
+def check_gradient_checkpointing(backbone: str, parts: Parts = NO_PARTS) -> Problem | None:
     """A problem where the backbone has no gradient checkpointing; it must be one that exists."""
     for member in members(backbone):
         if not member.backbone.startswith("timm/"):
             return _problem(member.backbone)
     try:
         with torch.device("meta"):
-            checkpoint_gradients(build_encoder(backbone, 224, False, 0.0).module, backbone)
+            encoder = build_encoder(backbone, _PIXELS, False, 0.0, parts)
+            checkpoint_gradients(encoder.module, backbone)
     except UserError as error:
         return error.problems[0]
     except (RuntimeError, NotImplementedError, AssertionError, ValueError):
@@ -152,21 +154,21 @@ class Classifier(nn.Module):
         self.normalise = encoder.normalise
         self.body = encoder.module
         self.head = head
-        self._meta_width, self._channels_last = meta_width, channels_last
+        self.meta_width, self._channels_last = meta_width, channels_last
 
     def forward(self, images: Tensor, meta: Tensor | None = None) -> Tensor:
         """(B, classes) logits."""
         if not self._channels_last:
             images = images.contiguous()
         features = self.body(self.normalise(images))
-        if self._meta_width:
+        if self.meta_width:
             features = torch.cat([features, self._required(meta)], dim=1)
         return self.head(features)  # type: ignore[no-any-return]
 
     def _required(self, meta: Tensor | None) -> Tensor:
-        if meta is None or meta.shape[1] != self._meta_width:
+        if meta is None or meta.shape[1] != self.meta_width:
             got = "none" if meta is None else f"{meta.shape[1]}"
-            raise ValueError(f"needs {self._meta_width} meta features an image, got {got}")
+            raise ValueError(f"needs {self.meta_width} meta features an image, got {got}")
         return meta
 
 
@@ -178,31 +180,32 @@ def build_classifier(
     drop_path: float = 0.0,
     gradient_checkpointing: bool = False,
     channels_last: bool = True,
+    parts: Parts = NO_PARTS,
 ) -> Classifier:
     """The classifier of a config, in training mode; `channels_last`: see `Classifier`.
 
     Raises EnvironmentProblem where pretrained weights cannot be had, and UserError where the
     backbone has no gradient checkpointing.
     """
-    encoder = build_encoder(config.backbone, config.image_size, pretrained, drop_path)
+    encoder = build_encoder(config.backbone, config.image_size, pretrained, drop_path, parts)
     if gradient_checkpointing:
         checkpoint_gradients(encoder.module, config.backbone)
-    head = HEADS[config.head]
+    head = parts[HEADS][config.head]
     if head.norms_features and not is_stack(config.backbone):  # of a stack: members on one scale
         drop_final_norm(encoder.module)
-    width = meta_width(config.meta)
+    width = meta_width(config.meta, parts)
     end = head.build(encoder.features + width, config.classes, dropout)
     return Classifier(encoder, end, width, channels_last)
 
 
-def check_image_size(backbone: str, image_size: int) -> Problem | None:
+def check_image_size(backbone: str, image_size: int, parts: Parts = NO_PARTS) -> Problem | None:
     """A problem where the backbone, or a stack's member, cannot take images of this size.
 
     Tried without memory.
     """
     for member in members(backbone):
         size = member.image_size or image_size
-        message = refusal(member.backbone, size, size)
+        message = refusal(member.backbone, size, size, parts)
         if message is not None:
             by = f"{member.backbone} " if is_stack(backbone) else ""
             where = f"search.backbones: {backbone}"
@@ -210,14 +213,14 @@ def check_image_size(backbone: str, image_size: int) -> Problem | None:
     return None
 
 
-def refusal(backbone: str, image_size: int, seen: int) -> str | None:
+def refusal(backbone: str, image_size: int, seen: int, parts: Parts = NO_PARTS) -> str | None:
     """The reason why a backbone built for `image_size` refuses images of `seen` pixels, or None.
 
     Tried without memory.
     """
     try:
         with torch.device("meta"), torch.no_grad():
-            model = build_classifier(ModelConfig(backbone, 2, image_size)).eval()
+            model = build_classifier(ModelConfig(backbone, 2, image_size), parts=parts).eval()
             model(torch.zeros(1, 3, seen, seen))
     except NotImplementedError:
         return None  # needs real memory to be built: the trial will tell
@@ -233,11 +236,11 @@ def refusal(backbone: str, image_size: int, seen: int) -> str | None:
     return None
 
 
-def parameter_count(config: ModelConfig) -> int:
+def parameter_count(config: ModelConfig, parts: Parts = NO_PARTS) -> int:
     """Number of parameters, found without allocating them where the backbone allows it."""
     with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
-        return _parameters(build_classifier(config))
-    return _parameters(build_classifier(config))
+        return _parameters(build_classifier(config, parts=parts))
+    return _parameters(build_classifier(config, parts=parts))
 
 
 def _parameters(model: nn.Module) -> int:

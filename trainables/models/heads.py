@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from foldrace.core.plugins import Table
+
 _HIDDEN = 512  # of the mlp head
 _EPS = 1e-6  # as in ConvNeXt (Liu et al., A ConvNet for the 2020s, CVPR 2022)
 
@@ -45,14 +47,15 @@ def _mlp(features: int, classes: int, dropout: float) -> nn.Module:
     )
 
 
-HEADS: dict[str, Head] = {
-    head.name: head
-    for head in (
+HEADS = Table(
+    Head,
+    "head",
+    (
         Head("linear", "dropout and one linear layer", _linear),
         Head(
             "layernorm", "a fresh layer norm of the pooled features, dropout, one linear layer",
             _layernorm, norms_features=True,
         ),
         Head("mlp", f"one hidden layer of {_HIDDEN} with layer norm, GELU and dropout", _mlp),
-    )
-}  # fmt: skip
+    ),
+)  # fmt: skip

@@ -41,7 +41,7 @@ def sweep_config(images: Path) -> dict[str, Any]:
         },
         "race": {"z": 0.0, "grace": RUNG_EPOCHS / EPOCHS},
         "training": {
-            "epochs": EPOCHS, "patience": EPOCHS, "image_size": 32, "pretrained": False,
+            "epochs": EPOCHS, "image_size": 32, "pretrained": False,
             "dropout": 0.2, "ema_decay": 0.9,
         },
         "augment": {"policy": "light"},

@@ -102,7 +102,7 @@ def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, real_
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    long = ("--set", "training.epochs=60", "--set", "training.patience=60")
+    long = ("--set", "training.epochs=60")
     result = cli("run", config, "--out", run, *long)
     thread.join()
     assert killed and result.exit_code == 0, f"{result.output}\n{result.exception!r}"
@@ -129,7 +129,7 @@ def test_ctrl_c_ends_a_group(config: Path, tmp_path: Path, real_ray: Path) -> No
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    long = ("--set", "training.epochs=5000", "--set", "training.patience=5000")
+    long = ("--set", "training.epochs=5000")
     result = cli("run", config, "--out", run, *long, "--set", "training.image_size=48")
     thread.join()
     assert result.exit_code == 130, f"{result.output}\n{result.exception!r}"
@@ -141,7 +141,7 @@ def test_ctrl_c_ends_a_group(config: Path, tmp_path: Path, real_ray: Path) -> No
 def test_a_stopped_group_gives_its_devices_back(make_tiny_run: Any, tmp_path: Path) -> None:
     """As when a sweep stops one trial and goes on: Tune waits 2 seconds for the process to leave
     it, and uses it again."""
-    spec = spec_for(make_tiny_run(), epochs=5000, patience=5000)
+    spec = spec_for(make_tiny_run(), epochs=5000)
     began, seconds = tmp_path / "began", tmp_path / "seconds"
 
     def trial(config: dict[str, Any]) -> None:

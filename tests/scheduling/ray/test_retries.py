@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from ray.train import WorkerGroupError
 
 from foldrace.config.schema import RaceConfig, ResourcesConfig, SearchConfig
 from foldrace.core.errors import RunFailure
-from foldrace.core.plugin_files import PluginFile
-from foldrace.core.plugins import PluginFailure, load, naming_plugins
+from foldrace.core.plugin_files import PluginFile, import_plugins
+from foldrace.core.plugins import PluginFailure, naming_plugins
 from foldrace.run_folder.records import TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.device_group import _memory_is_full
@@ -27,7 +26,6 @@ STATE = b"a state"
 COLUMN = np.array([0.25, 0.5], dtype=np.float32)
 
 
-@pytest.mark.usefixtures("plugins_end")
 @pytest.mark.parametrize(
     ("error", "full"),
     [
@@ -39,9 +37,11 @@ COLUMN = np.array([0.25, 0.5], dtype=np.float32)
 def test_a_group_whose_plugin_has_no_memory_starts_again(error: str, full: bool) -> None:
     """What a device sends is pickled: without its cause."""
     source = f"import torch\ndef f():\n    raise {error}\nPARTS = []\n"
-    load([PluginFile("own_loss", source.encode(), "/gone/own_loss.py")], ())
+    [module] = import_plugins(
+        [PluginFile("own_loss", source.encode(), "/gone/own_loss.py")]
+    ).values()
     with pytest.raises(PluginFailure, match=r"own_loss\.py line 3") as caught, naming_plugins():
-        sys.modules["own_loss"].f()
+        module.f()  # type: ignore[union-attr]
     sent = pickle.loads(pickle.dumps(caught.value))
     assert _memory_is_full(WorkerGroupError("one failed", {1: sent})) == full
     assert not _memory_is_full(WorkerGroupError("one", {0: RunFailure("out of memory with 1")}))
@@ -75,9 +75,7 @@ def start(searcher: SweepSearcher, name: str) -> tuple[str, int]:
 
 def end(store: RunStore, candidate: str, fold: int, status: str) -> None:
     """What the worker writes."""
-    score = VariantScore(
-        rows=20, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.3, best_epoch=0
-    )
+    score = VariantScore(rows=20, val_logloss=1.0, calibrated_logloss=1.0, val_acc=0.3, epoch=0)
     store.save_trial(
         TrialRecord(
             candidate=candidate, fold=fold, status=status, backbone="timm/test_vit", params={},  # type: ignore[arg-type]

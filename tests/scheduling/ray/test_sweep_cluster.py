@@ -137,7 +137,7 @@ def sweep(
             "sampler": "random",
         },
         "training": {
-            "epochs": 15, "patience": 15, "image_size": 32, "pretrained": False,
+            "epochs": 15, "image_size": 32, "pretrained": False,
             "loss": "own" if "plugins" in more else "cross_entropy",
         },
         "augment": {"policy": "none"},

@@ -48,7 +48,7 @@ def config(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "candidates": CANDIDATES,
             "sampler": "random",
         },
-        "training": {"epochs": 12, "patience": 12, "image_size": 32, "pretrained": False},
+        "training": {"epochs": 12, "image_size": 32, "pretrained": False},
         "augment": {"policy": "light"},
         "race": {"rule": "none"},  # which fold trials there are is known beforehand
         "resources": {"cpus_per_trial": 1, "max_concurrent": 2, "max_failures": 1},
@@ -200,7 +200,7 @@ def _slow_to_leave(stays: float, job: Any) -> Callable[[dict[str, Any]], None]:
         rows = np.flatnonzero(store.folds().fold == values["fold"])
         third = np.full((len(rows), 3), 1 / 3)
         score = VariantScore(
-            rows=len(rows), val_logloss=1.0986, calibrated_logloss=1.0986, val_acc=0.3, best_epoch=0
+            rows=len(rows), val_logloss=1.0986, calibrated_logloss=1.0986, val_acc=0.3, epoch=0
         )
         store.save_trial(
             TrialRecord(

@@ -46,7 +46,7 @@ def config(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "candidates": CANDIDATES,
             "sampler": "random",
         },
-        "training": {"epochs": 12, "patience": 12, "image_size": 32, "pretrained": False},
+        "training": {"epochs": 12, "image_size": 32, "pretrained": False},
         "augment": {"policy": "light"},
         "race": {"rule": "none"},  # which fold trials there are is known beforehand
         "resources": {"cpus_per_trial": 1, "max_concurrent": 2, "max_failures": 1},
@@ -242,7 +242,7 @@ def training_worker() -> psutil.Process | None:
 def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, real_ray: Path) -> None:
     """Exit code 1, as no candidate is complete."""
     run = tmp_path / "run"
-    long = ("--set", "training.epochs=3000", "--set", "training.patience=3000")
+    long = ("--set", "training.epochs=3000")
     result = cli("run", config, "--out", run, *long, "--set", "resources.time_budget=2s")
     assert result.exit_code == 1, f"{result.output}\n{result.exception!r}"
     assert "no complete candidate" in result.stderr and "Traceback" not in result.stderr

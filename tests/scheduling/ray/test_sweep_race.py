@@ -67,7 +67,7 @@ def made_up(job: Any) -> Callable[[dict[str, Any]], None]:
         true = log_prob[np.arange(len(rows)), labels[rows]]
         loss = float(-true.mean())
         score = VariantScore(
-            rows=len(rows), val_logloss=loss, calibrated_logloss=loss, val_acc=0.5, best_epoch=0
+            rows=len(rows), val_logloss=loss, calibrated_logloss=loss, val_acc=0.5, epoch=0
         )
         store.save_trial(
             TrialRecord(

@@ -100,7 +100,7 @@ def ended(
                     val_logloss=x,
                     calibrated_logloss=x,
                     val_acc=0.5,
-                    best_epoch=0,
+                    epoch=0,
                 )
             },
         )

@@ -51,7 +51,7 @@ def fill(store: RunStore, candidates: Sequence[tuple[CandidateRecord, Sequence[f
                     seed=0,
                     variants={
                         name: VariantScore(
-                            rows=20, val_logloss=x, calibrated_logloss=x, val_acc=0.5, best_epoch=0
+                            rows=20, val_logloss=x, calibrated_logloss=x, val_acc=0.5, epoch=0
                         )
                         for name, x in scored.items()
                     },
