@@ -317,8 +317,12 @@ class TrialParams:
         return {name: getattr(self, name) for name in KNOBS}
 
     def changed(self) -> dict[str, Value]:
-        """Name -> value of those that differ from their defaults."""
-        return {n: value for n, value in self.as_dict().items() if value != KNOBS[n].default}
+        """Name -> value of those that differ from their defaults and change what is learnt."""
+        return {
+            name: value
+            for name, value in self.as_dict().items()
+            if value != KNOBS[name].default and KNOBS[name].changes_result
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Value]) -> TrialParams:
@@ -338,7 +342,7 @@ def fold_trial_seed(seed: int, backbone: str, params: TrialParams, fold: int) ->
 
     A function of what is trained, not of when: the same candidate and fold train alike in whatever
     order and process the trials run. Hyperparameters at their defaults do not count, so that a new
-    one changes no seed.
+    one changes no seed, nor those that only change how it is computed.
     """
     key = json.dumps([seed, backbone, params.changed(), fold], sort_keys=True)
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1

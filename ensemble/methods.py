@@ -107,7 +107,7 @@ _ROWS = (
     Method("hard-vote", "one vote a candidate for its most probable class", hard_vote),
     Method(
         "snapshot",
-        "the mean of one candidate's last snapshots",
+        "the mean of one candidate's last snapshots and last epoch",
         snapshot,
         takes=is_snapshot,
         takes_one_candidate=True,

@@ -66,7 +66,6 @@ class Gains:
             own = self._of_folds(summary)
             columns |= {f"{name} {variant}": column for variant, column in own.items()}
             self._columns.pop(name, None)
-            self._known.pop(name, None)
             if len(columns) >= _MOST_MEMBERS:
                 break
         if columns:

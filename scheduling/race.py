@@ -227,7 +227,8 @@ class Race:
             yield Move("fold", state)
 
     def _owes_a_grant(self) -> bool:
-        granted = sum(state.was_granted for state in self._state)
+        # One that can no longer be complete makes room for another.
+        granted = sum(state.was_granted and not state.hopeless for state in self._state)
         return granted < math.ceil(len(self._known.measured) / self._config.eta)
 
     def _grants(self) -> Iterator[Move]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Literal
 
 from foldrace.config.schema import SweepConfig
@@ -18,11 +16,11 @@ from foldrace.core.errors import message_line
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import trial_record
-from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.race import Move, Race, is_decided
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
+from foldrace.scheduling.spending import RunningFold, Spending
 from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
 from foldrace.scheduling.unfinished_trials import stopped_trial, with_stopped_trial
 
@@ -30,29 +28,6 @@ FINISHED: Literal["finished"] = "finished"
 """Given in place of a fold trial: nothing runs, and nothing will."""
 _GB = 1e9
 _log = logging.getLogger("foldrace")
-
-
-@dataclass
-class RunningFold:
-    """A fold trial that runs."""
-
-    task: FoldTask
-    judged: bool
-    """True where it may be parked at a rung."""
-    before: float = 0.0
-    """Seconds that it had trained when it was parked."""
-    started: float = field(default_factory=time.monotonic)
-    epoch: int = 0
-    """Epochs that have ended."""
-    val_logloss: float | None = None
-    """Log loss of the last epoch that ended."""
-    park: RaceDecision | None = None
-    """The decision by which it is to leave in mid-training, or None."""
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since it was given out."""
-        return time.monotonic() - self.started
 
 
 class Sweep:
@@ -73,16 +48,17 @@ class Sweep:
         deadline.
         """
         self._store, self._config, self._study = store, config, study
-        self._slots, self._devices, self._seconds_left = slots, devices, seconds_left
+        self._slots = slots
         self.state = SweepState(store.fold_count, config.resources.max_failures)
         self.race = Race(store, config.race, self.state)
-        self._budget = Budget(config.search, config.resources)
         search = config.search
         self._allocation = BackboneAllocation(
             search.backbones, search.candidates, search.min_share, search.seed
         )
         self.listeners: list[SweepListener] = [study]
         self.running: dict[str, RunningFold] = {}
+        """Trial id -> the fold trial that runs."""
+        self.spending = Spending(config, self.state, self.running, slots, devices, seconds_left)
         self._nothing_to_ask = False
         self._refused = False
         self.stopped = False
@@ -185,55 +161,17 @@ class Sweep:
         for state in self.state:
             self._settle(state)
 
-    # -- limits
-
-    @property
-    def usage(self) -> SweepUsage:
-        """Usage of all sessions, running fold trials up to now included."""
-        running = sum(r.before + r.seconds for r in self.running.values())
-        return SweepUsage(
-            candidates=len(self.state),
-            fold_trials=self.state.trials_started,
-            device_seconds=(self.state.trained_seconds + running) * self._devices,
-            seconds_left=self._seconds_left(),
-        )
-
     @property
     def has_more_candidates(self) -> bool:
         """True while there are further candidates to ask for."""
-        return not self._nothing_to_ask and self._budget.has_candidates(self.usage)
+        return not self._nothing_to_ask and self.spending.has_candidates
 
     @property
     def limit(self) -> str | None:
         """The limit of the budget that lets nothing more start, or None."""
         if not self.state.trials_open and not self.has_more_candidates:
             return None
-        backbones = self.state.started
-        cost = self._cost(next(iter(backbones), ""), self.state.folds)
-        return self._budget.exhausted_limit(self.usage, cost)
-
-    def _committed(self, state: CandidateState | None) -> SweepUsage:
-        """`usage`, with what running trials are expected to take, and other candidates' folds.
-
-        Otherwise as many as there are slots would be started for the same last hour, and more
-        candidates would be granted all their folds than there are fold trials left.
-        """
-        usage, seconds, ahead = self.usage, self.state.fold_seconds(), 0.0
-        mean = fmean(seconds.values()) if seconds else 0.0
-        for running in self.running.values():
-            expected = seconds.get(running.task.candidate.backbone, mean)
-            ahead += max(0.0, expected - running.before - running.seconds)
-        own = len(state.waiting) if state is not None and state.granted else 0
-        return replace(
-            usage,
-            fold_trials=usage.fold_trials + self.state.trials_promised - own,
-            device_seconds=usage.device_seconds + ahead * self._devices,
-        )
-
-    def _cost(self, backbone: str, folds: int) -> CompletionCost:
-        seconds = self.state.fold_seconds()
-        mean = fmean(seconds.values()) if seconds else None
-        return CompletionCost(folds, seconds.get(backbone, mean), self._slots(), self._devices)
+        return self.spending.exhausted_limit
 
     # -- the next fold trial
 
@@ -253,9 +191,7 @@ class Sweep:
         state = move.state
         assert state is not None
         fold = state.waiting[0]
-        parked = state.parked_epoch is not None  # it has been counted as started
-        cost = self._cost(state.record.backbone, len(state.waiting) - parked)
-        if not self._budget.admits_fold(self._committed(state), cost):
+        if not self.spending.admits(state):
             self._refused = True
             return None
         decision = self.race.accept(move)
@@ -265,9 +201,9 @@ class Sweep:
 
     def _new_candidate(self) -> FoldTask | None:
         number, state = self.state.next_number, self.state
-        backbone = self._allocation.choose(number, state.started, state.gains(), self._costs())
-        cost = self._cost(backbone, state.folds)
-        if not self._budget.admits_candidate(self._committed(None), cost):
+        costs = self.spending.fold_costs()
+        backbone = self._allocation.choose(number, state.started, state.gains(), costs)
+        if not self.spending.admits_candidate(backbone):
             self._refused = True
             return None
         record = self._study.ask(number, backbone)
@@ -281,10 +217,6 @@ class Sweep:
         if first is not None:
             self._decide(first)
         return FoldTask(record, 0)
-
-    def _costs(self) -> dict[str, float]:
-        """Backbone -> mean device-seconds of a fold trial."""
-        return {b: s * self._devices for b, s in self.state.fold_seconds().items()}
 
     # -- how trials end
 

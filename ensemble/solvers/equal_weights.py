@@ -7,6 +7,7 @@ Huang, Li, Pleiss, Liu, Hopcroft and Weinberger, Snapshot Ensembles: Train 1, Ge
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -21,6 +22,7 @@ from foldrace.ensemble.pool import Member, Pool, distinct_members, own_losses
 from foldrace.ensemble.pooling import Fit, Settings, Votes, mixture_fit
 from foldrace.ensemble.solvers.kernels import certified
 from foldrace.ensemble.solvers.optimal import optimal
+from foldrace.run_folder.variants import RAW
 
 
 def uniform(pool: Pool, settings: Settings) -> Fit:
@@ -111,7 +113,9 @@ def is_snapshot(member: Member) -> bool:
 
 
 def snapshot(pool: Pool, settings: Settings) -> Fit:
-    """The mean of a candidate's last snapshots; which candidate and how many by the OOF loss.
+    """The mean of a candidate's last epoch and of the snapshots right before it.
+
+    Which candidate and how many of them by the OOF loss. Within limits it takes snapshots alone.
 
     Raises ConfigError where no member is a snapshot; none can be forced.
     """
@@ -132,18 +136,13 @@ def _loss(pool: Pool, members: list[int]) -> float:
 
 
 def _runs(pool: Pool) -> Iterator[list[int]]:
-    """Sets of a candidate's snapshots, small ones first.
-
-    They are numbered in time where the learning rate has cycles, else the best first: so sets from
-    either end are tried.
-    """
+    """The last 1, 2, ... of a candidate's snapshots and raw weights, which are in time the last."""
     numbered = sorted(
-        (member.run, member.candidate, int(found[1]), index)
+        (member.run, member.candidate, int(found[1]) if found else math.inf, index)
         for index, member in enumerate(pool.members)
-        if (found := _SNAPSHOT.fullmatch(member.variant))
+        if (found := _SNAPSHOT.fullmatch(member.variant)) or member.variant == RAW
     )
     for _, of_candidate in groupby(numbered, key=lambda row: row[:2]):
         indices = [row[-1] for row in of_candidate]
-        for size in range(1, len(indices) + 1):
-            yield indices[-size:]
-            yield indices[:size]
+        if is_snapshot(pool.members[indices[0]]):
+            yield from (indices[first:] for first in reversed(range(len(indices))))

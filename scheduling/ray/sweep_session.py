@@ -98,7 +98,7 @@ class SweepSession(SweepListener):
             self._config.search,
             self._config.resources,
             folds=self.sweep.state.folds,
-            usage=self.sweep.usage,
+            usage=self.sweep.spending.usage,
             slots=self._cluster.slots(),
             devices=self._devices,
             elapsed_s=time.monotonic() - self._started,

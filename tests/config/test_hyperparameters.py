@@ -125,7 +125,7 @@ def expected_seed(seed: int, backbone: str, changed: str, fold: int) -> int:
     [
         ({}, "{}"),
         ({"lr": 0.002, "epochs": 5}, '{"epochs": 5, "lr": 0.002}'),
-        ({"compile": True, "loss": "focal", "dropout": 0.1}, '{"compile": true, "loss": "focal"}'),
+        ({"compile": True, "loss": "focal", "dropout": 0.1}, '{"loss": "focal"}'),
     ],
 )
 def test_a_seed_is_of_what_differs_from_the_defaults(given: dict[str, Value], changed: str) -> None:
@@ -135,11 +135,16 @@ def test_a_seed_is_of_what_differs_from_the_defaults(given: dict[str, Value], ch
 
 @each_knob
 def test_a_hyperparameter_at_its_default_changes_no_seed(knob: Knob) -> None:
-    """As if it had just been added to the list: with it and without it the seed is the same."""
+    """As if it had just been added to the list: with it and without it the seed is the same.
+
+    Another value changes it where that changes what is learnt, and not only how it is computed.
+    """
     others = {"lr": 0.003, "policy": "none"}
     params = TrialParams.from_dict(others | {knob.name: knob.default})
     left = {name: value for name, value in others.items() if name != knob.name}
     assert fold_trial_seed(0, "b", params, 0) == expected_seed(0, "b", json.dumps(left), 0)
     another = next(v for v in (*allowed_values(knob), "b") if v != knob.default)
     changed = TrialParams.from_dict(left | {knob.name: another})
-    assert fold_trial_seed(0, "b", changed, 0) != fold_trial_seed(0, "b", params, 0)
+    differs = fold_trial_seed(0, "b", changed, 0) != fold_trial_seed(0, "b", params, 0)
+    computing = ("micro_batch", "gradient_checkpointing", "channels_last", "compile", "save_every")
+    assert differs is (knob.name not in computing)

@@ -227,11 +227,12 @@ def test_parked_and_waiting_trials_go_by_the_same_promise(run: RacedRun) -> None
     raced = opened(run, race_config(eta=100))
     good_ones(raced, 3)
     parked(raced, 2, BAD, 0.04)
-    promise = (-0.04 + 0.1) / (6 * 2.0 + 16 * 2.0)
+    at_rung = np.log1p(0.1 * np.expm1(-0.04)) / 0.1
+    promise = (at_rung + 0.1) / (6 * 2.0 + 16 * 2.0)
     decision = raced.first_fold(3, run.model(7, 1.5))
     assert decision.gain is not None and decision.gain_se is not None
     own = decision.gain + decision.gain_se
-    for number, factor in ((4, 0.9), (5, 1.1)):  # less and more than the parked one
+    for number, factor in ((4, 0.96), (5, 1.04)):  # less and more than the parked one
         seconds = own / promise / factor / 2
         raced.first_fold(number, run.model(7, 1.5), seconds)
     order = [number for _, number in raced.moves(more=False)]

@@ -120,11 +120,11 @@ def test_places_by_brute_force(seen: list[tuple[int, float]], reduction: int) ->
         )
 
 
-def test_a_record_is_the_least_loss_so_far() -> None:
+def test_a_record_is_the_loss_at_the_rung() -> None:
     records = RungRecords()
     rungs = [Rung(0.25, 2), Rung(0.5, 4), Rung(0.75, 6)]
     records.add("a", 1, rungs, [0.9, 0.5, 0.7, 0.6, 0.1])
-    assert [records.place("a", 1, f, 2).loss for f in (0.25, 0.5)] == [0.5, 0.5]
+    assert [records.place("a", 1, f, 2).loss for f in (0.25, 0.5)] == [0.5, 0.6]
     assert records.has("a", 1, 0.5) and not records.has("a", 1, 0.75)  # not reached
     assert not records.has("a", 0, 0.5)  # another fold
 

@@ -7,6 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -36,10 +37,10 @@ class Events(SweepListener):
     """What a listener was told, in order."""
 
     def __init__(self) -> None:
-        self.all: list[tuple[str, object]] = []
+        self.all: list[tuple[str, Any]] = []
         self.last: dict[str, CandidateSummary] = {}
 
-    def of(self, kind: str) -> list[object]:
+    def of(self, kind: str) -> list[Any]:
         return [what for told, what in self.all if told == kind]
 
     def candidate_started(self, candidate: CandidateRecord) -> None:
@@ -131,8 +132,8 @@ def test_a_race_that_takes_every_gain_for_plausible_ends_where_no_race_ends(
     assert len(expected) == 8 and found == expected
     assert raced.sweep.race.blend_loss == pytest.approx(without.sweep.race.blend_loss, abs=2e-5)
     assert sum(without.trained.values()) == sum(raced.trained.values()) == 8 * K * EPOCHS
-    parked = [d for d in raced.events.of("decided") if d.action == "park"]  # type: ignore[attr-defined]
-    assert any(d.epoch for d in parked)  # type: ignore[attr-defined]
+    parked = [d for d in raced.events.of("decided") if d.action == "park"]
+    assert any(d.epoch for d in parked)
     assert raced.sweep.limit is None
     for number in range(8):
         assert raced.epochs_of(f"c{number:04d}") == WHOLE
@@ -141,7 +142,7 @@ def test_a_race_that_takes_every_gain_for_plausible_ends_where_no_race_ends(
 def test_what_promises_no_gain_is_stopped_at_the_end_alone(make: MakeWorkers) -> None:
     workers = make(candidates=12, race={"z": 0.0})
     summaries = workers.run()
-    kinds = [what.action for what in workers.events.of("decided")]  # type: ignore[attr-defined]
+    kinds = [what.action for what in workers.events.of("decided")]
     first = kinds.index("stop")
     assert set(kinds[first:]) == {"stop"} and 1 < len(kinds[first:]) < 12
     stopped = [s for s in summaries if s.status == "stopped"]
@@ -183,7 +184,7 @@ def test_whoever_is_granted_all_folds_gets_them_within_the_limit(
         workers.exporter.close()
         begun = len(set(workers.started))
         assert begun <= limit and begun == workers.sweep.state.trials_started
-        assert workers.sweep.usage.fold_trials == begun
+        assert workers.sweep.spending.usage.fold_trials == begun
         for state in workers.sweep.state:
             if state.granted:
                 assert workers.epochs_of(state.name) == WHOLE
@@ -199,7 +200,7 @@ def test_a_limit_leaves_parked_trials_and_a_larger_one_goes_on_with_them(
     assert workers.sweep.limit == "search.fold_trials: 9 of 9 started"
     before = {s.name: s.parked_epoch for s in workers.sweep.state if s.parked_epoch is not None}
     assert before
-    assert not [d for d in workers.events.of("decided") if d.action == "stop"]  # type: ignore[attr-defined]
+    assert not [d for d in workers.events.of("decided") if d.action == "stop"]
     for name, epoch in before.items():
         assert workers.store.resume_state(name, 0) == str(epoch).encode()
         assert workers.epochs_of(name) == {0: epoch}
@@ -211,13 +212,22 @@ def test_a_limit_leaves_parked_trials_and_a_larger_one_goes_on_with_them(
         assert workers.epochs_of(name) == WHOLE
 
 
+def test_a_limit_that_all_folds_fit_in_exactly_leaves_none_out(make: MakeWorkers) -> None:
+    """A parked trial has been counted once, and is not counted again when it returns."""
+    workers = make(candidates=5, fold_trials=5 * K, **EARLY, race=ALL)
+    workers.run()
+    assert any(d.action == "park" and d.epoch for d in workers.events.of("decided"))
+    assert len(losses(workers.store.summaries())) == 5
+    assert workers.sweep.spending.usage.fold_trials == 5 * K
+
+
 def test_the_seconds_of_parked_trials_are_counted(make: MakeWorkers) -> None:
     """A second an epoch."""
     workers = make(fold_trials=9, **EARLY, race=ALL)
     workers.run()
     trained = sum(workers.trained.values())
     assert any(s.parked_epoch for s in workers.sweep.state)
-    assert workers.sweep.usage.device_seconds == pytest.approx(trained)
+    assert workers.sweep.spending.usage.device_seconds == pytest.approx(trained)
 
 
 # -- parked trials
@@ -265,7 +275,6 @@ def test_beyond_the_room_for_parked_states_the_least_promising_are_stopped(
         assert len(room) <= 2
         new = [what for kind, what in workers.events.all[done:] if kind == "decided"]
         for decision in new:
-            assert isinstance(decision, RaceDecision)
             if decision.action == "park" and decision.epoch is not None:
                 before[decision.candidate] = (decision.epoch, decision.gain)
             elif decision.action == "stop":
@@ -350,18 +359,18 @@ def test_listeners_hear_of_everything_in_order(make: MakeWorkers, rule: str) -> 
     workers = make(rule, candidates=10, slots=3)
     workers.run()
     began, over, seen = set(), set(), set()
-    numbers = [d.number for d in workers.events.of("decided")]  # type: ignore[attr-defined]
+    numbers = [d.number for d in workers.events.of("decided")]
     assert numbers == sorted(set(numbers))
     for kind, what in workers.events.all:
-        name = what.candidate if kind != "settled" else what.candidate.candidate  # type: ignore[attr-defined]
+        name = what.candidate if kind != "settled" else what.candidate.candidate
         assert name not in over
         if kind == "started":
             assert name not in began
             began.add(name)
         assert name in began
         if kind == "ended":
-            seen.add((name, what.fold))  # type: ignore[attr-defined]
-        elif kind == "decided" and isinstance(what, RaceDecision) and what.folds_done:
+            seen.add((name, what.fold))
+        elif kind == "decided" and what.folds_done:
             assert (name, what.fold) in seen
         elif kind == "settled":
             over.add(name)
@@ -382,16 +391,16 @@ def test_a_later_session_tells_the_same_events_to_a_new_listener(
     workers.resume(fold_trials)
     again = workers.events
     assert again.of("started") == first.of("started")
-    latest = {(d.candidate, d.fold): d for d in first.of("decided")}  # type: ignore[attr-defined]
+    latest = {(d.candidate, d.fold): d for d in first.of("decided")}
     assert again.of("decided") == sorted(latest.values(), key=lambda d: d.number)
-    key = lambda record: (record.candidate, record.fold)  # noqa: E731
-    assert sorted(again.of("ended"), key=key) == sorted(first.of("ended"), key=key)
+    ended = [{(t.candidate, t.fold): t for t in told.of("ended")} for told in (first, again)]
+    assert ended[0] == ended[1] and len(ended[1]) == len(again.of("ended"))
     order = [what for kind, what in again.all if kind in ("ended", "decided")]
     if rule == "none":
         assert order == [what for kind, what in first.all if kind in ("ended", "decided")]
     assert again.last == first.last
-    by_name = lambda s: s.candidate.candidate  # noqa: E731
-    assert sorted(again.of("settled"), key=by_name) == sorted(first.of("settled"), key=by_name)
+    settled = [{s.candidate.candidate: s for s in told.of("settled")} for told in (first, again)]
+    assert settled[0] == settled[1] and len(settled[1]) == len(again.of("settled"))
 
 
 # -- kills

@@ -16,10 +16,11 @@ from optuna.storages.journal import JournalFileBackend
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.load import parse_config
 from foldrace.run_folder.tables import leaderboard_csv
+from foldrace.scheduling.search.export import open_exporter
 from foldrace.scheduling.search.samplers import SAMPLERS
 from foldrace.scheduling.search.study import open_study
 from foldrace.search_spaces.space import build_space
-from tests.scheduling.search.searches import ended
+from tests.scheduling.search.searches import ended, tell
 
 YAML = """
 data: {train: t}
@@ -44,7 +45,9 @@ def test_switches_come_back_as_they_were(
     store.save_config(config)
     assert store.config() == config
     space, problems = build_space(store.config(), "")
-    study = open_study(store, config, space, dict)
+    study = open_study(store, config, space)
+    exporter = open_exporter(store, config, space)
+    assert exporter is not None
     summaries = []
     for number in range(12):
         record = study.ask(number)
@@ -60,8 +63,10 @@ def test_switches_come_back_as_they_were(
         assert params.gradient_checkpointing is not is_vit
         assert is_vit or params.channels_last is False
         summaries.append(ended(record, "complete", (0.5 + number / 100, 0.4)))
-        study.tell(summaries[-1])
-    study.close()
+        for listener in (study, exporter):
+            listener.candidate_started(record)
+            tell(listener, summaries[-1])
+    exporter.close()
     drawn = [summary.candidate.params for summary in summaries]
     assert {params["compile"] for params in drawn} == {True, False}
     assert len({str(params["pretrained"]) for params in drawn}) > 1
@@ -88,8 +93,11 @@ search: {backbones: [timm/a], candidates: 9, sampler: grid, space: {compile: sea
 """
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
     config = parse_config(tmp_path / "c.yaml").require()
-    study = open_study(store, config, build_space(config, "")[0], dict)
-    asked = [study.ask(number) for number in range(3)]
-    study.close()
+    study = open_study(store, config, build_space(config, "")[0])
+    asked = []
+    for number in range(3):
+        asked.append(study.ask(number))
+        if asked[-1] is not None:
+            study.candidate_started(asked[-1])
     assert {record.params["compile"] for record in asked if record} == {True, False}
     assert asked[2] is None

@@ -122,6 +122,17 @@ def test_a_candidate_is_parked_in_mid_training_and_returns() -> None:
     assert places(one) == ["between folds"] and state.trained_seconds == 9.0
 
 
+def test_a_parked_candidate_runs_without_a_decision_where_the_rule_has_changed() -> None:
+    state = sweep()
+    start(state, 0, 0)
+    state.release("c0000", 0)
+    state.decide(decided(0, 0, 0, "park", epoch=2, seconds=5.0))
+    start(state, 0, 0)
+    assert places(state["c0000"]) == ["running"] and state.trials_started == 1
+    state.release("c0000", 0)
+    assert places(state["c0000"]) == ["parked"]
+
+
 def test_a_parked_candidate_is_stopped_for_good() -> None:
     state = sweep()
     start(state, 0, 0)
