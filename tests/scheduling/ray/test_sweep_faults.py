@@ -221,7 +221,7 @@ def test_a_killed_worker_costs_one_attempt(
             worker.kill()
             killed.append(worker.pid)
             goal = len(finished(run)) + 1
-            until(lambda: errors.exists() or len(finished(run)) >= goal, "the next event")
+            until(lambda goal=goal: errors.exists() or len(finished(run)) >= goal, "the next event")
 
     thread = threading.Thread(target=kill_one)
     thread.start()
