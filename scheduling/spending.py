@@ -102,8 +102,9 @@ class Spending:
         of the candidate that asks.
         """
         usage, seconds, ahead = self.usage, self._state.fold_seconds(), 0.0
+        mean = fmean(seconds.values()) if seconds else 0.0
         for running in self._running.values():
-            expected = seconds.get(running.task.candidate.backbone, 0.0)
+            expected = seconds.get(running.task.candidate.backbone, mean)
             ahead += max(0.0, expected - running.before - running.seconds)
         return replace(
             usage,

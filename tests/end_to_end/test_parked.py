@@ -19,7 +19,8 @@ def test_parked_candidates_wait_for_a_larger_limit(
 ) -> None:
     """The second candidate hardly learns: it is parked at half of its first fold, and a third one
     could not be complete. Without a race all get all their folds."""
-    points = [{"backbone": "timm/test_resnet", "params": {"lr": lr}} for lr in (5e-3, 1e-7, 1e-3)]
+    params = [{"lr": 5e-3, "batch_size": 3}, {"lr": 1e-7}, {"lr": 1e-3}]
+    points = [{"backbone": "timm/test_resnet", "params": values} for values in params]
     project.config["search"] |= {
         "backbones": ["timm/test_resnet"], "sampler": "list", "points": points, "candidates": 3,
         "fold_trials": 4, "space": {"batch_size": 10},

@@ -20,7 +20,7 @@ FIRST, PARKED, UNSAVED, LAST = "c0000", "c0001", "c0002", "c0003"
 """The second is parked, and is among the best half when all four have reached the rung: it goes on.
 The third one's optimiser keeps objects: its state cannot be saved, so it is never parked. The
 fourth is parked for good."""
-_GOOD, _FAIR, _HOPELESS = 2e-3, 1e-3, 1e-7
+_GOOD, _FAIR, _HOPELESS = 3e-3, 5e-4, 1e-7
 
 
 def sweep_config(images: Path) -> dict[str, Any]:
@@ -29,6 +29,7 @@ def sweep_config(images: Path) -> dict[str, Any]:
     params: list[dict[str, Any]] = [
         {"lr": lr, "weight_decay": 0.01 + i / 1e3} for i, lr in enumerate(rates)
     ]
+    params[0]["batch_size"] = 3  # so many steps that it is the best by far
     params[2]["optimizer"] = "pytorch_optimizer/conda"
     return {
         "name": "parked",

@@ -258,10 +258,12 @@ def test_parked_trials_outlive_the_end_of_a_session(
     ending: str,
 ) -> None:
     """Later candidates hardly learn; once two are parked the session ends in the third one."""
-    points = [{"backbone": "timm/test_resnet", "params": {"lr": lr}} for lr in RATES]
+    params: list[dict[str, float]] = [{"lr": lr} for lr in RATES]
+    params[0]["batch_size"] = 3  # so many steps that it is the best by far
+    points = [{"backbone": "timm/test_resnet", "params": values} for values in params]
     setup = (
         "--set", "search.sampler=list", "--set", f"search.points={json.dumps(points)}",
-        "--set", "training.epochs=4", "--set", "race.grace=0.5",
+        "--set", "training.epochs=4", "--set", "race.reduction=2",
         "--set", "search.candidates=4", "--set", "resources.max_concurrent=1",
     )  # fmt: skip
     run, parked = tmp_path / "run", ("c0001", "c0002")

@@ -210,20 +210,25 @@ def _kill(process: psutil.Process) -> None:
 def test_a_killed_worker_costs_one_attempt(
     config: Path, tmp_path: Path, real_ray: Path, undisturbed: Path
 ) -> None:
-    run, killed = tmp_path / "run", []
+    run, killed, errors = tmp_path / "run", [], tmp_path / "run" / "logs" / "error.log"
 
     def kill_one() -> None:
         until(lambda: finished(run), "a finished trial")
-        worker = until(training_worker, "a worker that trains")
-        worker.kill()
-        killed.append(worker.pid)
+        while (
+            not errors.exists() and len(killed) < 3
+        ):  # one that has just written its result: again
+            worker = until(training_worker, "a worker that trains")
+            worker.kill()
+            killed.append(worker.pid)
+            goal = len(finished(run)) + 1
+            until(lambda goal=goal: errors.exists() or len(finished(run)) >= goal, "the next event")
 
     thread = threading.Thread(target=kill_one)
     thread.start()
     result = cli("run", config, "--out", run)
     thread.join()
     assert killed and result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    assert "is tried again" in (run / "logs" / "error.log").read_text()
+    assert "is tried again" in errors.read_text()
     statuses = [s.status for s in RunStore.open(run).summaries()]
     assert statuses == ["complete"] * CANDIDATES
     assert oof_files(run) == oof_files(undisturbed)
