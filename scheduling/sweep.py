@@ -59,6 +59,7 @@ class Sweep:
         self.running: dict[str, RunningFold] = {}
         """Trial id -> the fold trial that runs."""
         self.spending = Spending(config, self.state, self.running, slots, devices, seconds_left)
+        self._sizes: dict[tuple[str, int], int] = {}  # bytes of saved states, by the decision
         self._nothing_to_ask = False
         self._refused = False
         self.stopped = False
@@ -107,7 +108,7 @@ class Sweep:
         if running is None or not running.judged or running.park is not None:
             return False
         task = running.task
-        more = self.has_more_candidates
+        more = self.has_more_candidates and not self._refused
         running.park = self.race.reach(task.candidate.candidate, task.fold, epoch, more)
         if running.park is None:
             return False
@@ -242,14 +243,24 @@ class Sweep:
 
     def _bound_parked_states(self) -> None:
         """Stop the least promising parked candidates while their states take too much room."""
-        parked = self.race.parked()
-        sizes = {s.name: self._store.resume_state_bytes(s.name, _parked_fold(s)) for s in parked}
+        sizes = {s.name: self._state_bytes(s) for s in self.state if s.parked_epoch is not None}
         room, limit = sum(sizes.values()), self._config.race.parked_gb * _GB
-        for state in parked:
-            if room <= limit:
-                return
+        if room <= limit:
+            return
+        for state in self.race.parked():
             room -= sizes[state.name]
             self._stop_for_good(state, f"parked states take over {limit / _GB:g} GB")
+            if room <= limit:
+                return
+
+    def _state_bytes(self, state: CandidateState) -> int:
+        """Size of a parked trial's saved state, which is asked for once: it may lie far away."""
+        latest = state.latest
+        assert latest is not None
+        key = state.name, latest.number
+        if key not in self._sizes:
+            self._sizes[key] = self._store.resume_state_bytes(state.name, latest.fold)
+        return self._sizes[key]
 
     def _give_up(self) -> None:
         """At the sweep's own end, stop whatever still waits: no gain of it is plausible.
@@ -337,9 +348,3 @@ def _in_order(summaries: Sequence[CandidateSummary]) -> list[TrialRecord | RaceD
         trial = trials.pop((decision.candidate, decision.fold), None)
         events += [decision] if trial is None else [trial, decision]
     return events + list(trials.values())
-
-
-def _parked_fold(state: CandidateState) -> int:
-    latest = state.latest
-    assert latest is not None
-    return latest.fold
