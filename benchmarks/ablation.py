@@ -84,10 +84,11 @@ def _train(job: Job) -> Trained:
         spec = fold_spec(config, Path(folder), job.backbone, knobs, seed=job.seed)
         record = run_trial(spec, Silent())
         log = RunStore.open(spec.run).train_log(spec.candidate, FOLD)
+        epochs = params_of(spec).epochs
     assert record.status == "finished" and log is not None, record.error
     prefix = "ema_" if job.arm == "+ EMA" else ""
     lines = list(csv.DictReader(io.StringIO(log)))
-    assert len(lines) == params_of(spec).epochs
+    assert len(lines) == epochs
     best = min(lines, key=lambda line: float(line[f"{prefix}val_calibrated_logloss"]))
     losses = (float(line[f"{prefix}val_logloss"]) for line in (best, lines[-1]))
     return Trained(*losses, float(best[f"{prefix}val_acc"]), record.seconds)

@@ -56,7 +56,7 @@ _PLAIN: dict[str, Value] = {
 
 
 def _throughput(results: Results, folder: Path, on_gpu: bool, quick: bool) -> None:
-    size, batch, steps = (224, 256, 20 if quick else 60) if on_gpu else (32, 16, 40)
+    size, batch, steps = (224, 256, 20 if quick else 60) if on_gpu else (32, 16, 5)
     images = batch * (_WARM_UP + steps + 2)
     write_photos(folder / "photos", min(images, 4096))
     backbone = "timm/convnext_tiny" if on_gpu else "timm/test_convnext"
