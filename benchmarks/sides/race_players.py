@@ -122,7 +122,11 @@ class Foldrace:
         """As the fold trial left it, under the candidate's number of this run."""
         recorded = self._table.trials[trial.key]
         seconds = sum(self._table.seconds(trial.key))
-        update = {"candidate": trial.here[0], "seconds": seconds}
+        update = {
+            "candidate": trial.here[0],
+            "seconds": seconds,
+            "folds_hash": self._store.folds().hash,  # of the first folds alone, perhaps
+        }
         record = recorded.model_copy(update=update)
         log = self._table.logs[trial.key]
         if recorded.status != "finished":
@@ -141,7 +145,7 @@ class Foldrace:
                 status="stopped",
                 backbone=recorded.backbone,
                 params=recorded.params,
-                folds_hash=recorded.folds_hash,
+                folds_hash=self._store.folds().hash,
                 seed=recorded.seed,
                 epochs_trained=int(trial.last_result["training_iteration"]),
             )
