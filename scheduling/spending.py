@@ -52,7 +52,10 @@ class Spending:
         seconds_left: Callable[[], float | None],
     ) -> None:
         """`slots()`: trials that can run now; `devices` of a trial; `seconds_left()`: of time."""
-        self._budget = Budget(config.search, config.resources)
+        self._budget, self._candidates = (
+            Budget(config.search, config.resources),
+            config.search.candidates,
+        )
         self._state, self._running = state, running
         self._slots, self._devices, self._seconds_left = slots, devices, seconds_left
 
@@ -70,7 +73,7 @@ class Spending:
     @property
     def has_candidates(self) -> bool:
         """True while not all candidates of the budget have started."""
-        return self._budget.has_candidates(self.usage)
+        return len(self._state) < self._candidates
 
     @property
     def exhausted_limit(self) -> str | None:

@@ -49,7 +49,10 @@ class CandidateState:
     """Running folds that were asked to stop, and may yet end well."""
     told_settled: bool = False
     """True once the listeners know that it is settled."""
+    # Kept until something changes: they are asked for a million times in a large sweep.
     _summary: CandidateSummary | None = None
+    _latest: RaceDecision | None = None
+    _hopeless: bool | None = None
 
     @property
     def name(self) -> str:
@@ -78,7 +81,10 @@ class CandidateState:
     @property
     def hopeless(self) -> bool:
         """True where it is stopped or a fold failed or diverged: it can never be complete."""
-        return self.stopped or any(t.status != "finished" for t in self.ended.values())
+        if self._hopeless is None:
+            lost = any(trial.status != "finished" for trial in self.ended.values())
+            self._hopeless = lost or self.stopped
+        return self._hopeless
 
     @property
     def settled(self) -> bool:
@@ -88,7 +94,9 @@ class CandidateState:
     @property
     def latest(self) -> RaceDecision | None:
         """The decision that was made last."""
-        return max(self.decisions.values(), key=lambda d: d.number, default=None)
+        if self._latest is None:
+            self._latest = max(self.decisions.values(), key=lambda d: d.number, default=None)
+        return self._latest
 
     @property
     def parked_epoch(self) -> int | None:
@@ -130,7 +138,7 @@ class CandidateState:
 
     def changed(self) -> None:
         """Note that something of it is another."""
-        self._summary = None
+        self._summary = self._latest = self._hopeless = None
 
 
 class SweepState:
