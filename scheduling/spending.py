@@ -1,4 +1,4 @@
-"""What a sweep has used of its budget, what it is committed to, and what may still start.
+"""The use of a sweep's budget, its commitments, and the check of what may still start.
 
 Takes the state and what runs, asks `Budget`.
 """
