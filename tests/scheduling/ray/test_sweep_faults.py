@@ -118,15 +118,10 @@ def test_killed_then_interrupted_then_resumed(
     run = tmp_path / "run"
     driver = start("run", config, "--out", run, *OFTEN)
     until(lambda: len(finished(run)) >= 2, "two finished trials", driver)
-    until(lambda: saved_epochs(run) >= 3, "a state after three epochs", driver)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    trainers = [p for p in family if not _is_agent(p)]
-    driver.kill()
-    driver.communicate()
-    _, alive = psutil.wait_procs(trainers, timeout=60)
+    family, alive = kill_in_mid_training(run, driver)
     for process in family:
         _kill(process)
-    assert trainers and not alive, f"left behind: {alive}"
+    assert family and not alive, f"left behind: {alive}"
     after_kill = finished(run)
     assert not (run / "ensemble").exists()
     # One after its first epoch reports as a trial that begins.
@@ -167,11 +162,7 @@ def test_a_trial_killed_in_its_middle_goes_on(
     """From its last saved epoch, to the same bits."""
     run = tmp_path / "run"
     driver = start("run", config, "--out", run, *OFTEN, "--set", "search.candidates=1")
-    until(lambda: saved_epochs(run) >= 3, "a state after three epochs", driver)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.communicate()
-    psutil.wait_procs([p for p in family if not _is_agent(p)], timeout=60)
+    family, _ = kill_in_mid_training(run, driver)
     for process in family:
         _kill(process)
     interrupted = {p.parent.name for p in run.glob(f"trials/c0000/*/{RESUME_STATE}")}
@@ -185,6 +176,41 @@ def test_a_trial_killed_in_its_middle_goes_on(
     assert not list(run.glob(f"**/*{RESUME_STATE}"))
     whole = {name: data for name, data in oof_files(undisturbed).items() if "/c0000/" in name}
     assert oof_files(run) == whole
+
+
+def kill_in_mid_training(
+    run: Path, driver: subprocess.Popen[str]
+) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """Kill the driver while a trial has trained three epochs or more, and not all of them.
+
+    The processes under it, and those that did not end with it. A trial of milliseconds an epoch
+    would end before its driver's death reaches it: the workers stand still until Ray is gone.
+    """
+    while True:
+        until(lambda: saved_epochs(run) >= 3, "a state after three epochs", driver)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        workers = [process for process in family if _is_worker(process)]
+        for process in workers:
+            process.suspend()
+        if saved_epochs(run) >= 3:
+            break
+        for process in workers:
+            process.resume()
+    driver.kill()
+    driver.communicate()
+    waited = [process for process in family if not _is_agent(process)]
+    psutil.wait_procs([process for process in waited if process not in workers], timeout=60)
+    for process in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    return family, psutil.wait_procs(waited, timeout=60)[1]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith("ray::")
+    except psutil.NoSuchProcess:
+        return False
 
 
 def saved_epochs(run: Path) -> int:
