@@ -49,12 +49,9 @@ resources: {{cpus_per_trial: 1}}
 
 def write_hard_digits(folder: Path, candidates: int, epochs: int) -> Path:
     """Write images, tables and config under `folder`; gives the config's path."""
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
-    labels: NDArray[np.int64] = digits.target
-    images = _harder(digits.images / 16.0)
+    images, labels = digit_images(hard=True)
     train, test = train_test_split(
         np.arange(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=_SEED
     )
@@ -62,7 +59,9 @@ def write_hard_digits(folder: Path, candidates: int, epochs: int) -> Path:
     names = {int(row): f"train/digit_{row:04d}.png" for row in sorted(train)}
     hidden = {int(row): f"test/digit_{row:04d}.png" for row in sorted(test)}
     for row, name in (names | hidden).items():
-        _write_png(images[row], data / name)
+        path = data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images[row].save(path)
     write_labels(data / "train.csv", ((n, str(labels[r])) for r, n in names.items()))
     write_labels(hidden_labels(folder), ((n, str(labels[r])) for r, n in hidden.items()))
     config = folder / "hard_digits.yaml"
@@ -71,6 +70,16 @@ def write_hard_digits(folder: Path, candidates: int, epochs: int) -> Path:
     )
     config.write_text(text, encoding="utf-8")
     return config
+
+
+def digit_images(hard: bool) -> tuple[list[Image.Image], NDArray[np.int64]]:
+    """scikit-learn's digits and their (n,) classes; `hard`: with noise, patch and dim ink."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    ink = digits.images / 16.0
+    labels: NDArray[np.int64] = digits.target
+    return [_picture(one) for one in (_harder(ink) if hard else ink)], labels
 
 
 def hidden_labels(folder: Path) -> Path:
@@ -97,11 +106,10 @@ def _harder(images: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(harder + rng.normal(0.0, _NOISE, images.shape), 0.0, 1.0)
 
 
-def _write_png(image: NDArray[np.float64], path: Path) -> None:
-    """`image` (8, 8) with values 0 to 1."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grey = Image.fromarray(np.round(image * 255).astype(np.uint8))
-    grey.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(path)
+def _picture(ink: NDArray[np.float64]) -> Image.Image:
+    """`ink` (8, 8) with values 0 to 1."""
+    grey = Image.fromarray(np.round(ink * 255).astype(np.uint8))
+    return grey.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
 
 
 def write_labels(path: Path, rows: Iterable[tuple[str, str]]) -> None:
