@@ -39,13 +39,13 @@ _PLAIN: dict[str, Value] = {
     "dropout": 0.1,
     "drop_path": 0.0,
     "mixup_prob": 0.0,
-    "ema_decay": 0.0,
+    "ema_epochs": 0.0,
     "label_smoothing": 0.0,
 }
 _ARMS: dict[str, dict[str, Value]] = {
     "plain": {},
     "+ MixUp": {"mixup_prob": 0.5, "mixup_alpha": 0.4},
-    "+ EMA": {"ema_decay": 0.99},
+    "+ EMA": {"ema_epochs": 1.0},
     "+ SAM": {"sam_rho": 0.05},
     "+ R-Drop": {"rdrop_alpha": 1.0},
     "+ label smoothing": {"label_smoothing": 0.1},

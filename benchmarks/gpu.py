@@ -49,7 +49,7 @@ _WARM_UP = 5  # steps
 _TURNS = 3
 _PLAIN: dict[str, Value] = {
     "mixup_prob": 0.0,
-    "ema_decay": 0.0,
+    "ema_epochs": 0.0,
     "dropout": 0.0,
     "label_smoothing": 0.0,
 }
@@ -99,7 +99,8 @@ def _photo_spec(folder: Path, backbone: str, size: int, batch: int, precision: s
         f"data: {{train: photos}}\nfolds: {{k: 5}}\nsearch: {{backbones: [{backbone}]}}\n"
         f"training: {{pretrained: false, precision: {precision}, clip_grad: null}}\n"
     )
-    return _spec(config, backbone, {"image_size": size, "batch_size": batch, "policy": "vehicles"})
+    knobs: dict[str, Value] = {"image_size": size, "batch_size": batch}
+    return _spec(config, backbone, knobs | {"policy": "vehicles", "flip": 0.5})
 
 
 def _spec(config: Path, backbone: str, knobs: dict[str, Value]) -> TrialSpec:

@@ -59,7 +59,7 @@ Epoch = Callable[[], Iterator[Tensor]]  # float batches of one pass
 
 def _ours(source: ImageSource, workers: int) -> Epoch:
     sampler = ShuffledBatchSampler(np.arange(len(source)), _BATCH, seed=0)
-    dataset = BatchDataset(source, _SIZE, AugmentConfig(policy="vehicles"))
+    dataset = BatchDataset(source, _SIZE, AugmentConfig(policy="vehicles", flip=0.5))
     loader = build_loader(dataset, sampler, workers, pin_memory=False)
 
     def epoch() -> Iterator[Tensor]:

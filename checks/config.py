@@ -26,6 +26,7 @@ from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.scheduling.budget import budget_problems
 from foldrace.scheduling.nodes import Node, resource_problems
 from foldrace.search_spaces.space import SearchSpace
+from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.data.meta_features import check_meta
 from foldrace.trainables.models.backbones import check_backbone
 from foldrace.trainables.models.classifier import drops_paths
@@ -94,6 +95,11 @@ def _transform_problems(config: SweepConfig, space: SearchSpace, parts: Parts) -
     every = space.settings.values()
     sizes = {size for settings in every for size in image_sizes(settings)}
     problems = check_transforms(transforms, sizes, parts)
+    used = {str(name) for settings in every for name in settings["policy"].values}
+    for name in sorted(used & parts[POLICIES].keys() - POLICIES.keys()):  # a plugin's
+        for problem in check_transforms(parts[POLICIES][name].transforms, sizes, parts):
+            where = problem.where.replace("augment.transforms", f"policy {name}: transforms", 1)
+            problems.append(Problem(where, problem.message))
     if problems:
         return problems
     smaller = {size for settings in every for size in growing_sizes(settings)} - sizes

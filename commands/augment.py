@@ -35,7 +35,9 @@ def augment(
     parsed, parts = parse_with_plugins(config, overrides)
     sweep = parsed.require()
     params = _first_params(sweep, parsed.source)
-    shown = AugmentConfig(policy=params.policy, transforms=sweep.augment.transforms)
+    shown = AugmentConfig(
+        policy=params.policy, flip=params.flip, transforms=sweep.augment.transforms
+    )
     size = params.image_size
     problems = _problems(shown, size, parts)
     if problems:
@@ -95,4 +97,4 @@ def _samples(
 def _title(config: AugmentConfig) -> str:
     names = [name for entry in config.transforms for name in entry]
     more = f" and {', '.join(names)}" if names else ""
-    return f"policy {config.policy}{more}"
+    return f"policy {config.policy}, flip {config.flip:g}{more}"

@@ -124,6 +124,7 @@ def _knob(
 
 
 _EITHER = Choice((False, True))
+_POLICIES = Choice(("none", "light", "medium", "heavy", "randaugment", "trivialaugment"))
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,21 @@ class TrialParams:
     )  # fmt: skip
     weight_decay: float = _knob(
         0.02, Float(0.0, 1.0), Float(1e-3, 0.2, log=True), "per update",
-        "weight decay; biases and norms have none", searched_by_default=True,
+        "weight decay; biases, norms, scales and embeddings of positions have none",
+        searched_by_default=True,
     )  # fmt: skip
     warmup: float = _knob(
         0.1, Float(0.0, 0.9), Float(0.0, 0.3), "fraction of all updates",
         "linear learning-rate warm-up before the schedule", searched_by_default=True,
+    )  # fmt: skip
+    head_lr: float = _knob(
+        1.0, Float(0.01, 1000.0), Float(1.0, 30.0, log=True), "factor",
+        "learning rate of the head relative to `lr`",
+    )  # fmt: skip
+    lr_batch: int = _knob(
+        0, Int(0, 65_536), None, "images per update",
+        "batch size that `lr` is meant for: others scale it by the square root of "
+        "batch_size/lr_batch (sgd: by it); 0: lr is as given",
     )  # fmt: skip
     batch_size: int = _knob(
         32, Int(1, 65_536), None, "images per update",
@@ -172,13 +183,17 @@ class TrialParams:
         "how often a batch is cut and mixed; MixUp's share comes first, both together at most 1",
         section="augment",
     )  # fmt: skip
+    mix_off: float = _knob(
+        0.1, Float(0.0, 1.0), Float(0.0, 0.3), "fraction of all epochs",
+        "epochs at the end without MixUp and CutMix", section="augment",
+    )  # fmt: skip
     label_smoothing: float = _knob(
         0.0, Float(0.0, 0.9), Float(0.0, 0.1), "probability mass",
         "mass moved from the true class to all classes evenly", searched_by_default=True,
     )  # fmt: skip
-    ema_decay: float = _knob(
-        0.99, Float(0.0, 0.999999), None, "per update",
-        "decay of the weight average, warmed up; 0 turns the EMA variant off",
+    ema_epochs: float = _knob(
+        0.5, Float(0.0, 1000.0), Float(0.1, 3.0, log=True), "epochs",
+        "reach of the weight average, whose decay is warmed up; 0 turns the EMA variant off",
     )  # fmt: skip
     optimizer: str = _knob(
         "adamw", Name(), None, "name",
@@ -249,8 +264,13 @@ class TrialParams:
         "epochs after freeze_epochs over which the backbone is unfrozen, last layers first",
     )  # fmt: skip
     policy: str = _knob(
-        "medium", Name(), None, "name",
-        "augmentation policy", section="augment",
+        "light", Name(), _POLICIES, "name",
+        "augmentation policy", searched_by_default=True, section="augment",
+    )  # fmt: skip
+    flip: float = _knob(
+        0.0, Float(0.0, 1.0), Choice((0.0, 0.5)), "probability per image",
+        "horizontal flip; 0 where left and right differ: digits, letters",
+        searched_by_default=True, section="augment",
     )  # fmt: skip
     random_erasing: float = _knob(
         0.0, Float(0.0, 1.0), Float(0.0, 0.5), "probability per image",

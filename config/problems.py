@@ -30,7 +30,7 @@ ELSEWHERE = {
     "batchsize": "search.space.batch_size", "candidates": "search.candidates",
     "cutmix": "search.space.cutmix_alpha and search.space.cutmix_prob",
     "dropout": "search.space.dropout", "droppath": "search.space.drop_path",
-    "ema": "search.space.ema_decay", "emadecay": "search.space.ema_decay",
+    "ema": "search.space.ema_epochs", "emadecay": "search.space.ema_epochs",
     "epochs": "training.epochs", "head": "search.space.head",
     "imagesize": "training.image_size", "labelsmoothing": "search.space.label_smoothing",
     "learningrate": "search.space.lr", "lr": "search.space.lr",

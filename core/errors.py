@@ -99,7 +99,7 @@ def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "architectures": ("backbones",), "batch": ("batch_size",), "bs": ("batch_size",),
     "bayesian": ("tpe",), "ce": ("cross_entropy",), "crossentropyloss": ("cross_entropy",),
-    "cutmix": ("cutmix_alpha", "cutmix_prob"), "ema": ("ema_decay",),
+    "cutmix": ("cutmix_alpha", "cutmix_prob"), "ema": ("ema_epochs",),
     "gpus": ("gpus_per_trial",), "gradclip": ("clip_grad",),
     "gradientclipping": ("clip_grad",), "imgsize": ("image_size",), "imgsz": ("image_size",),
     "inputsize": ("image_size",), "learningrate": ("lr",), "lr0": ("lr",),

@@ -35,7 +35,7 @@ search:
     drop_path: 0
     warmup: 0.1
 training: {{epochs: 8, image_size: 32, pretrained: false}}
-augment: {{policy: light}}
+augment: {{policy: light, flip: 0}}
 resources: {{cpus_per_trial: 1}}
 """
 

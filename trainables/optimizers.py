@@ -1,15 +1,18 @@
 """Optimisers by name: those of the table, and what timm and pytorch-optimizer offer.
 
-Takes a model and the hyperparameters, gives a torch optimiser over parameter groups: biases and
-norms without weight decay, and with layer decay one learning rate a layer.
+Takes a model and the hyperparameters, gives a torch optimiser over parameter groups: biases, norms,
+scales and embeddings of positions without weight decay, the head with a learning rate of its own,
+and with layer decay one learning rate a layer.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -60,6 +63,12 @@ OPTIMIZERS = Table(
     ),
 )  # fmt: skip
 
+
+_SGD = (
+    *("sgd", "sgdc", "sgdp", "sgdw", "csgdc", "csgdp", "csgdw"),
+    *("momentum", "nesterov", "nesterovw"),
+)
+_POSITIONS = (".pos_embedding", ".relative_position_bias_table")
 
 _TIMM = "timm/"
 _PYTORCH_OPTIMIZER = "pytorch_optimizer/"
@@ -142,7 +151,7 @@ def build_optimizer(
     `layer_ids`: see `parameter_groups`.
     """
     groups = parameter_groups(model, params, layer_ids)
-    name, lr, momentum = params.optimizer, params.lr, params.momentum
+    name, lr, momentum = params.optimizer, peak_lr(params), params.momentum
     rows = parts[OPTIMIZERS]
     if name in rows:
         return rows[name].build(groups, lr, momentum)
@@ -158,27 +167,65 @@ def build_optimizer(
     return made
 
 
+def peak_lr(params: TrialParams) -> float:
+    """`lr`, scaled from the batch size that it is meant for, `lr_batch`, to the one in use.
+
+    By the square root of their ratio: Malladi, Lyu, Panigrahi and Arora, On the SDEs and Scaling
+    Rules for Adaptive Gradient Algorithms, NeurIPS 2022. SGD's by the ratio itself: Goyal et al.,
+    Accurate, Large Minibatch SGD, 2017.
+    """
+    if params.lr_batch == 0:
+        return params.lr
+    ratio = params.batch_size / params.lr_batch
+    linear = params.optimizer.rpartition("/")[2] in _SGD
+    return params.lr * (ratio if linear else math.sqrt(ratio))
+
+
 def parameter_groups(
     model: nn.Module, params: TrialParams, layer_ids: Mapping[str, int] | None = None
 ) -> list[Group]:
-    """Groups with `lr` and `weight_decay` of their own; the first has the head's rate, `lr`.
+    """Groups with `lr` and `weight_decay` of their own; the first ones are the head's.
 
     `layer_ids`: parameter name -> depth, 0 at the stem, the head has the highest. Each layer's
     rate is the next one's times `layer_decay` (Clark, Luong, Le and Manning, ELECTRA, ICLR 2020;
-    Bao, Dong, Piao and Wei, BEiT, ICLR 2022). None: one rate for all.
+    Bao, Dong, Piao and Wei, BEiT, ICLR 2022). None: one rate for all. The head's own rate, that of
+    `model.head`, is `head_lr` times as high.
     """
     top = max(layer_ids.values()) if layer_ids else 0
-    groups: dict[tuple[int, bool], Group] = {}
+    lr, undecayed = peak_lr(params), _without_decay(model)
+    groups: dict[tuple[bool, int, bool], Group] = {}
     for name, parameter in model.named_parameters():
+        in_body = not name.startswith("head.")
         below_head = top - layer_ids[name] if layer_ids and params.layer_decay < 1 else 0
-        decays = parameter.ndim > 1 and not name.endswith(".bias")
+        decays = name not in undecayed
         empty: Group = {
             "params": [],
-            "lr": params.lr * params.layer_decay**below_head,
+            "lr": lr * params.layer_decay**below_head * (1.0 if in_body else params.head_lr),
             "weight_decay": params.weight_decay if decays else 0.0,
         }
-        groups.setdefault((below_head, decays), empty)["params"].append(parameter)
+        groups.setdefault((in_body, below_head, decays), empty)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def _without_decay(model: nn.Module) -> set[str]:
+    """Names of parameters without weight decay.
+
+    Biases; norms, scales and gains, of which at most one dimension is above 1; what a backbone of
+    timm names itself, and embeddings of positions, by the names that torchvision's have.
+    """
+    patterns = [  # pos_embed.* and the like
+        f"{prefix}.{pattern}" if prefix else pattern
+        for prefix, module in model.named_modules()
+        if callable(named := getattr(module, "no_weight_decay", None))
+        for pattern in named()
+    ]
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if sum(side > 1 for side in parameter.shape) < 2
+        or name.endswith((".bias", *_POSITIONS))
+        or any(fnmatch(name, pattern) for pattern in patterns)
+    }
 
 
 @functools.cache

@@ -76,14 +76,13 @@ def cycle_ends(epochs: int, cycles: int) -> list[int]:
 
 
 def _cosine(done: int, plan: TrainingPlan, stalls: int) -> float:
-    """Half a cosine from 1 to 1 % in each cycle."""
-    first = 0  # epoch of the cycle
+    """Half a cosine from 1 to 1 % in each cycle; the first begins where the warm-up ends."""
+    start = 0  # update of the cycle
     for last in cycle_ends(plan.epochs, min(plan.params.cycles, plan.epochs)):
-        length = (last + 1 - first) * plan.updates_per_epoch
-        at = done - first * plan.updates_per_epoch
-        if at < length:
-            return _LOW + (1 - _LOW) * (1 + math.cos(math.pi * at / length)) / 2
-        first = last + 1
+        start, end = max(start, plan.warmup), (last + 1) * plan.updates_per_epoch
+        if done < end:
+            return _between(1.0, _LOW, (done - start) / (end - start))
+        start = end
     return _LOW
 
 
@@ -102,8 +101,9 @@ def _between(start: float, end: float, progress: float) -> float:
 
 
 def _step(done: int, plan: TrainingPlan, stalls: int) -> float:
-    """Times `lr_factor` every `lr_patience` epochs."""
-    return plan.params.lr_factor ** (done // (plan.updates_per_epoch * plan.params.lr_patience))
+    """Times `lr_factor` every `lr_patience` epochs from the end of the warm-up on."""
+    length = plan.updates_per_epoch * plan.params.lr_patience
+    return plan.params.lr_factor ** ((done - plan.warmup) // length)
 
 
 def _plateau(done: int, plan: TrainingPlan, stalls: int) -> float:
@@ -127,7 +127,7 @@ SCHEDULES = Table(
             "Smith and Topin, Super-Convergence, 2018", _one_cycle, warms_up=False,
         ),
         ScheduleRow(
-            "step", "times lr_factor every lr_patience epochs",
+            "step", "times lr_factor every lr_patience epochs after the warm-up",
             "He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016",
             _step,
         ),
@@ -170,10 +170,15 @@ class Schedule:
         self._set_rates()
 
     def epoch_done(self, logloss: float) -> None:
-        """Note an epoch's score; a loss that is not a number counts as no better."""
+        """Note an epoch's score; a loss that is not a number counts as no better.
+
+        Nothing is waited for in the warm-up, so that the peak is reached.
+        """
         seen = self._progress
         if logloss < (math.inf if seen.best is None else seen.best):
             seen.best, seen.waited = logloss, 0
+            return
+        if self._row.warms_up and seen.done <= self._plan.warmup:
             return
         seen.waited += 1
         if seen.waited >= self._plan.params.lr_patience:

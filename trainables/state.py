@@ -5,6 +5,7 @@ Takes a `FoldTrial` and its data, gives a `TrainState`, which `step.train_step` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +23,14 @@ from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import Schedule, build_schedule
 from foldrace.trainables.spec import FoldTrial, first_micro_batch
 from foldrace.trainables.step import StepSnapshot
+
+
+def ema_decay(epochs: float, updates_per_epoch: int) -> float:
+    """Decay per update of an average in which an update's weight falls to 1/e after `epochs`.
+
+    0 for 0 epochs.
+    """
+    return math.exp(-1.0 / (epochs * updates_per_epoch)) if epochs > 0 else 0.0
 
 
 def build_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
@@ -137,7 +146,7 @@ def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerato
     ).to(accelerator.device)
     if params.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
-    ema = build_ema(classifier, params.ema_decay)
+    ema = build_ema(classifier, ema_decay(params.ema_epochs, len(data.batches)))
     by_layer = params.layer_decay < 1 or params.freeze_epochs + params.unfreeze_epochs > 0
     depths = layer_ids(classifier) if by_layer else None
     optimizer = build_optimizer(classifier, params, depths, parts)

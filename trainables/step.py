@@ -61,8 +61,9 @@ def make_examples(
     params: TrialParams,
     device: torch.device,
     rng: np.random.Generator,
+    mixed: bool = True,
 ) -> Examples:
-    """A loaded batch on the device, with soft targets, erased in part and mixed.
+    """A loaded batch on the device, with soft targets, erased in part and, if `mixed`, mixed.
 
     `labels` (n,) are those of all rows, on the device.
     """
@@ -71,7 +72,8 @@ def make_examples(
     rows = batch.rows.to(device, non_blocking=True)
     targets = soft_targets(labels[rows], classes, params.label_smoothing)
     erase_(images, params.random_erasing, rng)
-    images, (meta, targets) = mix(images, (meta, targets), params, rng)
+    if mixed:
+        images, (meta, targets) = mix(images, (meta, targets), params, rng)
     return Examples(images, meta, targets)
 
 

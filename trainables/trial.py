@@ -24,6 +24,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import trial_record
 from foldrace.run_folder.variants import EMA, RAW
 from foldrace.trainables.data.loader import Batch
+from foldrace.trainables.data.mixing import mixed_epochs
 from foldrace.trainables.data.trial_data import TrialData, open_data
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch, seed_trial, share_buffers
 from foldrace.trainables.history import FoldScore, History, score_fold
@@ -148,9 +149,10 @@ def _train_epoch(
     )
     _training_mode(epoch, state, params)
     labels = torch.from_numpy(data.labels).to(state.device)
+    mixed = epoch < mixed_epochs(params)
     sums, images = torch.zeros(2, device=state.device), 0  # loss and right ones
     for batch in _until_stop(data.training, monitor):
-        examples = make_examples(batch, labels, data.classes, params, state.device, rng)
+        examples = make_examples(batch, labels, data.classes, params, state.device, rng, mixed)
         loss, logits = train_step(state, examples, data.batches.batch_size)
         hits = (logits.argmax(1) == examples.targets.argmax(1)).sum()
         sums += torch.stack([loss * len(examples), hits])

@@ -26,6 +26,7 @@ from foldrace.trainables.data.loader import BatchDataset, ShuffledBatchSampler, 
 from foldrace.trainables.data.pixel_cache import open_images
 from foldrace.trainables.models.classifier import ModelConfig, build_classifier
 from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.state import ema_decay
 from foldrace.trainables.trial import run_trial
 
 
@@ -96,7 +97,7 @@ class Digits:
         source = open_images(files, params.image_size, 1)
         rows = (store.folds().fold != FOLD).nonzero()[0]
         batches = ShuffledBatchSampler(rows, params.batch_size, 0)
-        augment = AugmentConfig(policy=params.policy)
+        augment = AugmentConfig(policy=params.policy, flip=params.flip)
         dataset = BatchDataset(source, params.image_size, augment)
         loader = build_loader(dataset, batches, 0, False)
         started = time.perf_counter()
@@ -117,6 +118,7 @@ class Digits:
         normalise = build_classifier(ModelConfig(backbone, 2, params.image_size)).normalise
         images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
         fold = torch.from_numpy(store.folds().fold)
+        train_rows, val_rows = (fold != FOLD).nonzero()[:, 0], (fold == FOLD).nonzero()[:, 0]
         settings = Settings(
             backbone=backbone.partition("/")[2],
             epochs=params.epochs,
@@ -127,14 +129,13 @@ class Digits:
             dropout=params.dropout,
             mixup_alpha=params.mixup_alpha,
             mixup_prob=params.mixup_prob,
-            ema_decay=params.ema_decay,
+            ema_decay=ema_decay(params.ema_epochs, len(train_rows) // params.batch_size),
             clip_grad=params.clip_grad,
             rotate=policy.rotate,
             zoom=policy.zoom,
             shift=policy.shift,
             threads=1,
         )
-        train_rows, val_rows = (fold != FOLD).nonzero()[:, 0], (fold == FOLD).nonzero()[:, 0]
         labels = torch.from_numpy(store.labels())
         started, cpu = time.perf_counter(), time.process_time()
         losses, seconds = train(images, labels, train_rows, val_rows, settings)

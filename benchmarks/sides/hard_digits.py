@@ -40,9 +40,9 @@ search:
     mixup_alpha: 0.4
     label_smoothing: {{low: 0.0, high: 0.1}}
     random_erasing: {{low: 0.0, high: 0.4}}
-    ema_decay: {{choices: [0.95, 0.98, 0.99]}}
+    ema_epochs: {{choices: [0.5, 1.0, 2.0]}}
 training: {{epochs: {epochs}, image_size: {image_size}, pretrained: false}}
-augment: {{policy: {policy}}}
+augment: {{policy: light, flip: {flip}}}
 resources: {{cpus_per_trial: 1}}
 """
 
@@ -66,7 +66,7 @@ def write_hard_digits(folder: Path, candidates: int, epochs: int) -> Path:
     write_labels(hidden_labels(folder), ((n, str(labels[r])) for r, n in hidden.items()))
     config = folder / "hard_digits.yaml"
     text = CONFIG.format(
-        name="hard_digits", candidates=candidates, epochs=epochs, image_size=_SIDE, policy="light"
+        name="hard_digits", candidates=candidates, epochs=epochs, image_size=_SIDE, flip=0
     )
     config.write_text(text, encoding="utf-8")
     return config

@@ -38,7 +38,7 @@ def write_sign_photos(folder: Path, data: Path, candidates: int, epochs: int) ->
         write_labels(path, zip(files, labels, strict=True))
     config = folder / "sign_digits.yaml"
     text = CONFIG.format(
-        name="sign_digits", candidates=candidates, epochs=epochs, image_size=_SIDE, policy="flip"
+        name="sign_digits", candidates=candidates, epochs=epochs, image_size=_SIDE, flip=0.5
     )
     config.write_text(text, encoding="utf-8")
     return config

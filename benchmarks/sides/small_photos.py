@@ -38,12 +38,12 @@ search:
     mixup_alpha: 0.4
     label_smoothing: {{low: 0.0, high: 0.1}}
     random_erasing: {{low: 0.0, high: 0.4}}
-    ema_decay: {{choices: [0.9, 0.95, 0.98]}}
+    ema_epochs: {{choices: [0.25, 0.5, 1.0]}}
     image_size: 32
   per_backbone:
     timm/efficientnet_lite2: {{image_size: 64}}
 training: {{epochs: {epochs}, pretrained: {weights}}}
-augment: {{policy: flip}}
+augment: {{policy: light, flip: 0.5}}
 resources: {{cpus_per_trial: 1}}
 """
 

@@ -77,7 +77,7 @@ def test_fix_narrow_replace_and_search() -> None:
             "batch_size": {"choices": [16, 64]},
             "epochs": {"low": 5, "high": 10},
             "image_size": "search",
-            "ema_decay": {"low": 0.9},
+            "ema_epochs": {"low": 0.9},
         }
     )
     found = built.settings[A]
@@ -87,7 +87,7 @@ def test_fix_narrow_replace_and_search() -> None:
     assert found["batch_size"] == Setting("batch_size", 16, Choice((16, 64)))
     assert found["epochs"] == Setting("epochs", 8, Int(5, 10))  # 30 lies outside: the middle
     assert found["image_size"].range == KNOBS["image_size"].limits
-    assert found["ema_decay"].range == Float(0.9, 0.999999)
+    assert found["ema_epochs"].range == Float(0.9, 3.0, True)
     for _, params in sampled(built, 30):
         assert params.lr == 0.003
         assert params.dropout <= 0.2
@@ -191,7 +191,7 @@ MIXED = {
     "batch_size": {"choices": [16, 32, 64]},
     "epochs": {"low": 2, "high": 50, "log": True},
     "dropout": 0.25,
-    "ema_decay": {"low": 0.9, "high": 0.999},
+    "ema_epochs": {"low": 0.9, "high": 1.5},
 }
 
 

@@ -61,7 +61,7 @@ def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
     params: dict[str, Any] = {
         "epochs": 5, "image_size": 32, "batch_size": 14, "lr": 4e-3, "dropout": 0.3,
         "drop_path": 0.2, "mixup_alpha": 0.4, "mixup_prob": 0.7, "label_smoothing": 0.1,
-        "ema_decay": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
+        "ema_epochs": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
         "policy": "heavy",
     }  # fmt: skip
     params |= {

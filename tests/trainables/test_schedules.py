@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -48,11 +49,12 @@ def params_of(name: str, **values: float) -> TrialParams:
 
 
 def cosine_by_hand(lr: float, warmup_updates: int, updates: int, step: int) -> float:
-    """Linear from 1 % up to the peak, then the half cosine of all `updates` down to 1 %."""
+    """Linear from 1 % up to the peak, then half a cosine from there down to 1 %."""
     low = 0.01 * lr
     if step < warmup_updates:
         return low + (lr - low) * step / warmup_updates
-    return low + (lr - low) * (1 + math.cos(math.pi * step / updates)) / 2
+    progress = (step - warmup_updates) / (updates - warmup_updates)
+    return low + (lr - low) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @each_row
@@ -121,10 +123,39 @@ def test_cosine_of_every_update(
 
 
 def test_cosine_of_a_small_case() -> None:
-    # 4 updates, 1 of warm-up: 1 % of the peak; then (1 + cos(pi t / 4)) / 2 for t = 1, 2, 3.
+    # 4 updates, 1 of warm-up: 1 % of the peak; then (1 + cos(pi t / 3)) / 2 for t = 0, 1, 2.
     assert learning_rates(params_of("cosine", warmup=0.25), 4, [1.0]) == pytest.approx(
-        [0.01, 0.01 + 0.99 * 0.8535533905932737, 0.505, 0.01 + 0.99 * 0.14644660940672624]
+        [0.01, 1.0, 0.01 + 0.99 * 0.75, 0.01 + 0.99 * 0.25]
     )
+
+
+@pytest.mark.parametrize("cycles", [1, 2, 5])
+@pytest.mark.parametrize("warmup", [0.1, 0.3, 0.9])
+def test_no_jump_but_at_a_restart(warmup: float, cycles: int) -> None:
+    """Between two neighbours never more than the steepest slopes of the parts allow."""
+    found = learning_rates(params_of("cosine", warmup=warmup, cycles=cycles), 100, [1.0] * 10)
+    peak = round(warmup * 1000)
+    assert found[peak] == 1.0 and max(found[:peak]) < 1.0
+    restarts = {100 * (end + 1) for end in cycle_ends(10, cycles)}
+    shortest = min(end - peak for end in restarts if end > peak)  # updates of the first cosine
+    steepest = max(1 / peak, math.pi / 2 / min(shortest, 1000 // cycles))
+    for i, (before, after) in enumerate(itertools.pairwise(found), 1):
+        if i in restarts and i > peak:
+            assert before < 0.02 and after == pytest.approx(1.0)
+        else:
+            assert abs(after - before) <= steepest
+
+
+def test_only_the_first_cycle_is_shortened() -> None:
+    plain = learning_rates(params_of("cosine", cycles=3), 4, [1.0] * 9)
+    warmed = learning_rates(params_of("cosine", cycles=3, warmup=0.25), 4, [1.0] * 9)
+    assert warmed[12:] == plain[12:] and warmed[9] == 1.0
+
+
+def test_a_plateau_waits_for_the_end_of_the_warm_up() -> None:
+    params = params_of("plateau", warmup=0.5, lr_factor=0.5, lr_patience=1)
+    found = learning_rates(params, 4, [1.0, 2.0, 2.0, 2.0])
+    assert found[8:] == [1.0] * 4 + [0.5] * 4  # the peak has an epoch
 
 
 def test_cosine_ends_at_one_percent() -> None:
@@ -194,7 +225,7 @@ def test_warm_up_and_then_the_schedule() -> None:
     found = learning_rates(params_of("constant", warmup=0.4), 5, [1.0, 1.0])
     assert found == pytest.approx([0.01 + 0.99 * i / 4 for i in range(4)] + [1.0] * 6)
     found = learning_rates(params_of("step", warmup=0.4, lr_factor=0.5, lr_patience=1), 5, [1, 1])
-    assert found == pytest.approx([0.01 + 0.99 * i / 4 for i in range(4)] + [1.0] + [0.5] * 5)
+    assert found == pytest.approx([0.01 + 0.99 * i / 4 for i in range(4)] + [1.0] * 5 + [0.5])
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from foldrace.trainables.state import build_ema
+from foldrace.trainables.state import build_ema, ema_decay
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
@@ -22,6 +24,14 @@ def test_recurrence(decay: float) -> None:
         d = min(decay, 1 - update ** (-2 / 3))
         average = d * average + (1 - d) * ((update * 7) % 11)
         assert ema.module.weight.item() == pytest.approx(average, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(("epochs", "updates_per_epoch"), [(0.5, 20), (2.0, 7), (1.0, 1)])
+def test_the_reach_in_epochs(epochs: float, updates_per_epoch: int) -> None:
+    """So many epochs later an update has 1/e of the weight that it came with."""
+    decay = ema_decay(epochs, updates_per_epoch)
+    assert decay ** (epochs * updates_per_epoch) == pytest.approx(1 / math.e)
+    assert ema_decay(0.0, updates_per_epoch) == 0.0
 
 
 def test_buffers_are_averaged_and_counters_copied() -> None:

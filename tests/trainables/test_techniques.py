@@ -23,13 +23,15 @@ pytestmark = pytest.mark.slow
 
 PLAIN: dict[str, Value] = {
     "epochs": 4, "dropout": 0.1, "drop_path": 0.0, "mixup_prob": 0.0, "label_smoothing": 0.0,
-    "image_size": 32, "batch_size": 10, "lr": 2e-3, "ema_decay": 0.0,
+    "image_size": 32, "batch_size": 10, "lr": 2e-3, "ema_epochs": 0.0,
 }  # fmt: skip
 # knob -> (another value, what must be on for it to matter)
 CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "lr": (1e-3, {}),
     "weight_decay": (0.5, {}),
     "warmup": (0.5, {}),
+    "head_lr": (10.0, {}),
+    "lr_batch": (40, {}),
     "batch_size": (20, {}),
     "dropout": (0.5, {}),
     "drop_path": (0.5, {}),
@@ -37,8 +39,9 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "mixup_prob": (1.0, {}),
     "cutmix_alpha": (0.3, {"cutmix_prob": 1.0}),
     "cutmix_prob": (1.0, {}),
+    "mix_off": (0.5, {"mixup_prob": 1.0}),
     "label_smoothing": (0.2, {}),
-    "ema_decay": (0.9, {}),
+    "ema_epochs": (2.0, {}),
     "optimizer": ("sgd", {}),
     "momentum": (0.5, {}),
     "layer_decay": (0.5, {}),
@@ -59,6 +62,7 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "freeze_epochs": (2, {}),
     "unfreeze_epochs": (2, {"freeze_epochs": 1}),
     "policy": ("heavy", {}),
+    "flip": (0.5, {}),
     "random_erasing": (0.9, {}),
     "size_start": (0.5, {}),
     "snapshots": (2, {}),
@@ -68,7 +72,7 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
 }
 # knob -> the predictions of the weights that are kept beside the raw ones
 FURTHER: dict[str, tuple[str, ...]] = {
-    "ema_decay": ("oof_ema.npy",),
+    "ema_epochs": ("oof_ema.npy",),
     "snapshots": ("oof_snap1.npy", "oof_snap2.npy"),
 }
 
@@ -143,9 +147,9 @@ def test_every_row_trains(train: Callable[..., dict[str, bytes]], knob: str, nam
     "knobs",
     [
         {"sam_rho": 0.05, "rdrop_alpha": 1.0, "mixup_prob": 0.5, "cutmix_prob": 0.5},
-        {"loss": "bce", "rdrop_alpha": 1.0, "label_smoothing": 0.1, "ema_decay": 0.9},
+        {"loss": "bce", "rdrop_alpha": 1.0, "label_smoothing": 0.1, "ema_epochs": 0.9},
         {"freeze_epochs": 1, "unfreeze_epochs": 2, "layer_decay": 0.7, "sam_rho": 0.1},
-        {"cycles": 3, "snapshots": 2, "ema_decay": 0.9, "random_erasing": 1.0},
+        {"cycles": 3, "snapshots": 2, "ema_epochs": 0.9, "random_erasing": 1.0},
     ],
     ids=["used cars", "one-hot", "frozen", "snapshots"],
 )
@@ -153,5 +157,5 @@ def test_techniques_together(
     train: Callable[..., dict[str, bytes]], knobs: dict[str, Value]
 ) -> None:
     files = train("stack(timm/test_convnext,timm/test_resnet@48)", **knobs)
-    assert ("oof_ema.npy" in files) == ("ema_decay" in knobs)
+    assert ("oof_ema.npy" in files) == ("ema_epochs" in knobs)
     assert ("oof_snap2.npy" in files) == ("snapshots" in knobs)

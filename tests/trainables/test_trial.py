@@ -207,7 +207,7 @@ def test_the_last_epochs_weights_are_those_of_a_plain_loop(tiny_run: Any) -> Non
     spec = spec_for(
         tiny_run, backbone="timm/test_resnet", optimizer="sgd", lr=0.05, momentum=0.9, epochs=3,
         weight_decay=0.0, schedule="constant", warmup=0.0, dropout=0.0, mixup_prob=0.0,
-        clip_grad=0.0, ema_decay=0.9, use_gpu=False,
+        clip_grad=0.0, ema_epochs=0.9, use_gpu=False,
     )  # fmt: skip
     record = run_trial(spec, Watcher())
     assert {score.epoch for score in record.variants.values()} == {2}
@@ -274,7 +274,7 @@ def test_plateau_waits_for_the_calibrated_loss(
 
     monkeypatch.setattr(trial_module, "score_fold", scripted)
     spec = spec_for(
-        tiny_run, epochs=4, ema_decay=0.0, schedule="plateau", lr=0.01, lr_factor=0.5,
+        tiny_run, epochs=4, ema_epochs=0.0, schedule="plateau", lr=0.01, lr_factor=0.5,
         lr_patience=1, warmup=0.0,
     )  # fmt: skip
     run_trial(spec, Watcher())
@@ -323,7 +323,7 @@ class Judge(Watcher):
 
 def test_a_rung_writes_its_own_epoch(tiny_run: Any) -> None:
     """Not the best one so far; and it changes nothing."""
-    store, spec = tiny_run.store, spec_for(tiny_run, epochs=3, lr=0.05, ema_decay=0.9)
+    store, spec = tiny_run.store, spec_for(tiny_run, epochs=3, lr=0.05, ema_epochs=0.9)
     judge = Judge({1, 3}, lambda: store.train_log("c0000", 0))
     judged = run_trial(spec, judge)
     assert judged.variants == run_trial(another(spec, "c0001"), Watcher()).variants
@@ -358,7 +358,7 @@ def test_a_stopped_trial_writes_nothing(tiny_run: Any, batches: int) -> None:
 
 
 def test_without_an_average_there_is_the_raw_variant_alone(tiny_run: Any) -> None:
-    spec = spec_for(tiny_run, ema_decay=0.0, epochs=1)
+    spec = spec_for(tiny_run, ema_epochs=0.0, epochs=1)
     record = run_trial(spec, Watcher())
     assert set(record.variants) == {"raw"}
     assert set(result_files(tiny_run, spec)) == {

@@ -1,19 +1,20 @@
 """Named augmentation policies: how far a training image may be moved, turned and recoloured.
 
 Takes uint8 images of any size and a NumPy generator, gives square uint8 images. All geometry of a
-policy is one map, affine or a homography in coordinates of pixel centres (0 to size - 1), and so
-one interpolation, straight from the stored image, or from its averages where there are many more
-pixels than the output has.
+policy, together with the horizontal flip, which is a hyperparameter of its own, is one map, affine
+or a homography in coordinates of pixel centres (0 to size - 1), and so one interpolation, straight
+from the stored image, or from its averages where there are many more pixels than the output has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from foldrace.config.schema import TransformConfig
 from foldrace.core.plugins import Table
 
 Maps = NDArray[np.float64]  # (n, 3, 3)
@@ -126,7 +127,6 @@ class Policy:
     rotate: float = 0.0  # degrees, both ways
     zoom: float = 0.0  # scale is 1 ± zoom
     shift: float = 0.0  # fraction of the side, both ways
-    flip: float = 0.0  # probability of a horizontal flip
     shear: float = 0.0  # degrees, both ways, along x
     perspective: float = 0.0  # fraction of half the side that each corner may move inwards
     perspective_prob: float = 0.5
@@ -134,6 +134,8 @@ class Policy:
     contrast: float = 0.0  # factor is 1 ± contrast
     saturation: float = 0.0  # factor is 1 ± saturation
     hue: float = 0.0  # fraction of the colour circle, both ways
+    transforms: tuple[TransformConfig, ...] = field(default=(), hash=False)
+    """Transforms of a library that come next, in the form of `augment.transforms`."""
 
 
 POLICIES = Table(
@@ -142,38 +144,51 @@ POLICIES = Table(
     (
         Policy("none", "only resized"),
         Policy(
-            "light", "small moves, turns and zooms; no flip: digits, letters, left/right classes",
+            "light", "small moves, turns and zooms: digits, letters, small photos",
             rotate=10, zoom=0.1, shift=0.08,
         ),
         Policy(
-            "flip", "small moves, turns and zooms, horizontal flip: small photos",
-            rotate=10, zoom=0.1, shift=0.08, flip=0.5,
-        ),
-        Policy(
-            "medium", "random resized crop, flip, turns, colour jitter: photos of objects",
-            crop_area=(0.6, 1.0), crop_ratio=(0.8, 1.25), rotate=15, flip=0.5,
+            "medium", "random resized crop, turns, colour jitter: photos of objects",
+            crop_area=(0.6, 1.0), crop_ratio=(0.8, 1.25), rotate=15,
             brightness=0.15, contrast=0.2, saturation=0.2,
         ),
         Policy(
             "heavy", "strong crops, turns and colours: long schedules, large backbones",
             crop_area=(0.3, 1.0), crop_ratio=(0.75, 1.33), rotate=25, zoom=0.15, shift=0.05,
-            flip=0.5, brightness=0.25, contrast=0.4, saturation=0.4,
+            brightness=0.25, contrast=0.4, saturation=0.4,
         ),
         Policy(
             "vehicles",
-            "crop, flip, turn, shift, zoom, shear, perspective, colour jitter with hue: vehicles "
-            "and other rigid things seen from many places",
-            crop_area=(0.6, 1.0), crop_ratio=(0.75, 1.33), rotate=15, zoom=0.1, shift=0.1, flip=0.5,
+            "crop, turn, shift, zoom, shear, perspective, colour jitter with hue: vehicles and "
+            "other rigid things seen from many places",
+            crop_area=(0.6, 1.0), crop_ratio=(0.75, 1.33), rotate=15, zoom=0.1, shift=0.1,
             shear=10, perspective=0.2, brightness=0.1, contrast=0.2, saturation=0.2, hue=0.05,
+        ),
+        Policy(
+            "randaugment",
+            "small moves, turns and zooms, then 2 random operations of moderate strength (Cubuk, "
+            "Zoph, Shlens and Le, RandAugment, NeurIPS 2020)",
+            rotate=10, zoom=0.1, shift=0.08,
+            transforms=({"torchvision.RandAugment": {"interpolation": "bilinear"}},),
+        ),
+        Policy(
+            "trivialaugment",
+            "small moves, turns and zooms, then 1 random operation of random strength (Müller and "
+            "Hutter, TrivialAugment, ICCV 2021)",
+            rotate=10, zoom=0.1, shift=0.08,
+            transforms=({"torchvision.TrivialAugmentWide": {"interpolation": "bilinear"}},),
         ),
     ),
 )  # fmt: skip
 
 
-def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:
-    """(n, size, size, 3) uint8: each image varied by the policy.
+def augment(
+    images: list[Image], size: int, policy: Policy, rng: np.random.Generator, flip: float = 0.0
+) -> Image:
+    """(n, size, size, 3) uint8: each image varied by the policy, but for its `transforms`.
 
-    Draws the same numbers whatever the images are, so that a batch depends on its seed alone.
+    `flip` is the probability that an image is mirrored, left to right. Draws the same numbers
+    whatever the images are, so that a batch depends on its seed alone.
     """
     n = len(images)
     out = np.empty((n, size, size, 3), np.uint8)
@@ -181,7 +196,7 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     more = rng.random((n, 11)) if policy.shear or policy.perspective or policy.hue else None
     shapes = np.array([image.shape[:2] for image in images])
     crops = _crops(u, shapes, policy)
-    maps = _affine(u, crops, size, policy)
+    maps = _affine(u, crops, size, policy, flip)
     if more is not None:
         maps = _homography(maps, more, size, policy)
     blocks = _block_sides(crops, size)
@@ -230,7 +245,7 @@ def _block_sides(crops: NDArray[np.float64], size: int) -> NDArray[np.int64]:
 
 
 def _affine(
-    u: NDArray[np.float64], crops: NDArray[np.float64], size: int, policy: Policy
+    u: NDArray[np.float64], crops: NDArray[np.float64], size: int, policy: Policy, flip: float
 ) -> NDArray[np.float64]:
     """(n, 2, 3) maps from pixels of the images to pixels of the output.
 
@@ -241,7 +256,7 @@ def _affine(
 
     angle = np.deg2rad(_symmetric(u[:, 4], policy.rotate))
     scale = 1.0 + _symmetric(u[:, 5], policy.zoom)
-    mirror = np.where(u[:, 6] < policy.flip, -1.0, 1.0)
+    mirror = np.where(u[:, 6] < flip, -1.0, 1.0)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     maps = np.empty((len(u), 2, 3))
     maps[:, 0, 0], maps[:, 0, 1] = mirror * cos * sx, -mirror * sin * sy

@@ -110,7 +110,8 @@ class BatchDataset(Dataset[Batch]):
         self._given = (source, image_size, config, tuple(meta), parts)
         self._source, self._image_size, self._meta, self._parts = source, image_size, meta, parts
         self._policy = parts[POLICIES][config.policy]
-        self._transforms = Transforms(config.transforms, parts)
+        self._flip = config.flip or 0.0  # None where a config does not fix it
+        self._transforms = Transforms((*self._policy.transforms, *config.transforms), parts)
 
     def __reduce__(self) -> tuple[type[BatchDataset], tuple[object, ...]]:
         """A spawned worker makes its own: a plugin's functions are in no module that it has."""
@@ -123,7 +124,7 @@ class BatchDataset(Dataset[Batch]):
             pixels = resize(images, size)
         else:
             rng = np.random.default_rng(batch.seed)
-            pixels = augment(images, size, self._policy, rng)
+            pixels = augment(images, size, self._policy, rng, self._flip)
             pixels = self._transforms(pixels, rng)
         meta = meta_vectors(images, self._meta, self._parts)
         return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))

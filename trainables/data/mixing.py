@@ -65,6 +65,14 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return one_hot * (1.0 - smoothing) + smoothing / classes
 
 
+def mixed_epochs(params: TrialParams) -> int:
+    """Number of epochs, from the first one on, that have MixUp and CutMix.
+
+    Off at the end, as by timm's `--mixup-off-epoch`: images as they are scored.
+    """
+    return round((1.0 - params.mix_off) * params.epochs)
+
+
 def mix(
     images: Tensor, vectors: tuple[Tensor, ...], params: TrialParams, rng: np.random.Generator
 ) -> tuple[Tensor, tuple[Tensor, ...]]:

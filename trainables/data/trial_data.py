@@ -72,7 +72,7 @@ def open_data(
     batches = ShuffledBatchSampler(train_rows, params.batch_size, trial.seed, rank, world)
     classes, meta = len(store.classes()), trial.meta_features
     model_config = trial_model_config(trial.candidate, classes, meta, parts)
-    augment = AugmentConfig(policy=params.policy, transforms=trial.transforms)
+    augment = AugmentConfig(policy=params.policy, flip=params.flip, transforms=trial.transforms)
     dataset = BatchDataset(source, params.image_size, augment, model_config.meta, parts)
     # Without gradients there is room for twice as many images.
     scored_at_once = 2 * first_micro_batch(trial, world)

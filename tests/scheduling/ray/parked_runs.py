@@ -43,7 +43,7 @@ def sweep_config(images: Path) -> dict[str, Any]:
         "race": {"z": 0.0, "grace": RUNG_EPOCHS / EPOCHS, "reduction": 2},
         "training": {
             "epochs": EPOCHS, "image_size": 32, "pretrained": False,
-            "dropout": 0.2, "ema_decay": 0.9,
+            "dropout": 0.2, "ema_epochs": 0.9,
         },
         "augment": {"policy": "light"},
         "resources": {"cpus_per_trial": 1, "max_concurrent": 1, "max_failures": 0},

@@ -37,8 +37,10 @@ class Draws:
         return np.tile(self._row, (shape[0], 1))
 
 
-def apply(image: NDArray[np.uint8], size: int, policy: Policy, **draws: float) -> NDArray[np.uint8]:
-    return augment([image], size, policy, Draws(**draws))[0]  # type: ignore[arg-type]
+def apply(
+    image: NDArray[np.uint8], size: int, policy: Policy, flip: float = 0.0, **draws: float
+) -> NDArray[np.uint8]:
+    return augment([image], size, policy, Draws(**draws), flip)[0]  # type: ignore[arg-type]
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -94,7 +96,7 @@ def test_ranges_are_sound(policy: Policy) -> None:
     assert POLICIES[policy.name] is policy and policy.doc
     assert 0 < policy.crop_area[0] <= policy.crop_area[1] <= 1
     assert 0 < policy.crop_ratio[0] <= 1 <= policy.crop_ratio[1]
-    assert 0 <= policy.flip <= 1 and 0 <= policy.zoom < 1 and policy.rotate <= 180
+    assert 0 <= policy.zoom < 1 and policy.rotate <= 180
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(20, 30, 40), (32, 32, 32), (48, 36, 32)])
@@ -136,9 +138,19 @@ def test_averages_stay_in_their_place(height: int, width: int) -> None:
 
 def test_flip_is_exact() -> None:
     image = noise(16, 16)
-    flipped = apply(image, 16, Policy("p", "", flip=0.5), u6=0.49)
+    flipped = apply(image, 16, POLICIES["none"], flip=0.5, u6=0.49)
     np.testing.assert_array_equal(flipped, image[:, ::-1])
-    np.testing.assert_array_equal(apply(image, 16, Policy("p", "", flip=0.5), u6=0.5), image)
+    np.testing.assert_array_equal(apply(image, 16, POLICIES["none"], flip=0.5, u6=0.5), image)
+
+
+@each_policy
+def test_a_policy_does_not_flip_by_itself(policy: Policy) -> None:
+    """An image dark on the left and bright on the right stays so, and is turned round by `flip`."""
+    image = np.repeat(np.linspace(40, 200, 32).astype(np.uint8), 3).reshape(1, 32, 3)
+    image = np.ascontiguousarray(np.repeat(image, 32, axis=0))
+    for flip, sign in ((0.0, 1), (1.0, -1)):
+        out = augment([image] * 20, 16, policy, np.random.default_rng(0), flip).astype(float)
+        assert (sign * (out[:, :, 8:].mean((1, 2, 3)) - out[:, :, :8].mean((1, 2, 3))) > 0).all()
 
 
 @pytest.mark.parametrize(("u", "turns"), [(1.0, 1), (0.0, -1)])

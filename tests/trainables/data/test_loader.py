@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchvision.transforms import v2
 
 from foldrace.config.schema import AugmentConfig
 from foldrace.trainables.data.augment import POLICIES, augment, resize
 from foldrace.trainables.data.loader import (
     Batch,
     BatchDataset,
+    BatchRows,
     LoaderSettings,
     OrderedBatchSampler,
     ShuffledBatchSampler,
@@ -41,9 +43,9 @@ def digest(batches: list[Batch]) -> str:
     return sha.hexdigest()
 
 
-def epochs(workers: int, seed: int = 3) -> list[str]:
+def epochs(workers: int, seed: int = 3, policy: str = "medium") -> list[str]:
     sampler = ShuffledBatchSampler(np.arange(5, 40), 8, seed)
-    dataset = BatchDataset(Patterns(), 16, AugmentConfig(policy="medium"))
+    dataset = BatchDataset(Patterns(), 16, AugmentConfig(policy=policy, flip=0.5))
     loader = build_loader(dataset, sampler, workers, False)
     found = []
     for epoch in range(2):
@@ -52,12 +54,49 @@ def epochs(workers: int, seed: int = 3) -> list[str]:
     return found
 
 
-def test_loader_processes_change_nothing() -> None:
-    alone = epochs(0)
-    assert epochs(2) == alone
-    assert epochs(0) == alone
+@pytest.mark.parametrize("policy", ["medium", "randaugment", "trivialaugment"])
+def test_loader_processes_change_nothing(policy: str) -> None:
+    alone = epochs(0, policy=policy)
+    assert epochs(2, policy=policy) == alone
+    assert epochs(0, policy=policy) == alone
     assert alone[0] != alone[1]
-    assert epochs(0, seed=4) != alone
+    assert epochs(0, seed=4, policy=policy) != alone
+
+
+def test_half_of_the_images_are_flipped() -> None:
+    """As torchvision flips what the policy without a flip gives; the rest stays as it was."""
+    rows = BatchRows(np.arange(400), (5, 0))
+    plain, flipped, always = (
+        BatchDataset(Patterns(), 16, AugmentConfig(policy="none", flip=flip)).__getitems__(rows)
+        for flip in (0.0, 0.5, 1.0)
+    )
+    mirrored = v2.functional.horizontal_flip(plain.images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    assert (always.images.int() - mirrored.int()).abs().max() <= 1
+    same = (flipped.images == plain.images).flatten(1).all(1)
+    assert torch.equal(flipped.images[~same], always.images[~same])
+    assert same.float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "theirs"),
+    [("randaugment", v2.RandAugment), ("trivialaugment", v2.TrivialAugmentWide)],
+)
+def test_automatic_augmentation_is_torchvisions(policy: str, theirs: type[v2.Transform]) -> None:
+    """Of each image by its own seed, after the policy's moves; the global generator stays."""
+    rows = BatchRows(np.arange(12), (5, 0))
+    before = torch.get_rng_state()
+    found = BatchDataset(Patterns(), 16, AugmentConfig(policy=policy)).__getitems__(rows).images
+    assert torch.equal(torch.get_rng_state(), before)
+    rng = np.random.default_rng((5, 0))
+    moved = augment([Patterns().image(row) for row in rows.rows], 16, POLICIES["light"], rng)
+    seeds = rng.integers(2**63, size=12)
+    transform = theirs(interpolation=v2.InterpolationMode.BILINEAR)
+    with torch.random.fork_rng():
+        for i, seed in enumerate(seeds):
+            torch.manual_seed(int(seed))
+            expected = transform(torch.from_numpy(moved[i]).permute(2, 0, 1))
+            assert torch.equal(found[i].permute(2, 0, 1), expected)
+    assert not np.array_equal(found.numpy(), moved)
 
 
 def test_loading_leaves_the_global_generators_alone() -> None:

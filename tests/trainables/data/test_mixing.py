@@ -9,7 +9,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from foldrace.config.hyperparameters import TrialParams
-from foldrace.trainables.data.mixing import cutmix, erase_, erasing_boxes, mix, mixup, soft_targets
+from foldrace.trainables.data.mixing import (
+    cutmix,
+    erase_,
+    erasing_boxes,
+    mix,
+    mixed_epochs,
+    mixup,
+    soft_targets,
+)
 
 
 def batch(n: int = 8, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -233,3 +241,11 @@ def test_depends_on_the_generator_alone() -> None:
     torch.rand(3)
     erase_(other, 1.0, np.random.default_rng(5))
     assert torch.equal(one, other) and one.any()
+
+
+@pytest.mark.parametrize(
+    ("mix_off", "epochs", "mixed"),
+    [(0.0, 30, 30), (0.1, 30, 27), (0.1, 8, 7), (0.1, 4, 4), (0.5, 4, 2), (1.0, 30, 0)],
+)
+def test_the_last_epochs_are_not_mixed(mix_off: float, epochs: int, mixed: int) -> None:
+    assert mixed_epochs(TrialParams(mix_off=mix_off, epochs=epochs)) == mixed
