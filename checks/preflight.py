@@ -67,10 +67,13 @@ def preflight(
     config = parsed.config
     if config is None:
         raise UserError(problems)
-    space, found = build_space(config, parsed.source)
+    of_data = list[Problem]()
+    manifest, fold, test, checked = _data(config, workers, of_data)
+    rows = None if manifest is None else len(manifest)
+    space, found = build_space(config, parsed.source, rows)
     problems += found
     problems += config_problems(config, space, nodes, parts=parts)
-    manifest, fold, test, checked = _data(config, workers, problems)
+    problems += of_data
     if problems or manifest is None or fold is None or checked is None:
         raise UserError(problems)
     disk = estimate_bytes(config, space, len(manifest), len(manifest.classes), parts)

@@ -58,7 +58,9 @@ def resume(
     parsed = _parse_stored(store, overrides)
     _refuse_other_changes(store, parsed)
     config = parsed.require()
-    space, problems = build_space(config, f"{store.root}/sweep.yaml")
+    space, problems = build_space(
+        config, f"{store.root}/sweep.yaml", len(store.folds().image_paths)
+    )
     manifest = _same_data(store, config)
     earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
     with nodes_for_checks(config, address, sweep=not problems) as nodes:

@@ -146,7 +146,7 @@ class TrialParams:
     )  # fmt: skip
     head_lr: float = _knob(
         1.0, Float(0.01, 1000.0), Float(1.0, 30.0, log=True), "factor",
-        "learning rate of the head relative to `lr`",
+        "learning rate of the head relative to `lr`", searched_by_default=True,
     )  # fmt: skip
     lr_batch: int = _knob(
         0, Int(0, 65_536), None, "images per update",
@@ -206,6 +206,7 @@ class TrialParams:
     layer_decay: float = _knob(
         1.0, Float(0.1, 1.0), Float(0.5, 1.0), "factor per layer",
         "learning rate of each layer relative to the next one; 1 turns it off",
+        searched_by_default=True,
     )  # fmt: skip
     schedule: str = _knob(
         "cosine", Name(), None, "name",

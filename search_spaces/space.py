@@ -6,7 +6,7 @@ back, or the problems in the config.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from optuna.distributions import (
@@ -21,6 +21,7 @@ from foldrace.config.hyperparameters import KNOBS, Knob, TrialParams
 from foldrace.config.ranges import Choice, Float, Int, Range, Value
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, did_you_mean
+from foldrace.search_spaces.defaults import Situation, by_situation, family
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class SearchSpace:
 
     settings: Mapping[str, Mapping[str, Setting]]
     """Backbone -> hyperparameter -> setting."""
+    situations: Mapping[str, Situation] = field(default_factory=dict)
+    """Backbone -> what its defaults go by."""
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -116,41 +119,124 @@ class SearchSpace:
         return {name: distribution(r) for name, r in self.searched(backbone).items()}
 
 
-def build_space(config: SweepConfig, source: str) -> tuple[SearchSpace, list[Problem]]:
-    """The space, with defaults in place of wrong settings, and the problems of these."""
+def build_space(
+    config: SweepConfig, source: str, rows: int | None = None
+) -> tuple[SearchSpace, list[Problem]]:
+    """The space, with defaults in place of wrong settings, and the problems of these.
+
+    `rows`: labelled images; None: not known. What the config does not name goes by each backbone's
+    situation (`search_spaces.defaults`).
+    """
     search, problems = config.search, list[Problem]()
-    unnamed = {name: _unnamed(knob, config.fixed.get(name)) for name, knob in KNOBS.items()}
-    shared = unnamed | _settings(search.space, unnamed, source, "search.space", "", problems)
     for backbone in search.per_backbone:
         if backbone not in search.backbones:
             where = f"{source}: search.per_backbone.{backbone}"
             allowed = ", ".join(search.backbones)
             problems.append(Problem(where, f"is not among search.backbones; allowed: {allowed}"))
-    per_backbone = {
-        backbone: shared | _settings(
+    situations = {b: _situation(config, b, rows) for b in search.backbones}
+    unlike = _unlike(situations.values())
+    settings: dict[str, Mapping[str, Setting]] = {}
+    for i, (backbone, situation) in enumerate(situations.items()):
+        bases = _bases(situation, unlike)
+        unnamed = {
+            name: _unnamed(base, config.fixed.get(name), KNOBS[name])
+            for name, base in bases.items()
+        }
+        found = problems if i == 0 else []  # those of the space are the same for every backbone
+        shared = unnamed | _settings(
+            search.space, unnamed, bases, source, "search.space", "", found
+        )
+        settings[backbone] = shared | _settings(
             search.per_backbone.get(backbone, {}),
             shared,
+            bases,
             source,
             f"search.per_backbone.{backbone}",
             f"[{backbone}]",
             problems,
         )
-        for backbone in search.backbones
-    }  # fmt: skip
-    return SearchSpace(per_backbone), problems
+    return SearchSpace(settings, situations), problems
 
 
-def _unnamed(knob: Knob, fixed: Value | None) -> Setting:
+def _situation(config: SweepConfig, backbone: str, rows: int | None) -> Situation:
+    """By the values that the config gives; where one is searched, by the list's own default."""
+    search = config.search
+
+    def value(name: str) -> Value:
+        for forms in (search.per_backbone.get(backbone, {}), search.space):
+            if name in forms:
+                form = forms[name]
+                try:
+                    return KNOBS[name].default if _searches(form) else KNOBS[name].read(form)
+                except ValueError:
+                    return KNOBS[name].default
+        return config.fixed.get(name, KNOBS[name].default)
+
+    batch, epochs, k = int(value("batch_size")), int(value("epochs")), config.folds.k
+    updates = None
+    if rows is not None:
+        part = 1 - config.folds.valid_fraction if k == 1 else (k - 1) / k
+        updates = max(int(rows * part) // batch, 1) * epochs
+    return Situation(
+        family=family(backbone),
+        pretrained=value("pretrained") is not False,
+        optimizer=str(value("optimizer")),
+        batch_size=batch,
+        updates=updates,
+    )
+
+
+def _searches(form: KnobConfig) -> bool:
+    return isinstance(form, RangeConfig) or form == SEARCH
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a hyperparameter is for a backbone, before the config's words."""
+
+    default: Value
+    searched: Range | None
+    """Range where the config does not name it; None: it is not searched then."""
+    usual: Range | None
+    """Range of `search`, and of an end that a range of the config leaves out."""
+    suffix: str
+    """What tells its range from those of other situations."""
+
+
+def _bases(situation: Situation, unlike: Collection[str]) -> dict[str, _Base]:
+    own = by_situation(situation)
+    found = {}
+    for name, knob in KNOBS.items():
+        if name in own:
+            default, searched = own[name]
+            suffix = f"[{situation.name}]" if name in unlike else ""
+            found[name] = _Base(default, searched, searched or knob.search, suffix)
+        else:
+            searched = knob.search if knob.searched_by_default else None
+            found[name] = _Base(knob.default, searched, knob.search, "")
+    return found
+
+
+def _unlike(situations: Iterable[Situation]) -> set[str]:
+    """Hyperparameters with several defaults or ranges among these."""
+    every = [by_situation(situation) for situation in situations]
+    names = {name for found in every for name in found}
+    return {name for name in names if any(f.get(name) != every[0].get(name) for f in every)}
+
+
+def _unnamed(base: _Base, fixed: Value | None, knob: Knob) -> Setting:
     """The setting of a hyperparameter that the search does not name."""
     if fixed is not None:
         return Setting(knob.name, fixed, None, f"{knob.section}.{knob.name}")
-    chosen = knob.search if knob.searched_by_default else None
-    return Setting(knob.name, _inside(knob.default, chosen), chosen, f"search.space.{knob.name}")
+    default = _inside(knob, base.default, base.searched)
+    suffix = base.suffix if base.searched is not None else ""
+    return Setting(knob.name + suffix, default, base.searched, f"search.space.{knob.name}")
 
 
 def _settings(
     given: Mapping[str, KnobConfig],
     others: Mapping[str, Setting],
+    bases: Mapping[str, _Base],
     source: str,
     section: str,
     suffix: str,
@@ -165,50 +251,70 @@ def _settings(
             text = f"unknown hyperparameter; {hint}allowed: {', '.join(KNOBS)}"
             problems.append(Problem(f"{source}: {key}", text))
             continue
-        default = others[name].default
+        default, base = others[name].default, bases[name]
+        own = suffix or ("" if isinstance(form, RangeConfig) and _is_whole(form) else base.suffix)
         try:
-            default, chosen = _default_and_range(KNOBS[name], form, default)
+            default, chosen = _default_and_range(KNOBS[name], base, form, default)
         except ValueError as error:
             problems.append(Problem(f"{source}: {key}", str(error)))
             chosen = None
-        found[name] = Setting(name + suffix, default, chosen, key)
+        found[name] = Setting(name + (own if chosen or suffix else ""), default, chosen, key)
     return found
 
 
-def _default_and_range(knob: Knob, form: KnobConfig, default: Value) -> tuple[Value, Range | None]:
+def _is_whole(form: RangeConfig) -> bool:
+    """True where no end of the range comes from elsewhere."""
+    return form.choices is not None or None not in (form.low, form.high)
+
+
+def _default_and_range(
+    knob: Knob, base: _Base, form: KnobConfig, default: Value
+) -> tuple[Value, Range | None]:
     if isinstance(form, RangeConfig):
-        chosen = _range(knob, form)
+        chosen = _range(knob, base, form)
     elif form == SEARCH:
-        chosen = _searched(knob)
+        chosen = _searched(knob, base)
     else:
         return _read(knob, form), None
-    return _inside(default, chosen), chosen
+    return _inside(knob, default, chosen), chosen
 
 
-def _searched(knob: Knob) -> Range:
+def _searched(knob: Knob, base: _Base) -> Range:
     """The range where the config says `search`."""
-    if knob.search is not None:
-        return knob.search
+    if base.usual is not None:
+        return base.usual
     if isinstance(knob.limits, (Float, Int)):
         return knob.limits
     raise ValueError(f"is searched by {{choices: [...]}}: {knob.doc}")
 
 
-def _inside(default: Value, chosen: Range | None) -> Value:
-    """The default where the range holds it, else the middle of the range."""
-    return default if chosen is None or chosen.contains(default) else chosen.middle()
+def _inside(knob: Knob, default: Value, chosen: Range | None) -> Value:
+    """The default where the range holds it and not at its edge, else the middle of the range.
+
+    An end at which the hyperparameter has no effect, such as a probability of 0, is no edge.
+    """
+    if chosen is None or (chosen.contains(default) and not _at_edge(knob, default, chosen)):
+        return default
+    return chosen.middle()
 
 
-def _range(knob: Knob, form: RangeConfig) -> Range:
+def _at_edge(knob: Knob, value: Value, chosen: Range) -> bool:
+    if not isinstance(chosen, Float) or not isinstance(knob.limits, Float):
+        return False
+    ends = (chosen.low, chosen.high)
+    return value in ends and value not in (knob.limits.low, knob.limits.high)
+
+
+def _range(knob: Knob, base: _Base, form: RangeConfig) -> Range:
     if form.choices is not None:
         return Choice(tuple(_read(knob, value) for value in form.choices))
     if not isinstance(knob.limits, (Float, Int)):
         takes = "a name" if knob.named else str(knob.limits)
         raise ValueError(f"takes {takes} or {{choices: [...]}}, no low and high: {knob.doc}")
-    base = knob.search if isinstance(knob.search, (Float, Int)) else knob.limits
-    low = base.low if form.low is None else form.low
-    high = base.high if form.high is None else form.high
-    log = form.log if form.log is not None else base.log and low > 0
+    usual = base.usual if isinstance(base.usual, (Float, Int)) else knob.limits
+    low = usual.low if form.low is None else form.low
+    high = usual.high if form.high is None else form.high
+    log = form.log if form.log is not None else usual.log and low > 0
     _read(knob, low)
     _read(knob, high)
     return Int(int(low), int(high), log) if knob.whole else Float(low, high, log)

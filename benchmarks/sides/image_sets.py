@@ -1,9 +1,9 @@
-"""Small image data sets of many kinds, each as a newcomer has one: a folder per class, and test images
-whose labels lie elsewhere.
+"""Small image data sets of many kinds, each as a newcomer has one: a folder per class, and test
+images whose labels lie elsewhere.
 
 Takes a name and a folder, leaves `data/train/<class>/<id>.<ext>`, `data/test/<id>.<ext>` and
-`test_labels.csv` (id,label) in it. Two sets come with scikit-learn. The others are made of copies that
-the environment variable `IMAGE_SETS` names, a folder that holds: `sign_digits/train.zip` (Mavi 2020,
+`test_labels.csv` (id,label) in it. Two sets come with scikit-learn. The others are made of copies
+in a folder that the environment variable `IMAGE_SETS` names: `sign_digits/train.zip` (Mavi 2020,
 arXiv:2011.08927), `small_photos` (train.zip, test.zip, test_labels.csv: 2,500 photos of CIFAR-10),
 and of github.com `alexeygrigorev/clothing-dataset-small`, `brendenlake/omniglot` and
 `hromi/SMILEsmileD`, each under the repository's own name.
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from sides.hard_digits import digit_images
 
 _SEED = 0
@@ -109,7 +108,7 @@ def _sources() -> Path:
 
 
 def _zipped(path: str, *, label_depth: int = 1) -> Iterator[Example]:
-    """Images of a zip; the class is the name of the folder `label_depth` above, with those between."""
+    """Images of a zip; the class is the `label_depth` folders that they lie in."""
     with zipfile.ZipFile(_sources() / path) as archive:
         for name in sorted(archive.namelist()):
             if name.lower().endswith((".jpg", ".png")) and "__MACOSX" not in name:

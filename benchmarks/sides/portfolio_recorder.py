@@ -72,19 +72,17 @@ STARTS = {
                 "timm/test_byobnet",
                 "timm/test_mambaout",
                 "timm/test_vit",
-                "timm/lcnet_050",
-                "timm/resnet10t",
             ),
-            20,
-            1300,
+            16,
+            1000,
             None,
         ),
         Start(
             "pretrained",
             ("sign_digits", "small_photos", "clothing", "smiles", "omniglot"),
             ("timm/efficientnet_lite0", "timm/efficientnet_lite1", "timm/efficientnet_lite2"),
-            8,
-            900,
+            6,
+            600,
             64,
         ),
     )
@@ -252,7 +250,9 @@ def _record_one(folder: Path, key: Key) -> str:
 
 def _column(store: RunStore, variant: str) -> NDArray[np.float16]:
     """(rows,) calibrated true-class probabilities of fold 0."""
-    log_prob = np.load(Path(store.root) / "trials" / "c0000" / "fold0" / f"oof{suffix(variant)}.npy")
+    log_prob = np.load(
+        Path(store.root) / "trials" / "c0000" / "fold0" / f"oof{suffix(variant)}.npy"
+    )
     rows = np.load(Path(store.root) / "trials" / "c0000" / "fold0" / "rows.npy")
     labels = store.labels()[rows]
     calibrated = true_prob_at(log_prob, labels, fit_temperature(log_prob, labels))

@@ -106,8 +106,8 @@ class Sampler:
     sees_pruned: bool = False
     """True where it ranks trials of the state PRUNED; to other samplers candidates that are not
     complete are shown as if they were, with the value that they have."""
-    starts_with_default: bool = True
-    """True: the first candidate of each backbone has its default configuration."""
+    starts_with_portfolio: bool = True
+    """True: the first candidates are those of the portfolio."""
 
 
 def _asked(
@@ -170,8 +170,8 @@ SAMPLERS: dict[str, Sampler] = {
     "tpe": Sampler(_proposals(_tpe), most_trials=500, sees_pruned=True),
     "random": Sampler(_proposals(_random)),
     "gp": Sampler(_proposals(_gp), most_trials=60),
-    "grid": Sampler(_grid, starts_with_default=False),
-    "list": Sampler(_nothing, starts_with_default=False),
+    "grid": Sampler(_grid, starts_with_portfolio=False),
+    "list": Sampler(_nothing, starts_with_portfolio=False),
 }
 """Optuna's samplers are made anew for each candidate, so the points of a sequence (Sobol's), which
 must go on from candidate to candidate, need a `propose` of their own that uses `request.number`."""

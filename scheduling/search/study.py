@@ -17,9 +17,11 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
 from foldrace.scheduling.search.samplers import SAMPLERS, SuggestionRequest
-from foldrace.scheduling.search.warm_start import earlier_candidates
+from foldrace.scheduling.search.warm_start import best_elsewhere, earlier_candidates
+from foldrace.search_spaces.portfolio import first_candidates
 from foldrace.search_spaces.space import SearchSpace
 
+_PORTFOLIO_PART = 2  # at most one candidate in this many is of the portfolio, but one a backbone
 _Key = tuple[str, tuple[tuple[str, Value], ...]]
 
 
@@ -38,20 +40,21 @@ class CandidateStudy(SweepListener):
         self._sampler = SAMPLERS[search.sampler]
         by_gain = search.objective == "gain"
         self._history = SamplerHistory(space, self._sampler, classes, by_gain, earlier)
-        points = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
-        self._points = {_key(*point): point for point in points}  # that no candidate has
+        first = [(p.backbone, space.configured(p.backbone, p.params)) for p in search.points]
+        if self._sampler.starts_with_portfolio:
+            most = search.candidates // _PORTFOLIO_PART
+            first += first_candidates(space, most, best_elsewhere(earlier))
+        self._first = {_key(*one): one for one in first}  # that no candidate has
         self._taken: set[_Key] = set()  # configurations that a candidate has
-        self._begun: set[str] = set()  # backbones with a candidate
 
     def ask(self, number: int, backbone: str | None = None) -> CandidateRecord | None:
         """Candidate `number`, or None where every configuration is taken (the end of a grid).
 
-        The next point given by hand, else the default configuration of a backbone without a
-        candidate, else what the sampler proposes for `backbone` (None: one at random), or for the
-        next backbone where every configuration of that one is taken. It counts once
-        `candidate_started` has been called with it.
+        The next point given by hand, else the next of the portfolio, else what the sampler proposes
+        for `backbone` (None: one at random), or for the next backbone where every configuration of
+        that one is taken. It counts once `candidate_started` has been called with it.
         """
-        found = self._point() or self._default() or self._proposed(number, backbone)
+        found = next(iter(self._first.values()), None) or self._proposed(number, backbone)
         if found is None:
             return None
         chosen, params = found
@@ -59,10 +62,9 @@ class CandidateStudy(SweepListener):
 
     def candidate_started(self, candidate: CandidateRecord) -> None:
         """Take its configuration; it is not given again, though the space no longer holds it."""
-        self._begun.add(candidate.backbone)
         key = _key(candidate.backbone, TrialParams.from_dict(candidate.params))
         self._taken.add(key)
-        self._points.pop(key, None)
+        self._first.pop(key, None)
         self._history.start(candidate)
 
     def trial_ended(self, record: TrialRecord, summary: CandidateSummary) -> None:
@@ -76,16 +78,6 @@ class CandidateStudy(SweepListener):
     def settled(self, summary: CandidateSummary) -> None:
         """Learn from how it ended."""
         self._history.update(summary)
-
-    def _point(self) -> tuple[str, TrialParams] | None:
-        return next(iter(self._points.values()), None)
-
-    def _default(self) -> tuple[str, TrialParams] | None:
-        if not self._sampler.starts_with_default:
-            return None
-        left = (b for b in self._space.backbones if b not in self._begun)
-        backbone = next(left, None)
-        return None if backbone is None else (backbone, self._space.default(backbone))
 
     def _proposed(self, number: int, backbone: str | None) -> tuple[str, TrialParams] | None:
         backbones = list(self._space.backbones)

@@ -19,6 +19,7 @@ _REMOVE = (
     "put the folder back, or remove it from the list; a run that learnt from it goes on without it "
     "with `resume RUN --set search.warm_start=[]`"
 )
+_BEST = 2  # candidates of an earlier run that are tried first
 _INSTRUCTIVE = ("complete", "stopped", "diverged")  # statuses that a sampler can learn from
 
 
@@ -35,6 +36,25 @@ def earlier_candidates(
         for store in [RunStore.open(root)]
         for summary in _usable(store, space)
     ]
+
+
+def best_elsewhere(earlier: Sequence[EarlierCandidate]) -> list[tuple[str, TrialParams]]:
+    """Backbone and hyperparameters of the `_BEST` complete candidates with the least loss a run.
+
+    Of runs whose losses are not comparable with this one's, such as those on other data: the others
+    guide the sampler, and a fold trial of theirs need not be trained again.
+    """
+    found: list[tuple[str, TrialParams]] = []
+    for run in dict.fromkeys(e.run for e in earlier):
+        complete = [
+            (e.summary.pooled_calibrated(e.summary.best), e.summary)
+            for e in earlier
+            if e.run == run and not e.comparable
+            if e.summary.status == "complete" and e.summary.best is not None
+        ]
+        ranked = sorted(complete, key=lambda one: (one[0], one[1].candidate.candidate))
+        found += [(s.candidate.backbone, _params(s)) for _, s in ranked[:_BEST]]
+    return found
 
 
 def warm_start_problems(roots: Sequence[str], space: SearchSpace) -> Iterator[Problem]:

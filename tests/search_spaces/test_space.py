@@ -19,6 +19,7 @@ from foldrace.config.schema import (
     SweepConfig,
     TrainingConfig,
 )
+from foldrace.search_spaces.defaults import Situation, by_situation
 from foldrace.search_spaces.space import SearchSpace, Setting, build_space
 from tests.conftest import examples
 
@@ -50,12 +51,14 @@ def sampled(of: SearchSpace, n: int, seed: int = 0) -> list[tuple[str, TrialPara
     return drawn
 
 
-def test_nothing_given_means_the_knobs_own_ranges() -> None:
+def test_nothing_given_means_the_situations_ranges_else_the_knobs_own() -> None:
     built = space()
+    own = by_situation(Situation("cnn", pretrained=True))
     for backbone in (A, B):
         for name, knob in KNOBS.items():
             searched = knob.search if knob.searched_by_default else None
-            assert built.settings[backbone][name] == Setting(name, knob.default, searched)
+            default, searched = own.get(name, (knob.default, searched))
+            assert built.settings[backbone][name] == Setting(name, default, searched)
 
 
 def test_other_sections_give_defaults_of_their_knobs() -> None:
@@ -83,7 +86,7 @@ def test_fix_narrow_replace_and_search() -> None:
     found = built.settings[A]
     assert found["lr"] == Setting("lr", 0.003, None)
     assert found["dropout"] == Setting("dropout", 0.1, Float(0.0, 0.2))
-    assert found["weight_decay"] == Setting("weight_decay", 0.02, Float(0.01, 0.02))
+    assert found["weight_decay"] == Setting("weight_decay", 0.015, Float(0.01, 0.02))  # no edge
     assert found["batch_size"] == Setting("batch_size", 16, Choice((16, 64)))
     assert found["epochs"] == Setting("epochs", 8, Int(5, 10))  # 30 lies outside: the middle
     assert found["image_size"].range == KNOBS["image_size"].limits
@@ -96,7 +99,10 @@ def test_fix_narrow_replace_and_search() -> None:
 
 
 def test_a_log_range_stays_log_unless_said_otherwise_or_zero() -> None:
-    assert space(space={"lr": {"low": 1e-5}}).settings[A]["lr"].range == Float(1e-5, 5e-3, True)
+    usual = by_situation(Situation("cnn", pretrained=True))["lr"][1]
+    assert isinstance(usual, Float)
+    expected = Float(1e-5, usual.high, True)
+    assert space(space={"lr": {"low": 1e-5}}).settings[A]["lr"].range == expected
     assert space(space={"weight_decay": {"low": 0}}).settings[A]["weight_decay"].range == Float(
         0, 0.2
     )
@@ -119,7 +125,8 @@ def test_a_backbone_of_its_own() -> None:
 
 
 def test_the_first_candidate_has_the_defaults_where_the_space_holds_them() -> None:
-    assert space().default(A) == TrialParams()
+    own = {name: value for name, (value, _) in by_situation(Situation("cnn", True)).items()}
+    assert space().default(A) == TrialParams.from_dict(own)
     built = space(space={"lr": {"low": 2e-3, "high": 4e-3}, "dropout": 0.4})
     assert built.default(A).lr == pytest.approx((2e-3 * 4e-3) ** 0.5)  # the default's log scale
     assert built.default(A).dropout == 0.4
@@ -176,7 +183,7 @@ def test_every_problem_at_once() -> None:
     assert text["space.channels_last"].startswith("got 1; allowed: true or false")
     assert "is searched by {choices: [...]}" in text["space.precision"]
     assert len(problems) == 21
-    assert built.default(A).lr == KNOBS["lr"].default  # a space for later checks all the same
+    assert built.default(A).lr == Situation("cnn", True).lr  # a space for later checks all the same
 
 
 def test_a_number_that_is_not_finite_is_a_problem_and_no_crash() -> None:
@@ -259,7 +266,7 @@ def test_a_configuration_given_by_hand_may_lie_outside() -> None:
 
 def test_the_optuna_names_of_what_is_searched() -> None:
     built = space(space=MIXED, per_backbone={B: {"lr": {"low": 1e-6, "high": 1e-5}}})
-    assert built.searched(A)["lr"] == KNOBS["lr"].search
+    assert built.searched(A)["lr"] == by_situation(Situation("cnn", True))["lr"][1]
     assert built.searched(B)[f"lr[{B}]"] == Float(1e-6, 1e-5, log=True)
     assert "dropout" not in built.searched(A) and "lr" not in built.searched(B)
 
@@ -298,7 +305,8 @@ def test_every_hyperparameter_is_searched_by_the_space_whatever_its_section_fixe
             assert setting.key.startswith(f"search.{where}") and setting.key.endswith(knob.name)
             assert (built.settings[A][knob.name].range is None) is (where == "per_backbone")
             assert setting.range.contains(setting.default)
-            inside = setting.range.contains(knob.default)
+            ends = (getattr(setting.range, "low", None), getattr(setting.range, "high", None))
+            inside = setting.range.contains(knob.default) and knob.default not in ends
             assert not inside or setting.default == knob.default
             for backbone, params in sampled(built, 6):
                 encoded = built.encode(backbone, params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -21,16 +22,18 @@ from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.search_spaces.space import SearchSpace, build_space
 
-BACKBONES = ("timm/test_resnet", "timm/test_vit")
-FEW = {
+BACKBONES = ("timm/test_resnet", "timm/test_byobnet")
+FEW: dict[str, Any] = {
     name: knob.default for name, knob in KNOBS.items() if knob.searched_by_default and name != "lr"
 }
 """Fixes what a config without a space would search, but for the learning rate."""
 
 
 def sweep(**search: object) -> SweepConfig:
-    """Keys of the search section, as in a config file."""
-    section = SearchConfig.model_validate_json(json.dumps({"backbones": BACKBONES, **search}))
+    """Keys of the search section, as in a config file; `lr` has a range of its own."""
+    given: Any = {"backbones": BACKBONES, **search}
+    given["space"] = {"lr": {"low": 1e-4, "high": 5e-3, "log": True}} | given.get("space", {})
+    section = SearchConfig.model_validate_json(json.dumps(given))
     return SweepConfig(name="s", data=DataConfig(train="t"), search=section)
 
 

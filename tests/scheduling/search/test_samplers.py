@@ -34,7 +34,7 @@ RANGES: dict[str, Range] = {
     "batch_size": Choice((16, 32, 64)),
     "loss": Choice(("focal", "cross_entropy")),
 }
-DRAWING = [name for name, row in SAMPLERS.items() if row.starts_with_default]
+DRAWING = [name for name, row in SAMPLERS.items() if row.starts_with_portfolio]
 LEARNING = [name for name, row in SAMPLERS.items() if row.most_trials]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foldrace.checks.search import search_problems, search_warnings
-from foldrace.config.hyperparameters import KNOBS, TrialParams
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord, VariantScore
@@ -214,7 +214,7 @@ def test_every_wrong_point_is_told_with_its_key() -> None:
             {"backbone": "timm/test_resnt", "params": {"lr": 0.001}},
             {"backbone": A, "params": {"lr": 5, "drop_out": 0.1, "batch_size": 16.5}},
             {"backbone": A, "params": {"loss": "focl", "dropout": "high", "optimizer": 3}},
-            {"backbone": A, "params": {"lr": KNOBS["lr"].default}},
+            {"backbone": A, "params": {"lr": space_of(sweep()).default(A).lr}},
         ]
     )
     where = "search.points[{}].{}".format

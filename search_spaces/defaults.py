@@ -1,0 +1,115 @@
+"""What a hyperparameter starts at and is searched in where the config does not say: by what is trained.
+
+Takes a `Situation` (weights, kind of backbone, length), gives default and range of each hyperparameter
+that depends on it. The evidence is in docs/defaults.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from foldrace.config.hyperparameters import KNOBS
+from foldrace.config.ranges import Float, Range, Value
+
+Family = Literal["cnn", "hybrid", "transformer"]
+Start = Literal["scratch", "pretrained"]
+
+_HYBRID = re.compile(
+    r"coat|convit|maxvit|maxxvit|mobilevit|levit|efficientformer|efficientvit|edgenext|fastvit"
+    r"|tiny_vit|poolformer|caformer|convformer|nextvit|gcvit|mvit|hybrid|vitamin"
+    r"|convnext|mambaout|focalnet|inception_next|hornet|metanext|starnet"
+)
+_TRANSFORMER = re.compile(
+    r"vit|deit|beit|eva|swin|cait|xcit|(^|_)pit_|tnt_|volo|twins|pvt|hiera|nest_|mixer|resmlp|gmlp"
+)
+SHORT = 300
+"""Updates below which MixUp and CutMix are not tried: a mixed batch teaches more slowly."""
+_USUAL_BATCH = 32  # images that the rates below are for
+_USUAL_UPDATES = 1000  # that the rates from pretrained weights are for
+
+
+def family(backbone: str) -> Family:
+    """The kind of a backbone, by its name.
+
+    ConvNeXt and its like count as hybrids: convolutions that are trained like a transformer.
+    """
+    name = backbone.rpartition("/")[2].lower()
+    if _HYBRID.search(name):
+        return "hybrid"
+    return "transformer" if _TRANSFORMER.search(name) else "cnn"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the candidates of one backbone have in common."""
+
+    family: Family
+    pretrained: bool
+    optimizer: str = "adamw"
+    batch_size: int = _USUAL_BATCH
+    """Images an update; where it is searched, the number that the rates are for."""
+    updates: int | None = None
+    """Optimiser steps of a fold trial; None: not known."""
+
+    @property
+    def name(self) -> str:
+        """Text that tells situations with unlike ranges apart."""
+        return f"{self.family} {self.start} {self.lr:g}"
+
+    @property
+    def start(self) -> Start:
+        """What the training begins with."""
+        return "pretrained" if self.pretrained else "scratch"
+
+    @property
+    def lr(self) -> float:
+        """The usual peak learning rate, to two digits.
+
+        From scratch: small networks want a high one. From pretrained weights the less, the more
+        updates there are: published fine-tuning has 2e-5 to 1e-4 for thousands of updates of 512
+        images, 172 updates of 32 images want 1e-3. Adam's rate goes by the square root of the batch
+        (Malladi et al., NeurIPS 2022), SGD's by the batch (Goyal et al., 2017).
+        """
+        rate = _RATES[self.pretrained, self.family]
+        if self.pretrained and self.updates is not None:
+            rate *= min(max(math.sqrt(_USUAL_UPDATES / max(self.updates, 1)), 0.5), 3.0)
+        relative = self.batch_size / _USUAL_BATCH
+        sgd = self.optimizer == "sgd"
+        return _rounded(rate * (_SGD * relative if sgd else math.sqrt(relative)))
+
+
+_RATES: dict[tuple[bool, Family], float] = {
+    (False, "cnn"): 4e-3,
+    (False, "hybrid"): 2e-3,
+    (False, "transformer"): 1e-3,
+    (True, "cnn"): 4e-4,
+    (True, "hybrid"): 1e-4,
+    (True, "transformer"): 5e-5,
+}
+_SGD = 20.0  # its rate relative to AdamW's
+_BELOW, _ABOVE = 8.0, 5.0  # the range of the rate: its usual value divided and multiplied by these
+
+
+def by_situation(given: Situation) -> dict[str, tuple[Value, Range | None]]:
+    """Hyperparameter -> default, and range of the search or None; those that depend on it."""
+    lr = given.lr
+    found: dict[str, tuple[Value, Range | None]] = {
+        "lr": (lr, Float(_rounded(lr / _BELOW), _rounded(lr * _ABOVE), log=True)),
+        "layer_decay": (1.0, None),
+        "head_lr": (1.0, None),
+    }
+    if given.pretrained:
+        found |= {
+            "layer_decay": (0.9, Float(0.6, 1.0)),
+            "head_lr": (3.0, KNOBS["head_lr"].search),
+        }
+    if given.updates is not None and given.updates < SHORT:
+        found |= {"mixup_prob": (0.0, None), "cutmix_prob": (0.0, None)}
+    return found
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
