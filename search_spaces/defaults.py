@@ -1,7 +1,7 @@
-"""What a hyperparameter starts at and is searched in where the config does not say: by what is trained.
+"""Where a hyperparameter starts and is searched if the config does not say: by what is trained.
 
-Takes a `Situation` (weights, kind of backbone, length), gives default and range of each hyperparameter
-that depends on it. The evidence is in docs/defaults.md.
+Takes a `Situation` (weights, kind of backbone, length), gives default and range of each
+hyperparameter that depends on it. The evidence is in docs/defaults.md.
 """
 
 from __future__ import annotations

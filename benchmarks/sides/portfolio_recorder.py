@@ -1,12 +1,12 @@
-"""The same configurations trained on many small data sets, one fold each: what the portfolio of first
-candidates is chosen from.
+"""The same configurations trained on many small data sets, one fold each: what the portfolio of
+first candidates is chosen from.
 
-Takes a folder, leaves `seen/<start>/<set>/<number>.npz` in it for each fold trial; goes on where it was
-interrupted, and leaves out what the committed table has. One process a core, each on one thread.
-Configurations are drawn at random, each from its number alone, so a longer recording adds to a shorter
-one. `start` is `scratch`, or `pretrained`: from ImageNet weights of EfficientNet-Lite, whose files
-`efficientnet_lite0.safetensors`, ... lie in the folder that the environment variable `LITE_WEIGHTS`
-names.
+Takes a folder, leaves `seen/<start>/<set>/<number>.npz` in it for each fold trial; goes on where it
+was interrupted, and leaves out what the committed table has. Each process on one thread.
+Configurations are drawn at random, each from its number alone, so a longer recording adds to a
+shorter one. `start` is `scratch`, or `pretrained`: from ImageNet weights of EfficientNet-Lite, whose
+files `efficientnet_lite0.safetensors`, ... lie in the folder that the environment variable
+`LITE_WEIGHTS` names.
 """
 
 from __future__ import annotations
