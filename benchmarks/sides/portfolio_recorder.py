@@ -4,8 +4,8 @@ first candidates is chosen from.
 Takes a folder, leaves `seen/<start>/<set>/<number>.npz` in it for each fold trial; goes on where it
 was interrupted, and leaves out what the committed table has. Each process on one thread.
 Configurations are drawn at random, each from its number alone, so a longer recording adds to a
-shorter one. `start` is `scratch`, or `pretrained`: from ImageNet weights of EfficientNet-Lite, whose
-files `efficientnet_lite0.safetensors`, ... lie in the folder that the environment variable
+shorter one. `start` is `scratch`, or `pretrained`: from ImageNet weights of EfficientNet-Lite;
+`efficientnet_lite0.safetensors`, ... lie in the folder that the environment variable
 `LITE_WEIGHTS` names.
 """
 
@@ -234,6 +234,7 @@ def _record_one(folder: Path, key: Key) -> str:
         "epochs": start.epochs,
         "image_size": params.image_size,
         "rows": len(manifest),
+        "classes": len(manifest.classes),
         "status": found.status,
         "seconds": round(found.seconds, 1),
         "loss": {name: round(v.calibrated_logloss, 5) for name, v in found.variants.items()},
