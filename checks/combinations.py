@@ -198,6 +198,15 @@ def _freezing(trial: _TrialSettings) -> Iterator[Problem]:
         )
 
 
+def _nothing_to_pull_to(trial: _TrialSettings) -> Iterator[Problem]:
+    if trial.most("l2_sp") > 0 and False in trial.names("pretrained"):
+        yield trial.problem(
+            "l2_sp",
+            "pulls the backbone to its pretrained weights, and there are none with pretrained "
+            "false; set l2_sp 0 or pretrained true",
+        )
+
+
 _RULES: tuple[Rule, ...] = (
     _sam_in_fp16,
     _rdrop_without_noise,
@@ -206,4 +215,5 @@ _RULES: tuple[Rule, ...] = (
     _snapshots,
     _cycles,
     _freezing,
+    _nothing_to_pull_to,
 )

@@ -264,6 +264,20 @@ class TrialParams:
         0, Int(0, 10_000), Int(0, 10), "epochs",
         "epochs after freeze_epochs over which the backbone is unfrozen, last layers first",
     )  # fmt: skip
+    frozen_layers: float = _knob(
+        0.0, Float(0.0, 1.0), Float(0.0, 0.8), "share of the backbone's layers",
+        "layers from the first one on that never train",
+    )  # fmt: skip
+    l2_sp: float = _knob(
+        0.0, Float(0.0, 1.0), Float(1e-4, 0.1, log=True), "per update",
+        "pull of the backbone's weights to the pretrained ones, in place of its weight decay; 0 "
+        "turns it off",
+    )  # fmt: skip
+    stoch_norm: float = _knob(
+        0.0, Float(0.0, 1.0), Float(0.0, 0.75), "probability per channel",
+        "batch norms take moving statistics in training, not the batch's; backbones without batch "
+        "norms ignore this",
+    )  # fmt: skip
     policy: str = _knob(
         "light", Name(), _POLICIES, "name",
         "augmentation policy", searched_by_default=True, section="augment",

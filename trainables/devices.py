@@ -17,6 +17,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.distributed import broadcast
 
+from foldrace.trainables.models.layers import freezes
 from foldrace.trainables.predict import resolve_precision
 from foldrace.trainables.spec import FoldTrial
 
@@ -40,12 +41,13 @@ def fresh_accelerator(trial: FoldTrial) -> Accelerator:
         gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    freezes = trial.params.freeze_epochs + trial.params.unfreeze_epochs > 0
     return Accelerator(
         cpu=not trial.spec.use_gpu,
         mixed_precision="no" if precision == "fp32" else precision,
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=freezes)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=freezes(trial.params))
+        ],
     )
 
 

@@ -59,15 +59,24 @@ class FoldScore:
 
 
 def score_fold(
-    model: nn.Module,
+    train_state: TrainState, data: TrialData, trial: FoldTrial, batches: Iterable[Batch]
+) -> dict[str, FoldScore]:
+    """Variant -> score on the fold's rows; `batches`, read once, are those of `data.scoring`."""
+    autocast = autocast_for(train_state.device, precision_of(trial, train_state.device))
+    variants = train_state.variants()
+    logits, rows = all_logits([*variants.values()], batches, train_state.device, autocast)
+    found = zip(variants, logits, strict=True)
+    return {name: _score(own, rows, train_state, data, trial) for name, own in found}
+
+
+def _score(
+    logits: Tensor,
+    rows: NDArray[np.int64],
     train_state: TrainState,
     data: TrialData,
     trial: FoldTrial,
-    batches: Iterable[Batch],
 ) -> FoldScore:
-    """The model's score on the fold's rows; `batches` are those of `data.scoring`."""
-    autocast = autocast_for(train_state.device, precision_of(trial, train_state.device))
-    logits, rows = all_logits(model, batches, train_state.device, autocast)
+    """The score of (n, C) logits of these rows, this device's share of the fold's."""
     if train_state.accelerator.num_processes > 1:
         logits, rows = _gathered(logits, rows)
     if not np.array_equal(rows, data.rows):

@@ -189,25 +189,31 @@ def parameter_groups(
     `layer_ids`: parameter name -> depth, 0 at the stem, the head has the highest. Each layer's
     rate is the next one's times `layer_decay` (Clark, Luong, Le and Manning, ELECTRA, ICLR 2020;
     Bao, Dong, Piao and Wei, BEiT, ICLR 2022). None: one rate for all. The head's own rate, that of
-    `model.head`, is `head_lr` times as high.
+    `model.head`, is `head_lr` times as high. With `l2_sp`, a pull to the pretrained weights takes
+    the place of the backbone's weight decay.
     """
     top = max(layer_ids.values()) if layer_ids else 0
-    lr, undecayed = peak_lr(params), _without_decay(model)
+    lr, undecayed, pulled = peak_lr(params), without_decay(model), params.l2_sp > 0
     groups: dict[tuple[bool, int, bool], Group] = {}
     for name, parameter in model.named_parameters():
-        in_body = not name.startswith("head.")
+        in_body = in_backbone(name)
         below_head = top - layer_ids[name] if layer_ids and params.layer_decay < 1 else 0
         decays = name not in undecayed
         empty: Group = {
             "params": [],
             "lr": lr * params.layer_decay**below_head * (1.0 if in_body else params.head_lr),
-            "weight_decay": params.weight_decay if decays else 0.0,
+            "weight_decay": params.weight_decay if decays and not (in_body and pulled) else 0.0,
         }
         groups.setdefault((in_body, below_head, decays), empty)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 
-def _without_decay(model: nn.Module) -> set[str]:
+def in_backbone(name: str) -> bool:
+    """True for the name of a classifier's parameter that is not its head's."""
+    return not name.startswith("head.")
+
+
+def without_decay(model: nn.Module) -> set[str]:
     """Names of parameters without weight decay.
 
     Biases; norms, scales and gains, of which at most one dimension is above 1; what a backbone of

@@ -6,7 +6,7 @@ Takes a model or its weights file, and a loader; gives (n, C) logits or log-prob
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -90,37 +90,43 @@ def log_probabilities(
 
     `activation`, a row of `ACTIVATIONS`, makes them from what the model gives.
     """
-    logits, rows = all_logits(model, loader, device, autocast)
+    [logits], rows = all_logits([model], loader, device, autocast)
     return log_probs(logits, activation).cpu().numpy(), rows
 
 
 @torch.inference_mode()
 def all_logits(
-    model: nn.Module, loader: Iterable[Batch], device: torch.device, autocast: torch.autocast
-) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """(n, C) float32 logits on the device, and the (n,) rows they belong to.
+    models: Sequence[nn.Module],
+    loader: Iterable[Batch],
+    device: torch.device,
+    autocast: torch.autocast,
+) -> tuple[list[torch.Tensor], NDArray[np.int64]]:
+    """(n, C) float32 logits of each model, on the device, and the (n,) rows they belong to.
 
-    Where memory runs out the batches are halved.
+    One pass over the images. Where memory runs out the batches are halved.
     """
-    model.eval()
-    parts: list[torch.Tensor] = []
+    for model in models:
+        model.eval()
+    parts: list[list[torch.Tensor]] = [[] for _ in models]
     rows: list[torch.Tensor] = []
     most = 1 << 30  # images at once
     for batch in loader:
         images = to_float(batch.images.to(device, non_blocking=True))
         meta = batch.meta.to(device, non_blocking=True)
         while True:
-            shares = zip(torch.split(images, most), torch.split(meta, most), strict=True)
+            split = zip(torch.split(images, most), torch.split(meta, most), strict=True)
+            shares = list(split)
             try:
                 with autocast:
-                    logits = [model(*share).float() for share in shares]
+                    logits = [[model(*share).float() for share in shares] for model in models]
                 break
             except RuntimeError as error:
                 most = halved(min(most, len(images)), images, error)
             release(device)
-        parts.extend(logits)
+        for part, found in zip(parts, logits, strict=True):
+            part.extend(found)
         rows.append(batch.rows)
-    return torch.cat(parts), torch.cat(rows).numpy()
+    return [torch.cat(part) for part in parts], torch.cat(rows).numpy()
 
 
 def autocast_for(device: torch.device, precision: str) -> torch.autocast:

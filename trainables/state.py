@@ -5,6 +5,7 @@ Takes a `FoldTrial` and its data, gives a `TrainState`, which `step.train_step` 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +17,17 @@ from torch import Tensor, nn
 
 from foldrace.run_folder.variants import EMA, RAW
 from foldrace.trainables.data.trial_data import TrialData
+from foldrace.trainables.l2_sp import StartingPoint
 from foldrace.trainables.losses import build_loss
 from foldrace.trainables.models.classifier import Classifier, build_classifier
-from foldrace.trainables.models.layers import layer_ids
+from foldrace.trainables.models.layers import freezes, layer_ids
+from foldrace.trainables.models.stoch_norm import make_stochastic
 from foldrace.trainables.optimizers import build_optimizer
 from foldrace.trainables.schedules import Schedule, build_schedule
 from foldrace.trainables.spec import FoldTrial, first_micro_batch
 from foldrace.trainables.step import StepSnapshot
+
+_log = logging.getLogger("foldrace")
 
 
 def ema_decay(epochs: float, updates_per_epoch: int) -> float:
@@ -95,6 +100,8 @@ class TrainState:
     """Largest norm of the gradients, or None."""
     micro_batch: int
     """Images on the device at once; halved when memory runs out."""
+    start: StartingPoint | None = None
+    """What the backbone's weights are pulled to."""
     updates: int = 0
     """Optimiser steps so far."""
     before_step: StepSnapshot = field(init=False)
@@ -146,10 +153,13 @@ def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerato
     ).to(accelerator.device)
     if params.channels_last:
         classifier = classifier.to(memory_format=torch.channels_last)  # as the images come
+    if params.stoch_norm > 0 and make_stochastic(classifier, params.stoch_norm) == 0:
+        _log.warning("stoch_norm does nothing: %s has no batch norms", trial.candidate.backbone)
     ema = build_ema(classifier, ema_decay(params.ema_epochs, len(data.batches)))
-    by_layer = params.layer_decay < 1 or params.freeze_epochs + params.unfreeze_epochs > 0
+    by_layer = params.layer_decay < 1 or freezes(params)
     depths = layer_ids(classifier) if by_layer else None
     optimizer = build_optimizer(classifier, params, depths, parts)
+    start = StartingPoint(classifier, optimizer, params.l2_sp) if params.l2_sp > 0 else None
     schedule = build_schedule(optimizer, params, len(data.batches), params.epochs, parts)
     if accelerator.num_processes > 1 and idle_parameters(classifier, params.image_size):
         accelerator.ddp_handler.find_unused_parameters = True  # else the second update fails
@@ -171,4 +181,5 @@ def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerato
         layer_ids=depths,
         clip_grad=params.clip_grad or None,
         micro_batch=first_micro_batch(trial, accelerator.num_processes),
+        start=start,
     )

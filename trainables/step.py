@@ -2,7 +2,8 @@
 
 Takes a `TrainState` and a batch, changes the state, gives the loss and the logits. In the order of
 a step: soft targets, erasing, mixing; forward and backward in micro-batches, with R-Drop and SAM
-where they are on; again in smaller ones where memory ran out; clipping, optimiser, schedule, EMA.
+where they are on; again in smaller ones where memory ran out; clipping, optimiser, pull to the
+pretrained weights, schedule, EMA.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ def train_step(state: TrainState, examples: Examples, batch_size: int) -> tuple[
     if state.clip_grad is not None:
         state.accelerator.clip_grad_norm_(state.parameters, state.clip_grad)
     state.optimizer.step()
+    if state.start is not None:
+        state.start.pull()
     state.optimizer.zero_grad()
     state.updates += 1
     state.schedule.step_update(state.updates)

@@ -109,10 +109,7 @@ def _train(
         train_loss, train_acc = _train_epoch(epoch, state, data, trial, monitor)
         for model in state.variants().values():
             share_buffers(model, state.accelerator)
-        scored = {
-            name: score_fold(model, state, data, trial, _until_stop(data.scoring, monitor))
-            for name, model in state.variants().items()
-        }
+        scored = score_fold(state, data, trial, _until_stop(data.scoring, monitor))
         seconds = time.perf_counter() - started
         lr = max(group["lr"] for group in state.optimizer.param_groups)
         history.log.append(_epoch_report(epoch, train_loss, train_acc, scored, lr, seconds))

@@ -25,7 +25,6 @@ from race_table import Key
 from sides.fold_spec import Silent
 from sides.hard_digits import test_images, write_hard_digits
 from sides.small_photos import write_small_photos
-from torch import nn
 
 from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
@@ -118,17 +117,12 @@ class _Watching:
         self._seen: defaultdict[str, list[NDArray[np.float16]]] = defaultdict(list)
 
     def score_fold(
-        self,
-        model: nn.Module,
-        state: TrainState,
-        data: TrialData,
-        trial: FoldTrial,
-        batches: Iterable[Batch],
-    ) -> FoldScore:
-        """The score, as the product makes it."""
-        found = score_fold(model, state, data, trial, batches)
-        [name] = (name for name, one in state.variants().items() if one is model)
-        self._seen[name].append(found.oof.log_prob)
+        self, state: TrainState, data: TrialData, trial: FoldTrial, batches: Iterable[Batch]
+    ) -> dict[str, FoldScore]:
+        """The scores, as the product makes them."""
+        found = score_fold(state, data, trial, batches)
+        for name, score in found.items():
+            self._seen[name].append(score.oof.log_prob)
         return found
 
     def arrays(self) -> dict[str, NDArray[np.float16]]:

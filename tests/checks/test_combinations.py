@@ -68,6 +68,8 @@ def test_defaults_are_sound() -> None:
             "one class an image",
         ),
         ({"mixup_prob": 0.5, "cutmix_prob": 0.6}, {}, "cutmix_prob", "a sum of 1 at most"),
+        ({"l2_sp": "search"}, {"pretrained": False}, "l2_sp", "there are none"),
+        ({"l2_sp": 0.1, "pretrained": "search"}, {}, "l2_sp", "set l2_sp 0 or pretrained true"),
         ({"snapshots": 5}, {"epochs": 5}, "snapshots", "at most 4"),
         ({"snapshots": 2, "cycles": 2}, {}, "snapshots", "2 cycles"),
         ({"snapshots": 2, "cycles": between(1, 6)}, {}, "snapshots", "2 cycles"),

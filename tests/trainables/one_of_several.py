@@ -36,13 +36,14 @@ class Watcher:
 
 
 def checksums(seen: dict[str, list[float]]) -> Any:
-    """`score_fold`, which notes what the model was that it scored."""
+    """`score_fold`, which notes what the models were that it scored."""
     real = history.score_fold
 
-    def watching(model: nn.Module, *arguments: Any) -> Any:
-        state = [t for t in model.state_dict().values() if t.is_floating_point()]
-        seen.setdefault("scored", []).append(float(sum(t.double().sum() for t in state)))
-        return real(model, *arguments)
+    def watching(train_state: TrainState, *arguments: Any) -> Any:
+        for model in train_state.variants().values():
+            state = [t for t in model.state_dict().values() if t.is_floating_point()]
+            seen.setdefault("scored", []).append(float(sum(t.double().sum() for t in state)))
+        return real(train_state, *arguments)
 
     return watching
 

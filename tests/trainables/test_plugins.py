@@ -58,7 +58,7 @@ PARTS = [
     ClassWeights("own", "", "", noting("weights", lambda counts, beta: np.ones_like(counts))),
     Optimizer("own", "", "", noting("optimizer", sgd)),
     ScheduleRow("own", "", "", noting("schedule", lambda done, plan, stalls: 1.0)),
-    Policy("own", "", flip=0.5),
+    Policy("own", "", shift=0.2),
     CustomTransformRow("Same", "", Same),
 ]
 """

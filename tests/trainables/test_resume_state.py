@@ -57,12 +57,12 @@ class Watcher:
 
 def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
     """Everything that draws random numbers or has a state: dropout, stochastic depth, MixUp,
-    augmentation, averaged weights, snapshots, clipping, micro-batches."""
+    augmentation, averaged weights, snapshots, clipping, micro-batches, the pull to the start."""
     params: dict[str, Any] = {
         "epochs": 5, "image_size": 32, "batch_size": 14, "lr": 4e-3, "dropout": 0.3,
         "drop_path": 0.2, "mixup_alpha": 0.4, "mixup_prob": 0.7, "label_smoothing": 0.1,
         "ema_epochs": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
-        "policy": "heavy",
+        "policy": "randaugment", "flip": 0.5, "l2_sp": 0.1,
     }  # fmt: skip
     params |= {
         "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,

@@ -61,6 +61,9 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "epochs": (3, {}),
     "freeze_epochs": (2, {}),
     "unfreeze_epochs": (2, {"freeze_epochs": 1}),
+    "frozen_layers": (0.5, {}),
+    "l2_sp": (0.5, {}),
+    "stoch_norm": (0.5, {}),
     "policy": ("heavy", {}),
     "flip": (0.5, {}),
     "random_erasing": (0.9, {}),
@@ -114,7 +117,7 @@ def test_another_value_gives_other_predictions(
     train: Callable[..., dict[str, bytes]], knob: str
 ) -> None:
     value, needed = CHANGES[knob]
-    backbone = "timm/test_resnet" if knob == "size_start" else "timm/test_convnext"
+    backbone = "timm/test_resnet" if knob in ("size_start", "stoch_norm") else "timm/test_convnext"
     changed, plain = train(backbone, **needed | {knob: value}), train(backbone, **needed)
     assert changed["oof.npy"] != plain["oof.npy"]
 
@@ -150,8 +153,9 @@ def test_every_row_trains(train: Callable[..., dict[str, bytes]], knob: str, nam
         {"loss": "bce", "rdrop_alpha": 1.0, "label_smoothing": 0.1, "ema_epochs": 0.9},
         {"freeze_epochs": 1, "unfreeze_epochs": 2, "layer_decay": 0.7, "sam_rho": 0.1},
         {"cycles": 3, "snapshots": 2, "ema_epochs": 0.9, "random_erasing": 1.0},
+        {"frozen_layers": 0.4, "l2_sp": 0.01, "stoch_norm": 0.5, "sam_rho": 0.1, "head_lr": 5.0},
     ],
-    ids=["used cars", "one-hot", "frozen", "snapshots"],
+    ids=["used cars", "one-hot", "frozen", "snapshots", "fine-tuning"],
 )
 def test_techniques_together(
     train: Callable[..., dict[str, bytes]], knobs: dict[str, Value]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 
@@ -157,19 +158,28 @@ class Classifier(nn.Module):
         self.meta_width, self._channels_last = meta_width, channels_last
 
     def forward(self, images: Tensor, meta: Tensor | None = None) -> Tensor:
-        """(B, classes) logits."""
+        """(B, classes) logits in float32."""
         if not self._channels_last:
             images = images.contiguous()
         features = self.body(self.normalise(images))
         if self.meta_width:
             features = torch.cat([features, self._required(meta)], dim=1)
-        return self.head(features)  # type: ignore[no-any-return]
+        # In mixed precision too: a logit of bfloat16 has 8 bits, and log loss is made of them.
+        with _full_precision(features.device.type):
+            return self.head(features.float())  # type: ignore[no-any-return]
 
     def _required(self, meta: Tensor | None) -> Tensor:
         if meta is None or meta.shape[1] != self.meta_width:
             got = "none" if meta is None else f"{meta.shape[1]}"
             raise ValueError(f"needs {self.meta_width} meta features an image, got {got}")
         return meta
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """A context without autocast; nothing for devices that have none, such as `meta`."""
+    if not torch.amp.is_autocast_available(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def build_classifier(

@@ -150,17 +150,23 @@ def _holds_blocks(module: nn.Module) -> bool:
     return not isinstance(children[0], _LISTS) and bool(list(children[0].children()))
 
 
+def freezes(params: TrialParams) -> bool:
+    """True where some layers do not train in some epochs."""
+    return params.freeze_epochs + params.unfreeze_epochs > 0 or params.frozen_layers > 0
+
+
 def trainable_from(epoch: int, params: TrialParams, head: int) -> int:
     """The lowest depth that trains in `epoch` (from 0); `head` is the head's own.
 
     The head alone for `freeze_epochs`; then more of the backbone in each of `unfreeze_epochs`,
-    from its last layers to its first, in equal steps; everything after them.
+    from its last layers to its first, in equal steps; after them everything but the share
+    `frozen_layers` of the backbone's layers, which never train.
     """
-    unfreezing = epoch - params.freeze_epochs
+    unfreezing, lowest = epoch - params.freeze_epochs, round(params.frozen_layers * head)
     if unfreezing < 0:
         return head
     steps = params.unfreeze_epochs + 1  # with the one that trains everything
-    return max(head - -(-head * (unfreezing + 1) // steps), 0)
+    return max(head - -(-(head - lowest) * (unfreezing + 1) // steps), lowest)
 
 
 def train_from(model: nn.Module, layer_ids: Mapping[str, int], lowest: int) -> None:

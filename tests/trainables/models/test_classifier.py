@@ -18,6 +18,7 @@ from foldrace.trainables.models.classifier import (
     config_from_json,
     config_to_json,
 )
+from foldrace.trainables.models.heads import HEADS
 from foldrace.trainables.predict import pack_weights, read_model_config, unpack_classifier
 
 FULL = ModelConfig(
@@ -128,3 +129,16 @@ def test_backbones_without_it_are_told(backbone: str, member: str) -> None:
     assert problem.message.startswith(f"{member} does not offer it")
     with torch.device("meta"), pytest.raises(UserError, match=f"{member} does not offer it"):
         build_classifier(ModelConfig(backbone, 2, 32), gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_computes_in_full_precision(head: str) -> None:
+    """Under autocast too: logits in float32, as of the same features by a head without autocast."""
+    model = build_classifier(ModelConfig("timm/test_resnet", 5, 32, head)).eval()
+    images, seen = torch.rand(2, 3, 32, 32), list[Tensor]()
+    model.body.register_forward_hook(lambda module, args, features: seen.append(features))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    assert seen[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(logits, model.head(seen[0].float()))

@@ -124,6 +124,23 @@ def test_lowest_trained_layer_of_each_epoch(
     assert [trainable_from(epoch, params, head) for epoch in range(len(lowest))] == lowest
 
 
+@pytest.mark.parametrize(
+    ("share", "freeze", "unfreeze", "head", "lowest"),
+    [
+        (0.5, 0, 0, 6, [3, 3, 3]),
+        (0.5, 1, 2, 6, [6, 5, 4, 3, 3]),
+        (0.4, 1, 0, 6, [6, 2, 2]),
+        (1.0, 1, 1, 6, [6, 6, 6]),  # the head alone
+        (0.1, 0, 0, 4, [0, 0]),  # less than half a layer
+    ],
+)
+def test_the_first_layers_never_train(
+    share: float, freeze: int, unfreeze: int, head: int, lowest: list[int]
+) -> None:
+    params = TrialParams(frozen_layers=share, freeze_epochs=freeze, unfreeze_epochs=unfreeze)
+    assert [trainable_from(epoch, params, head) for epoch in range(len(lowest))] == lowest
+
+
 def small_model() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
