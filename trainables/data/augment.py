@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.plugins import Table
+from foldrace.trainables.data.framing import Image, frames
 
 Maps = NDArray[np.float64]  # (n, 3, 3)
 
@@ -109,7 +110,6 @@ class Warper:
         cv2.cvtColor(self._warped, cv2.COLOR_RGBA2RGB, dst=out)
 
 
-Image = NDArray[np.uint8]  # (height, width, 3) RGB
 _DENSE = 1.5  # pixels a pixel of the output; bilinear interpolation skips some where there are more
 
 
@@ -120,9 +120,9 @@ class Policy:
     name: str
     doc: str
     crop_area: tuple[float, float] = (1.0, 1.0)
-    """Fraction of the image's area that is kept (random resized crop)."""
+    """Fraction of the frame's area that is kept (random resized crop)."""
     crop_ratio: tuple[float, float] = (1.0, 1.0)
-    """Width to height of the crop, log-uniform, relative to the image's own."""
+    """Width to height of the crop, log-uniform, relative to the frame's own."""
     rotate: float = 0.0  # degrees, both ways
     zoom: float = 0.0  # scale is 1 ± zoom
     shift: float = 0.0  # fraction of the side, both ways
@@ -134,6 +134,11 @@ class Policy:
     contrast: float = 0.0  # factor is 1 ± contrast
     saturation: float = 0.0  # factor is 1 ± saturation
     hue: float = 0.0  # fraction of the colour circle, both ways
+
+    @property
+    def moves(self) -> bool:
+        """True where it crops or shifts, so that nothing has a fixed place in the square."""
+        return self.crop_area[0] < 1 or self.shift > 0
 
 
 POLICIES = Table(
@@ -170,8 +175,14 @@ POLICIES = Table(
 )  # fmt: skip
 
 
-def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Generator) -> Image:
-    """(n, size, size, 3) uint8: each image varied by the policy.
+def augment(
+    images: list[Image],
+    size: int,
+    policy: Policy,
+    rng: np.random.Generator,
+    how: str = "squash",
+) -> Image:
+    """(n, size, size, 3) uint8: each image varied by the policy; `how` is a `training.resize`.
 
     Draws the same numbers whatever the images are, so that a batch depends on its seed alone.
     """
@@ -180,11 +191,11 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
     more = rng.random((n, 11)) if policy.shear or policy.perspective or policy.hue else None
     shapes = np.array([image.shape[:2] for image in images])
-    crops = _crops(u, shapes, policy)
+    crops = _crops(u, shapes, policy, how)
     maps = _affine(u, crops, size, policy)
     if more is not None:
         maps = _homography(maps, more, size, policy)
-    blocks = _block_sides(crops, size)
+    blocks = np.minimum(_block_sides(crops, size), shapes)  # a padded image may be thin
     warper = Warper(shapes // blocks, size)
     for i, image in enumerate(images):
         warper.warp(*averaged(image, maps[i], blocks[i]), out[i])
@@ -194,21 +205,16 @@ def augment(images: list[Image], size: int, policy: Policy, rng: np.random.Gener
     return out
 
 
-def resize(images: list[Image], size: int) -> Image:
-    """(n, size, size, 3) uint8: the whole image, squeezed to a square."""
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for i, image in enumerate(images):
-        shrinks = image.shape[0] > size or image.shape[1] > size
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        out[i] = cv2.resize(image, (size, size), interpolation=method)
-    return out
-
-
 def _crops(
-    u: NDArray[np.float64], shapes: NDArray[np.int64], policy: Policy
+    u: NDArray[np.float64], shapes: NDArray[np.int64], policy: Policy, how: str
 ) -> NDArray[np.float64]:
-    """(n, 4): left, top, width, height. `u` (n, 12), `shapes` (n, 2) height and width."""
-    height, width = shapes.T
+    """(n, 4): left, top, width, height. `u` (n, 12), `shapes` (n, 2) height and width.
+
+    A part of the frame that is scored, so that a policy means the same for every shape; where the
+    frame itself is a crop, from anywhere in the image.
+    """
+    frame = frames(shapes, how)
+    _, _, width, height = frame.T
     low, high = policy.crop_area
     area = low + (high - low) * u[:, 0]
     ratio = np.exp(np.log(policy.crop_ratio[0]) + u[:, 1] * np.log(
@@ -216,9 +222,10 @@ def _crops(
     ))  # fmt: skip
     crop_w = np.minimum(1.0, np.sqrt(area * ratio)) * width
     crop_h = np.minimum(1.0, np.sqrt(area / ratio)) * height
-    return np.column_stack(
-        [u[:, 2] * (width - crop_w), u[:, 3] * (height - crop_h), crop_w, crop_h]
-    )
+    room = frames(shapes, "squash") if how == "crop" and policy.moves else frame
+    left, top, room_w, room_h = room.T
+    left, top = left + u[:, 2] * (room_w - crop_w), top + u[:, 3] * (room_h - crop_h)
+    return np.column_stack([left, top, crop_w, crop_h])
 
 
 def _block_sides(crops: NDArray[np.float64], size: int) -> NDArray[np.int64]:

@@ -17,9 +17,9 @@ from foldrace.trainables.data.augment import (
     augment,
     homogeneous,
     perspective,
-    resize,
     shear,
 )
+from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.pixel_cache import stored_side
 
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
