@@ -15,6 +15,7 @@ from foldrace.trainables.data.augment import (
     Policy,
     Warper,
     augment,
+    averaged,
     homogeneous,
     perspective,
     shear,
@@ -122,6 +123,16 @@ def test_noise_is_averaged_as_in_scoring(height: int, width: int, size: int, nam
     out = augment([image] * 4, size, POLICIES[name], np.random.default_rng(0))
     scored = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     assert out.std() == pytest.approx(scored.std(), rel=0.2)
+
+
+@pytest.mark.parametrize("block", [(1, 2), (2, 1), (2, 2), (3, 1), (2, 3)])
+def test_blocks_become_their_means(block: tuple[int, int]) -> None:
+    image = noise(25, 31)
+    means, _ = averaged(image, np.eye(3), np.array(block))
+    rows, columns = 25 // block[0], 31 // block[1]
+    whole = image[: rows * block[0], : columns * block[1]].astype(float)
+    exact = whole.reshape(rows, block[0], columns, block[1], 3).mean(axis=(1, 3))
+    assert means.shape == exact.shape and np.abs(means - exact).max() <= 0.51
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 131), (35, 300), (300, 35), (299, 299)])
