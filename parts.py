@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     )
     from foldrace.ensemble.solvers.kernels import certified
     from foldrace.inference.tta import TTA
-    from foldrace.trainables.data.augment import Image, Policy
+    from foldrace.trainables.data.augment import Policy
     from foldrace.trainables.data.custom_transforms import CustomTransform, CustomTransformRow
+    from foldrace.trainables.data.framing import Image
     from foldrace.trainables.data.meta_features import MetaFeature
     from foldrace.trainables.losses import ClassWeights, Loss, LossSettings
     from foldrace.trainables.models.backbones import Family
@@ -42,7 +43,7 @@ _HOMES = {
     "Fit": "foldrace.ensemble.pooling",
     "GeometricMean": "foldrace.ensemble.pooling",
     "Head": "foldrace.trainables.models.heads",
-    "Image": "foldrace.trainables.data.augment",
+    "Image": "foldrace.trainables.data.framing",
     "Loss": "foldrace.trainables.losses",
     "LossSettings": "foldrace.trainables.losses",
     "MetaFeature": "foldrace.trainables.data.meta_features",

@@ -6,7 +6,7 @@ data sets (`sides/portfolio_recorder.py`), and checked on data sets that had no 
 `search_spaces/portfolio.json`.
 
 Choice: greedy, from no candidate (every class alike) on, the configuration whose part in a blend
-lowers the loss most for its time: mean over data sets of log(loss of the blend / loss of the blend of
+lowers the loss most for its time: mean over data sets of log(loss of the blend / loss of that of
 all), per (own time + mean time). The blend's weights are fitted on one half of the rows and scored
 on the other. Check: the same without a data set, on that data set, after 1, 2, 4 and 8
 configurations, against random orders (their mean and standard error over orders) and the order by

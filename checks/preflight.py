@@ -6,7 +6,7 @@ Takes a parsed config, gives a `Plan` that is ready to run, or one UserError wit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -76,7 +76,7 @@ def preflight(
     problems += of_data
     if problems or manifest is None or fold is None or checked is None:
         raise UserError(problems)
-    disk = estimate_bytes(config, space, len(manifest), len(manifest.classes), parts)
+    disk = estimate_bytes(config, space, manifest, checked.sizes, parts)
     problem = _disk_problem(disk, folder)
     if problem is not None:
         raise UserError([problem])
@@ -85,16 +85,25 @@ def preflight(
 
 
 def estimate_bytes(
-    config: SweepConfig, space: SearchSpace, rows: int, classes: int, parts: Parts = NO_PARTS
+    config: SweepConfig,
+    space: SearchSpace,
+    manifest: Manifest,
+    images: Sequence[tuple[int, int]],
+    parts: Parts = NO_PARTS,
 ) -> int:
-    """Bytes that a full run may take: weights and OOF of every variant, decoded images."""
+    """Bytes that a full run may take: weights and OOF of every variant, decoded images.
+
+    `images`: width and height of every image, in pixels.
+    """
+    classes = len(manifest.classes)
     sizes = {b: max(image_sizes(settings)) for b, settings in space.settings.items()}
     counts = [parameter_count(ModelConfig(b, classes, size), parts) for b, size in sizes.items()]
     snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
     variants = _VARIANTS + snapshots
     weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.k
-    oof = rows * (classes * 2 + 4) * variants
-    cache = cache_bytes(rows, sizes.values(), config.cache)
+    oof = len(manifest) * (classes * 2 + 4) * variants
+    every_size = {size for settings in space.settings.values() for size in image_sizes(settings)}
+    cache = cache_bytes(images, every_size, config.cache)
     return int(_candidates(config) * (weights + oof)) + cache
 
 

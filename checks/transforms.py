@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from foldrace.config.schema import TransformConfig
 from foldrace.core.errors import EnvironmentProblem, Problem, closest, listing
 from foldrace.core.plugins import NO_PARTS, Parts
-from foldrace.trainables.data.augment import Image
+from foldrace.trainables.data.framing import Image
 from foldrace.trainables.data.transforms import (
     INNER,
     LIBRARIES,

@@ -45,8 +45,8 @@ def augment(
     manifest = read_manifest(sweep.data, sweep.folds.column)
     rows = one_per_class_first(manifest.labels, images)
     labels = [manifest.classes[label] for label in manifest.labels[rows]]
-    samples = _samples(manifest, rows, size, sweep, shown, parts)
-    data = augment_grid(samples, labels, f"{_title(shown)}; {size} px")
+    samples = _samples(manifest, rows, params, sweep, shown, parts)
+    data = augment_grid(samples, labels, f"{_title(shown)}; {params.resize} to {size} px")
     write_out(out, data)
     console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(shown)}")
 
@@ -76,15 +76,15 @@ def _problems(config: AugmentConfig, size: int, parts: Parts) -> list[Problem]:
 def _samples(
     manifest: Manifest,
     rows: NDArray[np.int64],
-    size: int,
+    params: TrialParams,
     config: SweepConfig,
     shown: AugmentConfig,
     parts: Parts,
 ) -> list[list[NDArray[np.uint8]]]:
     """Images by row and column: the scored one, then the same in several training epochs."""
     files = [manifest.file(int(row)) for row in rows]
-    source = EncodedImages(files, stored_side(size, config.cache))
-    batches = BatchDataset(source, size, shown, parts=parts)
+    source = EncodedImages(files, stored_side(params.image_size, config.cache))
+    batches = BatchDataset(source, params.image_size, shown, parts=parts, how=params.resize)
     places = np.arange(len(files))
     seeds = [None, *((config.search.seed, epoch) for epoch in range(_SAMPLES))]
     try:

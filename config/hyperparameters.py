@@ -125,6 +125,7 @@ def _knob(
 
 _EITHER = Choice((False, True))
 _POLICIES = Choice(("none", "light", "medium", "heavy", "randaugment", "trivialaugment"))
+_RESIZES = Choice(("squash", "pad", "crop"))
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,11 @@ class TrialParams:
     image_size: int = _knob(
         224, Int(16, 2048), None, "pixels",
         "side of the square image that the model sees; searched by choices",
+    )  # fmt: skip
+    resize: str = _knob(
+        "squash", _RESIZES, _RESIZES, "name",
+        "how an image becomes square: squash its longer side, pad its shorter side, or crop the "
+        "middle (in training a random place)",
     )  # fmt: skip
     epochs: int = _knob(
         30, Int(1, 10_000), None, "passes over the training folds",

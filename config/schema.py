@@ -186,8 +186,9 @@ class AugmentConfig(fixed_values("augment")):  # type: ignore[misc]
 class CacheConfig(ConfigSection):
     """Decoded images that each node keeps, in $FOLDRACE_CACHE or ~/.cache/foldrace."""
 
-    longer_side: Annotated[int, Field(ge=16, le=8192)] | None = None
-    """Pixels: larger images are stored at this longer side. Default: 1.5 × the image size."""
+    shorter_side: Annotated[int, Field(ge=16, le=8000)] | None = None
+    """Pixels: larger images are stored at this shorter side, at most four times as long. Default:
+    1.5 × the image size."""
     format: Literal["raw", "jpeg"] = "raw"
     """raw: 3 bytes per pixel, no decoding; jpeg: about a tenth of the disk and memory, decoded
     at each use."""

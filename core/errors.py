@@ -118,7 +118,11 @@ _NO_EARLY_STOPPING = (
     "no trial stops early by itself: all folds of a candidate keep the last epoch, and the race "
     "sets poor candidates aside; "
 )
-MISSING = {"earlystopping": _NO_EARLY_STOPPING, "patience": _NO_EARLY_STOPPING}
+MISSING = {
+    "earlystopping": _NO_EARLY_STOPPING,
+    "patience": _NO_EARLY_STOPPING,
+    "longerside": "stored images are bounded by their shorter side: set cache.shorter_side; ",
+}
 """Name that there is nothing for -> why."""
 
 

@@ -36,10 +36,9 @@ class Audit:
     """Faults that forbid a run."""
     warnings: tuple[Problem, ...]
     """Faults that make scores deceive, but forbid no run."""
-    largest_side: int
-    """Longest side of all images, in pixels."""
-    images: int
-    """Number of files that were read."""
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of every file that was read, in pixels: the training images, then the
+    test set's."""
     near_duplicates: tuple[NearDuplicate, ...] = ()
     """Training images that nearly equal one of another fold or of the test set."""
 
@@ -60,9 +59,8 @@ def audit(
         *exact_copies(manifest, infos, fold, test, test_infos),
         *near.warnings,
     ]
-    every = infos + test_infos
-    largest = max((info.side for info in every), default=0)
-    return Audit(tuple(problems), tuple(warnings), largest, len(every), near.rows)
+    sizes = tuple(info.size for info in infos + test_infos)
+    return Audit(tuple(problems), tuple(warnings), sizes, near.rows)
 
 
 def _faults(

@@ -35,6 +35,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # EXIF orientation -> what makes the image upright
 
+LONGEST = 4
+"""Longest that a bounded image may be, in multiples of the bound of its shorter side."""
 SMALL_SIDE = 64
 """Longer side of the image that `check_image` gives, in pixels."""
 _SHRINKS_WELL = ("RGB", "L", "RGBA", "CMYK")  # before RGB is made of them, which then costs less
@@ -49,47 +51,48 @@ class ImageError(Exception):
         super().__init__(f"{path}: {reason}")
 
 
-def read_rgb(path: Path, longer_side: int | None = None) -> Image.Image:
+def read_rgb(path: Path, shorter_side: int | None = None) -> Image.Image:
     """The upright image in mode RGB, fully decoded; transparency lies on white.
 
-    With `longer_side`, it is never larger than that many pixels (and never enlarged). Raises
-    ImageError.
+    With `shorter_side`, that side has at most so many pixels, and the other at most `LONGEST`
+    times as many; nothing is enlarged. Raises ImageError.
     """
-    return decode_rgb(read_bytes(path), path, longer_side)
+    return decode_rgb(read_bytes(path), path, shorter_side)
 
 
-def decode_rgb(data: bytes, path: Path, longer_side: int | None = None) -> Image.Image:
+def decode_rgb(data: bytes, path: Path, shorter_side: int | None = None) -> Image.Image:
     """The upright RGB image from the content of the file at `path`, see `read_rgb`."""
     image = _open(data, path)
     try:
-        if longer_side is not None:
-            _draft(image, longer_side * _DRAFT_MARGIN)
+        if shorter_side is not None:
+            _draft(image, _box(image.size, shorter_side * _DRAFT_MARGIN))
         image.load()
         rgb = _to_rgb(image)
-        if longer_side is not None and max(rgb.size) > longer_side:
-            rgb.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        if shorter_side is not None:
+            box = _box(rgb.size, shorter_side)
+            rgb.thumbnail(box, Image.Resampling.LANCZOS, reducing_gap=3.0)
         turn = _UPRIGHT.get(_orientation(image))
         return rgb if turn is None else rgb.transpose(turn)
     except Exception as error:  # Pillow's plugins raise whatever their parser stumbles over
         raise ImageError(path, _reason(error)) from error
 
 
-def check_image(data: bytes, path: Path) -> tuple[int, Image.Image]:
-    """Longer side in pixels, and the upright RGB image at `SMALL_SIDE` or less.
+def check_image(data: bytes, path: Path) -> tuple[tuple[int, int], Image.Image]:
+    """Width and height in pixels as stored, and the upright RGB image at `SMALL_SIDE` or less.
 
     The file in `data` is decoded to its end; raises ImageError. Cheaper than `read_rgb`: of a JPEG
     not more resolution is computed than the small image needs.
     """
     image = _open(data, path)
-    side = max(image.size)
+    size, box = image.size, (SMALL_SIDE, SMALL_SIDE)
     try:
-        _draft(image, SMALL_SIDE)
+        _draft(image, box)
         image.load()
         small = image if image.mode in _SHRINKS_WELL else _to_rgb(image)
-        small.thumbnail((SMALL_SIDE, SMALL_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        small.thumbnail(box, Image.Resampling.BILINEAR, reducing_gap=2.0)
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(small)
-        return side, rgb if turn is None else rgb.transpose(turn)
+        return size, rgb if turn is None else rgb.transpose(turn)
     except Exception as error:  # as in read_rgb
         raise ImageError(path, _reason(error)) from error
 
@@ -154,9 +157,15 @@ def _reason(error: Exception) -> str:
     return f"cannot be decoded: {error or type(error).__name__}"
 
 
-def _draft(image: ImageFile.ImageFile, longer_side: int) -> None:
-    """Let libjpeg decode at 1/2, 1/4 or 1/8 where that still gives `longer_side` pixels."""
-    scale = min(1.0, longer_side / max(image.size))
+def _box(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Width and height that an image of this size is to fit into."""
+    long = LONGEST * shorter_side
+    return (long, shorter_side) if size[0] > size[1] else (shorter_side, long)
+
+
+def _draft(image: ImageFile.ImageFile, box: tuple[int, int]) -> None:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 where that is no less than what fits into the box."""
+    scale = min(1.0, box[0] / image.width, box[1] / image.height)
     image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
 
 

@@ -132,8 +132,8 @@ def _pattern(thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
 class ImageInfo:
     """Result of scanning one file; without a fault it has a hash."""
 
-    side: int
-    """Longer side, in pixels."""
+    size: tuple[int, int]
+    """Width and height as stored, in pixels."""
     digest: bytes
     perceptual_hash: PerceptualHash | None
     fault: str | None = None
@@ -158,7 +158,7 @@ def row_label(images: Manifest | ImageSet, row: int) -> str:
 def _scan(path: Path) -> ImageInfo:
     try:
         data = read_bytes(path)
-        side, small = check_image(data, path)
+        size, small = check_image(data, path)
     except ImageError as error:
-        return ImageInfo(0, b"", None, error.reason, missing=not os.path.exists(path))
-    return ImageInfo(side, hashlib.blake2b(data, digest_size=16).digest(), perceptual_hash(small))
+        return ImageInfo((0, 0), b"", None, error.reason, missing=not os.path.exists(path))
+    return ImageInfo(size, hashlib.blake2b(data, digest_size=16).digest(), perceptual_hash(small))

@@ -73,7 +73,12 @@ def scoring_loader(
 ) -> DataLoader[Batch]:
     """Rows in order, resized only, with the meta features of the config."""
     dataset = BatchDataset(
-        source, model_config.image_size, AugmentConfig(policy="none"), model_config.meta, parts
+        source,
+        model_config.image_size,
+        AugmentConfig(policy="none"),
+        model_config.meta,
+        parts,
+        model_config.resize,
     )
     sampler = OrderedBatchSampler(rows, batch_size)
     return build_loader(dataset, sampler, **asdict(settings))

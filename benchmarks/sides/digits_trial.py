@@ -21,7 +21,8 @@ from foldrace.config.load import parse_config
 from foldrace.config.ranges import Value
 from foldrace.config.schema import AugmentConfig
 from foldrace.run_folder.store import RunStore
-from foldrace.trainables.data.augment import POLICIES, resize
+from foldrace.trainables.data.augment import POLICIES
+from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.loader import BatchDataset, ShuffledBatchSampler, build_loader
 from foldrace.trainables.data.pixel_cache import open_images
 from foldrace.trainables.models.classifier import ModelConfig, build_classifier

@@ -174,6 +174,10 @@ def test_set_of_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ("folds.n_splits", "did you mean 'k'?"),
         ("search.models", "did you mean 'backbones'?"),
         ("training.epoch", "did you mean 'epochs'?"),
+        (
+            "cache.longer_side",
+            "stored images are bounded by their shorter side: set cache.shorter_side",
+        ),
         ("training.patience", "no trial stops early by itself: all folds of a candidate keep"),
         ("search.early_stopping", "no trial stops early by itself"),
     ],

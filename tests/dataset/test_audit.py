@@ -49,8 +49,8 @@ def test_a_clean_set(tmp_path: Path) -> None:
     names = photos(tmp_path, 20)
     test = image_set(tmp_path / "t", photos(tmp_path / "t", 3, seed=1))
     fold = np.arange(20) // 2 % 5
-    assert audit(manifest(tmp_path, names), fold, test, 2) == Audit((), (), 32, 23)
-    assert audit(manifest(tmp_path, names), None, None, 1) == Audit((), (), 32, 20)
+    assert audit(manifest(tmp_path, names), fold, test, 2) == Audit((), (), ((32, 24),) * 23)
+    assert audit(manifest(tmp_path, names), None, None, 1) == Audit((), (), ((32, 24),) * 20)
 
 
 def from_csv(path: Path, names: Sequence[str]) -> Manifest:

@@ -137,8 +137,9 @@ def test_the_small_image_of_a_check_is_upright(
     stored = np.ascontiguousarray(STORED[orientation](np.asarray(upright)))
     path = tmp_path / f"x{suffix}"
     Image.fromarray(stored).save(path, exif=exif)
-    side, small = check_image(path.read_bytes(), path)
-    assert (side, small.mode, small.size) == (1200, "RGB", (64, 43))
+    size, small = check_image(path.read_bytes(), path)
+    assert size == stored.shape[1::-1]
+    assert (small.mode, small.size) == ("RGB", (64, 43))
     reference = upright.resize(small.size, Image.Resampling.BOX)
     difference = np.abs(np.asarray(small, dtype=float) - np.asarray(reference, dtype=float))
     assert difference.max() < 4
@@ -157,8 +158,8 @@ def test_the_small_image_is_rgb_whatever_the_mode(tmp_path: Path, mode: str) -> 
     if mode == "P":
         image.putpalette([255] * 768)
     image.save(path)
-    side, small = check_image(path.read_bytes(), path)
-    assert (side, small.mode, small.size) == (200, "RGB", (64, 32))
+    size, small = check_image(path.read_bytes(), path)
+    assert (size, small.mode, small.size) == ((200, 100), "RGB", (64, 32))
     np.testing.assert_array_equal(np.asarray(small), 255)
 
 
@@ -174,26 +175,38 @@ def test_names_with_spaces_and_hangul(tmp_path: Path) -> None:
     assert pixel(path) == RED
 
 
-@pytest.mark.parametrize("longer_side", [500, 100, 40])
+@pytest.mark.parametrize("shorter_side", [450, 99, 30])
+@pytest.mark.parametrize("size", [(800, 600), (600, 800)])
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_longer_side_scales_down_like_the_whole_image(
-    tmp_path: Path, suffix: str, longer_side: int
+def test_shorter_side_scales_down_like_the_whole_image(
+    tmp_path: Path, suffix: str, size: tuple[int, int], shorter_side: int
 ) -> None:
     path = tmp_path / f"x{suffix}"
-    photo(800, 600).save(path, quality=95)
-    small = read_rgb(path, longer_side)
-    assert small.size == (longer_side, longer_side * 3 // 4)
+    photo(*size).save(path, quality=95)
+    small = read_rgb(path, shorter_side)
+    assert small.size == (size[0] * shorter_side // 600, size[1] * shorter_side // 600)
     reference = Image.open(path).convert("RGB").resize(small.size, Image.Resampling.BOX)
     difference = np.abs(np.asarray(small, float) - np.asarray(reference, float))
     assert difference.mean() < 1
 
 
-def test_longer_side_of_a_rotated_image_and_never_up(tmp_path: Path) -> None:
+def test_shorter_side_of_a_rotated_image_and_never_up(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(80, 40).save(tmp_path / "x.jpg", exif=exif)
-    assert read_rgb(tmp_path / "x.jpg", 20).size == (10, 20)
+    assert read_rgb(tmp_path / "x.jpg", 10).size == (10, 20)
     assert read_rgb(tmp_path / "x.jpg", 1000).size == (40, 80)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_longer_side_is_at_most_four_times_the_bound(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    photo(3000, 60).save(path)
+    assert read_rgb(path, 100).size == (400, 8)
+    photo(60, 300).save(path)
+    assert read_rgb(path, 20).size == (16, 80)
+    photo(60, 300).save(path)
+    assert read_rgb(path, 80).size == (60, 300)
 
 
 def noisy(suffix: str, **options: object) -> bytes:
@@ -225,11 +238,11 @@ def test_truncation_is_found_also_in_draft_mode(
     with pytest.raises(ImageError) as full:
         read_rgb(path)
     with pytest.raises(ImageError):
-        read_rgb(path, longer_side=8)
+        read_rgb(path, shorter_side=8)
     with pytest.raises(ImageError):
         check_image(path.read_bytes(), path)
     assert str(path) in str(full.value)
-    assert check_image(whole, path)[0] == 64
+    assert check_image(whole, path)[0] == (48, 64)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from foldrace.commands import augment as command
 from foldrace.commands.augment import one_per_class_first
 from foldrace.config.schema import AugmentConfig
 from foldrace.reporting.augment_grid import augment_grid
-from foldrace.trainables.data.augment import resize
+from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.loader import BatchDataset, BatchRows
 from foldrace.trainables.data.pixel_cache import open_images
 
@@ -65,6 +65,24 @@ def test_the_picture_holds_what_training_sees(
     training = BatchDataset(source, 32, config).__getitems__(plan).images.numpy()
     np.testing.assert_array_equal([row[1] for row in shown["images"]], training)
     assert all(len(row) == 8 for row in shown["images"])
+
+
+@pytest.mark.parametrize("how", ["pad", "crop"])
+def test_the_picture_shows_the_configs_own_squares(
+    project: Any, tmp_path: Path, cli: Cli, shown: dict[str, Any], how: str
+) -> None:
+    project.config["training"] = {"image_size": 24, "resize": how}
+    project.config["augment"] = {"policy": "light"}
+    result = cli("augment", project.write(), "--out", tmp_path / "grid.png", "--images", "3")
+    assert result.exit_code == 0, result.output
+    assert f"{how} to 24 px" in shown["title"]
+    files = [project.folder / f"사진 들/no {i}.png" for i in (2, 1, 0)]
+    source = open_images(files, 24, 1)
+    scored = resize([source.image(row) for row in range(3)], 24, how)
+    np.testing.assert_array_equal([row[0] for row in shown["images"]], scored)
+    dataset = BatchDataset(source, 24, AugmentConfig(policy="light"), how=how)
+    training = dataset.__getitems__(BatchRows(np.arange(3), (0, 0))).images.numpy()
+    np.testing.assert_array_equal([row[1] for row in shown["images"]], training)
 
 
 def test_the_grid_shows_every_image_in_its_place() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import TransformConfig
 from foldrace.core.plugins import Table
+from foldrace.trainables.data.framing import Image, frames
 
 Maps = NDArray[np.float64]  # (n, 3, 3)
 
@@ -72,7 +73,9 @@ def averaged(
         return image, matrix
     height, width = image.shape[0] // rows, image.shape[1] // columns
     whole = image[: height * rows, : width * columns]
-    means = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    # Halfway between two pixels is their mean, which cv2 has four times as soon as an average.
+    method = cv2.INTER_LINEAR if rows + columns == 3 else cv2.INTER_AREA
+    means = cv2.resize(whole, (width, height), interpolation=method)
     x, y = (columns - 1) / 2, (rows - 1) / 2  # the first block's centre
     spread = np.array([[columns, 0, x], [0, rows, y], [0, 0, 1]])
     return np.asarray(means, np.uint8), matrix @ spread
@@ -110,7 +113,6 @@ class Warper:
         cv2.cvtColor(self._warped, cv2.COLOR_RGBA2RGB, dst=out)
 
 
-Image = NDArray[np.uint8]  # (height, width, 3) RGB
 _DENSE = 1.5  # pixels a pixel of the output; bilinear interpolation skips some where there are more
 
 
@@ -121,9 +123,9 @@ class Policy:
     name: str
     doc: str
     crop_area: tuple[float, float] = (1.0, 1.0)
-    """Fraction of the image's area that is kept (random resized crop)."""
+    """Fraction of the frame's area that is kept (random resized crop)."""
     crop_ratio: tuple[float, float] = (1.0, 1.0)
-    """Width to height of the crop, log-uniform, relative to the image's own."""
+    """Width to height of the crop, log-uniform, relative to the frame's own."""
     rotate: float = 0.0  # degrees, both ways
     zoom: float = 0.0  # scale is 1 ± zoom
     shift: float = 0.0  # fraction of the side, both ways
@@ -136,6 +138,11 @@ class Policy:
     hue: float = 0.0  # fraction of the colour circle, both ways
     transforms: tuple[TransformConfig, ...] = field(default=(), hash=False)
     """Transforms of a library that come next, in the form of `augment.transforms`."""
+
+    @property
+    def moves(self) -> bool:
+        """True where it crops or shifts, so that nothing has a fixed place in the square."""
+        return self.crop_area[0] < 1 or self.shift > 0
 
 
 POLICIES = Table(
@@ -183,23 +190,28 @@ POLICIES = Table(
 
 
 def augment(
-    images: list[Image], size: int, policy: Policy, rng: np.random.Generator, flip: float = 0.0
+    images: list[Image],
+    size: int,
+    policy: Policy,
+    rng: np.random.Generator,
+    how: str = "squash",
+    flip: float = 0.0,
 ) -> Image:
     """(n, size, size, 3) uint8: each image varied by the policy, but for its `transforms`.
 
-    `flip` is the probability that an image is mirrored, left to right. Draws the same numbers
-    whatever the images are, so that a batch depends on its seed alone.
+    `how` is a `training.resize`, `flip` the probability that an image is mirrored, left to right.
+    Draws the same numbers whatever the images are, so that a batch depends on its seed alone.
     """
     n = len(images)
     out = np.empty((n, size, size, 3), np.uint8)
     u = rng.random((n, 12))  # one column a decision, in [0, 1)
     more = rng.random((n, 11)) if policy.shear or policy.perspective or policy.hue else None
     shapes = np.array([image.shape[:2] for image in images])
-    crops = _crops(u, shapes, policy)
+    crops = _crops(u, shapes, policy, how)
     maps = _affine(u, crops, size, policy, flip)
     if more is not None:
         maps = _homography(maps, more, size, policy)
-    blocks = _block_sides(crops, size)
+    blocks = np.minimum(_block_sides(crops, size), shapes)  # a padded image may be thin
     warper = Warper(shapes // blocks, size)
     for i, image in enumerate(images):
         warper.warp(*averaged(image, maps[i], blocks[i]), out[i])
@@ -209,21 +221,16 @@ def augment(
     return out
 
 
-def resize(images: list[Image], size: int) -> Image:
-    """(n, size, size, 3) uint8: the whole image, squeezed to a square."""
-    out = np.empty((len(images), size, size, 3), np.uint8)
-    for i, image in enumerate(images):
-        shrinks = image.shape[0] > size or image.shape[1] > size
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        out[i] = cv2.resize(image, (size, size), interpolation=method)
-    return out
-
-
 def _crops(
-    u: NDArray[np.float64], shapes: NDArray[np.int64], policy: Policy
+    u: NDArray[np.float64], shapes: NDArray[np.int64], policy: Policy, how: str
 ) -> NDArray[np.float64]:
-    """(n, 4): left, top, width, height. `u` (n, 12), `shapes` (n, 2) height and width."""
-    height, width = shapes.T
+    """(n, 4): left, top, width, height. `u` (n, 12), `shapes` (n, 2) height and width.
+
+    A part of the frame that is scored, so that a policy means the same for every shape; where the
+    frame itself is a crop, from anywhere in the image.
+    """
+    frame = frames(shapes, how)
+    _, _, width, height = frame.T
     low, high = policy.crop_area
     area = low + (high - low) * u[:, 0]
     ratio = np.exp(np.log(policy.crop_ratio[0]) + u[:, 1] * np.log(
@@ -231,9 +238,10 @@ def _crops(
     ))  # fmt: skip
     crop_w = np.minimum(1.0, np.sqrt(area * ratio)) * width
     crop_h = np.minimum(1.0, np.sqrt(area / ratio)) * height
-    return np.column_stack(
-        [u[:, 2] * (width - crop_w), u[:, 3] * (height - crop_h), crop_w, crop_h]
-    )
+    room = frames(shapes, "squash") if how == "crop" and policy.moves else frame
+    left, top, room_w, room_h = room.T
+    left, top = left + u[:, 2] * (room_w - crop_w), top + u[:, 3] * (room_h - crop_h)
+    return np.column_stack([left, top, crop_w, crop_h])
 
 
 def _block_sides(crops: NDArray[np.float64], size: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-VERSION = 2
+VERSION = 3
 PIXELS = "pixels.bin"
 _HEADER, _INDEX, _IN_USE = "header.json", "index.npy", "in_use"
 _FREE_FRACTION = 0.8  # of the free disk that the cache may take
@@ -47,7 +47,7 @@ class Layout:
     """Size and format of the stored images."""
 
     side: int
-    """Largest longer side, in pixels."""
+    """Largest shorter side, in pixels."""
     format: str
     """A row of `FORMATS`: raw or jpeg."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from foldrace.core.plugins import Table
-from foldrace.trainables.data.augment import Image
+from foldrace.trainables.data.framing import Image
 
 
 def _odd(value: int) -> int:

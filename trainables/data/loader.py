@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.plugins import NO_PARTS, Parts
-from foldrace.trainables.data.augment import POLICIES, augment, resize
+from foldrace.trainables.data.augment import POLICIES, augment
+from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.meta_features import meta_vectors
 from foldrace.trainables.data.pixel_cache import ImageSource
 from foldrace.trainables.data.transforms import Transforms
@@ -106,9 +107,12 @@ class BatchDataset(Dataset[Batch]):
         config: AugmentConfig,
         meta: Sequence[str] = (),
         parts: Parts = NO_PARTS,
+        how: str = "squash",
     ) -> None:
-        self._given = (source, image_size, config, tuple(meta), parts)
+        """Batches as `config` varies them; `how` is a `training.resize`."""
+        self._given = (source, image_size, config, tuple(meta), parts, how)
         self._source, self._image_size, self._meta, self._parts = source, image_size, meta, parts
+        self._how = how
         self._policy = parts[POLICIES][config.policy]
         self._flip = config.flip or 0.0  # None where a config does not fix it
         self._transforms = Transforms((*self._policy.transforms, *config.transforms), parts)
@@ -121,10 +125,10 @@ class BatchDataset(Dataset[Batch]):
         images = [self._source.image(row) for row in batch.rows]
         size = batch.image_size or self._image_size
         if batch.seed is None:
-            pixels = resize(images, size)
+            pixels = resize(images, size, self._how)
         else:
             rng = np.random.default_rng(batch.seed)
-            pixels = augment(images, size, self._policy, rng, self._flip)
+            pixels = augment(images, size, self._policy, rng, self._how, self._flip)
             pixels = self._transforms(pixels, rng)
         meta = meta_vectors(images, self._meta, self._parts)
         return Batch(torch.from_numpy(pixels), torch.from_numpy(batch.rows), torch.from_numpy(meta))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from foldrace.config.schema import CacheConfig
 from foldrace.core.files import atomic_write
 from foldrace.dataset.archive import cache_dir
-from foldrace.dataset.images import read_rgb
+from foldrace.dataset.images import LONGEST, read_rgb
 from foldrace.trainables.data.cache_build import build, find_same, scan
 from foldrace.trainables.data.cache_folder import (
     VERSION,
@@ -76,31 +76,41 @@ class ImageSource(Protocol):
 class EncodedImages:
     """Images decoded from their own files at each use."""
 
-    def __init__(self, files: Sequence[Path], longer_side: int) -> None:
-        self._files, self._longer_side = tuple(files), longer_side
+    def __init__(self, files: Sequence[Path], shorter_side: int) -> None:
+        self._files, self._shorter_side = tuple(files), shorter_side
 
     def __len__(self) -> int:
         return len(self._files)
 
     def image(self, row: int) -> NDArray[np.uint8]:
         """(height, width, 3) RGB."""
-        return np.asarray(read_rgb(self._files[row], self._longer_side))
+        return np.asarray(read_rgb(self._files[row], self._shorter_side))
 
 
 def stored_side(image_size: int, config: CacheConfig = DEFAULT) -> int:
-    """Longer side, in pixels, at which images for a model input of `image_size` are stored."""
-    return config.longer_side or round(_MARGIN * image_size)
+    """Shorter side, in pixels, at which images for a model input of `image_size` are stored."""
+    return config.shorter_side or round(_MARGIN * image_size)
 
 
-def cache_bytes(images: int, image_sizes: Iterable[int], config: CacheConfig = DEFAULT) -> int:
-    """Bytes that the cache may take for all these sizes.
+def cache_bytes(
+    images: Sequence[tuple[int, int]], image_sizes: Iterable[int], config: CacheConfig = DEFAULT
+) -> int:
+    """Bytes that the cache may take for images of these widths and heights, at all image sizes.
 
     An upper bound for raw pixels, a generous estimate for JPEGs.
     """
     per_pixel = _RAW_BYTES if config.format == "raw" else _JPEG_BYTES
     sides = {stored_side(size, config) for size in image_sizes}
-    pixels = images * sum(side**2 for side in sides)
+    shapes = np.array(images, np.float64).reshape(-1, 2)
+    pixels = sum(_stored_pixels(shapes, side) for side in sides)
     return int(min(pixels * per_pixel, config.max_gb * 1e9))
+
+
+def _stored_pixels(shapes: NDArray[np.float64], side: int) -> float:
+    """Pixels of all images together, as `read_rgb` bounds them; no less."""
+    shorter, longer = shapes.min(axis=1).clip(1), shapes.max(axis=1).clip(1)
+    scale = np.minimum(1.0, np.minimum(side / shorter, LONGEST * side / longer))
+    return float(np.ceil(shapes * scale[:, None]).prod(axis=1).sum())
 
 
 def open_images(

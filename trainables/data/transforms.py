@@ -23,8 +23,8 @@ import torch
 from foldrace.config.schema import TransformConfig
 from foldrace.core.errors import EnvironmentProblem
 from foldrace.core.plugins import NO_PARTS, Parts
-from foldrace.trainables.data.augment import Image
 from foldrace.trainables.data.custom_transforms import CUSTOM
+from foldrace.trainables.data.framing import Image
 
 Maker = Callable[..., Any]  # arguments -> the library's transform
 _BASES = frozenset(

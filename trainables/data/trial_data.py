@@ -73,7 +73,9 @@ def open_data(
     classes, meta = len(store.classes()), trial.meta_features
     model_config = trial_model_config(trial.candidate, classes, meta, parts)
     augment = AugmentConfig(policy=params.policy, flip=params.flip, transforms=trial.transforms)
-    dataset = BatchDataset(source, params.image_size, augment, model_config.meta, parts)
+    dataset = BatchDataset(
+        source, params.image_size, augment, model_config.meta, parts, model_config.resize
+    )
     # Without gradients there is room for twice as many images.
     scored_at_once = 2 * first_micro_batch(trial, world)
     return TrialData(

@@ -46,6 +46,8 @@ class ModelConfig:
     """Rows of `META_FEATURES`, in the order of their numbers."""
     activation: str = "softmax"
     """A row of `ACTIVATIONS`: how logits become probabilities."""
+    resize: str = "squash"
+    """How an image becomes square: a value of `training.resize`."""
 
 
 def trial_model_config(
@@ -58,7 +60,9 @@ def trial_model_config(
     known = {name: value for name, value in record.params.items() if name in KNOBS}
     params = TrialParams.from_dict(known)  # a newer version's have no part in the model
     activation = parts[LOSSES][params.loss].activation
-    return ModelConfig(record.backbone, classes, params.image_size, params.head, meta, activation)
+    return ModelConfig(
+        record.backbone, classes, params.image_size, params.head, meta, activation, params.resize
+    )
 
 
 def config_to_json(config: ModelConfig) -> str:

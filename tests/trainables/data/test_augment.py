@@ -15,11 +15,12 @@ from foldrace.trainables.data.augment import (
     Policy,
     Warper,
     augment,
+    averaged,
     homogeneous,
     perspective,
-    resize,
     shear,
 )
+from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.pixel_cache import stored_side
 
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
@@ -40,7 +41,7 @@ class Draws:
 def apply(
     image: NDArray[np.uint8], size: int, policy: Policy, flip: float = 0.0, **draws: float
 ) -> NDArray[np.uint8]:
-    return augment([image], size, policy, Draws(**draws), flip)[0]  # type: ignore[arg-type]
+    return augment([image], size, policy, Draws(**draws), flip=flip)[0]  # type: ignore[arg-type]
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -126,6 +127,16 @@ def test_noise_is_averaged_as_in_scoring(height: int, width: int, size: int, nam
     assert out.std() == pytest.approx(scored.std(), rel=0.2)
 
 
+@pytest.mark.parametrize("block", [(1, 2), (2, 1), (2, 2), (3, 1), (2, 3)])
+def test_blocks_become_their_means(block: tuple[int, int]) -> None:
+    image = noise(25, 31)
+    means, _ = averaged(image, np.eye(3), np.array(block))
+    rows, columns = 25 // block[0], 31 // block[1]
+    whole = image[: rows * block[0], : columns * block[1]].astype(float)
+    exact = whole.reshape(rows, block[0], columns, block[1], 3).mean(axis=(1, 3))
+    assert means.shape == exact.shape and np.abs(means - exact).max() <= 0.51
+
+
 @pytest.mark.parametrize(("height", "width"), [(100, 131), (35, 300), (300, 35), (299, 299)])
 def test_averages_stay_in_their_place(height: int, width: int) -> None:
     """Also with a rest at the edges that fills no block, which the edge's own pixels replace."""
@@ -149,7 +160,7 @@ def test_a_policy_does_not_flip_by_itself(policy: Policy) -> None:
     image = np.repeat(np.linspace(40, 200, 32).astype(np.uint8), 3).reshape(1, 32, 3)
     image = np.ascontiguousarray(np.repeat(image, 32, axis=0))
     for flip, sign in ((0.0, 1), (1.0, -1)):
-        out = augment([image] * 20, 16, policy, np.random.default_rng(0), flip).astype(float)
+        out = augment([image] * 20, 16, policy, np.random.default_rng(0), flip=flip).astype(float)
         assert (sign * (out[:, :, 8:].mean((1, 2, 3)) - out[:, :, :8].mean((1, 2, 3))) > 0).all()
 
 

@@ -29,7 +29,7 @@ from foldrace.trainables.data.pixel_cache import EncodedImages, open_images
 ROOT = Path(__file__).resolve().parents[3]
 SIDE = 32
 BYTES = 3 * SIDE * SIDE * 3  # of three square images
-ROOM_FOR_TWO = CacheConfig(longer_side=SIDE, max_gb=(2 * BYTES + 3000) / 1e9)
+ROOM_FOR_TWO = CacheConfig(shorter_side=SIDE, max_gb=(2 * BYTES + 3000) / 1e9)
 
 
 def image_files(folder: Path, seed: int) -> list[Path]:
@@ -99,7 +99,7 @@ def test_a_session_without_room_does_not_try_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small = CacheConfig(longer_side=SIDE, max_gb=100 / 1e9)
+    small = CacheConfig(shorter_side=SIDE, max_gb=100 / 1e9)
     with monkeypatch.context() as patch:
         open_images(lists[0], SIDE, 1, small, "a")
         patch.setattr(cache_build, "_stat", None)  # nor looks at the files
@@ -118,7 +118,7 @@ import sys
 from pathlib import Path
 from foldrace.config.schema import CacheConfig
 from foldrace.trainables.data.pixel_cache import open_images
-source = open_images([Path(p) for p in sys.argv[2:]], 32, 1, CacheConfig(longer_side=32))
+source = open_images([Path(p) for p in sys.argv[2:]], 32, 1, CacheConfig(shorter_side=32))
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -127,7 +127,7 @@ sys.stdin.read()
 def test_another_process_holds_its_entry_until_it_is_killed(
     lists: list[list[Path]], own_cache: Path
 ) -> None:
-    one = CacheConfig(longer_side=SIDE, max_gb=(BYTES + 3000) / 1e9)
+    one = CacheConfig(shorter_side=SIDE, max_gb=(BYTES + 3000) / 1e9)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, "", *map(str, lists[0])],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
@@ -151,7 +151,7 @@ def test_what_a_killed_build_left_is_swept_away(lists: list[list[Path]], own_cac
 
 
 def test_what_nobody_used_for_a_month_goes(lists: list[list[Path]], own_cache: Path) -> None:
-    day, roomy = 24 * 3600, CacheConfig(longer_side=SIDE)
+    day, roomy = 24 * 3600, CacheConfig(shorter_side=SIDE)
     young = keep(lists[1], roomy, age=29 * day)
     held = open_images(lists[2], SIDE, 1, roomy)
     old = keep(lists[2], roomy, age=31 * day)

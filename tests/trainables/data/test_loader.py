@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from torchvision.transforms import v2
 
 from foldrace.config.schema import AugmentConfig
-from foldrace.trainables.data.augment import POLICIES, augment, resize
+from foldrace.trainables.data.augment import POLICIES, augment
+from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.loader import (
     Batch,
     BatchDataset,
@@ -23,6 +25,8 @@ from foldrace.trainables.data.loader import (
     loader_settings,
     to_float,
 )
+
+LIGHT = POLICIES["light"]
 
 
 class Patterns:
@@ -52,6 +56,19 @@ def epochs(workers: int, seed: int = 3, policy: str = "medium") -> list[str]:
         sampler.epoch = epoch
         found.append(digest(list(loader)))
     return found
+
+
+@pytest.mark.parametrize("how", ["squash", "pad", "crop"])
+def test_batches_are_squares_of_the_kind_that_was_asked_for(how: str) -> None:
+    """Also those of a copy, as a spawned loader process makes one."""
+    dataset = BatchDataset(Patterns(), 16, AugmentConfig(policy="light"), how=how)
+    rows, images = np.arange(8), [Patterns().image(row) for row in range(8)]
+    rng = np.random.default_rng((1, 2))
+    expected = {None: resize(images, 16, how), (1, 2): augment(images, 16, LIGHT, rng, how)}
+    for one in (dataset, pickle.loads(pickle.dumps(dataset))):
+        for seed, pixels in expected.items():
+            found = one.__getitems__(BatchRows(rows, seed)).images
+            np.testing.assert_array_equal(found.numpy(), pixels)
 
 
 @pytest.mark.parametrize("policy", ["medium", "randaugment", "trivialaugment"])

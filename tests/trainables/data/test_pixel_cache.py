@@ -55,13 +55,36 @@ def test_equal_to_the_files_at_one_and_a_half_times_the_size(files: list[Path]) 
         source = open_images(files, size, 2)
         assert isinstance(source, DecodedImages)
         assert_as_decoded(source, files, side)
-        assert max(max(source.image(row).shape) for row in range(5)) <= side
+        shapes = [source.image(row).shape[:2] for row in range(5)]
+        assert max(min(shape) for shape in shapes) <= side
+        assert max(max(shape) for shape in shapes) <= 4 * side
+
+
+def test_a_screens_photo_keeps_its_shorter_side(tmp_path: Path, own_cache: Path) -> None:
+    """And an endless one takes no more room than one of four times as long as it is wide."""
+    sizes = ((1920, 1080), (1080, 1920), (1080, 1080), (6000, 60), (300, 200), (3000, 1))
+    files = [tmp_path / f"{i}.jpg" for i in range(len(sizes))]
+    for file, size in zip(files, sizes, strict=True):
+        Image.new("RGB", size, "teal").save(file)
+    source = open_images(files, 224, 1)
+    stored = [source.image(row).shape[:2] for row in range(len(files))]
+    assert stored == [(336, 597), (597, 336), (336, 336), (13, 1344), (200, 300), (1, 1344)]
+    (name,) = entries(own_cache)
+    written = (own_cache / "pixels" / name / "pixels.bin").stat().st_size
+    assert written == 3 * sum(height * width for height, width in stored)
+    assert written <= cache_bytes(sizes, [224]) <= 1.01 * written
+    twice = cache_bytes(sizes, [224, 112, 224])
+    assert twice == cache_bytes(sizes, [224]) + cache_bytes(sizes, [112])
+    jpeg, small = CacheConfig(format="jpeg"), CacheConfig(max_gb=1e-3)
+    assert cache_bytes(sizes, [224], jpeg) == pytest.approx(written / 6, rel=0.01)
+    assert cache_bytes(sizes, [224], small) == 1_000_000
+    assert cache_bytes([], [224]) == 0
 
 
 def test_the_upper_bound_is_one(files: list[Path], own_cache: Path) -> None:
     open_images(files, 32, 1)
     (folder,) = [p for p in (own_cache / "pixels").iterdir() if p.is_dir()]
-    assert (folder / "pixels.bin").stat().st_size <= cache_bytes(len(files), [32])
+    assert (folder / "pixels.bin").stat().st_size <= cache_bytes(SIZES, [32])
 
 
 @pytest.fixture
@@ -132,9 +155,11 @@ def test_a_file_that_was_only_touched_is_not_decoded_again(
     assert decoded == []
 
 
-def test_the_longer_side_is_the_configs(files: list[Path]) -> None:
-    config = CacheConfig(longer_side=20)
+def test_the_shorter_side_is_the_configs(files: list[Path], own_cache: Path) -> None:
+    open_images(files, 32, 1)
+    config = CacheConfig(shorter_side=20)
     assert_as_decoded(open_images(files, 32, 1, config), files, 20)
+    assert len(entries(own_cache)) == 2
 
 
 def test_jpegs_are_smaller_and_nearly_the_same(tmp_path: Path, own_cache: Path) -> None:

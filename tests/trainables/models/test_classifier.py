@@ -22,7 +22,13 @@ from foldrace.trainables.models.heads import HEADS
 from foldrace.trainables.predict import pack_weights, read_model_config, unpack_classifier
 
 FULL = ModelConfig(
-    "stack(timm/test_resnet,timm/test_vit@48)", 4, 32, "layernorm", ("aspect_ratio",), "sigmoid"
+    "stack(timm/test_resnet,timm/test_vit@48)",
+    4,
+    32,
+    "layernorm",
+    ("aspect_ratio",),
+    "sigmoid",
+    "pad",
 )
 
 
