@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foldrace.reporting.formats import counted, difference, duration, number
+from foldrace.reporting.sentences import submission_line
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.tables import ranked
@@ -221,6 +222,8 @@ def _race_lines(progress: Progress) -> Iterator[RenderableType]:
         if progress.blend_logloss is not None:
             race += f"   blend of the complete ones {number(progress.blend_logloss)}"
         yield _cell(race)
+    if progress.submission is not None:
+        yield _cell(submission_line(progress.submission))
     if progress.budget:
         yield _cell(f"budget: {budget_line(progress.budget)}")
 

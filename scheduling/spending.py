@@ -116,6 +116,12 @@ class Spending:
         )
 
     def _cost(self, backbone: str, folds: int) -> CompletionCost:
-        seconds = self._state.fold_seconds()
+        seconds, least = self._state.fold_seconds(), self._state.fold_seconds(min)
         mean = fmean(seconds.values()) if seconds else None
-        return CompletionCost(folds, seconds.get(backbone, mean), self._slots(), self._devices)
+        return CompletionCost(
+            folds,
+            seconds.get(backbone, mean),
+            self._slots(),
+            self._devices,
+            least.get(backbone, min(least.values(), default=None)),
+        )
