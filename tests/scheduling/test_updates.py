@@ -16,10 +16,27 @@ from foldrace.run_folder.blend_records import ResultUpdate
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceAction, RaceDecision
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import UpdateCost
-from foldrace.scheduling.updates import ResultUpdates
+from foldrace.scheduling.state import FoldTask
+from foldrace.scheduling.sweep import FINISHED
+from foldrace.scheduling.updates import UPDATE, ResultUpdates
 from tests.conftest import examples
+from tests.scheduling.pretend_workers import PretendWorkers, sweep_config
 
 PART = 0.02
+
+
+def with_one_complete(root: Path, candidates: int) -> tuple[PretendWorkers, ResultUpdates]:
+    """A sweep in one slot whose first candidate is complete, and its updates."""
+    workers = PretendWorkers(root, sweep_config("none", candidates=candidates), slots=1)
+    while not any(s.status == "complete" for s in workers.sweep.state.summaries()):
+        workers.fill()
+        workers.end(workers.live[0], "finish")
+    updates = ResultUpdates(workers.store, lambda: workers.slots)
+    workers.sweep.updates = updates
+    for summary in workers.sweep.state.summaries():
+        for decision in summary.decisions:
+            updates.decided(decision, summary)
+    return workers, updates
 
 
 @dataclass
@@ -167,3 +184,32 @@ def test_a_later_session_knows_what_was_written_and_what_it_took(tmp_path: Path)
     assert second.updates.is_due(None)
     second.clock.now = second.began + 149.0  # 3 s are 2 % of 150 s
     assert not second.updates.is_due(None)
+
+
+def test_an_update_takes_a_slot_of_the_sweep(tmp_path: Path) -> None:
+    workers, updates = with_one_complete(tmp_path, candidates=3)
+    sweep = workers.sweep
+    assert sweep.suggest("u") == UPDATE and sweep.updating == "u"
+    assert sweep.suggest("a") is None  # the only slot is taken
+    workers.slots = 2
+    assert isinstance(sweep.suggest("b"), FoldTask)
+    assert sweep.suggest("c") is None
+    updates.tell("u", "")
+    sweep.trial_over("u")
+    assert sweep.updating is None and set(sweep.running) == {"b"}
+    assert isinstance(sweep.suggest("d"), FoldTask)  # not due again
+
+
+def test_at_the_end_of_a_sweep_nothing_is_written_twice(tmp_path: Path) -> None:
+    workers, updates = with_one_complete(tmp_path, candidates=1)
+    assert updates.is_due(None) and workers.sweep.suggest("u") == FINISHED
+
+
+def test_an_update_that_a_stop_has_ended_is_no_failure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers, _ = with_one_complete(tmp_path, candidates=3)
+    assert workers.sweep.suggest("u") == UPDATE
+    workers.sweep.stopped = True
+    workers.sweep.trial_over("u")
+    assert "were not written" not in caplog.text and workers.store.last_update() is None
