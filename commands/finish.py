@@ -6,6 +6,7 @@ Takes a run folder with its config and folds, leaves a finished one; tells what 
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 
 from rich.console import Console
@@ -93,7 +94,7 @@ def _interrupted(store: RunStore) -> str:
 def _deadline(config: SweepConfig, started: float) -> Deadline | None:
     """The end of the fold trials' part of the time budget; None without a budget."""
     budget = config.resources.time_budget
-    return None if budget is None else Deadline(budget, started)
+    return None if budget is None else Deadline(budget, started, time.monotonic() - started)
 
 
 def print_trouble(outcome: SweepOutcome, console: Console) -> None:

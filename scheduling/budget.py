@@ -153,7 +153,9 @@ class UpdateCost:
 
 _FINISHING_PART, _LEAST_FINISHING = 0.1, 20.0  # of the budget, seconds: before any update
 _MOST_FINISHING_PART = 1 / 3  # with less than two thirds for the sweep there is little to blend
-_REPORT_PART, _REPORT = 0.02, 5.0  # of the budget, seconds: ends of Ray and process, the report
+_SPARE_PART = 0.02  # of the budget: what is kept beside what is expected
+_LEAST_REPORT, _MOST_REPORT = 5.0, 30.0  # seconds: ends of Ray and process, the report
+_REPORT_PART = 0.4  # of the time that start and imports took on this machine, as busy as it is
 _FULL_SEARCH = 2.0  # the last blend takes so many updates: all methods, measured times
 _PER_CANDIDATE = 0.5  # of an update: not every candidate enters the blend
 
@@ -166,6 +168,8 @@ class Deadline:
     """Seconds of wall time for the whole command."""
     started: float
     """When the command began, on the clock that `seconds_left` is asked with."""
+    startup: float = 0.0
+    """Seconds from there to the sweep: imports, checks, Ray's start."""
 
     def finishing_time(self, update: UpdateCost | None = None) -> float:
         """Seconds kept for blend, submission and report.
@@ -177,7 +181,8 @@ class Deadline:
             wanted = max(_LEAST_FINISHING, _FINISHING_PART * self.budget)
         else:
             updates = _FULL_SEARCH + _PER_CANDIDATE * update.pending
-            wanted = _REPORT + _REPORT_PART * self.budget + updates * update.seconds
+            report = min(max(_LEAST_REPORT, _REPORT_PART * self.startup), _MOST_REPORT)
+            wanted = report + _SPARE_PART * self.budget + updates * update.seconds
         return min(wanted, _MOST_FINISHING_PART * self.budget)
 
     def seconds_left(self, now: float, update: UpdateCost | None = None) -> float:

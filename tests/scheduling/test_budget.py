@@ -141,22 +141,23 @@ def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wro
 
 
 @pytest.mark.parametrize(
-    ("budget", "update", "kept"),
+    ("budget", "startup", "update", "kept"),
     [
-        (8 * 3600.0, None, 2880.0),  # a tenth
-        (600.0, None, 60.0),
-        (180.0, None, 20.0),  # at least
-        (30.0, None, 10.0),  # at most a third
-        (120.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
-        (120.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
-        (3600.0, UpdateCost(60.0, pending=2), 5 + 72 + 3 * 60.0),
-        (3600.0, UpdateCost(900.0, pending=2), 1200.0),
+        (8 * 3600.0, 60.0, None, 2880.0),  # a tenth
+        (600.0, 60.0, None, 60.0),
+        (180.0, 60.0, None, 20.0),  # at least
+        (30.0, 60.0, None, 10.0),  # at most a third
+        (120.0, 8.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
+        (120.0, 8.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
+        (120.0, 20.0, UpdateCost(1.5, pending=4), 8 + 2.4 + 4 * 1.5),  # a busy machine
+        (3600.0, 900.0, UpdateCost(60.0, pending=2), 30 + 72 + 3 * 60.0),  # much data to check
+        (3600.0, 8.0, UpdateCost(900.0, pending=2), 1200.0),
     ],
 )
 def test_time_is_kept_for_what_follows_the_sweep(
-    budget: float, update: UpdateCost | None, kept: float
+    budget: float, startup: float, update: UpdateCost | None, kept: float
 ) -> None:
-    deadline = Deadline(budget, started=100.0)
+    deadline = Deadline(budget, 100.0, startup)
     assert deadline.finishing_time(update) == pytest.approx(kept)
     assert deadline.seconds_left(100.0, update) == pytest.approx(budget - kept)
     assert deadline.seconds_left(101.0 + budget - kept, update) == pytest.approx(-1.0)
