@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from foldrace.commands.ensemble import blend
 from foldrace.commands.machine import log_folder, logging_to, only_driver, only_our_output
-from foldrace.commands.submit import predict_test_set, write_so_far
+from foldrace.commands.submit import predict_test_set
+from foldrace.commands.update import write_so_far
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing, message_line
 from foldrace.ensemble.selection.select import remove_unused_weights

@@ -1,7 +1,6 @@
 """`submit`: predict the test set with the blend; write the submission and its receipt.
 
-Takes a run folder; `predict_test_set` is the same at the end of a run, `write_so_far` while it
-sweeps.
+Takes a run folder; `predict_test_set` is the same while a run sweeps and at its end.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def submit(root: str, tta: str, out: Path | None, console: Console) -> None:
     RunFolderError where nothing is.
     """
     store = RunStore.open(root)
-    find_tta(tta, run_parts(store))
+    _check(store, tta)
     sweeps = store.log_folder() is not None and is_at_work(store)
     blend = store.blend.record()
     if blend is None or (sweeps and _has_more_candidates(store, blend)):
@@ -48,23 +47,6 @@ def _has_more_candidates(store: RunStore, blend: EnsembleRecord) -> bool:
     return complete > blend.candidates_considered
 
 
-def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
-    """Blend what is complete and predict the test set, in a worker of the sweep.
-
-    A blend whose cross-fitted loss is at least as low stays, with its submission.
-    """
-    import torch
-
-    torch.set_num_threads(cpus)
-    store = RunStore.open(run)
-    before = store.blend.record()
-    blend = blend_so_far(store)
-    stays = before is not None and blend.digests == before.digests
-    if store.config().data.test is None or (stays and store.submission() is not None):
-        return
-    predict_test_set(store, "none", None, Console(quiet=True), on_cpu=not use_gpu, workers=cpus)
-
-
 @naming_plugins()
 def predict_test_set(
     store: RunStore,
@@ -78,13 +60,9 @@ def predict_test_set(
 
     `workers` None: as many as there are cores.
     """
-    find_tta(tta, run_parts(store))  # a wrong name is told before the test set is read
-    config = store.config()
-    test = read_test_set(config.data, store.classes())
-    if test is None:
-        raise RunFolderError.single(
-            f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
-        )
+    _check(store, tta)
+    test = read_test_set(store.config().data, store.classes())
+    assert test is not None
     predictor = Predictor(store, workers or cores(), tta, "cpu" if on_cpu else None)
     with console.status(f"Predicting {len(test)} test images") as status:
         prob = predictor.test_probabilities(
@@ -100,6 +78,15 @@ def predict_test_set(
         )
     _print_receipt(receipt, test, console)
     return receipt
+
+
+def _check(store: RunStore, tta: str) -> None:
+    """Raise UserError for wrong views or no test set, before anything is read or blended."""
+    find_tta(tta, run_parts(store))
+    if store.config().data.test is None:
+        raise RunFolderError.single(
+            f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
+        )
 
 
 def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:

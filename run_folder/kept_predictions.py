@@ -20,7 +20,11 @@ from foldrace.run_folder.oof import array_of, npy
 from foldrace.run_folder.trials import TrialFiles, suffix, weights_name
 from foldrace.run_folder.variants import RAW
 
-_FILE = re.compile(r"test(?:_(?P<variant>.+))?-[0-9a-f]{8}-[0-9a-f]{32}\.npy")
+_FILE = re.compile(
+    r"trials/(?P<candidate>[^/]+)/fold\d+/test(?:_(?P<variant>.+))?-[0-9a-f]{8}-[0-9a-f]{32}\.npy"
+)
+_STATE = f"{'0' * 32}.npy"
+"""As long as the end of a file's name that tells the images and the weights apart."""
 _log = logging.getLogger("foldrace")
 
 
@@ -80,14 +84,9 @@ class KeptPredictions:
         return f"{folder}/test{suffix(variant)}-{self._view}-{state}.npy"
 
 
-_STATE = f"{'0' * 32}.npy"
-"""As long as the end of a file's name that tells the images and the weights apart."""
-
-
 def remove_other_predictions(store: TrialFiles, members: Collection[tuple[str, str]]) -> None:
     """Remove the kept predictions of all but these (candidate, variant)."""
     for name in store.files.stamps("trials"):
-        _, candidate, *_, file = name.split("/")
-        match = _FILE.fullmatch(file)
-        if match is not None and (candidate, match["variant"] or RAW) not in members:
+        match = _FILE.fullmatch(name)
+        if match is not None and (match["candidate"], match["variant"] or RAW) not in members:
             store.files.delete(name)

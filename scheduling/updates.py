@@ -1,9 +1,9 @@
 """When a sweep under way writes its blend and its submission: whenever the blend has improved.
 
 Takes the race's decisions, the clock and what updates have cost; says when the next one is due and
-books how it ends. The first comes with the first complete candidate. All together may take a fixed
-part of the time so far. An update runs in a slot like a fold trial, so that no
-trial's memory or cores are taken; its cost is that slot's seconds, shared by all slots.
+books how it ends. The first comes with the first complete candidate; all together may take a fixed
+part of the time so far. An update runs in a slot like a fold trial, so that no trial's memory or
+cores are taken; its cost is that slot's seconds, shared by all slots.
 """
 
 from __future__ import annotations
@@ -107,14 +107,13 @@ class ResultUpdates(SweepListener):
         self._seconds = self._clock() - began
         self._spent += self._seconds / max(1, self._slots())
         error = "its worker ended without a result" if self._outcome is None else self._outcome
-        try:
-            self._store.save_update(
-                ResultUpdate(seconds=self._seconds, blend_logloss=self._written)
-            )
-        except OSError as problem:
-            error = error or str(problem)
         if error:
             _log.warning("blend and submission so far were not written: %s", error)
             return
         self.submission = self._store.submission()
         _log.info("blend and submission so far written in %.1f s", self._seconds)
+        record = ResultUpdate(seconds=self._seconds, blend_logloss=self._written)
+        try:
+            self._store.save_update(record)
+        except OSError as problem:
+            _log.warning("what the result so far took is not kept for `resume`: %s", problem)

@@ -19,7 +19,7 @@ import pytest
 
 from foldrace.commands import finish
 from foldrace.commands.machine import log_folder, only_driver
-from foldrace.commands.submit import write_so_far
+from foldrace.commands.update import write_so_far
 from foldrace.inference.predictor import RunModels
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import tuner
