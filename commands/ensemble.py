@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
 
-from foldrace.commands.machine import cores
+from foldrace.commands.machine import cores, is_at_work
+from foldrace.commands.so_far import require_complete
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, DataError, Problem
 from foldrace.core.metrics import accuracy, all_metrics, log_loss, log_loss_of_true
@@ -29,7 +30,7 @@ from foldrace.ensemble.selection.select import Request, blend_run, check_request
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.soups import Soup, make_soups
-from foldrace.inference.speed import measure_speed
+from foldrace.inference.speed import member_prices
 from foldrace.reporting.blend_lines import blend_lines
 from foldrace.run_folder.blend_records import EnsembleRecord, HeldOutScore
 from foldrace.run_folder.store import RunStore
@@ -69,6 +70,8 @@ def reblend(
 ) -> None:
     """Blend a run folder again, with other settings than the config's where given."""
     store = RunStore.open(root)
+    if not add and not runs and is_at_work(store):
+        require_complete(store, at_work=True)
     blend(store, changes.applied_to(store.config().ensemble), console, add, runs)
 
 
@@ -82,7 +85,9 @@ def blend(
 ) -> EnsembleRecord:
     """Choose a blend, write `ensemble/` and print it."""
     parts, added = run_parts(store), _added(store, add)
-    request = replace(added, prices=lambda m: _prices(store, m), runs=tuple(runs), parts=parts)
+    request = replace(
+        added, prices=lambda m: member_prices(store, m), runs=tuple(runs), parts=parts
+    )
     method = parts[METHODS].get(config.method)
     if method is not None and method.needs_soups:
         check_request(store, config, request)
@@ -135,16 +140,6 @@ def _soup_line(soup: Soup) -> str:
         f"{soup.oof_calibrated_logloss:.4f} (best alone "
         f"{soup.best_single_oof_calibrated_logloss:.4f})"
     )
-
-
-def _prices(store: RunStore, members: Sequence[Member]) -> Prices:
-    """Bytes on disk, and milliseconds per image on this machine."""
-    stores = {run: RunStore.open(run) if run else store for run in {m.run for m in members}}
-    stored = [m for m in members if m.variant != VARIANT]
-    sizes = {m: stores[m.run].weight_bytes(m.candidate, m.variant) for m in stored}
-    speeds = measure_speed(store, members)
-    known = {m: ms for m, ms in speeds.ms_per_image.items() if ms is not None}
-    return Prices(known, sizes, speeds.device)
 
 
 def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord, parts: Parts) -> EnsembleRecord:

@@ -6,6 +6,7 @@ Takes a run folder with its config and folds, leaves a finished one; tells what 
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 
 from rich.console import Console
@@ -14,12 +15,14 @@ from rich.markup import escape
 from foldrace.commands.ensemble import blend
 from foldrace.commands.machine import log_folder, logging_to, only_driver, only_our_output
 from foldrace.commands.submit import predict_test_set
+from foldrace.commands.update import write_so_far
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Interrupted, listing, message_line
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
 from foldrace.reporting.live import LiveView, print_leaderboard
-from foldrace.reporting.sentences import DIVERGED
+from foldrace.reporting.sentences import DIVERGED, submission_line
+from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
@@ -61,28 +64,38 @@ def sweep_and_finish(
             )
             _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
             if deadline is not None:
-                kept = duration(deadline.finishing_time)
+                kept = duration(deadline.finishing_time())
                 screen.print(
-                    f"Reserved from the time budget for blend, submission and report: {kept}"
+                    f"Reserved from the time budget for blend, submission and report: {kept}, "
+                    "until it is known what they take"
                 )
             with LiveView(screen) as view:
                 outcome = run_sweep(
-                    store, config, space, image_root, cluster, view.update, deadline
+                    store, config, space, image_root, cluster, view.update, deadline, write_so_far
                 )
             _log.info("sweep: ended after %.1f s", outcome.seconds)
         _log.info("Ray: stopped")
         if outcome.interrupted:
-            raise Interrupted(f"interrupted; go on with: foldrace resume {store.root}")
+            raise Interrupted(_interrupted(store))
         print_leaderboard(screen, outcome.summaries, limit=10)
         print_trouble(outcome, screen)
         _finish(store, screen)
         _log.info("run: blend and report written")
 
 
+def _interrupted(store: RunStore) -> str:
+    """What is there, and how to go on."""
+    text = f"interrupted; go on with: foldrace resume {store.root}"
+    submission = store.submission()
+    if submission is None:
+        return text
+    return f"{text}\n{store.root}/submission.csv: {submission_line(submission)}"
+
+
 def _deadline(config: SweepConfig, started: float) -> Deadline | None:
     """The end of the fold trials' part of the time budget; None without a budget."""
     budget = config.resources.time_budget
-    return None if budget is None else Deadline(budget, started)
+    return None if budget is None else Deadline(budget, started, time.monotonic() - started)
 
 
 def print_trouble(outcome: SweepOutcome, console: Console) -> None:
@@ -117,8 +130,12 @@ def _finish(store: RunStore, console: Console) -> None:
     """Blend, submission and report; then the weights go that the config does not keep."""
     config = store.config()
     ensemble = blend(store, config.ensemble, console)
+    _log.info("blend written")
+    used = {(member.candidate, member.variant) for member in ensemble.members if not member.run}
+    remove_other_predictions(store, used)
     if config.data.test is not None:
         predict_test_set(store, "none", None, console)
+        _log.info("submission written")
     from foldrace.reporting.report import write_report  # matplotlib: not before it is needed
 
     page = write_report(store)

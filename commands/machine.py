@@ -58,6 +58,24 @@ def only_driver(store: RunStore, folder: Path) -> Iterator[None]:
         ) from error
 
 
+def is_at_work(store: RunStore) -> bool:
+    """True where a `run` or `resume` holds the folder's lock, or may hold it.
+
+    An object store has no lock, and one in a folder that is not ours to write cannot be tried.
+    """
+    folder = store.log_folder()
+    if folder is None:
+        return True
+    lock = folder / "driver.lock"
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 @contextlib.contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
     """Log events to `application.log`, and warnings to `error.log` as well."""

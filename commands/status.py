@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
+from foldrace.commands.machine import is_at_work
 from foldrace.config.schema import SweepConfig
-from foldrace.reporting.formats import duration, number
+from foldrace.reporting.formats import counted, duration, number
 from foldrace.reporting.live import budget_line, print_leaderboard, print_plain
+from foldrace.reporting.sentences import submission_line
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import SweepUsage, devices_of_a_trial
@@ -32,28 +33,22 @@ def status(root: str, watch: bool, console: Console) -> None:
         print_leaderboard(console, summaries, limit=20)
         for line in status_lines(summaries, config, store.fold_count, at_work):
             print_plain(console, line)
+        for line in _result_lines(store):
+            print_plain(console, line)
         settled = sum(s.settled for s in summaries)
         if not watch or not at_work or settled >= config.search.candidates:
             return
         time.sleep(max(_WATCH_EVERY, time.monotonic() - began))  # a large run takes long to read
 
 
-def is_at_work(store: RunStore) -> bool:
-    """True where a `run` or `resume` holds the folder's lock, or may hold it.
-
-    An object store has no lock, and one in a folder that is not ours to write cannot be tried.
-    """
-    folder = store.log_folder()
-    if folder is None:
-        return True
-    lock = folder / "driver.lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
+def _result_lines(store: RunStore) -> Iterator[str]:
+    """What there is to submit, or the blend of a run without a test set."""
+    submission, blend = store.submission(), store.blend.record()
+    if submission is not None:
+        yield submission_line(submission)
+    elif blend is not None:
+        loss = number(blend.crossfit_logloss)
+        yield f"blend of {counted(len(blend.members), 'member')}: cross-fitted log loss {loss}"
 
 
 def status_lines(

@@ -1,6 +1,6 @@
 """`submit`: predict the test set with the blend; write the submission and its receipt.
 
-Takes a run folder with a blend; `predict_test_set` is the same at the end of a run.
+Takes a run folder; `predict_test_set` is the same while a run sweeps and at its end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.commands.machine import cores
+from foldrace.commands.machine import cores, is_at_work
+from foldrace.commands.so_far import blend_so_far, require_complete
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import Files, open_files
 from foldrace.core.plugins import naming_plugins
@@ -18,25 +19,51 @@ from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.submission import Receipt, write_submission
 from foldrace.inference.tta import find_tta
+from foldrace.reporting.blend_lines import blend_lines
+from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 
 
 def submit(root: str, tta: str, out: Path | None, console: Console) -> None:
-    """Write the submission of a run folder to `out`, or to its `submission.csv`."""
-    predict_test_set(RunStore.open(root), tta, out, console)
+    """Write the submission of a run folder to `out`, or to its `submission.csv`.
+
+    While a sweep is at work, of what is complete by now, and on the CPU: the GPUs are the sweep's.
+    RunFolderError where nothing is.
+    """
+    store = RunStore.open(root)
+    _check(store, tta)
+    sweeps = store.log_folder() is not None and is_at_work(store)
+    blend = store.blend.record()
+    if blend is None or (sweeps and _has_more_candidates(store, blend)):
+        require_complete(store, sweeps)
+        for line in blend_lines(blend_so_far(store)):
+            console.print(line)
+    predict_test_set(store, tta, out, console, on_cpu=sweeps)
+
+
+def _has_more_candidates(store: RunStore, blend: EnsembleRecord) -> bool:
+    """True where candidates are complete that the blend has not considered."""
+    complete = sum(summary.status == "complete" for summary in store.summaries())
+    return complete > blend.candidates_considered
 
 
 @naming_plugins()
-def predict_test_set(store: RunStore, tta: str, out: Path | None, console: Console) -> Receipt:
-    """Write the submission and its receipt; RunFolderError where the config has no test set."""
-    find_tta(tta, run_parts(store))  # a wrong name is told before the test set is read
-    config = store.config()
-    test = read_test_set(config.data, store.classes())
-    if test is None:
-        raise RunFolderError.single(
-            f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
-        )
-    predictor = Predictor(store, cores(), tta)
+def predict_test_set(
+    store: RunStore,
+    tta: str,
+    out: Path | None,
+    console: Console,
+    on_cpu: bool = False,
+    workers: int | None = None,
+) -> Receipt:
+    """Write the submission and its receipt; RunFolderError where the config has no test set.
+
+    `workers` None: as many as there are cores.
+    """
+    _check(store, tta)
+    test = read_test_set(store.config().data, store.classes())
+    assert test is not None
+    predictor = Predictor(store, workers or cores(), tta, "cpu" if on_cpu else None)
     with console.status(f"Predicting {len(test)} test images") as status:
         prob = predictor.test_probabilities(
             test,
@@ -45,9 +72,21 @@ def predict_test_set(store: RunStore, tta: str, out: Path | None, console: Conso
             ),
         )
     files, name = _target(store, out)
-    receipt = write_submission(files, name, test, store.classes(), prob, predictor.ensemble, tta)
+    with store.blend.only_writer():  # file and receipt are one
+        receipt = write_submission(
+            files, name, test, store.classes(), prob, predictor.ensemble, tta
+        )
     _print_receipt(receipt, test, console)
     return receipt
+
+
+def _check(store: RunStore, tta: str) -> None:
+    """Raise UserError for wrong views or no test set, before anything is read or blended."""
+    find_tta(tta, run_parts(store))
+    if store.config().data.test is None:
+        raise RunFolderError.single(
+            f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
+        )
 
 
 def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:

@@ -2,15 +2,18 @@
 
 Takes a run folder and image files, gives an (n, C) array: per fold the members at their
 temperatures, combined, at the blend's temperature; then the mean over the folds. Only the selected
-checkpoints are read, each once. `RunModels` gives one run folder's fold models, ready to be run as
+checkpoints are read, each once; what they say of the test set is kept beside them, so that each
+predicts it once for all blends. `RunModels` gives one run folder's fold models, ready to be run as
 they were scored.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +32,11 @@ from foldrace.ensemble.selection.external import added_test
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
+from foldrace.run_folder.kept_predictions import KeptPredictions
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import weights_name
+from foldrace.trainables.data.cache_build import scan
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.data.pixel_cache import ImageSource, open_images
 from foldrace.trainables.models.classifier import Classifier, ModelConfig, trial_model_config
@@ -140,6 +145,12 @@ class _Images:
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Session of the pixel cache: within one prediction the files are looked at once."""
 
+    @cached_property
+    def state(self) -> str:
+        """A text that differs wherever the files do, by the file system."""
+        paths = hashlib.sha256("\0".join(map(str, self.files)).encode(errors="surrogateescape"))
+        return f"{paths.hexdigest()} {scan(self.files).state}"
+
 
 class Predictor:
     """The blend of one run folder.
@@ -147,11 +158,17 @@ class Predictor:
     >>> Predictor("runs/cars").probabilities([Path("car.jpg")])  # (1, C)
     """
 
-    def __init__(self, run: RunStore | str | Path, workers: int = 1, tta: str = "none") -> None:
+    def __init__(
+        self,
+        run: RunStore | str | Path,
+        workers: int = 1,
+        tta: str = "none",
+        device: str | None = None,
+    ) -> None:
         """Open the blend of a run; `tta` is a row of `TTAS`, or of the run's plugins.
 
-        RunFolderError where the run has no blend, or a member's own run folder is gone or has other
-        folds.
+        `device`: `cpu` or `cuda`, None: the GPU where there is one. RunFolderError where the run
+        has no blend, or a member's own run folder is gone or has other folds.
         """
         store = run if isinstance(run, RunStore) else RunStore.open(run)
         self._tta = find_tta(tta, run_parts(store))
@@ -163,7 +180,7 @@ class Predictor:
         self.store, self.ensemble = store, ensemble
         self.classes = store.classes()
         self._workers = workers
-        self._device = best_device()
+        self._device = best_device() if device is None else torch.device(device)
         self._combiner = _combiner(store, ensemble)
         self._runs = {
             run: RunModels(_run_of(store, ensemble, run), self._device)
@@ -252,7 +269,20 @@ class Predictor:
     def _fold_log_prob(
         self, member: MemberRecord, fold: int, images: _Images
     ) -> NDArray[np.float32]:
-        """(n, C) of one fold model, uncalibrated."""
+        """(n, C) of one fold model, uncalibrated; of the test set as it is kept, in float16."""
+        if images.ids is None:
+            return self._predicted(member, fold, images)
+        run = self._runs[member.run]
+        kept = KeptPredictions(run.store, images.state, self._tta.name)
+        shape = len(images.files), len(self.classes)
+        log_prob = kept.read(member.candidate, member.variant, fold, shape)
+        if log_prob is None:
+            log_prob = self._predicted(member, fold, images).astype(np.float16)
+            kept.write(member.candidate, member.variant, fold, log_prob)
+        return log_prob.astype(np.float32)
+
+    def _predicted(self, member: MemberRecord, fold: int, images: _Images) -> NDArray[np.float32]:
+        """(n, C) of one fold model that is opened and run."""
         run = self._runs[member.run]
         model = run.open(member.candidate, member.variant, fold)
         source = run.images(images.files, model.model_config, self._workers, images.session)

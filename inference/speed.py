@@ -21,6 +21,8 @@ from foldrace.core.errors import RunFolderError, listing
 from foldrace.core.files import Files, warn_ignored
 from foldrace.core.plugins import naming_plugins
 from foldrace.ensemble.pool import Member
+from foldrace.ensemble.selection.eligible import Prices
+from foldrace.ensemble.selection.external import VARIANT
 from foldrace.inference.predictor import BATCH, FoldModel, RunModels, best_device
 from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.store import RunStore
@@ -91,6 +93,16 @@ def measure_speed(store: RunStore, members: Sequence[Member]) -> Speeds:
     if known != before:
         store.files.write(_FILE, _to_json(cached))
     return Speeds(name, {member: found.get(member) for member in members})
+
+
+def member_prices(store: RunStore, members: Sequence[Member]) -> Prices:
+    """Bytes on disk, and milliseconds per image on this machine."""
+    stores = {run: RunStore.open(run) if run else store for run in {m.run for m in members}}
+    stored = [m for m in members if m.variant != VARIANT]
+    sizes = {m: stores[m.run].weight_bytes(m.candidate, m.variant) for m in stored}
+    speeds = measure_speed(store, members)
+    known = {m: ms for m, ms in speeds.ms_per_image.items() if ms is not None}
+    return Prices(known, sizes, speeds.device)
 
 
 def time_model(model: FoldModel, device: torch.device) -> Timing:

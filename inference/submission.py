@@ -1,7 +1,7 @@
 """`submission.csv` in the exact form of the sample, and the receipt that proves it.
 
-Takes test probabilities, gives the two files. The checks read the file back: what is proved is
-what lies on the disk.
+Takes test probabilities, gives the two files, each in place of the earlier one at once. The text is
+checked before it is written, and the file is read back: what is proved is what lies on the disk.
 """
 
 from __future__ import annotations
@@ -74,16 +74,15 @@ def write_submission(
     """Write `name` and `<name without .csv>.receipt.json` into `files`.
 
     `prob` is (n, C) in the order of `test` and `classes`. Raises RunFailure where a check does not
-    pass; then no file of that name is left.
+    pass: nothing is written then, so that an earlier submission stays.
     """
     text = submission_csv(test, classes, prob)
     data = text.encode()
+    checks = check_submission(text, test)
     files.write(name, data)
-    try:
-        checks = check_submission(files.read(name).decode(), test)
-    except RunFailure:
+    if files.read(name) != data:
         files.delete(name)
-        raise
+        raise RunFailure(f"{files.root}/{name} does not hold what was written to it")
     receipt = Receipt(
         file=name,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -122,7 +121,7 @@ def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.floa
 
 
 def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
-    """Read a submission back; the checks that passed, or RunFailure with the one that did not."""
+    """Read a submission; the checks that passed, or RunFailure with those that did not."""
     header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
     results = {
         "columns equal the sample's, in its order": header == list(test.header),

@@ -19,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from foldrace.reporting.formats import counted, difference, duration, number
+from foldrace.reporting.sentences import submission_line
+from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.tables import ranked
@@ -82,12 +84,13 @@ class LiveView:
 class EventLines:
     """Events between two `Progress` records, as plain lines for a log file or a pipe.
 
-    One line for each fold trial that ended, and each candidate that was stopped or settled. What
-    had ended before the session, as after `resume`, is one line together.
+    One line for each fold trial that ended, each candidate that was stopped or settled, and each
+    submission. What had ended before the session, as after `resume`, is one line together.
     """
 
     def __init__(self) -> None:
         self._events_shown = 0
+        self._submission: SubmissionNote | None = None
         self._started = False
 
     def new(self, progress: Progress) -> list[str]:
@@ -97,7 +100,10 @@ class EventLines:
         before = progress.trials_done - sum(isinstance(e, TrialRecord) for e in fresh)
         if not self._started and before > 0:
             lines.insert(0, f"{before} had ended before this start")
+        if self._started and progress.submission not in (None, self._submission):
+            lines.append(submission_line(progress.submission))
         self._events_shown, self._started = len(progress.events), True
+        self._submission = progress.submission
         now = time.strftime("%H:%M:%S")
         done = f"{progress.trials_done}/{progress.trials_total} fold trials"
         eta = f"  ETA {duration(progress.eta_s)}" if progress.eta_s is not None else ""
@@ -221,6 +227,8 @@ def _race_lines(progress: Progress) -> Iterator[RenderableType]:
         if progress.blend_logloss is not None:
             race += f"   blend of the complete ones {number(progress.blend_logloss)}"
         yield _cell(race)
+    if progress.submission is not None:
+        yield _cell(submission_line(progress.submission))
     if progress.budget:
         yield _cell(f"budget: {budget_line(progress.budget)}")
 

@@ -6,7 +6,7 @@ Takes records, gives text; None where there is nothing to say.
 from __future__ import annotations
 
 from foldrace.reporting.formats import number, percent
-from foldrace.run_folder.blend_records import Calibration, EnsembleRecord
+from foldrace.run_folder.blend_records import Calibration, EnsembleRecord, SubmissionNote
 
 DIVERGED = "its training loss became NaN or infinite"
 METRICS_IN_WORDS = ("log_loss", "accuracy")
@@ -21,6 +21,13 @@ def model_name(member: str) -> str:
         return candidate
     what = "made elsewhere" if variant == "added" else f"{variant} weights"
     return f"{candidate} ({what}) {run}".rstrip()
+
+
+def submission_line(submission: SubmissionNote) -> str:
+    """Say when the submission was written, in this machine's time, and how good its blend is."""
+    written = f"{submission.created.astimezone():%Y-%m-%d %H:%M:%S}"
+    loss = number(submission.crossfit_logloss)
+    return f"submission of {written}: cross-fitted log loss {loss}"
 
 
 def blending_may_gain_nothing(blend: EnsembleRecord) -> str | None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import Field
 
 from foldrace.core.metrics import MetricScore
@@ -168,3 +170,20 @@ class EnsembleRecord(StoredRecord):
         """OOF loss of the best single member, calibrated where the blend is."""
         calibrated = self.best_single_calibrated_logloss
         return self.best_single_oof_logloss if calibrated is None else calibrated
+
+
+class SubmissionNote(StoredRecord):
+    """What the receipt of `submission.csv` says of it to people."""
+
+    created: datetime
+    crossfit_logloss: float
+    """Cross-fitted log loss of the blend that it was made by."""
+
+
+class ResultUpdate(StoredRecord):
+    """The last time that a sweep under way wrote its blend and its submission."""
+
+    seconds: float
+    """Seconds that it took in a slot."""
+    blend_logloss: float
+    """Log loss of the race's blend of the candidates that were complete by then."""

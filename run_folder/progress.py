@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
 
 Event = TrialRecord | RaceDecision | CandidateSummary
@@ -64,5 +65,7 @@ class Progress:
     """The latest decisions."""
     budget: tuple[BudgetUse, ...] = ()
     """Use of every limit that is set."""
+    submission: SubmissionNote | None = None
+    """The submission that lies in the run folder."""
     notes: tuple[str, ...] = ()
     """Warnings of this session's fold trials, each text once, in the order they came."""

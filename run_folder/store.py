@@ -18,14 +18,16 @@ from pydantic import ValidationError
 from foldrace.config.load import to_yaml
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import RunFolderError, listing
-from foldrace.core.files import LocalFiles, read_text, to_bytes
+from foldrace.core.files import LocalFiles, read_text, record_json, sound_record, to_bytes
 from foldrace.core.plugin_files import PluginFile
+from foldrace.run_folder.blend_records import ResultUpdate, SubmissionNote
 from foldrace.run_folder.ensemble_folder import EnsembleFolder
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.tables import decisions_csv, leaderboard_csv, trials_csv
 from foldrace.run_folder.trials import FOLDS, TrialFiles
 
 _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
+_RECEIPT, _UPDATE = "submission.receipt.json", "ensemble/update.json"
 
 
 class RunStore(TrialFiles):
@@ -131,6 +133,18 @@ class RunStore(TrialFiles):
         self.files.write("leaderboard.csv", to_bytes(leaderboard_csv(listed)))
         self.files.write("trials.csv", to_bytes(trials_csv(listed)))
         self.files.write("decisions.csv", to_bytes(decisions_csv(listed)))
+
+    def submission(self) -> SubmissionNote | None:
+        """What is known of submission.csv, from its receipt; None where there is none."""
+        return sound_record(self.files, _RECEIPT, SubmissionNote)
+
+    def last_update(self) -> ResultUpdate | None:
+        """The last update of the result while a sweep ran; None where there was none."""
+        return sound_record(self.files, _UPDATE, ResultUpdate)
+
+    def save_update(self, update: ResultUpdate) -> None:
+        """Write what `last_update` gives."""
+        self.files.write(_UPDATE, record_json(update))
 
     def log_folder(self) -> Path | None:
         """Folder of log files, or None: only a mounted folder can be appended to."""

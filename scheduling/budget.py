@@ -40,6 +40,9 @@ class CompletionCost:
     """Fold trials that run at a time."""
     devices: float = 1.0
     """Devices of one fold trial; without GPUs one for each of its processes."""
+    least_seconds: float | None = None
+    """Seconds of the fastest one; None: as expected. By them it fits into the time: a trial that
+    the deadline ends costs no more than a slot that stays idle."""
 
 
 _ONE_FOLD = CompletionCost()
@@ -130,15 +133,31 @@ def _fits_time(left: float | None, cost: CompletionCost) -> bool:
     """True where the folds, in rounds of as many as there are slots, end within `left` seconds."""
     if left is None:
         return True
-    if cost.fold_seconds is None:
+    seconds = cost.fold_seconds if cost.least_seconds is None else cost.least_seconds
+    if seconds is None:
         return left > 0
     rounds = math.ceil(cost.folds / max(1, cost.slots))
-    return left > 0 and left >= rounds * cost.fold_seconds
+    return left > 0 and left >= rounds * seconds
 
 
-_LEAST_FINISHING = 60.0  # seconds
-_FINISHING_PART = 0.1
+@dataclass(frozen=True)
+class UpdateCost:
+    """What the last update of the result while the sweep ran tells of the one at its end."""
+
+    seconds: float
+    """Seconds that it took."""
+    pending: int
+    """Candidates that have improved the race's blend since: their models have not seen the test set
+    yet."""
+
+
+_FINISHING_PART, _LEAST_FINISHING = 0.1, 20.0  # of the budget, seconds: before any update
 _MOST_FINISHING_PART = 1 / 3  # with less than two thirds for the sweep there is little to blend
+_SPARE_PART = 0.02  # of the budget: what is kept beside what is expected
+_LEAST_REPORT, _MOST_REPORT = 5.0, 30.0  # seconds: ends of Ray and process, the report
+_REPORT_PART = 0.4  # of the time that start and imports took on this machine, as busy as it is
+_FULL_SEARCH = 2.0  # the last blend takes so many updates: all methods, measured times
+_PER_CANDIDATE = 0.5  # of an update: not every candidate enters the blend
 
 
 @dataclass(frozen=True)
@@ -149,16 +168,26 @@ class Deadline:
     """Seconds of wall time for the whole command."""
     started: float
     """When the command began, on the clock that `seconds_left` is asked with."""
+    startup: float = 0.0
+    """Seconds from there to the sweep: imports, checks, Ray's start."""
 
-    @property
-    def finishing_time(self) -> float:
+    def finishing_time(self, update: UpdateCost | None = None) -> float:
         """Seconds kept for blend, submission and report.
 
-        10 % of the budget, but at least 60 s, and never more than a third of it.
+        10 % of the budget, but at least 20 s, until an update of the result has been measured; then
+        by that. Never more than a third of the budget.
         """
-        wanted = max(_LEAST_FINISHING, _FINISHING_PART * self.budget)
+        if update is None:
+            wanted = max(_LEAST_FINISHING, _FINISHING_PART * self.budget)
+        else:
+            updates = _FULL_SEARCH + _PER_CANDIDATE * update.pending
+            report = min(max(_LEAST_REPORT, _REPORT_PART * self.startup), _MOST_REPORT)
+            wanted = report + _SPARE_PART * self.budget + updates * update.seconds
         return min(wanted, _MOST_FINISHING_PART * self.budget)
 
-    def seconds_left(self, now: float) -> float:
-        """Seconds for fold trials from `now` on; below 0 after the deadline."""
-        return self.started + self.budget - self.finishing_time - now
+    def seconds_left(self, now: float, update: UpdateCost | None = None) -> float:
+        """Seconds for fold trials from `now` on; below 0 after the deadline.
+
+        `update` as in `finishing_time`.
+        """
+        return self.started + self.budget - self.finishing_time(update) - now

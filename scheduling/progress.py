@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from foldrace.config.schema import ResourcesConfig, SearchConfig
+from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.tables import ranked
@@ -54,6 +55,7 @@ def sweep_progress(
     elapsed_s: float,
     running: Sequence[RunningTrial] = (),
     events: Sequence[Event] = (),
+    submission: SubmissionNote | None = None,
     notes: Sequence[str] = (),
 ) -> Progress:
     """The sweep at this moment.
@@ -87,6 +89,7 @@ def sweep_progress(
         blend_logloss=last[-1].blend_logloss if last else None,
         decisions=tuple(last),
         budget=tuple(_used(search, resources, usage, elapsed_s)),
+        submission=submission,
         notes=tuple(notes),
     )
 

@@ -116,6 +116,11 @@ class Spending:
         )
 
     def _cost(self, backbone: str, folds: int) -> CompletionCost:
-        seconds = self._state.fold_seconds()
+        seconds, least = self._state.fold_seconds(), self._state.fold_seconds(min)
         mean = fmean(seconds.values()) if seconds else None
-        return CompletionCost(folds, seconds.get(backbone, mean), self._slots(), self._devices)
+        fastest = least.get(backbone, min(least.values(), default=None))
+        if not self._state.complete:  # without one there is nothing to submit: it is tried anyway
+            fastest = 0.0
+        return CompletionCost(
+            folds, seconds.get(backbone, mean), self._slots(), self._devices, fastest
+        )

@@ -23,6 +23,7 @@ from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.spending import RunningFold, Spending
 from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
 from foldrace.scheduling.unfinished_trials import stopped_trial, with_stopped_trial
+from foldrace.scheduling.updates import UPDATE, ResultUpdates
 
 FINISHED: Literal["finished"] = "finished"
 """Given in place of a fold trial: nothing runs, and nothing will."""
@@ -41,21 +42,22 @@ class Sweep:
         slots: Callable[[], int],
         devices: float = 1.0,
         seconds_left: Callable[[], float | None] = lambda: None,
+        updates: ResultUpdates | None = None,
     ) -> None:
         """Begin a sweep without candidates; `replay` takes in those of earlier sessions.
 
         `slots()`: trials that can run now; `devices` of a trial; `seconds_left()` until the
-        deadline.
+        deadline. `updates` None: the result is written at the end alone.
         """
         self._store, self._config, self._study = store, config, study
-        self._slots = slots
+        self._slots, self._seconds_left, self.updates = slots, seconds_left, updates
         self.state = SweepState(store.fold_count, config.resources.max_failures)
         self.race = Race(store, config.race, self.state)
         search = config.search
         self._allocation = BackboneAllocation(
             search.backbones, search.candidates, search.min_share, search.seed
         )
-        self.listeners: list[SweepListener] = [study]
+        self.listeners: list[SweepListener] = [study, *([] if updates is None else [updates])]
         self.running: dict[str, RunningFold] = {}
         """Trial id -> the fold trial that runs."""
         self.spending = Spending(config, self.state, self.running, slots, devices, seconds_left)
@@ -67,12 +69,15 @@ class Sweep:
 
     # -- what runs
 
-    def suggest(self, trial_id: str) -> FoldTask | Literal["finished"] | None:
+    def suggest(self, trial_id: str) -> FoldTask | Literal["finished", "update"] | None:
         """The next fold trial; None while the slots are full or nothing can start yet."""
         if self.stopped:
             return FINISHED
-        if len(self.running) >= self._slots():
+        if len(self.running) + (self.updating is not None) >= self._slots():
             return None
+        if self.updates is not None and self._is_due(self.updates):
+            self.updates.start(trial_id)
+            return UPDATE
         task = self._next_task()
         if task is None:
             if self.running:
@@ -120,6 +125,10 @@ class Sweep:
 
         `silent`: it ended without a word; without a record it never ran, and is not to blame.
         """
+        if self.updates is not None and trial_id == self.updates.running:
+            if not self.stopped:
+                self.updates.end()
+            return
         running = self.running.pop(trial_id, None)
         if running is None or self.stopped:
             return
@@ -163,6 +172,11 @@ class Sweep:
             self._settle(state)
 
     @property
+    def updating(self) -> str | None:
+        """Trial id of the update of the result that runs, or None."""
+        return None if self.updates is None else self.updates.running
+
+    @property
     def has_more_candidates(self) -> bool:
         """True while there are further candidates to ask for."""
         return not self._nothing_to_ask and self.spending.has_candidates
@@ -175,6 +189,11 @@ class Sweep:
         return self.spending.exhausted_limit
 
     # -- the next fold trial
+
+    def _is_due(self, updates: ResultUpdates) -> bool:
+        """True where the result so far is to be written now; at the end it is written anyway."""
+        goes_on = self.has_more_candidates or self.state.trials_open > 0
+        return goes_on and updates.is_due(self._seconds_left())
 
     def _next_task(self) -> FoldTask | None:
         for decision in list(self.race.verdicts()):

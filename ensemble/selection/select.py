@@ -84,6 +84,8 @@ class Request:
     """Added members with problems: names may mean them."""
     parts: Parts = NO_PARTS
     """The run's own methods and metrics."""
+    rival: EnsembleRecord | None = None
+    """A blend that stays unless the new one's cross-fitted loss is lower; None: it is replaced."""
 
 
 def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
@@ -188,7 +190,7 @@ def _nothing_to_blend(
 
 
 def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> EnsembleRecord:
-    """Check, choose, certify, cross-fit and write the blend.
+    """Check, choose, certify, cross-fit and write the blend, where it is to replace another.
 
     Among members whose weights are there: it is to predict. Raises RunFailure where no candidate is
     complete, UserError for wrong arrays, names and limits.
@@ -208,6 +210,9 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         curve=curve,
         unvalidated=request.added.unvalidated,
     )
+    rival = request.rival
+    if rival is not None and record.crossfit_logloss >= rival.crossfit_logloss:
+        return rival
     return _write(store, record, blended, request.added)
 
 

@@ -1,7 +1,8 @@
 """A fold trial as Ray Tune runs it: in a worker process that is used again and again.
 
 Takes a `TrialJob`, gives the function that Tune calls with what the searcher suggested. A trial on
-one device trains in that process, a trial on several in a group of their own.
+one device trains in that process, a trial on several in a group of their own. An update of the
+result is such a trial, too.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from foldrace.core.errors import message_line
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import candidate_params, trial_record
 from foldrace.scheduling.rungs import rungs_of
+from foldrace.scheduling.updates import UPDATE
 
 if TYPE_CHECKING:
     from foldrace.trainables.spec import EpochReport, TrialSpec
@@ -28,6 +31,13 @@ CANDIDATE, FOLD = "candidate", "fold"
 
 JUDGED = "judged"
 """Key of whether the trial may be parked at its rungs."""
+
+WRITTEN = "written"
+"""Key in a report to Tune: the end of an update of the result, what went wrong or empty."""
+
+WriteResult = Callable[[str, int, bool], None]
+"""Writes blend and submission so far: `write(run, cpus, use_gpu)`. A function of a module, since
+workers import it."""
 
 RUNG = "rung"
 """Key in a report to Tune: True at a rung, when all that the trial has is in the run folder."""
@@ -42,12 +52,17 @@ class TrialJob:
     session: str
     """Name of this driver's session: see `TrialSpec.session`."""
     use_gpu: bool
+    write_result: WriteResult | None = None
+    """None: the result is written at the end alone."""
 
 
 def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
     """The function that Tune calls with a suggestion; the heavy imports are the worker's."""
 
     def fold_trial(config: dict[str, Any]) -> None:
+        if UPDATE in config:
+            _write_result(job)
+            return
         from foldrace.trainables.spec import TrialStopped
         from foldrace.trainables.trial import run_trial
 
@@ -70,6 +85,30 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
             raise  # so that Tune gives the next trial a new process
 
     return fold_trial
+
+
+def _write_result(job: TrialJob) -> None:
+    """Write the result so far, with a fold trial's resources; whatever goes wrong is reported.
+
+    A trial on several devices holds none itself: one of them is asked for.
+    """
+    import ray
+
+    assert job.write_result is not None
+    resources = RunStore.open(job.run).config().resources
+    arguments = job.run, resources.cpus_per_trial, job.use_gpu
+    try:
+        if resources.devices_per_trial == 1:
+            job.write_result(*arguments)
+        else:
+            task = ray.remote(
+                num_cpus=resources.cpus_per_trial, num_gpus=int(job.use_gpu), max_retries=0
+            )(job.write_result)
+            ray.get(task.remote(*arguments))
+    except Exception as error:  # a full disk, weights that cannot be read: the sweep goes on
+        tune.report({WRITTEN: message_line(str(error)) or type(error).__name__})
+    else:
+        tune.report({WRITTEN: ""})
 
 
 def _spec(job: TrialJob, config: dict[str, Any], cpus: int) -> TrialSpec:

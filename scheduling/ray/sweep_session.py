@@ -22,6 +22,7 @@ from foldrace.scheduling.ray.tune_adapter import RungScheduler, SweepSearcher, T
 from foldrace.scheduling.search.export import open_exporter
 from foldrace.scheduling.search.study import open_study
 from foldrace.scheduling.sweep import Sweep
+from foldrace.scheduling.updates import ResultUpdates
 from foldrace.search_spaces.space import SearchSpace
 
 _TABLES_EVERY = 10.0  # seconds at least between writes of the tables
@@ -41,11 +42,12 @@ class SweepSession(SweepListener):
         cluster: Cluster,
         on_progress: Callable[[Progress], None],
         deadline: Deadline | None = None,
+        updates: ResultUpdates | None = None,
     ) -> None:
         """Read the run folder; a candidate whose last decision a kill has prevented is judged."""
         self._started = time.monotonic()
         self._store, self._config, self._cluster = store, config, cluster
-        self._on_progress, self._deadline = on_progress, deadline
+        self._on_progress, self._deadline, self._updates = on_progress, deadline, updates
         self._devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
         self._events = SessionEvents()
         self._shown = self._written = 0.0
@@ -53,7 +55,9 @@ class SweepSession(SweepListener):
         self._notes: dict[str, None] = {}  # of this session's trials, each text once
         self.interrupted = False
         study = open_study(store, config, space)
-        self.sweep = Sweep(store, config, study, cluster.slots, self._devices, self._seconds_left)
+        self.sweep = Sweep(
+            store, config, study, cluster.slots, self._devices, self._seconds_left, updates
+        )
         self._exporter = open_exporter(store, config, space)
         if self._exporter is not None:
             self.sweep.listeners.append(self._exporter)
@@ -104,6 +108,7 @@ class SweepSession(SweepListener):
             elapsed_s=time.monotonic() - self._started,
             running=tuple(self._running()),
             events=self._events.events,
+            submission=None if self._updates is None else self._updates.submission,
             notes=tuple(self._notes),
         )
 
@@ -132,7 +137,10 @@ class SweepSession(SweepListener):
         _log.info("%s %s: OOF log loss %s", summary.candidate.candidate, summary.status, loss)
 
     def _seconds_left(self) -> float | None:
-        return None if self._deadline is None else self._deadline.seconds_left(time.monotonic())
+        if self._deadline is None:
+            return None
+        measured = None if self._updates is None else self._updates.cost
+        return self._deadline.seconds_left(time.monotonic(), measured)
 
     def _write_tables(self) -> None:
         began = time.monotonic()

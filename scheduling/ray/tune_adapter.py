@@ -14,8 +14,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG, WRITTEN
 from foldrace.scheduling.sweep import FINISHED, Sweep
+from foldrace.scheduling.updates import UPDATE
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -56,14 +57,18 @@ class SweepSearcher(Searcher):
         task = self._sweep.suggest(trial_id)
         if task is None:
             return None
-        if isinstance(task, str):
-            assert task == FINISHED
+        if task == FINISHED:
             return Searcher.FINISHED
+        if task == UPDATE:
+            return {UPDATE: True}
+        assert not isinstance(task, str)
         judged = self._sweep.running[trial_id].judged
         return {CANDIDATE: task.candidate.candidate, FOLD: task.fold, JUDGED: judged}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Note the epoch that a trial reports."""
+        """Note the epoch that a trial reports, or how an update of the result went."""
+        if WRITTEN in result and self._sweep.updates is not None:
+            self._sweep.updates.tell(trial_id, str(result[WRITTEN]))
         if "epoch" in result:
             self._sweep.epoch_ended(
                 trial_id, int(result["epoch"]) + 1, float(result["val_calibrated_logloss"])
@@ -100,7 +105,8 @@ class SweepSearcher(Searcher):
         self._reconcile()
 
     def _reconcile(self) -> None:
-        for trial_id in list(self._sweep.running):
+        updating = self._sweep.updating
+        for trial_id in (*self._sweep.running, *([] if updating is None else [updating])):
             trial = self._tune_trials.get(trial_id)
             if trial is not None and trial.status in _ENDED:
                 self._end(trial_id, silent=True)

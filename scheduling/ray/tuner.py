@@ -25,9 +25,10 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
-from foldrace.scheduling.ray.fold_trial import TrialJob, trainable
+from foldrace.scheduling.ray.fold_trial import TrialJob, WriteResult, trainable
 from foldrace.scheduling.ray.sweep_session import SweepSession
 from foldrace.scheduling.ray.tune_adapter import TuneTrial
+from foldrace.scheduling.updates import ResultUpdates
 from foldrace.search_spaces.space import SearchSpace
 
 # Tune reads these when it is imported or started: no loggers of its own beside our run folder, its
@@ -92,18 +93,22 @@ def run_sweep(
     cluster: Cluster,
     on_progress: Callable[[Progress], None],
     deadline: Deadline | None = None,
+    write_result: WriteResult | None = None,
 ) -> SweepOutcome:
     """Run every fold trial that the budget allows and the run folder does not hold yet.
 
-    What runs at the deadline is ended; its saved state stays, for `resume`.
+    What runs at the deadline is ended; its saved state stays, for `resume`. `write_result` is
+    called in a worker whenever the result so far is to be written; None: never.
     """
     started = time.monotonic()
-    session = SweepSession(store, config, space, cluster, on_progress, deadline)
+    updates = None if write_result is None else ResultUpdates(store, cluster.slots)
+    session = SweepSession(store, config, space, cluster, on_progress, deadline, updates)
     job = TrialJob(
         run=store.root,
         image_root=image_root,
         session=uuid4().hex,
         use_gpu=cluster.gpus_per_trial > 0,
+        write_result=write_result,
     )
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))

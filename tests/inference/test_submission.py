@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,35 @@ def test_an_invalid_submission_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RunFailure, match="sums to 1"):
         write_submission(LocalFiles(tmp_path), "s.csv", image_set(), CLASSES, prob, record())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_invalid_submission_leaves_the_earlier_one(tmp_path: Path) -> None:
+    files, prob = LocalFiles(tmp_path), probabilities()
+    write_submission(files, "s.csv", image_set(), CLASSES, prob, record())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RunFailure, match="sums to 1"):
+        write_submission(files, "s.csv", image_set(), CLASSES, 2 * prob, record())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_reader_never_sees_half_a_submission(tmp_path: Path) -> None:
+    """It is written again and again, long and short, while others read."""
+    files = LocalFiles(tmp_path)
+    sets = [image_set(ids=tuple(f"t {i}" for i in range(rows))) for rows in (2000, 3)]
+    whole = {submission_csv(test, CLASSES, probabilities(len(test))) for test in sets}
+
+    def write(times: int) -> None:
+        for turn in range(times):
+            test = sets[turn % 2]
+            write_submission(files, "s.csv", test, CLASSES, probabilities(len(test)), record())
+
+    write(1)
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(write, 30)
+        reads = 0
+        while not writing.done() or reads < 30:
+            assert (tmp_path / "s.csv").read_text(encoding="utf-8") in whole
+            rows = json.loads((tmp_path / "s.receipt.json").read_text(encoding="utf-8"))["rows"]
+            assert rows in (2000, 3)
+            reads += 1
+        writing.result()

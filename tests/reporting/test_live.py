@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
+from datetime import datetime
 from typing import Literal
 
 import pytest
 from rich.console import Console
 
 from foldrace.reporting.live import LiveView, leaderboard_table, print_leaderboard
+from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import (
     CandidateRecord,
@@ -106,6 +108,30 @@ def test_a_decision_to_stop_is_one_line_with_its_numbers() -> None:
         "c0012 stopped after fold 1: gain -0.0031 ± 0.0009",
         "c0013 complete: OOF log loss 0.5000, gain +0.0105 (timm/resnet18)",
     ]
+
+
+def _note(minute: int, loss: float) -> SubmissionNote:
+    """Written at 09:00 of this machine's time, plus so many minutes."""
+    return SubmissionNote(
+        created=datetime(2026, 3, 1, 9, minute).astimezone(), crossfit_logloss=loss
+    )
+
+
+def test_each_submission_is_one_line() -> None:
+    """Not that of an earlier session."""
+    first, second = _note(5, 0.25), _note(30, 0.125)
+    before = replace(_progress(eta=None), submission=first)
+    after = replace(before, submission=second)
+    lines = _plain(before, before, after, after)
+    assert [line.split("  ", 2)[2] for line in lines] == [
+        "submission of 2026-03-01 09:30:00: cross-fitted log loss 0.1250"
+    ]
+
+
+def test_terminal_shows_the_submission_so_far() -> None:
+    lines = _screen(replace(_progress(), submission=_note(5, 0.25))).splitlines()
+    line = "submission of 2026-03-01 09:05:00: cross-fitted log loss 0.2500"
+    assert line in [line.strip() for line in lines]
 
 
 def test_what_ended_before_the_session_is_one_line() -> None:

@@ -18,6 +18,7 @@ from foldrace.scheduling.budget import (
     CompletionCost,
     Deadline,
     SweepUsage,
+    UpdateCost,
     budget_problems,
     devices_of_a_trial,
 )
@@ -140,17 +141,30 @@ def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wro
 
 
 @pytest.mark.parametrize(
-    ("budget", "kept"),
+    ("budget", "startup", "update", "kept"),
     [
-        (8 * 3600.0, 2880.0),  # a tenth
-        (600.0, 60.0),
-        (300.0, 60.0),  # at least a minute
-        (180.0, 60.0),
-        (30.0, 10.0),  # at most a third
+        (8 * 3600.0, 60.0, None, 2880.0),  # a tenth
+        (600.0, 60.0, None, 60.0),
+        (180.0, 60.0, None, 20.0),  # at least
+        (30.0, 60.0, None, 10.0),  # at most a third
+        (120.0, 8.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
+        (120.0, 8.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
+        (120.0, 20.0, UpdateCost(1.5, pending=4), 8 + 2.4 + 4 * 1.5),  # a busy machine
+        (3600.0, 900.0, UpdateCost(60.0, pending=2), 30 + 72 + 3 * 60.0),  # much data to check
+        (3600.0, 8.0, UpdateCost(900.0, pending=2), 1200.0),
     ],
 )
-def test_time_is_kept_for_what_follows_the_sweep(budget: float, kept: float) -> None:
-    deadline = Deadline(budget, started=100.0)
-    assert deadline.finishing_time == pytest.approx(kept)
-    assert deadline.seconds_left(now=100.0) == pytest.approx(budget - kept)
-    assert deadline.seconds_left(now=101.0 + budget - kept) == pytest.approx(-1.0)
+def test_time_is_kept_for_what_follows_the_sweep(
+    budget: float, startup: float, update: UpdateCost | None, kept: float
+) -> None:
+    deadline = Deadline(budget, 100.0, startup)
+    assert deadline.finishing_time(update) == pytest.approx(kept)
+    assert deadline.seconds_left(100.0, update) == pytest.approx(budget - kept)
+    assert deadline.seconds_left(101.0 + budget - kept, update) == pytest.approx(-1.0)
+
+
+def test_a_candidate_fits_into_the_time_by_the_fastest_trial() -> None:
+    """What the first trials of a process take says little of the next ones."""
+    cost = CompletionCost(folds=4, fold_seconds=60.0, slots=2, least_seconds=20.0)
+    assert _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=40.0), cost)
+    assert not _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=39.0), cost)

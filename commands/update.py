@@ -1,0 +1,29 @@
+"""The result so far: blend and submission of what is complete, while a sweep goes on.
+
+Called in a worker of the sweep, with a fold trial's cores and GPU. The heavy imports are in the
+function: every worker imports this file.
+"""
+
+from __future__ import annotations
+
+from foldrace.run_folder.store import RunStore
+
+
+def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
+    """Blend what is complete and predict the test set.
+
+    A blend whose cross-fitted loss is at least as low stays, and a submission of it, too.
+    """
+    import torch
+    from rich.console import Console
+
+    from foldrace.commands.so_far import blend_so_far
+    from foldrace.commands.submit import predict_test_set
+
+    torch.set_num_threads(cpus)
+    store = RunStore.open(run)
+    blend, submission = blend_so_far(store), store.submission()
+    is_of_it = submission is not None and submission.crossfit_logloss == blend.crossfit_logloss
+    if store.config().data.test is not None and not is_of_it:
+        screen = Console(quiet=True)
+        predict_test_set(store, "none", None, screen, on_cpu=not use_gpu, workers=cpus)
