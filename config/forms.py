@@ -88,11 +88,11 @@ KnobConfig = Annotated[
 
 
 def fixed_values(section: Section) -> type[ConfigSection]:
-    """A model with one key for each hyperparameter of the section; null: it is searched."""
+    """A model with one key for each hyperparameter of the section; null: it is left open."""
 
     def reader(knob: Knob) -> BeforeValidator:
         def read(value: object) -> Value | None:
-            if value is None and knob.searched_by_default:
+            if value is None and knob.left_open:
                 return None
             try:
                 return knob.read(value)
@@ -105,7 +105,7 @@ def fixed_values(section: Section) -> type[ConfigSection]:
     fields: dict[str, Any] = {
         knob.name: (
             Annotated[Any, reader(knob)],
-            None if knob.searched_by_default else knob.default,
+            None if knob.left_open else knob.default,
         )
         for knob in KNOBS.values()
         if knob.section == section

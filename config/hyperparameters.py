@@ -51,6 +51,13 @@ class Knob:
     """Meaning of `null` there; None: it has none."""
     changes_result: bool
     """False: it changes how a trial is computed, not what is trained."""
+    by_situation: bool
+    """True where the search space chooses the value that the config leaves open."""
+
+    @property
+    def left_open(self) -> bool:
+        """True where a config that does not name it fixes nothing."""
+        return self.searched_by_default or self.by_situation
 
     @property
     def whole(self) -> bool:
@@ -109,6 +116,7 @@ def _knob(
     section: Section = "training",
     null: Value | None = None,
     changes_result: bool = True,
+    by_situation: bool = False,
 ) -> Any:
     record = {
         "limits": limits,
@@ -119,6 +127,7 @@ def _knob(
         "section": section,
         "null": null,
         "changes_result": changes_result,
+        "by_situation": by_situation,
     }
     return field(default=default, metadata=record)
 
@@ -152,7 +161,8 @@ class TrialParams:
     lr_batch: int = _knob(
         0, Int(0, 65_536), None, "images per update",
         "batch size that `lr` is meant for: others scale it by the square root of "
-        "batch_size/lr_batch (sgd: by it); 0: lr is as given",
+        "batch_size/lr_batch (sgd: by it); 0: lr is as given; 32 where batch_size is searched",
+        by_situation=True,
     )  # fmt: skip
     batch_size: int = _knob(
         32, Int(1, 65_536), None, "images per update",

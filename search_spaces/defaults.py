@@ -25,9 +25,10 @@ _HYBRID = re.compile(
 _TRANSFORMER = re.compile(
     r"vit|deit|beit|eva|swin|cait|xcit|(^|_)pit_|tnt_|volo|twins|pvt|hiera|nest_|mixer|resmlp|gmlp"
 )
+USUAL_BATCH = 32
+"""Images an update that the usual rates are for."""
 SHORT = 300
 """Updates below which MixUp and CutMix are not tried: a mixed batch teaches more slowly."""
-_USUAL_BATCH = 32  # images that the rates below are for
 _USUAL_UPDATES = 1000  # that the rates from pretrained weights are for
 
 
@@ -49,8 +50,8 @@ class Situation:
     family: Family
     pretrained: bool
     optimizer: str = "adamw"
-    batch_size: int = _USUAL_BATCH
-    """Images an update; where it is searched, the number that the rates are for."""
+    batch_size: int | None = USUAL_BATCH
+    """Images an update; None: it is searched, and the rate follows it."""
     updates: int | None = None
     """Optimiser steps of a fold trial; None: not known."""
 
@@ -76,7 +77,7 @@ class Situation:
         rate = _RATES[self.pretrained, self.family]
         if self.pretrained and self.updates is not None:
             rate *= min(max(math.sqrt(_USUAL_UPDATES / max(self.updates, 1)), 0.5), 3.0)
-        relative = self.batch_size / _USUAL_BATCH
+        relative = (self.batch_size or USUAL_BATCH) / USUAL_BATCH
         sgd = self.optimizer == "sgd"
         return _rounded(rate * (_SGD * relative if sgd else math.sqrt(relative)))
 
@@ -100,6 +101,7 @@ def by_situation(given: Situation) -> dict[str, tuple[Value, Range | None]]:
         "lr": (lr, Float(_rounded(lr / _BELOW), _rounded(lr * _ABOVE), log=True)),
         "layer_decay": (1.0, None),
         "head_lr": (1.0, None),
+        "lr_batch": (0 if given.batch_size else USUAL_BATCH, None),
     }
     if given.pretrained:
         found |= {

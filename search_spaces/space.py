@@ -6,6 +6,7 @@ back, or the problems in the config.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -162,16 +163,17 @@ def _situation(config: SweepConfig, backbone: str, rows: int | None) -> Situatio
     """By the values that the config gives; where one is searched, by the list's own default."""
     search = config.search
 
-    def value(name: str) -> Value:
-        for forms in (search.per_backbone.get(backbone, {}), search.space):
-            if name in forms:
-                form = forms[name]
-                try:
-                    return KNOBS[name].default if _searches(form) else KNOBS[name].read(form)
-                except ValueError:
-                    return KNOBS[name].default
-        return config.fixed.get(name, KNOBS[name].default)
+    given = search.space | search.per_backbone.get(backbone, {})
 
+    def value(name: str) -> Value:
+        if name not in given:
+            return config.fixed.get(name, KNOBS[name].default)
+        with contextlib.suppress(ValueError):  # a wrong value is told where the settings are made
+            if not _searches(given[name]):
+                return KNOBS[name].read(given[name])
+        return KNOBS[name].default
+
+    searched = "batch_size" in given and _searches(given["batch_size"])
     batch, epochs, k = int(value("batch_size")), int(value("epochs")), config.folds.k
     updates = None
     if rows is not None:
@@ -181,7 +183,7 @@ def _situation(config: SweepConfig, backbone: str, rows: int | None) -> Situatio
         family=family(backbone),
         pretrained=value("pretrained") is not False,
         optimizer=str(value("optimizer")),
-        batch_size=batch,
+        batch_size=None if searched else batch,
         updates=updates,
     )
 

@@ -413,7 +413,7 @@ def test_every_hyperparameter_is_fixed_by_its_section(tmp_path: Path, knob: Knob
     config = parse(tmp_path, MINIMAL + yaml.dump({knob.section: {knob.name: value}})).require()
     assert config.fixed[knob.name] == value and type(config.fixed[knob.name]) is type(value)
     defaults = parse(tmp_path, MINIMAL).require().fixed
-    assert (knob.name in defaults) is not knob.searched_by_default
+    assert (knob.name in defaults) is not knob.left_open
     assert defaults.get(knob.name, knob.default) == knob.default
     again = parse_config(write(tmp_path, to_yaml(config), "sweep.yaml")).require()
     assert again == config and again.fixed == config.fixed

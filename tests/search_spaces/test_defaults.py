@@ -49,11 +49,11 @@ FAMILIES = st.sampled_from(["cnn", "hybrid", "transformer"])
     kind=FAMILIES,
     pretrained=st.booleans(),
     optimizer=st.sampled_from(["adamw", "sgd", "timm/lion"]),
-    batch=st.integers(1, 4096),
+    batch=st.none() | st.integers(1, 4096),
     updates=st.none() | st.integers(1, 10**6),
 )
 def test_no_default_lies_at_the_edge_of_its_range(
-    kind: Family, pretrained: bool, optimizer: str, batch: int, updates: int | None
+    kind: Family, pretrained: bool, optimizer: str, batch: int | None, updates: int | None
 ) -> None:
     found = by_situation(Situation(kind, pretrained, optimizer, batch, updates))
     for name, (default, chosen) in found.items():
@@ -101,8 +101,19 @@ def test_the_situation_is_the_configs() -> None:
         },
     )
     first, other = built.situations.values()
+    assert {b: built.default(b).lr_batch for b in built.backbones} == dict.fromkeys(
+        built.backbones, 0
+    )
     assert first == Situation("cnn", False, "adamw", 64, 10 * (800 // 64))
     assert other == Situation("transformer", True, "adamw", 32, 10 * (800 // 32))
+
+
+def test_the_rate_follows_a_batch_size_that_is_searched() -> None:
+    ranges = {"batch_size": {"choices": [16, 64]}}
+    params = space(search={"space": ranges}).default("timm/resnet18")
+    assert params.lr_batch == 32 and params.lr == Situation("cnn", True, batch_size=32).lr
+    fixed = space(search={"space": ranges}, training={"lr_batch": 0}).default("timm/resnet18")
+    assert fixed.lr_batch == 0
 
 
 def test_layer_decay_and_the_heads_rate_are_searched_from_pretrained_weights_alone() -> None:
