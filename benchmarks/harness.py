@@ -42,22 +42,33 @@ class Options:
     """A folder of real images, for the benchmarks that use one."""
     record: Path | None = None
     """Where what is replayed is trained anew, for the benchmark that replays."""
+    before: Path | None = None
+    """A checkout of an earlier commit, for the benchmark that compares with one."""
+    only: str | None = None
+    """Names of the parts that are run, for the benchmark that takes hours."""
 
 
-def options(doc: str | None, data: str | None = None, record: str | None = None) -> Options:
-    """From the command line; `doc` is the benchmark's docstring, `data` and `record` say what
-    `--data` and `--record` are, where there are such options."""
+def options(
+    doc: str | None,
+    data: str | None = None,
+    record: str | None = None,
+    before: str | None = None,
+    only: str | None = None,
+) -> Options:
+    """From the command line; `doc` is the benchmark's docstring, the others say what the options of
+    their names are, where there are such options."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smaller version, at most a minute")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/)")
-    for name, text in (("--data", data), ("--record", record)):
+    for name, text in (("--data", data), ("--record", record), ("--before", before)):
         if text is not None:
             parser.add_argument(name, type=Path, help=text)
+    if only is not None:
+        parser.add_argument("--only", help=only)
     given = parser.parse_args()
-    folders = (getattr(given, name, None) for name in ("data", "record"))
-    return Options(given.quick, given.out, *folders)
+    return Options(**vars(given))
 
 
 @dataclass(frozen=True)
