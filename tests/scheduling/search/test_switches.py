@@ -88,7 +88,7 @@ def test_a_grid_goes_over_both_positions(make_tiny_run: Callable[..., Any], tmp_
     text = """
 data: {train: t}
 training: {lr: 0.01, weight_decay: 0, warmup: 0, dropout: 0, drop_path: 0, label_smoothing: 0}
-augment: {mixup_alpha: 0, mixup_prob: 0}
+augment: {policy: none, flip: 0, mixup_alpha: 0, mixup_prob: 0}
 search: {backbones: [timm/a], candidates: 9, sampler: grid, space: {compile: search}}
 """
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
