@@ -31,7 +31,9 @@ class StartingPoint:
 
     @torch.no_grad()
     def pull(self) -> None:
-        """W − lr · strength · (w − w0), at each group's own rate; frozen weights are w0 already.
+        """Take lr · strength · (w − w0) off each weight, at its group's own rate.
+
+        Frozen weights are w0 already, and stay so bit for bit.
 
         torch's `_foreach` functions are private, but its own optimisers use them too.
         """

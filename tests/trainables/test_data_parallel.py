@@ -95,6 +95,22 @@ def losses(run: Any, candidate: str) -> list[list[float]]:
     return [[float(row[c]) for c in columns] for row in csv.DictReader(io.StringIO(text))]
 
 
+def test_frozen_layers_and_the_pull_to_the_start_on_two_devices(
+    make_tiny_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Frozen layers get no gradient, and each device pulls its own copy of the weights."""
+    run = make_tiny_run()
+    sgd = {"optimizer": "sgd", "momentum": 0.0}
+    one = spec_for(run, "c0001", frozen_layers=0.5, l2_sp=0.5, head_lr=3.0, **sgd)
+    two = another(one, "c0002")
+    ended_well(train(one, 1, tmp_path / "one"))
+    ended_well(train(two, 2, tmp_path / "two"))
+    np.testing.assert_allclose(losses(run, "c0002"), losses(run, "c0001"), atol=2e-5)
+    found = load(run.store.weights("c0002", 0, "raw"))
+    for name, tensor in load(run.store.weights("c0001", 0, "raw")).items():
+        torch.testing.assert_close(found[name], tensor, atol=2e-5, rtol=1e-4)
+
+
 def test_two_devices_train_like_one(make_tiny_run: Callable[..., Any], tmp_path: Path) -> None:
     """Without anything that each device draws for itself, the same batches give the same weights:
     gradients and shares are right. An odd batch: the devices' shares differ."""
