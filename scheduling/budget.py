@@ -151,7 +151,7 @@ class UpdateCost:
     yet."""
 
 
-_FINISHING_PART, _LEAST_FINISHING = 0.1, 20.0  # of the budget, seconds: before any update
+_UNKNOWN_PART = 0.06  # of the budget: blend and submission, before any update
 _MOST_FINISHING_PART = 1 / 3  # with less than two thirds for the sweep there is little to blend
 _SPARE_PART = 0.02  # of the budget: what is kept beside what is expected
 _LEAST_REPORT, _MOST_REPORT = 5.0, 30.0  # seconds: ends of Ray and process, the report
@@ -174,15 +174,15 @@ class Deadline:
     def finishing_time(self, update: UpdateCost | None = None) -> float:
         """Seconds kept for blend, submission and report.
 
-        10 % of the budget, but at least 20 s, until an update of the result has been measured; then
-        by that. Never more than a third of the budget.
+        The report by what the start has taken, the rest by an update of the result, or by a part of
+        the budget before there was one. Never more than a third of the budget.
         """
+        wanted = min(max(_LEAST_REPORT, _REPORT_PART * self.startup), _MOST_REPORT)
         if update is None:
-            wanted = max(_LEAST_FINISHING, _FINISHING_PART * self.budget)
+            wanted += _UNKNOWN_PART * self.budget
         else:
             updates = _FULL_SEARCH + _PER_CANDIDATE * update.pending
-            report = min(max(_LEAST_REPORT, _REPORT_PART * self.startup), _MOST_REPORT)
-            wanted = report + _SPARE_PART * self.budget + updates * update.seconds
+            wanted += _SPARE_PART * self.budget + updates * update.seconds
         return min(wanted, _MOST_FINISHING_PART * self.budget)
 
     def seconds_left(self, now: float, update: UpdateCost | None = None) -> float:

@@ -18,6 +18,10 @@ SAME = 2e-4
 """Absolute, between probabilities of one blend computed in other batches or processes: the
 temperatures of so few rows multiply the last bits of the logits by a hundred."""
 
+KEPT = 5e-3
+"""Absolute, between `predict` and a submission: of the test set log-probabilities are kept as
+float16, steps of 2**-10 around 1, which the same temperatures multiply by ten and more."""
+
 
 def succeeded(result: Result) -> Result:
     """The result of a command that has to end well."""

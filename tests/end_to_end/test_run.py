@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from tests.end_to_end.runs import SAME, Cli, Run, succeeded, undecided
+from tests.end_to_end.runs import KEPT, Cli, Run, succeeded, undecided
 from tests.ensemble.temperature_reference import smoothed_temperature
 
 Floats, Ints = NDArray[np.float64], NDArray[np.int64]
@@ -246,7 +246,7 @@ def test_submit_and_predict_agree_with_the_run(finished: Run, tmp_path: Path, cl
     for row in table[table["class"] != "ERROR"].to_dict("records"):
         expected = submission.loc[Path(row["image_path"]).stem]
         got = {name: float(row[name]) for name in finished.classes}
-        assert got == pytest.approx({n: expected[n] for n in finished.classes}, abs=SAME)
+        assert got == pytest.approx({n: expected[n] for n in finished.classes}, abs=KEPT)
         assert row["class"] == max(got, key=lambda name: got[name])
         assert float(row["confidence"]) == max(got.values()) and row["error"] == ""
 

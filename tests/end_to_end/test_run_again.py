@@ -66,11 +66,14 @@ def test_blending_again(copied: Run, cli: Cli) -> None:
 def test_only_the_weights_of_the_blend_are_kept(copied: Run, tmp_path: Path, cli: Cli) -> None:
     """Then blend, extend, submit and predict go on with the members that are left."""
     keep = ("--set", "ensemble.keep=blend", "--set", "ensemble.max_members=1")
-    oof = set(copied.folder.rglob("*.npy"))
+    arrays = set(copied.folder.glob("trials/**/*.npy"))
+    oof = {path for path in arrays if not path.name.startswith("test")}
     succeeded(cli("resume", copied.folder, *keep))
     [member] = copied.json("ensemble/ensemble.json")["members"]
     assert weights_of(copied) == weights_of_member(member)
-    assert set(copied.folder.rglob("*.npy")) == oof
+    left = set(copied.folder.glob("trials/**/*.npy"))
+    assert oof < left
+    assert {path.parts[-3] for path in left - oof} == {member["candidate"]}  # of the test set
 
     result = succeeded(cli("ensemble", copied.folder, "--max-members", "4"))
     assert "their weight files are not there: 3 members" in " ".join(result.stdout.split())
