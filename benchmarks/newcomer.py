@@ -245,7 +245,8 @@ def _readings(
             arrays = {str(m): losses for m, losses in found.items() if losses is not None}
             np.savez(kept, **arrays)  # type: ignore[arg-type]
         with np.load(kept) as stored:
-            yield side, {m: stored[str(m)] if str(m) in stored else None for m in _MINUTES}
+            arrays = dict(stored)
+        yield side, {m: arrays.get(str(m)) for m in _MINUTES}
 
 
 def _add(results: Results, case: Case, readings: dict[str, Reading], classes: int) -> None:
