@@ -96,8 +96,9 @@ def run(
 ) -> Run:
     """Sweep, blend, submission and report, as `foldrace run CONFIG` does.
 
-    `overrides` are those of `--set`, such as `["training.epochs=3"]`. Raises UserError with every
-    problem before anything is written, Interrupted on Ctrl-C.
+    `config` may be a folder, zip or table of images instead. `overrides` are those of `--set`, such
+    as `["training.epochs=3"]`. Raises UserError with every problem before anything is written,
+    Interrupted on Ctrl-C.
     """
     from foldrace.commands.run import run as command
 

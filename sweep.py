@@ -6,10 +6,10 @@ Heavy packages are imported inside the commands, so that `--help` answers at onc
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 try:
@@ -43,6 +43,17 @@ METHODS = (
 TTAS = "none, flip, flip-rotate, or a plugin's"
 
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG|DATA", help="YAML or JSON file; or a folder, zip or table of images."
+    ),
+]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder, zip or table of images.")]
+Time = Annotated[
+    str | None,
+    typer.Option("--time", help="Wall time of the whole run: 30m, 2h. Key: resources.time_budget."),
+]
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="Run folder: a path or s3://...")]
 Set = Annotated[
     list[str] | None,
@@ -90,19 +101,35 @@ def demo(
         command(out, _console())
 
 
+@app.command(epilog="Example: foldrace init photos/ --time 2h --out photos.yaml")
+def init(
+    context: typer.Context,
+    data: Data,
+    time: Time = None,
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("sweep.yaml"),
+) -> None:
+    """Write the config that `run` would choose for a folder of images, to be changed by hand."""
+    with _exit_codes(context):
+        from foldrace.commands.init import init as command
+
+        command(data, _overrides(set_, time), out, _console())
+
+
 @app.command(epilog="Example: foldrace check cars.yaml --set search.candidates=40")
-def check(context: typer.Context, config: Config, set_: Set = None) -> None:
+def check(context: typer.Context, config: Source, set_: Set = None, time: Time = None) -> None:
     """Validate config and data, print every problem, train nothing."""
     with _exit_codes(context):
         from foldrace.commands.check import check as command
 
-        command(config, set_ or (), _console())
+        command(config, _overrides(set_, time), _console())
 
 
-@app.command(epilog="Example: foldrace run cars.yaml --smoke --out runs/try")
+@app.command(epilog="Example: foldrace run photos/ --time 30m --out runs/photos")
 def run(
     context: typer.Context,
-    config: Config,
+    config: Source,
+    time: Time = None,
     out: Out = None,
     set_: Set = None,
     address: Address = None,
@@ -111,10 +138,10 @@ def run(
 ) -> None:
     """Run the whole job: check, folds, sweep, blend, submission, report."""
     with _exit_codes(context):
-        started = time.monotonic()  # the imports are within the time budget, too
+        started = monotonic()  # the imports are within the time budget, too
         from foldrace.commands.run import run as command
 
-        command(config, out, set_ or (), address, dry_run, smoke, _console(), started)
+        command(config, out, _overrides(set_, time), address, dry_run, smoke, _console(), started)
 
 
 @app.command(epilog="Example: foldrace resume runs/cars --set search.candidates=80")
@@ -129,7 +156,7 @@ def resume(
 ) -> None:
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
     with _exit_codes(context):
-        started = time.monotonic()
+        started = monotonic()
         from foldrace.commands.resume import resume as command
 
         command(folder, set_ or (), retry_failed, address, _console(), started)
@@ -284,6 +311,11 @@ def report(context: typer.Context, folder: Folder) -> None:
         from foldrace.commands.report import report as command
 
         command(folder, _console())
+
+
+def _overrides(set_: list[str] | None, time: str | None) -> list[str]:
+    """The overrides of --set, and --time as one of them."""
+    return [*(set_ or ()), *([f"resources.time_budget={time}"] if time is not None else [])]
 
 
 def _console() -> Console:

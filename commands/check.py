@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from foldrace.checks.preflight import Plan, preflight
+from foldrace.commands.guess import parse_source
 from foldrace.commands.machine import cores
-from foldrace.commands.plugins import parse_with_plugins
+from foldrace.commands.plugins import with_plugins
 from foldrace.config.load import ParsedConfig, differing_keys
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError
@@ -21,7 +22,7 @@ from foldrace.scheduling.nodes import this_machine
 
 def check(config: Path, overrides: Sequence[str], console: Console) -> None:
     """Print what a run would do; UserError with every problem of config and data."""
-    parsed, parts = parse_with_plugins(config, overrides)
+    parsed, parts = with_plugins(parse_source(config, overrides, console))
     plan = preflight(parsed, Path(), this_machine(), cores(), parts)
     print_plan(plan, console)
 

@@ -1,4 +1,4 @@
-"""`run`: from a config to a finished run folder.
+"""`run`: from a config, or from data alone, to a finished run folder.
 
 Reads the config first and imports the rest while Ray starts: torch alone takes seconds.
 """
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldrace.config.load import parse_config
+from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.dataset.guess import is_data
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.cluster import nodes_for_checks
 
@@ -30,19 +31,13 @@ def run(
     console: Console,
     started: float | None = None,
 ) -> RunStore:
-    """Check the config, make a run folder, and sweep into it.
+    """Check the config, or what is chosen for a folder, zip or table; sweep into a run folder.
 
     `started` is when the command started, by `time.monotonic`, for the time budget; None: now.
     Raises UserError before anything is written, Interrupted on Ctrl-C.
     """
     started = time.monotonic() if started is None else started
-    parsed = parse_config(config, overrides, smoke)
-    name = parsed.config.name if parsed.config else config.stem
-    store = RunStore(out or f"runs/{name}")
-    if store.exists:
-        from foldrace.commands.check import already_exists
-
-        raise already_exists(store, parsed)
+    parsed, store = _parsed(config, out, overrides, address, smoke, console, started)
     sweep = not (dry_run or parsed.problems)
     with nodes_for_checks(parsed.config, address, sweep) as nodes:
         from foldrace.checks.preflight import preflight
@@ -54,9 +49,42 @@ def run(
         plan = preflight(parsed, _mounted(store), nodes, cores(), parts)
         print_plan(plan, console)
         if not dry_run:
+            console.print(f"config: {store.root}/sweep.yaml", markup=False, highlight=False)
             _sweep(store, plan, address, console, started)
             if smoke:
                 console.print("smoke run, tiny and barely trained: not for submission")
+    return store
+
+
+def _parsed(
+    config: Path,
+    out: str | None,
+    overrides: Sequence[str],
+    address: str | None,
+    smoke: bool,
+    console: Console,
+    started: float,
+) -> tuple[ParsedConfig, RunStore]:
+    """The config, or the one for data, and the run folder to be, which must not exist yet."""
+    if not is_data(config):
+        parsed = parse_config(config, overrides, smoke)
+        name = parsed.config.name if parsed.config else config.stem
+        return parsed, _new_store(out or f"runs/{name}", parsed)
+    from foldrace.commands.guess import parse_source, run_name
+
+    unread = ParsedConfig(str(config), None, ())
+    store = _new_store(out or f"runs/{run_name(config, overrides)}", unread)
+    with nodes_for_checks(None, address, sweep=False) as nodes:
+        parsed = parse_source(config, overrides, console, smoke, nodes, started)
+    return parsed, store
+
+
+def _new_store(root: str, parsed: ParsedConfig) -> RunStore:
+    store = RunStore(root)
+    if store.exists:
+        from foldrace.commands.check import already_exists
+
+        raise already_exists(store, parsed)
     return store
 
 

@@ -26,7 +26,13 @@ from foldrace.config.ranges import Value
 class ConfigSection(BaseModel):
     """Base of the sections: frozen, without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
 
 def _form(value: object) -> str | None:

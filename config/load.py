@@ -68,19 +68,40 @@ def parse_config(
     Relative paths are relative to `base`, by default the folder of `path`. Raises ConfigError only
     where there is nothing to validate.
     """
-    raw = _read_mapping(path)
-    if smoke:
-        raw = _smoke(raw)
-    problems: list[Problem] = []
-    for override in overrides:
-        problem = _apply_override(raw, override)
-        if problem is not None:
-            problems.append(problem)
-    raw.setdefault("name", path.stem)
-    config, found = validate(raw, str(path))
+    raw = {"name": path.stem} | _read_mapping(path)
+    return parse_mapping(raw, str(path), base or path.absolute().parent, overrides, smoke)
+
+
+def parse_mapping(
+    raw: dict[str, Any],
+    source: str,
+    base: Path,
+    overrides: Sequence[str] = (),
+    smoke: bool = False,
+) -> ParsedConfig:
+    """`parse_config` for keys that stand in no file; messages call them `source`."""
+    raw, problems = _overridden(_smoke(raw) if smoke else raw, overrides)
+    config, found = validate(raw, source)
     if config is not None:
-        config = _absolute_paths(config, base or path.absolute().parent)
-    return ParsedConfig(str(path), config, (*problems, *found))
+        config = _absolute_paths(config, base)
+    return ParsedConfig(source, config, (*problems, *found))
+
+
+def override_keys(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys that `key=value` overrides set, by section; those that cannot be read are left out.
+
+    `parse_config` of the same overrides tells what is wrong with them.
+    """
+    return _overridden({}, overrides)[0]
+
+
+def _overridden(
+    raw: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[Problem]]:
+    """A copy with the overrides, and the problems of those that cannot be read."""
+    changed = dict(raw)
+    problems = (_apply_override(changed, override) for override in overrides)
+    return changed, [problem for problem in problems if problem is not None]
 
 
 def to_yaml(config: SweepConfig) -> str:
@@ -111,6 +132,14 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def _yaml(tree: object) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def inline_yaml(value: object) -> str:
+    """A value as YAML in one line."""
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9
+    )
+    return text.removesuffix("...\n").strip()
 
 
 def _without_passwords(tree: object) -> object:
@@ -157,6 +186,9 @@ for _reader_or_writer in (_Loader, _Dumper):
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        advice = "`foldrace init` writes a config for the images in one"
+        raise ConfigError.single(str(path), f"is a folder, no config; {advice}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -32,7 +32,9 @@ class DataConfig(ConfigSection):
     train_images: str | None = None
     """Folder or zip that the CSV's image paths are relative to. Default: the CSV's folder."""
     image_column: str = "image_path"
+    """The CSV's column of image paths, or of file names without their suffix."""
     label_column: str = "target"
+    """The CSV's column of class names."""
     group_column: str | None = None
     """Rows of one group (a patient, a vehicle) never lie on both sides of a fold."""
     max_per_class: Annotated[int, Field(ge=1)] | None = None
@@ -40,11 +42,13 @@ class DataConfig(ConfigSection):
     test: str | None = None
     """A CSV with ids and image paths, a folder of images, or a zip of it."""
     test_images: str | None = None
+    """Folder or zip that the test CSV's image paths are relative to. Default: that CSV's folder."""
     test_image_column: str | None = None
     """Default: `image_column`."""
     test_id_column: str | None = None
     """Default: the first column of the sample submission, else the first column of the test CSV."""
     sample_submission: str | None = None
+    """A CSV whose ids and columns the submission takes over."""
 
 
 class FoldsConfig(ConfigSection):
@@ -82,6 +86,7 @@ class SearchConfig(ConfigSection):
     """The search: backbones, hyperparameters, sampler and length."""
 
     backbones: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Models that are trained: `timm/<name>` or `torchvision/<name>`."""
     candidates: Annotated[int, Field(ge=1)] = 20
     """Number of candidates (backbone + hyperparameters) started, each with up to k folds."""
     fold_trials: Annotated[int, Field(ge=1)] | None = None
@@ -201,6 +206,7 @@ class ResourcesConfig(ConfigSection):
     """Devices of a trial, and limits of the run."""
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    """Cores of a fold trial, for each of its devices."""
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
     """Fractions share one device. Default: 1 where the cluster has GPUs, else 0."""
     devices_per_trial: Annotated[int, Field(ge=1)] = 1
@@ -252,6 +258,7 @@ class SweepConfig(ConfigSection):
     """The whole sweep."""
 
     name: str
+    """Name of the run, and of its folder below runs/."""
     plugins: tuple[str, ...] = ()
     """Python files that add backbones, losses, optimisers and so on to the tables."""
     data: DataConfig

@@ -53,6 +53,18 @@ def unpack(zip_path: Path) -> Path:
         raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
 
 
+def member_names(zip_path: Path) -> list[str]:
+    """Names of the archive's files without unpacking it; raises DataError where it is damaged."""
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            names = [_name(info) for info in archive.infolist()]
+    except _DAMAGE as error:
+        raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
+    except OSError as error:
+        raise DataError.single(str(zip_path), f"cannot be read: {error}") from error
+    return [name for name in names if not name.endswith("/") and not _is_litter(name)]
+
+
 def _key(archive: zipfile.ZipFile) -> str:
     digest = hashlib.sha256()
     for info in archive.infolist():

@@ -97,6 +97,15 @@ def check_image(data: bytes, path: Path) -> tuple[tuple[int, int], Image.Image]:
         raise ImageError(path, _reason(error)) from error
 
 
+def pixel_size(path: Path) -> tuple[int, int] | None:
+    """Width and height in pixels by the file's header alone; None where it is no image."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except Exception:  # as in read_rgb
+        return None
+
+
 def read_bytes(path: Path) -> bytes:
     """The file's content; an `ImageError` when there is none."""
     try:

@@ -21,6 +21,7 @@ from foldrace.dataset.images import find_images, natural_key
 from foldrace.dataset.tables import (
     Table,
     clean,
+    complete_suffixes,
     find_image_root,
     inner_folder,
     on_disk,
@@ -107,7 +108,8 @@ def _from_table(
     if folder is None or not images_known:
         return None
     names = names or [""] * len(paths)
-    manifest = _manifest(find_image_root(folder, paths), paths, names)
+    root = find_image_root(folder, paths)
+    manifest = _manifest(root, complete_suffixes(root, paths), names)
     return replace(
         manifest,
         groups=_cleaned(groups),

@@ -206,14 +206,48 @@ def inner_folder(folder: Path) -> Path | None:
 
 
 def find_image_root(folder: Path, paths: Sequence[str]) -> Path:
-    """`folder`, or the one folder wrapped in it when only from there paths lead to files."""
+    """`folder`, or the one folder wrapped in it when only from there paths lead to files.
+
+    Ids without a suffix lead to the image of that name.
+    """
     sample = paths[:: len(paths) // _ROOT_SAMPLE + 1]
     root: Path | None = folder
     while root is not None:
-        if any(os.path.exists(on_disk(root, path)) for path in sample):
+        completed = complete_suffixes(root, sample)
+        if any(os.path.exists(on_disk(root, path)) for path in completed):
             return root
         root = inner_folder(root)
     return folder
+
+
+def complete_suffixes(root: Path, paths: Sequence[str]) -> tuple[str, ...]:
+    """The paths; where one names no image file but the stem of exactly one, that file's path."""
+    folders: dict[str, dict[str, list[str]]] = {}
+
+    def completed(path: str) -> str:
+        if has_image_suffix(path):
+            return path
+        parent, stem = posixpath.split(path)
+        if parent not in folders:
+            folders[parent] = _images_by_stem(on_disk(root, parent))
+        names = folders[parent].get(clean(stem), [])
+        return posixpath.join(parent, names[0]) if len(names) == 1 else path
+
+    return tuple(map(completed, paths))
+
+
+def has_image_suffix(path: str) -> bool:
+    """True for the name of an image file."""
+    return posixpath.splitext(path.strip())[1].lower() in IMAGE_SUFFIXES
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    if folder.is_dir():
+        for name in sorted(os.listdir(folder)):
+            if has_image_suffix(name):
+                found.setdefault(clean(posixpath.splitext(name)[0]), []).append(name)
+    return found
 
 
 def _decode(path: Path, name: str, problems: list[Problem]) -> str | None:

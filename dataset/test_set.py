@@ -19,6 +19,7 @@ from foldrace.dataset.tables import (
     TABLE_KINDS,
     Table,
     clean,
+    complete_suffixes,
     find_image_root,
     inner_folder,
     on_disk,
@@ -135,9 +136,10 @@ def _from_table(
         problems.append(Problem(table.name, message))
     if folder is None or problems:
         return None
+    root = find_image_root(folder, paths)
     return ImageSet(
-        image_root=find_image_root(folder, paths),
-        image_paths=tuple(paths),
+        image_root=root,
+        image_paths=complete_suffixes(root, paths),
         ids=tuple(ids),
         id_column=id_column,
         class_columns=tuple(classes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from foldrace.config.schema import SweepConfig  # noqa: E402  (also run as a scr
 from foldrace.run_folder.tables import DECISIONS  # noqa: E402
 from foldrace.scheduling.rules import RULES  # noqa: E402
 from foldrace.scheduling.search.samplers import SAMPLERS  # noqa: E402
+from foldrace.search_spaces.backbone_choice import CHOICES  # noqa: E402
 from foldrace.trainables.data.augment import POLICIES  # noqa: E402
 from foldrace.trainables.data.custom_transforms import CUSTOM  # noqa: E402
 
@@ -53,6 +55,24 @@ def _varied(knob: Knob) -> str:
 def policy_table() -> str:
     rows = [f"| `{p.name}` | {p.doc} |" for p in POLICIES.values()]
     return "\n".join(["| policy | what |\n|---|---|", *rows])
+
+
+def choice_table() -> str:
+    rows = [
+        f"| {row.device.upper()} | {'pretrained' if row.pretrained else 'from scratch'} | "
+        f"{_limit(row.most_side)} | {row.least_images or 1:,} | {row.image_size} | "
+        f"{', '.join(f'`{name}`' for name in row.backbones)} |"
+        for row in CHOICES
+    ]
+    head = (
+        "| device | weights | side up to (px) | images from | image size (px) | backbones |\n"
+        "|---|---|---|---|---|---|"
+    )
+    return "\n".join([head, *rows])
+
+
+def _limit(value: float) -> str:
+    return "any" if math.isinf(value) else f"{value:g}"
 
 
 def custom_table() -> str:
@@ -115,6 +135,7 @@ def _held_out(row: dict[str, float] | None) -> str:
 
 TABLES = {
     "knobs": (GUIDE, knob_table),
+    "backbone choices": (GUIDE, choice_table),
     "policies": (GUIDE, policy_table),
     "custom transforms": (GUIDE, custom_table),
     "ablation": (TECHNIQUES, ablation_table),

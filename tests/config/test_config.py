@@ -47,6 +47,11 @@ def test_minimal_config_takes_the_contract_s_defaults(tmp_path: Path) -> None:
     assert config.training.pretrained is True
 
 
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, no config; `foldrace init` writes"):
+        parse_config(tmp_path)
+
+
 def test_every_problem_at_once_with_key_value_and_what_is_allowed(tmp_path: Path) -> None:
     found = parse(
         tmp_path,

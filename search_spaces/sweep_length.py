@@ -1,0 +1,154 @@
+"""Length of a sweep that nobody has written a config for: folds, epochs, candidates.
+
+Takes the measured speed of each backbone and the time, gives a `SweepLength`; knows no clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+_FIRST_PART = 1 / 6  # of the time: the first candidate's folds, so that there soon is a blend
+_MOST_PART = 1 / 4  # of the time: a backbone whose candidate takes longer is left out
+_STARTED = 4  # candidates started, at most, per candidate that could be complete
+_EPOCHS = {False: (5, 60), True: (3, 20)}  # pretrained -> least and most epochs
+_DEFAULT_EPOCHS = {False: 30, True: 10}  # without a time
+_DEFAULT_CANDIDATES = 20
+_MOST_CANDIDATES = 1000  # what a sweep is built for
+_LEAST_CANDIDATES = 2
+_COMPLETE = 4  # one candidate in so many gets all its folds, as `race.eta` has it
+_FEW_FOLDS, _MANY_FOLDS = 3, 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one backbone on one slot, at its image size and batch size."""
+
+    train: float
+    """Seconds per training image and epoch, loading and augmentation included."""
+    score: float
+    """Seconds per scored image, all variants together."""
+    start: float = 0.0
+    """Seconds of a fold trial before its first step."""
+    weights: int = 0
+    """Number of the model's weights."""
+
+    def slower(self, factor: float) -> Speed:
+        """The speed where everything takes that many times as long."""
+        return replace(
+            self,
+            train=factor * self.train,
+            score=factor * self.score,
+            start=factor * self.start,
+        )
+
+    def fold_seconds(self, images: int, folds: int, epochs: int) -> float:
+        """Seconds of a fold trial."""
+        scored = images / folds
+        return self.start + epochs * ((images - scored) * self.train + scored * self.score)
+
+    def candidate_seconds(self, images: int, folds: int, epochs: int, slots: int) -> float:
+        """Wall seconds of a candidate's folds, in rounds of as many as there are slots."""
+        return self.fold_seconds(images, folds, epochs) * math.ceil(folds / slots)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be trained, on what, and in what time."""
+
+    speeds: Mapping[str, Speed]
+    """Backbone -> speed; empty where none could be measured."""
+    images: int
+    slots: int
+    """Fold trials that run at a time."""
+    pretrained: bool
+    seconds: float | None
+    """Seconds for fold trials, or None: as long as it takes."""
+    folds: int | None = None
+    """Number of folds where that is decided already."""
+    most_folds: int = 5
+    """Largest number of folds that every class has images for."""
+    has_gpu: bool = False
+    epochs: int | None = None
+    """Number of epochs where that is decided already."""
+    candidates: int | None = None
+    """Number of candidates where that is decided already."""
+    most_candidates: int = _MOST_CANDIDATES
+    """Candidates that the disk has room for."""
+
+
+@dataclass(frozen=True)
+class SweepLength:
+    """Numbers of a sweep's config, and what they are expected to cost."""
+
+    folds: int
+    epochs: int
+    backbones: tuple[str, ...]
+    """Those fast enough for the time, in their order."""
+    candidates: int
+    fold_trials: float
+    """Fold trials that are expected to be trained whole, of all candidates together."""
+    slot_seconds: float
+    """Seconds of all fold trials together."""
+    first_seconds: float
+    """Wall seconds until the fastest backbone's first candidate is complete."""
+
+
+def sweep_length(work: Work) -> SweepLength:
+    """Folds, epochs, backbones and candidates that suit the time.
+
+    More time never means fewer epochs or folds. Without a speed they are those of a sweep without
+    a time, and what it takes is not a number.
+    """
+    if not work.speeds:
+        work = replace(work, seconds=None)
+    folds, epochs = _folds_and_epochs(work)
+    seconds = {
+        name: speed.candidate_seconds(work.images, folds, epochs, work.slots)
+        for name, speed in work.speeds.items()
+    }
+    first = min(seconds.values(), default=math.nan)
+    limit = math.inf if work.seconds is None else work.seconds * _MOST_PART
+    kept = tuple(name for name, cost in seconds.items() if cost <= max(limit, first))
+    of_kept = [work.speeds[name].fold_seconds(work.images, folds, epochs) for name in kept]
+    fold_seconds = sum(of_kept) / len(of_kept) if of_kept else math.nan
+    complete = 1 + (folds - 1) / _COMPLETE  # fold trials of a candidate, on average
+    if work.seconds is None:
+        candidates = work.candidates or min(_DEFAULT_CANDIDATES, work.most_candidates)
+        trials = candidates * complete
+    else:
+        trials = work.seconds * work.slots / fold_seconds
+        bound = min(math.ceil(_STARTED * trials / folds), work.most_candidates, _MOST_CANDIDATES)
+        candidates = work.candidates or max(_LEAST_CANDIDATES, bound)
+        trials = min(trials, candidates * folds)
+    return SweepLength(folds, epochs, kept, candidates, trials, trials * fold_seconds, first)
+
+
+def _folds_and_epochs(work: Work) -> tuple[int, int]:
+    """Few folds, until with many the epochs are as many as they may be."""
+    few, many = (min(folds, work.most_folds) for folds in (_FEW_FOLDS, _MANY_FOLDS))
+    folds = work.folds or few
+    if work.folds is None and work.has_gpu:
+        wanted = work.epochs or _EPOCHS[work.pretrained][1]
+        if work.seconds is None or _fitting(work, many) >= wanted:
+            folds = many
+    if work.epochs is not None:
+        return folds, work.epochs
+    if work.seconds is None:
+        return folds, _DEFAULT_EPOCHS[work.pretrained]
+    least, most = _EPOCHS[work.pretrained]
+    least = max(1, min(least, int(_fitting(work, folds, _MOST_PART))))
+    return folds, int(min(max(least, _fitting(work, folds)), most))
+
+
+def _fitting(work: Work, folds: int, of_time: float = _FIRST_PART) -> float:
+    """Epochs with which the fastest backbone's first candidate takes this part of the time."""
+    part = (work.seconds or math.inf) * of_time
+
+    def epochs(speed: Speed) -> float:
+        start = speed.candidate_seconds(work.images, folds, 0, work.slots)
+        one = speed.candidate_seconds(work.images, folds, 1, work.slots) - start
+        return (part - start) / one if one > 0 else math.inf
+
+    return max(map(epochs, work.speeds.values()))

@@ -1,0 +1,127 @@
+"""Folds, epochs and candidates by measured speed and time, against their arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foldrace.search_spaces.sweep_length import Speed, Work, sweep_length
+
+QUICK, SLOW = Speed(0.001, 0.0005, 1.0), Speed(0.02, 0.01, 1.0)
+HOUR = Work({"quick": QUICK}, images=3000, slots=2, pretrained=False, seconds=3600.0)
+seconds = st.floats(1.0, 1e6)
+works = st.builds(
+    Work,
+    speeds=st.dictionaries(
+        st.sampled_from("abcd"),
+        st.builds(Speed, st.floats(1e-6, 1.0), st.floats(1e-6, 1.0), st.floats(0.0, 10.0)),
+        min_size=1,
+    ),
+    images=st.integers(10, 10**6),
+    slots=st.integers(1, 64),
+    pretrained=st.booleans(),
+    seconds=seconds,
+    most_folds=st.integers(2, 10),
+    has_gpu=st.booleans(),
+)
+
+
+def test_seconds_of_a_fold_trial() -> None:
+    """3,000 images in 3 folds: 2,000 trained at 1 ms and 1,000 scored at 0.5 ms, 10 times."""
+    assert QUICK.fold_seconds(3000, 3, 10) == pytest.approx(1 + 10 * (2.0 + 0.5))
+    assert QUICK.candidate_seconds(3000, 3, 10, slots=2) == pytest.approx(2 * 26)
+    assert QUICK.candidate_seconds(3000, 3, 10, slots=8) == pytest.approx(26)
+
+
+def test_a_slower_speed() -> None:
+    slower = QUICK.slower(2)
+    assert slower.fold_seconds(3000, 3, 10) == 2 * QUICK.fold_seconds(3000, 3, 10)
+
+
+def test_the_first_candidate_takes_a_sixth_of_the_time() -> None:
+    """100 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (100 / 2 - 1) / 2.5 epochs."""
+    length = sweep_length(replace(HOUR, seconds=600.0))
+    assert length.epochs == math.floor((100 / 2 - 1) / 2.5) == 19
+    assert length.folds == 3
+    assert length.first_seconds == pytest.approx(2 * (1 + 19 * 2.5))
+    assert length.fold_trials == pytest.approx(600 * 2 / 48.5)
+    assert length.candidates == math.ceil(4 * length.fold_trials / 3)
+
+
+@pytest.mark.parametrize(
+    ("time", "epochs"),
+    [
+        (1.0, 1),
+        (60.0, math.floor((15 / 2 - 1) / 2.5)),  # a quarter of it: 15 s
+        (120.0, 5),
+        (3600.0, 60),
+    ],
+)
+def test_epochs_have_bounds(time: float, epochs: int) -> None:
+    assert sweep_length(replace(HOUR, seconds=time)).epochs == epochs
+
+
+@pytest.mark.parametrize(("time", "epochs"), [(80.0, 3), (3600.0, 20)])
+def test_pretrained_backbones_need_fewer(time: float, epochs: int) -> None:
+    assert sweep_length(replace(HOUR, seconds=time, pretrained=True)).epochs == epochs
+
+
+@pytest.mark.parametrize(("pretrained", "epochs"), [(False, 30), (True, 10)])
+@pytest.mark.parametrize(("has_gpu", "folds"), [(False, 3), (True, 5)])
+def test_without_a_time(pretrained: bool, epochs: int, has_gpu: bool, folds: int) -> None:
+    work = replace(HOUR, seconds=None, pretrained=pretrained, has_gpu=has_gpu)
+    length = sweep_length(work)
+    assert (length.folds, length.epochs, length.candidates) == (folds, epochs, 20)
+    trials = 20 * (1 + (folds - 1) / 4)
+    assert length.slot_seconds == pytest.approx(trials * QUICK.fold_seconds(3000, folds, epochs))
+
+
+def test_without_a_speed() -> None:
+    length = sweep_length(replace(HOUR, speeds={}))
+    assert (length.folds, length.epochs, length.candidates) == (3, 30, 20)
+    assert length.backbones == ()
+    assert math.isnan(length.slot_seconds)
+
+
+def test_a_backbone_too_slow_for_the_time_is_left_out() -> None:
+    work = replace(HOUR, speeds={"quick": QUICK, "slow": SLOW}, seconds=1200.0)
+    length = sweep_length(work)
+    assert SLOW.candidate_seconds(3000, 3, length.epochs, 2) > 300
+    assert length.backbones == ("quick",)
+    assert sweep_length(replace(work, seconds=36000.0)).backbones == ("quick", "slow")
+    assert sweep_length(replace(work, speeds={"slow": SLOW}, seconds=10.0)).backbones == ("slow",)
+
+
+def test_what_is_decided_stays() -> None:
+    length = sweep_length(replace(HOUR, folds=7, epochs=11, candidates=3))
+    assert (length.folds, length.epochs, length.candidates) == (7, 11, 3)
+
+
+@given(works, seconds)
+def test_more_time_never_means_less(work: Work, more: float) -> None:
+    now, later = sweep_length(work), sweep_length(replace(work, seconds=work.seconds + more))  # type: ignore[operator]
+    assert later.epochs >= now.epochs
+    assert later.folds >= now.folds
+
+
+@given(works, st.floats(1.0, 10.0))
+def test_a_faster_machine_never_means_fewer_epochs(work: Work, factor: float) -> None:
+    faster = {
+        name: Speed(s.train / factor, s.score / factor, s.start / factor)
+        for name, s in work.speeds.items()
+    }
+    assert sweep_length(replace(work, speeds=faster)).epochs >= sweep_length(work).epochs
+
+
+@given(works)
+def test_whatever_is_measured_gives_a_sweep(work: Work) -> None:
+    length = sweep_length(work)
+    assert 2 <= length.folds <= min(5, work.most_folds)
+    assert set(length.backbones) <= set(work.speeds)
+    assert length.backbones
+    assert 2 <= length.candidates <= 1000
+    assert 0 < length.slot_seconds <= work.seconds * work.slots * (1 + 1e-9)  # type: ignore[operator]
