@@ -148,12 +148,13 @@ def _scoring(trial: FoldTrial, data: TrialData, state: TrainState, workers: int)
     began = time.perf_counter()
     batch = next(iter(data.scoring))
     loaded = time.perf_counter()
-    all_logits(state.bare, [batch], state.device, autocast)  # sets up
+    models = list(state.variants().values())
+    all_logits(models, [batch], state.device, autocast)  # sets up
     again = time.perf_counter()
-    all_logits(state.bare, [batch], state.device, autocast)[0].cpu()
+    all_logits(models, [batch], state.device, autocast)[0][0].cpu()
     forward, load = time.perf_counter() - again, loaded - began
     one = load + forward if workers == 0 else max(forward, load / workers)
-    return one * len(state.variants()) / len(batch.rows)
+    return one / len(batch.rows)
 
 
 def _data(trial: FoldTrial, request: TimingRequest, parts: Parts) -> TrialData:
@@ -164,8 +165,8 @@ def _data(trial: FoldTrial, request: TimingRequest, parts: Parts) -> TrialData:
     labels = np.arange(request.rows, dtype=np.int64) % request.classes
     rows = np.arange(request.rows, dtype=np.int64)
     config = trial_model_config(trial.candidate, request.classes, trial.meta_features, parts)
-    augment = AugmentConfig(policy=params.policy, transforms=trial.transforms)
-    dataset = BatchDataset(source, params.image_size, augment, config.meta, parts)
+    augment = AugmentConfig(policy=params.policy, flip=params.flip, transforms=trial.transforms)
+    dataset = BatchDataset(source, params.image_size, augment, config.meta, parts, config.resize)
     batches = ShuffledBatchSampler(rows, params.batch_size, seed=0)
     here = replace(loader_settings(1, "cpu"), workers=0)
     return TrialData(
@@ -180,12 +181,12 @@ def _data(trial: FoldTrial, request: TimingRequest, parts: Parts) -> TrialData:
     )
 
 
-def _images(files: Sequence[str], longer_side: int) -> list[NDArray[np.uint8]]:
+def _images(files: Sequence[str], shorter_side: int) -> list[NDArray[np.uint8]]:
     """The images that can be read, as the cache would hold them; noise where none can."""
     found = []
     for file in files:
         try:
-            found.append(np.asarray(read_rgb(Path(file), longer_side)))
+            found.append(np.asarray(read_rgb(Path(file), shorter_side)))
         except ImageError:  # the checks before the run name it
             continue
     noise = np.random.default_rng(0).integers(0, 256, (longer_side, longer_side, 3), np.uint8)
