@@ -52,6 +52,7 @@ class Start:
     name: str
     sets: tuple[str, ...]
     backbones: tuple[str, ...]
+    """In turn: those that learn more from few images more often."""
     epochs: int
     images: int
     """Training images at most, of all folds together."""
@@ -72,6 +73,12 @@ STARTS = {
                 "timm/test_byobnet",
                 "timm/test_mambaout",
                 "timm/test_vit",
+                "timm/test_resnet",
+                "timm/test_efficientnet",
+                "timm/test_resnet",
+                "timm/test_convnext3",
+                "timm/test_resnet",
+                "timm/test_byobnet",
             ),
             16,
             1000,
