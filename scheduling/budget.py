@@ -40,9 +40,8 @@ class CompletionCost:
     """Fold trials that run at a time."""
     devices: float = 1.0
     """Devices of one fold trial; without GPUs one for each of its processes."""
-    least_seconds: float | None = None
-    """Seconds of the fastest one; None: as expected. By them it fits into the time: a trial that
-    the deadline ends costs no more than a slot that stays idle."""
+    fits_any_time: bool = False
+    """True where nothing else fits: what the deadline ends costs no more than an idle slot."""
 
 
 _ONE_FOLD = CompletionCost()
@@ -133,11 +132,10 @@ def _fits_time(left: float | None, cost: CompletionCost) -> bool:
     """True where the folds, in rounds of as many as there are slots, end within `left` seconds."""
     if left is None:
         return True
-    seconds = cost.fold_seconds if cost.least_seconds is None else cost.least_seconds
-    if seconds is None:
+    if cost.fold_seconds is None or cost.fits_any_time:
         return left > 0
     rounds = math.ceil(cost.folds / max(1, cost.slots))
-    return left > 0 and left >= rounds * seconds
+    return left > 0 and left >= rounds * cost.fold_seconds
 
 
 @dataclass(frozen=True)

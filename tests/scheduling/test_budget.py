@@ -163,8 +163,10 @@ def test_time_is_kept_for_what_follows_the_sweep(
     assert deadline.seconds_left(101.0 + budget - kept, update) == pytest.approx(-1.0)
 
 
-def test_a_candidate_fits_into_the_time_by_the_fastest_trial() -> None:
-    """What the first trials of a process take says little of the next ones."""
-    cost = CompletionCost(folds=4, fold_seconds=60.0, slots=2, least_seconds=20.0)
-    assert _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=40.0), cost)
-    assert not _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=39.0), cost)
+def test_where_nothing_else_fits_any_time_is_enough() -> None:
+    """But not more fold trials or hours."""
+    cost = CompletionCost(folds=4, fold_seconds=60.0, slots=2, fits_any_time=True)
+    assert _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.1), cost)
+    assert not _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.0), cost)
+    assert not _budget(fold_trials=4).admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.1), cost)
+    assert not _budget(gpu_hours=0.06).admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.1), cost)
