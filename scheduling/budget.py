@@ -149,7 +149,6 @@ class UpdateCost:
     yet."""
 
 
-_UNKNOWN_PART = 0.06  # of the budget: blend and submission, before any update
 _MOST_FINISHING_PART = 1 / 3  # with less than two thirds for the sweep there is little to blend
 _SPARE_PART = 0.02  # of the budget: what is kept beside what is expected
 _LEAST_REPORT, _MOST_REPORT = 5.0, 30.0  # seconds: ends of Ray and process, the report
@@ -172,15 +171,14 @@ class Deadline:
     def finishing_time(self, update: UpdateCost | None = None) -> float:
         """Seconds kept for blend, submission and report.
 
-        The report by what the start has taken, the rest by an update of the result, or by a part of
-        the budget before there was one. Never more than a third of the budget.
+        The report by what the start has taken, the rest by an update of the result. Before there
+        was one nothing is complete, and a first candidate is worth more than the last seconds.
+        Never more than a third of the budget.
         """
         wanted = min(max(_LEAST_REPORT, _REPORT_PART * self.startup), _MOST_REPORT)
-        if update is None:
-            wanted += _UNKNOWN_PART * self.budget
-        else:
-            updates = _FULL_SEARCH + _PER_CANDIDATE * update.pending
-            wanted += _SPARE_PART * self.budget + updates * update.seconds
+        wanted += _SPARE_PART * self.budget
+        if update is not None:
+            wanted += (_FULL_SEARCH + _PER_CANDIDATE * update.pending) * update.seconds
         return min(wanted, _MOST_FINISHING_PART * self.budget)
 
     def seconds_left(self, now: float, update: UpdateCost | None = None) -> float:
