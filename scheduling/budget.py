@@ -140,10 +140,10 @@ def _fits_time(left: float | None, cost: CompletionCost) -> bool:
 
 @dataclass(frozen=True)
 class UpdateCost:
-    """What the last update of the result while the sweep ran tells of the one at its end."""
+    """What updates of the result while the sweep ran tell of the one at its end."""
 
     seconds: float
-    """Seconds that it took."""
+    """Seconds that the longest took: one that leaves a better blend is short."""
     pending: int
     """Candidates that have improved the race's blend since: their models have not seen the test set
     yet."""
@@ -152,7 +152,7 @@ class UpdateCost:
 _MOST_FINISHING_PART = 1 / 3  # with less than two thirds for the sweep there is little to blend
 _SPARE_PART = 0.02  # of the budget: what is kept beside what is expected
 _LEAST_REPORT, _MOST_REPORT = 5.0, 30.0  # seconds: ends of Ray and process, the report
-_REPORT_PART = 0.4  # of the time that start and imports took on this machine, as busy as it is
+_REPORT_PART = 0.8  # of the time that start and imports took on this machine, as busy as it is
 _FULL_SEARCH = 2.0  # the last blend takes so many updates: all methods, measured times
 _PER_CANDIDATE = 0.5  # of an update: not every candidate enters the blend
 

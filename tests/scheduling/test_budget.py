@@ -143,13 +143,13 @@ def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wro
 @pytest.mark.parametrize(
     ("budget", "startup", "update", "kept"),
     [
-        (8 * 3600.0, 8.0, None, 5 + 576.0),  # nothing is known but the start
-        (600.0, 40.0, None, 16 + 12.0),
-        (120.0, 8.0, None, 5 + 2.4),
+        (8 * 3600.0, 5.0, None, 5 + 576.0),  # nothing is known but the start
+        (600.0, 30.0, None, 24 + 12.0),
+        (120.0, 8.0, None, 6.4 + 2.4),
         (30.0, 60.0, None, 10.0),  # at most a third
-        (120.0, 8.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
-        (120.0, 8.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
-        (120.0, 20.0, UpdateCost(1.5, pending=4), 8 + 2.4 + 4 * 1.5),  # a busy machine
+        (120.0, 5.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
+        (120.0, 5.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
+        (120.0, 15.0, UpdateCost(1.5, pending=4), 12 + 2.4 + 4 * 1.5),  # a busy machine
         (3600.0, 900.0, UpdateCost(60.0, pending=2), 30 + 72 + 3 * 60.0),  # much data to check
         (3600.0, 8.0, UpdateCost(900.0, pending=2), 1200.0),
     ],
