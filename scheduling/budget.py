@@ -40,9 +40,8 @@ class CompletionCost:
     """Fold trials that run at a time."""
     devices: float = 1.0
     """Devices of one fold trial; without GPUs one for each of its processes."""
-    least_seconds: float | None = None
-    """Seconds of the fastest one; None: as expected. By them it fits into the time: a trial that
-    the deadline ends costs no more than a slot that stays idle."""
+    fits_any_time: bool = False
+    """True where nothing else fits: what the deadline ends costs no more than an idle slot."""
 
 
 _ONE_FOLD = CompletionCost()
@@ -133,29 +132,27 @@ def _fits_time(left: float | None, cost: CompletionCost) -> bool:
     """True where the folds, in rounds of as many as there are slots, end within `left` seconds."""
     if left is None:
         return True
-    seconds = cost.fold_seconds if cost.least_seconds is None else cost.least_seconds
-    if seconds is None:
+    if cost.fold_seconds is None or cost.fits_any_time:
         return left > 0
     rounds = math.ceil(cost.folds / max(1, cost.slots))
-    return left > 0 and left >= rounds * seconds
+    return left > 0 and left >= rounds * cost.fold_seconds
 
 
 @dataclass(frozen=True)
 class UpdateCost:
-    """What the last update of the result while the sweep ran tells of the one at its end."""
+    """What updates of the result while the sweep ran tell of the one at its end."""
 
     seconds: float
-    """Seconds that it took."""
+    """Seconds that the longest took: one that leaves a better blend is short."""
     pending: int
     """Candidates that have improved the race's blend since: their models have not seen the test set
     yet."""
 
 
-_UNKNOWN_PART = 0.06  # of the budget: blend and submission, before any update
 _MOST_FINISHING_PART = 1 / 3  # with less than two thirds for the sweep there is little to blend
 _SPARE_PART = 0.02  # of the budget: what is kept beside what is expected
 _LEAST_REPORT, _MOST_REPORT = 5.0, 30.0  # seconds: ends of Ray and process, the report
-_REPORT_PART = 0.4  # of the time that start and imports took on this machine, as busy as it is
+_REPORT_PART = 0.8  # of the time that start and imports took on this machine, as busy as it is
 _FULL_SEARCH = 2.0  # the last blend takes so many updates: all methods, measured times
 _PER_CANDIDATE = 0.5  # of an update: not every candidate enters the blend
 
@@ -174,15 +171,14 @@ class Deadline:
     def finishing_time(self, update: UpdateCost | None = None) -> float:
         """Seconds kept for blend, submission and report.
 
-        The report by what the start has taken, the rest by an update of the result, or by a part of
-        the budget before there was one. Never more than a third of the budget.
+        The report by what the start has taken, the rest by an update of the result. Before there
+        was one nothing is complete, and a first candidate is worth more than the last seconds.
+        Never more than a third of the budget.
         """
         wanted = min(max(_LEAST_REPORT, _REPORT_PART * self.startup), _MOST_REPORT)
-        if update is None:
-            wanted += _UNKNOWN_PART * self.budget
-        else:
-            updates = _FULL_SEARCH + _PER_CANDIDATE * update.pending
-            wanted += _SPARE_PART * self.budget + updates * update.seconds
+        wanted += _SPARE_PART * self.budget
+        if update is not None:
+            wanted += (_FULL_SEARCH + _PER_CANDIDATE * update.pending) * update.seconds
         return min(wanted, _MOST_FINISHING_PART * self.budget)
 
     def seconds_left(self, now: float, update: UpdateCost | None = None) -> float:

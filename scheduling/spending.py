@@ -81,16 +81,24 @@ class Spending:
         first = next(iter(self._state.started), "")
         return self._budget.exhausted_limit(self.usage, self._cost(first, self._state.folds))
 
-    def admits(self, state: CandidateState) -> bool:
-        """True where a started candidate may go on: all its folds fit into the budget."""
+    @property
+    def has_deadline(self) -> bool:
+        """True where the wall time is limited."""
+        return self._seconds_left() is not None
+
+    def admits(self, state: CandidateState, any_time: bool = False) -> bool:
+        """True where a started candidate may go on: all its folds fit into the budget.
+
+        `any_time`: whatever wall time is left is enough.
+        """
         parked = state.parked_epoch is not None  # it has been counted as started
-        cost = self._cost(state.record.backbone, len(state.waiting) - parked)
+        cost = self._cost(state.record.backbone, len(state.waiting) - parked, any_time)
         own = len(state.waiting) if state.granted else 0
         return self._budget.admits_fold(self._committed(own), cost)
 
-    def admits_candidate(self, backbone: str) -> bool:
-        """True where a new candidate may start."""
-        cost = self._cost(backbone, self._state.folds)
+    def admits_candidate(self, backbone: str, any_time: bool = False) -> bool:
+        """True where a new candidate may start; `any_time` as in `admits`."""
+        cost = self._cost(backbone, self._state.folds, any_time)
         return self._budget.admits_candidate(self._committed(0), cost)
 
     def fold_costs(self) -> dict[str, float]:
@@ -115,12 +123,9 @@ class Spending:
             device_seconds=usage.device_seconds + ahead * self._devices,
         )
 
-    def _cost(self, backbone: str, folds: int) -> CompletionCost:
-        seconds, least = self._state.fold_seconds(), self._state.fold_seconds(min)
+    def _cost(self, backbone: str, folds: int, any_time: bool = False) -> CompletionCost:
+        seconds = self._state.fold_seconds()
         mean = fmean(seconds.values()) if seconds else None
-        fastest = least.get(backbone, min(least.values(), default=None))
-        if not self._state.complete:  # without one there is nothing to submit: it is tried anyway
-            fastest = 0.0
         return CompletionCost(
-            folds, seconds.get(backbone, mean), self._slots(), self._devices, fastest
+            folds, seconds.get(backbone, mean), self._slots(), self._devices, any_time
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -270,13 +270,13 @@ class SweepState:
                 found[state.record.backbone].append(state.summary.gain)
         return dict(found)
 
-    def fold_seconds(self, of: Callable[[list[float]], float] = fmean) -> dict[str, float]:
-        """Backbone -> seconds of its finished fold trials: their mean, or what else `of` gives."""
+    def fold_seconds(self) -> dict[str, float]:
+        """Backbone -> mean seconds of its finished fold trials."""
         found: defaultdict[str, list[float]] = defaultdict(list)
         for trial in self.trials:
             if trial.status == "finished":
                 found[trial.backbone].append(trial.seconds)
-        return {backbone: of(seconds) for backbone, seconds in found.items()}
+        return {backbone: fmean(seconds) for backbone, seconds in found.items()}
 
     def summaries(self) -> list[CandidateSummary]:
         """All candidates as they are now, in the order in which they were added."""

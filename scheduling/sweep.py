@@ -199,19 +199,28 @@ class Sweep:
         for decision in list(self.race.verdicts()):
             self._decide(decision)
             self._settle(self.state[decision.candidate])
+        task = self._first_admitted()
+        if task is None and self.spending.has_deadline:
+            # What the deadline ends goes on with `resume`, and time that is left is lost.
+            task = self._first_admitted(any_time=True)
+        return task
+
+    def _first_admitted(self, any_time: bool = False) -> FoldTask | None:
+        """The first of the race's moves that the budget admits; see `Spending.admits`."""
         self._refused = False
         for move in self.race.moves(more=self.has_more_candidates):
-            task = self._new_candidate() if move.state is None else self._accepted(move)
+            new = move.state is None
+            task = self._new_candidate(any_time) if new else self._accepted(move, any_time)
             if task is not None:
                 return task
         return None
 
-    def _accepted(self, move: Move) -> FoldTask | None:
+    def _accepted(self, move: Move, any_time: bool) -> FoldTask | None:
         """The move's fold trial, if the budget lets its candidate become complete."""
         state = move.state
         assert state is not None
         fold = state.waiting[0]
-        if not self.spending.admits(state):
+        if not self.spending.admits(state, any_time):
             self._refused = True
             return None
         decision = self.race.accept(move)
@@ -219,11 +228,11 @@ class Sweep:
             self._decide(decision)
         return FoldTask(state.record, fold)
 
-    def _new_candidate(self) -> FoldTask | None:
+    def _new_candidate(self, any_time: bool) -> FoldTask | None:
         number, state = self.state.next_number, self.state
         costs = self.spending.fold_costs()
         backbone = self._allocation.choose(number, state.started, state.gains(), costs)
-        if not self.spending.admits_candidate(backbone):
+        if not self.spending.admits_candidate(backbone, any_time):
             self._refused = True
             return None
         record = self._study.ask(number, backbone)

@@ -45,6 +45,7 @@ class ResultUpdates(SweepListener):
         last = store.last_update()
         self._written = None if last is None else last.blend_logloss
         self._seconds = None if last is None else last.seconds
+        self._longest = self._seconds or 0.0
         self.submission = store.submission()
         """The submission that lies in the run folder, or None."""
         self._running: tuple[str, float, float] | None = None  # trial id, begin, the blend's loss
@@ -52,8 +53,8 @@ class ResultUpdates(SweepListener):
 
     @property
     def cost(self) -> UpdateCost | None:
-        """What the last one tells of the result's cost at the end; None before the first."""
-        return None if self._seconds is None else UpdateCost(self._seconds, self._pending)
+        """What updates tell of the result's cost at the end; None before the first."""
+        return None if self._seconds is None else UpdateCost(self._longest, self._pending)
 
     @property
     def running(self) -> str | None:
@@ -105,6 +106,7 @@ class ResultUpdates(SweepListener):
         _, began, self._written = self._running
         self._running = None
         self._seconds = self._clock() - began
+        self._longest = max(self._longest, self._seconds)
         self._spent += self._seconds / max(1, self._slots())
         error = "its worker ended without a result" if self._outcome is None else self._outcome
         if error:

@@ -189,7 +189,7 @@ def _images(files: Sequence[str], shorter_side: int) -> list[NDArray[np.uint8]]:
             found.append(np.asarray(read_rgb(Path(file), shorter_side)))
         except ImageError:  # the checks before the run name it
             continue
-    noise = np.random.default_rng(0).integers(0, 256, (longer_side, longer_side, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (shorter_side, shorter_side, 3), np.uint8)
     return found or [noise]
 
 

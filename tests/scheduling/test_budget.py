@@ -143,13 +143,13 @@ def test_fewer_fold_trials_than_one_candidate_needs(fold_trials: int | None, wro
 @pytest.mark.parametrize(
     ("budget", "startup", "update", "kept"),
     [
-        (8 * 3600.0, 8.0, None, 5 + 1728.0),  # nothing is known but the start
-        (600.0, 40.0, None, 16 + 36.0),
-        (120.0, 8.0, None, 5 + 7.2),
+        (8 * 3600.0, 5.0, None, 5 + 576.0),  # nothing is known but the start
+        (600.0, 30.0, None, 24 + 12.0),
+        (120.0, 8.0, None, 6.4 + 2.4),
         (30.0, 60.0, None, 10.0),  # at most a third
-        (120.0, 8.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
-        (120.0, 8.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
-        (120.0, 20.0, UpdateCost(1.5, pending=4), 8 + 2.4 + 4 * 1.5),  # a busy machine
+        (120.0, 5.0, UpdateCost(1.5, pending=0), 5 + 2.4 + 2 * 1.5),
+        (120.0, 5.0, UpdateCost(1.5, pending=4), 5 + 2.4 + 4 * 1.5),
+        (120.0, 15.0, UpdateCost(1.5, pending=4), 12 + 2.4 + 4 * 1.5),  # a busy machine
         (3600.0, 900.0, UpdateCost(60.0, pending=2), 30 + 72 + 3 * 60.0),  # much data to check
         (3600.0, 8.0, UpdateCost(900.0, pending=2), 1200.0),
     ],
@@ -163,8 +163,10 @@ def test_time_is_kept_for_what_follows_the_sweep(
     assert deadline.seconds_left(101.0 + budget - kept, update) == pytest.approx(-1.0)
 
 
-def test_a_candidate_fits_into_the_time_by_the_fastest_trial() -> None:
-    """What the first trials of a process take says little of the next ones."""
-    cost = CompletionCost(folds=4, fold_seconds=60.0, slots=2, least_seconds=20.0)
-    assert _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=40.0), cost)
-    assert not _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=39.0), cost)
+def test_where_nothing_else_fits_any_time_is_enough() -> None:
+    """But not more fold trials or hours."""
+    cost = CompletionCost(folds=4, fold_seconds=60.0, slots=2, fits_any_time=True)
+    assert _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.1), cost)
+    assert not _budget().admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.0), cost)
+    assert not _budget(fold_trials=4).admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.1), cost)
+    assert not _budget(gpu_hours=0.06).admits_fold(SweepUsage(1, 1, 0.0, seconds_left=0.1), cost)

@@ -16,9 +16,11 @@ from foldrace.run_folder.blend_records import ResultUpdate
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceAction, RaceDecision
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import UpdateCost
+from foldrace.scheduling.search.study import open_study
 from foldrace.scheduling.state import FoldTask
-from foldrace.scheduling.sweep import FINISHED
+from foldrace.scheduling.sweep import FINISHED, Sweep
 from foldrace.scheduling.updates import UPDATE, ResultUpdates
+from foldrace.search_spaces.space import build_space
 from tests.conftest import examples
 from tests.scheduling.pretend_workers import PretendWorkers, sweep_config
 
@@ -122,7 +124,7 @@ def test_all_but_the_first_stay_within_their_part_of_the_time(
 ) -> None:
     """Whatever updates take: where the next takes as long as the last, the sum is in its part."""
     session = Session(tmp_path_factory.mktemp("run"), slots)
-    spent, last, loss = 0.0, 0.0, 1.0
+    spent, last, longest, loss = 0.0, 0.0, 0.0, 1.0
     for waiting, seconds, is_better in steps:
         session.clock.now += waiting
         loss -= 0.01 * is_better
@@ -132,7 +134,8 @@ def test_all_but_the_first_stay_within_their_part_of_the_time(
             assert spent == 0.0 or spent + last / slots <= PART * elapsed * (1 + 1e-9)
             session.update(seconds)
             spent, last = spent + seconds / slots, seconds
-            assert session.updates.cost == UpdateCost(pytest.approx(seconds), 0)
+            longest = max(longest, seconds)
+            assert session.updates.cost == UpdateCost(pytest.approx(longest), 0)
     assert not steps or spent > 0.0
 
 
@@ -213,3 +216,22 @@ def test_an_update_that_a_stop_has_ended_is_no_failure(
     workers.sweep.stopped = True
     workers.sweep.trial_over("u")
     assert "were not written" not in caplog.text and workers.store.last_update() is None
+
+
+def test_time_that_fits_no_candidate_is_used_all_the_same(tmp_path: Path) -> None:
+    """What the deadline ends goes on with `resume`; after it nothing starts."""
+    workers, _ = with_one_complete(tmp_path, candidates=3)
+    for (name, fold), trial in workers.store.trials().items():
+        assert name == "c0000" and fold < 3
+        workers.store.save_trial(trial.model_copy(update={"seconds": 100.0}))
+    left = [50.0]
+    space, _ = build_space(workers.config, "")
+    study = open_study(workers.store, workers.config, space)
+    sweep = Sweep(workers.store, workers.config, study, lambda: 1, 1.0, lambda: left[0])
+    sweep.replay(workers.store.summaries(running=True))
+    assert sweep.limit == "resources.time_budget: 50 s of it are left for fold trials"
+    task = sweep.suggest("a")
+    assert isinstance(task, FoldTask) and task.candidate.candidate == "c0001"
+    sweep.running.clear()
+    left[0] = 0.0
+    assert sweep.suggest("b") == FINISHED
