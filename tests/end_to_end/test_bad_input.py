@@ -301,9 +301,8 @@ def test_a_damaged_run_folder(project: Any, tmp_path: Path, cli: Cli, command: s
 
 def test_a_run_without_a_blend(project: Any, tmp_path: Path, cli: Cli) -> None:
     store = existing_run(project, tmp_path / "run")
-    for command in ("submit", "predict"):
-        extra = [project.folder / "test"] if command == "predict" else []
-        refused(cli(command, store.root, *extra), "no blend yet")
+    refused(cli("predict", store.root, project.folder / "test"), "no blend yet")
+    refused(cli("submit", store.root), "no complete candidate to blend yet", "foldrace resume")
     nothing = cli("ensemble", store.root)
     assert nothing.exit_code == 1 and "no complete candidate" in nothing.stderr
     assert "time_budget" in nothing.stderr  # what to do; nothing has failed

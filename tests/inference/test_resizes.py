@@ -26,7 +26,7 @@ from tests.trainables.written_trials import written_trial
 
 PARAMS: dict[str, Any] = {
     "precision": "fp32", "pretrained": False, "epochs": 6, "image_size": 32, "batch_size": 12,
-    "lr": 5e-3, "policy": "light", "mixup_prob": 0.0, "ema_decay": 0.0,
+    "lr": 5e-3, "policy": "light", "mixup_prob": 0.0, "ema_epochs": 0.0,
 }  # fmt: skip
 
 

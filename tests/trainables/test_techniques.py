@@ -66,6 +66,7 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "stoch_norm": (0.5, {}),
     "policy": ("heavy", {}),
     "flip": (0.5, {}),
+    "resize": ("crop", {}),
     "random_erasing": (0.9, {}),
     "size_start": (0.5, {}),
     "snapshots": (2, {}),

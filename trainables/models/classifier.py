@@ -162,7 +162,7 @@ class Classifier(nn.Module):
         self.meta_width, self._channels_last = meta_width, channels_last
 
     def forward(self, images: Tensor, meta: Tensor | None = None) -> Tensor:
-        """(B, classes) logits in float32."""
+        """(B, classes) logits, in float32 at least."""
         if not self._channels_last:
             images = images.contiguous()
         features = self.body(self.normalise(images))
@@ -170,7 +170,8 @@ class Classifier(nn.Module):
             features = torch.cat([features, self._required(meta)], dim=1)
         # In mixed precision too: a logit of bfloat16 has 8 bits, and log loss is made of them.
         with _full_precision(features.device.type):
-            return self.head(features.float())  # type: ignore[no-any-return]
+            wide = torch.promote_types(features.dtype, torch.float32)
+            return self.head(features.to(wide))  # type: ignore[no-any-return]
 
     def _required(self, meta: Tensor | None) -> Tensor:
         if meta is None or meta.shape[1] != self.meta_width:
