@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-_FIRST_PART = 1 / 6  # of the time: the first candidate's folds, so that there soon is a blend
+_FIRST_PART = 1 / 8  # of the time: the first candidate's folds, so that there soon is a blend
 _MOST_PART = 1 / 4  # of the time: a backbone whose candidate takes longer is left out
 _STARTED = 4  # candidates started, at most, per candidate that could be complete
 _EPOCHS = {False: (5, 60), True: (3, 20)}  # pretrained -> least and most epochs

@@ -42,13 +42,13 @@ def test_a_slower_speed() -> None:
     assert slower.fold_seconds(3000, 3, 10) == 2 * QUICK.fold_seconds(3000, 3, 10)
 
 
-def test_the_first_candidate_takes_a_sixth_of_the_time() -> None:
-    """100 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (100 / 2 - 1) / 2.5 epochs."""
+def test_the_first_candidate_takes_an_eighth_of_the_time() -> None:
+    """75 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (75 / 2 - 1) / 2.5 epochs."""
     length = sweep_length(replace(HOUR, seconds=600.0))
-    assert length.epochs == math.floor((100 / 2 - 1) / 2.5) == 19
+    assert length.epochs == math.floor((75 / 2 - 1) / 2.5) == 14
     assert length.folds == 3
-    assert length.first_seconds == pytest.approx(2 * (1 + 19 * 2.5))
-    assert length.fold_trials == pytest.approx(600 * 2 / 48.5)
+    assert length.first_seconds == pytest.approx(2 * (1 + 14 * 2.5))
+    assert length.fold_trials == pytest.approx(600 * 2 / 36)
     assert length.candidates == math.ceil(4 * length.fold_trials / 3)
 
 
