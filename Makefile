@@ -10,7 +10,7 @@ WORKERS ?= 2
 SHARED := OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) -n $(WORKERS) --dist loadfile
 FULL := --hypothesis-profile=full
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
-	controller
+	controller portfolio
 
 .PHONY: demo test test-fast test-full check fmt docs bench clean
 .PHONY: lint format types tests-without-ray tests-with-ray all-without-ray all-with-ray
