@@ -99,6 +99,7 @@ def by_situation(given: Situation) -> dict[str, tuple[Value, Range | None]]:
     lr = given.lr
     found: dict[str, tuple[Value, Range | None]] = {
         "lr": (lr, Float(_rounded(lr / _BELOW), _rounded(lr * _ABOVE), log=True)),
+        "mixup_prob": (0.0, KNOBS["mixup_prob"].search),
         "layer_decay": (1.0, None),
         "head_lr": (1.0, None),
         "lr_batch": (0 if given.batch_size else USUAL_BATCH, None),

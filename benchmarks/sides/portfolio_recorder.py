@@ -185,7 +185,7 @@ def configuration(start: Start, number: int) -> tuple[str, dict[str, Value]]:
         }
     if number > max(n for s, n in _ANCHORS if s == start.name):
         lr = log(5e-4, 8e-3) if pretrained else log(1.5e-3, 1.2e-2)
-        given = {name: draw.random() < _VARIED for name in sorted(params)}
+        given = {name: draw.random() < _VARIED or name == "flip" for name in sorted(params)}
         usual = _BY_HAND | {"lr": lr, "head_lr": 3.0, "layer_decay": 0.9, "freeze_epochs": 0}
         params = {name: params[name] if given[name] else usual[name] for name in params}
         params["lr"] = lr
