@@ -123,7 +123,7 @@ def test_killed_then_interrupted_then_resumed(
         _kill(process)
     assert family and not alive, f"left behind: {alive}"
     after_kill = finished(run)
-    assert not (run / "ensemble").exists()
+    assert not (run / "report").exists()
     # One after its first epoch reports as a trial that begins.
     states = {path.parent: saved_epochs_of(path) for path in run.glob(f"trials/*/*/{RESUME_STATE}")}
     interrupted = [folder for folder, epochs in states.items() if epochs > 1]
