@@ -228,7 +228,7 @@ def _read(
 def _readings(
     case: Case, record: Path, scale: float, before: Path | None
 ) -> Iterator[tuple[str, Reading]]:
-    """Those that are kept, else measured now."""
+    """The readings of each side: those that are kept, else measured now."""
     folder = record / "sets" / case.set
     if not (folder / "test_labels.csv").is_file():
         write_image_set(IMAGE_SETS[case.set], folder)

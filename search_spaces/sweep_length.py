@@ -85,7 +85,7 @@ class SweepLength:
     folds: int
     epochs: int
     backbones: tuple[str, ...]
-    """Those fast enough for the time, in their order."""
+    """Backbones fast enough for the time, in their order."""
     candidates: int
     fold_trials: float
     """Fold trials that are expected to be trained whole, of all candidates together."""
