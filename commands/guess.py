@@ -6,41 +6,33 @@ as parsed, with lines that say what was chosen and why.
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
+from foldrace.commands.guess_length import Basis, keys_of, spread, with_length
+from foldrace.config.forms import SEARCH
 from foldrace.config.load import ParsedConfig, override_keys, parse_config, parse_mapping
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Problem, listing
 from foldrace.core.plugins import check_plugins
-from foldrace.dataset.guess import DataGuess, guess_data, is_data
+from foldrace.dataset.guess import guess_data, is_data
 from foldrace.dataset.images import pixel_size
 from foldrace.dataset.manifest import Manifest, scan_manifest
-from foldrace.reporting.formats import counted, duration
+from foldrace.reporting.formats import counted
 from foldrace.reporting.live import print_plain
-from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
+from foldrace.scheduling.nodes import Node, this_machine
 from foldrace.search_spaces.backbone_choice import BackboneChoice, Device, choose_backbones
-from foldrace.search_spaces.sweep_length import Speed, SweepLength, Work, sweep_length
 from foldrace.trainables.models.hub import weights_at_hand
-from foldrace.trainables.speeds import MeasuredSpeeds, TimingRequest, measure_speeds
 
-_MEASURING, _MEASURING_PART = 20.0, 0.02  # seconds at most, and part of the time
-_CHECKS, _CHECKS_PART = 5.0, 0.25  # seconds of Ray and the checks, as part of the time until here
-_SIZES, _TIMED_IMAGES = 200, 32  # images whose size is asked, and that batches are made of
+_SIZES = 200  # images whose size is asked
 _CPUS_PER_GPU = 8  # that load and augment for one
-_BESIDE_OTHERS = 1.25  # measured alone, but cores share caches and memory, and the driver's work
-_DISK_PART = 0.5  # of the free disk that weights may take
-_WEIGHT_BYTES = 2 * 4  # raw and EMA in float32
+_RECTANGULAR = 1.2  # from this median aspect on, how an image becomes a square is searched
 
 
 @dataclass(frozen=True)
@@ -54,37 +46,6 @@ class SweepGuess:
     """What was taken for what, and what the sweep is expected to cost."""
     problems: tuple[Problem, ...] = ()
     """Problems of the training data, which the checks before a run tell, too."""
-
-
-@dataclass(frozen=True)
-class _Situation:
-    """What the choices depend on."""
-
-    given: Mapping[str, Any]
-    config: SweepConfig
-    manifest: Manifest
-    side: float
-    """Median of the images' shorter sides, in pixels."""
-    nodes: list[Node]
-
-    @property
-    def has_gpu(self) -> bool:
-        """True where trials run on GPUs."""
-        return default_gpus(self.nodes, self.config.resources) > 0
-
-    @property
-    def slots(self) -> int:
-        """Fold trials that run at a time."""
-        resources = self.config.resources
-        return max(1, slots(self.nodes, resources, default_gpus(self.nodes, resources)))
-
-    def sets(self, section: str, key: str) -> bool:
-        """True where the user has set the key himself, for all backbones."""
-        search = self.given.get("search")
-        space = search.get("space") if isinstance(search, Mapping) else None
-        return key in _section(self.given, section) or (
-            section == "training" and isinstance(space, Mapping) and key in space
-        )
 
 
 def parse_source(
@@ -131,9 +92,9 @@ def guess_sweep(
     """
     started = time.monotonic() if started is None else started
     given = override_keys(overrides)
-    column = _section(given, "folds")
+    column = keys_of(given, "folds")
     fold = {"fold_column": column["column"]} if "column" in column else {}
-    found = guess_data(source, _section(given, "data") | fold)
+    found = guess_data(source, keys_of(given, "data") | fold)
     keys: dict[str, Any] = {
         "name": run_name(source, overrides),
         "data": found.data,
@@ -146,15 +107,14 @@ def guess_sweep(
     manifest, problems = scan_manifest(parsed.config.data, parsed.config.folds.column)
     if manifest is None or problems:
         return SweepGuess(keys, parsed, tuple(found.notes), tuple(problems))
-    situation = _Situation(
-        given, parsed.config, manifest, _median_side(manifest), nodes or this_machine()
-    )
-    lines = [*found.notes, _data_line(situation)]
-    keys = _with_backbones(keys, situation, smoke, lines)
+    side, aspect = _shape(manifest)
+    basis = Basis(given, parsed.config, manifest, side, aspect, nodes or this_machine())
+    lines = [*found.notes, _data_line(basis)]
+    keys = _with_backbones(keys, basis, smoke, lines)
     parsed = _parse(keys, source, overrides, smoke)
     if parsed.config is not None and not parsed.problems and not smoke:
-        situation = replace(situation, config=parsed.config)
-        keys = _with_length(keys, found, situation, started, lines)
+        basis = replace(basis, config=parsed.config)
+        keys = with_length(keys, found, basis, started, lines)
         parsed = _parse(keys, source, overrides, smoke)
     return SweepGuess(_laid_over(keys, given), parsed, tuple(lines))
 
@@ -166,36 +126,43 @@ def _parse(
 
 
 def _with_backbones(
-    keys: dict[str, Any], situation: _Situation, smoke: bool, lines: list[str]
+    keys: dict[str, Any], basis: Basis, smoke: bool, lines: list[str]
 ) -> dict[str, Any]:
     """The keys with image size, backbones, weights and cores of a trial."""
-    search, training = situation.config.search, situation.config.training
+    search, training = basis.config.search, basis.config.training
     pretrained: bool | str = training.pretrained
-    own = search.backbones if situation.sets("search", "backbones") else None
-    if not situation.sets("training", "pretrained"):
-        wanted = own or _choice(situation, pretrained=True).backbones
+    own = search.backbones if basis.sets("search", "backbones") else None
+    if not basis.sets("training", "pretrained"):
+        wanted = own or _choice(basis, pretrained=True).backbones
         pretrained = not smoke and weights_at_hand(wanted)
         if not pretrained and not smoke:
             lines.append(
                 "from scratch: pretrained weights are in no cache here, and no hub answers "
                 "(--set training.pretrained=FOLDER takes files of yours)"
             )
-    choice = _choice(situation, bool(pretrained))
+    choice = _choice(basis, bool(pretrained))
     backbones = own or choice.backbones
     if isinstance(pretrained, str) and own is None:
-        backbones = _stored_backbones(pretrained, situation.config)
+        backbones = _stored_backbones(pretrained, basis.config)
     training_keys = {"pretrained": pretrained, "image_size": choice.image_size}
+    searched: dict[str, Any] = {"backbones": list(backbones)}
+    if basis.aspect >= _RECTANGULAR and not basis.sets("training", "resize"):
+        searched["space"] = {"resize": SEARCH}
+        lines.append(
+            f"sides of {basis.aspect:.2g} to 1 (median): squashing, padding and cropping "
+            "to a square are all tried"
+        )
     return {
         **keys,
-        "search": {"backbones": list(backbones)},
-        "training": {k: v for k, v in training_keys.items() if not situation.sets("training", k)},
-        "resources": {"cpus_per_trial": _cpus_per_trial(situation)},
+        "search": searched,
+        "training": {k: v for k, v in training_keys.items() if not basis.sets("training", k)},
+        "resources": {"cpus_per_trial": _cpus_per_trial(basis)},
     }
 
 
-def _choice(situation: _Situation, pretrained: bool) -> BackboneChoice:
-    device: Device = "gpu" if situation.has_gpu else "cpu"
-    return choose_backbones(device, situation.side, len(situation.manifest), pretrained)
+def _choice(basis: Basis, pretrained: bool) -> BackboneChoice:
+    device: Device = "gpu" if basis.has_gpu else "cpu"
+    return choose_backbones(device, basis.side, len(basis.manifest), pretrained)
 
 
 def _stored_backbones(folder: str, config: SweepConfig) -> tuple[str, ...]:
@@ -219,161 +186,31 @@ def _stored_backbones(folder: str, config: SweepConfig) -> tuple[str, ...]:
     return backbones
 
 
-def _cpus_per_trial(situation: _Situation) -> int:
+def _cpus_per_trial(basis: Basis) -> int:
     """One core beside other trials on the CPU; the cores that are there for each GPU."""
-    if not situation.has_gpu:
+    if not basis.has_gpu:
         return 1
-    shares = [node.cpus // node.gpus for node in situation.nodes if node.gpus]
+    shares = [node.cpus // node.gpus for node in basis.nodes if node.gpus]
     return int(max(1, min(_CPUS_PER_GPU, *shares)))
 
 
-def _with_length(
-    keys: dict[str, Any],
-    found: DataGuess,
-    situation: _Situation,
-    started: float,
-    lines: list[str],
-) -> dict[str, Any]:
-    """The keys with folds, epochs, candidates, and the backbones that are fast enough."""
-    config = situation.config
-    budget = config.resources.time_budget
-    measured = _measure(situation, budget)
-    if measured.failure is not None:
-        lines.append(f"the speed could not be measured: {measured.failure}")
-    for backbone, error in measured.errors.items():
-        lines.append(f"{backbone} cannot train here: {error}")
-    if measured.errors and not measured.speeds:
-        raise EnvironmentProblem.single(
-            "search.backbones", "none of them can train: " + "; ".join(measured.errors.values())
-        )
-    length = sweep_length(_work(situation, measured, budget, started))
-    lines += _length_lines(length, situation, measured.speeds)
-    own = situation.sets("search", "backbones")
-    backbones = (() if own else length.backbones) or config.search.backbones
-    return {
-        **keys,
-        "folds": found.folds or {"k": length.folds},
-        "search": {"backbones": list(backbones), "candidates": length.candidates},
-        "training": {"epochs": length.epochs, **keys["training"]},
-    }
-
-
-def _measure(situation: _Situation, budget: float | None) -> MeasuredSpeeds:
-    """Time the backbones, while this process imports what the checks need."""
-    here = any(node.gpus for node in this_machine())
-    if situation.has_gpu and not here:
-        return MeasuredSpeeds({}, {}, failure="the cluster has GPUs, this machine has none")
-    manifest = situation.manifest
-    rows = _spread(len(manifest), _TIMED_IMAGES)
-    request = TimingRequest(
-        config=situation.config.model_dump_json(),
-        files=tuple(str(manifest.file(row)) for row in rows),
-        rows=len(manifest),
-        classes=len(manifest.classes),
-        use_gpu=situation.has_gpu,
-        seconds=_MEASURING if budget is None else min(_MEASURING, _MEASURING_PART * budget),
-    )
-    with ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(measure_speeds, request)
-        import foldrace.checks.preflight  # noqa: F401
-
-        measured = answer.result()
-    if situation.has_gpu or situation.slots == 1:
-        return measured
-    slower = {name: speed.slower(_BESIDE_OTHERS) for name, speed in measured.speeds.items()}
-    return replace(measured, speeds=slower)
-
-
-def _work(
-    situation: _Situation, measured: MeasuredSpeeds, budget: float | None, started: float
-) -> Work:
-    config = situation.config
-    seconds = None
-    if budget is not None:
-        elapsed = time.monotonic() - started
-        elapsed += max(_CHECKS, _CHECKS_PART * elapsed)  # on a busy machine all takes longer
-        elapsed += measured.start  # workers start as the process did that measured
-        seconds = max(1.0, Deadline(budget, 0.0).seconds_left(elapsed))
-    counts = np.bincount(situation.manifest.labels)
-    decided = situation.sets("folds", "k") or config.folds.column is not None
-    free = shutil.disk_usage(Path.cwd()).free * _DISK_PART
-    largest = max((speed.weights for speed in measured.speeds.values()), default=0)
-    return Work(
-        speeds=measured.speeds,
-        images=len(situation.manifest),
-        slots=situation.slots,
-        pretrained=bool(config.training.pretrained),
-        seconds=seconds,
-        folds=config.folds.k if decided else None,
-        most_folds=max(2, _units_of_smallest_class(situation.manifest, counts)),
-        has_gpu=situation.has_gpu,
-        epochs=config.training.epochs if situation.sets("training", "epochs") else None,
-        candidates=config.search.candidates if situation.sets("search", "candidates") else None,
-        most_candidates=max(2, int(free / (5 * _WEIGHT_BYTES * largest))) if largest else 1000,
-    )
-
-
-def _units_of_smallest_class(manifest: Manifest, counts: NDArray[np.int64]) -> int:
-    """Images of the rarest class; groups of it, where rows are grouped."""
-    if manifest.groups is None:
-        return int(counts.min())
-    pairs = set(zip(manifest.labels.tolist(), manifest.groups, strict=True))
-    return min(sum(1 for label, _ in pairs if label == c) for c in range(len(counts)))
-
-
-def _data_line(situation: _Situation) -> str:
-    images, classes = len(situation.manifest), len(situation.manifest.classes)
-    device = "GPUs" if situation.has_gpu else "CPU"
+def _data_line(basis: Basis) -> str:
+    images, classes = len(basis.manifest), len(basis.manifest.classes)
+    device = "GPUs" if basis.has_gpu else "CPU"
     return (
-        f"{counted(images, 'image')}, {classes} classes, shorter side {situation.side:.0f} px "
+        f"{counted(images, 'image')}, {classes} classes, shorter side {basis.side:.0f} px "
         f"(median); {device}"
     )
 
 
-def _length_lines(
-    length: SweepLength, situation: _Situation, speeds: Mapping[str, Speed]
-) -> Iterator[str]:
-    config, images = situation.config, len(situation.manifest)
-    budget, at_once = config.resources.time_budget, situation.slots
-    dropped = set(speeds) - set(length.backbones)
-    size = config.training.image_size
-    for name in config.search.backbones:
-        if name not in speeds:
-            left_out = "" if situation.sets("search", "backbones") else "; left out"
-            yield f"{name}: not measured in time{left_out}" if speeds else f"{name}: speed unknown"
-            continue
-        speed = speeds[name]
-        trial = duration(speed.fold_seconds(images, length.folds, length.epochs))
-        left_out = "; left out: too slow for the time" if name in dropped else ""
-        yield f"{name}: about {trial} a fold trial{left_out}"
-    yield (
-        f"{size} px, {counted(length.epochs, 'epoch')}, {counted(length.folds, 'fold')}, "
-        f"{counted(at_once, 'fold trial')} at a time, at most "
-        f"{counted(length.candidates, 'candidate')}"
-    )
-    if speeds:
-        hours = length.slot_seconds / 3600
-        within = f", all within {duration(budget)}" if budget is not None else ""
-        yield (
-            f"training: about {hours / at_once:.2g} hours, {hours:.2g} device-hours; the first "
-            f"candidate is complete after about {duration(length.first_seconds)}{within}"
-        )
-
-
-def _median_side(manifest: Manifest) -> float:
-    rows = _spread(len(manifest), _SIZES)
+def _shape(manifest: Manifest) -> tuple[float, float]:
+    """Medians of the images' shorter sides, in pixels, and of their aspects, at least 1."""
+    rows = spread(len(manifest), _SIZES)
     sizes = [size for row in rows if (size := pixel_size(manifest.file(row))) is not None]
-    return float(np.median([min(size) for size in sizes])) if sizes else 64.0
-
-
-def _spread(count: int, most: int) -> Sequence[int]:
-    """At most that many row numbers, spread over all."""
-    return range(0, count, -(-count // most) or 1)
-
-
-def _section(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section = keys.get(name)
-    return dict(section) if isinstance(section, Mapping) else {}
+    if not sizes:
+        return 64.0, 1.0
+    shorter, longer = np.sort(sizes, axis=1).T
+    return float(np.median(shorter)), float(np.median(longer / shorter))
 
 
 def _laid_over(keys: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,5 +218,5 @@ def _laid_over(keys: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     merged = dict(keys)
     for name, value in given.items():
         whole = not isinstance(value, Mapping)
-        merged[name] = value if whole else {**_section(keys, name), **value}
+        merged[name] = value if whole else _laid_over(keys_of(keys, name), value)
     return {name: value for name, value in merged.items() if value != {}}

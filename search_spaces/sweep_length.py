@@ -9,7 +9,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-_FIRST_PART = 1 / 8  # of the time: the first candidate's folds, so that there soon is a blend
+_FIRST_PART = 1 / 12  # of the time: the first candidate's folds, so that there soon is a blend
+_PART = 1 / 6  # of the time: the folds of each later candidate
+_FIRST_SHARE = 1 / 3  # of the epochs, in the first candidate of a sweep without a time
+_ABOUT_ALL = 0.75  # of the epochs: who has so many may have them all
+_SEVERAL = 4  # candidates of which the first may be short
 _MOST_PART = 1 / 4  # of the time: a backbone whose candidate takes longer is left out
 _STARTED = 4  # candidates started, at most, per candidate that could be complete
 _EPOCHS = {False: (5, 60), True: (3, 20)}  # pretrained -> least and most epochs
@@ -84,6 +88,10 @@ class SweepLength:
 
     folds: int
     epochs: int
+    first_epochs: int
+    """Epochs of the first candidate, which is of `first_backbone`: as many, or fewer."""
+    first_backbone: str
+    """The fastest backbone; empty where no speed is known."""
     backbones: tuple[str, ...]
     """Backbones fast enough for the time, in their order."""
     candidates: int
@@ -104,13 +112,19 @@ def sweep_length(work: Work) -> SweepLength:
     if not work.speeds:
         work = replace(work, seconds=None)
     folds, epochs = _folds_and_epochs(work)
+    first_epochs = _first_epochs(work, folds, epochs)
     seconds = {
         name: speed.candidate_seconds(work.images, folds, epochs, work.slots)
         for name, speed in work.speeds.items()
     }
-    first = min(seconds.values(), default=math.nan)
+    fastest = min(seconds, key=lambda name: seconds[name], default="")
     limit = math.inf if work.seconds is None else work.seconds * _MOST_PART
-    kept = tuple(name for name, cost in seconds.items() if cost <= max(limit, first))
+    kept = tuple(n for n, cost in seconds.items() if cost <= limit or n == fastest)
+    first = (
+        work.speeds[fastest].candidate_seconds(work.images, folds, first_epochs, work.slots)
+        if fastest
+        else math.nan
+    )
     of_kept = [work.speeds[name].fold_seconds(work.images, folds, epochs) for name in kept]
     fold_seconds = sum(of_kept) / len(of_kept) if of_kept else math.nan
     complete = 1 + (folds - 1) / _COMPLETE  # fold trials of a candidate, on average
@@ -122,7 +136,17 @@ def sweep_length(work: Work) -> SweepLength:
         bound = min(math.ceil(_STARTED * trials / folds), work.most_candidates, _MOST_CANDIDATES)
         candidates = work.candidates or max(_LEAST_CANDIDATES, bound)
         trials = min(trials, candidates * folds)
-    return SweepLength(folds, epochs, kept, candidates, trials, trials * fold_seconds, first)
+    return SweepLength(
+        folds=folds,
+        epochs=epochs,
+        first_epochs=first_epochs,
+        first_backbone=fastest,
+        backbones=kept,
+        candidates=candidates,
+        fold_trials=trials,
+        slot_seconds=trials * fold_seconds,
+        first_seconds=first,
+    )
 
 
 def _folds_and_epochs(work: Work) -> tuple[int, int]:
@@ -142,8 +166,18 @@ def _folds_and_epochs(work: Work) -> tuple[int, int]:
     return folds, int(min(max(least, _fitting(work, folds)), most))
 
 
-def _fitting(work: Work, folds: int, of_time: float = _FIRST_PART) -> float:
-    """Epochs with which the fastest backbone's first candidate takes this part of the time."""
+def _first_epochs(work: Work, folds: int, epochs: int) -> int:
+    """All epochs where the user has said how many, or where they fit; else fewer."""
+    few = work.candidates is not None and work.candidates < _SEVERAL
+    if work.epochs is not None or not work.speeds or few:
+        return epochs
+    soon = epochs * _FIRST_SHARE if work.seconds is None else _fitting(work, folds, _FIRST_PART)
+    least = min(_EPOCHS[work.pretrained][0], epochs)
+    return epochs if soon >= _ABOUT_ALL * epochs else max(least, int(soon))
+
+
+def _fitting(work: Work, folds: int, of_time: float = _PART) -> float:
+    """Epochs with which a candidate of the fastest backbone takes this part of the time."""
     part = (work.seconds or math.inf) * of_time
 
     def epochs(speed: Speed) -> float:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
 from foldrace.commands import guess as guessing
+from foldrace.commands import guess_length
 from foldrace.commands.guess import SweepGuess, guess_sweep
 from foldrace.config.load import parse_config, to_yaml
 from foldrace.config.schema import SweepConfig
@@ -24,6 +26,7 @@ from foldrace.trainables.speeds import MeasuredSpeeds, TimingRequest
 
 CPU, GPU = [Node(2, 0)], [Node(16, 2)]
 QUICK = Speed(0.001, 0.0005, 1.0, 1000)
+_SMALL = choose_backbones("cpu", 20, 60, pretrained=False).backbones
 
 
 class Measuring:
@@ -44,8 +47,8 @@ class Measuring:
 @pytest.fixture
 def measuring(monkeypatch: pytest.MonkeyPatch) -> Measuring:
     found = Measuring()
-    monkeypatch.setattr(guessing, "measure_speeds", found)
-    monkeypatch.setattr(guessing, "this_machine", lambda: GPU)
+    monkeypatch.setattr(guess_length, "measure_speeds", found)
+    monkeypatch.setattr(guess_length, "this_machine", lambda: GPU)
     return found
 
 
@@ -133,6 +136,51 @@ def test_what_the_user_sets_stays(tiny_images: Path) -> None:
     assert "image_size" not in found.training.model_fields_set
 
 
+@pytest.fixture
+def wide_images(tmp_path: Path) -> Path:
+    """Ten photos of 3 to 2, upright and lying, and two squares, in two classes."""
+    folder = tmp_path / "wide"
+    for i in range(12):
+        path = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = (30, 30) if i < 2 else ((30, 20), (20, 30))[i // 2 % 2]
+        Image.new("RGB", size, (20 * i, 0, 0)).save(path)
+    return folder
+
+
+@pytest.mark.usefixtures("measuring")
+def test_how_photos_that_are_not_square_become_so_is_searched(
+    wide_images: Path, tiny_images: Path
+) -> None:
+    guess = guessed(wide_images, "search.space.flip=0.5")
+    space = config(guess).search.space
+    assert space == {"resize": "search", "flip": 0.5}
+    assert any("sides of 1.5 to 1 (median)" in line for line in guess.lines)
+    assert guess.keys["search"]["space"] == {"resize": "search", "flip": 0.5}
+    assert config(guessed(wide_images, "training.resize=pad")).search.space == {}
+    assert config(guessed(tiny_images)).search.space == {}
+
+
+def test_the_first_candidate_is_short_where_time_is(
+    tiny_images: Path, measuring: Measuring
+) -> None:
+    """60 images in 3 folds: 40 x 0.06 + 20 x 0.03 = 3 s an epoch, a quarter more beside another, a
+    fold trial on each of 2 slots, then the third."""
+    measuring.slow = {name: Speed(0.06, 0.03, 0.0, 1000) for name in _SMALL}
+    guess = guessed(tiny_images, "resources.time_budget=10m")
+    found = config(guess)
+    [point] = found.search.points
+    assert point.backbone in found.search.backbones
+    assert found.training.epochs * 7.5 == pytest.approx(540 / 6, abs=12)
+    assert point.params["epochs"] * 7.5 == pytest.approx(540 / 12, abs=8)
+    said = f"{found.training.epochs} epochs ({point.params['epochs']:g} of the first candidate)"
+    assert any(said in line for line in guess.lines)
+    assert not config(guessed(tiny_images, "training.epochs=20")).search.points
+    own = "search.points=[{backbone: timm/test_resnet, params: {lr: 0.1}}]"
+    [kept] = config(guessed(tiny_images, own)).search.points
+    assert kept.params == {"lr": 0.1}
+
+
 def test_a_backbone_that_cannot_train_is_left_out(tiny_images: Path, measuring: Measuring) -> None:
     measuring.errors["timm/test_resnet"] = "RuntimeError: too small"
     guess = guessed(tiny_images)
@@ -145,7 +193,7 @@ def test_a_backbone_that_cannot_train_is_left_out(tiny_images: Path, measuring: 
 def test_a_cluster_with_gpus_is_not_measured_on_a_machine_without(
     tiny_images: Path, measuring: Measuring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guessing, "this_machine", lambda: CPU)
+    monkeypatch.setattr(guess_length, "this_machine", lambda: CPU)
     guess = guessed(tiny_images, "resources.time_budget=1h", nodes=GPU)
     assert measuring.requests == []
     assert config(guess).training.epochs == 30
@@ -256,7 +304,7 @@ def test_check_and_dry_run_without_a_config(
     tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(guessing, "this_machine", lambda: CPU)
+    monkeypatch.setattr(guess_length, "this_machine", lambda: CPU)
     for command in (["check"], ["run", "--dry-run"], ["run", "--dry-run", "--smoke"]):
         done = CliRunner().invoke(app, [*command, str(tiny_images), "--time", "1h"])
         assert done.exit_code == 0, done.output

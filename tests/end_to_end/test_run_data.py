@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from foldrace.commands import guess as guessing
+from foldrace.commands import guess_length
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.trainables.speeds import MeasuredSpeeds
 from tests.end_to_end.conftest import CLASSES, TEST, TRAIN
@@ -41,7 +42,7 @@ def test_a_competition_s_folder(
 ) -> None:
     """Trained in this process, with speeds that are given."""
     speeds = MeasuredSpeeds({BACKBONE: Speed(0.01, 0.01)}, {})
-    monkeypatch.setattr(guessing, "measure_speeds", lambda _: speeds)
+    monkeypatch.setattr(guess_length, "measure_speeds", lambda _: speeds)
     monkeypatch.setattr(guessing, "weights_at_hand", lambda _: False)
     out = tmp_path / "run"
     settings = [f"search.backbones=[{BACKBONE}]", "search.candidates=1", "training.epochs=1"]

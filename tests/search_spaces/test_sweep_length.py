@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,14 +43,34 @@ def test_a_slower_speed() -> None:
     assert slower.fold_seconds(3000, 3, 10) == 2 * QUICK.fold_seconds(3000, 3, 10)
 
 
-def test_the_first_candidate_takes_an_eighth_of_the_time() -> None:
-    """75 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (75 / 2 - 1) / 2.5 epochs."""
+def test_a_candidate_takes_a_sixth_of_the_time_and_the_first_one_a_twelfth() -> None:
+    """100 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (100 / 2 - 1) / 2.5 epochs."""
     length = sweep_length(replace(HOUR, seconds=600.0))
-    assert length.epochs == math.floor((75 / 2 - 1) / 2.5) == 14
-    assert length.folds == 3
-    assert length.first_seconds == pytest.approx(2 * (1 + 14 * 2.5))
-    assert length.fold_trials == pytest.approx(600 * 2 / 36)
+    assert length.epochs == math.floor((100 / 2 - 1) / 2.5) == 19
+    assert length.first_epochs == math.floor((50 / 2 - 1) / 2.5) == 9
+    assert (length.folds, length.first_backbone) == (3, "quick")
+    assert length.first_seconds == pytest.approx(2 * (1 + 9 * 2.5))
+    assert length.fold_trials == pytest.approx(600 * 2 / (1 + 19 * 2.5))
     assert length.candidates == math.ceil(4 * length.fold_trials / 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": 7200.0},  # 60 epochs in a twelfth of it
+        {"seconds": 600.0, "epochs": 19},
+        {"seconds": 600.0, "candidates": 3},
+        {"seconds": None, "speeds": {}},
+    ],
+)
+def test_no_shorter_first_candidate(changes: dict[str, Any]) -> None:
+    length = sweep_length(replace(HOUR, **changes))
+    assert length.first_epochs == length.epochs
+
+
+def test_the_first_candidate_of_a_sweep_without_a_time_has_a_third_of_the_epochs() -> None:
+    length = sweep_length(replace(HOUR, seconds=None))
+    assert (length.epochs, length.first_epochs) == (30, 10)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +127,7 @@ def test_more_time_never_means_less(work: Work, more: float) -> None:
     now, later = sweep_length(work), sweep_length(replace(work, seconds=work.seconds + more))  # type: ignore[operator]
     assert later.epochs >= now.epochs
     assert later.folds >= now.folds
+    assert 1 <= now.first_epochs <= now.epochs
 
 
 @given(works, st.floats(1.0, 10.0))
