@@ -5,6 +5,8 @@ data sets (`sides/portfolio_recorder.py`), and checked on data sets that had no 
 `benchmarks/data/portfolio.npz`. Then the portfolio is chosen and written to
 `search_spaces/portfolio.json`.
 
+Only configurations that differ from each other in what a sweep searches by default take part.
+
 Choice: greedy, from no candidate (every class alike) on, the configuration that lowers the regret
 most for its time: per (own time + mean time). Regret: mean over data sets of log(loss of the chosen
 / loss of the best single one of all), where the loss of the chosen is that of their best one or of
@@ -25,7 +27,15 @@ from typing import Any
 import numpy as np
 from harness import ROOT, Results, options
 from numpy.typing import NDArray
-from sides.portfolio_recorder import STARTS, Start, keys, record, seen_file
+from sides.portfolio_recorder import (
+    BY_HAND,
+    SEARCHED,
+    STARTS,
+    Start,
+    keys,
+    record,
+    seen_file,
+)
 
 from foldrace.search_spaces.defaults import Situation, family
 
@@ -54,11 +64,13 @@ Table = Mapping[str, Mapping[int, Trial]]  # data set -> configuration -> trial
 
 
 def _read(stored: Mapping[str, Any], start: Start) -> Table:
-    """The configurations that every data set has and that did not diverge everywhere."""
+    """The configurations that every data set has and that a sweep can take over."""
     found: dict[str, dict[int, Trial]] = {name: {} for name in start.sets}
     for key in keys(start, 1000):
         if f"{key.name}/facts" in stored:
             facts = json.loads(str(stored[f"{key.name}/facts"]))
+            if any(facts["params"][k] != v for k, v in BY_HAND.items() if k not in SEARCHED):
+                continue
             column = stored[f"{key.name}/prob"].astype(np.float64)
             found[key.set][key.number] = Trial(facts, np.maximum(column, _FLOOR))
     whole = set.intersection(*(set(trials) for trials in found.values()))
@@ -198,7 +210,8 @@ def _entries(start: Start, table: Table) -> list[dict[str, Any]]:
         updates = np.mean([t.facts["rows"] * 2 / 3 // batch * t.facts["epochs"] for t in trials])
         usual = Situation(family(facts["backbone"]), pretrained, "adamw", batch, int(updates)).lr
         params["lr"] = float(f"{params['lr'] / usual:.3g}")
-        found.append({"backbone": facts["backbone"], "params": params})
+        own = {name: value for name, value in params.items() if name in SEARCHED}
+        found.append({"backbone": facts["backbone"], "params": own})
     return found
 
 

@@ -44,6 +44,7 @@ from foldrace.trainables.trial import run_trial
 
 _FOLDS = 3  # of which one is trained
 _NICE = 15
+_AROUND = {"scratch": 18, "pretrained": 6}  # from this number on, drawn around those by hand
 _VARIED = 0.3  # of the hyperparameters differ from those by hand, in a configuration around them
 
 
@@ -55,6 +56,8 @@ class Start:
     sets: tuple[str, ...]
     backbones: tuple[str, ...]
     """In turn: those that learn more from few images more often."""
+    around: tuple[str, ...]
+    """In turn, for the configurations around those by hand: the best ones."""
     epochs: int
     images: int
     """Training images at most, of all folds together."""
@@ -82,6 +85,7 @@ STARTS = {
                 "timm/test_resnet",
                 "timm/test_byobnet",
             ),
+            ("timm/test_resnet", "timm/test_efficientnet", "timm/test_resnet", "timm/resnet10t"),
             16,
             1000,
             None,
@@ -89,6 +93,7 @@ STARTS = {
         Start(
             "pretrained",
             ("sign_digits", "small_photos", "clothing", "smiles", "omniglot"),
+            ("timm/efficientnet_lite0", "timm/efficientnet_lite1", "timm/efficientnet_lite2"),
             ("timm/efficientnet_lite0", "timm/efficientnet_lite1", "timm/efficientnet_lite2"),
             10,
             600,
@@ -112,12 +117,19 @@ class Key:
         return f"{self.start}/{self.set}/{self.number:04d}"
 
 
-_BY_HAND: dict[str, Value] = {
+BY_HAND: dict[str, Value] = {
     "weight_decay": 0.02, "warmup": 0.1, "batch_size": 32, "dropout": 0.1, "drop_path": 0.0,
     "mixup_prob": 0.0, "mixup_alpha": 0.2, "cutmix_prob": 0.0, "mix_off": 0.1,
     "label_smoothing": 0.0, "policy": "light", "flip": 0.5, "random_erasing": 0.0,
     "ema_epochs": 0.5, "schedule": "cosine",
 }  # fmt: skip
+"""What somebody would try by hand."""
+_FINE_TUNING: dict[str, Value] = {"head_lr": 3.0, "layer_decay": 0.9, "freeze_epochs": 0}
+SEARCHED = frozenset(
+    ("lr", "weight_decay", "warmup", "dropout", "drop_path", "mixup_prob", "mixup_alpha",
+     "label_smoothing", "policy", "flip", "head_lr", "layer_decay")
+)  # fmt: skip
+"""What a sweep searches by default, and so can take from another one."""
 _ANCHORS: dict[tuple[str, int], tuple[str, dict[str, Value]]] = {
     ("scratch", 12): ("timm/test_resnet", {"lr": 4e-3, "flip": 0.0}),
     ("scratch", 13): ("timm/test_resnet", {"lr": 4e-3}),
@@ -125,27 +137,27 @@ _ANCHORS: dict[tuple[str, int], tuple[str, dict[str, Value]]] = {
     ("scratch", 15): ("timm/test_efficientnet", {"lr": 4e-3}),
     ("scratch", 16): ("timm/test_convnext3", {"lr": 2e-3}),
     ("scratch", 17): ("timm/test_byobnet", {"lr": 4e-3}),
-    ("pretrained", 0): (
-        "timm/efficientnet_lite0",
-        {"lr": 1e-3, "head_lr": 3.0, "layer_decay": 0.9, "freeze_epochs": 0},
-    ),
+    ("pretrained", 0): ("timm/efficientnet_lite0", {"lr": 1e-3}),
     ("pretrained", 1): (
         "timm/efficientnet_lite0",
-        {"lr": 3e-3, "head_lr": 1.0, "layer_decay": 1.0, "freeze_epochs": 0},
+        {"lr": 3e-3, "head_lr": 1.0, "layer_decay": 1.0},
     ),
-    ("pretrained", 2): (
-        "timm/efficientnet_lite2",
-        {"lr": 1e-3, "head_lr": 3.0, "layer_decay": 0.9, "freeze_epochs": 0},
+    ("pretrained", 2): ("timm/efficientnet_lite1", {"lr": 3e-3}),
+    ("pretrained", 3): (
+        "timm/efficientnet_lite0",
+        {"lr": 6e-3, "head_lr": 1.0, "layer_decay": 1.0},
     ),
+    ("pretrained", 4): ("timm/efficientnet_lite0", {"lr": 3e-3, "flip": 0.0}),
+    ("pretrained", 5): ("timm/efficientnet_lite2", {"lr": 3e-3}),
 }
-"""What somebody would try by hand, among those drawn: (start, number) -> backbone, parameters."""
+"""Configurations by hand, among those drawn: (start, number) -> backbone, what differs."""
 
 
 def configuration(start: Start, number: int) -> tuple[str, dict[str, Value]]:
     """Backbone and hyperparameters of configuration `number`, for every data set the same."""
     if (start.name, number) in _ANCHORS:
         backbone, own = _ANCHORS[start.name, number]
-        return backbone, _BY_HAND | own
+        return backbone, BY_HAND | (_FINE_TUNING if start.name == "pretrained" else {}) | own
     draw = random.Random(f"{start.name}/{number}")
 
     def log(low: float, high: float) -> float:
@@ -155,7 +167,9 @@ def configuration(start: Start, number: int) -> tuple[str, dict[str, Value]]:
         value = round(draw.uniform(low, high), 3)
         return value if draw.random() < chance else 0.0
 
-    backbone = start.backbones[number % len(start.backbones)]
+    is_around = number >= _AROUND[start.name]
+    backbones = start.around if is_around else start.backbones
+    backbone = backbones[number % len(backbones)]
     pretrained = start.name == "pretrained"
     params: dict[str, Value] = {
         "lr": log(3e-4, 1e-2) if pretrained else log(5e-4, 2e-2),
@@ -183,11 +197,14 @@ def configuration(start: Start, number: int) -> tuple[str, dict[str, Value]]:
             "layer_decay": round(draw.uniform(0.6, 0.95), 3) if draw.random() < 0.6 else 1.0,
             "freeze_epochs": draw.choice((0, 0, 1, 2)),
         }
-    if number > max(n for s, n in _ANCHORS if s == start.name):
-        lr = log(5e-4, 8e-3) if pretrained else log(1.5e-3, 1.2e-2)
-        given = {name: draw.random() < _VARIED or name == "flip" for name in sorted(params)}
-        usual = _BY_HAND | {"lr": lr, "head_lr": 3.0, "layer_decay": 0.9, "freeze_epochs": 0}
-        params = {name: params[name] if given[name] else usual[name] for name in params}
+    if is_around:
+        lr = log(1e-3, 1.2e-2) if pretrained else log(1.5e-3, 1.2e-2)
+        drawn = {
+            name: name == "flip" or (draw.random() < _VARIED and name in SEARCHED)
+            for name in sorted(params)
+        }
+        usual = params | BY_HAND | _FINE_TUNING
+        params = {name: (params if drawn[name] else usual)[name] for name in params}
         params["lr"] = lr
     if params["mixup_prob"] + params["cutmix_prob"] > 1:  # type: ignore[operator]
         params["cutmix_prob"] = 0.0
@@ -241,7 +258,7 @@ def _config(folder: Path, start: Start, name: str, classes: int) -> SweepConfig:
             "max_per_class": math.ceil(start.images / classes),
         },
         "folds": {"k": _FOLDS},
-        "search": {"backbones": list(start.backbones)},
+        "search": {"backbones": sorted({*start.backbones, *start.around})},
         "training": {
             "epochs": start.epochs,
             "image_size": start.size or IMAGE_SETS[name].size,
