@@ -12,11 +12,12 @@ before        `foldrace run` of an earlier commit (`--before`, a checkout), with
 Each side is read by what it had by then: our `submission.csv` as it lay there, the others' mean or
 blend of what was complete. `test` is the log loss on images whose labels no side has, `test_se` its
 standard error over images, `to_best_peer` the difference to the best peer at that time and `ratio`
-the quotient. Peers that had nothing by then count as every class alike.
+the quotient. Who had nothing by then counts as every class alike.
 
-`--record FOLDER` keeps each side's readings, so that data sets and sides can be run alone (`--only
-digits,hard_digits`) and again without training. `IMAGE_SETS` and `LITE_WEIGHTS` (environment
-variables): see `sides/image_sets.py` and `sides/portfolio_recorder.py`.
+Each side's readings are kept in `benchmarks/data/newcomer/`, so that data sets (`--only
+digits,hard_digits`) and sides (`--only 'digits:plain loop'`) can be run alone; what is kept is not
+measured again: delete its file for that. `--record FOLDER` keeps them elsewhere. `IMAGE_SETS` and
+`LITE_WEIGHTS` (environment variables): see `sides/image_sets.py` and `sides/portfolio_recorder.py`.
 """
 
 from __future__ import annotations
@@ -61,29 +62,31 @@ _CASES = (
     Case("hard_digits", "hard_digits"),
     Case("sign_digits", "sign_digits"),
     Case("small_photos", "small_photos"),
-    Case("small_photos, Lite", "small_photos", pretrained=True),
+    Case("small_photos Lite", "small_photos", pretrained=True),
     Case("clothing", "clothing"),
 )
-Reading = dict[int, NDArray[np.float64] | None]  # minutes -> (test images,) losses
+_CLASSES = 10  # of each of these sets
+_KEPT = ROOT / "benchmarks" / "data" / "newcomer"
+Scores = NDArray[np.float64]  # (2, test images): log loss, and 1 where the class is right, else 0
+Reading = dict[int, Scores | None]  # by minutes
 
 
-def _losses(
-    ids: list[str], classes: list[str], prob: NDArray[np.float64], folder: Path
-) -> NDArray[np.float64]:
-    """(test images,) log losses, in the order of the labels."""
+def _scores(ids: list[str], classes: list[str], prob: Scores, folder: Path) -> Scores:
+    """In the order of the labels."""
     labels, row_of = test_labels(folder), {name: i for i, name in enumerate(ids)}
-    prob = prob / prob.sum(1, keepdims=True)
-    true = [prob[row_of[name], classes.index(label)] for name, label in labels.items()]
-    return -np.log(np.maximum(true, _CLIP))
+    prob = np.array([prob[row_of[name]] / prob[row_of[name]].sum() for name in labels])
+    true = np.array([classes.index(label) for label in labels.values()])
+    losses = -np.log(np.maximum(prob[np.arange(len(true)), true], _CLIP))
+    return np.stack([losses, prob.argmax(1) == true])
 
 
-def _of_submission(path: Path, folder: Path) -> NDArray[np.float64] | None:
+def _of_submission(path: Path, folder: Path) -> Scores | None:
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     prob = np.array([[float(value) for value in row[1:]] for row in rows])
-    return _losses([Path(row[0]).stem for row in rows], header[1:], prob, folder)
+    return _scores([Path(row[0]).stem for row in rows], header[1:], prob, folder)
 
 
 def _ours(case: Case, folder: Path, work: Path, told: bool, seconds: list[float]) -> Reading:
@@ -97,14 +100,18 @@ def _ours(case: Case, folder: Path, work: Path, told: bool, seconds: list[float]
     process = subprocess.Popen(
         words, stdout=log, stderr=log, env=_environment(case), start_new_session=True
     )
+    first = True
     for minutes, at in zip(_MINUTES, seconds, strict=True):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(started + at - time.monotonic(), 0.1))
+        while process.poll() is None and time.monotonic() < started + at:
+            if first and (run / "submission.csv").is_file():
+                print(f"    first submission after {time.monotonic() - started:.0f} s", flush=True)
+                first = False
+            time.sleep(0.5)
         with contextlib.suppress(FileNotFoundError):
             shutil.copy(run / "submission.csv", work / f"submission_{minutes}.csv")
+    print(f"    {'still running' if process.poll() is None else 'ended'} after "
+          f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
     if process.poll() is None:
-        if told:
-            print(f"    not ended after {seconds[-1]:g} s")
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
     return {m: _of_submission(work / f"submission_{m}.csv", folder) for m in _MINUTES}
@@ -125,7 +132,7 @@ def _loop(case: Case, folder: Path, work: Path, seconds: list[float]) -> Reading
             found[minutes] = None
             continue
         with np.load(max(files, key=lambda f: float(f.stem))) as last:
-            found[minutes] = _losses(
+            found[minutes] = _scores(
                 last["ids"].tolist(), last["classes"].tolist(), last["prob"], folder
             )
     return found
@@ -226,79 +233,94 @@ def _read(
 
 
 def _readings(
-    case: Case, record: Path, scale: float, before: Path | None
+    case: Case, sides: tuple[str, ...], kept: Path, sets: Path, scale: float, before: Path | None
 ) -> Iterator[tuple[str, Reading]]:
-    """The readings of each side: those that are kept, else measured now."""
-    folder = record / "sets" / case.set
-    if not (folder / "test_labels.csv").is_file():
-        write_image_set(IMAGE_SETS[case.set], folder)
+    """The readings of each side: those that are kept, else, of `sides`, measured now."""
+    folder = sets / case.set
     seconds = [60.0 * minutes * scale for minutes in _MINUTES]
     for side in _SIDES:
-        kept = record / "readings" / f"{case.name} {side}.npz"
-        if not kept.is_file():
+        file = kept / f"{case.name} {side}.npz"
+        if not file.is_file() and side in sides:
+            if not (folder / "test_labels.csv").is_file():
+                write_image_set(IMAGE_SETS[case.set], folder)
             with tempfile.TemporaryDirectory() as work:
                 print(f"{case.name}: {side}", flush=True)
                 found = _read(side, case, folder, Path(work), seconds, before)
-            if found is None:
-                continue
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            arrays = {str(m): losses for m, losses in found.items() if losses is not None}
-            np.savez(kept, **arrays)  # type: ignore[arg-type]
-        with np.load(kept) as stored:
-            arrays = dict(stored)
-        yield side, {m: arrays.get(str(m)) for m in _MINUTES}
+            if found is not None:
+                kept.mkdir(parents=True, exist_ok=True)
+                arrays = {str(m): scores for m, scores in found.items() if scores is not None}
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        if file.is_file():
+            with np.load(file) as stored:
+                arrays = dict(stored)
+            yield side, {m: arrays.get(str(m)) for m in _MINUTES}
 
 
-def _add(results: Results, case: Case, readings: dict[str, Reading], classes: int) -> None:
+def _add(results: Results, case: Case, readings: dict[str, Reading]) -> None:
+    some = [scores for reading in readings.values() for scores in reading.values()]
+    count = next((scores.shape[1] for scores in some if scores is not None), 1)
+    nothing = np.stack([np.full(count, np.log(_CLASSES)), np.full(count, 1 / _CLASSES)])
     for minutes in _MINUTES:
-        losses = {side: reading[minutes] for side, reading in readings.items()}
-        known = {side: found for side, found in losses.items() if found is not None}
-        count = len(next(iter(known.values()))) if known else 1
-        nothing = np.full(count, np.log(classes))
-        filled = {side: nothing if found is None else found for side, found in losses.items()}
-        peers = {side: found for side, found in filled.items() if side not in _OURS}
-        if not peers:
-            continue
-        peer = min(peers, key=lambda side: peers[side].mean())
-        for side, found in filled.items():
-            change = found - filled[peer]
+        scores = {side: reading[minutes] for side, reading in readings.items()}
+        filled = {side: nothing if found is None else found for side, found in scores.items()}
+        peers = {side: found[0] for side, found in filled.items() if side not in _OURS}
+        peer = min(peers, key=lambda side: peers[side].mean(), default=None)
+        for side, (losses, hits) in filled.items():
+            cells: dict[str, float] = {}
+            if peer is not None:
+                change = losses - peers[peer]
+                cells = {
+                    "to_best_peer": float(change.mean()),
+                    "to_best_peer_se": _standard_error(change),
+                    "ratio": float(losses.mean() / peers[peer].mean()),
+                }
             results.add(
                 f"{case.name}: after {minutes} minutes",
                 side=side,
-                test=float(found.mean()),
-                test_se=_standard_error(found),
-                to_best_peer=float(change.mean()),
-                to_best_peer_se=_standard_error(change),
-                ratio=float(found.mean() / filled[peer].mean()),
-                nothing_yet=losses[side] is None,
+                test=float(losses.mean()),
+                test_se=_standard_error(losses),
+                accuracy=float(hits.mean()),
+                accuracy_se=_standard_error(hits),
+                **cells,
+                nothing_yet=scores[side] is None,
             )
-            if side == "run --time":
+            if side == "run --time" and peer is not None:
                 goal = f"{case.name}, {minutes} minutes: loss / the best peer's ({peer})"
-                results.at_most(goal, _GOALS[minutes], float(found.mean() / filled[peer].mean()))
+                results.at_most(goal, _GOALS[minutes], cells["ratio"])
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
+def _asked(only: str | None, case: Case) -> tuple[str, ...]:
+    """The sides that are to be measured of a data set."""
+    if only is None:
+        return _SIDES
+    words = [word.strip() for word in only.split(",")]
+    if case.name in words:
+        return _SIDES
+    return tuple(side for side in _SIDES if f"{case.name}:{side}" in words)
+
+
 def main() -> None:
     given = options(
         __doc__,
-        record="a folder that keeps the readings",
+        record="a folder for the readings",
         before="a checkout of an earlier commit",
-        only="names of data sets, with commas",
+        only="names of data sets, or of a data set's sides, with commas",
     )
     results = Results("newcomer")
     with tempfile.TemporaryDirectory() as scratch:
-        record = (given.record or Path(scratch)).resolve()
-        names = given.only.split(",") if given.only else [case.name for case in _CASES]
+        kept = Path(scratch) / "kept" if given.quick else given.record or _KEPT
         for case in _CASES:
-            if case.name not in names or (given.quick and case.name != "digits"):
-                continue
+            sides = _asked("digits" if given.quick else given.only, case)
             scale = 0.1 if given.quick else 1.0
-            readings = dict(_readings(case, record, scale, given.before))
-            labels = test_labels(record / "sets" / case.set)
-            _add(results, case, readings, len(set(labels.values())))
+            readings = dict(
+                _readings(case, sides, kept, Path(scratch) / "sets", scale, given.before)
+            )
+            if readings:
+                _add(results, case, readings)
     results.publish(given)
 
 
