@@ -9,6 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
 SHARED := OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) -n $(WORKERS) --dist loadfile
 FULL := --hypothesis-profile=full
+SLOWEST := --durations=15  # printed, so that what slows the tests down is seen
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
 	controller portfolio
 
@@ -43,10 +44,10 @@ check: $(STAMP)
 	$(call each,lint format types)
 
 tests-without-ray: $(STAMP)
-	$(SHARED) -m 'not ray and not full'
+	$(SHARED) -m 'not ray and not full' $(SLOWEST)
 
 tests-with-ray: $(STAMP)
-	$(PYTEST) -m 'ray and not full'
+	$(PYTEST) -m 'ray and not full' $(SLOWEST)
 
 all-without-ray: $(STAMP)
 	$(SHARED) -m 'not ray' $(FULL)

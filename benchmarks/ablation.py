@@ -2,10 +2,9 @@
 
 Each arm is the plain recipe (AdamW, cosine, dropout, the data's own augmentation policy) and one
 technique with a usual setting, nothing tuned. For each seed all arms train the same folds, to the
-last epoch. The figure is a fold's validation log loss at the best epoch and after the last one, of
-the averaged weights in the EMA arm and of the raw ones in all others, and its change from the plain
-arm of the same seed, with the standard error (se) over seeds. The best epoch is chosen on the very
-rows that score it; the last one, which a trial keeps, needs no choice.
+last epoch. The figure is a fold's calibrated log loss after it, as the blend sees it, of the
+averaged weights in the EMA arm and of the raw ones in all others, and its change from the plain arm
+of the same seed, with the standard error (se) over seeds.
 
 digits       scikit-learn's handwritten digits at 32 px, 8 epochs
 sign_digits  photos of hands (Mavi 2020) at 48 px, 16 epochs; `--data` names the folder with its
@@ -41,6 +40,7 @@ _PLAIN: dict[str, Value] = {
     "mixup_prob": 0.0,
     "ema_epochs": 0.0,
     "label_smoothing": 0.0,
+    "flip": 0.0,
 }
 _ARMS: dict[str, dict[str, Value]] = {
     "plain": {},
@@ -49,6 +49,7 @@ _ARMS: dict[str, dict[str, Value]] = {
     "+ SAM": {"sam_rho": 0.05},
     "+ R-Drop": {"rdrop_alpha": 1.0},
     "+ label smoothing": {"label_smoothing": 0.1},
+    "+ flip": {"flip": 0.5},
 }
 
 
@@ -65,14 +66,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a fold trial reached, with the weights that its arm is about."""
+    """What a fold trial reached after its last epoch, with the weights that its arm is about."""
 
-    best: float
-    """Log loss at the best epoch."""
-    last: float
-    """Log loss after the last epoch."""
+    loss: float
+    """Calibrated log loss."""
     accuracy: float
-    """At the best epoch."""
     seconds: float
 
 
@@ -89,9 +87,9 @@ def _train(job: Job) -> Trained:
     prefix = "ema_" if job.arm == "+ EMA" else ""
     lines = list(csv.DictReader(io.StringIO(log)))
     assert len(lines) == epochs
-    best = min(lines, key=lambda line: float(line[f"{prefix}val_calibrated_logloss"]))
-    losses = (float(line[f"{prefix}val_logloss"]) for line in (best, lines[-1]))
-    return Trained(*losses, float(best[f"{prefix}val_acc"]), record.seconds)
+    last = lines[-1]
+    loss, accuracy = (float(last[f"{prefix}val_{n}"]) for n in ("calibrated_logloss", "acc"))
+    return Trained(loss, accuracy, record.seconds)
 
 
 def _jobs(
@@ -107,18 +105,14 @@ def _ablate(results: Results, pool: ProcessPoolExecutor, title: str, jobs: list[
     for arm in _ARMS:
         own = [trained[job] for job in jobs if job.arm == arm]
         plain = [trained[replace(job, arm="plain")] for job in jobs if job.arm == arm]
-        cells: dict[str, float] = {}
-        for epoch in ("best", "last"):
-            losses = np.array([getattr(one, epoch) for one in own])
-            changes = losses - [getattr(one, epoch) for one in plain]
-            cells[f"{epoch}_logloss"] = float(losses.mean())
-            cells[f"{epoch}_change"] = float(changes.mean())
-            cells[f"{epoch}_se"] = _standard_error(changes)
+        changes = np.array([a.loss - b.loss for a, b in zip(own, plain, strict=True)])
         results.add(
             title,
             arm=arm,
             seeds=len(own),
-            **cells,
+            logloss=float(np.mean([one.loss for one in own])),
+            change=float(changes.mean()),
+            se=_standard_error(changes),
             accuracy=float(np.mean([one.accuracy for one in own])),
             seconds_ratio=median(a.seconds / b.seconds for a, b in zip(own, plain, strict=True)),
         )

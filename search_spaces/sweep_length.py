@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-_FIRST_PART = 1 / 12  # of the time: the first candidate's folds, so that there soon is a blend
+_FIRST_PART = 1 / 10  # of the time: the first candidate's folds, so that there soon is a blend
 _PART = 1 / 6  # of the time: the folds of each later candidate
 _FIRST_SHARE = 1 / 3  # of the epochs, in the first candidate of a sweep without a time
 _ABOUT_ALL = 0.75  # of the epochs: who has so many may have them all

@@ -90,15 +90,14 @@ def ablation_table() -> str:
     """Of the committed run of benchmarks/ablation.py."""
     run = json.loads((ROOT / "benchmarks" / "results" / "ablation.json").read_text())
     rows = [
-        f"| {row['part']} | {row['arm']} | {row['seeds']} | {row['best_logloss']:.4f} | "
-        f"{_change(row['best_change'], row['best_se'])} | "
-        f"{_change(row['last_change'], row['last_se'])} | {row['accuracy']:.4f} | "
+        f"| {row['part']} | {row['arm']} | {row['seeds']} | {row['logloss']:.4f} | "
+        f"{_change(row['change'], row['se'])} | {row['accuracy']:.4f} | "
         f"{row['seconds_ratio']:.2f} |"
         for row in run["rows"]
     ]
     head = (
-        "| images, backbone | arm | seeds | log loss, best epoch | change | change, last epoch | "
-        "accuracy | seconds, relative |\n|---|---|---|---|---|---|---|---|"
+        "| images, backbone | arm | seeds | calibrated log loss | change | accuracy | "
+        "seconds, relative |\n|---|---|---|---|---|---|---|"
     )
     return "\n".join([head, *rows])
 

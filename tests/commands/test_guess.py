@@ -172,7 +172,7 @@ def test_the_first_candidate_is_short_where_time_is(
     [point] = found.search.points
     assert point.backbone in found.search.backbones
     assert found.training.epochs * 7.5 == pytest.approx(540 / 6, abs=12)
-    assert point.params["epochs"] * 7.5 == pytest.approx(540 / 12, abs=8)
+    assert point.params["epochs"] * 7.5 == pytest.approx(540 / 10, abs=8)
     said = f"{found.training.epochs} epochs ({point.params['epochs']:g} of the first candidate)"
     assert any(said in line for line in guess.lines)
     assert not config(guessed(tiny_images, "training.epochs=20")).search.points

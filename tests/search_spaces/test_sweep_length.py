@@ -43,13 +43,13 @@ def test_a_slower_speed() -> None:
     assert slower.fold_seconds(3000, 3, 10) == 2 * QUICK.fold_seconds(3000, 3, 10)
 
 
-def test_a_candidate_takes_a_sixth_of_the_time_and_the_first_one_a_twelfth() -> None:
+def test_a_candidate_takes_a_sixth_of_the_time_and_the_first_one_a_tenth() -> None:
     """100 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (100 / 2 - 1) / 2.5 epochs."""
     length = sweep_length(replace(HOUR, seconds=600.0))
     assert length.epochs == math.floor((100 / 2 - 1) / 2.5) == 19
-    assert length.first_epochs == math.floor((50 / 2 - 1) / 2.5) == 9
+    assert length.first_epochs == math.floor((60 / 2 - 1) / 2.5) == 11
     assert (length.folds, length.first_backbone) == (3, "quick")
-    assert length.first_seconds == pytest.approx(2 * (1 + 9 * 2.5))
+    assert length.first_seconds == pytest.approx(2 * (1 + 11 * 2.5))
     assert length.fold_trials == pytest.approx(600 * 2 / (1 + 19 * 2.5))
     assert length.candidates == math.ceil(4 * length.fold_trials / 3)
 
@@ -57,7 +57,7 @@ def test_a_candidate_takes_a_sixth_of_the_time_and_the_first_one_a_twelfth() -> 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"seconds": 7200.0},  # 60 epochs in a twelfth of it
+        {"seconds": 7200.0},  # 60 epochs in a tenth of it
         {"seconds": 600.0, "epochs": 19},
         {"seconds": 600.0, "candidates": 3},
         {"seconds": None, "speeds": {}},
