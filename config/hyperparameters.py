@@ -155,7 +155,7 @@ class TrialParams:
         "linear learning-rate warm-up before the schedule", searched_by_default=True,
     )  # fmt: skip
     head_lr: float = _knob(
-        1.0, Float(0.01, 1000.0), Float(1.0, 30.0, log=True), "factor",
+        1.0, Float(0.01, 1000.0), Float(0.5, 30.0, log=True), "factor",
         "learning rate of the head relative to `lr`", searched_by_default=True,
     )  # fmt: skip
     lr_batch: int = _knob(

@@ -69,14 +69,14 @@ class Situation:
     def lr(self) -> float:
         """The usual peak learning rate, to two digits.
 
-        From scratch: small networks want a high one. From pretrained weights the less, the more
-        updates there are: published fine-tuning has 2e-5 to 1e-4 for thousands of updates of 512
-        images, 172 updates of 32 images want 1e-3. Adam's rate goes by the square root of the batch
+        From scratch: small networks want a high one. From pretrained weights by 1 / updates, so
+        that Adam's steps, each about as long as the rate, together go as far: published fine-tuning
+        has 2e-5 to 1e-4 for thousands of updates, 120 updates want 3e-3. Adam's rate goes by the square root of the batch
         (Malladi et al., NeurIPS 2022), SGD's by the batch (Goyal et al., 2017).
         """
         rate = _RATES[self.pretrained, self.family]
         if self.pretrained and self.updates is not None:
-            rate *= min(max(math.sqrt(_USUAL_UPDATES / max(self.updates, 1)), 0.5), 3.0)
+            rate *= min(max(_USUAL_UPDATES / max(self.updates, 1), 0.5), 8.0)
         relative = (self.batch_size or USUAL_BATCH) / USUAL_BATCH
         sgd = self.optimizer == "sgd"
         return _rounded(rate * (_SGD * relative if sgd else math.sqrt(relative)))
@@ -89,6 +89,11 @@ _RATES: dict[tuple[bool, Family], float] = {
     (True, "cnn"): 4e-4,
     (True, "hybrid"): 1e-4,
     (True, "transformer"): 5e-5,
+}
+_LAYERS: dict[Family, tuple[float, float]] = {  # layer_decay, head_lr from pretrained weights
+    "cnn": (1.0, 1.0),
+    "hybrid": (0.9, 3.0),
+    "transformer": (0.9, 3.0),
 }
 _SGD = 20.0  # its rate relative to AdamW's
 _BELOW, _ABOVE = 8.0, 5.0  # the range of the rate: its usual value divided and multiplied by these
@@ -105,9 +110,10 @@ def by_situation(given: Situation) -> dict[str, tuple[Value, Range | None]]:
         "lr_batch": (0 if given.batch_size else USUAL_BATCH, None),
     }
     if given.pretrained:
+        layer_decay, head_lr = _LAYERS[given.family]
         found |= {
-            "layer_decay": (0.9, Float(0.6, 1.0)),
-            "head_lr": (3.0, KNOBS["head_lr"].search),
+            "layer_decay": (layer_decay, Float(0.6, 1.0)),
+            "head_lr": (head_lr, KNOBS["head_lr"].search),
         }
     if given.updates is not None and given.updates < SHORT:
         found |= {"mixup_prob": (0.0, None), "cutmix_prob": (0.0, None)}

@@ -124,7 +124,8 @@ BY_HAND: dict[str, Value] = {
     "ema_epochs": 0.5, "schedule": "cosine",
 }  # fmt: skip
 """What somebody would try by hand."""
-_FINE_TUNING: dict[str, Value] = {"head_lr": 3.0, "layer_decay": 0.9, "freeze_epochs": 0}
+_FINE_TUNING: dict[str, Value] = {"head_lr": 1.0, "layer_decay": 1.0, "freeze_epochs": 0}
+_BY_LAYER: dict[str, Value] = {"head_lr": 3.0, "layer_decay": 0.9}
 SEARCHED = frozenset(
     ("lr", "weight_decay", "warmup", "dropout", "drop_path", "mixup_prob", "mixup_alpha",
      "label_smoothing", "policy", "flip", "head_lr", "layer_decay")
@@ -137,18 +138,12 @@ _ANCHORS: dict[tuple[str, int], tuple[str, dict[str, Value]]] = {
     ("scratch", 15): ("timm/test_efficientnet", {"lr": 4e-3}),
     ("scratch", 16): ("timm/test_convnext3", {"lr": 2e-3}),
     ("scratch", 17): ("timm/test_byobnet", {"lr": 4e-3}),
-    ("pretrained", 0): ("timm/efficientnet_lite0", {"lr": 1e-3}),
-    ("pretrained", 1): (
-        "timm/efficientnet_lite0",
-        {"lr": 3e-3, "head_lr": 1.0, "layer_decay": 1.0},
-    ),
-    ("pretrained", 2): ("timm/efficientnet_lite1", {"lr": 3e-3}),
-    ("pretrained", 3): (
-        "timm/efficientnet_lite0",
-        {"lr": 6e-3, "head_lr": 1.0, "layer_decay": 1.0},
-    ),
-    ("pretrained", 4): ("timm/efficientnet_lite0", {"lr": 3e-3, "flip": 0.0}),
-    ("pretrained", 5): ("timm/efficientnet_lite2", {"lr": 3e-3}),
+    ("pretrained", 0): ("timm/efficientnet_lite0", {"lr": 1e-3, **_BY_LAYER}),
+    ("pretrained", 1): ("timm/efficientnet_lite0", {"lr": 3e-3}),
+    ("pretrained", 2): ("timm/efficientnet_lite1", {"lr": 3e-3, **_BY_LAYER}),
+    ("pretrained", 3): ("timm/efficientnet_lite0", {"lr": 6e-3}),
+    ("pretrained", 4): ("timm/efficientnet_lite0", {"lr": 3e-3, "flip": 0.0, **_BY_LAYER}),
+    ("pretrained", 5): ("timm/efficientnet_lite1", {"lr": 3e-3}),
 }
 """Configurations by hand, among those drawn: (start, number) -> backbone, what differs."""
 
