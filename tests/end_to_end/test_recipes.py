@@ -39,7 +39,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("used_cars_convnext", lambda p: cars(p, 396, 2), "oof_ema.npy", tta="flip-rotate"),
+        Recipe("used_cars_convnext", lambda p: cars(p, 99, 2), "oof_ema.npy", tta="flip-rotate"),
         Recipe("used_cars_b5_meta", lambda p: cars(p, 12, 5)),
         Recipe("sketch_stack", sketches, "oof_snap1.npy"),
         Recipe("imagenet_sketch", sketch_folders),
