@@ -94,22 +94,29 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def write_tiny_run(
+    root: Path, images: Path, k: int = 3, plugins: Sequence[PluginFile] = ()
+) -> TinyRun:
+    """A run folder at `root`, named as it, over the tiny images."""
+    config = SweepConfig(
+        name=root.name,
+        data=DataConfig(train=str(images)),
+        folds=FoldsConfig(k=k),
+        search=SearchConfig(backbones=("timm/test_vit",)),
+    )
+    manifest = read_manifest(config.data)
+    store = RunStore(root)
+    folds = folds_csv(manifest, make_folds(manifest, config.folds))
+    store.create(config, folds, manifest.classes, plugins)
+    return TinyRun(store, manifest.image_root)
+
+
 @pytest.fixture
 def make_tiny_run(tmp_path: Path, tiny_images: Path) -> Callable[..., TinyRun]:
     """Makes run folders over the tiny images: `make_tiny_run("name", k=3)`."""
 
     def make(name: str = "run", k: int = 3, plugins: Sequence[PluginFile] = ()) -> TinyRun:
-        config = SweepConfig(
-            name=name,
-            data=DataConfig(train=str(tiny_images)),
-            folds=FoldsConfig(k=k),
-            search=SearchConfig(backbones=("timm/test_vit",)),
-        )
-        manifest = read_manifest(config.data)
-        store = RunStore(tmp_path / name)
-        folds = folds_csv(manifest, make_folds(manifest, config.folds))
-        store.create(config, folds, manifest.classes, plugins)
-        return TinyRun(store, manifest.image_root)
+        return write_tiny_run(tmp_path / name, tiny_images, k, plugins)
 
     return make
 

@@ -14,7 +14,7 @@ from foldrace.scheduling.nodes import Node
 from foldrace.search_spaces.space import build_space
 
 NODES = [Node(cpus=8.0, gpus=0.0)]
-VIT, PLAIN = "timm/test_vit", "torchvision/mobilenet_v3_small"  # without checkpointing
+VIT, PLAIN = "timm/test_vit", "torchvision/resnet18"  # without checkpointing
 
 
 def problems(

@@ -4,8 +4,6 @@ with the blend, and what happens when something is wrong."""
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import pytest
 from click.testing import Result
 
 from foldrace.ensemble.methods import METHODS
-from tests.conftest import ROOT
 from tests.end_to_end.runs import Cli, Run, succeeded
 from tests.pretend_tune import pretend_ray
 
@@ -82,11 +79,9 @@ def test_soup(shared: Run, cli: Cli) -> None:
         assert "'soup' needs soups" in refused(result) and "tries them" in result.stderr
 
 
-def test_the_command_line_itself(shared: Run) -> None:
-    command = [sys.executable, "sweep.py", "ensemble", str(shared.folder), "--method", "uniform"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "(uniform)" in done.stdout
+def test_what_is_told_of_equal_weights(shared: Run, cli: Cli) -> None:
+    result = succeeded(cli("ensemble", shared.folder, "--method", "uniform"))
+    assert "(uniform)" in result.stdout
     weights = [member["weight"] for member in shared.blend["members"]]
     np.testing.assert_allclose(weights, 1 / len(weights))
 

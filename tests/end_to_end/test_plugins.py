@@ -46,11 +46,27 @@ def plugin_of(project: Any) -> Path:
     return Path(project.folder.parent / "own parts" / "my_parts.py")
 
 
-def typed(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command line in a process of its own, in a folder of its own."""
+TYPED = """
+import json, sys
+from foldrace.sweep import main
+
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["foldrace", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+
+
+def typed(folder: Path, *lines: tuple[object, ...]) -> subprocess.CompletedProcess[str]:
+    """Command lines up to the first that fails, in one process of their own, in a folder of their
+    own."""
     folder.mkdir(exist_ok=True)
+    words = json.dumps([[str(word) for word in line] for line in lines])
     return subprocess.run(
-        [sys.executable, ROOT / "sweep.py", *map(str, arguments)],
+        [sys.executable, "-c", TYPED, words],
         cwd=folder, env=os.environ, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
@@ -210,14 +226,11 @@ def test_run_then_use_without_the_original(
     image = with_plugin.folder / "test/t 0.png"
     first = (run / "submission.csv").read_text(encoding="utf-8")
     (run / "submission.csv").unlink()
-    done = typed(tmp_path / "third", "submit", run)
+    done = typed(tmp_path / "third", ("submit", run), ("predict", run, image), ("ensemble", run))
     assert done.returncode == 0, done.stdout + done.stderr
     again = numbers((run / "submission.csv").read_text(encoding="utf-8"))
     np.testing.assert_allclose(again, numbers(first), rtol=0, atol=SAME)  # with more threads
-    done = typed(tmp_path / "third", "predict", run, image)
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = typed(tmp_path / "third", "ensemble", run)
-    assert done.returncode == 0 and "top2_accuracy" in done.stdout, done.stderr
+    assert "top2_accuracy" in done.stdout
 
     more = ("resume", run, "--set", "search.candidates=3")
     plugin_of(with_plugin).write_text("PARTS = 1", encoding="utf-8")
@@ -241,6 +254,6 @@ def test_run_then_use_without_the_original(
     assert all(f"plugin {copy} line {line}: AssertionError" in str(e) for e in errors)
 
     copy.write_text("raise RuntimeError('damaged')", encoding="utf-8")
-    done = typed(tmp_path / "third", "predict", run, image)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"{copy} line 1: the plugin cannot be imported" in done.stderr
+    result = cli("predict", run, image)
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    assert f"{copy} line 1: the plugin cannot be imported" in result.stderr

@@ -137,7 +137,6 @@ def test_small_problems_load_no_numba_and_large_ones_use_it() -> None:
 SUMS = """
 import resource, sys, numpy
 from foldrace.ensemble.solvers.kernels import member_sums
-from tests.conftest import examples
 if sys.argv[1:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sums = member_sums(numpy.full((3, 40), 0.5), "numba")

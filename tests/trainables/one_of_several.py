@@ -1,24 +1,26 @@
-"""One device of a trial that has several: started once a device by test_data_parallel.py.
+"""One device of trials that have several: started once a device by test_data_parallel.py, for one
+trial after another, since most of a process's time goes into its imports.
 
-Takes a pickled TrialSpec, what to do beside training, and a file for what only this process
-knows; the process group comes from the environment, as Ray Train sets it.
+Takes pickled pairs of a TrialSpec and what to do beside training, and a file for what only this
+process knows of each; the process group comes from the environment, as Ray Train sets it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import distributed, nn
 
-from foldrace.trainables import history, step, trial
+from foldrace.trainables import history, trial
 from foldrace.trainables import state as train_state
 from foldrace.trainables.models.classifier import build_classifier
+from foldrace.trainables.spec import TrialSpec
 from foldrace.trainables.state import TrainState
 
 
@@ -48,11 +50,6 @@ def checksums(seen: dict[str, list[float]]) -> Any:
     return watching
 
 
-def without_memory(state: TrainState, *arguments: Any) -> Any:
-    """`_gradients` on a device whose memory is full."""
-    raise torch.OutOfMemoryError("no memory left")
-
-
 def with_an_idle_parameter(*arguments: Any, **options: Any) -> nn.Module:
     """`build_classifier` of a backbone that has a weight which nothing depends on."""
     model = build_classifier(*arguments, **options)
@@ -60,24 +57,31 @@ def with_an_idle_parameter(*arguments: Any, **options: Any) -> nn.Module:
     return model
 
 
-def main(spec_file: str, what: str, notes_file: str) -> None:
-    spec = pickle.loads(Path(spec_file).read_bytes())
-    rank = int(os.environ["RANK"])
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        distributed.init_process_group("gloo")
+def train(spec: TrialSpec, what: str) -> dict[str, list[float]]:
+    """Train it, in a process that has drawn nothing yet; gives what only this process knows."""
+    torch.manual_seed(0)
     seen: dict[str, list[float]] = {}
-    trial.score_fold = checksums(seen)  # type: ignore[assignment]
-    if what == "full" and rank == 1:
-        step._gradients = without_memory
-    if what == "idle":
-        train_state.build_classifier = with_an_idle_parameter  # type: ignore[assignment]
     watcher = Watcher()
-    record = trial.run_trial(spec, watcher)
+    built = with_an_idle_parameter if what == "idle" else build_classifier
+    with (
+        patch.object(trial, "score_fold", checksums(seen)),
+        patch.object(train_state, "build_classifier", built),
+    ):
+        record = trial.run_trial(spec, watcher)
     seen["train_loss"] = [e.train_loss for e in watcher.epochs]
     seen["draws"] = [float(torch.rand(()))]
     seen["written"] = [float(Path(spec.run, "trials", spec.candidate).is_dir())]
     seen["micro_batch"] = [record.micro_batch]
-    Path(notes_file).write_text(json.dumps(seen), encoding="utf-8")
+    return seen
+
+
+def main(jobs_file: str, notes_file: str) -> None:
+    """The first trial that fails ends the process."""
+    distributed.init_process_group("gloo")
+    notes: dict[str, dict[str, list[float]]] = {}
+    for spec, what in pickle.loads(Path(jobs_file).read_bytes()):
+        notes[spec.candidate] = train(spec, what)
+        Path(notes_file).write_text(json.dumps(notes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import contextlib
 import csv
 import io
 import math
+import shutil
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from foldrace.trainables.schedules import build_schedule
 from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
+from tests.conftest import write_tiny_run
 from tests.trainables.written_trials import another, read, written_trial
 
 pytestmark = pytest.mark.slow
@@ -242,44 +244,63 @@ def test_before_the_first_save_it_starts_anew(tiny_run: Any) -> None:
     assert watcher.reports[0].epoch == 0
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """A trial that was interrupted, its state then, and one alike that was not."""
+
+    spec: TrialSpec
+    undisturbed: TrialSpec
+    state: bytes
+
+    def leave_behind(self, state: bytes | memoryview) -> None:
+        """That state alone, whatever became of the trial since."""
+        shutil.rmtree(folder_of(self.spec))
+        RunStore.open(self.spec.run).save_resume_state(self.spec.candidate, self.spec.fold, state)
+        assert [p.name for p in folder_of(self.spec).iterdir()] == ["resume.pt"]
+
+
+@pytest.fixture(scope="module")
+def after_two(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    """After two epochs of three."""
+    folder = tmp_path_factory.mktemp("after-two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOLDRACE_CACHE", str(folder / "cache"))
+        undisturbed = spec_for(write_tiny_run(folder / "run", tiny_images), "c0000", epochs=3)
+        run_trial(undisturbed, Watcher())
+        spec = another(undisturbed, "c0001")
+        interrupted(spec, 2)
+    return Interrupted(spec, undisturbed, (folder_of(spec) / "resume.pt").read_bytes())
+
+
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "pickle"])
 def test_a_damaged_state_is_none(
-    tiny_run: Any, damage: str, caplog: pytest.LogCaptureFixture
+    after_two: Interrupted, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    undisturbed = spec_for(tiny_run, "c0000", epochs=3)
-    run_trial(undisturbed, Watcher())
-    spec = another(undisturbed, "c0001")
-    interrupted(spec, 2)
-    path = folder_of(spec) / "resume.pt"
-    whole = bytearray(path.read_bytes())
+    whole = bytearray(after_two.state)
     if damage == "torn":
         del whole[len(whole) // 2 :]
     elif damage == "flipped":
         whole[-1] ^= 255
     else:
         whole = bytearray(b"\x80\x05." if damage == "pickle" else b"")
-    path.write_bytes(whole)
-    _assert_starts_anew(spec, "cannot be read", caplog)
-    assert_same_results(spec, undisturbed)
+    after_two.leave_behind(bytes(whole))
+    _assert_starts_anew(after_two.spec, "cannot be read", caplog)
+    assert_same_results(after_two.spec, after_two.undisturbed)
 
 
 @pytest.mark.parametrize("part", ["optimizer", "schedule", "history"])
 def test_a_state_that_does_not_fit_is_none(
-    tiny_run: Any, part: str, caplog: pytest.LogCaptureFixture
+    after_two: Interrupted, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Found out when some of it is in the new state already: a new one gives the same bits."""
-    undisturbed = spec_for(tiny_run, "c0000", epochs=3)
-    run_trial(undisturbed, Watcher())
-    spec = another(undisturbed, "c0001")
-    interrupted(spec, 2)
-    state = from_bytes((folder_of(spec) / "resume.pt").read_bytes())
+    state = from_bytes(after_two.state)
     if part == "history":
         state["history"]["log"][0]["a further column"] = 1.0
     else:
         state["train_state"][part] = {"of": "another kind"}
-    tiny_run.store.save_resume_state(spec.candidate, 0, to_bytes(state))
-    _assert_starts_anew(spec, "does not fit", caplog)
-    assert_same_results(spec, undisturbed)
+    after_two.leave_behind(to_bytes(state))
+    _assert_starts_anew(after_two.spec, "does not fit", caplog)
+    assert_same_results(after_two.spec, after_two.undisturbed)
 
 
 @pytest.mark.parametrize("stopped", [True, False])
