@@ -45,7 +45,7 @@ def chart_families() -> list[str]:
 def font_face(family: str, text: str) -> str:
     """A CSS rule that embeds the characters of `text` that need the font; empty where none does."""
     path = font_file()
-    needed = {ord(c) for c in text if any(low <= ord(c) <= high for low, high in _RANGES)}
+    needed = {ord(c) for c in set(text) if any(low <= ord(c) <= high for low, high in _RANGES)}
     data = _subset(path, needed) if path and needed else None
     if data is None:
         return ""

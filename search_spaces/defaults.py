@@ -71,8 +71,9 @@ class Situation:
 
         From scratch: small networks want a high one. From pretrained weights by 1 / updates, so
         that Adam's steps, each about as long as the rate, together go as far: published fine-tuning
-        has 2e-5 to 1e-4 for thousands of updates, 120 updates want 3e-3. Adam's rate goes by the square root of the batch
-        (Malladi et al., NeurIPS 2022), SGD's by the batch (Goyal et al., 2017).
+        has 2e-5 to 1e-4 for thousands of updates, 120 updates want 3e-3. Adam's rate goes by the
+        square root of the batch (Malladi et al., NeurIPS 2022), SGD's by the batch (Goyal et al.,
+        2017).
         """
         rate = _RATES[self.pretrained, self.family]
         if self.pretrained and self.updates is not None:

@@ -49,21 +49,24 @@ def build_ema(model: nn.Module, decay: float) -> ModelEmaV3 | None:
 
 
 class _MovingAverage(ModelEmaV3):
-    """timm's average, with the tensors looked up once.
+    """timm's average, with the tensors looked up once, at the first update.
 
     A walk through two state dicts at every update takes several times as long as the averaging.
-    torch's `_foreach` functions are private, but timm's own average uses them too.
+    torch's `_foreach` functions are private, but timm's own average uses them too. Not earlier:
+    Accelerate gives the weights other memory where it prepares a model for several CPU processes.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, decay=decay, use_warmup=True)
-        own, given = self.module.state_dict().values(), model.state_dict().values()
-        pairs = list(zip(own, given, strict=True))
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._averaged: list[tuple[Tensor, Tensor]] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
-        """Average in place; `model` is the one this was built for, where it was then."""
+        """Average in place; `model` is the same one each time, and stays where it is."""
+        if not (self._averaged or self._copied):
+            states = self.module.state_dict().values(), model.state_dict().values()
+            for pair in zip(*states, strict=True):
+                (self._averaged if pair[0].is_floating_point() else self._copied).append(pair)
         if self._averaged:
             own, given = zip(*self._averaged, strict=True)
             torch._foreach_lerp_(own, given, 1.0 - decay)

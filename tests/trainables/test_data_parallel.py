@@ -179,9 +179,6 @@ def test_two_devices_train_like_one(trained: Trained) -> None:
     assert rows.tolist() == np.flatnonzero(run.store.folds().fold == 0).tolist()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the average is built before Accelerate copies a CPU group's weights"
-)
 @pytest.mark.parametrize(
     ("found", "expected"),
     [("pulled-2", "pulled-1"), ("plain-2", "plain-1"), ("plain-parts", "plain-1")],

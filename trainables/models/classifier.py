@@ -228,6 +228,7 @@ def check_image_size(backbone: str, image_size: int, parts: Parts = NO_PARTS) ->
     return None
 
 
+@cache
 def refusal(backbone: str, image_size: int, seen: int, parts: Parts = NO_PARTS) -> str | None:
     """The reason why a backbone built for `image_size` refuses images of `seen` pixels, or None.
 
