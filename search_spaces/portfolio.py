@@ -16,9 +16,12 @@ from pathlib import Path
 
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.ranges import Value
-from foldrace.search_spaces.defaults import Start
+from foldrace.search_spaces.defaults import Start, family
 from foldrace.search_spaces.space import SearchSpace
 
+_OF_A_FAMILY = frozenset(
+    ("layer_decay", "head_lr")
+)  # its own defaults say more than another's entry
 _TABLE = Path(__file__).with_name("portfolio.json")
 
 
@@ -89,8 +92,11 @@ def _of_backbone(space: SearchSpace, backbone: str, table: Portfolio) -> list[Tr
 
 
 def _configuration(space: SearchSpace, backbone: str, entry: Entry) -> TrialParams:
-    lr = float(entry.params.get("lr", 1.0)) * space.situations[backbone].lr
-    return _inside(space, backbone, {**entry.params, "lr": float(f"{lr:.3g}")})
+    situation, params = space.situations[backbone], dict(entry.params)
+    params["lr"] = float(f"{float(params.get('lr', 1.0)) * situation.lr:.3g}")
+    if family(entry.backbone) != situation.family:
+        params = {name: value for name, value in params.items() if name not in _OF_A_FAMILY}
+    return _inside(space, backbone, params)
 
 
 def _inside(space: SearchSpace, backbone: str, given: Mapping[str, Value]) -> TrialParams:

@@ -57,10 +57,12 @@ def test_an_unrecorded_backbone_gets_the_entries_relative_to_its_own_rate() -> N
     built = space([V])
     lr = Situation("transformer", False).lr
     assert [rate for _, rate, _ in firsts(built, 2)] == [2 * lr, lr]
-    pretrained = space([V], pretrained=True)
-    [(_, params)] = first_candidates(pretrained, 5, portfolio=TABLE)
-    assert params.layer_decay == 0.7
-    assert params.lr == float(f"{1.5 * Situation('transformer', True).lr:.3g}")
+    pretrained = space([V, B], pretrained=True)
+    (_, other), (_, like) = first_candidates(pretrained, 2, portfolio=TABLE)
+    assert other.lr == float(f"{1.5 * Situation('transformer', True).lr:.3g}")
+    assert like.lr == float(f"{1.5 * Situation('cnn', True).lr:.3g}")
+    assert (like.layer_decay, like.head_lr) == (0.7, 1.0)
+    assert (other.layer_decay, other.head_lr) == (0.9, 3.0)  # those of a transformer
 
 
 def test_every_backbone_has_one_however_few_are_wanted() -> None:
