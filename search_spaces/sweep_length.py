@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 _FIRST_PART = 1 / 10  # of the time: the first candidate's folds, so that there soon is a blend
 _PART = 1 / 6  # of the time: the folds of each later candidate
+_LARGE_PART = 1 / 3  # of the time, where with less they would have too few epochs to learn
+_ENOUGH = {False: 15, True: 8}  # pretrained -> epochs that are not too few
 _FIRST_SHARE = 1 / 3  # of the epochs, in the first candidate of a sweep without a time
 _ABOUT_ALL = 0.75  # of the epochs: who has so many may have them all
 _SEVERAL = 4  # candidates of which the first may be short
-_MOST_PART = 1 / 4  # of the time: a backbone whose candidate takes longer is left out
+_SLOW_PART = 1 / 4  # of the time: a backbone whose candidate takes longer is left out, but for
+_SLOWER = 1.2  # those that take at most so many times as long as the fastest one
 _STARTED = 4  # candidates started, at most, per candidate that could be complete
-_EPOCHS = {False: (5, 60), True: (3, 20)}  # pretrained -> least and most epochs
+_MOST_EPOCHS = {False: 60, True: 20}  # pretrained -> epochs
 _DEFAULT_EPOCHS = {False: 30, True: 10}  # without a time
 _DEFAULT_CANDIDATES = 20
 _MOST_CANDIDATES = 1000  # what a sweep is built for
@@ -118,8 +121,9 @@ def sweep_length(work: Work) -> SweepLength:
         for name, speed in work.speeds.items()
     }
     fastest = min(seconds, key=lambda name: seconds[name], default="")
-    limit = math.inf if work.seconds is None else work.seconds * _MOST_PART
-    kept = tuple(n for n, cost in seconds.items() if cost <= limit or n == fastest)
+    least = seconds.get(fastest, 0.0)
+    limit = math.inf if work.seconds is None else max(work.seconds * _SLOW_PART, _SLOWER * least)
+    kept = tuple(name for name, cost in seconds.items() if cost <= limit)
     first = (
         work.speeds[fastest].candidate_seconds(work.images, folds, first_epochs, work.slots)
         if fastest
@@ -154,16 +158,16 @@ def _folds_and_epochs(work: Work) -> tuple[int, int]:
     few, many = (min(folds, work.most_folds) for folds in (_FEW_FOLDS, _MANY_FOLDS))
     folds = work.folds or few
     if work.folds is None and work.has_gpu:
-        wanted = work.epochs or _EPOCHS[work.pretrained][1]
+        wanted = work.epochs or _MOST_EPOCHS[work.pretrained]
         if work.seconds is None or _fitting(work, many) >= wanted:
             folds = many
     if work.epochs is not None:
         return folds, work.epochs
     if work.seconds is None:
         return folds, _DEFAULT_EPOCHS[work.pretrained]
-    least, most = _EPOCHS[work.pretrained]
-    least = max(1, min(least, int(_fitting(work, folds, _MOST_PART))))
-    return folds, int(min(max(least, _fitting(work, folds)), most))
+    enough = min(_ENOUGH[work.pretrained], _fitting(work, folds, _LARGE_PART))
+    fitting = max(1, enough, _fitting(work, folds))
+    return folds, int(min(fitting, _MOST_EPOCHS[work.pretrained]))
 
 
 def _first_epochs(work: Work, folds: int, epochs: int) -> int:
@@ -172,8 +176,7 @@ def _first_epochs(work: Work, folds: int, epochs: int) -> int:
     if work.epochs is not None or not work.speeds or few:
         return epochs
     soon = epochs * _FIRST_SHARE if work.seconds is None else _fitting(work, folds, _FIRST_PART)
-    least = min(_EPOCHS[work.pretrained][0], epochs)
-    return epochs if soon >= _ABOUT_ALL * epochs else max(least, int(soon))
+    return epochs if soon >= _ABOUT_ALL * epochs else max(1, int(soon))
 
 
 def _fitting(work: Work, folds: int, of_time: float = _PART) -> float:

@@ -77,8 +77,9 @@ def test_the_first_candidate_of_a_sweep_without_a_time_has_a_third_of_the_epochs
     ("time", "epochs"),
     [
         (1.0, 1),
-        (60.0, math.floor((15 / 2 - 1) / 2.5)),  # a quarter of it: 15 s
-        (120.0, 5),
+        (60.0, math.floor((20 / 2 - 1) / 2.5)),  # a third of it, as 15 are enough
+        (120.0, math.floor((40 / 2 - 1) / 2.5)),
+        (240.0, 15),
         (3600.0, 60),
     ],
 )
@@ -86,7 +87,7 @@ def test_epochs_have_bounds(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time)).epochs == epochs
 
 
-@pytest.mark.parametrize(("time", "epochs"), [(80.0, 3), (3600.0, 20)])
+@pytest.mark.parametrize(("time", "epochs"), [(80.0, 4), (240.0, 8), (3600.0, 20)])
 def test_pretrained_backbones_need_fewer(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time, pretrained=True)).epochs == epochs
 
@@ -115,6 +116,13 @@ def test_a_backbone_too_slow_for_the_time_is_left_out() -> None:
     assert length.backbones == ("quick",)
     assert sweep_length(replace(work, seconds=36000.0)).backbones == ("quick", "slow")
     assert sweep_length(replace(work, speeds={"slow": SLOW}, seconds=10.0)).backbones == ("slow",)
+
+
+def test_a_backbone_nearly_as_fast_is_kept_where_all_are_slow() -> None:
+    speeds = {"slow": SLOW, "slower": SLOW.slower(1.1), "slowest": SLOW.slower(1.3)}
+    length = sweep_length(replace(HOUR, speeds=speeds, seconds=60.0))
+    assert (length.epochs, length.backbones) == (1, ("slow", "slower"))
+    assert length.first_backbone == "slow"
 
 
 def test_what_is_decided_stays() -> None:
