@@ -25,7 +25,7 @@ from foldrace.reporting.formats import counted, duration
 from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.search_spaces.portfolio import first_candidates
-from foldrace.search_spaces.space import build_space
+from foldrace.search_spaces.space import SearchSpace, build_space
 from foldrace.search_spaces.sweep_length import Speed, SweepLength, Work, sweep_length
 from foldrace.trainables.speeds import MeasuredSpeeds, TimingRequest, measure_speeds
 
@@ -107,16 +107,26 @@ def with_length(
 
 
 def _short_first(length: SweepLength, basis: Basis) -> list[dict[str, Any]]:
-    """A first candidate of few epochs, else as the search would begin; none where all are short."""
+    """A first candidate of few epochs, as a sweep of so few begins; none where all are short."""
     backbone = length.first_backbone
     if length.first_epochs == length.epochs or basis.sets("search", "points"):
         return []
-    search = basis.config.search.model_copy(update={"backbones": (backbone,), "per_backbone": {}})
-    space, _ = build_space(basis.config.model_copy(update={"search": search}), "")
-    [(_, params)] = first_candidates(space, 1)
-    usual = space.default(backbone).as_dict()
-    own = {name: value for name, value in params.as_dict().items() if value != usual[name]}
-    return [{"backbone": backbone, "params": {**own, "epochs": length.first_epochs}}]
+    [(_, short)] = first_candidates(_space(basis, length, length.first_epochs), 1)
+    usual = _space(basis, length, length.epochs).default(backbone).as_dict()
+    own = {name: value for name, value in short.as_dict().items() if value != usual[name]}
+    return [{"backbone": backbone, "params": own}]
+
+
+def _space(basis: Basis, length: SweepLength, epochs: int) -> SearchSpace:
+    """The space of the first candidate's backbone: its rates go by the number of updates."""
+    config, backbone = basis.config, length.first_backbone
+    own = {name: form for name, form in config.search.per_backbone.items() if name == backbone}
+    changes = {
+        "folds": config.folds.model_copy(update={"k": length.folds}),
+        "search": config.search.model_copy(update={"backbones": (backbone,), "per_backbone": own}),
+        "training": config.training.model_copy(update={"epochs": epochs}),
+    }
+    return build_space(config.model_copy(update=changes), "", len(basis.manifest))[0]
 
 
 def _measure(basis: Basis) -> MeasuredSpeeds:

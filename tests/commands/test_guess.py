@@ -20,6 +20,8 @@ from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import DataError, EnvironmentProblem
 from foldrace.scheduling.nodes import Node
 from foldrace.search_spaces.backbone_choice import choose_backbones
+from foldrace.search_spaces.defaults import Situation
+from foldrace.search_spaces.portfolio import recorded
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.sweep import app
 from foldrace.trainables.speeds import MeasuredSpeeds, TimingRequest
@@ -179,6 +181,22 @@ def test_the_first_candidate_is_short_where_time_is(
     own = "search.points=[{backbone: timm/test_resnet, params: {lr: 0.1}}]"
     [kept] = config(guessed(tiny_images, own)).search.points
     assert kept.params == {"lr": 0.1}
+
+
+def test_the_rate_of_the_short_candidate_is_that_of_so_few_updates(
+    tiny_images: Path, measuring: Measuring
+) -> None:
+    """From pretrained weights it goes by 1 / updates: 40 images in batches of 2 are 20 an epoch."""
+    backbone = "timm/test_resnet"
+    measuring.slow = {backbone: Speed(0.16, 0.08, 0.0, 1000)}
+    settings = (f"search.backbones=[{backbone}]", "training.pretrained=true")
+    small = "training.batch_size=2"
+    found = config(guessed(tiny_images, "resources.time_budget=30m", small, *settings))
+    [point] = found.search.points
+    epochs, usual = point.params["epochs"], Situation("cnn", True, "adamw", 2, 1000).lr
+    assert 20 * 20 > 20 * float(epochs) > 125  # within the rate's bounds
+    share = point.params["lr"] / (usual * 1000 / (20 * float(epochs)))
+    assert share == pytest.approx(recorded()["pretrained"][0].params["lr"], rel=0.05)
 
 
 def test_a_backbone_that_cannot_train_is_left_out(tiny_images: Path, measuring: Measuring) -> None:
