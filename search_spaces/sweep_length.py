@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 _FIRST_PART = 1 / 10  # of the time: the first candidate's folds, so that there soon is a blend
 _PART = 1 / 6  # of the time: the folds of each later candidate
-_LARGE_PART = 1 / 3  # of the time, where with less they would have too few epochs to learn
+_LARGE_PART = 1 / 4  # of the time, where with less they would have too few epochs to learn
 _ENOUGH = {False: 15, True: 8}  # pretrained -> epochs that are not too few
 _FIRST_SHARE = 1 / 3  # of the epochs, in the first candidate of a sweep without a time
 _ABOUT_ALL = 0.75  # of the epochs: who has so many may have them all

@@ -77,9 +77,9 @@ def test_the_first_candidate_of_a_sweep_without_a_time_has_a_third_of_the_epochs
     ("time", "epochs"),
     [
         (1.0, 1),
-        (60.0, math.floor((20 / 2 - 1) / 2.5)),  # a third of it, as 15 are enough
-        (120.0, math.floor((40 / 2 - 1) / 2.5)),
-        (240.0, 15),
+        (60.0, math.floor((15 / 2 - 1) / 2.5)),  # a quarter of it, as 15 are enough
+        (120.0, math.floor((30 / 2 - 1) / 2.5)),
+        (320.0, 15),
         (3600.0, 60),
     ],
 )
@@ -87,7 +87,7 @@ def test_epochs_have_bounds(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time)).epochs == epochs
 
 
-@pytest.mark.parametrize(("time", "epochs"), [(80.0, 4), (240.0, 8), (3600.0, 20)])
+@pytest.mark.parametrize(("time", "epochs"), [(80.0, 3), (240.0, 8), (3600.0, 20)])
 def test_pretrained_backbones_need_fewer(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time, pretrained=True)).epochs == epochs
 
