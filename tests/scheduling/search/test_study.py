@@ -28,6 +28,8 @@ from tests.scheduling.search.searches import (
     tell,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_recorded")
+
 A, B = BACKBONES
 
 

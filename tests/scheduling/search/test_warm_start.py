@@ -21,6 +21,8 @@ from foldrace.scheduling.search.warm_start import earlier_candidates
 from tests.conftest import TinyRun
 from tests.scheduling.search.searches import BACKBONES, FEW, decision, ended, space_of, sweep
 
+pytestmark = pytest.mark.usefixtures("nothing_recorded")
+
 A, B = BACKBONES
 
 
