@@ -319,7 +319,9 @@ def _overrides(set_: list[str] | None, time: str | None) -> list[str]:
 
 
 def _console() -> Console:
-    return Console()
+    from foldrace.commands.machine import screen
+
+    return Console(file=screen(sys.stdout))
 
 
 @contextmanager

@@ -52,9 +52,13 @@ def trials_line(config: SweepConfig) -> str:
     return f"{started}, up to {counted(most, 'fold trial')}"
 
 
-def already_exists(store: RunStore, parsed: ParsedConfig) -> RunFolderError:
-    """The error for a run folder that exists; it names the keys in which another sweep differs."""
-    keys = differing_keys(store.config(), parsed.config) if parsed.config else []
+def already_exists(store: RunStore, parsed: ParsedConfig | None) -> RunFolderError:
+    """The error for a run folder that exists; it names the keys in which another sweep differs.
+
+    `parsed` None: there is no config yet to compare.
+    """
+    problems = parsed.problems if parsed else ()
+    keys = differing_keys(store.config(), parsed.config) if parsed and parsed.config else []
     message = f"exists already; go on with `foldrace resume {store.root}`, or give --out"
     if keys:
         listed = ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "")
@@ -62,4 +66,4 @@ def already_exists(store: RunStore, parsed: ParsedConfig) -> RunFolderError:
             f"is the run folder of another config (it differs in {listed}); give another --out, "
             f"or go on with that run: `foldrace resume {store.root}`"
         )
-    return RunFolderError([*parsed.problems, Problem(store.root, message)])
+    return RunFolderError([*problems, Problem(store.root, message)])

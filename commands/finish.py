@@ -13,15 +13,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from foldrace.commands.ensemble import blend
-from foldrace.commands.machine import log_folder, logging_to, only_driver, only_our_output
+from foldrace.commands.machine import log_folder, logging_to, only_our_output
 from foldrace.commands.submit import predict_test_set
 from foldrace.commands.update import write_so_far
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import EnvironmentProblem, Interrupted, listing, message_line
+from foldrace.core.errors import (
+    EnvironmentProblem,
+    Interrupted,
+    RunFailure,
+    listing,
+    message_line,
+)
+from foldrace.core.patience import free_room
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
-from foldrace.reporting.live import LiveView, print_leaderboard
+from foldrace.reporting.live import LiveView, print_leaderboard, print_plain
 from foldrace.reporting.sentences import DIVERGED, submission_line
+from foldrace.run_folder.claims import HeldClaim
 from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
@@ -40,20 +48,36 @@ def sweep_and_finish(
     address: str | None,
     console: Console,
     started: float,
+    claim: HeldClaim,
 ) -> None:
     """Train the fold trials that are left, then blend, submit and report.
 
-    `started` is when the command did: all of it is within the time budget. Raises Interrupted on
-    Ctrl-C.
+    `started` is when the command did: all of it is within the time budget; `claim` is the caller's
+    on the run folder. Raises Interrupted on Ctrl-C.
     """
+    try:
+        _sweep_and_finish(store, space, image_root, address, console, started, claim)
+    except OSError as error:
+        place = str(error.filename or store.root)
+        raise RunFailure(
+            f"{error}{free_room(place)}; what is finished is safe, and once this is put right: "
+            f"foldrace resume {store.root}"
+        ) from error
+
+
+def _sweep_and_finish(
+    store: RunStore,
+    space: SearchSpace,
+    image_root: str,
+    address: str | None,
+    console: Console,
+    started: float,
+    claim: HeldClaim,
+) -> None:
     config = store.config()
     folder = log_folder(store)
     deadline = _deadline(config, started)
-    with (
-        only_driver(store, folder),
-        logging_to(folder),
-        only_our_output(folder / "ray.log", console) as screen,
-    ):
+    with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
         _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
             problems = unreachable(_local_folders(store, image_root))
@@ -71,7 +95,16 @@ def sweep_and_finish(
                 )
             with LiveView(screen) as view:
                 outcome = run_sweep(
-                    store, config, space, image_root, cluster, view.update, deadline, write_so_far
+                    store,
+                    config,
+                    space,
+                    image_root,
+                    cluster,
+                    view.update,
+                    lambda line: print_plain(screen, line),
+                    claim,
+                    deadline,
+                    write_so_far,
                 )
             _log.info("sweep: ended after %.1f s", outcome.seconds)
         _log.info("Ray: stopped")

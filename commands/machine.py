@@ -6,20 +6,25 @@ Our lines stay on the screen; all other output goes to `logs/`.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO, cast
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
-from foldrace.core.errors import RunFolderError, UserError
-from foldrace.core.files import open_files
+from foldrace.core.errors import UserError
+from foldrace.core.files import LocalFiles, open_files
+from foldrace.run_folder.claims import HeldClaim
 from foldrace.run_folder.store import RunStore
 
+_PATIENCE = 3.0
+"""Seconds for two that come to an object store together: one of them has to step back."""
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -44,36 +49,33 @@ def log_folder(store: RunStore) -> Path:
 
 
 @contextlib.contextmanager
-def only_driver(store: RunStore, folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock; RunFolderError while another process sweeps into it.
+def only_driver(store: RunStore, command: str) -> Iterator[HeldClaim]:
+    """Be the only one that sweeps into a run folder; RunFolderError while another process does.
 
-    The lock goes with its process, however that ends.
+    Taken before the first check and the first write. A folder that does not become a run is
+    removed again, where there is nothing else in it.
     """
-    try:
-        with FileLock(folder / "driver.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise RunFolderError.single(
-            store.root, "another `run` or `resume` is at work on it; wait for it, or end it first"
-        ) from error
+    mounted = isinstance(store.files, LocalFiles)
+    with store.drivers.hold(command, patience=0.0 if mounted else _PATIENCE) as claim:
+        try:
+            yield claim
+        finally:
+            if isinstance(store.files, LocalFiles) and not store.exists:
+                _remove_empty(store.files.path)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove what the lock has made."""
+    shutil.rmtree(folder / "logs" / "driver", ignore_errors=True)
+    (folder / "logs" / "driver.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of the user's is in it
+        (folder / "logs").rmdir()
+        folder.rmdir()
 
 
 def is_at_work(store: RunStore) -> bool:
-    """True where a `run` or `resume` holds the folder's lock, or may hold it.
-
-    An object store has no lock, and one in a folder that is not ours to write cannot be tried.
-    """
-    folder = store.log_folder()
-    if folder is None:
-        return True
-    lock = folder / "driver.lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
+    """True where a `run` or `resume` is at work on the folder."""
+    return bool(store.drivers.alive())
 
 
 @contextlib.contextmanager
@@ -96,6 +98,53 @@ def logging_to(folder: Path) -> Iterator[None]:
             handler.close()
 
 
+def screen(file: TextIO) -> TextIO:
+    """The file as a view: what is printed goes nowhere once nobody reads it."""
+    return cast(TextIO, _Screen(file))
+
+
+class _Screen(io.TextIOBase):
+    """A terminal or a pipe that nobody may be reading any more."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write it, if anybody reads."""
+        try:
+            return self._file.write(text)
+        except OSError:
+            self._lose()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush it, likewise."""
+        try:
+            self._file.flush()
+        except OSError:
+            self._lose()
+
+    def isatty(self) -> bool:
+        """True on a terminal."""
+        return self._file.isatty()
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._file.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Its encoding."""
+        return self._file.encoding
+
+    def _lose(self) -> None:
+        """Let the descriptor lead nowhere: what is buffered is flushed at Python's end, too."""
+        with contextlib.suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._file.fileno())
+            os.close(nowhere)
+
+
 @contextlib.contextmanager
 def only_our_output(log: Path, console: Console) -> Iterator[Console]:
     """Give a console on the real terminal, and send all other output of the process to `log`.
@@ -106,11 +155,11 @@ def only_our_output(log: Path, console: Console) -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    with log.open("ab") as file, os.fdopen(os.dup(kept[0]), "w", encoding="utf-8") as screen:
+    with log.open("ab") as file, os.fdopen(os.dup(kept[0]), "w", encoding="utf-8") as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield Console(file=screen, width=width)
+            yield Console(file=screen(terminal), width=width)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

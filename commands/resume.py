@@ -12,6 +12,7 @@ from rich.console import Console
 
 from foldrace.checks.config import config_problems
 from foldrace.commands.finish import sweep_and_finish
+from foldrace.commands.machine import only_driver
 from foldrace.commands.plugins import open_run
 from foldrace.config.load import ParsedConfig, differing_keys, parse_config
 from foldrace.config.schema import SweepConfig
@@ -54,25 +55,27 @@ def resume(
     `time.monotonic`; None: now.
     """
     started = time.monotonic() if started is None else started
-    store, parts = open_run(root, console)
-    parsed = _parse_stored(store, overrides)
-    _refuse_other_changes(store, parsed)
-    config = parsed.require()
-    space, problems = build_space(
-        config, f"{store.root}/sweep.yaml", len(store.folds().image_paths)
-    )
-    manifest = _same_data(store, config)
-    earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
-    with nodes_for_checks(config, address, sweep=not problems) as nodes:
-        problems += config_problems(config, space, nodes, earlier, parts)
-        if problems:
-            raise UserError(problems)
-        store.save_config(config)
-        if retry_failed:
-            for (candidate, fold), trial in store.trials().items():
-                if trial.status == "failed":
-                    store.forget_trial(candidate, fold)
-        sweep_and_finish(store, space, str(manifest.image_root), address, console, started)
+    with only_driver(RunStore.open(root), "resume") as claim:
+        store, parts = open_run(root, console)
+        parsed = _parse_stored(store, overrides)
+        _refuse_other_changes(store, parsed)
+        config = parsed.require()
+        space, problems = build_space(
+            config, f"{store.root}/sweep.yaml", len(store.folds().image_paths)
+        )
+        manifest = _same_data(store, config)
+        earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
+        with nodes_for_checks(config, address, sweep=not problems) as nodes:
+            problems += config_problems(config, space, nodes, earlier, parts)
+            if problems:
+                raise UserError(problems)
+            store.save_config(config)
+            if retry_failed:
+                for (candidate, fold), trial in store.trials().items():
+                    if trial.status == "failed":
+                        store.forget_trial(candidate, fold)
+            images = str(manifest.image_root)
+            sweep_and_finish(store, space, images, address, console, started, claim)
     return store
 
 

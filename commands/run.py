@@ -5,6 +5,7 @@ Reads the config first and imports the rest while Ray starts: torch alone takes 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from foldrace.commands.machine import cores, only_driver
 from foldrace.config.load import ParsedConfig, parse_config
 from foldrace.dataset.guess import is_data
 from foldrace.run_folder.store import RunStore
@@ -19,6 +21,7 @@ from foldrace.scheduling.ray.cluster import nodes_for_checks
 
 if TYPE_CHECKING:
     from foldrace.checks.preflight import Plan
+    from foldrace.run_folder.claims import HeldClaim
 
 
 def run(
@@ -37,59 +40,75 @@ def run(
     Raises UserError before anything is written, Interrupted on Ctrl-C.
     """
     started = time.monotonic() if started is None else started
-    parsed, store = _parsed(config, out, overrides, address, smoke, console, started)
-    sweep = not (dry_run or parsed.problems)
-    with nodes_for_checks(parsed.config, address, sweep) as nodes:
-        from foldrace.checks.preflight import preflight
-        from foldrace.commands.check import print_plan
-        from foldrace.commands.machine import cores
-        from foldrace.commands.plugins import with_plugins
+    parsed, store = _named(config, out, overrides, smoke)
+    with contextlib.nullcontext() if dry_run else only_driver(store, "run") as claim:
+        _refuse_existing(store, parsed)
+        if parsed is None:
+            parsed = _guessed(config, overrides, address, smoke, console, started)
+        with nodes_for_checks(
+            parsed.config, address, claim is not None and not parsed.problems
+        ) as nodes:
+            from foldrace.checks.preflight import preflight
+            from foldrace.commands.check import print_plan
+            from foldrace.commands.plugins import with_plugins
 
-        parsed, parts = with_plugins(parsed)
-        plan = preflight(parsed, _mounted(store), nodes, cores(), parts)
-        print_plan(plan, console)
-        if not dry_run:
-            console.print(f"config: {store.root}/sweep.yaml", markup=False, highlight=False)
-            _sweep(store, plan, address, console, started)
-            if smoke:
-                console.print("smoke run, tiny and barely trained: not for submission")
+            parsed, parts = with_plugins(parsed)
+            plan = preflight(parsed, _mounted(store), nodes, cores(), parts)
+            print_plan(plan, console)
+            if claim is not None:
+                console.print(f"config: {store.root}/sweep.yaml", markup=False, highlight=False)
+                _sweep(store, plan, address, console, started, claim)
+                if smoke:
+                    console.print("smoke run, tiny and barely trained: not for submission")
     return store
 
 
-def _parsed(
-    config: Path,
-    out: str | None,
+def _named(
+    config: Path, out: str | None, overrides: Sequence[str], smoke: bool
+) -> tuple[ParsedConfig | None, RunStore]:
+    """The config, None of data without one; and the run folder to be, which must not exist yet."""
+    if not is_data(config):
+        parsed = parse_config(config, overrides, smoke)
+        name = parsed.config.name if parsed.config else config.stem
+        store = RunStore(out or f"runs/{name}")
+        _refuse_existing(store, parsed)
+        return parsed, store
+    from foldrace.commands.guess import run_name
+
+    store = RunStore(out or f"runs/{run_name(config, overrides)}")
+    _refuse_existing(store, None)
+    return None, store
+
+
+def _guessed(
+    data: Path,
     overrides: Sequence[str],
     address: str | None,
     smoke: bool,
     console: Console,
     started: float,
-) -> tuple[ParsedConfig, RunStore]:
-    """The config, or the one for data, and the run folder to be, which must not exist yet."""
-    if not is_data(config):
-        parsed = parse_config(config, overrides, smoke)
-        name = parsed.config.name if parsed.config else config.stem
-        return parsed, _new_store(out or f"runs/{name}", parsed)
-    from foldrace.commands.guess import parse_source, run_name
+) -> ParsedConfig:
+    """The config that is chosen for data."""
+    from foldrace.commands.guess import parse_source
 
-    unread = ParsedConfig(str(config), None, ())
-    store = _new_store(out or f"runs/{run_name(config, overrides)}", unread)
     with nodes_for_checks(None, address, sweep=False) as nodes:
-        parsed = parse_source(config, overrides, console, smoke, nodes, started)
-    return parsed, store
+        return parse_source(data, overrides, console, smoke, nodes, started)
 
 
-def _new_store(root: str, parsed: ParsedConfig) -> RunStore:
-    store = RunStore(root)
+def _refuse_existing(store: RunStore, parsed: ParsedConfig | None) -> None:
     if store.exists:
         from foldrace.commands.check import already_exists
 
         raise already_exists(store, parsed)
-    return store
 
 
 def _sweep(
-    store: RunStore, plan: Plan, address: str | None, console: Console, started: float
+    store: RunStore,
+    plan: Plan,
+    address: str | None,
+    console: Console,
+    started: float,
+    claim: HeldClaim,
 ) -> None:
     """Make the run folder of a checked config and finish it."""
     from foldrace.commands.finish import sweep_and_finish
@@ -100,7 +119,7 @@ def _sweep(
     store.create(plan.config, text, plan.manifest.classes, plan.parts.files)
     save_near_duplicates(store.files, plan.near_duplicates)
     images = str(plan.manifest.image_root)
-    sweep_and_finish(store, plan.space, images, address, console, started)
+    sweep_and_finish(store, plan.space, images, address, console, started, claim)
 
 
 def _mounted(store: RunStore) -> Path | None:

@@ -33,12 +33,28 @@ def status(root: str, watch: bool, console: Console) -> None:
         print_leaderboard(console, summaries, limit=20)
         for line in status_lines(summaries, config, store.fold_count, at_work):
             print_plain(console, line)
-        for line in _result_lines(store):
+        for line in (*running_lines(store, at_work), *_result_lines(store)):
             print_plain(console, line)
         settled = sum(s.settled for s in summaries)
         if not watch or not at_work or settled >= config.search.candidates:
             return
         time.sleep(max(_WATCH_EVERY, time.monotonic() - began))  # a large run takes long to read
+
+
+def running_lines(store: RunStore, at_work: bool) -> Iterator[str]:
+    """What a sweep at work has running, with the time since each trial's last sign of life."""
+    now = store.running() if at_work else None
+    if now is None:
+        return
+    if now.waiting is not None:
+        yield now.waiting
+    age = max(0.0, time.time() - now.at)
+    for trial in now.trials:
+        ended = "last epoch ended" if trial.epoch else "started"
+        yield (
+            f"running: {trial.candidate} fold{trial.fold} of {trial.backbone}, epoch "
+            f"{trial.epoch}/{trial.epochs}, {ended} {duration(trial.silent_s + age)} ago"
+        )
 
 
 def _result_lines(store: RunStore) -> Iterator[str]:

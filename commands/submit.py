@@ -32,7 +32,7 @@ def submit(root: str, tta: str, out: Path | None, console: Console) -> None:
     """
     store = RunStore.open(root)
     _check(store, tta)
-    sweeps = store.log_folder() is not None and is_at_work(store)
+    sweeps = is_at_work(store)
     blend = store.blend.record()
     if blend is None or (sweeps and _has_more_candidates(store, blend)):
         require_complete(store, sweeps)

@@ -220,7 +220,15 @@ class ResourcesConfig(ConfigSection):
     """Hours of all trials' devices together; on a machine without GPUs those of its slots. No fold
     trial starts beyond them."""
     max_failures: Annotated[int, Field(ge=0)] = 2
-    """Number of times that a failed fold trial (a lost node, a killed worker) is started again."""
+    """Number of times that a failed fold trial is started again. Lost nodes, preemptions and errors
+    that meet several candidates in a row are not counted."""
+    trial_timeout: Seconds | None = None
+    """A fold trial that ends no epoch for so long is ended and tried again from its saved state.
+    Default: 30 minutes, or 20 times its backbone's median epoch where that is longer; 12 hours
+    before the first epoch of a backbone."""
+    node_timeout: Seconds = 3600.0
+    """How long a sweep waits for nodes, or for the end of an error that meets every trial, before
+    it ends; `resume` goes on."""
 
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> ResourcesConfig:

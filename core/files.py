@@ -16,12 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
 from foldrace.core.errors import RunFolderError
+from foldrace.core.patience import AT_ONCE, Patience
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo
 
 _PART = ".part-"
 """Beginning of the names of files and folders that are being written."""
@@ -34,6 +38,8 @@ class Files(Protocol):
     """A folder of whole files."""
 
     root: str
+    patience: Patience
+    """How long reads and writes wait for a disk or a store that fails."""
 
     def read(self, name: str) -> bytes:
         """The bytes of a file; OSError where there is none."""
@@ -49,6 +55,9 @@ class Files(Protocol):
 
     def size(self, name: str) -> int:
         """Size of a file in bytes; OSError where there is none."""
+
+    def modified(self, name: str) -> float:
+        """When a file was written, in Unix seconds of the folder's clock; OSError: no file."""
 
     def stamps(self, folder: str) -> dict[str, str]:
         """Name relative to the root -> a text that changes whenever the file does.
@@ -82,15 +91,22 @@ class LocalFiles(Files):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.root = str(path)
+        self.patience = AT_ONCE
 
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
-        return (self.path / name).read_bytes()
+        path = self.path / name
+        return self.patience.ask(str(path), path.read_bytes)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """See `Files.write`."""
-        with atomic_write(self.path / name) as file:
-            file.write(data)
+        path = self.path / name
+
+        def put() -> None:
+            with atomic_write(path) as file:
+                file.write(data)
+
+        self.patience.ask(str(path), put)
 
     def exists(self, name: str) -> bool:
         """See `Files.exists`."""
@@ -107,6 +123,10 @@ class LocalFiles(Files):
     def size(self, name: str) -> int:
         """See `Files.size`."""
         return (self.path / name).stat().st_size
+
+    def modified(self, name: str) -> float:
+        """See `Files.modified`."""
+        return (self.path / name).stat().st_mtime
 
     def stamps(self, folder: str) -> dict[str, str]:
         """See `Files.stamps`."""
@@ -151,22 +171,32 @@ class RemoteFiles(Files):
         except (ArrowException, OSError, ValueError) as error:
             raise RunFolderError.single(url, f"cannot be opened: {error}; {allowed}") from error
         self._fs, self._path, self.root = base, PurePosixPath(path), url
+        self.patience = AT_ONCE
 
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
-        with self._fs.open_input_stream(str(self._path / name)) as stream:
-            return bytes(stream.read())
+
+        def get() -> bytes:
+            with self._fs.open_input_stream(str(self._path / name)) as stream:
+                return bytes(stream.read())
+
+        return self.patience.ask(f"{self.root}/{name}", get)
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """See `Files.write`."""
-        with self._fs.open_output_stream(str(self._path / name)) as stream:
-            stream.write(data)
+
+        def put() -> None:
+            with self._fs.open_output_stream(str(self._path / name)) as stream:
+                stream.write(data)
+
+        self.patience.ask(f"{self.root}/{name}", put)
 
     def exists(self, name: str) -> bool:
         """See `Files.exists`."""
         from pyarrow import fs
 
-        found = self._fs.get_file_info(str(self._path / name))
+        path = str(self._path / name)
+        found = self.patience.ask(f"{self.root}/{name}", lambda: self._fs.get_file_info(path))
         return bool(found.type != fs.FileType.NotFound)
 
     def names(self, folder: str = "") -> list[str]:
@@ -174,16 +204,24 @@ class RemoteFiles(Files):
         from pyarrow import fs
 
         selector = fs.FileSelector(str(self._path / folder), allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector))
+        found = self.patience.ask(f"{self.root}/{folder}", lambda: self._fs.get_file_info(selector))
+        return sorted(info.base_name for info in found)
 
     def size(self, name: str) -> int:
         """See `Files.size`."""
+        return int(self._file_info(name).size)
+
+    def modified(self, name: str) -> float:
+        """See `Files.modified`."""
+        return float(self._file_info(name).mtime_ns) / 1e9
+
+    def _file_info(self, name: str) -> FileInfo:
         from pyarrow import fs
 
         found = self._fs.get_file_info(str(self._path / name))
         if found.type != fs.FileType.File:
             raise FileNotFoundError(f"{self.root}: no file {name}")
-        return int(found.size)
+        return found
 
     def stamps(self, folder: str) -> dict[str, str]:
         """See `Files.stamps`."""
@@ -209,6 +247,16 @@ class RemoteFiles(Files):
 
     def delete_parts(self, folder: str) -> None:
         """Do nothing: an object that was not put whole does not exist."""
+
+
+@contextmanager
+def at_once(files: Files) -> Iterator[None]:
+    """Let nothing wait within the block: what is derived can be made again later."""
+    before, files.patience = files.patience, AT_ONCE
+    try:
+        yield
+    finally:
+        files.patience = before
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from foldrace.core.errors import listing, message_line
 from foldrace.reporting.formats import counted, difference, duration, number
 from foldrace.reporting.sentences import submission_line
 from foldrace.run_folder.blend_records import SubmissionNote
@@ -27,6 +28,8 @@ from foldrace.run_folder.tables import ranked
 
 _REFRESH_PER_SECOND = 4
 _BEST_SHOWN = 8
+_QUIET = 50.0
+"""Seconds without a line after which one says that all goes on."""
 _OTHER_LINES = 24
 """Lines of the terminal for everything but the running trials."""
 _STATUS_STYLE = {
@@ -85,13 +88,15 @@ class EventLines:
     """Events between two `Progress` records, as plain lines for a log file or a pipe.
 
     One line for each fold trial that ended, each candidate that was stopped or settled, and each
-    submission. What had ended before the session, as after `resume`, is one line together.
+    submission; where nothing happens, one a minute that says what is at work. What had ended before
+    the session, as after `resume`, is one line together.
     """
 
     def __init__(self) -> None:
         self._events_shown = 0
         self._submission: SubmissionNote | None = None
         self._started = False
+        self._spoke = time.monotonic()
 
     def new(self, progress: Progress) -> list[str]:
         """Lines for the events that no earlier call has given."""
@@ -104,10 +109,22 @@ class EventLines:
             lines.append(submission_line(progress.submission))
         self._events_shown, self._started = len(progress.events), True
         self._submission = progress.submission
+        if not lines and time.monotonic() - self._spoke > _QUIET:
+            lines = [_at_work(progress)]
+        if lines:
+            self._spoke = time.monotonic()
         now = time.strftime("%H:%M:%S")
         done = f"{progress.trials_done}/{progress.trials_total} fold trials"
         eta = f"  ETA {duration(progress.eta_s)}" if progress.eta_s is not None else ""
         return [printable(f"{now}  {done}  {line}{eta}") for line in lines]
+
+
+def _at_work(progress: Progress) -> str:
+    """What runs, or why nothing does."""
+    if progress.waiting is not None:
+        return progress.waiting
+    running = (f"{t.candidate} fold{t.fold} epoch {t.epoch}/{t.epochs}" for t in progress.running)
+    return f"running: {listing(running, limit=4) or 'nothing yet'}"
 
 
 def printable(text: str) -> str:
@@ -129,8 +146,8 @@ def _trial_line(trial: TrialRecord) -> str:
     head = f"{trial.candidate} fold{trial.fold} {trial.status}"
     if trial.best is not None:
         return f"{head}: log loss {number(trial.variants[trial.best].calibrated_logloss)}"
-    lines = (trial.error or "").strip().splitlines()
-    return f"{head}: {lines[0]}" if lines else head
+    error = message_line(trial.error or "")
+    return f"{head}: {error}" if error else head
 
 
 def _candidate_line(summary: CandidateSummary) -> str:
@@ -221,7 +238,9 @@ def _header(progress: Progress) -> RenderableType:
 
 
 def _race_lines(progress: Progress) -> Iterator[RenderableType]:
-    """Counts of candidates, the race's blend, and how far the budget is used up."""
+    """Why nothing starts, counts of candidates, the race's blend, and the use of the budget."""
+    if progress.waiting is not None:
+        yield Text(printable(progress.waiting), style="yellow")
     if progress.counts:
         race = f"candidates: {_counted(progress.counts)}"
         if progress.blend_logloss is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -22,6 +21,7 @@ from foldrace.core.errors import Problem, RunFolderError
 from foldrace.core.files import Files, LocalFiles, read_record, record_json, to_bytes
 from foldrace.dataset.archive import cache_dir
 from foldrace.run_folder.blend_records import EnsembleRecord
+from foldrace.run_folder.claims import Claims
 from foldrace.run_folder.oof import array_of, npy
 
 FOLDER = "ensemble"
@@ -29,7 +29,7 @@ _RECORD, _TRAJECTORY, _OOF = "ensemble.json", "trajectory.csv", "oof.npy"
 _COMBINER = "combiner"
 _ADDED = "added/"
 _MATRIX = "matrix"
-_LOCK = "logs/blend.lock"
+_CLAIMS = "logs/blend"
 _PATIENCE = 60.0
 """Seconds that a writer waits for another one, which takes one or two."""
 _NO_ARRAYS: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
@@ -43,26 +43,12 @@ class EnsembleFolder:
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
-        """Hold the lock of the blend, on a mounted folder: an object store has none.
+        """Be the only process that writes the blend.
 
-        RunFolderError where another process does not release it. The lock goes with its process,
-        however that ends.
+        RunFolderError where another one does not end.
         """
-        if not isinstance(self._files, LocalFiles):
+        with Claims(self._files, _CLAIMS).hold("ensemble", patience=_PATIENCE):
             yield
-            return
-        path = self._files.path / _LOCK
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=_PATIENCE)
-        except Timeout as error:
-            message = "another process is writing a blend; wait for it, or end it first"
-            raise RunFolderError.single(self._files.root, message) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def save(
         self,

@@ -1,6 +1,6 @@
 """Progress of a sweep, as the scheduler gives it and the terminal shows it.
 
-Plain frozen records, so that neither side imports the other.
+Frozen records, so that neither side imports the other.
 """
 
 from __future__ import annotations
@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from foldrace.run_folder.blend_records import SubmissionNote
-from foldrace.run_folder.records import CandidateStatus, CandidateSummary, RaceDecision, TrialRecord
+from foldrace.run_folder.records import (
+    CandidateStatus,
+    CandidateSummary,
+    RaceDecision,
+    StoredRecord,
+    TrialRecord,
+)
 
 Event = TrialRecord | RaceDecision | CandidateSummary
 """A fold trial that ended, a decision, or a candidate that is settled."""
@@ -27,6 +33,18 @@ class RunningTrial:
     epochs: int
     val_logloss: float | None
     """Validation log loss of the last epoch that ended."""
+    silent_s: float = 0.0
+    """Seconds since it began or its last epoch ended."""
+
+
+class RunningNow(StoredRecord):
+    """What a sweep has running, as it writes it down for `status`."""
+
+    at: float
+    """Unix seconds."""
+    trials: tuple[RunningTrial, ...]
+    waiting: str | None = None
+    """Why nothing can start, for people."""
 
 
 @dataclass(frozen=True)
@@ -68,4 +86,6 @@ class Progress:
     submission: SubmissionNote | None = None
     """The submission that lies in the run folder."""
     notes: tuple[str, ...] = ()
-    """Warnings of this session's fold trials, each text once, in the order they came."""
+    """Lines of this session that people want to see: warnings, attempts that failed, lost nodes."""
+    waiting: str | None = None
+    """Why nothing can start, for people."""

@@ -21,13 +21,16 @@ from foldrace.core.errors import RunFolderError, listing
 from foldrace.core.files import LocalFiles, read_text, record_json, sound_record, to_bytes
 from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.blend_records import ResultUpdate, SubmissionNote
+from foldrace.run_folder.claims import Claims
 from foldrace.run_folder.ensemble_folder import EnsembleFolder
+from foldrace.run_folder.progress import RunningNow
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.tables import decisions_csv, leaderboard_csv, trials_csv
 from foldrace.run_folder.trials import FOLDS, TrialFiles
 
 _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
 _RECEIPT, _UPDATE = "submission.receipt.json", "ensemble/update.json"
+_RUNNING = "logs/running.json"
 
 
 class RunStore(TrialFiles):
@@ -40,6 +43,11 @@ class RunStore(TrialFiles):
     def exists(self) -> bool:
         """True where the folder holds a run."""
         return self.files.exists(_CONFIG)
+
+    @property
+    def drivers(self) -> Claims:
+        """Who sweeps into the folder."""
+        return Claims(self.files, "logs/driver")
 
     @property
     def blend(self) -> EnsembleFolder:
@@ -145,6 +153,18 @@ class RunStore(TrialFiles):
     def save_update(self, update: ResultUpdate) -> None:
         """Write what `last_update` gives."""
         self.files.write(_UPDATE, record_json(update))
+
+    def save_running(self, running: RunningNow) -> None:
+        """Write what runs, for `status`."""
+        self.files.write(_RUNNING, record_json(running))
+
+    def running(self) -> RunningNow | None:
+        """What ran when the sweep last wrote it down; None where none is at work."""
+        return sound_record(self.files, _RUNNING, RunningNow)
+
+    def forget_running(self) -> None:
+        """Nothing runs any more."""
+        self.files.delete(_RUNNING)
 
     def log_folder(self) -> Path | None:
         """Folder of log files, or None: only a mounted folder can be appended to."""

@@ -26,3 +26,6 @@ class SweepListener:
 
     def settled(self, summary: CandidateSummary) -> None:
         """A candidate gets no further fold: complete, stopped, diverged or failed."""
+
+    def noticed(self, line: str) -> None:
+        """Something has happened that people want to hear of: an attempt failed, a node is lost."""

@@ -57,6 +57,7 @@ def sweep_progress(
     events: Sequence[Event] = (),
     submission: SubmissionNote | None = None,
     notes: Sequence[str] = (),
+    waiting: str | None = None,
 ) -> Progress:
     """The sweep at this moment.
 
@@ -91,6 +92,7 @@ def sweep_progress(
         budget=tuple(_used(search, resources, usage, elapsed_s)),
         submission=submission,
         notes=tuple(notes),
+        waiting=waiting,
     )
 
 

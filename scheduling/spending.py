@@ -26,10 +26,14 @@ class RunningFold:
     before: float = 0.0
     """Seconds that it had trained when it was parked."""
     started: float = field(default_factory=time.monotonic)
+    last_sign: float = field(default_factory=time.monotonic)
+    """When it began or its last epoch ended."""
     epoch: int = 0
     """Epochs that have ended."""
     val_logloss: float | None = None
     """Log loss of the last epoch that ended."""
+    killed: str | None = None
+    """Why the sweep has ended its worker, or None."""
     park: RaceDecision | None = None
     """The decision by which it is to leave in mid-training, or None."""
 

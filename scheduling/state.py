@@ -21,7 +21,7 @@ from foldrace.run_folder.records import (
     summarise,
 )
 
-_MAX_LOST = 10  # times a fold trial may vanish through no fault of its own before it fails
+_MAX_LOST = 10  # times a fold trial may be lost without getting further before it fails
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class CandidateState:
     """Fold -> the latest decision about it."""
     failures: Counter[int] = field(default_factory=Counter)
     lost: Counter[int] = field(default_factory=Counter)
+    """Fold -> attempts lost through no fault of its own since it last got further."""
+    furthest: Counter[int] = field(default_factory=Counter)
+    """Fold -> epochs that the furthest of its lost attempts had trained."""
+    held: dict[int, TrialRecord | None] = field(default_factory=dict)
+    """Folds whose last attempt failed, with its record: another trial's end decides about them."""
     leaving: set[int] = field(default_factory=set)
     """Running folds that were asked to stop, and may yet end well."""
     told_settled: bool = False
@@ -66,8 +71,11 @@ class CandidateState:
 
     @property
     def waiting(self) -> tuple[int, ...]:
-        """Folds that have neither ended nor run, ascending; none of a hopeless candidate."""
-        if self.hopeless:
+        """Folds that have neither ended nor run, ascending; none of a hopeless candidate.
+
+        None either while one is held.
+        """
+        if self.hopeless or self.held:
             return ()
         return tuple(k for k in range(self.folds) if k not in self.running and k not in self.ended)
 
@@ -89,7 +97,7 @@ class CandidateState:
     @property
     def settled(self) -> bool:
         """True where no fold of it runs or will run."""
-        return not self.running and not self.waiting
+        return not self.running and not self.waiting and not self.held
 
     @property
     def latest(self) -> RaceDecision | None:
@@ -120,7 +128,7 @@ class CandidateState:
     def is_new(self) -> bool:
         """True where its first fold is yet to run, or was interrupted, and nothing holds it up."""
         begun = self.ended or self.running or self.parked_epoch is not None
-        return not begun and not self.hopeless and not self.granted
+        return not begun and bool(self.waiting) and not self.granted
 
     @property
     def is_between_folds(self) -> bool:
@@ -194,20 +202,43 @@ class SweepState:
         """Take a fold out of the running ones: it was parked, or its attempt came to nothing."""
         self._leave(self._changed(candidate), fold)
 
-    def fail(self, candidate: str, fold: int, blameless: bool) -> bool:
+    def fail(self, candidate: str, fold: int) -> bool:
         """Count a failed attempt; True where the fold waits again, and will be tried once more.
 
-        `blameless`: it vanished through no fault of its own. False: the caller ends it as failed,
-        also where another fold has lost the candidate already.
+        False: the caller holds it or ends it as failed, also where another fold has lost the
+        candidate already.
         """
         state = self._candidates[candidate]
-        counts = state.lost if blameless else state.failures
-        counts[fold] += 1
-        allowed = counts[fold] <= (_MAX_LOST if blameless else self._max_failures)
-        if not allowed or state.hopeless:
+        state.failures[fold] += 1
+        if state.failures[fold] > self._max_failures or state.hopeless:
             return False
         self.release(candidate, fold)
         return True
+
+    def lose(self, candidate: str, fold: int, epochs: int) -> bool:
+        """Count an attempt that was lost, after so many epochs, through no fault of its own.
+
+        True where the fold waits again. One that got further than all before counts as the first.
+        """
+        state = self._candidates[candidate]
+        further = epochs > state.furthest[fold]
+        state.lost[fold] = 1 if further else state.lost[fold] + 1
+        state.furthest[fold] = max(state.furthest[fold], epochs)
+        if state.lost[fold] > _MAX_LOST or state.hopeless:
+            return False
+        self.release(candidate, fold)
+        return True
+
+    def hold(self, candidate: str, fold: int, record: TrialRecord | None) -> None:
+        """Put a running fold aside whose last attempt failed."""
+        state = self._changed(candidate)
+        self._leave(state, fold)
+        state.held[fold] = record
+
+    def forgive(self, candidate: str, fold: int) -> None:
+        """Let a fold have one more attempt than failed ones."""
+        failures = self._candidates[candidate].failures
+        failures[fold] = min(failures[fold], self._max_failures)
 
     def last_of_several(self, candidate: str, fold: int) -> bool:
         """True where a fold trial has failed, and may be tried once more but not twice."""
@@ -232,8 +263,8 @@ class SweepState:
 
     @property
     def trials_open(self) -> int:
-        """Number of fold trials that wait or run."""
-        return sum(len(state.waiting) + len(state.running) for state in self)
+        """Number of fold trials that wait, run or are held."""
+        return sum(len(s.waiting) + len(s.running) + len(s.held) for s in self)
 
     @property
     def trials_started(self) -> int:
@@ -290,3 +321,4 @@ class SweepState:
     def _leave(self, state: CandidateState, fold: int) -> None:
         state.running.discard(fold)
         state.leaving.discard(fold)
+        state.held.pop(fold, None)

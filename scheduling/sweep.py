@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import message_line
 from foldrace.run_folder.records import CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import trial_record
 from foldrace.scheduling.events import SweepListener
+from foldrace.scheduling.failures import Failures
 from foldrace.scheduling.race import Move, Race, is_decided
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
@@ -43,6 +43,7 @@ class Sweep:
         devices: float = 1.0,
         seconds_left: Callable[[], float | None] = lambda: None,
         updates: ResultUpdates | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin a sweep without candidates; `replay` takes in those of earlier sessions.
 
@@ -53,6 +54,7 @@ class Sweep:
         self._slots, self._seconds_left, self.updates = slots, seconds_left, updates
         self.state = SweepState(store.fold_count, config.resources.max_failures)
         self.race = Race(store, config.race, self.state)
+        self.failures = Failures(store, self.state, clock)
         search = config.search
         self._allocation = BackboneAllocation(
             search.backbones, search.candidates, search.min_share, search.seed
@@ -78,10 +80,16 @@ class Sweep:
         if self.updates is not None and self._is_due(self.updates):
             self.updates.start(trial_id)
             return UPDATE
+        if not self.failures.may_start(trial_id):
+            return None
         task = self._next_task()
         if task is None:
+            self.failures.did_not_start(trial_id)
             if self.running:
                 return None
+            if any(state.held for state in self.state):
+                self._fail_held(self.failures.give_up())
+                return self.suggest(trial_id)
             self._give_up()
             return FINISHED
         state = self.state[task.candidate.candidate]
@@ -102,6 +110,8 @@ class Sweep:
                 "%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epochs
             )
         running.epoch, running.val_logloss = epochs, val_logloss
+        running.last_sign = time.monotonic()
+        self.failures.trained(trial_id)
 
     def rung_reached(self, trial_id: str, epoch: int) -> bool:
         """Judge a running trial after so many epochs; True where it is to leave now.
@@ -120,10 +130,11 @@ class Sweep:
         self.state.expect_stop(task.candidate.candidate, task.fold)
         return True
 
-    def trial_over(self, trial_id: str, silent: bool = False) -> None:
+    def trial_over(self, trial_id: str, silent: bool = False, ray_says: str = "") -> None:
         """Book the outcome of a trial that runs no more.
 
         `silent`: it ended without a word; without a record it never ran, and is not to blame.
+        `ray_says`: the text of Ray's error, or empty.
         """
         if self.updates is not None and trial_id == self.updates.running:
             if not self.stopped:
@@ -136,15 +147,23 @@ class Sweep:
         state = self.state[candidate]
         record = self._store.trial(candidate, fold)
         if record is not None and record.status != "failed":
+            self._fail_held(self.failures.ended_well())
             self._end(record)
         elif running.park is not None:
+            self._fail_held(self.failures.ended_well())
             self._park(running)
         elif state.stopped:
             self._store.forget_trial(candidate, fold)
             self.state.release(candidate, fold)
             self._settle(state)
         else:
-            self._failed_attempt(running.task, record, silent)
+            others = (s for s in self.state if s is not state)
+            alone = not self.has_more_candidates and all(s.settled for s in others)
+            attempt = self.failures.attempt(trial_id, running, record, silent, ray_says, alone)
+            _log.warning("%s", attempt.line)
+            self._tell("noticed", attempt.line)
+            if attempt.failed:
+                self._end(self._failed(running.task, record))
 
     def replay(self, summaries: Sequence[CandidateSummary]) -> None:
         """Take in the candidates of earlier sessions, and tell the listeners, in the same order.
@@ -317,29 +336,20 @@ class Sweep:
             self._decide(decision)
         self._settle(state)
 
-    def _failed_attempt(self, task: FoldTask, record: TrialRecord | None, silent: bool) -> None:
-        candidate, fold = task.candidate.candidate, task.fold
-        reason = record.error if record else None
-        again = self.state.fail(candidate, fold, blameless=silent and record is None)
-        why = message_line(reason or "its worker ended without a result")
-        consequence = "is tried again" if again else "fails its candidate"
-        _log.warning("%s fold%d %s: %s", candidate, fold, consequence, why)
-        if not again:
-            self._end(self._failed(task, reason))
-        elif self.state.last_of_several(candidate, fold):
-            # The last of several attempts begins anew, in case that it is the state that breaks it.
-            self._store.forget_resume_state(candidate, fold)
-            self._store.clear_trial(candidate, fold)
-        else:
-            self._store.clear_trial(candidate, fold)
+    def _fail_held(self, held: Iterator[tuple[FoldTask, TrialRecord | None]]) -> None:
+        for task, record in held:
+            self._end(self._failed(task, record))
 
-    def _failed(self, task: FoldTask, reason: str | None) -> TrialRecord:
-        error = reason or (
-            "the worker process ended without a result: killed, out of memory, or its node was lost"
-        )
-        record = trial_record(
-            self._store, task.candidate, task.fold, "failed", error=error, ended_at=time.time()
-        )
+    def _failed(self, task: FoldTask, record: TrialRecord | None) -> TrialRecord:
+        """The record of a fold trial that fails its candidate, which a lost one has not written."""
+        if record is None or not record.error:
+            error = (
+                "the worker process ended without a result: killed, out of memory, or its node was "
+                "lost"
+            )
+            record = trial_record(
+                self._store, task.candidate, task.fold, "failed", error=error, ended_at=time.time()
+            )
         self._store.save_trial(record)
         return record
 

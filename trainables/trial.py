@@ -6,6 +6,7 @@ its caller passes a `Monitor` that gets each epoch's report and may ask the tria
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import time
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from foldrace.config.hyperparameters import TrialParams
+from foldrace.core.patience import Patience
 from foldrace.core.plugins import Parts, load_parts, naming_plugins
 from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.run_folder.records import Oof, TrialRecord
@@ -46,6 +48,9 @@ from foldrace.trainables.spec import (
 from foldrace.trainables.state import TrainState, build_train_state
 from foldrace.trainables.step import make_examples, train_step
 
+_PATIENCE = 600.0  # seconds for a run folder that cannot be written
+_log = logging.getLogger("foldrace")
+
 
 def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """Train, score, write; an attempt that was interrupted goes on from its last saved epoch.
@@ -53,6 +58,7 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     Raises TrialStopped when the monitor asked for it.
     """
     store = RunStore.open(spec.run)
+    store.files.patience = Patience(_PATIENCE, _log.warning)  # hours of training are worth a wait
     with naming_plugins(), capture_warnings(spec.notes) as notes:
         parts = load_parts(store.plugins(), TRAINING_TABLES)
         return _run_trial(read_trial(spec, store), store, parts, monitor, notes)

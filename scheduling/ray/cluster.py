@@ -14,10 +14,10 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -28,9 +28,12 @@ import foldrace
 from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
+from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
 
 _PROBE_TIMEOUT = 5.0  # seconds
-_SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
+_JOIN_TIMEOUT = 60.0  # seconds
+_LOCAL_SILENCE = 15.0  # seconds without an answer after which this machine's own Ray is dead
+_JOINED_SILENCE = 45.0  # of a cluster elsewhere; after 60 Ray ends the process without a word
 
 
 @dataclass
@@ -41,25 +44,25 @@ class Cluster:
     gpus_per_trial: float
     dashboard: str | None
     """Address of Ray's dashboard, where it runs."""
-    _slots: int = field(default=0, repr=False)
-    _looked: float = field(default=0.0, repr=False)
+    watch: NodeWatch
+    is_own: bool = False
+    """True where the connection ends with the sweep."""
+    is_local: bool = False
+    """True where the cluster was started here, and has this machine alone."""
 
     def slots(self) -> int:
         """Fold trials that can run now; nodes may come and go."""
-        now = time.monotonic()
-        if not self._looked or now - self._looked > _SLOTS_EVERY:
-            self._looked = now
-            self._slots = slots(alive_nodes(), self.resources, self.gpus_per_trial)
-        return self._slots
+        return slots(self.watch.nodes, self.resources, self.gpus_per_trial)
 
-
-def alive_nodes() -> list[Node]:
-    """The connected cluster's nodes."""
-    return [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
+    @property
+    def death(self) -> str | None:
+        """What has happened to a cluster that will never run a trial again; None while it may."""
+        silence = self.watch.silence
+        if silence > (_LOCAL_SILENCE if self.is_local else _JOINED_SILENCE):
+            return f"Ray's control process has not answered for {silence:.0f} s"
+        if self.is_local and not self.watch.nodes:
+            return "Ray's node on this machine has died (killed, or out of memory)"
+        return None
 
 
 @contextlib.contextmanager
@@ -74,7 +77,10 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
     if not ray.is_initialized():
         _start() if address is None else _join(address)
     try:
-        yield Cluster(resources, default_gpus(alive_nodes(), resources), _dashboard())
+        with NodeWatch() as watch:
+            gpus = default_gpus(watch.nodes, resources)
+            is_local = own and address is None
+            yield Cluster(resources, gpus, _dashboard(), watch, own, is_local)
     finally:
         if own:
             ray.shutdown()
@@ -216,13 +222,7 @@ def _join(address: str) -> None:
     try:
         _probe(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
         with tempfile.TemporaryDirectory(prefix="foldrace-package-") as folder:
-            ray.init(
-                address=address,
-                job_config=_OwnPath(),
-                runtime_env=_shipped_code(Path(folder)),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _within(_JOIN_TIMEOUT, lambda: _connect(address, Path(folder)))
     except (OSError, ValueError, RuntimeError) as error:
         raise EnvironmentProblem.single(
             f"--address {address}",
@@ -230,6 +230,34 @@ def _join(address: str) -> None:
             "--address out to use this machine alone. A cluster that asks for a token (Ray's own, "
             "in ~/.ray/auth_token) answers only with RAY_AUTH_MODE=token set here and on each node",
         ) from error
+
+
+def _connect(address: str, folder: Path) -> None:
+    ray.init(
+        address=address,
+        job_config=_OwnPath(),
+        runtime_env=_shipped_code(folder),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _within(limit: float, call: Callable[[], None]) -> None:
+    """Call it in a thread that nobody waits for any longer; TimeoutError after `limit` seconds."""
+    result: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+            result.set_result(None)
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="connection to Ray", daemon=True).start()
+    try:
+        result.result(limit)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {limit:g} s") from None
 
 
 def _probe(address: str) -> None:

@@ -113,11 +113,12 @@ class SweepSearcher(Searcher):
 
     def _end(self, trial_id: str, silent: bool) -> None:
         trial, running = self._tune_trials.pop(trial_id, None), self._sweep.running.get(trial_id)
+        text = "" if running is None else _error_text(trial)
         if running is not None and not self._sweep.stopped:
             key = running.task.candidate.candidate, running.task.fold
-            self.import_error = _import_error(trial) if self._store.trial(*key) is None else None
+            self.import_error = _import_error(text) if self._store.trial(*key) is None else None
             self._sweep.stopped = self.import_error is not None  # every other would meet the same
-        self._sweep.trial_over(trial_id, silent)
+        self._sweep.trial_over(trial_id, silent, text)
 
 
 class RungScheduler(FIFOScheduler):
@@ -142,13 +143,17 @@ class RungScheduler(FIFOScheduler):
         return TrialScheduler.STOP if leaves else TrialScheduler.CONTINUE
 
 
-def _import_error(trial: TuneTrial | None) -> str | None:
-    """The last import error in what Tune has written down of a trial's failure, or None."""
+def _error_text(trial: TuneTrial | None) -> str:
+    """Tune's notes of a trial's failure; empty where there are none."""
     if trial is None or trial.error_file is None:
-        return None
+        return ""
     try:
-        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+        return Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
+        return ""
+
+
+def _import_error(text: str) -> str | None:
+    """The last import error in it, or None."""
     found = re.findall(r"(?:ModuleNotFound|Import)Error: (.+)", text)
     return found[-1].strip() if found else None

@@ -6,28 +6,28 @@ resources, the callback at each step, stopping.
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from foldrace.config.schema import ResourcesConfig, SweepConfig
-from foldrace.core.errors import EnvironmentProblem
+from foldrace.core.errors import EnvironmentProblem, RunFailure
+from foldrace.core.patience import Patience
+from foldrace.run_folder.claims import HeldClaim
 from foldrace.run_folder.progress import Progress
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
+from foldrace.scheduling.ray.ending import Ending
 from foldrace.scheduling.ray.fold_trial import TrialJob, WriteResult, trainable
 from foldrace.scheduling.ray.sweep_session import SweepSession
-from foldrace.scheduling.ray.tune_adapter import TuneTrial
 from foldrace.scheduling.updates import ResultUpdates
 from foldrace.search_spaces.space import SearchSpace
 
@@ -41,7 +41,7 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 from ray import tune
 from ray.tune.stopper import Stopper
 
-_log = logging.getLogger("foldrace")
+_PATIENCE = 600.0  # seconds for a run folder that cannot be written
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,24 @@ class _Stop(Stopper):
         return self._session.over
 
 
+class _Leave(BaseException):
+    """Leaves Tune at once: its own end of trials takes ten seconds, and no dead Ray answers it."""
+
+
 class _StepCallback(tune.Callback):
     """Calls `on_step` at each step of Tune, about ten times a second."""
 
-    def __init__(self, on_step: Callable[[list[TuneTrial]], None]) -> None:
-        self._on_step = on_step
+    def __init__(self, session: SweepSession, leaves: bool) -> None:
+        """`leaves`: Ray ends with the sweep, and all that is running with Ray."""
+        self._session, self._leaves = session, leaves
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._on_step(trials)
+        self._session.on_step(trials)
+        if self._session.over and self._leaves:
+            raise _Leave
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._on_step(trials)
+        self._session.on_step(trials)
 
 
 def run_sweep(
@@ -92,17 +99,25 @@ def run_sweep(
     image_root: str,
     cluster: Cluster,
     on_progress: Callable[[Progress], None],
+    say: Callable[[str], None] = lambda line: None,
+    claim: HeldClaim | None = None,
     deadline: Deadline | None = None,
     write_result: WriteResult | None = None,
 ) -> SweepOutcome:
     """Run every fold trial that the budget allows and the run folder does not hold yet.
 
-    What runs at the deadline is ended; its saved state stays, for `resume`. `write_result` is
-    called in a worker whenever the result so far is to be written; None: never.
+    What runs at the deadline is ended; its saved state stays, for `resume`. `say` prints a line on
+    the terminal; `write_result` is called in a worker whenever the result so far is to be written;
+    None: never. Raises RunFailure where the cluster is lost, or every trial meets the same error.
     """
     started = time.monotonic()
     updates = None if write_result is None else ResultUpdates(store, cluster.slots)
-    session = SweepSession(store, config, space, cluster, on_progress, deadline, updates)
+    go_on = f"go on with: foldrace resume {store.root}"
+    ending = Ending(say, go_on)
+    store.files.patience = Patience(_PATIENCE, say, lambda: ending.interrupted)
+    session = SweepSession(
+        store, config, space, cluster, on_progress, ending, claim, deadline, updates
+    )
     job = TrialJob(
         run=store.root,
         image_root=image_root,
@@ -112,7 +127,7 @@ def run_sweep(
     )
     # Tune starts one actor at a time unless told that so many may be pending.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
-    with tempfile.TemporaryDirectory(prefix="foldrace-tune-") as scratch, _signals(session):
+    with tempfile.TemporaryDirectory(prefix="foldrace-tune-") as scratch, ending:
         tuner = tune.Tuner(
             tune.with_resources(trainable(job), _resources(config.resources, cluster)),
             tune_config=tune.TuneConfig(
@@ -125,21 +140,24 @@ def run_sweep(
                 name="sweep",
                 storage_path=scratch,
                 stop=_Stop(session),
-                callbacks=[_StepCallback(session.on_step)],
+                callbacks=[_StepCallback(session, leaves=cluster.is_own)],
                 verbose=0,
             ),
         )
-        tuner.fit()
-    on_progress(session.progress())
-    limit = session.limit
-    summaries = session.close()
+        with suppress(_Leave):
+            tuner.fit()
+        on_progress(session.progress())
+        limit = session.limit
+        summaries = session.close()
     if session.searcher.import_error is not None:
         raise _cannot_import(session.searcher.import_error, store)
+    if session.failure is not None:
+        raise RunFailure(f"{session.failure}; {go_on}")
     return SweepOutcome(
         tuple(summaries),
         time.monotonic() - started,
         cluster.slots(),
-        session.interrupted,
+        ending.interrupted,
         limit,
     )
 
@@ -157,20 +175,3 @@ def _resources(resources: ResourcesConfig, cluster: Cluster) -> tune.PlacementGr
     """Resources that Tune reserves for a trial."""
     own = {"CPU": float(resources.cpus_per_trial), "GPU": cluster.gpus_per_trial}
     return tune.PlacementGroupFactory([NO_DEVICE if resources.devices_per_trial > 1 else own])
-
-
-@contextmanager
-def _signals(session: SweepSession) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the sweep in order; a second Ctrl-C ends the process."""
-
-    def interrupt(number: int, frame: object) -> None:
-        _log.warning("interrupted: ending the running trials")
-        session.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

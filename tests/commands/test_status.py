@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import foldrace.commands.status
-from foldrace.commands.machine import log_folder, only_driver
+from foldrace.commands.machine import only_driver
 from foldrace.commands.status import status
 from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
@@ -79,7 +79,7 @@ def _shown(store: RunStore, watch: bool = False) -> str:
 
 
 def test_while_a_sweep_is_at_work(store: RunStore) -> None:
-    with only_driver(store, log_folder(store)):
+    with only_driver(store, "run"):
         lines = _shown(store).splitlines()
     assert "4 candidates: 2 stopped, 1 complete, 1 running" in lines
     # The settled candidates had 6 of 9 folds: 2/3 of the 5 folds that the open and the new one may
@@ -102,7 +102,7 @@ def test_parked_candidates_are_counted_and_shown(store: RunStore, at_work: bool)
     store.save_candidate(CandidateRecord(candidate=name, backbone="timm/test_vit", params={}))
     _save_decision(store, name, 0, number=8, action="park", epoch=3)
     _save_decision(store, "c0003", 0, number=9, action="park")
-    with only_driver(store, log_folder(store)) if at_work else contextlib.nullcontext():
+    with only_driver(store, "run") if at_work else contextlib.nullcontext():
         lines = _shown(store).splitlines()
     counts = next(line for line in lines if line.startswith("5 candidates: "))
     assert set(counts.removeprefix("5 candidates: ").split(", ")) == {
@@ -121,13 +121,13 @@ def test_with_a_time_budget_nothing_is_said_of_the_end(store: RunStore) -> None:
     config = store.config()
     resources = config.resources.model_copy(update={"time_budget": 5400.0})
     store.save_config(config.model_copy(update={"resources": resources}))
-    with only_driver(store, log_folder(store)):
+    with only_driver(store, "run"):
         assert "7 fold trials ended; the run has a time budget of 1h30m" in _shown(store)
 
 
 def test_after_a_sweep_that_its_budget_ended(store: RunStore) -> None:
     """No process holds the lock, and no candidate waits for anything: watching has an end."""
-    with only_driver(store, log_folder(store)):
+    with only_driver(store, "run"):
         pass
     lines = _shown(store, watch=True).splitlines()
     assert "4 candidates: 2 stopped, 1 complete, 1 unfinished" in lines
@@ -143,7 +143,7 @@ def test_watching_ends_with_the_sweep(store: RunStore, monkeypatch: pytest.Monke
     monkeypatch.setattr(foldrace.commands.status, "_WATCH_EVERY", 0.02)
     seen: list[str] = []
     watcher = threading.Thread(target=lambda: seen.append(_shown(store, watch=True)))
-    with only_driver(store, log_folder(store)):
+    with only_driver(store, "run"):
         watcher.start()
         watcher.join(0.5)
         assert watcher.is_alive()

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from foldrace.commands import finish
-from foldrace.commands.machine import log_folder, only_driver
+from foldrace.commands.machine import only_driver
 from foldrace.commands.update import write_so_far
 from foldrace.inference.predictor import RunModels
 from foldrace.run_folder.store import RunStore
@@ -59,7 +59,7 @@ def copied(finished: Run, tmp_path: Path) -> Run:
 def sweeping(run: Run) -> Iterator[None]:
     """A driver is at work on the run folder."""
     store = RunStore.open(run.folder)
-    with only_driver(store, log_folder(store)):
+    with only_driver(store, "run"):
         yield
 
 

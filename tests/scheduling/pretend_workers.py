@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ class PretendWorkers:
         self.started: list[tuple[str, int]] = []
         self.failed: set[tuple[str, int]] = set()
         self.sessions = 0
+        self.clock: Iterator[float] = count(step=30.0)  # seconds: each look at it takes that long
         self.begin()
 
     def begin(self) -> None:
@@ -126,7 +128,9 @@ class PretendWorkers:
         space, problems = build_space(self.config, "")
         assert not problems
         study = open_study(self.store, self.config, space)
-        self.sweep = Sweep(self.store, self.config, study, lambda: self.slots)
+        self.sweep = Sweep(
+            self.store, self.config, study, lambda: self.slots, clock=lambda: next(self.clock)
+        )
         self.settled = SettledNames()
         exporter = open_exporter(self.store, self.config, space)
         assert isinstance(exporter, StudyExporter)
@@ -146,6 +150,8 @@ class PretendWorkers:
             trial_id = f"{self.sessions}-{self._asked}"
             self._asked += 1
             task = self.sweep.suggest(trial_id)
+            if task is None and not self.live and self.sweep.failures.outage is not None:
+                continue  # until it is time to look again
             if not isinstance(task, FoldTask):
                 assert (task == FINISHED) == (not self.live)
                 return not self.live

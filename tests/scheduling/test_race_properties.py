@@ -61,6 +61,7 @@ class Chaos(PretendWorkers):
                 state.is_between_folds,
                 state.granted and bool(state.waiting) and not state.running,
                 self.config.race.rule != "gain" and bool(state.ended) and not state.settled,
+                bool(state.held),
             ]
             assert any(places), f"{state.name} is nowhere: {state}"
             assert sum(places[:5]) <= 1, f"{state.name} is in several places: {state}"

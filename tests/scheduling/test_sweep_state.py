@@ -215,7 +215,7 @@ def outcomes(state: SweepState, blameless: Sequence[bool]) -> list[bool]:
     again = []
     for silent in blameless:
         start(state, 0, 0)
-        again.append(state.fail("c0000", 0, silent))
+        again.append(state.lose("c0000", 0, 0) if silent else state.fail("c0000", 0))
         if not again[-1]:
             break
     return again
@@ -243,9 +243,36 @@ def test_each_fold_has_attempts_of_its_own() -> None:
     state = sweep(max_failures=1)
     for fold in range(3):
         start(state, 0, fold)
-        assert state.fail("c0000", fold, blameless=False)
+        assert state.fail("c0000", fold)
     start(state, 0, 1)
-    assert not state.fail("c0000", 1, blameless=False)
+    assert not state.fail("c0000", 1)
+
+
+def test_a_lost_fold_goes_on_for_ever_while_it_gets_further() -> None:
+    """Ten attempts without progress and no more, but the one that got further is the first."""
+    state = sweep(max_failures=0)
+    for epochs in (*range(1, 50), *[49] * 9):
+        start(state, 0, 0)
+        assert state.lose("c0000", 0, epochs)
+    start(state, 0, 0)
+    assert not state.lose("c0000", 0, 48)
+
+
+def test_a_held_fold_waits_for_another_one() -> None:
+    """Nothing more of its candidate starts, it is not settled, and one more attempt is free."""
+    state = sweep(max_failures=0)
+    start(state, 0, 0)
+    assert not state.fail("c0000", 0)
+    state.hold("c0000", 0, None)
+    held = state["c0000"]
+    assert held.waiting == () and not held.settled and not held.hopeless
+    assert state.trials_open > 0
+    state.release("c0000", 0)
+    assert 0 in held.waiting
+    start(state, 0, 0)
+    state.hold("c0000", 0, None)
+    state.end(ended(0, 0, "failed"))
+    assert held.settled and held.hopeless and not held.held
 
 
 @pytest.mark.parametrize("blameless", [True, False])
@@ -253,7 +280,7 @@ def test_a_fold_of_a_lost_candidate_is_not_tried_again(blameless: bool) -> None:
     state = sweep(max_failures=5)
     start(state, 0, 0, 1)
     state.end(ended(0, 0, "diverged"))
-    assert not state.fail("c0000", 1, blameless)
+    assert not (state.lose("c0000", 1, 9) if blameless else state.fail("c0000", 1))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +291,7 @@ def test_the_last_of_several_attempts(max_failures: int, expected: list[bool]) -
     assert not state.last_of_several("c0000", 0)
     found = []
     start(state, 0, 0)
-    while state.fail("c0000", 0, blameless=False):
+    while state.fail("c0000", 0):
         found.append(state.last_of_several("c0000", 0))
         start(state, 0, 0)
     assert found == expected
@@ -410,7 +437,10 @@ class AnyOrder(RuleBasedStateMachine):
         counts, most = (note.lost, 10) if blameless else (note.failures, self.max_failures)
         counts[fold] += 1
         again = counts[fold] <= most and not note.is_lost
-        assert self.state.fail(f"c{number:04d}", fold, blameless) == again
+        name = f"c{number:04d}"
+        assert (
+            self.state.lose(name, fold, 0) if blameless else self.state.fail(name, fold)
+        ) == again
         if again:
             note.folds[fold] = "waiting"
         else:
