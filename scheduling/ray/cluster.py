@@ -57,11 +57,13 @@ class Cluster:
     @property
     def death(self) -> str | None:
         """What has happened to a cluster that will never run a trial again; None while it may."""
+        for process in _dead_processes() if self.is_local else ():
+            return f"Ray's {process} on this machine has died (killed, or out of memory)"
         silence = self.watch.silence
         if silence > (_LOCAL_SILENCE if self.is_local else _JOINED_SILENCE):
             return f"Ray's control process has not answered for {silence:.0f} s"
         if self.is_local and not self.watch.nodes:
-            return "Ray's node on this machine has died (killed, or out of memory)"
+            return "Ray counts the node of this machine as dead"
         return None
 
 
@@ -172,6 +174,13 @@ def unreachable(paths: Sequence[str]) -> list[Problem]:
 
 def _missing(paths: list[str]) -> list[str]:
     return [path for path in paths if not os.path.isdir(path)]
+
+
+def _dead_processes() -> list[str]:
+    """Of the two that a cluster on this machine cannot live without."""
+    node = ray._private.worker.global_worker.node
+    dead = {name for name, _ in node.dead_processes()} if node is not None else set()
+    return [name for name in ("raylet", "gcs_server") if name in dead]
 
 
 def _dashboard() -> str | None:

@@ -7,6 +7,7 @@ once, says how to go on, and ends the process where an orderly end takes too lon
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -87,5 +88,6 @@ class Ending:
 
     def _force(self, exit_code: int, text: str) -> None:
         _log.error("the orderly end took too long: the process is ended")
+        faulthandler.dump_traceback()  # to ray.log: where it hangs
         self._say(text)
         os._exit(exit_code)

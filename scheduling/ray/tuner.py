@@ -60,7 +60,7 @@ class SweepOutcome:
 
 
 class _Stop(Stopper):
-    """Ends the sweep: Ctrl-C, SIGTERM, or the time budget."""
+    """Ends the sweep in Tune's own way: Ctrl-C, SIGTERM, or the time budget."""
 
     def __init__(self, session: SweepSession) -> None:
         self._session = session
@@ -85,11 +85,11 @@ class _StepCallback(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._session.on_step(trials)
-        if self._session.over and self._leaves:
+        if self._leaves and self._session.over:
             raise _Leave
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._session.on_step(trials)
+        self.on_step_begin(iteration, trials)
 
 
 def run_sweep(
@@ -139,7 +139,7 @@ def run_sweep(
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=scratch,
-                stop=_Stop(session),
+                stop=None if cluster.is_own else _Stop(session),
                 callbacks=[_StepCallback(session, leaves=cluster.is_own)],
                 verbose=0,
             ),
