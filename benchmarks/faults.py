@@ -1,0 +1,320 @@
+"""What becomes of a sweep when things go wrong: real signals, real raylets, full disks, a real S3.
+
+Each fault hits a sweep of six fold trials in its middle. `exit` and `seconds` are how it ended, or
+with `-` that it went on by itself; `says` is the terminal's last line. After that `resume` finishes
+what is left. `lost`: fold trials that had ended and are not as they were; `twice`: those that ended
+well more than once; `equal`: every array and weight has the bits of an undisturbed sweep.
+
+`soak` hits one sweep after another with faults chosen by chance, 100 in all.
+
+--only takes names of faults, with commas; `soak` is run only where it is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import Options, Results, options
+from sides.fault_scene import (
+    TRIALS,
+    Hangs,
+    Scene,
+    digests,
+    with_suppressed,
+    write_config,
+    write_data,
+)
+
+Fault = Callable[[Scene], None]
+_SOAK = 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault and what may follow it."""
+
+    name: str
+    fault: Fault
+    goes_on: bool = False
+    """True where the sweep is to go on by itself."""
+    exits: tuple[int, ...] = ()
+    """Exit codes that are right where it does not."""
+    more: tuple[str, ...] = ()
+    """Further words of the command."""
+    begins: Callable[[Scene], None] | None = None
+    """Starts the sweep in another way."""
+
+
+def _kill(pattern: str) -> Fault:
+    def fault(scene: Scene) -> None:
+        for process in scene.named(pattern)[:1]:
+            with_suppressed(process.kill)
+
+    return fault
+
+
+def _send(number: signal.Signals, group: bool = False, times: int = 1) -> Fault:
+    def fault(scene: Scene) -> None:
+        for _ in range(times):
+            with contextlib.suppress(ProcessLookupError):
+                scene.signal(number, group)
+            time.sleep(1.0 if times > 1 else 0)
+
+    return fault
+
+
+def _full_disk(scene: Scene) -> None:
+    """Fill the disk of the run folder for some seconds."""
+    ballast = scene.folder / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    time.sleep(8)
+    ballast.unlink()
+
+
+def _read_only(scene: Scene) -> None:
+    for how in ("ro", "rw"):
+        subprocess.run(["mount", "-o", f"remount,{how}", str(scene.folder)], check=True)
+        time.sleep(6 if how == "ro" else 0)
+
+
+def _images_away(scene: Scene) -> None:
+    """The data disk and the node's cache are away for some seconds."""
+    data = scene.folder / "data"
+    data.rename(scene.folder / "away")
+    shutil.rmtree(scene.env["FOLDRACE_CACHE"], ignore_errors=True)
+    scene.until(lambda: "paused" in scene.text() or "same error" in scene.text())
+    (scene.folder / "away").rename(data)
+
+
+def _refused(*words: str) -> Fault:
+    """Another command on the same folder: it changes nothing."""
+
+    def fault(scene: Scene) -> None:
+        before = (scene.run / "sweep.yaml").read_bytes(), (scene.run / "folds.csv").read_bytes()
+        other = Scene(scene.folder / "other", scene.config, scene.env)
+        other.folder.mkdir()
+        place = ("--out", scene.run) if words[0] == "run" else ()
+        what = scene.config if words[0] == "run" else scene.run
+        other.start(words[0], what, *place, *words[1:])
+        assert other.end() == 2, other.output
+        assert before == (
+            (scene.run / "sweep.yaml").read_bytes(), (scene.run / "folds.csv").read_bytes()
+        )  # fmt: skip
+
+    return fault
+
+
+def _damaged(pattern: str) -> Fault:
+    """Kill the driver and cut a file in half."""
+
+    def fault(scene: Scene) -> None:
+        _send(signal.SIGKILL)(scene)
+        scene.end()
+        for path in sorted(scene.run.glob(pattern))[:1]:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return fault
+
+
+def _copied(scene: Scene) -> None:
+    _send(signal.SIGKILL)(scene)
+    scene.end()
+    shutil.copytree(scene.run, scene.folder / "copy")
+    shutil.rmtree(scene.run)
+    (scene.folder / "copy").rename(scene.run)
+
+
+def _nobody_reads(scene: Scene) -> None:
+    """A pipe whose reader ends."""
+    reader, writer = os.pipe()
+    scene.start("run", scene.config, "--out", scene.run, stdout=writer)
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+
+
+def _at_a_terminal(scene: Scene) -> None:
+    """A terminal of its own, to press Ctrl-C on."""
+    ours, theirs = os.openpty()
+    scene.env = {**scene.env, "FOLDRACE_PTY": str(ours)}
+    import sys
+
+    from harness import ROOT
+
+    with (scene.folder / "out.txt").open("wb") as file:
+        scene.process = subprocess.Popen(
+            ["setsid", "--ctty", sys.executable, str(ROOT / "sweep.py"), "run", str(scene.config),
+             "--out", str(scene.run)],
+            stdin=theirs, stdout=theirs, stderr=file, cwd=scene.folder,
+            env=os.environ | dict(scene.env),
+        )  # fmt: skip
+    os.close(theirs)
+    os.set_blocking(ours, False)
+
+
+def _press_ctrl_c(scene: Scene) -> None:
+    os.write(int(scene.env["FOLDRACE_PTY"]), b"\x03")
+
+
+_INTERRUPTS = (130,)
+_SMALL_DISK = ("full disk", "read-only disk")
+CASES = (
+    Case("driver killed", _send(signal.SIGKILL), exits=(-9,)),
+    Case("worker killed", _kill(r"ray::.*train"), goes_on=True),
+    Case("raylet killed", _kill(r"raylet/raylet "), exits=(1,)),
+    Case("agent killed", _kill(r"DashboardAgent"), goes_on=True, exits=(1,)),
+    Case("control process killed", _kill(r"gcs_server"), exits=(1,)),
+    Case("Ctrl-C to the driver", _send(signal.SIGINT), exits=_INTERRUPTS),
+    Case("Ctrl-C to the group", _send(signal.SIGINT, group=True), exits=_INTERRUPTS),
+    Case("Ctrl-C twice", _send(signal.SIGINT, times=2), exits=_INTERRUPTS),
+    Case("Ctrl-C on a terminal", _press_ctrl_c, exits=_INTERRUPTS, begins=_at_a_terminal),
+    Case("SIGTERM to the driver", _send(signal.SIGTERM), exits=_INTERRUPTS),
+    Case("SIGTERM to the group", _send(signal.SIGTERM, group=True), exits=_INTERRUPTS),
+    Case("terminal closed", _send(signal.SIGHUP), exits=_INTERRUPTS),
+    Case("nobody reads the output", lambda scene: None, goes_on=True, begins=_nobody_reads),
+    Case("full disk", _full_disk, goes_on=True),
+    Case("read-only disk", _read_only, goes_on=True),
+    Case("images away", _images_away, goes_on=True),
+    Case("second run", _refused("run", "--set", "folds.seed=7"), goes_on=True),
+    Case("second resume", _refused("resume", "--set", "ensemble.method=optimal"), goes_on=True),
+    Case("state damaged", _damaged("trials/*/fold*/resume.pt"), exits=(-9,)),
+    Case("journal damaged", _damaged("study.journal"), exits=(-9,)),
+    Case("decision damaged", _damaged("trials/*/fold*/decision.json"), exits=(-9,)),
+    Case("record damaged", _damaged("trials/*/fold*/trial.json"), exits=(-9,)),
+    Case("candidate damaged", _damaged("trials/*/candidate.json"), exits=(-9,)),
+    Case("classes damaged", _damaged("classes.json"), exits=(-9,)),
+    Case("tables damaged", _damaged("leaderboard.csv"), exits=(-9,)),
+    Case("run folder copied", _copied, exits=(-9,)),
+)
+
+
+@contextlib.contextmanager
+def _scene(name: str, root: Path) -> Iterator[Scene]:
+    """A folder of its own, on a small disk where the fault is one of disks."""
+    folder = root / name.replace(" ", "-")
+    folder.mkdir()
+    mounted = name in _SMALL_DISK
+    if mounted:
+        size = ["-o", "size=40m"]
+        subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", str(folder)], check=True)
+    try:
+        write_data(folder / "data")
+        config = write_config(folder / "sweep.json", folder / "data")
+        yield Scene(folder, config, {"FOLDRACE_CACHE": str(root / f"cache-{folder.name}")})
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def _hit(case: Case, scene: Scene, expected: dict[str, str]) -> dict[str, str | int | float | bool]:
+    """Run, hurt, resume, compare."""
+    if case.begins is None:
+        scene.begin(*case.more)
+    else:
+        case.begins(scene)
+    scene.until(scene.in_the_middle)
+    before = scene.finished()
+    began = time.monotonic()
+    case.fault(scene)
+    code = scene.end()
+    seconds = time.monotonic() - began
+    says = next((line for line in reversed(scene.text().splitlines()) if line.strip()), "")
+    right = code == 0 if case.goes_on and not case.exits else code in (*case.exits, 0)
+    for _ in range(2):
+        if len(scene.finished()) < TRIALS or not (scene.run / "report").exists():
+            scene.start("resume", scene.run)
+            scene.end()
+    after = scene.finished()
+    lost = sum(after.get(name) != stat for name, stat in before.items())
+    return {
+        "exit": "-" if code == 0 and case.goes_on else code,
+        "seconds": round(seconds, 1),
+        "right": right,
+        "lost": lost,
+        "twice": sum(count > 1 for count in scene.trained().values()),
+        "equal": digests(scene.run) == expected,
+        "says": says[:70],
+    }
+
+
+def _soak(root: Path, expected: dict[str, str], faults: int, results: Results) -> None:
+    """Sweep after sweep, each hit again and again until it is whole."""
+    rng, hits, lost, twice, unequal, sweeps = random.Random(0), 0, 0, 0, 0, 0
+    of_soak = [case for case in CASES[:12] if case.begins is None]
+    while hits < faults:
+        sweeps += 1
+        with _scene(f"soak {sweeps}", root) as scene:
+            scene.begin()
+            before: dict[str, tuple[int, int]] = {}
+            while True:
+                delay = time.monotonic() + rng.uniform(0, 25)
+                with contextlib.suppress(Hangs):
+                    scene.until(lambda delay=delay: time.monotonic() > delay)
+                if scene.process is not None and scene.process.poll() is None:
+                    before |= scene.finished()
+                    rng.choice(of_soak).fault(scene)
+                    hits += 1
+                    with contextlib.suppress(Hangs):
+                        scene.until(lambda: False, limit=25)  # a worker's death ends nothing
+                if scene.process is not None and scene.process.poll() is None:
+                    continue
+                if scene.process is not None and scene.process.returncode == 0:
+                    break
+                scene.start("resume", scene.run)
+            after = scene.finished()
+            lost += sum(after.get(name) != stat for name, stat in before.items())
+            twice += sum(count > 1 for count in scene.trained().values())
+            unequal += digests(scene.run) != expected
+            print(f"soak: {hits} faults, {sweeps} sweeps, {lost} lost, {twice} twice, "
+                  f"{unequal} unequal", flush=True)  # fmt: skip
+    results.add("soak", faults=hits, sweeps=sweeps, lost=lost, twice=twice, unequal=unequal)
+    results.at_most("soak: fold trials lost", 0, lost)
+    results.at_most("soak: fold trials run twice", 0, twice)
+    results.at_most("soak: sweeps that differ from the undisturbed one", 0, unequal)
+
+
+def main() -> None:
+    given: Options = options(__doc__, only="names of faults, with commas; `soak`")
+    asked = None if given.only is None else [word.strip() for word in given.only.split(",")]
+    results = Results("faults")
+    wrong = 0
+    with tempfile.TemporaryDirectory(prefix="foldrace-faults-") as folder:
+        root = Path(folder)
+        with _scene("undisturbed", root) as scene:
+            scene.begin()
+            assert scene.end() == 0, scene.output
+            expected = digests(scene.run)
+        for case in CASES[:1] if given.quick else CASES:
+            if asked is not None and case.name not in asked:
+                continue
+            with _scene(case.name, root) as scene:
+                try:
+                    row = _hit(case, scene, expected)
+                except (Hangs, AssertionError) as error:
+                    scene.kill()
+                    row = {"exit": "hangs", "right": False, "says": str(error)[-70:]}
+            good = row["right"] and not row.get("lost") and row.get("equal")
+            wrong += not good
+            print(f"{case.name}: {row}", flush=True)
+            results.add("faults", fault=case.name, **row)
+        results.at_most("faults with another end than promised", 0, wrong)
+        if asked is not None and "soak" in asked:
+            _soak(root, expected, 3 if given.quick else _SOAK, results)
+    results.publish(given)
+
+
+if __name__ == "__main__":
+    main()
