@@ -18,13 +18,15 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import Options, Results, options
+from harness import ROOT, Options, Results, options
 from sides.fault_scene import (
     TRIALS,
     Hangs,
@@ -150,10 +152,6 @@ def _at_a_terminal(scene: Scene) -> None:
     """A terminal of its own, to press Ctrl-C on."""
     ours, theirs = os.openpty()
     scene.env = {**scene.env, "FOLDRACE_PTY": str(ours)}
-    import sys
-
-    from harness import ROOT
-
     with (scene.folder / "out.txt").open("wb") as file:
         scene.process = subprocess.Popen(
             ["setsid", "--ctty", sys.executable, str(ROOT / "sweep.py"), "run", str(scene.config),
@@ -162,7 +160,14 @@ def _at_a_terminal(scene: Scene) -> None:
             env=os.environ | dict(scene.env),
         )  # fmt: skip
     os.close(theirs)
-    os.set_blocking(ours, False)
+    threading.Thread(target=_read_out, args=(ours,), daemon=True).start()
+
+
+def _read_out(terminal: int) -> None:
+    """Somebody looks at it: its buffer is small."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
 
 
 def _press_ctrl_c(scene: Scene) -> None:
