@@ -111,8 +111,14 @@ def resume(
     overrides: Sequence[str] = (),
     address: str | None = None,
     retry_failed: bool = False,
+    data_root: str | None = None,
 ) -> Run:
-    """Go on with a run after any interruption, or extend it, as `foldrace resume DIR` does."""
+    """Go on with a run after any interruption, or extend it, as `foldrace resume DIR` does.
+
+    `data_root` is the folder where all data lie now, after they have moved.
+    """
     from foldrace.commands.resume import resume as command
 
-    return Run(command(str(folder), overrides, retry_failed, address, Console()))
+    return Run(
+        command(str(folder), overrides, retry_failed, address, Console(), data_root=data_root)
+    )

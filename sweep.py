@@ -63,6 +63,14 @@ Address = Annotated[
     str | None,
     typer.Option(help="A Ray cluster that runs already: auto, or host:port."),
 ]
+DataRoot = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Where all data lie now, after they have moved."),
+]
+SetPlace = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=PATH", help="Place of data, as data.test=F; repeatable."),
+]
 Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
 
@@ -153,13 +161,14 @@ def resume(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed fold trials again.")
     ] = False,
+    data_root: DataRoot = None,
 ) -> None:
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
     with _exit_codes(context):
         started = monotonic()
         from foldrace.commands.resume import resume as command
 
-        command(folder, set_ or (), retry_failed, address, _console(), started)
+        command(folder, set_ or (), retry_failed, address, _console(), started, data_root)
 
 
 @app.command(epilog="Example: foldrace split cars.yaml --out folds.csv")
@@ -257,10 +266,13 @@ def ensemble(
         list[str] | None,
         typer.Option("--run", metavar="DIR", help="A further run folder to blend; repeatable."),
     ] = None,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
 ) -> None:
     """Blend again from the stored OOF predictions."""
     with _exit_codes(context, "interrupted; the old blend is unchanged"):
         from foldrace.commands.ensemble import Changes, reblend
+        from foldrace.commands.moved_data import DataOptions
 
         changes = Changes(
             method=method,
@@ -270,7 +282,8 @@ def ensemble(
             exclude=tuple(exclude or ()),
             include=tuple(include or ()),
         )
-        reblend(folder, changes, add or (), run_ or (), _console())
+        data = DataOptions(data_root, set_ or ())
+        reblend(folder, changes, add or (), run_ or (), _console(), data)
 
 
 @app.command(epilog="Example: foldrace submit runs/cars --tta flip --out flip.csv")
@@ -279,12 +292,25 @@ def submit(
     folder: Folder,
     tta: Annotated[str, typer.Option(help=f"Average over views of the image: {TTAS}.")] = "none",
     out: OutFile = None,
+    test: Annotated[
+        str | None, typer.Option(help="Another test set: a CSV, a folder or zip of images.")
+    ] = None,
+    test_images: Annotated[
+        str | None, typer.Option(help="Folder or zip that its paths are relative to.")
+    ] = None,
+    sample_submission: Annotated[
+        str | None, typer.Option(help="CSV with its ids and columns.")
+    ] = None,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
 ) -> None:
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
+        from foldrace.commands.moved_data import DataOptions
         from foldrace.commands.submit import submit as command
 
-        command(folder, tta, out, _console())
+        data = DataOptions(data_root, set_ or (), test, test_images, sample_submission)
+        command(folder, tta, out, _console(), data)
 
 
 @app.command(epilog="Example: foldrace predict runs/cars photo.jpg photos/ --out classes.csv")

@@ -14,13 +14,14 @@ from pydantic_core import ErrorDetails
 from rich.console import Console
 
 from foldrace.commands.machine import cores, is_at_work
+from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import require_complete
+from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, DataError, Problem
 from foldrace.core.metrics import accuracy, all_metrics, log_loss, log_loss_of_true
 from foldrace.core.plugins import Parts, naming_plugins
 from foldrace.dataset.folds import HELD_OUT
-from foldrace.dataset.manifest import read_manifest
 from foldrace.dataset.test_set import read_test_set
 from foldrace.ensemble.methods import METHODS
 from foldrace.ensemble.pool import Member
@@ -32,6 +33,11 @@ from foldrace.inference.predictor import Predictor
 from foldrace.inference.soups import Soup, make_soups
 from foldrace.inference.speed import member_prices
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.run_folder.belonging import (
+    require_own_trials,
+    telling_where_data_lay,
+    training_data,
+)
 from foldrace.run_folder.blend_records import EnsembleRecord, HeldOutScore
 from foldrace.run_folder.store import RunStore
 
@@ -66,13 +72,21 @@ def _wrong_option(detail: ErrorDetails) -> Problem:
 
 
 def reblend(
-    root: str, changes: Changes, add: Sequence[str], runs: Sequence[str], console: Console
+    root: str,
+    changes: Changes,
+    add: Sequence[str],
+    runs: Sequence[str],
+    console: Console,
+    data: DataOptions = AS_STORED,
 ) -> None:
     """Blend a run folder again, with other settings than the config's where given."""
     store = RunStore.open(root)
-    if not add and not runs and is_at_work(store):
-        require_complete(store, at_work=True)
-    blend(store, changes.applied_to(store.config().ensemble), console, add, runs)
+    use_data(store, data)
+    with warnings_shown(console):
+        require_own_trials(store, folds_alone=True)
+        if not add and not runs and is_at_work(store):
+            require_complete(store, at_work=True)
+        blend(store, changes.applied_to(store.config().ensemble), console, add, runs)
 
 
 @naming_plugins()
@@ -114,7 +128,8 @@ def _added(store: RunStore, texts: Sequence[str]) -> Request:
         return _NO_WISHES
     try:
         specs = parse_adds(texts)
-        test = read_test_set(store.config().data, store.classes())
+        with telling_where_data_lay(store):
+            test = read_test_set(store.config().data, store.classes())
         return replace(_NO_WISHES, added=add_sources(store, specs, test))
     except (ConfigError, DataError) as error:
         unread = tuple(Member(text.partition("=")[0], VARIANT) for text in texts)
@@ -150,7 +165,7 @@ def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord, parts: Parts
     rows = np.flatnonzero(store.folds().fold == HELD_OUT)
     if len(rows) == 0 or any(member.added for member in ensemble.members):
         return ensemble
-    manifest = read_manifest(store.config().data, store.config().folds.column)
+    manifest = training_data(store)
     files = [manifest.file(int(row)) for row in rows]
     prob = Predictor(store, workers=cores()).probabilities(files)
     labels = store.labels()[rows]

@@ -13,32 +13,23 @@ from rich.console import Console
 from foldrace.checks.config import config_problems
 from foldrace.commands.finish import sweep_and_finish
 from foldrace.commands.machine import only_driver
+from foldrace.commands.moved_data import moved, refuse_other_keys
 from foldrace.commands.plugins import open_run
-from foldrace.config.load import ParsedConfig, differing_keys, parse_config
-from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import Problem, RunFolderError, UserError
-from foldrace.dataset.manifest import Manifest, read_manifest
+from foldrace.commands.warnings_shown import warnings_shown
+from foldrace.config.load import ParsedConfig, parse_config, to_yaml
+from foldrace.core.errors import UserError
+from foldrace.core.files import to_bytes
+from foldrace.dataset.test_set import read_test_set
+from foldrace.run_folder.belonging import (
+    EXTENDABLE,
+    PLACES,
+    require_own_trials,
+    telling_where_data_lay,
+    training_data,
+)
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.cluster import nodes_for_checks
 from foldrace.search_spaces.space import build_space
-
-# What `resume --set` may change: everything else would make old and new trials incomparable.
-_EXTENDABLE = (
-    "search.candidates",
-    "search.backbones",
-    "search.space",
-    "search.per_backbone",
-    "search.sampler",
-    "search.objective",
-    "search.points",
-    "search.warm_start",
-    "search.min_share",
-    "search.fold_trials",
-    "search.storage",
-    "race.",
-    "resources.",
-    "ensemble.",
-)
 
 
 def resume(
@@ -48,27 +39,38 @@ def resume(
     address: str | None,
     console: Console,
     started: float | None = None,
+    data_root: str | None = None,
 ) -> RunStore:
     """Go on with a run; finished fold trials are kept, and stopped candidates stay stopped.
 
-    Overrides may extend budget and space. `started` is when the command started, by
-    `time.monotonic`; None: now.
+    Overrides may extend budget and space, and say where the data lie now; `data_root` says it of
+    all. `started` is when the command started, by `time.monotonic`; None: now. RunFolderError where
+    fold trials that ended do not belong to the run's folds, settings or data.
     """
     started = time.monotonic() if started is None else started
     with only_driver(RunStore.open(root), "resume") as claim:
         store, parts = open_run(root, console)
-        parsed = _parse_stored(store, overrides)
+        with warnings_shown(console):
+            earlier = store.summaries(stored=require_own_trials(store))
+            store.classes()
+        parsed = _parse_stored(store, overrides, data_root)
         _refuse_other_changes(store, parsed)
         config = parsed.require()
+        have_moved = config.data != store.config().data
+        store.use_data(config.data)
         space, problems = build_space(
             config, f"{store.root}/sweep.yaml", len(store.folds().image_paths)
         )
-        manifest = _same_data(store, config)
-        earlier = {s.candidate.candidate: s.candidate.backbone for s in store.summaries()}
+        manifest = training_data(store)
+        if have_moved:
+            with telling_where_data_lay(store):
+                read_test_set(config.data, store.classes())
+        backbones = {s.candidate.candidate: s.candidate.backbone for s in earlier}
         with nodes_for_checks(config, address, sweep=not problems) as nodes:
-            problems += config_problems(config, space, nodes, earlier, parts)
+            problems += config_problems(config, space, nodes, backbones, parts)
             if problems:
                 raise UserError(problems)
+            store.mend()
             store.save_config(config)
             if retry_failed:
                 for (candidate, fold), trial in store.trials().items():
@@ -79,11 +81,15 @@ def resume(
     return store
 
 
-def _parse_stored(store: RunStore, overrides: Sequence[str]) -> ParsedConfig:
+def _parse_stored(
+    store: RunStore, overrides: Sequence[str], data_root: str | None = None
+) -> ParsedConfig:
     """All paths in it are absolute; those of overrides are relative to where the user types."""
+    stored = store.config()
+    stored = stored.model_copy(update={"data": moved(stored.data, data_root)})
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "sweep.yaml"
-        copy.write_bytes(store.files.read("sweep.yaml"))
+        copy.write_bytes(to_bytes(to_yaml(stored)))
         parsed = parse_config(copy, overrides, base=Path.cwd())
     return replace(parsed, source=f"{store.root}/sweep.yaml")
 
@@ -91,25 +97,4 @@ def _parse_stored(store: RunStore, overrides: Sequence[str]) -> ParsedConfig:
 def _refuse_other_changes(store: RunStore, parsed: ParsedConfig) -> None:
     if parsed.config is None:
         return
-    keys = differing_keys(store.config(), parsed.config)
-    refused = [key for key in keys if not key.startswith(_EXTENDABLE)]
-    if refused:
-        allowed = ", ".join(f"{prefix}*" for prefix in _EXTENDABLE)
-        raise RunFolderError(
-            [
-                Problem(f"--set {key}", f"cannot change in a run that exists; allowed: {allowed}")
-                for key in refused
-            ]
-        )
-
-
-def _same_data(store: RunStore, config: SweepConfig) -> Manifest:
-    """The data as it was; fold numbers belong to the rows of folds.csv."""
-    manifest = read_manifest(config.data, config.folds.column)
-    if manifest.image_paths != store.folds().image_paths:
-        raise RunFolderError.single(
-            f"{store.root}/folds.csv",
-            f"lists {len(store.folds().image_paths)} images, but {config.data.train} now gives "
-            f"{len(manifest)}, or different ones; restore the data, or start a new run",
-        )
-    return manifest
+    refuse_other_keys(store.config(), parsed.config, (*EXTENDABLE, *PLACES))

@@ -114,10 +114,12 @@ def _sweep(
     from foldrace.commands.finish import sweep_and_finish
     from foldrace.dataset.duplicates import save_near_duplicates
     from foldrace.dataset.folds import folds_csv
+    from foldrace.run_folder.belonging import save_image_sizes
 
     text = folds_csv(plan.manifest, plan.fold)
     store.create(plan.config, text, plan.manifest.classes, plan.parts.files)
     save_near_duplicates(store.files, plan.near_duplicates)
+    save_image_sizes(store, plan.manifest)
     images = str(plan.manifest.image_root)
     sweep_and_finish(store, plan.space, images, address, console, started, claim)
 

@@ -5,12 +5,15 @@ Takes a run folder; `predict_test_set` is the same while a run sweeps and at its
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
 from foldrace.commands.machine import cores, is_at_work
+from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import blend_so_far, require_complete
+from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import Files, open_files
 from foldrace.core.plugins import naming_plugins
@@ -20,25 +23,38 @@ from foldrace.inference.predictor import Predictor
 from foldrace.inference.submission import Receipt, write_submission
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 
 
-def submit(root: str, tta: str, out: Path | None, console: Console) -> None:
+def submit(
+    root: str, tta: str, out: Path | None, console: Console, data: DataOptions = AS_STORED
+) -> None:
     """Write the submission of a run folder to `out`, or to its `submission.csv`.
 
     While a sweep is at work, of what is complete by now, and on the CPU: the GPUs are the sweep's.
-    RunFolderError where nothing is.
+    RunFolderError where nothing is, or where the submission of another test set would take the
+    place of the sweep's own.
     """
     store = RunStore.open(root)
+    own = store.config().data.test
+    use_data(store, data)
     _check(store, tta)
     sweeps = is_at_work(store)
-    blend = store.blend.record()
-    if blend is None or (sweeps and _has_more_candidates(store, blend)):
-        require_complete(store, sweeps)
-        for line in blend_lines(blend_so_far(store)):
-            console.print(line)
-    predict_test_set(store, tta, out, console, on_cpu=sweeps)
+    if sweeps and out is None and own is not None and data.test is not None:
+        raise RunFolderError.single(
+            f"{store.root}/submission.csv",
+            "is of the test set of sweep.yaml, and the sweep goes on writing it; give --out FILE",
+        )
+    with warnings_shown(console):
+        blend = store.blend.record()
+        if blend is None or (sweeps and _has_more_candidates(store, blend)):
+            require_own_trials(store, folds_alone=True)
+            require_complete(store, sweeps)
+            for line in blend_lines(blend_so_far(store)):
+                console.print(line)
+        predict_test_set(store, tta, out, console, on_cpu=sweeps)
 
 
 def _has_more_candidates(store: RunStore, blend: EnsembleRecord) -> bool:
@@ -61,7 +77,8 @@ def predict_test_set(
     `workers` None: as many as there are cores.
     """
     _check(store, tta)
-    test = read_test_set(store.config().data, store.classes())
+    with telling_where_data_lay(store):
+        test = read_test_set(store.config().data, store.classes())
     assert test is not None
     predictor = Predictor(store, workers or cores(), tta, "cpu" if on_cpu else None)
     with console.status(f"Predicting {len(test)} test images") as status:
@@ -72,7 +89,8 @@ def predict_test_set(
             ),
         )
     files, name = _target(store, out)
-    with store.blend.only_writer():  # file and receipt are one
+    # File and receipt are one; elsewhere nobody else writes, and the run folder may be read-only.
+    with store.blend.only_writer() if out is None else nullcontext():
         receipt = write_submission(
             files, name, test, store.classes(), prob, predictor.ensemble, tta
         )
@@ -85,7 +103,7 @@ def _check(store: RunStore, tta: str) -> None:
     find_tta(tta, run_parts(store))
     if store.config().data.test is None:
         raise RunFolderError.single(
-            f"{store.root}/sweep.yaml", "data.test is not set, so there is nothing to submit"
+            f"{store.root}/sweep.yaml", "data.test is not set: `submit --test T` names a test set"
         )
 
 

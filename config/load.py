@@ -116,12 +116,17 @@ def to_public_yaml(config: SweepConfig) -> str:
 
 def differing_keys(old: SweepConfig, new: SweepConfig) -> list[str]:
     """Dotted keys in which two configs differ, sorted."""
-    left, right = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    left, right = dotted(old), dotted(new)
     return sorted(k for k in left.keys() | right.keys() if left.get(k) != right.get(k))
 
 
-def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def dotted(config: SweepConfig) -> dict[str, Any]:
+    """Dotted key -> its value as JSON has it: `{"folds.k": 5, ...}`."""
+    return _flat(config.model_dump(mode="json"))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
@@ -281,9 +286,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> Problem | None:
 
 def _absolute_paths(config: SweepConfig, base: Path) -> SweepConfig:
     data = config.data
-    names = ("train", "train_images", "test", "test_images", "sample_submission")
-    found = {name: getattr(data, name) for name in names}
-    absolute = {n: _absolute(v, base) for n, v in found.items() if v is not None}
+    absolute = {key: _absolute(path, base) for key, path in data.places.items()}
     update: dict[str, Any] = {
         "data": data.model_copy(update=absolute),
         "plugins": tuple(_absolute(path, base) for path in config.plugins),

@@ -50,6 +50,12 @@ class DataConfig(ConfigSection):
     sample_submission: str | None = None
     """A CSV whose ids and columns the submission takes over."""
 
+    @property
+    def places(self) -> dict[str, str]:
+        """Key -> path, for every key that says where something lies and is set."""
+        keys = ("train", "train_images", "test", "test_images", "sample_submission")
+        return {key: path for key in keys if (path := getattr(self, key)) is not None}
+
 
 class FoldsConfig(ConfigSection):
     """Split of the training rows into folds."""

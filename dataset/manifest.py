@@ -141,8 +141,13 @@ def _from_folders(
     return None if loose else _manifest(folder, paths, names)
 
 
+def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """The classes of these labels in the order of every array's columns."""
+    return tuple(sorted(set(names), key=natural_key))
+
+
 def _manifest(root: Path, paths: Sequence[str], names: Sequence[str]) -> Manifest:
-    classes = tuple(sorted(set(names), key=natural_key))
+    classes = ordered_classes(names)
     index = {name: i for i, name in enumerate(classes)}
     labels = np.array([index[name] for name in names], dtype=np.int64)
     return Manifest(root, tuple(paths), labels, classes, groups=None, given_folds=None)

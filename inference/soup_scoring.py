@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.core.temperature import calibrated_log_loss
-from foldrace.dataset.manifest import read_manifest
-from foldrace.dataset.tables import on_disk
 from foldrace.inference.predictor import BATCH, RunModels, State
+from foldrace.run_folder.belonging import training_data
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.trainables.data.loader import loader_settings
 from foldrace.trainables.history import oof_of
@@ -131,9 +130,8 @@ class Scorer:
     @cached_property
     def _files(self) -> list[Path]:
         """Of every row, as the trials listed them: they share one entry of the pixel cache."""
-        config, table = self.models.store.config(), self.models.store.folds()
-        root = read_manifest(config.data, config.folds.column).image_root
-        return [on_disk(root, path) for path in table.image_paths]
+        manifest = training_data(self.models.store)
+        return [manifest.file(row) for row in range(len(manifest))]
 
 
 def averaged(states: Iterable[State]) -> State:

@@ -42,6 +42,8 @@ class Receipt:
 
     file: str
     sha256: str
+    test: str
+    """Table of the test images, or their folder."""
     rows: int
     columns: tuple[str, ...]
     created: str
@@ -86,6 +88,7 @@ def write_submission(
     receipt = Receipt(
         file=name,
         sha256=hashlib.sha256(data).hexdigest(),
+        test=test.table or str(test.image_root),
         rows=len(test),
         columns=test.header,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -23,6 +23,15 @@ from foldrace.dataset.folds import FoldTable
 from foldrace.run_folder.records import TrialRecord
 
 _REMEDY = "delete this fold's folder and resume"
+NOT_OF_THIS_TRIAL = (
+    "it does not belong to the trial.json beside it: it is damaged, or another attempt of the "
+    "trial has written it"
+)
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def npy(array: NDArray[np.generic]) -> bytes:
@@ -52,17 +61,28 @@ def read_array(files: Files, name: str) -> NDArray[np.float32]:
 
 
 def pooled(
-    files: Files, folders: Mapping[int, str], name: str, folds: FoldTable
+    files: Files,
+    folders: Mapping[int, str],
+    name: str,
+    folds: FoldTable,
+    digests: Mapping[int, Mapping[str, str]],
 ) -> NDArray[np.float32]:
     """The arrays `name` of fold trials put together in the order of their rows in folds.csv.
 
-    `folders`: fold -> its folder. RunFolderError with every fold trial that does not hold each row
-    of its fold once, or has files that cannot be read.
+    `folders`: fold -> its folder; `digests`: fold -> digest of its files, as far as they are known.
+    RunFolderError with every fold trial that does not hold each row of its fold once, has files
+    that cannot be read, or such that are not those of its record.
     """
     problems: list[Problem] = []
-    paths = folders.values()
-    row_parts = [_read_of_trial(files, f"{folder}/rows.npy", problems) for folder in paths]
-    parts = [_read_of_trial(files, f"{folder}/{name}", problems) for folder in paths]
+    strange: list[Problem] = []
+
+    def read(file: str) -> list[NDArray[np.float32] | None]:
+        return [
+            _read_of_trial(files, f"{folder}/{file}", digests[fold].get(file), problems, strange)
+            for fold, folder in folders.items()
+        ]
+
+    row_parts, parts = read("rows.npy"), read(name)
     problems += [
         Problem(
             f"{files.root}/{folder}/{name if fits else 'rows.npy'}",
@@ -72,8 +92,8 @@ def pooled(
         if rows is not None and part is not None
         for fits, text in _misfits(fold, rows, part, folds)
     ]
-    if problems:
-        raise RunFolderError(problems)
+    if problems or strange:  # what exactly is wrong says more than that something is
+        raise RunFolderError(problems or strange)
     whole, order = [p for p in parts if p is not None], [r for r in row_parts if r is not None]
     return np.concatenate(whole)[np.argsort(np.concatenate(order))]
 
@@ -83,15 +103,27 @@ def row_name(row: int, folds: FoldTable) -> str:
     return f"line {row + 2} of folds.csv ({folds.image_paths[row]})"
 
 
-def _read_of_trial(files: Files, name: str, problems: list[Problem]) -> NDArray[np.float32] | None:
-    """The array in a fold trial's file; None and a problem where it cannot be read."""
+def _read_of_trial(
+    files: Files,
+    name: str,
+    expected: str | None,
+    problems: list[Problem],
+    strange: list[Problem],
+) -> NDArray[np.float32] | None:
+    """The array in a fold trial's file; None and a problem where it cannot be read.
+
+    One with another digest than `expected` is among `strange`.
+    """
+    where, trial = f"{files.root}/{name}", _trial_of(name.rpartition("/")[0])
     try:
-        return array_of(files.read(name))
+        data = files.read(name)
+        array = array_of(data)
     except (OSError, ValueError) as error:
-        folder = name.rpartition("/")[0]
-        text = f"{_trial_of(folder)}: cannot be read: {error}; {_REMEDY}"
-        problems.append(Problem(f"{files.root}/{name}", text))
+        problems.append(Problem(where, f"{trial}: cannot be read: {error}; {_REMEDY}"))
         return None
+    if expected is not None and digest(data) != expected:
+        strange.append(Problem(where, f"{trial}: {NOT_OF_THIS_TRIAL}; {_REMEDY}"))
+    return array
 
 
 def _trial_of(folder: str) -> str:
@@ -150,8 +182,8 @@ def read_columns(
         arrays = load(data)
     except (SafetensorError, ValueError, KeyError):
         return None
-    digest = arrays.pop(_TRIALS, None)
-    if digest is None or not np.array_equal(digest, _digest(trials)):
+    made_of = arrays.pop(_TRIALS, None)
+    if made_of is None or not np.array_equal(made_of, _digest(trials)):
         return None
     wanted = tuple(arrays if variants is None else variants)
     columns = {v: arrays[v] for v in wanted if v in arrays and _fits(arrays[v], rows)}

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from foldrace.config.ranges import Value
 from foldrace.run_folder.variants import RAW
@@ -96,6 +96,13 @@ class TrialRecord(StoredRecord):
     error: str | None = None
     notes: tuple[str, ...] = ()
     """Warnings of the trial, each text once."""
+    settings: dict[str, JsonValue] = {}
+    """What `resume` may not change of the config that it was trained with, by dotted key; empty in
+    records of an older version."""
+    attempt: str = ""
+    """Name of the attempt that wrote it; empty where the driver did, or an older version."""
+    digests: dict[str, str] = {}
+    """File beside it -> SHA-256 of its bytes: only a file that has it is of this trial."""
 
     @property
     def best(self) -> str | None:

@@ -16,17 +16,26 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from foldrace.config.load import to_yaml
-from foldrace.config.schema import SweepConfig
+from foldrace.config.schema import DataConfig, SweepConfig
 from foldrace.core.errors import RunFolderError, listing
-from foldrace.core.files import LocalFiles, read_text, record_json, sound_record, to_bytes
+from foldrace.core.files import (
+    LocalFiles,
+    read_text,
+    record_json,
+    sound_record,
+    to_bytes,
+    warn_ignored,
+)
 from foldrace.core.plugin_files import PluginFile
+from foldrace.dataset.manifest import ordered_classes
 from foldrace.run_folder.blend_records import ResultUpdate, SubmissionNote
+from foldrace.run_folder.candidates import FOLDS
 from foldrace.run_folder.claims import Claims
 from foldrace.run_folder.ensemble_folder import EnsembleFolder
 from foldrace.run_folder.progress import RunningNow
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.tables import decisions_csv, leaderboard_csv, trials_csv
-from foldrace.run_folder.trials import FOLDS, TrialFiles
+from foldrace.run_folder.trials import TrialFiles
 
 _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
 _RECEIPT, _UPDATE = "submission.receipt.json", "ensemble/update.json"
@@ -38,6 +47,7 @@ class RunStore(TrialFiles):
 
     _parsed: tuple[str, SweepConfig] | None = None
     """The text of sweep.yaml and what it holds: to parse it takes 10 ms."""
+    _data: DataConfig | None = None
 
     @property
     def exists(self) -> bool:
@@ -71,7 +81,7 @@ class RunStore(TrialFiles):
             for file in plugins:
                 self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
             self.files.write(FOLDS, to_bytes(folds))
-            self.files.write(_CLASSES, to_bytes(json.dumps(list(classes), ensure_ascii=False)))
+            self._save_classes(classes)
             self.save_config(config)
         except OSError as error:
             raise RunFolderError.single(self.root, f"cannot be written: {error}") from error
@@ -90,16 +100,20 @@ class RunStore(TrialFiles):
     def config(self) -> SweepConfig:
         """The resolved config that the run was made with; RunFolderError where it is damaged."""
         text = read_text(self.files, _CONFIG)
-        if self._parsed is not None and self._parsed[0] == text:
-            return self._parsed[1]
-        try:
-            config = SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+        if self._parsed is None or self._parsed[0] != text:
+            try:
+                config = SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
+            except (ValidationError, yaml.YAMLError) as error:
+                raise RunFolderError.single(
+                    f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {error}"
+                ) from error
             self._parsed = text, config
-            return config
-        except (ValidationError, yaml.YAMLError) as error:
-            raise RunFolderError.single(
-                f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {error}"
-            ) from error
+        config = self._parsed[1]
+        return config if self._data is None else config.model_copy(update={"data": self._data})
+
+    def use_data(self, data: DataConfig) -> None:
+        """Let `config` say that the data lie there; sweep.yaml stays as it is."""
+        self._data = data
 
     def save_config(self, config: SweepConfig) -> None:
         """Write sweep.yaml."""
@@ -118,8 +132,43 @@ class RunStore(TrialFiles):
         )
 
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of every array's columns."""
-        return tuple(json.loads(read_text(self.files, _CLASSES)))
+        """Names of the classes, in the order of every array's columns.
+
+        Where classes.json is damaged, those of folds.csv, with a warning in the log; RunFolderError
+        where fold trials were trained on another one.
+        """
+        names = self._stored_classes()
+        return self._classes_of_folds() if names is None else names
+
+    def mend(self) -> None:
+        """See `CandidateFiles.mend`."""
+        super().mend()
+        if self._stored_classes() is None:
+            self._save_classes(self._classes_of_folds())
+
+    def _save_classes(self, classes: Sequence[str]) -> None:
+        self.files.write(_CLASSES, to_bytes(json.dumps(list(classes), ensure_ascii=False)))
+
+    def _stored_classes(self) -> tuple[str, ...] | None:
+        """What classes.json holds; None where that is no list of different names."""
+        try:
+            names = json.loads(self.files.read(_CLASSES).decode(errors="surrogateescape"))
+        except (FileNotFoundError, ValueError):
+            return None
+        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return tuple(names) if is_list and len(set(names)) == len(names) > 1 else None
+
+    def _classes_of_folds(self) -> tuple[str, ...]:
+        """The classes as `create` had them: folds.csv has the label of every row."""
+        where, own = f"{self.root}/{_CLASSES}", self.folds().hash
+        if any(record.folds_hash != own for record in self.stored_trials().values()):
+            raise RunFolderError.single(
+                where,
+                f"is damaged, and {FOLDS}, which would tell its classes, is not the one that fold "
+                "trials were trained on; put copies of both back, or start a new run",
+            )
+        warn_ignored(where, f"it is damaged; the classes are those of {FOLDS}")
+        return ordered_classes(self.folds().targets)
 
     def labels(self) -> NDArray[np.int64]:
         """(n,) class index of every row of folds.csv; RunFolderError where it is of no class."""

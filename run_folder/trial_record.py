@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from foldrace.config.hyperparameters import TrialParams, fold_trial_seed
+from foldrace.run_folder.belonging import trained_settings
 from foldrace.run_folder.records import CandidateRecord, TrialRecord, TrialStatus, VariantScore
 from foldrace.run_folder.store import RunStore
 
@@ -43,8 +44,9 @@ def trial_record(
     micro_batch: int = 0,
     error: str | None = None,
     notes: tuple[str, ...] = (),
+    attempt: str = "",
 ) -> TrialRecord:
-    """The record of a fold trial, with the folds and the seed that it trained with.
+    """The record of a fold trial, with the folds, settings and the seed that it trained with.
 
     Times are seconds, `started_at` (of the first attempt) and `ended_at` since 1970.
     """
@@ -67,4 +69,6 @@ def trial_record(
         micro_batch=micro_batch,
         error=error,
         notes=notes,
+        settings=trained_settings(store.config()),
+        attempt=attempt,
     )

@@ -1,115 +1,38 @@
-"""The folder `trials/` of a run: candidates, fold trials, race decisions and their arrays.
+"""The fold trials of a run: their arrays, weights and states to resume from.
 
-Takes and gives records and arrays; checks that a candidate's OOF rows are complete before anyone
-blends them. `foldrace.run_folder.store.RunStore` is the door to it. No pickle is ever read.
+Takes and gives records and arrays; checks that a candidate's OOF rows are complete, and are those
+that its trials wrote, before anyone blends them. `foldrace.run_folder.store.RunStore` is the door
+to it. No pickle is ever read.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+import logging
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foldrace.core.files import (
-    Files,
-    open_files,
-    read_record,
-    read_text,
-    record_json,
-    sound_record,
-    to_bytes,
-    warn_ignored,
+from foldrace.core.files import read_text, record_json, to_bytes
+from foldrace.run_folder.candidates import DECISION, CandidateFiles
+from foldrace.run_folder.oof import (
+    NOT_OF_THIS_TRIAL,
+    columns_file,
+    digest,
+    npy,
+    pooled,
+    read_columns,
 )
-from foldrace.dataset.folds import FoldTable, read_folds
-from foldrace.run_folder.oof import columns_file, npy, pooled, read_columns
-from foldrace.run_folder.records import (
-    CandidateRecord,
-    CandidateSummary,
-    Oof,
-    RaceDecision,
-    TrialRecord,
-    summarise,
-)
+from foldrace.run_folder.records import CandidateSummary, Oof, TrialRecord
 from foldrace.run_folder.variants import RAW
 
-FOLDS = "folds.csv"
-_RESUME_STATE, _TRAIN_LOG, _DECISION = "resume.pt", "train_log.csv", "decision.json"
+_RESUME_STATE, _TRAIN_LOG = "resume.pt", "train_log.csv"
 _RUNG = "rung"  # and the number of epochs trained by then
-_FOLD_FOLDER = re.compile(r"fold(\d+)")
+_log = logging.getLogger("foldrace")
 
 
-class TrialFiles:
+class TrialFiles(CandidateFiles):
     """The candidates and fold trials of one run folder, with the folds that they are of."""
-
-    def __init__(self, root: str | Path) -> None:
-        self.files: Files = open_files(root)
-        self.root = self.files.root
-        self._folds: FoldTable | None = None
-
-    # -- folds
-
-    def folds(self) -> FoldTable:
-        """The table in folds.csv, read once."""
-        if self._folds is None:
-            self._folds = read_folds(read_text(self.files, FOLDS))
-        return self._folds
-
-    @property
-    def fold_count(self) -> int:
-        """Number of fold trials of a complete candidate."""
-        return int(self.folds().fold.max()) + 1
-
-    def scored_rows(self) -> NDArray[np.int64]:
-        """(N,) rows that some fold trial scores: all, or with k: 1 the validation rows."""
-        return np.flatnonzero(self.folds().fold >= 0)
-
-    # -- candidates
-
-    def save_candidate(self, record: CandidateRecord) -> None:
-        """Write a candidate's record, when it is suggested."""
-        self.files.write(f"trials/{record.candidate}/candidate.json", record_json(record))
-
-    def candidate(self, name: str) -> CandidateRecord:
-        """One candidate's record; RunFolderError where the run has none of that name."""
-        return read_record(self.files, f"trials/{name}/candidate.json", CandidateRecord)
-
-    def candidates(self) -> list[CandidateRecord]:
-        """Every candidate ever suggested, in the order of their numbers: c9999 before c10000."""
-        names = sorted(self.files.names("trials"), key=lambda name: (len(name), name))
-        paths = [f"trials/{name}/candidate.json" for name in names]
-        return [read_record(self.files, p, CandidateRecord) for p in paths if self.files.exists(p)]
-
-    def summaries(self, running: bool = False) -> list[CandidateSummary]:
-        """Every candidate with its status, from the files alone.
-
-        `running`: the sweep goes on, so that incomplete candidates are `running` and not
-        `unfinished`.
-        """
-        by_candidate: dict[str, list[TrialRecord]] = defaultdict(list)
-        for (candidate, _), record in sorted(self.trials().items()):
-            by_candidate[candidate].append(record)
-        decisions = self.decisions()
-        return [
-            summarise(
-                record,
-                by_candidate[record.candidate],
-                self.fold_count,
-                running,
-                decisions.get(record.candidate, ()),
-            )
-            for record in self.candidates()
-        ]
-
-    # -- fold trials
-
-    @staticmethod
-    def trial_folder(candidate: str, fold: int) -> str:
-        """Name of a fold trial's folder, relative to the run folder."""
-        return f"trials/{candidate}/fold{fold}"
 
     def save_trial(
         self,
@@ -118,43 +41,52 @@ class TrialFiles:
         rows: NDArray[np.int64] | None = None,
         weights: Mapping[str, bytes] | None = None,
         log: str | None = None,
-    ) -> None:
-        """Write a fold trial; `trial.json` last, so that a trial with it is whole.
+    ) -> TrialRecord:
+        """Write a fold trial, `trial.json` last; the record that is there then.
 
         `weights` are safetensors files by variant, `log` is the text of train_log.csv. A failed
         trial's resume state stays, for the next attempt.
+
+        Two attempts may write into one folder: a node that was given up for lost may go on beside
+        the next attempt. A trial that another attempt has finished is left as it is. An attempt
+        that finishes while this one writes its arrays loses: all of them are written again, and
+        this record takes its place. Where both records come after both's arrays, which are written
+        in seconds, nothing without locks can keep them apart: the digests in trial.json then tell
+        readers that an array is of the other one. All of it holds for an object store as well.
         """
+        there = self._finished_by_another(record)
+        if there is not None:
+            name = f"{record.candidate} fold{record.fold}"
+            _log.warning("%s: another attempt has finished, this one's result is left out", name)
+            return there
         folder = self.trial_folder(record.candidate, record.fold)
         if log is not None:
             self.save_train_log(record.candidate, record.fold, log)
-        if rows is not None:
-            self.files.write(f"{folder}/rows.npy", npy(rows))
+        contents: dict[str, bytes] = {} if rows is None else {"rows.npy": npy(rows)}
         for variant, prob in (oof or {}).items():
-            self.files.write(f"{folder}/oof{suffix(variant)}.npy", npy(prob.log_prob))
-            self.files.write(f"{folder}/true_prob{suffix(variant)}.npy", npy(prob.true_prob))
+            contents[f"oof{suffix(variant)}.npy"] = npy(prob.log_prob)
+            contents[f"true_prob{suffix(variant)}.npy"] = npy(prob.true_prob)
         for variant, data in (weights or {}).items():
-            self.files.write(weights_name(record.candidate, record.fold, variant), data)
-        self.files.write(f"{folder}/trial.json", record_json(record))
+            contents[_weights_file(variant)] = data
+        digests = {name: digest(data) for name, data in contents.items()}
+        written = record.model_copy(update={"digests": record.digests | digests})
+        self._write_all(folder, contents)
+        if self._finished_by_another(record) is not None:
+            self._write_all(folder, contents)
+        self.files.write(f"{folder}/trial.json", record_json(written))
         if record.status != "failed":
             self.files.delete(f"{folder}/{_RESUME_STATE}")
+        return written
 
-    def trial(self, candidate: str, fold: int) -> TrialRecord | None:
-        """The trial's record, or None while it has not ended.
+    def _write_all(self, folder: str, contents: Mapping[str, bytes]) -> None:
+        for name, data in contents.items():
+            self.files.write(f"{folder}/{name}", data)
 
-        A damaged record, or one of other folds, counts as none, with a warning in the log: the
-        trial runs again.
-        """
-        name = f"{self.trial_folder(candidate, fold)}/trial.json"
-        record = sound_record(self.files, name, TrialRecord)
-        if record is None or record.folds_hash == self.folds().hash:
-            return record
-        warn_ignored(f"{self.root}/{name}", "it is of another folds.csv")
-        return None
-
-    def trials(self) -> dict[tuple[str, int], TrialRecord]:
-        """(candidate, fold) -> record, for every fold trial that ended."""
-        ended = ((key, self.trial(*key)) for key in self._fold_folders())
-        return {key: record for key, record in ended if record is not None}
+    def _finished_by_another(self, record: TrialRecord) -> TrialRecord | None:
+        """The record of another attempt that has finished the trial."""
+        there = self.stored_trial(record.candidate, record.fold)
+        other = there is not None and there.attempt != record.attempt
+        return there if other and there is not None and there.status == "finished" else None
 
     def forget_trial(self, candidate: str, fold: int) -> None:
         """Remove what a fold trial left, so that it runs anew."""
@@ -163,12 +95,16 @@ class TrialFiles:
     def clear_trial(self, candidate: str, fold: int) -> None:
         """Remove what an attempt left, but not what the next one goes on from: its resume state.
 
-        The decisions about it and what it had at its rungs stay with that.
+        The decisions about it and what it had at its rungs stay with that. A trial that has
+        finished stays whole.
         """
+        there = self.stored_trial(candidate, fold)
+        if there is not None and there.status == "finished":
+            return
         folder = self.trial_folder(candidate, fold)
         self.files.delete_parts(folder)
         for name in self.files.names(folder):
-            if name not in (_RESUME_STATE, _TRAIN_LOG, _DECISION) and not name.startswith(_RUNG):
+            if name not in (_RESUME_STATE, _TRAIN_LOG, DECISION) and not name.startswith(_RUNG):
                 self.files.delete(f"{folder}/{name}")
 
     def train_log(self, candidate: str, fold: int) -> str | None:
@@ -208,37 +144,6 @@ class TrialFiles:
     def _rung_name(self, candidate: str, fold: int, epoch: int) -> str:
         return f"{self.trial_folder(candidate, fold)}/{_RUNG}{epoch}.safetensors"
 
-    def _fold_folders(self) -> Iterator[tuple[str, int]]:
-        """(candidate, fold) of every fold trial that has a folder."""
-        for candidate in self.files.names("trials"):
-            for folder in self.files.names(f"trials/{candidate}"):
-                match = _FOLD_FOLDER.fullmatch(folder)
-                if match is not None:
-                    yield candidate, int(match[1])
-
-    # -- race decisions
-
-    def save_decision(self, decision: RaceDecision) -> None:
-        """Write the decision after a fold, in place of an earlier one.
-
-        It comes after the fold trial's record, but before that of a trial which it stops.
-        """
-        folder = self.trial_folder(decision.candidate, decision.fold)
-        self.files.write(f"{folder}/{_DECISION}", record_json(decision))
-
-    def decisions(self) -> dict[str, list[RaceDecision]]:
-        """Candidate -> its decisions, in the order in which they were made.
-
-        A damaged one counts as none, with a warning in the log: the race decides again.
-        """
-        made: dict[str, list[RaceDecision]] = defaultdict(list)
-        for candidate, fold in self._fold_folders():
-            name = f"{self.trial_folder(candidate, fold)}/{_DECISION}"
-            decision = sound_record(self.files, name, RaceDecision)
-            if decision is not None:
-                made[candidate].append(decision)
-        return {name: sorted(listed, key=lambda d: d.number) for name, listed in made.items()}
-
     # -- states to resume from
 
     def save_resume_state(self, candidate: str, fold: int, data: bytes | memoryview) -> None:
@@ -267,8 +172,12 @@ class TrialFiles:
     # -- weights
 
     def weights(self, candidate: str, fold: int, variant: str) -> bytes:
-        """The safetensors file of a variant."""
-        return self.files.read(weights_name(candidate, fold, variant))
+        """The safetensors file of a variant; ValueError where trial.json has another digest."""
+        data = self.files.read(weights_name(candidate, fold, variant))
+        expected = self._digests(candidate, fold).get(_weights_file(variant))
+        if expected is not None and digest(data) != expected:
+            raise ValueError(NOT_OF_THIS_TRIAL)
+        return data
 
     def has_weights(self, candidate: str, variant: str) -> bool:
         """True where the weights of all folds are there."""
@@ -328,7 +237,13 @@ class TrialFiles:
     ) -> NDArray[np.float32]:
         wanted = range(self.fold_count) if folds is None else folds
         folders = {fold: self.trial_folder(candidate, fold) for fold in wanted}
-        return pooled(self.files, folders, name, self.folds())
+        digests = {fold: self._digests(candidate, fold) for fold in folders}
+        return pooled(self.files, folders, name, self.folds(), digests)
+
+    def _digests(self, candidate: str, fold: int) -> Mapping[str, str]:
+        """File of a fold trial -> digest, as its record has them; empty without a record."""
+        record = self.stored_trial(candidate, fold)
+        return {} if record is None else record.digests
 
 
 def suffix(variant: str) -> str:
@@ -338,7 +253,11 @@ def suffix(variant: str) -> str:
 
 def weights_name(candidate: str, fold: int, variant: str) -> str:
     """Name of a variant's weights, relative to the run folder."""
-    return f"{TrialFiles.trial_folder(candidate, fold)}/best{suffix(variant)}.safetensors"
+    return f"{TrialFiles.trial_folder(candidate, fold)}/{_weights_file(variant)}"
+
+
+def _weights_file(variant: str) -> str:
+    return f"best{suffix(variant)}.safetensors"
 
 
 def _columns_name(summary: CandidateSummary) -> str:

@@ -10,6 +10,7 @@ import logging
 import math
 import platform
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -59,13 +60,19 @@ def run_trial(spec: TrialSpec, monitor: Monitor) -> TrialRecord:
     """
     store = RunStore.open(spec.run)
     store.files.patience = Patience(_PATIENCE, _log.warning)  # hours of training are worth a wait
+    attempt = uuid.uuid4().hex
     with naming_plugins(), capture_warnings(spec.notes) as notes:
         parts = load_parts(store.plugins(), TRAINING_TABLES)
-        return _run_trial(read_trial(spec, store), store, parts, monitor, notes)
+        return _run_trial(read_trial(spec, store), store, parts, monitor, notes, attempt)
 
 
 def _run_trial(
-    trial: FoldTrial, store: RunStore, parts: Parts, monitor: Monitor, notes: Iterable[str]
+    trial: FoldTrial,
+    store: RunStore,
+    parts: Parts,
+    monitor: Monitor,
+    notes: Iterable[str],
+    attempt: str,
 ) -> TrialRecord:
     started = time.perf_counter()
     accelerator = fresh_accelerator(trial)
@@ -78,9 +85,9 @@ def _run_trial(
         if history.log:
             monitor.report(history.log[-1])
         _train(trial, data, state, history, resume, monitor)
-    record = _record(trial, store, history, state, resume, tuple(notes))
+    record = _record(trial, store, history, state, resume, tuple(notes), attempt)
     if accelerator.is_main_process:
-        _write(store, record, history, data)
+        record = _write(store, record, history, data)
     accelerator.wait_for_everyone()  # on every device a trial has ended when its record is written
     return record
 
@@ -212,6 +219,7 @@ def _record(
     state: TrainState,
     resume: ResumeState,
     notes: tuple[str, ...],
+    attempt: str,
 ) -> TrialRecord:
     epochs = len(history.log)
     return trial_record(
@@ -230,15 +238,16 @@ def _record(
         micro_batch=state.micro_batch,
         error=f"the loss is not finite at epoch {epochs - 1}" if history.diverged else None,
         notes=notes,
+        attempt=attempt,
     )
 
 
-def _write(store: RunStore, record: TrialRecord, history: History, data: TrialData) -> None:
+def _write(store: RunStore, record: TrialRecord, history: History, data: TrialData) -> TrialRecord:
+    """Write the result; the record that is in the run folder then."""
     if record.status == "diverged":
-        store.save_trial(record, log=history.log_csv())
-        return
+        return store.save_trial(record, log=history.log_csv())
     checkpoints = history.variants()
-    store.save_trial(
+    return store.save_trial(
         record,
         oof={name: kept.oof for name, kept in checkpoints.items()},
         rows=data.rows,

@@ -70,6 +70,9 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         store = RunStore.open(job.run)
         resources = store.config().resources
         spec = _spec(job, config, resources.cpus_per_trial)
+        there = store.trial(spec.candidate, spec.fold)
+        if there is not None and there.status == "finished":
+            return  # an attempt that was given up for lost has gone on, and was faster
         try:
             monitor = _TuneMonitor(_rung_epochs(store, spec) if config[JUDGED] else ())
             if resources.devices_per_trial == 1:

@@ -54,8 +54,12 @@ def trial_record(store: RunStore, fold: int, **changes: object) -> TrialRecord:
 
 
 def save_fold(
-    store: RunStore, fold: int, prob: NDArray[np.float32], candidate: str = "c0000"
-) -> None:
+    store: RunStore,
+    fold: int,
+    prob: NDArray[np.float32],
+    candidate: str = "c0000",
+    attempt: str = "",
+) -> TrialRecord:
     """A finished trial with the same probabilities as raw and, sharpened, as EMA."""
     rows = np.flatnonzero(store.folds().fold == fold)
     labels = store.labels()[rows]
@@ -72,10 +76,11 @@ def save_fold(
             epoch=fold,
         )
     record = trial_record(
-        store, fold, candidate=candidate, variants=scores, epochs_trained=4, seconds=1.5
-    )
+        store, fold, candidate=candidate, variants=scores, epochs_trained=4, seconds=1.5,
+        attempt=attempt,
+    )  # fmt: skip
     weights = {"raw": b"raw weights", "ema": b"ema weights"}
-    store.save_trial(record, oof, rows, weights, "epoch,train_loss\n0,1\n")
+    return store.save_trial(record, oof, rows, weights, "epoch,train_loss\n0,1\n")
 
 
 def sharpened(prob: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -93,7 +93,6 @@ def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     ("name", "read"),
     [
         ("sweep.yaml", "config"),
-        ("trials/c0000/candidate.json", "candidates"),
         ("ensemble/ensemble.json", "blend.record"),
     ],
 )

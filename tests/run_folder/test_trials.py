@@ -104,6 +104,7 @@ def test_an_attempt_leaves_to_the_next_one_what_it_goes_on_from(
     """Its state, its log, its columns at the rungs and the decision about it, and nothing else."""
     columns = {"raw": np.linspace(0, 1, 20, dtype=np.float32), "ema": np.ones(20, np.float32)}
     save_fold(store, 1, np.full((70, 3), 1 / 3, np.float32))
+    store.files.delete("trials/c0000/fold1/trial.json")  # killed before it was written
     store.save_resume_state("c0000", 1, b"state")
     store.save_rung("c0000", 1, 8, "epoch\n0\n", columns)
     store.save_decision(decision(store, 1, "park"))
