@@ -26,6 +26,8 @@ _FIRST_LOOK, _LONGEST = 10.0, 300.0  # seconds between looks whether it is over
 _NO_WORD = "its worker ended without a result"
 _SURROUNDINGS = {
     "its node was lost": r"node has died|NodeDiedError|owner has died|node was preempted",
+    # The first word of a node that is gone; of a process alone Ray says that it has died.
+    "the connection to its node was lost": r"The actor is temporarily unavailable",
     "Ray's memory monitor ended it, since its node's memory was full": (
         r"NODE_OUT_OF_MEMORY|OutOfMemoryError: Task was killed|node running low on memory"
     ),

@@ -18,6 +18,10 @@ NODE_DIED = (
     "The actor died because its node has died. Node Id: 5f\n\tthe actor's node was terminated"
 )
 MEMORY = "Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: Task was killed due to the node"
+CUT_OFF = (
+    "The actor e84d is unavailable: The actor is temporarily unavailable: RpcError: RPC error: "
+    "Socket closed rpc_code: 14. The task may or may not have been executed on the actor."
+)
 KILLED = "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits"
 
 
@@ -46,7 +50,7 @@ def ask(workers: PretendWorkers, name: str) -> object:
     return task
 
 
-@pytest.mark.parametrize("text", [NODE_DIED, MEMORY])
+@pytest.mark.parametrize("text", [NODE_DIED, MEMORY, CUT_OFF])
 def test_lost_surroundings_cost_a_trial_nothing(make: MakeWorkers, text: str) -> None:
     """Not even with max_failures: 0, and it goes on from its saved state."""
     workers = make(candidates=1, slots=1, max_failures=0)
