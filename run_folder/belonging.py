@@ -142,8 +142,9 @@ def telling_where_data_lay(store: RunStore) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        data = store.config().data
-        gone = [key for key, path in data.places.items() if not Path(path).exists()]
+        data, now = RunStore(store.root).config().data, store.config().data.places
+        unmoved = {key: path for key, path in data.places.items() if now.get(key) == path}
+        gone = [key for key, path in unmoved.items() if not Path(path).exists()]
         if not gone:
             raise
         message = (

@@ -310,9 +310,8 @@ def test_test_sets_are_not_mixed(moved: Run, cli: Cli, tmp_path: Path) -> None:
 
 def test_wrong_test_sets_are_named_as_the_config_s_are(moved: Run, cli: Cli) -> None:
     data = moved.project.folder
-    refused(
-        cli("submit", moved.folder, "--test", data / "nix.csv"), "data.test: ", "does not exist"
-    )
+    result = cli("submit", moved.folder, "--test", data / "nix.csv")
+    refused(result, "1 problem: - data.test: ", "does not exist")
     with (data / "short.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(moved.project.rows("sample submission.csv")[:-1])
     refused(

@@ -29,6 +29,7 @@ from tests.ensemble.made_runs import (
     add_candidate,
     make_run,
     random_prob,
+    rewrite,
 )
 from tests.ensemble.selection_runs import add, make_store
 from tests.ensemble.temperature_reference import smoothed_loss, smoothed_temperature
@@ -214,7 +215,7 @@ def spoiled(store: RunStore, candidate: str, fold: int, name: str, change: Calla
     path = Path(store.root) / "trials" / candidate / f"fold{fold}" / name
     array = np.load(path)
     change(array)
-    np.save(path, array)
+    rewrite(store, candidate, fold, name, array)
 
 
 def test_all_violations_of_all_members_come_at_once(store: RunStore) -> None:

@@ -15,6 +15,7 @@ from foldrace.ensemble import greedy
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
+from tests.ensemble.made_runs import rewrite
 from tests.ensemble.selection_runs import (
     FOLD,
     LABELS,
@@ -174,7 +175,7 @@ def test_values_that_are_no_probabilities_are_refused(store: RunStore, value: fl
     path = Path(store.root) / "trials" / "c0000" / "fold1" / "true_prob.npy"
     column = np.load(path)
     column[3] = value
-    np.save(path, column)
+    rewrite(store, "c0000", 1, "true_prob.npy", column)
     row = int(np.flatnonzero(FOLD == 1)[3])
     with pytest.raises(RunFolderError) as caught:
         blend(store, EnsembleConfig())

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foldrace.run_folder.oof import npy
 from foldrace.scheduling.gains import Gains
+from tests.ensemble.made_runs import rewrite
 from tests.scheduling.raced_runs import RacedRun, gain_by_definition, optimal_mix
 
 CLOSE = 2e-3
@@ -154,7 +154,7 @@ def test_rows_that_are_no_probabilities_are_named(
 ) -> None:
     gains = blended(run, 0)
     run.finish("c0002", 0, {"ema": run.model(7, 1.0)})
-    run.store.files.write("trials/c0002/fold0/oof_ema.npy", npy(np.full((80, 3), np.nan)))
+    rewrite(run.store, "c0002", 0, "oof_ema.npy", np.full((80, 3), np.nan))
     with caplog.at_level(logging.WARNING, "foldrace"):
         assert gains.of(run.summary("c0002")) is None
     [line] = [record.getMessage() for record in caplog.records]

@@ -171,7 +171,9 @@ def test_interrupted_after_any_epoch_gives_the_same_bits(tiny_run: Any, backbone
         assert_goes_on(spec, epochs)
         assert_same_results(spec, undisturbed)
         record = tiny_run.store.trial(spec.candidate, 0)
-        times = {"seconds": 0.0, "candidate": "", "started_at": 0.0, "ended_at": 0.0}
+        times = {
+            "seconds": 0.0, "candidate": "", "started_at": 0.0, "ended_at": 0.0, "attempt": ""
+        }  # fmt: skip
         assert record.model_copy(update=times) == whole.model_copy(update=times)
 
 

@@ -16,11 +16,12 @@ from foldrace.core.plugins import PluginFailure, naming_plugins
 from foldrace.run_folder.records import TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.device_group import _memory_is_full
-from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, TrialJob, trainable
 from foldrace.scheduling.ray.tune_adapter import SweepSearcher
 from foldrace.scheduling.search.study import open_study
 from foldrace.scheduling.sweep import Sweep
 from foldrace.search_spaces.space import build_space
+from tests.pretend_tune import pretend_ray
 
 STATE = b"a state"
 COLUMN = np.array([0.25, 0.5], dtype=np.float32)
@@ -115,3 +116,21 @@ def test_a_settled_candidate_keeps_no_state(store: RunStore) -> None:
     assert store.resume_state(candidate, 0) is None
     searcher.on_trial_complete("b")  # killed, and not worth another attempt
     assert store.resume_state(candidate, 1) is None
+
+
+def test_an_attempt_that_was_given_up_for_lost_may_have_finished(store: RunStore) -> None:
+    """The next one leaves its trial whole, and does not even look for the images."""
+    searcher = searcher_for(store, max_failures=2)
+    candidate, fold = start(searcher, "lost")
+    searcher.on_trial_complete("lost")
+    assert start(searcher, "next") == (candidate, fold)
+    end(store, candidate, fold, "finished")
+    before = store.files.stamps("trials")
+    with pretend_ray():
+        job = TrialJob(store.root, image_root="/nowhere", session="s", use_gpu=False)
+        trainable(job)({CANDIDATE: candidate, FOLD: fold, JUDGED: False})
+    assert store.files.stamps("trials") == before
+    searcher.on_trial_complete("next")
+    assert store.trial(candidate, fold) is not None
+    _, other = start(searcher, "another fold")
+    assert other != fold
