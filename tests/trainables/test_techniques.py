@@ -92,12 +92,13 @@ def train(
     have one seed: else another hyperparameter would change a result by its seed alone."""
     monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 0)
     monkeypatch.chdir(tmp_path)
-    weights = timm.create_model("test_convnext").state_dict()
-    save_file(weights, "weights.safetensors")
 
     def result(backbone: str = "timm/test_convnext", **knobs: Value) -> dict[str, bytes]:
         key = repr((backbone, sorted(knobs.items())))
         if key not in _known:
+            if "pretrained" in knobs:
+                weights = timm.create_model("test_convnext").state_dict()
+                save_file(weights, str(knobs["pretrained"]))
             run = make_tiny_run(f"run{len(_known)}")
             spec = spec_for(run, backbone=backbone, **PLAIN | knobs)
             assert run_trial(spec, Watcher()).status == "finished"
