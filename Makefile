@@ -8,6 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 # Processes of the tests without Ray; they leave the cores to those that start Ray.
 WORKERS ?= 2
 SHARED := OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) -n $(WORKERS) --dist loadfile
+WITH_RAY := $(PYTEST) tests/scheduling/ray tests/end_to_end  # the others need not be imported
 FULL := --hypothesis-profile=full
 SLOWEST := --durations=15  # printed, so that what slows the tests down is seen
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \
@@ -47,13 +48,13 @@ tests-without-ray: $(STAMP)
 	$(SHARED) -m 'not ray and not full' $(SLOWEST)
 
 tests-with-ray: $(STAMP)
-	$(PYTEST) -m 'ray and not full' $(SLOWEST)
+	$(WITH_RAY) -m 'ray and not full' $(SLOWEST)
 
 all-without-ray: $(STAMP)
 	$(SHARED) -m 'not ray' $(FULL)
 
 all-with-ray: $(STAMP)
-	$(PYTEST) -m ray $(FULL)
+	$(WITH_RAY) -m ray $(FULL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

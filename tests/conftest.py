@@ -4,10 +4,11 @@ that is only pretended, and how many examples a property test draws."""
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tests.pretend_tune import PretendRay
 
 ROOT = Path(__file__).resolve().parents[1]
+RAY_FOLDERS = ("tests/scheduling/ray", "tests/end_to_end")
 TINY_CLASSES = ("blue", "green", "red")
 REAL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.ray])
 REAL_IN_FULL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.ray, pytest.mark.full])
@@ -40,14 +42,30 @@ settings.register_profile("quick", max_examples=20, deadline=None)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Few examples, unless `--hypothesis-profile=full` asks for all."""
+    gc.disable()  # until all is imported
     if not config.getoption("hypothesis_profile", None):
         settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: at the end no process waits for another one's."""
+    astray = [
+        item.nodeid
+        for item in items
+        if item.get_closest_marker("ray")
+        and not any(item.path.is_relative_to(ROOT / folder) for folder in RAY_FOLDERS)
+    ]
+    if astray:
+        raise pytest.UsageError(f"make looks for tests with Ray in {RAY_FOLDERS} alone: {astray}")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: the collector need not look at it a hundred times."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def examples(most: int) -> int:
@@ -69,6 +87,22 @@ def example_plugin() -> str:
     """The plugin of docs/plugins.md."""
     text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     return text.split("```python\n")[1].split("```")[0]
+
+
+@pytest.fixture(scope="module")
+def quick_charts() -> Iterator[None]:
+    """Reports whose charts take half the time: coarse ones, their parts not moved apart. How charts
+    look is what tests/reporting asks."""
+    from matplotlib.figure import Figure
+
+    from foldrace.reporting.charts import style
+
+    def plain(**options: Any) -> Figure:
+        return Figure(**options | {"layout": "none", "dpi": 30})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "Figure", plain)
+        yield
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from foldrace.sweep import app
+from tests.end_to_end.runs import Run, succeeded
 from tests.pretend_tune import pretend_ray
 
 CLASSES = ("빨간 사과", "green pear", "blue, plum")
@@ -115,6 +116,11 @@ def project(tmp_path: Path, make_project: Callable[[Path], Project]) -> Project:
     return make_project(tmp_path / "my project")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def reports_take_little(quick_charts: None) -> None:
+    """Every sweep here ends with one."""
+
+
 @pytest.fixture(autouse=True)
 def no_ray_starts(request: pytest.FixtureRequest) -> Iterator[None]:
     """`run` starts Ray while it checks its input; here only the tests marked so start it."""
@@ -131,3 +137,18 @@ def cli() -> Callable[..., Result]:
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return invoke
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_project: Callable[[Path], Project],
+    cli: Callable[..., Result],
+) -> Run:
+    """Two candidates of two folds, trained in this process; tests take copies."""
+    root = tmp_path_factory.mktemp("finished")
+    project = make_project(root / "my project")
+    with pytest.MonkeyPatch.context() as patch, pretend_ray():
+        patch.setenv("FOLDRACE_CACHE", str(root / "cache"))
+        succeeded(cli("run", project.write(), "--out", root / "run"))
+    return Run(root / "run", project)

@@ -372,12 +372,13 @@ def test_split_once(project: Any, cli: Cli) -> None:
 @pytest.mark.slow
 def test_in_a_process_of_its_own(project: Any, tmp_path: Path, cli: Cli) -> None:
     """From another folder, through the real entry point; `--debug` is for tracebacks."""
-    project.config["training"]["epoch"] = 3
+    store = existing_run(project, tmp_path / "run")
+    (tmp_path / "run" / "sweep.yaml").write_text("data: [", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, ROOT / "sweep.py", "check", project.write()],
+        [sys.executable, ROOT / "sweep.py", "status", "run"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert "sweep config.json: training.epoch: unknown key" in done.stderr
+    assert "run/sweep.yaml: is damaged" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Traceback" in cli("--debug", "check", project.write()).stderr
+    assert "Traceback" in cli("--debug", "status", store.root).stderr

@@ -67,6 +67,11 @@ TRAIN_LOG = [
 
 
 @pytest.fixture(scope="module")
+def quick_charts() -> None:
+    """The report is drawn as users have it."""
+
+
+@pytest.fixture(scope="module")
 def finished(
     both_rays: object,
     tmp_path_factory: pytest.TempPathFactory,

@@ -25,34 +25,20 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import tuner
 from tests.conftest import REAL
 from tests.end_to_end.runs import Cli, Run, succeeded
-from tests.pretend_tune import pretend_ray
 
 pytestmark = pytest.mark.slow
 SHORT = ("--set", "training.epochs=1", "--set", "resources.max_concurrent=2")
 
 
-@pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, make_project: Callable[[Path], Any], cli: Cli
-) -> Run:
-    """Never changed: two candidates, trained in this process."""
-    root = tmp_path_factory.mktemp("finished")
-    project = make_project(root / "project")
-    with pytest.MonkeyPatch.context() as patch, pretend_ray():
-        patch.setenv("FOLDRACE_CACHE", str(root / "cache"))
-        succeeded(cli("run", project.write(), "--out", root / "run", *SHORT))
-    return Run(root / "run", project)
-
-
 @pytest.fixture
-def copied(finished: Run, tmp_path: Path) -> Run:
+def copied(finished_run: Run, tmp_path: Path) -> Run:
     """Without a blend and what comes after it, as in mid-sweep."""
     folder = tmp_path / "copy"
-    shutil.copytree(finished.folder, folder)
+    shutil.copytree(finished_run.folder, folder)
     for path in (*folder.glob("submission*"), *folder.glob("trials/*/fold*/test*.npy")):
         path.unlink()
     shutil.rmtree(folder / "ensemble")
-    return Run(folder, finished.project)
+    return Run(folder, finished_run.project)
 
 
 @contextmanager
@@ -152,17 +138,19 @@ def test_submit_on_a_sweep_that_goes_on(copied: Run, cli: Cli) -> None:
     assert re.search(rf"submission of \d{{4}}-\d\d-\d\d [\d:]{{8}}: .* {loss:.4f}", text)
 
 
-def test_one_more_candidate_is_blended_where_it_helps(copied: Run, finished: Run, cli: Cli) -> None:
+def test_one_more_candidate_is_blended_where_it_helps(
+    copied: Run, finished_run: Run, cli: Cli
+) -> None:
     """A blend with a lower cross-fitted loss takes the other's place, and never a worse one."""
     fold = "trials/c0001/fold1"
     shutil.rmtree(copied.folder / fold)
     with sweeping(copied):
         succeeded(cli("submit", copied.folder))
         alone = copied.json("ensemble/ensemble.json")["crossfit_logloss"]
-        shutil.copytree(finished.folder / fold, copied.folder / fold)
+        shutil.copytree(finished_run.folder / fold, copied.folder / fold)
         succeeded(cli("submit", copied.folder))
     both = copied.json("ensemble/ensemble.json")["crossfit_logloss"]
-    whole = finished.json("ensemble/ensemble.json")["crossfit_logloss"]
+    whole = finished_run.json("ensemble/ensemble.json")["crossfit_logloss"]
     assert both == pytest.approx(min(alone, whole))
 
 

@@ -1,4 +1,4 @@
-"""What tests of the scheduling share: no waiting for the disk."""
+"""What tests of the scheduling share: no waiting for the disk, nor for charts."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def reports_take_little(quick_charts: None) -> None:
+    """Whole sweeps end with one."""

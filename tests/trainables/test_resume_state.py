@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
-import shutil
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,91 +15,28 @@ import pytest
 import torch
 from torch import nn
 
-from foldrace.config.hyperparameters import KNOBS
-from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import Oof
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.devices import fresh_accelerator, seed_epoch
 from foldrace.trainables.history import FoldScore, History
 from foldrace.trainables.optimizers import build_optimizer
-from foldrace.trainables.resume_state import ResumeState, fingerprint, from_bytes, to_bytes
+from foldrace.trainables.resume_state import ResumeState, from_bytes, to_bytes
 from foldrace.trainables.schedules import build_schedule
-from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
+from foldrace.trainables.spec import EpochReport, TrialStopped
 from foldrace.trainables.state import TrainState
 from foldrace.trainables.trial import run_trial
-from tests.conftest import write_tiny_run
-from tests.trainables.written_trials import another, read, written_trial
+from tests.trainables.resumed_trials import (
+    Watcher,
+    assert_goes_on,
+    assert_same_results,
+    folder_of,
+    interrupted,
+    spec_for,
+    until_written,
+)
+from tests.trainables.written_trials import another, read
 
 pytestmark = pytest.mark.slow
-
-ALWAYS = 1e-6  # seconds between saves: after every epoch
-
-
-class Watcher:
-    """Keeps the reports; asks for the end once so many epochs were reported, after so many more
-    batches of the next one."""
-
-    def __init__(self, epochs: float = math.inf, batches: int = 1) -> None:
-        self.reports: list[EpochReport] = []
-        self._epochs, self._left = epochs, batches
-
-    def report(self, epoch: EpochReport) -> None:
-        self.reports.append(epoch)
-
-    def stop_requested(self) -> bool:
-        if not self.reports or self.reports[-1].epoch + 1 < self._epochs:
-            return False
-        self._left -= 1
-        return self._left < 0
-
-
-def spec_for(run: Any, candidate: str, **changes: Any) -> TrialSpec:
-    """Everything that draws random numbers or has a state: dropout, stochastic depth, MixUp,
-    augmentation, averaged weights, snapshots, clipping, micro-batches, the pull to the start."""
-    params: dict[str, Any] = {
-        "epochs": 5, "image_size": 32, "batch_size": 14, "lr": 4e-3, "dropout": 0.3,
-        "drop_path": 0.2, "mixup_alpha": 0.4, "mixup_prob": 0.7, "label_smoothing": 0.1,
-        "ema_epochs": 0.9, "snapshots": 2, "cutmix_prob": 0.2, "random_erasing": 0.3,
-        "policy": "randaugment", "flip": 0.5, "l2_sp": 0.1,
-    }  # fmt: skip
-    params |= {
-        "precision": "fp32", "pretrained": False, "save_every": ALWAYS, "micro_batch": 10,
-    }  # fmt: skip
-    params |= {key: changes.pop(key) for key in set(changes) & set(KNOBS)}
-    transforms = ({"torchvision.ColorJitter": {"brightness": 0.3}},)
-    backbone = changes.pop("backbone", "timm/test_vit")
-    return written_trial(run, candidate, backbone, params, transforms=transforms, **changes)
-
-
-def folder_of(spec: TrialSpec) -> Path:
-    return Path(spec.run) / "trials" / spec.candidate / f"fold{spec.fold}"
-
-
-def result_files(spec: TrialSpec) -> dict[str, bytes]:
-    """What a trial computed: all but its times."""
-    kept = [p for p in folder_of(spec).iterdir() if p.suffix in (".npy", ".safetensors")]
-    return {p.name: p.read_bytes() for p in kept}
-
-
-def log_without_times(spec: TrialSpec) -> list[dict[str, str]]:
-    text = (folder_of(spec) / "train_log.csv").read_text(encoding="utf-8")
-    return [row | {"seconds": ""} for row in csv.DictReader(io.StringIO(text))]
-
-
-def interrupted(spec: TrialSpec, epochs: int, batches: int = 1) -> Watcher:
-    watcher = Watcher(epochs, batches)
-    with pytest.raises(TrialStopped):
-        run_trial(spec, watcher)
-    until_written()
-    assert [p.name for p in folder_of(spec).iterdir()] == ["resume.pt"]
-    return watcher
-
-
-def until_written() -> None:
-    """A trial that stops does not wait for its state's last write."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("resume-state"):
-            thread.join()
 
 
 class Judge(Watcher):
@@ -119,22 +52,6 @@ class Judge(Watcher):
         data = self._store.resume_state("c0000", 0)
         assert data is not None and self.written == self.begun
         self.saved.append(len(from_bytes(data)["history"]["log"]))
-
-
-def assert_goes_on(spec: TrialSpec, at_most: int) -> Watcher:
-    """It hears of the last saved epoch, then of each further one. (A save is left out where the
-    one before is still being written, but never the first.)"""
-    watcher = Watcher()
-    record = run_trial(spec, watcher)
-    heard = [report.epoch for report in watcher.reports]
-    assert 0 <= heard[0] < at_most
-    assert heard == list(range(heard[0], record.epochs_trained))
-    return watcher
-
-
-def assert_same_results(spec: TrialSpec, undisturbed: TrialSpec) -> None:
-    assert result_files(spec) == result_files(undisturbed)
-    assert log_without_times(spec) == log_without_times(undisturbed)
 
 
 def test_at_a_rung_nothing_is_being_written(tiny_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,19 +79,22 @@ def test_at_a_rung_nothing_is_being_written(tiny_run: Any, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("backbone", ["timm/test_vit", "timm/test_resnet"])
 def test_interrupted_after_any_epoch_gives_the_same_bits(tiny_run: Any, backbone: str) -> None:
+    """One trial, after each of its epochs in turn."""
     undisturbed = spec_for(tiny_run, "c0000", backbone=backbone)
     whole = run_trial(undisturbed, Watcher())
     assert {"raw", "ema", "snap1", "snap2"} == set(whole.variants)
+    spec = another(undisturbed, "c0001")
     for epochs in range(1, whole.epochs_trained):
-        spec = another(undisturbed, f"c{epochs:04d}")
-        interrupted(spec, epochs)
-        assert_goes_on(spec, epochs)
-        assert_same_results(spec, undisturbed)
-        record = tiny_run.store.trial(spec.candidate, 0)
-        times = {
-            "seconds": 0.0, "candidate": "", "started_at": 0.0, "ended_at": 0.0, "attempt": ""
-        }  # fmt: skip
-        assert record.model_copy(update=times) == whole.model_copy(update=times)
+        heard = [report.epoch for report in interrupted(spec, epochs).reports]
+        assert heard[-1] == epochs - 1
+        assert heard[0] < max(epochs - 1, 1)
+    assert_goes_on(spec, epochs)
+    assert_same_results(spec, undisturbed)
+    record = tiny_run.store.trial(spec.candidate, 0)
+    times = {
+        "seconds": 0.0, "candidate": "", "started_at": 0.0, "ended_at": 0.0, "attempt": ""
+    }  # fmt: skip
+    assert record.model_copy(update=times) == whole.model_copy(update=times)
 
 
 @pytest.mark.parametrize(
@@ -246,65 +166,6 @@ def test_before_the_first_save_it_starts_anew(tiny_run: Any) -> None:
     assert watcher.reports[0].epoch == 0
 
 
-@dataclass(frozen=True)
-class Interrupted:
-    """A trial that was interrupted, its state then, and one alike that was not."""
-
-    spec: TrialSpec
-    undisturbed: TrialSpec
-    state: bytes
-
-    def leave_behind(self, state: bytes | memoryview) -> None:
-        """That state alone, whatever became of the trial since."""
-        shutil.rmtree(folder_of(self.spec))
-        RunStore.open(self.spec.run).save_resume_state(self.spec.candidate, self.spec.fold, state)
-        assert [p.name for p in folder_of(self.spec).iterdir()] == ["resume.pt"]
-
-
-@pytest.fixture(scope="module")
-def after_two(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """After two epochs of three."""
-    folder = tmp_path_factory.mktemp("after-two")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOLDRACE_CACHE", str(folder / "cache"))
-        undisturbed = spec_for(write_tiny_run(folder / "run", tiny_images), "c0000", epochs=3)
-        run_trial(undisturbed, Watcher())
-        spec = another(undisturbed, "c0001")
-        interrupted(spec, 2)
-    return Interrupted(spec, undisturbed, (folder_of(spec) / "resume.pt").read_bytes())
-
-
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "pickle"])
-def test_a_damaged_state_is_none(
-    after_two: Interrupted, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = bytearray(after_two.state)
-    if damage == "torn":
-        del whole[len(whole) // 2 :]
-    elif damage == "flipped":
-        whole[-1] ^= 255
-    else:
-        whole = bytearray(b"\x80\x05." if damage == "pickle" else b"")
-    after_two.leave_behind(bytes(whole))
-    _assert_starts_anew(after_two.spec, "cannot be read", caplog)
-    assert_same_results(after_two.spec, after_two.undisturbed)
-
-
-@pytest.mark.parametrize("part", ["optimizer", "schedule", "history"])
-def test_a_state_that_does_not_fit_is_none(
-    after_two: Interrupted, part: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Found out when some of it is in the new state already: a new one gives the same bits."""
-    state = from_bytes(after_two.state)
-    if part == "history":
-        state["history"]["log"][0]["a further column"] = 1.0
-    else:
-        state["train_state"][part] = {"of": "another kind"}
-    after_two.leave_behind(to_bytes(state))
-    _assert_starts_anew(after_two.spec, "does not fit", caplog)
-    assert_same_results(after_two.spec, after_two.undisturbed)
-
-
 @pytest.mark.parametrize("stopped", [True, False])
 def test_only_a_stop_does_not_wait_for_the_write(
     tiny_run: Any, monkeypatch: pytest.MonkeyPatch, stopped: bool
@@ -332,23 +193,6 @@ def test_only_a_stop_does_not_wait_for_the_write(
     assert written.is_set()
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"lr": 1e-3}, {"dropout": 0.2}, {"fold": 1}])
-def test_the_state_of_another_trial_is_none(
-    tiny_run: Any, other: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    foreign = spec_for(tiny_run, "c0001", epochs=3, **other)
-    stranger = read(foreign)
-    interrupted(foreign, 2)
-    spec = spec_for(tiny_run, "c0000", epochs=3)
-    data = (folder_of(foreign) / "resume.pt").read_bytes()
-    tiny_run.store.save_resume_state("c0000", 0, data)
-    trial = read(spec)
-    _assert_starts_anew(spec, "of another config or version", caplog)
-    digest = tiny_run.store.folds().hash
-    assert fingerprint(trial, digest, ()) != fingerprint(stranger, digest, ())
-    assert fingerprint(trial, digest, ()) != fingerprint(trial, "other folds", ())
-
-
 def test_a_trial_goes_on_with_less_memory(tiny_run: Any) -> None:
     """The micro-batch of an attempt after one that ran out of memory is no part of it."""
     spec = spec_for(tiny_run, "c0000", epochs=3)
@@ -356,37 +200,6 @@ def test_a_trial_goes_on_with_less_memory(tiny_run: Any) -> None:
     watcher = Watcher()
     record = run_trial(replace(spec, micro_batch=5), watcher)
     assert watcher.reports[0].epoch < 2 and record.micro_batch == 5
-
-
-def test_plugins_are_part_of_the_fingerprint_wherever_they_lie(tiny_run: Any) -> None:
-    trial = read(spec_for(tiny_run, "c0000"))
-    own = PluginFile("own_parts", b"PARTS = []", "/gone/own_parts.py")
-    variants = ((), (own,), (replace(own, source=b"PARTS = list()"),))
-    found = {fingerprint(trial, "folds", plugins) for plugins in variants}
-    moved = replace(own, path="/elsewhere/own_parts.py")
-    assert len(found) == 3 and fingerprint(trial, "folds", (moved,)) in found
-
-
-def _assert_starts_anew(spec: TrialSpec, reason: str, caplog: pytest.LogCaptureFixture) -> None:
-    watcher = Watcher()
-    caplog.clear()
-    run_trial(spec, watcher)
-    assert watcher.reports[0].epoch == 0
-    lines = [r.getMessage() for r in caplog.records if "saved state" in r.getMessage()]
-    assert len(lines) == 1 and reason in lines[0]
-    assert lines[0].startswith(f"{spec.candidate} fold{spec.fold}: starts again")
-    assert not (folder_of(spec) / "resume.pt").exists()
-
-
-def test_a_full_disk_does_not_end_a_training(
-    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(self: object, *arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(type(tiny_run.store), "save_resume_state", full)
-    assert run_trial(spec_for(tiny_run, "c0000", epochs=2), Watcher()).status == "finished"
-    assert "No space left" in caplog.text
 
 
 def test_leftovers_of_a_killed_attempt_go(tiny_run: Any) -> None:

@@ -22,8 +22,8 @@ from tests.trainables.test_trial import Watcher, result_files, spec_for
 pytestmark = pytest.mark.slow
 
 PLAIN: dict[str, Value] = {
-    "epochs": 4, "dropout": 0.1, "drop_path": 0.0, "mixup_prob": 0.0, "label_smoothing": 0.0,
-    "image_size": 32, "batch_size": 10, "lr": 2e-3, "ema_epochs": 0.0,
+    "epochs": 3, "dropout": 0.1, "drop_path": 0.0, "mixup_prob": 0.0, "label_smoothing": 0.0,
+    "image_size": 32, "batch_size": 20, "lr": 2e-3, "ema_epochs": 0.0,
 }  # fmt: skip
 # knob -> (another value, what must be on for it to matter)
 CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
@@ -32,7 +32,7 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "warmup": (0.5, {}),
     "head_lr": (10.0, {}),
     "lr_batch": (40, {}),
-    "batch_size": (20, {}),
+    "batch_size": (10, {}),
     "dropout": (0.5, {}),
     "drop_path": (0.5, {}),
     "mixup_alpha": (3.0, {"mixup_prob": 1.0}),
@@ -58,7 +58,7 @@ CHANGES: dict[str, tuple[Value, dict[str, Value]]] = {
     "class_weight_beta": (0.5, {"class_weights": "effective"}),
     "head": ("mlp", {}),
     "image_size": (48, {}),
-    "epochs": (3, {}),
+    "epochs": (2, {}),
     "freeze_epochs": (2, {}),
     "unfreeze_epochs": (2, {"freeze_epochs": 1}),
     "frozen_layers": (0.5, {}),
@@ -92,12 +92,13 @@ def train(
     have one seed: else another hyperparameter would change a result by its seed alone."""
     monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 0)
     monkeypatch.chdir(tmp_path)
-    weights = timm.create_model("test_convnext").state_dict()
-    save_file(weights, "weights.safetensors")
 
     def result(backbone: str = "timm/test_convnext", **knobs: Value) -> dict[str, bytes]:
         key = repr((backbone, sorted(knobs.items())))
         if key not in _known:
+            if "pretrained" in knobs:
+                weights = timm.create_model("test_convnext").state_dict()
+                save_file(weights, str(knobs["pretrained"]))
             run = make_tiny_run(f"run{len(_known)}")
             spec = spec_for(run, backbone=backbone, **PLAIN | knobs)
             assert run_trial(spec, Watcher()).status == "finished"

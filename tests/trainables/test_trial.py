@@ -24,6 +24,7 @@ from torch import nn
 from foldrace.config.hyperparameters import KNOBS, TrialParams, fold_trial_seed
 from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import normalise
+from foldrace.core.plugin_files import PluginFile
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.variants import EMA
 from foldrace.trainables import spec as spec_module
@@ -456,17 +457,24 @@ def test_images_and_weights_lie_alike_in_memory(
 )
 def test_compiled_and_contiguous_models_train_alike(
     make_tiny_run: Callable[..., Any],
+    example_plugin: str,
     states: list[TrainState],
     key: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only rounding may differ (and the masks of dropout, which a compiled model draws itself)."""
+    """Only rounding may differ (and the masks of dropout, which a compiled model draws itself). A
+    backbone of few layers, each of which costs seconds to compile."""
     monkeypatch.setattr(spec_module, "candidate_seed", lambda *_: 3)  # else each has its own
-    run = make_tiny_run()
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # processes would import torch first
+    run = make_tiny_run(plugins=(PluginFile("my_parts", example_plugin.encode(), "my_parts.py"),))
     losses, effects = [], []
     effect = {"channels_last": _lies_channels_last, "compile": _runs_compiled}[key]
     for value in (False, True):
-        spec = spec_for(run, candidate=f"c{value:04d}", dropout=0.0, **{key: value})
+        spec = spec_for(
+            run, candidate=f"c{value:04d}", backbone="mine/tiny", dropout=0.0, lr=0.05,
+            optimizer="sgd",  # AdamW makes steps of a bias whose gradient is rounding alone
+            **{key: value},
+        )  # fmt: skip
         run_trial(spec, Watcher())
         losses.append([float(row["val_logloss"]) for row in log_rows(run, spec)])
         effects.append(effect(states[-1]))

@@ -24,6 +24,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import device_group
 from foldrace.sweep import app
 from foldrace.trainables.spec import TrialSpec, TrialStopped
+from tests.scheduling.ray.saved_states import saved_epochs
 from tests.trainables.written_trials import written_trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("real_ray")]
@@ -88,30 +89,35 @@ def spec_for(run: Any, **changes: Any) -> TrialSpec:
     return written_trial(run, "c0000", "timm/test_resnet", params | changes, use_gpu=False)
 
 
-def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path, real_ray: Path) -> None:
-    """The fold trial is tried again, and every row has its probabilities once."""
+def test_a_sweep_whose_device_is_killed_once(config: Path, tmp_path: Path) -> None:
+    """The fold trial goes on from a saved epoch, and every row has its probabilities once."""
     run, killed = tmp_path / "run", list[int]()
-    known = set(real_ray.glob("pixels/*/index.npy"))
 
     def kill_one() -> None:
-        until(lambda: set(real_ray.glob("pixels/*/index.npy")) - known, "the images")
-        time.sleep(3)  # one of its epochs
-        two = device_processes()
-        two[0].kill()
-        killed.append(two[0].pid)
+        until(lambda: saved_epochs(run) >= 2, "the state after two epochs")
+        one = device_processes()[0]
+        one.kill()
+        killed.append(one.pid)
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    long = ("--set", "training.epochs=60")
-    result = cli("run", config, "--out", run, *long)
+    settings = (
+        "training.epochs=20", "training.save_every=0.001", "folds.k=1", "folds.valid_fraction=0.5",
+        "resources.max_failures=2",  # the last attempt would begin anew
+    )  # fmt: skip
+    result = cli("run", config, "--out", run, *(part for s in settings for part in ("--set", s)))
     thread.join()
     assert killed and result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     assert "is tried again" in (run / "logs" / "error.log").read_text()
+    assert "c0000 fold0 goes on from epoch" in (run / "logs" / "application.log").read_text()
     store = RunStore.open(run)
     assert [s.status for s in store.summaries()] == ["complete"]
-    assert {t.micro_batch for t in store.trials().values()} == {8}  # of 15, on two devices
-    rows = [np.load(path) for path in run.glob("trials/c0000/*/rows.npy")]
-    assert sorted(np.concatenate(rows)) == list(range(60))
+    (record,) = store.trials().values()
+    assert record.micro_batch == 8  # of 15, on two devices
+    log = store.train_log("c0000", 0)
+    assert log is not None and len(log.splitlines()) == 1 + 20
+    rows = np.load(run / "trials/c0000/fold0/rows.npy")
+    assert sorted(rows) == np.flatnonzero(store.folds().fold == 0).tolist()
     assert (run / "ensemble" / "ensemble.json").exists()
     until(nothing_left, "the groups are gone")
 

@@ -188,12 +188,19 @@ PLUGIN = """
 from pathlib import Path
 import os
 import ray
+import time
 from foldrace.trainables.losses import Loss
 from torch.nn import functional
 
 if ray.is_initialized():
-    node = ray.get_runtime_context().get_node_id()
-    Path({seen!r}, f"{{node}} {{os.getpid()}}").write_text(__spec__.origin)
+    context, seen = ray.get_runtime_context(), Path({seen!r})
+    (seen / f"{{context.get_node_id()}} {{os.getpid()}}").write_text(__spec__.origin)
+    if context.get_actor_id() is not None:  # a worker waits for those of all slots, then trains
+        end = time.monotonic() + {deadline}
+        while time.monotonic() < end:
+            if [note.read_text() for note in seen.iterdir()].count(__spec__.origin) == 3:
+                break
+            time.sleep(0.05)
 
 PARTS = [
     Loss("own", "", "", lambda logits, targets, settings:
@@ -224,16 +231,17 @@ def two_nodes(
     seen.mkdir()
     own.mkdir()
     plugin = own / "own_loss.py"
-    plugin.write_text(PLUGIN.format(seen=str(seen)), encoding="utf-8")
+    text = PLUGIN.format(seen=str(seen), deadline=DEADLINE / 10)
+    plugin.write_text(text, encoding="utf-8")
     folder, resources = root / "sweep", {"gpus_per_trial": 0.5}
-    # So many that there is work left when the second node's process has started.
-    trials = sweep(folder, tiny_images, cluster, resources, candidates=8, plugins=[str(plugin)])
+    trials = sweep(folder, tiny_images, cluster, resources, candidates=2, plugins=[str(plugin)])
     return TwoNodes(folder, trials, str(plugin), seen)
 
 
 def test_halves_of_gpus_on_two_nodes(two_nodes: TwoNodes) -> None:
     """Three at once are more than the first node's two cores: the third is on the second node.
-    The two on the first node have one GPU together, though there is another."""
+    The two on the first node have one GPU together, though there is another. Those that came first
+    have waited for the third."""
     moments = spans(two_nodes.folder, two_nodes.trials)
     at_once = [sum(a <= start < b for a, b, _ in moments) for start, _, _ in moments]
     assert max(at_once) == 3

@@ -23,20 +23,19 @@ from typer.testing import CliRunner
 
 from foldrace.run_folder.store import RunStore
 from foldrace.sweep import app
-from foldrace.trainables.resume_state import from_bytes
 from tests.pretend_tune import pretend_ray
+from tests.scheduling.ray.saved_states import RESUME_STATE, saved_epochs, saved_epochs_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE = 600.0  # seconds; only a fault takes so long
-CANDIDATES, K = 5, 2
+CANDIDATES, K = 4, 2
 OFTEN = ("--set", "training.save_every=0.001")  # seconds: after each epoch
-RESUME_STATE = "resume.pt"
 
 
 @pytest.fixture(scope="module")
 def config(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten fold trials of a second or more; suggestions do not depend on who finishes first."""
+    """Eight fold trials; suggestions do not depend on who finishes first."""
     path = tmp_path_factory.mktemp("config") / "faults.json"
     raw = {
         "data": {"train": str(tiny_images)},
@@ -46,7 +45,7 @@ def config(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "candidates": CANDIDATES,
             "sampler": "random",
         },
-        "training": {"epochs": 12, "image_size": 32, "pretrained": False},
+        "training": {"epochs": 8, "image_size": 32, "pretrained": False},
         "augment": {"policy": "light"},
         "race": {"rule": "none"},  # which fold trials there are is known beforehand
         "resources": {"cpus_per_trial": 1, "max_concurrent": 2, "max_failures": 1},
@@ -113,11 +112,11 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def test_killed_then_interrupted_then_resumed(
     config: Path, tmp_path: Path, real_ray: Path, undisturbed: Path
 ) -> None:
-    """Each trial goes on from its last saved epoch, and all come to the bits of a run without Ray
-    that nothing happened to."""
+    """Each trial goes on from its last saved epoch, a killed worker's begins anew, and all come to
+    the bits of a run without Ray that nothing happened to."""
     run = tmp_path / "run"
     driver = start("run", config, "--out", run, *OFTEN)
-    until(lambda: len(finished(run)) >= 2, "two finished trials", driver)
+    until(lambda: finished(run), "a finished trial", driver)
     family, alive = kill_in_mid_training(run, driver)
     for process in family:
         _kill(process)
@@ -130,8 +129,8 @@ def test_killed_then_interrupted_then_resumed(
     assert interrupted
 
     driver = start("resume", run)
-    goal = len(after_kill) + 2
-    until(lambda: len(finished(run)) >= goal, "two more finished trials", driver)
+    goal = len(after_kill) + 1
+    until(lambda: len(finished(run)) >= goal, "one more finished trial", driver)
     os.killpg(driver.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     _, stderr = driver.communicate(timeout=DEADLINE)
     assert driver.returncode == 130, stderr
@@ -141,8 +140,12 @@ def test_killed_then_interrupted_then_resumed(
     assert {name: after_interrupt[name] for name in after_kill} == after_kill
     assert (run / "leaderboard.csv").exists()
 
+    thread = threading.Thread(target=lose_a_worker, args=(run,))
+    thread.start()
     result = cli("resume", run)
+    thread.join()
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    assert "is tried again" in (run / "logs" / "error.log").read_text(encoding="utf-8")
     after_all = finished(run)
     assert {name: after_all[name] for name in after_interrupt} == after_interrupt
     assert len(after_all) == CANDIDATES * K
@@ -213,20 +216,6 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def saved_epochs(run: Path) -> int:
-    """Of the most advanced trial under way."""
-    found = [0]
-    for path in run.glob(f"trials/*/*/{RESUME_STATE}"):
-        with contextlib.suppress(FileNotFoundError):  # its trial has just ended
-            found.append(saved_epochs_of(path))
-    return max(found)
-
-
-def saved_epochs_of(state: Path) -> int:
-    """Epochs that were trained when the state was saved."""
-    return len(from_bytes(state.read_bytes())["history"]["log"])
-
-
 def _is_agent(process: psutil.Process) -> bool:
     """Ray's agents of a node hold no resources, and end by themselves after a minute or two."""
     try:
@@ -240,41 +229,42 @@ def _kill(process: psutil.Process) -> None:
         process.kill()  # psutil makes sure that it is still the same process
 
 
-def test_a_killed_worker_costs_one_attempt(
-    config: Path, tmp_path: Path, real_ray: Path, undisturbed: Path
-) -> None:
-    run, killed, errors = tmp_path / "run", [], tmp_path / "run" / "logs" / "error.log"
+def lose_a_worker(run: Path) -> None:
+    """Kill one of two that are both in mid-training."""
+    before = states(run)
 
-    def kill_one() -> None:
-        until(lambda: finished(run), "a finished trial")
-        while (
-            not errors.exists() and len(killed) < 3
-        ):  # one that has just written its result: again
-            worker = until(training_worker, "a worker that trains")
-            worker.kill()
-            killed.append(worker.pid)
-            goal = len(finished(run)) + 1
-            until(lambda goal=goal: errors.exists() or len(finished(run)) >= goal, "the next event")
+    def lost_or_over() -> bool:
+        workers = training_workers()
+        for worker in workers:  # they stand still while one looks
+            worker.suspend()
+        lost = len(workers) == len(states(run) - before) == 2
+        if lost:
+            _kill(workers[0])
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.resume()
+        return lost or len(finished(run)) == CANDIDATES * K
 
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    result = cli("run", config, "--out", run)
-    thread.join()
-    assert killed and result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    assert "is tried again" in errors.read_text()
-    statuses = [s.status for s in RunStore.open(run).summaries()]
-    assert statuses == ["complete"] * CANDIDATES
-    assert oof_files(run) == oof_files(undisturbed)
+    until(lost_or_over, "two trials under way")
 
 
-def training_worker() -> psutil.Process | None:
+def states(run: Path) -> set[tuple[Path, int]]:
+    """Those of unfinished trials, and what changes when one is written again."""
+    found = set()
+    for path in run.glob(f"trials/*/*/{RESUME_STATE}"):
+        with contextlib.suppress(FileNotFoundError):  # its trial has just ended
+            if not path.with_name("trial.json").exists():
+                found.add((path, path.stat().st_mtime_ns))
+    return found
+
+
+def training_workers() -> list[psutil.Process]:
+    found = []
     for process in psutil.Process().children(recursive=True):
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             if process.name().startswith("ray::") and ".train" in " ".join(process.cmdline()):
-                return process
-        except psutil.NoSuchProcess:
-            continue
-    return None
+                found.append(process)
+    return found
 
 
 def test_the_time_budget_ends_the_sweep(config: Path, tmp_path: Path, real_ray: Path) -> None:
