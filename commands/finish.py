@@ -26,7 +26,8 @@ from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.ray.cluster import connect, unreachable
+from foldrace.scheduling.ray.cluster import connect
+from foldrace.scheduling.ray.node_checks import check_nodes
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
 
@@ -56,7 +57,9 @@ def sweep_and_finish(
     ):
         _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
-            problems = unreachable(_local_folders(store, image_root))
+            problems, warnings = check_nodes(store, image_root, cluster.gpus_per_trial > 0)
+            for warning in warnings:
+                _warn(screen, str(warning))
             if problems:
                 raise EnvironmentProblem(problems)
             screen.print(
@@ -120,10 +123,6 @@ def print_trouble(outcome: SweepOutcome, console: Console) -> None:
 
 def _warn(console: Console, text: str) -> None:
     console.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
-
-
-def _local_folders(store: RunStore, image_root: str) -> list[str]:
-    return [path for path in (store.root, image_root) if "://" not in path]
 
 
 def _finish(store: RunStore, console: Console) -> None:
