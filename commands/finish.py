@@ -26,6 +26,7 @@ from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.ray.autoscaling import room_for_trials
 from foldrace.scheduling.ray.cluster import connect
 from foldrace.scheduling.ray.node_checks import check_nodes
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
@@ -72,7 +73,8 @@ def sweep_and_finish(
                     f"Reserved from the time budget for blend, submission and report: {kept}, "
                     "until it is known what they take"
                 )
-            with LiveView(screen) as view:
+            room = room_for_trials(config, cluster.gpus_per_trial, address)
+            with LiveView(screen) as view, room:
                 outcome = run_sweep(
                     store, config, space, image_root, cluster, view.update, deadline, write_so_far
                 )
