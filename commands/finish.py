@@ -34,7 +34,9 @@ from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
-from foldrace.scheduling.ray.cluster import connect, unreachable
+from foldrace.scheduling.ray.autoscaling import room_for_trials
+from foldrace.scheduling.ray.cluster import connect
+from foldrace.scheduling.ray.node_checks import check_nodes
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
 
@@ -80,7 +82,9 @@ def _sweep_and_finish(
     with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
         _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
-            problems = unreachable(_local_folders(store, image_root))
+            problems, warnings = check_nodes(store, image_root, cluster.gpus_per_trial > 0)
+            for warning in warnings:
+                _warn(screen, str(warning))
             if problems:
                 raise EnvironmentProblem(problems)
             screen.print(
@@ -93,7 +97,8 @@ def _sweep_and_finish(
                     f"Reserved from the time budget for blend, submission and report: {kept}, "
                     "until it is known what they take"
                 )
-            with LiveView(screen) as view:
+            room = room_for_trials(config, cluster.gpus_per_trial, address)
+            with LiveView(screen) as view, room:
                 outcome = run_sweep(
                     store,
                     config,
@@ -153,10 +158,6 @@ def print_trouble(outcome: SweepOutcome, console: Console) -> None:
 
 def _warn(console: Console, text: str) -> None:
     console.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
-
-
-def _local_folders(store: RunStore, image_root: str) -> list[str]:
-    return [path for path in (store.root, image_root) if "://" not in path]
 
 
 def _finish(store: RunStore, console: Console) -> None:

@@ -15,20 +15,20 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 from ray.job_config import JobConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import foldrace
 from foldrace.config.schema import ResourcesConfig, SweepConfig
-from foldrace.core.errors import EnvironmentProblem, Problem
+from foldrace.core.errors import EnvironmentProblem
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
+from foldrace.scheduling.ray.temp_folder import ray_folder_problem
 
 _PROBE_TIMEOUT = 5.0  # seconds
 _JOIN_TIMEOUT = 60.0  # seconds
@@ -100,6 +100,9 @@ def nodes_for_checks(
     resources = config.resources if config else ResourcesConfig()
     if sweep:
         _require_startable_python()
+    problem = None if address or ray.is_initialized() else ray_folder_problem()
+    if problem is not None:
+        raise EnvironmentProblem([problem])
     if address is not None:
         with connect(address, resources):
             yield alive_nodes()
@@ -147,33 +150,6 @@ class _BackgroundStart:
 
 
 _background = _BackgroundStart()
-
-
-def unreachable(paths: Sequence[str]) -> list[Problem]:
-    """Problems of the connected cluster's nodes that lack one of these folders."""
-    nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
-    if len(nodes) < 2:
-        return []
-    look = ray.remote(num_cpus=0)(_missing)
-    asked = [
-        look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(list(paths))
-        for node in nodes
-    ]
-    return [
-        Problem(
-            f"node {node['NodeManagerAddress']}",
-            f"does not see {path}; put data and run folder on a disk that all nodes mount (zips "
-            "are unpacked under FOLDRACE_CACHE, or ~/.cache/foldrace), or the run at s3://...",
-        )
-        for node, missing in zip(nodes, ray.get(asked), strict=True)
-        for path in missing
-    ]
-
-
-def _missing(paths: list[str]) -> list[str]:
-    return [path for path in paths if not os.path.isdir(path)]
 
 
 def _dead_processes() -> list[str]:

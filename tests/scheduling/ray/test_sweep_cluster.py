@@ -5,118 +5,31 @@ The GPUs are only promised to Ray, so that the trials train on the CPU with the 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import psutil
 import pytest
 
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
+from tests.scheduling.ray.running_cluster import DEADLINE, RunningCluster, running_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE = 600.0  # seconds
-
-
-@dataclass
-class RunningCluster:
-    """`ray start` in processes of our own, all ended by `stop`."""
-
-    folder: Path
-    environment: dict[str, str]
-    address: str = ""
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def start_head(self, cpus: int, gpus: int) -> None:
-        port, client_port = free_port(), free_port()
-        self.address = f"127.0.0.1:{port}"
-        self._start(
-            "--head", f"--port={port}", f"--ray-client-server-port={client_port}",
-            "--node-ip-address=127.0.0.1", "--include-dashboard=false",
-            f"--temp-dir={self.folder}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
-        )  # fmt: skip
-        until(lambda: answers(port), "the head answers")
-
-    def add_node(self, cpus: int, gpus: int) -> None:
-        self._start(
-            f"--address={self.address}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}",
-            f"--num-gpus={gpus}",
-        )  # fmt: skip
-        joined = self.folder / f"start{len(self.processes) - 1}.log"
-        until(lambda: b"Ray runtime started" in joined.read_bytes(), "the node has joined")
-
-    def _start(self, *options: str) -> None:
-        script = Path(sys.executable).with_name("ray")
-        with (self.folder / f"start{len(self.processes)}.log").open("wb") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    [script, "start", "--block", "--disable-usage-stats", *options],
-                    stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
-                    env=self.environment,
-                )
-            )  # fmt: skip
-
-    def stop(self) -> None:
-        """At once: told to end, Ray would first drain for half a minute."""
-        for process in self.processes:
-            if process.poll() is None:
-                family = psutil.Process(process.pid).children(recursive=True)
-                process.kill()
-                for child in family:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        child.kill()
-                process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """One node with 2 cores and 2 GPUs. Its processes start in an empty folder: the code comes
     with the sweep."""
-    folder = Path(tempfile.mkdtemp(prefix="fr-"))  # short: it holds the names of sockets
-    environment = dict(
-        os.environ,
-        FOLDRACE_CACHE=str(tmp_path_factory.mktemp("cache")),
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-    )
-    found = RunningCluster(folder, environment)
-    try:
+    with running_cluster(FOLDRACE_CACHE=str(tmp_path_factory.mktemp("cache"))) as found:
         found.start_head(cpus=2, gpus=2)
         yield found
-    finally:
-        found.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(
