@@ -7,6 +7,7 @@ fit; what the cluster cannot do is an EnvironmentProblem before anything trains.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -15,11 +16,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import psutil
 import ray
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,6 +32,7 @@ from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 
+T = TypeVar("T")
 _PROBE_TIMEOUT = 5.0  # seconds
 _SLOTS_EVERY = 5.0  # seconds between looks at the cluster's nodes
 
@@ -91,7 +95,7 @@ def nodes_for_checks(
     """
     resources = config.resources if config else ResourcesConfig()
     if sweep:
-        _require_startable_python()
+        require_startable_python()
     if address is not None:
         with connect(address, resources):
             yield alive_nodes()
@@ -143,25 +147,44 @@ _background = _BackgroundStart()
 
 def unreachable(paths: Sequence[str]) -> list[Problem]:
     """Problems of the connected cluster's nodes that lack one of these folders."""
-    nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
-    if len(nodes) < 2:
+    if len(alive_nodes()) < 2:
         return []
-    look = ray.remote(num_cpus=0)(_missing)
-    asked = [
-        look.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(list(paths))
-        for node in nodes
-    ]
     return [
         Problem(
-            f"node {node['NodeManagerAddress']}",
+            f"node {address}",
             f"does not see {path}; put data and run folder on a disk that all nodes mount (zips "
             "are unpacked under FOLDRACE_CACHE, or ~/.cache/foldrace), or the run at s3://...",
         )
-        for node, missing in zip(nodes, ray.get(asked), strict=True)
+        for address, missing in on_each_node(_missing, list(paths))
         for path in missing
     ]
+
+
+def on_each_node(ask: Callable[..., T], *arguments: object) -> list[tuple[str, T]]:
+    """Address of each node, and what a function gives in a worker process there."""
+    nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+    remote = ray.remote(num_cpus=0)(ask)
+    asked = [
+        remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*arguments)
+        for node in nodes
+    ]
+    addresses = [node["NodeManagerAddress"] for node in nodes]
+    return list(zip(addresses, ray.get(asked), strict=True))
+
+
+def open_ports() -> list[str]:
+    """`address:port` of what this process's cluster listens on for other machines, sorted."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for socket_ in process.net_connections("tcp"):
+                ip, port = socket_.laddr
+                host = ipaddress.ip_address(ip.removeprefix("::ffff:"))
+                if socket_.status == psutil.CONN_LISTEN and not host.is_loopback:
+                    found.add(f"{host}:{port}" if host.version == 4 else f"[{host}]:{port}")
+    return sorted(found)
 
 
 def _missing(paths: list[str]) -> list[str]:
@@ -184,7 +207,7 @@ class _OwnPath(JobConfig):
         return True
 
 
-def _require_startable_python() -> None:
+def require_startable_python() -> None:
     """Raise EnvironmentProblem where Ray could start no worker, and would try for ever."""
     if " " in sys.executable:
         raise EnvironmentProblem.single(
