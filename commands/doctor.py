@@ -70,15 +70,17 @@ def _node_findings() -> list[Finding]:
 
 
 def _ports() -> Finding:
-    """Whether others can reach what Ray has started."""
+    """Whether other machines can use what Ray has started here."""
     ports = open_ports()
     if not ports:
-        return Finding("Ray's ports", "on this machine alone")
+        return Finding("Ray's ports", "open to this machine alone")
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":  # Ray sets it where nobody has
+        return Finding("Ray's ports", f"{len(ports)} open to others, who need its token")
     return Finding(
         "Ray's ports",
         ", ".join(ports),
-        "other machines can reach them while a sweep runs, and whoever reaches Ray runs code with "
-        "it: let a firewall close them, or set RAY_AUTH_MODE=token",
+        "other machines can reach them while a sweep runs, and run code here: let a firewall close "
+        "them, or set RAY_AUTH_MODE=token",
     )
 
 

@@ -72,9 +72,36 @@ def test_what_forbids_every_sweep_is_exit_code_2(
 
 @pytest.mark.usefixtures("quick")
 def test_a_cluster_that_does_not_answer_is_exit_code_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    done = CliRunner().invoke(app, ["doctor", "--address", "127.0.0.1:1"])
+    with monkeypatch.context() as patch:  # undone before the pretended cluster is
+        patch.setattr(ray, "is_initialized", lambda: False)
+        done = CliRunner().invoke(app, ["doctor", "--address", "127.0.0.1:1"])
     assert done.exit_code == 2 and "no Ray cluster answers there" in " ".join(done.stderr.split())
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_open_ports_without_a_token_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Of a child of this process that listens on every address."""
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    listens = (
+        "import socket, sys\ns = socket.create_server(('0.0.0.0', 0))\n"
+        "print(s.getsockname()[1], flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-c", listens]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None and child.stdout is not None
+        port = int(child.stdout.readline())
+        done = doctor()
+        child.stdin.close()
+    assert done.exit_code == 0
+    if mode == "disabled":
+        assert states(done.stdout)["Ray's ports"] == "warning"
+        assert f"0.0.0.0:{port}" in done.stdout and "RAY_AUTH_MODE=token" in done.stdout
+    else:
+        assert states(done.stdout)["Ray's ports"] == "ok"
+        assert re.search(r"[1-9]\d* open to others, who need its token", done.stdout)
 
 
 @pytest.mark.slow
@@ -122,7 +149,11 @@ def answers(address: str, port: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_each_node_is_asked(real_ray: Path) -> None:
-    [(node, pid)] = on_each_node(os.getpid)
+
+    def process() -> int:
+        return os.getpid()
+
+    [(node, pid)] = on_each_node(process)
     assert node == ray.nodes()[0]["NodeManagerAddress"]  # type: ignore[no-untyped-call]
     assert pid in {child.pid for child in psutil.Process().children(recursive=True)}
 
