@@ -26,3 +26,6 @@ class SweepListener:
 
     def settled(self, summary: CandidateSummary) -> None:
         """A candidate gets no further fold: complete, stopped, diverged or failed."""
+
+    def result_written(self) -> None:
+        """Blend and submission of what is complete lie in the run folder."""

@@ -150,7 +150,7 @@ class SweepSession(SweepListener):
 
     def _running(self) -> Iterator[RunningTrial]:
         for running in list(self.sweep.running.values()):
-            candidate = running.task.candidate
+            candidate, pace = running.task.candidate, running.pace
             yield RunningTrial(
                 candidate.candidate,
                 candidate.backbone,
@@ -158,4 +158,6 @@ class SweepSession(SweepListener):
                 running.epoch,
                 int(candidate.params["epochs"]),
                 running.val_logloss,
+                None if pace is None else pace.images_per_second,
+                None if pace is None else pace.waiting,
             )

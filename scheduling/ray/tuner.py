@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,13 @@ from foldrace.run_folder.progress import Progress
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
 from foldrace.scheduling.ray.fold_trial import TrialJob, WriteResult, trainable
+from foldrace.scheduling.ray.metrics import with_metrics
 from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.scheduling.ray.trial_names import NamedCalls, shown_name
 from foldrace.scheduling.ray.tune_adapter import TuneTrial
 from foldrace.scheduling.updates import ResultUpdates
 from foldrace.search_spaces.space import SearchSpace
@@ -94,15 +97,19 @@ def run_sweep(
     on_progress: Callable[[Progress], None],
     deadline: Deadline | None = None,
     write_result: WriteResult | None = None,
+    listeners: Sequence[SweepListener] = (),
 ) -> SweepOutcome:
     """Run every fold trial that the budget allows and the run folder does not hold yet.
 
     What runs at the deadline is ended; its saved state stays, for `resume`. `write_result` is
-    called in a worker whenever the result so far is to be written; None: never.
+    called in a worker whenever the result so far is to be written; None: never. `listeners` are
+    told what is new.
     """
     started = time.monotonic()
+    on_progress = with_metrics(config.name, on_progress)
     updates = None if write_result is None else ResultUpdates(store, cluster.slots)
     session = SweepSession(store, config, space, cluster, on_progress, deadline, updates)
+    session.sweep.listeners += listeners
     job = TrialJob(
         run=store.root,
         image_root=image_root,
@@ -120,12 +127,13 @@ def run_sweep(
                 scheduler=session.scheduler,
                 num_samples=-1,
                 reuse_actors=True,
+                trial_name_creator=shown_name,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=scratch,
                 stop=_Stop(session),
-                callbacks=[_StepCallback(session.on_step)],
+                callbacks=[_StepCallback(session.on_step), NamedCalls()],
                 verbose=0,
             ),
         )
