@@ -26,6 +26,7 @@ from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.notify import notifying
 from foldrace.scheduling.ray.cluster import connect, unreachable
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
@@ -53,6 +54,7 @@ def sweep_and_finish(
         only_driver(store, folder),
         logging_to(folder),
         only_our_output(folder / "ray.log", console) as screen,
+        notifying(store) as notifier,
     ):
         _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
@@ -71,8 +73,9 @@ def sweep_and_finish(
                 )
             with LiveView(screen) as view:
                 outcome = run_sweep(
-                    store, config, space, image_root, cluster, view.update, deadline, write_so_far
-                )
+                    store, config, space, image_root, cluster, view.update, deadline, write_so_far,
+                    listeners=[notifier],
+                )  # fmt: skip
             _log.info("sweep: ended after %.1f s", outcome.seconds)
         _log.info("Ray: stopped")
         if outcome.interrupted:
@@ -80,6 +83,7 @@ def sweep_and_finish(
         print_leaderboard(screen, outcome.summaries, limit=10)
         print_trouble(outcome, screen)
         _finish(store, screen)
+        notifier.result_written()
         _log.info("run: blend and report written")
 
 

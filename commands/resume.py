@@ -37,6 +37,7 @@ _EXTENDABLE = (
     "race.",
     "resources.",
     "ensemble.",
+    "notify.",
 )
 
 
