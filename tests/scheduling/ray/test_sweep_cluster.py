@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
 import socket
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 
@@ -229,6 +232,21 @@ def two_nodes(
     # So many that there is work left when the second node's process has started.
     trials = sweep(folder, tiny_images, cluster, resources, candidates=8, plugins=[str(plugin)])
     return TwoNodes(folder, trials, str(plugin), seen)
+
+
+def test_doctor_looks_at_each_node(cluster: RunningCluster, two_nodes: TwoNodes) -> None:
+    """Both are this machine, but for the GPUs that were promised to Ray."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "sweep.py", "doctor", "--address", cluster.address],
+        env=cluster.environment | {"COLUMNS": "200"},
+        capture_output=True, text=True, timeout=DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Ray +ok +answers in \d+ s; 3 cores, 3 GPUs for trials", done.stdout)
+    for what, value in (("Python", platform.python_version()), ("torch", version("torch"))):
+        rows = re.findall(rf"(node 127.0.0.1|this machine) +{what} +ok +(\S+)", done.stdout)
+        assert [place for place, _ in rows] == ["this machine", *["node 127.0.0.1"] * 2]
+        assert {found for _, found in rows} == {value}
 
 
 def test_halves_of_gpus_on_two_nodes(two_nodes: TwoNodes) -> None:
