@@ -114,8 +114,8 @@ def saved_seconds(summaries: Sequence[CandidateSummary], busy: Collection[str] =
                 seconds[candidate.backbone] += cost
                 epochs[candidate.backbone] += count
         if summary.status in ("parked", "stopped") and candidate.candidate not in busy:
-            whole = summary.folds * int(candidate.params["epochs"])
-            left[candidate.backbone] += whole - sum(count for _, count in trained)
+            whole = summary.folds * int(candidate.params.get("epochs", 0))
+            left[candidate.backbone] += max(0, whole - sum(count for _, count in trained))
     return math.fsum(left[b] * seconds[b] / epochs[b] for b in left if epochs[b])
 
 
