@@ -195,6 +195,15 @@ def augment(
         command(config, set_ or (), out, images, _console())
 
 
+@app.command(epilog="Example: foldrace doctor")
+def doctor(context: typer.Context, address: Address = None) -> None:
+    """Look at devices, packages, disks, limits and Ray, and say what to mend."""
+    with _exit_codes(context):
+        from foldrace.commands.doctor import doctor as command
+
+        command(address, _console())
+
+
 @app.command(epilog="Example: foldrace status runs/cars --watch")
 def status(
     context: typer.Context,

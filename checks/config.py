@@ -25,6 +25,7 @@ from foldrace.core.errors import Problem
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.scheduling.budget import budget_problems
 from foldrace.scheduling.nodes import Node, resource_problems
+from foldrace.scheduling.notify import notify_problems
 from foldrace.search_spaces.space import SearchSpace
 from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.data.meta_features import check_meta
@@ -52,6 +53,7 @@ def config_problems(
         *check_combinations(space.settings, partial(drops_paths, parts=parts), parts),
         *_transform_problems(config, space, parts),
         *resource_problems(nodes, config.resources),
+        *notify_problems(config.notify),
     ]
 
 

@@ -34,6 +34,7 @@ from foldrace.run_folder.kept_predictions import remove_other_predictions
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.notify import notifying
 from foldrace.scheduling.ray.autoscaling import room_for_trials
 from foldrace.scheduling.ray.cluster import connect
 from foldrace.scheduling.ray.node_checks import check_nodes
@@ -79,7 +80,11 @@ def _sweep_and_finish(
     config = store.config()
     folder = log_folder(store)
     deadline = _deadline(config, started)
-    with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
+    with (
+        logging_to(folder),
+        only_our_output(folder / "ray.log", console) as screen,
+        notifying(store) as notifier,
+    ):
         _log.info("Ray: starting")
         with connect(address, config.resources) as cluster:
             problems, warnings = check_nodes(store, image_root, cluster.gpus_per_trial > 0)
@@ -110,6 +115,7 @@ def _sweep_and_finish(
                     claim,
                     deadline,
                     write_so_far,
+                    [notifier],
                 )
             _log.info("sweep: ended after %.1f s", outcome.seconds)
         _log.info("Ray: stopped")
@@ -118,6 +124,7 @@ def _sweep_and_finish(
         print_leaderboard(screen, outcome.summaries, limit=10)
         print_trouble(outcome, screen)
         _finish(store, screen)
+        notifier.result_written()
         _log.info("run: blend and report written")
 
 

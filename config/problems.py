@@ -74,6 +74,8 @@ def _describe(source: str, detail: Any) -> Problem:
     loc = _keys(detail["loc"])
     where = f"{source}: {_path(loc)}"
     kind, given = detail["type"], shown(detail.get("input"))
+    if loc[:1] == ("notify",):  # it may be a webhook's URL, which is a secret
+        given = "a value that is not shown here"
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
         return Problem(where, _unknown_key(loc))

@@ -6,6 +6,7 @@ is wrong with one.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -268,6 +269,26 @@ class EnsembleConfig(ConfigSection):
     """`blend` removes the weights that the blend does not use; never the OOF."""
 
 
+def _variable(value: object) -> object:
+    """A name of an environment variable, in the form `env:NAME`; never a URL."""
+    if value is not None and not re.fullmatch(r"env:[A-Za-z_]\w*", str(value), re.ASCII):
+        raise ValueError(
+            "should be env:NAME, the name of an environment variable that holds the URL: whoever "
+            "knows a webhook's URL can post to it, and sweep.yaml is read by others"
+        )
+    return value
+
+
+class NotifyConfig(ConfigSection):
+    """Whom the sweep tells of a better blend, a failed candidate, a pause, and its end."""
+
+    command: Annotated[str, Field(min_length=1)] | None = None
+    """Shell command, run once an event, which it gets as JSON on its input and in
+    FOLDRACE_EVENT."""
+    webhook: Annotated[str | None, BeforeValidator(_variable)] = None
+    """`env:NAME`: the environment variable with the URL that each event is posted to as JSON."""
+
+
 class SweepConfig(ConfigSection):
     """The whole sweep."""
 
@@ -284,6 +305,7 @@ class SweepConfig(ConfigSection):
     cache: CacheConfig = CacheConfig()
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    notify: NotifyConfig = NotifyConfig()
     smoke: dict[str, Any] = Field(default={})
     """Keys that `run --smoke` lays over this config."""
 

@@ -43,6 +43,7 @@ EXTENDABLE = (
     "race.",
     "resources.",
     "ensemble.",
+    "notify.",
 )
 """Beginnings of the keys that `resume --set` may change: everything else would make old and new
 trials incomparable."""

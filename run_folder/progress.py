@@ -6,7 +6,7 @@ Frozen records, so that neither side imports the other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.records import (
@@ -33,6 +33,10 @@ class RunningTrial:
     epochs: int
     val_logloss: float | None
     """Validation log loss of the last epoch that ended."""
+    images_per_second: float | None = None
+    """Of its last epoch's training; None where it is not known."""
+    waiting: float | None = None
+    """Fraction of that time for which it waited for data."""
     silent_s: float = 0.0
     """Seconds since it began or its last epoch ended."""
 
@@ -85,6 +89,12 @@ class Progress:
     """Use of every limit that is set."""
     submission: SubmissionNote | None = None
     """The submission that lies in the run folder."""
+    trial_counts: Mapping[str, int] = field(default_factory=dict)
+    """Number of fold trials by status; those that run now as `running`."""
+    device_seconds: float = 0.0
+    """Seconds of all fold trials × devices of each, in all sessions."""
+    saved_device_seconds: float = 0.0
+    """The same for the epochs that stopped and parked candidates have not trained."""
     notes: tuple[str, ...] = ()
     """Lines of this session that people want to see: warnings, attempts that failed, lost nodes."""
     waiting: str | None = None

@@ -29,3 +29,9 @@ class SweepListener:
 
     def noticed(self, line: str) -> None:
         """Something has happened that people want to hear of: an attempt failed, a node is lost."""
+
+    def result_written(self) -> None:
+        """Blend and submission of what is complete lie in the run folder."""
+
+    def paused(self, reason: str) -> None:
+        """Nothing new starts for the time being: no node is left, or every trial fails."""

@@ -97,11 +97,16 @@ def _gpus() -> int:
 
     torch, which takes seconds to import, is asked only where a GPU's driver is loaded.
     """
-    if not any(Path(device).exists() for device in _GPU_DRIVERS):
+    if not has_gpu_driver():
         return 0
     import torch
 
     return torch.cuda.device_count()
+
+
+def has_gpu_driver() -> bool:
+    """True where the driver of a GPU is loaded."""
+    return any(Path(device).exists() for device in _GPU_DRIVERS)
 
 
 def _too_many(key: str, asked: float, most: float, unit: str) -> Problem:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from foldrace.config.schema import ResourcesConfig, SearchConfig
@@ -91,9 +91,34 @@ def sweep_progress(
         decisions=tuple(last),
         budget=tuple(_used(search, resources, usage, elapsed_s)),
         submission=submission,
+        trial_counts=Counter({"running": len(running)}) + Counter(t.status for t in trials),
+        device_seconds=usage.device_seconds,
+        saved_device_seconds=saved_seconds(summaries, busy) * devices,
         notes=tuple(notes),
         waiting=waiting,
     )
+
+
+def saved_seconds(summaries: Sequence[CandidateSummary], busy: Collection[str] = ()) -> float:
+    """Seconds of the epochs that stopped and parked candidates have not trained.
+
+    An epoch costs what those of its backbone have, of fold trials that ended and of parked ones.
+    `busy`: candidates whose fold trial runs, and that are parked no longer.
+    """
+    seconds, epochs, left = defaultdict[str, float](float), Counter[str](), Counter[str]()
+    for summary in summaries:
+        candidate = summary.candidate
+        parked = [d for d in summary.decisions[-1:] if d.action == "park" and not summary.trials]
+        trained = [(t.seconds, t.epochs_trained) for t in summary.trials]
+        trained += [(d.seconds, d.epoch) for d in parked if d.epoch]
+        for cost, count in trained:
+            if count:
+                seconds[candidate.backbone] += cost
+                epochs[candidate.backbone] += count
+        if summary.status in ("parked", "stopped") and candidate.candidate not in busy:
+            whole = summary.folds * int(candidate.params.get("epochs", 0))
+            left[candidate.backbone] += max(0, whole - sum(count for _, count in trained))
+    return math.fsum(left[b] * seconds[b] / epochs[b] for b in left if epochs[b])
 
 
 class _Outlook:

@@ -14,6 +14,7 @@ from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import RaceDecision
 from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
 from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
+from foldrace.trainables.spec import Pace
 
 
 @dataclass
@@ -34,6 +35,8 @@ class RunningFold:
     """Log loss of the last epoch that ended."""
     killed: str | None = None
     """Why the sweep has ended its worker, or None."""
+    pace: Pace | None = None
+    """How fast that epoch was trained, where it is known."""
     park: RaceDecision | None = None
     """The decision by which it is to leave in mid-training, or None."""
 

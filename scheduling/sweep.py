@@ -24,6 +24,7 @@ from foldrace.scheduling.spending import RunningFold, Spending
 from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
 from foldrace.scheduling.unfinished_trials import stopped_trial, with_stopped_trial
 from foldrace.scheduling.updates import UPDATE, ResultUpdates
+from foldrace.trainables.spec import Pace
 
 FINISHED: Literal["finished"] = "finished"
 """Given in place of a fold trial: nothing runs, and nothing will."""
@@ -99,8 +100,10 @@ class Sweep:
         self.state.start(task)
         return task
 
-    def epoch_ended(self, trial_id: str, epochs: int, val_logloss: float) -> None:
-        """Note that a running trial has trained so many epochs."""
+    def epoch_ended(
+        self, trial_id: str, epochs: int, val_logloss: float, pace: Pace | None = None
+    ) -> None:
+        """Note that a running trial has trained so many epochs, the last of them at this pace."""
         running = self.running.get(trial_id)
         if running is None:
             return
@@ -109,7 +112,7 @@ class Sweep:
             _log.info(
                 "%s fold%d goes on from epoch %d", task.candidate.candidate, task.fold, epochs
             )
-        running.epoch, running.val_logloss = epochs, val_logloss
+        running.epoch, running.val_logloss, running.pace = epochs, val_logloss, pace
         running.last_sign = time.monotonic()
         self.failures.trained(trial_id)
 
@@ -137,8 +140,8 @@ class Sweep:
         `ray_says`: the text of Ray's error, or empty.
         """
         if self.updates is not None and trial_id == self.updates.running:
-            if not self.stopped:
-                self.updates.end()
+            if not self.stopped and self.updates.end():
+                self._tell("result_written")
             return
         running = self.running.pop(trial_id, None)
         if running is None or self.stopped:

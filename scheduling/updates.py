@@ -100,8 +100,11 @@ class ResultUpdates(SweepListener):
         if trial_id == self.running:
             self._outcome = error
 
-    def end(self) -> None:
-        """Book the end of the update that runs; one that failed waits for a better blend."""
+    def end(self) -> bool:
+        """Book the end of the update that runs; False where it failed.
+
+        That one waits for a better blend.
+        """
         assert self._running is not None
         _, began, self._written = self._running
         self._running = None
@@ -111,7 +114,7 @@ class ResultUpdates(SweepListener):
         error = "its worker ended without a result" if self._outcome is None else self._outcome
         if error:
             _log.warning("blend and submission so far were not written: %s", error)
-            return
+            return False
         self.submission = self._store.submission()
         _log.info("blend and submission so far written in %.1f s", self._seconds)
         record = ResultUpdate(seconds=self._seconds, blend_logloss=self._written)
@@ -119,3 +122,4 @@ class ResultUpdates(SweepListener):
             self._store.save_update(record)
         except OSError as problem:
             _log.warning("what the result so far took is not kept for `resume`: %s", problem)
+        return True

@@ -121,6 +121,17 @@ class EpochReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast an epoch was trained, for whoever watches the trial; it stands in no file."""
+
+    images_per_second: float
+    """Of all devices of the trial together, scoring left out."""
+    waiting: float
+    """Fraction of that time for which the trial's first process waited for batches. A GPU may have
+    been at work meanwhile: it has less to wait for."""
+
+
 class Monitor(Protocol):
     """A trial's caller, as the trial sees it."""
 
@@ -145,6 +156,14 @@ class RungMonitor(Monitor, Protocol):
         of it is being written until that `report` returns or raises. Not called where the state
         cannot be saved: such a trial cannot be set aside.
         """
+
+
+@runtime_checkable
+class PaceMonitor(Monitor, Protocol):
+    """A monitor that is told how fast each epoch was trained."""
+
+    def pace(self, pace: Pace) -> None:
+        """Take the pace of the epoch whose `report` comes next."""
 
 
 class TrialStopped(Exception):

@@ -40,6 +40,8 @@ from foldrace.trainables.spec import (
     EpochReport,
     FoldTrial,
     Monitor,
+    Pace,
+    PaceMonitor,
     RungMonitor,
     TrialSpec,
     TrialStopped,
@@ -119,7 +121,7 @@ def _train(
     for epoch in range(len(history.log), trial.params.epochs):
         resume.save_if_due(state, history)  # here, where another epoch follows
         started = time.perf_counter()
-        train_loss, train_acc = _train_epoch(epoch, state, data, trial, monitor)
+        train_loss, train_acc, pace = _train_epoch(epoch, state, data, trial, monitor)
         for model in state.variants().values():
             share_buffers(model, state.accelerator)
         scored = score_fold(state, data, trial, _until_stop(data.scoring, monitor))
@@ -139,6 +141,8 @@ def _train(
             }
             if resume.save_at_rung(state, history, columns):
                 monitor.at_rung()
+        if isinstance(monitor, PaceMonitor):
+            monitor.pace(pace)
         monitor.report(history.log[-1])
 
 
@@ -149,8 +153,8 @@ def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def _train_epoch(
     epoch: int, state: TrainState, data: TrialData, trial: FoldTrial, monitor: Monitor
-) -> tuple[float, float]:
-    """Mean loss and accuracy of one pass, accuracy by the heavier label of a mixed image."""
+) -> tuple[float, float, Pace]:
+    """Mean loss, accuracy and pace of one pass; accuracy by the heavier label of a mixed image."""
     rng = seed_epoch(trial, epoch, state.accelerator.process_index)
     data.batches.epoch = epoch
     params = trial.params
@@ -161,14 +165,19 @@ def _train_epoch(
     labels = torch.from_numpy(data.labels).to(state.device)
     mixed = epoch < mixed_epochs(params)
     sums, images = torch.zeros(2, device=state.device), 0  # loss and right ones
+    began = asked = time.perf_counter()
+    waited = 0.0
     for batch in _until_stop(data.training, monitor):
+        waited += time.perf_counter() - asked
         examples = make_examples(batch, labels, data.classes, params, state.device, rng, mixed)
         loss, logits = train_step(state, examples, data.batches.batch_size)
         hits = (logits.argmax(1) == examples.targets.argmax(1)).sum()
         sums += torch.stack([loss * len(examples), hits])
         images += len(examples)  # on the host: a number sent to a GPU waits for all its work
+        asked = time.perf_counter()
     total = state.accelerator.reduce(torch.cat([sums, sums.new_tensor([images])])).tolist()
-    return total[0] / total[2], total[1] / total[2]
+    seconds = time.perf_counter() - began
+    return total[0] / total[2], total[1] / total[2], Pace(total[2] / seconds, waited / seconds)
 
 
 def _training_mode(epoch: int, state: TrainState, params: TrialParams) -> None:

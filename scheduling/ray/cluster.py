@@ -7,6 +7,7 @@ fit; what the cluster cannot do is an EnvironmentProblem before anything trains.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -19,9 +20,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import psutil
 import ray
 from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import foldrace
 from foldrace.config.schema import ResourcesConfig, SweepConfig
@@ -30,6 +34,7 @@ from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
 from foldrace.scheduling.ray.temp_folder import ray_folder_problem
 
+T = TypeVar("T")
 _PROBE_TIMEOUT = 5.0  # seconds
 _JOIN_TIMEOUT = 60.0  # seconds
 _LOCAL_SILENCE = 15.0  # seconds without an answer after which this machine's own Ray is dead
@@ -99,7 +104,7 @@ def nodes_for_checks(
     """
     resources = config.resources if config else ResourcesConfig()
     if sweep:
-        _require_startable_python()
+        require_startable_python()
     problem = None if address or ray.is_initialized() else ray_folder_problem()
     if problem is not None:
         raise EnvironmentProblem([problem])
@@ -159,6 +164,40 @@ def _dead_processes() -> list[str]:
     return [name for name in ("raylet", "gcs_server") if name in dead]
 
 
+def on_each_node(ask: Callable[..., T], *arguments: object) -> list[tuple[str, T]]:
+    """Address of each node, and what a function gives in a worker process there.
+
+    EnvironmentProblem where not all have answered within a minute.
+    """
+    nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+    remote = ray.remote(num_cpus=0)(ask)
+    asked = [
+        remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*arguments)
+        for node in nodes
+    ]
+    addresses = [node["NodeManagerAddress"] for node in nodes]
+    try:
+        return list(zip(addresses, ray.get(asked, timeout=_JOIN_TIMEOUT), strict=True))
+    except TimeoutError as error:
+        what = f"not all of {', '.join(addresses)} have answered within {_JOIN_TIMEOUT:g} s"
+        raise EnvironmentProblem.single("nodes of the cluster", what) from error
+
+
+def open_ports() -> list[str]:
+    """`address:port` of what this process's cluster listens on for other machines, sorted."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for socket_ in process.net_connections("tcp"):
+                ip, port = socket_.laddr
+                host = ipaddress.ip_address(ip.removeprefix("::ffff:"))
+                if socket_.status == psutil.CONN_LISTEN and not host.is_loopback:
+                    found.add(f"{host}:{port}" if host.version == 4 else f"[{host}]:{port}")
+    return sorted(found)
+
+
 def _dashboard() -> str | None:
     url = ray.worker.global_worker.node.address_info.get("webui_url")
     return f"http://{url}" if url else None
@@ -175,7 +214,7 @@ class _OwnPath(JobConfig):
         return True
 
 
-def _require_startable_python() -> None:
+def require_startable_python() -> None:
     """Raise EnvironmentProblem where Ray could start no worker, and would try for ever."""
     if " " in sys.executable:
         raise EnvironmentProblem.single(

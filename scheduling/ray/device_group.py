@@ -18,6 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.spec import (
     EpochReport,
+    Pace,
     TrialSpec,
     TrialStopped,
     first_micro_batch,
@@ -38,17 +39,19 @@ _SETTINGS = {
 }
 
 
-def run_on_devices(spec: TrialSpec, devices: int, stop_requested: Callable[[], bool]) -> None:
+def run_on_devices(
+    spec: TrialSpec, devices: int, stop_requested: Callable[[], bool], name: str = ""
+) -> None:
     """Train on `devices` devices, on one node where it has room; epochs are reported to Tune.
 
-    Each device has `spec.cpus` cores and, where `spec.use_gpu`, one GPU. Raises TrialStopped when
-    asked to stop, and whatever ended the group.
+    Each device has `spec.cpus` cores and, where `spec.use_gpu`, one GPU. `name`: the trial's, for
+    people. Raises TrialStopped when asked to stop, and whatever ended the group.
     """
     # A task of its own, since only what runs in a main thread can be interrupted in good order:
     # the trainer then ends its processes and gives their resources back.
     task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": _SETTINGS})(_train)
     epochs_to_tune = TuneReportCallback()  # type: ignore[no-untyped-call]
-    group = task.remote(spec, devices, epochs_to_tune)
+    group = task.options(name=f"{name} on {devices} devices").remote(spec, devices, epochs_to_tune)
     while not ray.wait([group], timeout=_ASK_EVERY)[0]:
         if stop_requested():
             ray.cancel(group, recursive=False)
@@ -115,8 +118,14 @@ def _one_device(config: dict[str, Any]) -> None:
 class _GroupMonitor:
     """Reports epochs to the trainer, which waits for all devices; a stop ends the processes."""
 
+    def __init__(self) -> None:
+        self._pace: dict[str, float] = {}
+
+    def pace(self, pace: Pace) -> None:
+        self._pace = asdict(pace)
+
     def report(self, epoch: EpochReport) -> None:
-        ray.train.report(asdict(epoch))
+        ray.train.report(asdict(epoch) | self._pace)
 
     def stop_requested(self) -> bool:
         return False

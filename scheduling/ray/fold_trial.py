@@ -19,11 +19,12 @@ from ray import tune
 from foldrace.core.errors import message_line
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import candidate_params, trial_record
+from foldrace.scheduling.ray.trial_names import NAME
 from foldrace.scheduling.rungs import rungs_of
 from foldrace.scheduling.updates import UPDATE
 
 if TYPE_CHECKING:
-    from foldrace.trainables.spec import EpochReport, TrialSpec
+    from foldrace.trainables.spec import EpochReport, Pace, TrialSpec
 
 
 CANDIDATE, FOLD = "candidate", "fold"
@@ -80,7 +81,8 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
             else:
                 from foldrace.scheduling.ray.device_group import run_on_devices
 
-                run_on_devices(spec, resources.devices_per_trial, monitor.stop_requested)
+                devices, stop_requested = resources.devices_per_trial, monitor.stop_requested
+                run_on_devices(spec, devices, stop_requested, config[NAME])
         except TrialStopped:
             monitor.leave()
         except Exception:  # whatever it is, trial.json says it
@@ -154,10 +156,14 @@ class _TuneMonitor:
 
         self._session = get_session()
         self._at_rung = self._dismissed = False
+        self._pace: dict[str, float] = {}
         self.rungs = rungs
 
     def at_rung(self) -> None:
         self._at_rung = True
+
+    def pace(self, pace: Pace) -> None:
+        self._pace = asdict(pace)
 
     def report(self, epoch: EpochReport) -> None:
         from foldrace.trainables.spec import TrialStopped
@@ -165,7 +171,7 @@ class _TuneMonitor:
         rung = {RUNG: True} if self._at_rung else {}
         self._at_rung = False
         try:
-            tune.report(asdict(epoch) | rung)
+            tune.report(asdict(epoch) | self._pace | rung)
         except SystemExit as error:  # Tune waits 2 s for the trial to leave, as it does in a batch
             self._dismissed = True
             raise TrialStopped from error

@@ -64,6 +64,7 @@ class SweepSession(SweepListener):
         self._notes: list[str] = []
         self._watchdog = Watchdog(config.resources)
         self._no_room_since: float | None = None
+        self._is_paused = False
         self.failure: str | None = None
         """What ends the sweep before its end, for people; or None."""
         study = open_study(store, config, space)
@@ -98,6 +99,7 @@ class SweepSession(SweepListener):
     def on_step(self, trials: list[TuneTrial]) -> None:
         """Follow Tune, at each of its steps, by its list of trials."""
         self._look_for_room()
+        self._tell_of_pauses()
         if self.failure is None:
             self.failure = self._failure()
             if self.failure is not None:
@@ -189,6 +191,13 @@ class SweepSession(SweepListener):
             self._no_room_since = None
             self.noticed(f"the cluster has room again, after {waited:.0f} s")
 
+    def _tell_of_pauses(self) -> None:
+        waiting = self._waiting()
+        if waiting is not None and not self._is_paused:
+            for listener in self.sweep.listeners:
+                listener.paused(waiting)
+        self._is_paused = waiting is not None
+
     def _waiting(self) -> str | None:
         """Why nothing can start, for people."""
         if self._no_room_since is None:
@@ -216,7 +225,7 @@ class SweepSession(SweepListener):
     def _running(self) -> Iterator[RunningTrial]:
         now = time.monotonic()
         for running in list(self.sweep.running.values()):
-            candidate = running.task.candidate
+            candidate, pace = running.task.candidate, running.pace
             yield RunningTrial(
                 candidate.candidate,
                 candidate.backbone,
@@ -224,6 +233,8 @@ class SweepSession(SweepListener):
                 running.epoch,
                 int(candidate.params["epochs"]),
                 running.val_logloss,
+                None if pace is None else pace.images_per_second,
+                None if pace is None else pace.waiting,
                 now - running.last_sign,
             )
 

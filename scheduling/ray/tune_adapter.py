@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,10 @@ from ray.tune.search import Searcher
 
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG, WRITTEN
+from foldrace.scheduling.ray.trial_names import NAME, trial_name
 from foldrace.scheduling.sweep import FINISHED, Sweep
 from foldrace.scheduling.updates import UPDATE
+from foldrace.trainables.spec import Pace
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -62,17 +65,18 @@ class SweepSearcher(Searcher):
         if task == UPDATE:
             return {UPDATE: True}
         assert not isinstance(task, str)
+        candidate, fold = task.candidate.candidate, task.fold
         judged = self._sweep.running[trial_id].judged
-        return {CANDIDATE: task.candidate.candidate, FOLD: task.fold, JUDGED: judged}
+        name = trial_name(candidate, fold, task.candidate.backbone)
+        return {CANDIDATE: candidate, FOLD: fold, JUDGED: judged, NAME: name}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note the epoch that a trial reports, or how an update of the result went."""
         if WRITTEN in result and self._sweep.updates is not None:
             self._sweep.updates.tell(trial_id, str(result[WRITTEN]))
         if "epoch" in result:
-            self._sweep.epoch_ended(
-                trial_id, int(result["epoch"]) + 1, float(result["val_calibrated_logloss"])
-            )
+            loss = float(result["val_calibrated_logloss"])
+            self._sweep.epoch_ended(trial_id, int(result["epoch"]) + 1, loss, _pace(result))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -141,6 +145,12 @@ class RungScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         leaves = self._sweep.rung_reached(trial.trial_id, int(result["epoch"]) + 1)
         return TrialScheduler.STOP if leaves else TrialScheduler.CONTINUE
+
+
+def _pace(result: dict[str, Any]) -> Pace | None:
+    """The pace in a report; the first one of a trial that goes on has none."""
+    values = [float(result[key.name]) for key in fields(Pace) if key.name in result]
+    return Pace(*values) if values else None
 
 
 def _error_text(trial: TuneTrial | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,14 @@ from foldrace.run_folder.progress import Progress
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import Deadline
+from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
 from foldrace.scheduling.ray.ending import Ending
 from foldrace.scheduling.ray.fold_trial import TrialJob, WriteResult, trainable
+from foldrace.scheduling.ray.metrics import with_metrics
 from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.scheduling.ray.trial_names import NamedCalls, shown_name
 from foldrace.scheduling.updates import ResultUpdates
 from foldrace.search_spaces.space import SearchSpace
 
@@ -103,14 +106,17 @@ def run_sweep(
     claim: HeldClaim | None = None,
     deadline: Deadline | None = None,
     write_result: WriteResult | None = None,
+    listeners: Sequence[SweepListener] = (),
 ) -> SweepOutcome:
     """Run every fold trial that the budget allows and the run folder does not hold yet.
 
     What runs at the deadline is ended; its saved state stays, for `resume`. `say` prints a line on
     the terminal; `write_result` is called in a worker whenever the result so far is to be written;
     None: never. Raises RunFailure where the cluster is lost, or every trial meets the same error.
+    `listeners` are told what is new.
     """
     started = time.monotonic()
+    on_progress = with_metrics(config.name, on_progress)
     updates = None if write_result is None else ResultUpdates(store, cluster.slots)
     go_on = f"go on with: foldrace resume {store.root}"
     ending = Ending(say, go_on)
@@ -118,6 +124,7 @@ def run_sweep(
     session = SweepSession(
         store, config, space, cluster, on_progress, ending, claim, deadline, updates
     )
+    session.sweep.listeners += listeners
     job = TrialJob(
         run=store.root,
         image_root=image_root,
@@ -135,12 +142,13 @@ def run_sweep(
                 scheduler=session.scheduler,
                 num_samples=-1,
                 reuse_actors=True,
+                trial_name_creator=shown_name,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=scratch,
                 stop=None if cluster.is_own else _Stop(session),
-                callbacks=[_StepCallback(session, leaves=cluster.is_own)],
+                callbacks=[_StepCallback(session, leaves=cluster.is_own), NamedCalls()],
                 verbose=0,
             ),
         )

@@ -207,6 +207,39 @@ def test_events_of_a_session_come_in_order() -> None:
     assert list(found.events) == [first, last, whole] and found.notes == ("a note",)
 
 
+# -- what the race has saved
+
+
+def test_epochs_that_were_not_trained_cost_what_others_of_their_backbone_have() -> None:
+    """Four epochs a fold, three folds: each candidate has 12."""
+    whole = finished(0, 3, seconds=8.0)  # 12 epochs in 24 s
+    after_a_fold = stopped(1, 1)  # 4 epochs in 2 s; 8 left
+    in_training = candidate(2, [], [parked_at(2, "c0002", 3, seconds=7.0)])  # 3 in 7 s; 9 left
+    an_epoch = (24 + 2 + 7) / (12 + 4 + 3)
+    found = progress([whole, after_a_fold, in_training])
+    assert found.saved_device_seconds == pytest.approx((8 + 9) * an_epoch)
+    goes_on = progress([whole, after_a_fold, in_training], running(2))
+    assert goes_on.saved_device_seconds == pytest.approx(8 * an_epoch)
+    assert progress([whole]).saved_device_seconds == 0.0
+    assert found.device_seconds == 26.0
+    assert goes_on.trial_counts == {"finished": 4, "running": 1}
+
+
+def test_backbones_have_their_own_costs() -> None:
+    def of(number: int, backbone: str, seconds: float) -> CandidateSummary:
+        name = f"c{number:04d}"
+        record = CandidateRecord(candidate=name, backbone=backbone, params={"epochs": 4})
+        first = trial(name, 0, seconds=seconds, backbone=backbone)
+        return summarise(record, [first], FOLDS, True, [decision(number, name, 0, "park")])
+
+    both = progress([of(0, "slow", 40.0), of(1, "fast", 4.0)])
+    assert both.saved_device_seconds == pytest.approx(8 * 10.0 + 8 * 1.0)
+
+
+def parked_at(number: int, name: str, epoch: int, seconds: float) -> RaceDecision:
+    return decision(number, name, 0, "park", epoch).model_copy(update={"seconds": seconds})
+
+
 # -- what is left
 
 

@@ -40,7 +40,7 @@ from foldrace.trainables.predict import (
     scoring_loader,
     unpack_classifier,
 )
-from foldrace.trainables.spec import EpochReport, TrialSpec, TrialStopped
+from foldrace.trainables.spec import EpochReport, Pace, TrialSpec, TrialStopped
 from foldrace.trainables.state import TrainState, build_train_state
 from foldrace.trainables.trial import run_trial
 from tests.ensemble.temperature_reference import smoothed_temperature
@@ -121,6 +121,35 @@ def test_what_a_trial_writes(tiny_run: Any) -> None:
         assert score.calibrated_logloss == float(rows[-1][column])
         assert score.val_logloss == float(rows[-1][f"{prefix}val_logloss"])
     assert float(rows[-1]["lr"]) == pytest.approx(0.01 * trial.params.lr)
+
+
+class PaceWatcher(Watcher):
+    """Keeps the paces too; each batch is waited for a moment."""
+
+    def __init__(self, moment: float) -> None:
+        super().__init__()
+        self.paces: list[Pace] = []
+        self._moment = moment
+
+    def pace(self, pace: Pace) -> None:
+        assert len(self.paces) == len(self.epochs)  # before the epoch's report
+        self.paces.append(pace)
+
+    def stop_requested(self) -> bool:
+        time.sleep(self._moment)
+        return super().stop_requested()
+
+
+def test_a_monitor_hears_how_fast_each_epoch_was_trained(tiny_run: Any) -> None:
+    """Two whole batches of 14 images, each of which is waited for a tenth of a second."""
+    waits, watcher = 2 * 0.1, PaceWatcher(0.1)
+    run_trial(spec_for(tiny_run), watcher)
+    assert len(watcher.paces) == len(watcher.epochs) == 2
+    for pace, epoch in zip(watcher.paces, watcher.epochs, strict=True):
+        seconds = 28 / pace.images_per_second
+        assert waits < seconds < epoch.seconds  # which has the scoring too
+        assert waits / seconds <= pace.waiting < 1
+        assert (1 - pace.waiting) * seconds > 0.001  # the steps themselves
 
 
 def cuda() -> bool:

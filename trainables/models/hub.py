@@ -19,9 +19,14 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 def weights_at_hand(backbones: Sequence[str], seconds: float = 3.0) -> bool:
     """True where every backbone's weights lie in a cache here, or its hub answers in time."""
     missing = [name for name in backbones if not _is_cached(name)]
-    hubs = {"torchvision": _torch_hub_answers, "timm": _face_hub_answers}
     families = {name.partition("/")[0] for name in missing}
-    return families <= hubs.keys() and all(_in_time(hubs[f], seconds) for f in sorted(families))
+    return all(hub_answers(family, seconds) for family in sorted(families))
+
+
+def hub_answers(family: str, seconds: float) -> bool:
+    """True where the hub of `timm` or `torchvision` answers in time; False for another family."""
+    ask = {"torchvision": _torch_hub_answers, "timm": _face_hub_answers}.get(family)
+    return ask is not None and _in_time(ask, seconds)
 
 
 def _is_cached(backbone: str) -> bool:

@@ -6,10 +6,13 @@ The GPUs are only promised to Ray, so that the trials train on the CPU with the 
 from __future__ import annotations
 
 import json
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 
@@ -149,6 +152,20 @@ def two_nodes(
     folder, resources = root / "sweep", {"gpus_per_trial": 0.5}
     trials = sweep(folder, tiny_images, cluster, resources, candidates=2, plugins=[str(plugin)])
     return TwoNodes(folder, trials, str(plugin), seen)
+
+
+def test_doctor_looks_at_each_node(cluster: RunningCluster, two_nodes: TwoNodes) -> None:
+    """Both are this machine, but for the GPUs that were promised to Ray."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "sweep.py", "doctor", "--address", cluster.address],
+        env=cluster.environment | {"COLUMNS": "200"},
+        capture_output=True, text=True, timeout=DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Ray +ok +answers in \d+ s; 3 cores, 3 GPUs for trials", done.stdout)
+    for what, value in (("Python", platform.python_version()), ("torch", version("torch"))):
+        rows = re.findall(rf"(node|this machine) ?\S* +{what} +ok +(\S+)", done.stdout)
+        assert rows == [("this machine", value), ("node", value), ("node", value)]
 
 
 def test_halves_of_gpus_on_two_nodes(two_nodes: TwoNodes) -> None:

@@ -13,6 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from foldrace.config.schema import PointConfig, SweepConfig
 from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG
+from foldrace.scheduling.ray.trial_names import NAME
 from foldrace.scheduling.ray.tune_adapter import RungScheduler, SweepSearcher
 from tests.pretend_tune import Trial
 from tests.scheduling.pretend_workers import K, Live, PretendWorkers, sweep_config
@@ -123,6 +124,8 @@ def test_a_suggestion_is_a_candidate_a_fold_and_whether_it_is_judged(
         trial = session.start()
         given.append(trial.config)
         session.end(trial, "finish")
+    names = [config.pop(NAME) for config in given]
+    assert [name.split()[0] for name in names] == [*(f"c0000/f{k}" for k in range(K)), "c0001/f0"]
     first = [{CANDIDATE: "c0000", FOLD: fold, JUDGED: False} for fold in range(K)]
     assert given == [*first, {CANDIDATE: "c0001", FOLD: 0, JUDGED: True}]
 
@@ -232,7 +235,7 @@ def test_a_parked_trial_is_ended_and_goes_on_in_another_one(tune: Callable[..., 
         assert session.store.trial(name, 0) is None
         assert session.store.resume_state(name, 0) == b"1"
     again = session.start()
-    assert again.config == {CANDIDATE: "c0001", FOLD: 0, JUDGED: True}
+    assert (key(again), again.config[JUDGED]) == (("c0001", 0), True)
     assert again.trial_id not in {trial.trial_id for trial in session.trials[:-1]}
     assert session.worker(again).epochs == 1  # it goes on, and does not begin anew
 
