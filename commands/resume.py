@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.checks.config import config_problems
-from foldrace.commands.finish import sweep_and_finish
+from foldrace.commands.finish import finish_again, nothing_to_train, sweep_and_finish
 from foldrace.commands.machine import only_driver
 from foldrace.commands.moved_data import moved, refuse_other_keys
 from foldrace.commands.plugins import open_run
@@ -66,12 +66,17 @@ def resume(
             with telling_where_data_lay(store):
                 read_test_set(config.data, store.classes())
         backbones = {s.candidate.candidate: s.candidate.backbone for s in earlier}
-        with nodes_for_checks(config, address, sweep=not problems) as nodes:
+        over = nothing_to_train(earlier, config.search, retry_failed)
+        with nodes_for_checks(config, address, sweep=not problems and not over) as nodes:
             problems += config_problems(config, space, nodes, backbones, parts)
             if problems:
                 raise UserError(problems)
             store.mend()
+            same = config == store.config()
             store.save_config(config)
+            if over:
+                finish_again(store, console, is_whole=same and not have_moved)
+                return store
             if retry_failed:
                 for (candidate, fold), trial in store.trials().items():
                     if trial.status == "failed":

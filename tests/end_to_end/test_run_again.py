@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ import yaml
 from safetensors.torch import save_file
 from sklearn.metrics import log_loss
 
+from foldrace.commands import finish
 from tests.end_to_end.runs import SAME, Cli, Run, succeeded, undecided
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("any_ray")]
@@ -120,6 +122,24 @@ def test_resume_writes_no_wish_that_no_blend_can_meet(copied: Run, cli: Cli) -> 
     result = cli("resume", copied.folder, "--set", "ensemble.include=[c0099]")
     assert result.exit_code == 2 and "'c0099' is neither a candidate nor" in result.stderr
     assert (copied.folder / "sweep.yaml").read_bytes() == before
+
+
+def test_a_finished_run_is_left_as_it_is(copied: Run, cli: Cli) -> None:
+    """Without Ray, and with every file as it was; what is missing of its end is made again."""
+
+    def stamps() -> dict[str, int]:
+        files = (path for path in copied.folder.rglob("*") if path.is_file())
+        kept = {str(path.relative_to(copied.folder)): path.stat().st_mtime_ns for path in files}
+        return {name: at for name, at in kept.items() if not name.startswith(("logs", "sweep"))}
+
+    before = stamps()
+    with patch.object(finish, "connect", side_effect=AssertionError("Ray was asked for")):
+        result = succeeded(cli("resume", copied.folder))
+        assert "Nothing is left to do" in result.stdout and "c0000" in result.stdout
+        assert stamps() == before
+        shutil.rmtree(copied.folder / "report")
+        succeeded(cli("resume", copied.folder))
+    assert stamps().keys() == before.keys()
 
 
 def test_a_finished_run_is_extended(copied: Run, cli: Cli) -> None:
