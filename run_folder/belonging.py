@@ -145,7 +145,8 @@ def telling_where_data_lay(store: RunStore) -> Iterator[None]:
     except DataError as error:
         data, now = RunStore(store.root).config().data, store.config().data.places
         unmoved = {key: path for key, path in data.places.items() if now.get(key) == path}
-        gone = [key for key, path in unmoved.items() if not Path(path).exists()]
+        named = {problem.where for problem in error.problems}
+        gone = [k for k, p in unmoved.items() if f"data.{k}" in named and not Path(p).exists()]
         if not gone:
             raise
         message = (

@@ -14,7 +14,9 @@ import pytest
 from click.testing import Result
 
 from foldrace.ensemble.methods import METHODS
+from foldrace.run_folder.store import RunStore
 from tests.end_to_end.runs import Cli, Run, succeeded
+from tests.ensemble.made_runs import rewrite
 from tests.pretend_tune import pretend_ray
 
 pytestmark = pytest.mark.slow
@@ -214,7 +216,7 @@ def test_a_nan_in_stored_predictions(copied: Run, cli: Cli) -> None:
     file = copied.folder / "trials" / "c0001" / "fold1" / "oof.npy"
     array = np.load(file)
     array[4, 1] = np.nan
-    np.save(file, array)
+    rewrite(RunStore(copied.folder), "c0001", 1, "oof.npy", array)
     row = int(np.load(file.with_name("rows.npy"))[4])
     before = copied.contents()
     text = refused(cli("ensemble", copied.folder))

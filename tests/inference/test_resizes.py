@@ -96,7 +96,7 @@ def test_predictions_are_the_out_of_fold_rows(run: TinyRun) -> None:
 
         other = replace(card, resize="crop" if how != "crop" else "pad")
         state = models.state(name, "raw", 0)
-        store.files.write(f"trials/{name}/fold0/best.safetensors", pack_weights(state, other))
+        store.save_trial(record, weights={"raw": pack_weights(state, other)})
         assert np.abs(Predictor(store).probabilities(files) - oof).max() > 0.05
     assert losses["squash"] < 0.2 and losses["pad"] < 0.2  # nats
     assert losses["crop"] > 0.5  # what is scored holds no class: ln 2 is 0.69
