@@ -69,6 +69,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """At the end all is to be collected: libraries report the rest as leaks."""
+    gc.unfreeze()
+
+
 def examples(most: int) -> int:
     """How many examples a property test draws that draws `most` of them in `make test-full`."""
     few = min(most, max(most // 5, 5))
