@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """At the end all is to be collected: libraries report the rest as leaks."""
+    gc.unfreeze()
+
+
 def examples(most: int) -> int:
     """How many examples a property test draws that draws `most` of them in `make test-full`."""
     few = min(most, max(most // 5, 5))
@@ -80,6 +86,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "foldrace-cache"
     monkeypatch.setenv("FOLDRACE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No power fails here, and thousands of small files are written. What writes them, in core, is
+    tried as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.path.is_relative_to(ROOT / "tests" / "core"):
+            patch.setattr(os, "fsync", lambda file: None)
+            patch.setattr(os, "sync", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

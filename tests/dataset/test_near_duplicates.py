@@ -83,8 +83,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return [(folder / "data" / name).read_bytes() for name in find_images(folder / "data")]
 
 
-def test_no_two_handwritten_digits_are_alike(digits: list[bytes]) -> None:
-    prints = [hash_of(data) for data in digits]
+@pytest.fixture(scope="module")
+def prints(digits: list[bytes]) -> list[PerceptualHash]:
+    """The hash of each digit."""
+    return [hash_of(data) for data in digits]
+
+
+def test_no_two_handwritten_digits_are_alike(prints: list[PerceptualHash]) -> None:
     with ThreadPoolExecutor(2) as pool:
         images = stack_hashes(prints, np.arange(len(prints)))
         assert len(prints) == 1797
@@ -93,11 +98,11 @@ def test_no_two_handwritten_digits_are_alike(digits: list[bytes]) -> None:
 
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
 def test_copies_of_digits_are_found(
-    digits: list[bytes], copy: Callable[[Image.Image], bytes]
+    digits: list[bytes], prints: list[PerceptualHash], copy: Callable[[Image.Image], bytes]
 ) -> None:
     kept = digits[::30]
     copies = [hash_of(copy(Image.open(io.BytesIO(data)).convert("RGB"))) for data in kept]
-    found = matches(copies, [hash_of(data) for data in digits])
+    found = matches(copies, prints)
     assert [(m.row, m.other) for m in found] == [(i, 30 * i) for i in range(len(kept))]
 
 

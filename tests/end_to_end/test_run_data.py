@@ -61,7 +61,8 @@ def test_a_competition_s_folder_on_a_real_cluster(project: Any, tmp_path: Path, 
     out = tmp_path / "run"
     done = succeeded(
         cli("run", project.folder, "--out", out, "--time", "20m", "--set", "search.candidates=2",
-            "--set", "training.pretrained=false", "--set", "training.epochs=8")
+            "--set", "training.pretrained=false", "--set", "training.epochs=8",
+            "--set", "folds.k=2")
     )  # fmt: skip
     assert f"{BACKBONE}: about " in done.output
     check_run(Run(out, project))

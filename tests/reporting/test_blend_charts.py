@@ -36,7 +36,7 @@ def _bars(members: int, gains: float | None) -> list[blend_charts.Bar]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("members", "gains"),  # height by members, width by gains
-    [(1, None), (1, 30.0), (2, None), (2, 1e-8), (2, 0.01), (12, 1e-8), (40, None), (40, 30.0)],
+    [(1, None), (1, 30.0), (2, 1e-8), (12, 0.01), (40, 30.0)],
 )
 def test_weights_chart_is_never_cut(members: int, gains: float | None) -> None:
     _assert_uncut(blend_charts.weights(_bars(members, gains), palette(_BACKBONES)))
@@ -61,8 +61,11 @@ def test_correlation_chart_is_never_cut(members: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 40])
 def test_confusion_chart_is_never_cut(classes: int) -> None:
+    """With numbers in its outermost fields."""
     names = [f"현대_더_뉴_그랜저_하이브리드_{i}_2014_2016" for i in range(classes)]
-    _assert_uncut(charts.confusion(np.full((classes, classes), 1234), names))
+    counts = np.full((classes, classes), 1234)
+    counts[1:-1, 1:-1] = 0
+    _assert_uncut(charts.confusion(counts, names))
 
 
 @pytest.mark.parametrize("rows", [1, 1_000_000])

@@ -37,6 +37,7 @@ from foldrace.run_folder.oof import npy
 from foldrace.run_folder.store import RunStore
 from tests.reporting.pages import Page, html_of, table_of
 
+pytestmark = pytest.mark.usefixtures("quick_charts")
 Run = Any  # the record that conftest.py makes
 MakeRun = Callable[..., Run]
 

@@ -34,6 +34,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
 from tests.reporting.pages import Page, html_of, table_of
 
+pytestmark = pytest.mark.usefixtures("quick_charts")
 Run = Any  # the record that conftest.py makes
 MakeRun = Callable[..., Run]
 

@@ -105,8 +105,9 @@ def test_the_seed_and_the_number_decide(name: str) -> None:
         for i in range(1, 16)
     ]
     ask = SuggestionRequest(3, 20, RANGES, known)
-    first = list(itertools.islice(SAMPLERS[name].propose(ask), 2))
-    assert first == list(itertools.islice(SAMPLERS[name].propose(ask), 2))
+    count = 1 if name == "gp" else 2  # it takes a second for each
+    first = list(itertools.islice(SAMPLERS[name].propose(ask), count))
+    assert first == list(itertools.islice(SAMPLERS[name].propose(ask), count))
     for params in first:
         assert params.keys() == RANGES.keys()
         assert all(RANGES[knob].contains(value) for knob, value in params.items())
@@ -130,19 +131,17 @@ def test_in_a_finite_space_everything_is_proposed_at_last(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "asks", "seeds", "knobs"),
+    ("name", "asks", "knobs"),
     [
-        ("tpe", 60, 3, ("lr", "dropout", "epochs", "loss")),
-        ("gp", 18, 1, ("lr", "dropout")),  # a quarter of a second each
+        ("tpe", 60, ("lr", "dropout", "epochs", "loss")),
+        ("gp", 18, ("lr", "dropout")),  # a quarter of a second each
     ],
 )
-def test_a_sampler_that_learns_beats_chance(
-    name: str, asks: int, seeds: int, knobs: tuple[str, ...]
-) -> None:
+def test_a_sampler_that_learns_beats_chance(name: str, asks: int, knobs: tuple[str, ...]) -> None:
     ranges = {knob: RANGES[knob] for knob in knobs}
-    ours = [median_of_the_last(minimise(name, bowl, ranges, asks, s, 4)) for s in range(seeds)]
+    ours = median_of_the_last(minimise(name, bowl, ranges, asks, parallel=4))
     chance = statistics.median(minimise("random", bowl, ranges, 200))
-    assert max(ours) < 0.5 * chance
+    assert ours < 0.5 * chance
 
 
 @pytest.mark.parametrize("name", LEARNING)
