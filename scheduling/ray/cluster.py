@@ -29,6 +29,7 @@ from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
+from foldrace.scheduling.ray.private_cluster import private_cluster
 
 _PROBE_TIMEOUT = 5.0  # seconds
 _JOIN_TIMEOUT = 60.0  # seconds
@@ -211,14 +212,16 @@ def _require_startable_python() -> None:
 
 def _start() -> None:
     [machine] = this_machine()
-    ray.init(
-        address="local",
-        job_config=_OwnPath(),
-        num_cpus=int(machine.cpus),
-        num_gpus=int(machine.gpus),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with private_cluster() as sessions:
+        ray.init(
+            address="local",
+            job_config=_OwnPath(),
+            num_cpus=int(machine.cpus),
+            num_gpus=int(machine.gpus),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=sessions,
+        )
 
 
 def _join(address: str) -> None:
