@@ -31,10 +31,10 @@ class LocalGroup(TorchConfig):
         return _LocalBackend
 
 
-class _LocalBackend(_TorchBackend):  # type: ignore[misc]
+class _LocalBackend(_TorchBackend):
     """Starts the group; Ray's own class ends it."""
 
-    def on_start(self, worker_group: Any, backend_config: LocalGroup) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_set_torch_distributed_env_vars)
         size = len(worker_group)
         ray.get(

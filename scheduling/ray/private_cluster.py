@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._common.network_utils import is_localhost
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 
 from foldrace.core.errors import EnvironmentProblem
 from foldrace.core.private_folder import private_folder
 
+_LOOPBACK = ("127.0.0.1", "::1")
 _MODE = "RAY_AUTH_MODE"
 _LONGEST = 37  # letters of `_temp_dir`; Linux allows a socket 107, and Ray's lie 70 further down
 
@@ -49,13 +49,13 @@ def private_cluster() -> Iterator[str]:
 
 def on_loopback() -> bool:
     """True where this process's cluster has this machine alone, and listens on no other address."""
-    return bool(is_localhost(ray.util.get_node_ip_address()))
+    return ray.util.get_node_ip_address() in _LOOPBACK  # type: ignore[no-untyped-call]
 
 
 def session_folder() -> Path:
     """A folder within one that is closed to others: Ray opens its own to everybody."""
     name = f"foldrace-{os.geteuid()}"
-    folder = Path(get_default_system_temp_dir()) / name / "ray"
+    folder = Path(get_default_system_temp_dir()) / name / "ray"  # type: ignore[no-untyped-call]
     if len(os.fsencode(folder)) > _LONGEST:
         folder = Path("/tmp") / name / "ray"
     private_folder(folder.parent, "remove it, or set RAY_TMPDIR to a short folder of your own")
