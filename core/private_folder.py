@@ -16,7 +16,7 @@ def private_folder(path: Path, remedy: str) -> Path:
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = os.geteuid()
-    for found in (path.lstat(), path.stat()):
+    for found in (os.lstat(path), os.stat(path)):
         if found.st_uid != own:
             raise EnvironmentProblem.single(
                 str(path),
