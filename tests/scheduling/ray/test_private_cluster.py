@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from foldrace.core.errors import EnvironmentProblem
+from foldrace.scheduling.ray import device_group
 from foldrace.scheduling.ray.private_cluster import private_cluster, session_folder
 from tests.conftest import write_tiny_run
 from tests.scheduling.ray.test_device_group import spec_for
@@ -52,9 +53,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> Iter
     short = Path(tempfile.mkdtemp(prefix="fr-"))
     short.chmod(0o777)
     script = Path(__file__).with_name("one_private_cluster.py")
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
-    } | {"HOME": str(home), "RAY_TMPDIR": str(short), "PYTHONPATH": str(ROOT)}
+    environment = (
+        {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        | {"HOME": str(home), "RAY_TMPDIR": str(short), "PYTHONPATH": str(ROOT)}
+        | device_group._SETTINGS
+    )
     with subprocess.Popen(
         [sys.executable, script, spec.run, spec.image_root, spec.candidate],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
