@@ -381,7 +381,7 @@ def _exit_codes(
     except OSError as error:  # a full disk, a folder that may not be written
         if context.obj:
             screen.print_exception()
-        screen.print(str(error), markup=False)
+        screen.print(str(FoldraceError(str(error))), markup=False)
         raise typer.Exit(FoldraceError.exit_code) from error
 
 
@@ -397,7 +397,9 @@ def _print_error(error: FoldraceError, screen: Console) -> None:
 
 def main() -> None:
     """The `foldrace` entry point."""
-    app()
+    from foldrace.commands.process_list import take_arguments
+
+    app(args=take_arguments())
 
 
 if __name__ == "__main__":

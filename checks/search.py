@@ -15,8 +15,9 @@ from foldrace.checks.settings import Devices, refused_sizes, setting_problems, w
 from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.config.ranges import Value
 from foldrace.config.schema import PointConfig, SweepConfig
-from foldrace.core.errors import Problem, check_name, has_password, without_password
+from foldrace.core.errors import Problem, check_name
 from foldrace.core.plugins import NO_PARTS, Parts, Table
+from foldrace.core.redaction import has_secret, without_secrets
 from foldrace.scheduling.nodes import Node
 from foldrace.scheduling.search.export_storage import database_problem
 from foldrace.scheduling.search.warm_start import warm_start_problems
@@ -65,11 +66,13 @@ def search_problems(
 def search_warnings(config: SweepConfig) -> Iterator[Problem]:
     """Problems that forbid no run."""
     storage = config.search.storage
-    if storage is not None and has_password(storage):
+    if storage is not None and has_secret(storage):
         yield Problem(
             "search.storage",
-            f"{without_password(storage)} has a password, and sweep.yaml in the run folder will "
-            "have it too; for PostgreSQL leave it out, and put it into ~/.pgpass or PGPASSWORD",
+            f"{without_secrets(storage)} has a password, or an option that may be one, and "
+            "sweep.yaml in the run folder will have it too (only you can read that file); set "
+            "storage: env:NAME and put the URL into the environment variable NAME, or leave the "
+            "password out and put it into ~/.pgpass or PGPASSWORD",
         )
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from foldrace.core.errors import UserError
 from foldrace.core.files import LocalFiles, open_files
+from foldrace.core.redaction import starred
 from foldrace.run_folder.claims import HeldClaim
 from foldrace.run_folder.store import RunStore
 
@@ -168,8 +169,15 @@ def only_our_output(log: Path, console: Console) -> Iterator[Console]:
                 os.close(source)
 
 
+class _StarredFormatter(logging.Formatter):
+    """Writes no secret of a URL, wherever in the line or its traceback it stands."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return starred(super().format(record))
+
+
 def _handler(path: Path, level: int) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setLevel(level)
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_StarredFormatter(_FORMAT))
     return handler

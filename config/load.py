@@ -19,7 +19,8 @@ import yaml
 from foldrace.config.forms import SEARCH, RangeConfig
 from foldrace.config.problems import shown, validate
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import ConfigError, Problem, without_password
+from foldrace.core.errors import ConfigError, Problem
+from foldrace.core.redaction import without_secrets
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def to_yaml(config: SweepConfig) -> str:
 
 
 def to_public_yaml(config: SweepConfig) -> str:
-    """The resolved config without passwords: for reports, which are shown to others."""
-    return _yaml(_without_passwords(config.model_dump(mode="json")))
+    """The resolved config without secrets: for reports, which are shown to others."""
+    return _yaml(_without_secrets(config.model_dump(mode="json")))
 
 
 def differing_keys(old: SweepConfig, new: SweepConfig) -> list[str]:
@@ -147,14 +148,14 @@ def inline_yaml(value: object) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _without_passwords(tree: object) -> object:
+def _without_secrets(tree: object) -> object:
     match tree:
         case dict():
-            return {key: _without_passwords(value) for key, value in tree.items()}
+            return {key: _without_secrets(value) for key, value in tree.items()}
         case list():
-            return [_without_passwords(value) for value in tree]
+            return [_without_secrets(value) for value in tree]
         case str():
-            return without_password(tree)
+            return without_secrets(tree)
         case _:
             return tree
 

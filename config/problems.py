@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from foldrace.config.forms import RangeConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, did_you_mean, plain_name
+from foldrace.core.redaction import without_secrets
 
 _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
     "tuple_type": "should be a list: [..., ...]",
@@ -123,6 +124,8 @@ def _is_model(annotation: object) -> bool:
 
 def shown(value: object, limit: int = 80) -> str:
     """A value as a message shows it: as JSON, cut at `limit` characters."""
+    if isinstance(value, str):
+        value = without_secrets(value)
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

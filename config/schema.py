@@ -108,8 +108,8 @@ class SearchConfig(ConfigSection):
     warm_start: tuple[str, ...] = ()
     """Earlier run folders whose candidates the sampler learns from; none is trained again."""
     storage: str | None = None
-    """URL of a database (`postgresql://user:password@host/name`) for Optuna's view of the sweep,
-    instead of `study.journal` in the run folder."""
+    """URL of a database (`postgresql://user@host/name`) for Optuna's view of the sweep, instead of
+    `study.journal` in the run folder; `env:NAME`: the environment variable NAME holds the URL."""
     min_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
     """This fraction of the candidates is shared evenly among the backbones; of the others a
     backbone gets the more, the more its candidates have brought the race's blend."""

@@ -9,8 +9,8 @@ FoldraceError                 1  exit code: a failure while running
 ├── RunFailure                1  no complete candidate, every image unreadable, ...
 └── Interrupted             130  Ctrl-C or SIGTERM, after everything finished was saved
 
-Also the line of a traceback that matters, the name that a mistyped one was meant to be, and URLs
-without their password. Imports nothing heavy: the blend uses it.
+Also the line of a traceback that matters, and the name that a mistyped one was meant to be. Imports
+nothing heavy: the blend uses it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
+from foldrace.core.redaction import starred
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One thing that is wrong; secrets of URLs in it are starred."""
 
     where: str
     """A file, a config key or a row."""
     message: str
     """The bad value, what is allowed and what to do."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", starred(self.where))
+        object.__setattr__(self, "message", starred(self.message))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
@@ -48,6 +54,9 @@ class FoldraceError(Exception):
     """Base of every error that the command line turns into a message and an exit code."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return starred(super().__str__())
 
 
 class UserError(FoldraceError):
@@ -164,18 +173,3 @@ def message_line(text: str) -> str:
     lines = [line for line in text.rpartition(_TRACEBACK)[2].splitlines() if line.strip()]
     message = [line for line in lines if not line[0].isspace()]
     return (message or lines[-1:] or [""])[0].strip()
-
-
-_USER_PASSWORD = re.compile(r"(://[^:/]*):.*@", re.DOTALL)
-"""Up to the last @, since a password may hold one that is not escaped."""
-_QUERY_PASSWORD = re.compile(r"([?&]password=)[^&]*", re.IGNORECASE)
-
-
-def without_password(url: str) -> str:
-    """The URL with *** in place of its password, also where it is malformed."""
-    return _QUERY_PASSWORD.sub(r"\1***", _USER_PASSWORD.sub(r"\1:***@", url))
-
-
-def has_password(url: str) -> bool:
-    """True where the URL holds a password."""
-    return without_password(url) != url

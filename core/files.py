@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from foldrace.core.errors import RunFolderError
 from foldrace.core.patience import AT_ONCE, Patience
+from foldrace.core.redaction import holds_key
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo
@@ -46,6 +47,9 @@ class Files(Protocol):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Write a file, whole or not at all, in place of an older one."""
+
+    def write_private(self, name: str, data: bytes) -> None:
+        """`write` of a file that, on a local disk, only this user can read."""
 
     def exists(self, name: str) -> bool:
         """True where there is a file or a folder of that name."""
@@ -100,10 +104,17 @@ class LocalFiles(Files):
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """See `Files.write`."""
+        self._write(name, data, 0o666)
+
+    def write_private(self, name: str, data: bytes) -> None:
+        """See `Files.write_private`."""
+        self._write(name, data, 0o600)
+
+    def _write(self, name: str, data: bytes | memoryview, mode: int) -> None:
         path = self.path / name
 
         def put() -> None:
-            with atomic_write(path) as file:
+            with atomic_write(path, mode) as file:
                 file.write(data)
 
         self.patience.ask(str(path), put)
@@ -166,6 +177,12 @@ class RemoteFiles(Files):
         allowed = f"allowed: a local path, or {', '.join(f'{s}://' for s in _OBJECT_STORES)}"
         if urlsplit(url).scheme not in _OBJECT_STORES:
             raise RunFolderError.single(url, f"is of no kind that a run can be kept in; {allowed}")
+        if holds_key(url):  # it would stand in records, logs and every command to go on with
+            raise RunFolderError.single(
+                url,
+                "has a password or key in it; leave that out, and set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or ~/.aws, on every machine",
+            )
         try:
             base, path = fs.FileSystem.from_uri(quote(url, safe=_URL_SYNTAX))
         except (ArrowException, OSError, ValueError) as error:
@@ -190,6 +207,10 @@ class RemoteFiles(Files):
                 stream.write(data)
 
         self.patience.ask(f"{self.root}/{name}", put)
+
+    def write_private(self, name: str, data: bytes) -> None:
+        """See `Files.write_private`."""
+        self.write(name, data)
 
     def exists(self, name: str) -> bool:
         """See `Files.exists`."""
@@ -260,15 +281,16 @@ def at_once(files: Files) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Give a new file to write and read, which takes the place of `path` after the block.
 
     It is written aside, synced and renamed. Where the block or the disk fails, the old file stays.
+    `mode`: its permissions, less the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part_path(path)
     try:
-        with part.open("w+b") as file:
+        with open(part, "w+b", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -14,10 +14,12 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.core.files import atomic_folder, remove_abandoned
+from foldrace.core.private_folder import private_folder
 
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
@@ -41,11 +43,21 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "foldrace"
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of the cache, closed to other users: what is in it is used without a second look.
+
+    Raises EnvironmentProblem where it is another user's.
+    """
+    return private_folder(cache_dir() / name, "set FOLDRACE_CACHE to a folder of your own")
+
+
 def unpack(zip_path: Path) -> Path:
-    """The folder with the archive's content. The same content is unpacked only once."""
+    """The folder with the archive's content. The same archive is unpacked only once."""
     try:
         with zipfile.ZipFile(zip_path) as archive:
-            target = cache_dir() / "unpacked" / _key(archive)
+            now = zip_path.stat()
+            key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+            target = cache_folder("unpacked") / key
             return target if target.is_dir() else _unpack(archive, zip_path, target)
     except _DAMAGE as error:
         raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
@@ -65,16 +77,17 @@ def member_names(zip_path: Path) -> list[str]:
     return [name for name in names if not name.endswith("/") and not _is_litter(name)]
 
 
-def _key(archive: zipfile.ZipFile) -> str:
-    digest = hashlib.sha256()
-    for info in archive.infolist():
-        entry = (info.orig_filename, info.CRC, info.file_size, info.compress_size)
-        digest.update(repr(entry).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+@lru_cache
+def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
+    """Digest of the file, which is read once a process as long as nothing of it changes.
+
+    The checksums within an archive are no name for its content: they are easily forged.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target.parent)
     members = [(_name(info), info) for info in archive.infolist() if not _is_litter(_name(info))]
     problems = [

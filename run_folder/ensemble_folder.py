@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.core.files import Files, LocalFiles, read_record, record_json, to_bytes
-from foldrace.dataset.archive import cache_dir
+from foldrace.dataset.archive import cache_folder
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.claims import Claims
 from foldrace.run_folder.oof import array_of, npy
@@ -128,7 +128,7 @@ class EnsembleFolder:
         if isinstance(self._files, LocalFiles):
             return self._files.path / FOLDER / _MATRIX
         name = hashlib.sha256(self._files.root.encode()).hexdigest()[:16]
-        return cache_dir() / "matrices" / name / _MATRIX
+        return cache_folder("matrices") / name / _MATRIX
 
     def combiner_arrays(self, record: EnsembleRecord) -> dict[str, NDArray[np.float64]]:
         """The combiner's numbers beyond the weights, by name; raises as `oof` does."""

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from foldrace.config.load import to_yaml
+from foldrace.config.load import to_public_yaml, to_yaml
 from foldrace.config.schema import DataConfig, SweepConfig
 from foldrace.core.errors import RunFolderError, listing
 from foldrace.core.files import (
@@ -116,8 +116,10 @@ class RunStore(TrialFiles):
         self._data = data
 
     def save_config(self, config: SweepConfig) -> None:
-        """Write sweep.yaml."""
-        self.files.write(_CONFIG, to_bytes(to_yaml(config)))
+        """Write sweep.yaml; where it has a password, for this user alone."""
+        text = to_yaml(config)
+        write = self.files.write if text == to_public_yaml(config) else self.files.write_private
+        write(_CONFIG, to_bytes(text))
 
     def plugins(self) -> tuple[PluginFile, ...]:
         """The run's own copies of its plugins, in the order of their names."""

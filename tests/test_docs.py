@@ -33,6 +33,7 @@ TECHNIQUES = ROOT / "docs" / "techniques.md"
 BLENDING = ROOT / "docs" / "blending.md"
 RACE = ROOT / "docs" / "race.md"
 SEARCH = ROOT / "docs" / "search.md"
+SECURITY = ROOT / "SECURITY.md"
 
 
 def knob_table() -> str:
@@ -205,6 +206,19 @@ def test_every_hyperparameter_of_a_technique_is_in_the_guide() -> None:
     named = set(re.findall(r"\w+", " ".join(row[1] for row in technique_rows())))
     plain = {"lr", "batch_size", "image_size", "epochs", "pretrained"}
     assert KNOBS.keys() - named == plain
+
+
+def security_rows() -> list[list[str]]:
+    table = SECURITY.read_text(encoding="utf-8").split("\n| who |")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+
+
+def test_every_promise_of_security_names_a_test_that_is_there_or_is_not_kept() -> None:
+    for _, _, promise, test, today in security_rows():
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", test)
+        assert named or test == "as above" or "not yet" in today or promise.startswith("none"), test
+        for path, function in named:
+            assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), function
 
 
 def first_cells(guide: Path, head: str) -> list[str]:

@@ -32,7 +32,7 @@ from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
-from foldrace.scheduling.ray.temp_folder import ray_folder_problem
+from foldrace.scheduling.ray.private_cluster import private_cluster
 
 T = TypeVar("T")
 _PROBE_TIMEOUT = 5.0  # seconds
@@ -105,9 +105,6 @@ def nodes_for_checks(
     resources = config.resources if config else ResourcesConfig()
     if sweep:
         require_startable_python()
-    problem = None if address or ray.is_initialized() else ray_folder_problem()
-    if problem is not None:
-        raise EnvironmentProblem([problem])
     if address is not None:
         with connect(address, resources):
             yield alive_nodes()
@@ -226,14 +223,16 @@ def require_startable_python() -> None:
 
 def _start() -> None:
     [machine] = this_machine()
-    ray.init(
-        address="local",
-        job_config=_OwnPath(),
-        num_cpus=int(machine.cpus),
-        num_gpus=int(machine.gpus),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with private_cluster() as sessions:
+        ray.init(
+            address="local",
+            job_config=_OwnPath(),
+            num_cpus=int(machine.cpus),
+            num_gpus=int(machine.gpus),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=sessions,
+        )
 
 
 def _join(address: str) -> None:

@@ -16,6 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback, Wor
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.private_cluster import on_loopback
 from foldrace.trainables.spec import (
     EpochReport,
     Pace,
@@ -80,11 +81,18 @@ def _train(spec: TrialSpec, devices: int, epochs_to_tune: UserCallback) -> None:
 def _fit(spec: TrialSpec, devices: int, epochs_to_tune: UserCallback) -> None:
     from ray.train.torch import TorchTrainer
 
+    from foldrace.scheduling.ray.local_group import LocalGroup
+
     device = {"CPU": spec.cpus} | ({"GPU": 1} if spec.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="foldrace-train-") as scratch:
         TorchTrainer(
             _one_device,
             train_loop_config={"spec": spec},
+            torch_config=(
+                LocalGroup(meeting=f"{scratch}/meeting", use_gpu=spec.use_gpu)
+                if on_loopback()
+                else None
+            ),
             scaling_config=ScalingConfig(
                 num_workers=devices,
                 use_gpu=spec.use_gpu,

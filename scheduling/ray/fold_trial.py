@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from foldrace.core.errors import message_line
+from foldrace.core.redaction import starred
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import candidate_params, trial_record
 from foldrace.scheduling.ray.trial_names import NAME
@@ -86,7 +87,7 @@ def trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         except TrialStopped:
             monitor.leave()
         except Exception:  # whatever it is, trial.json says it
-            _record_failure(store, spec, traceback.format_exc(), started_at)
+            _record_failure(store, spec, starred(traceback.format_exc()), started_at)
             raise  # so that Tune gives the next trial a new process
 
     return fold_trial

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from foldrace.config.hyperparameters import KNOBS, TrialParams
 from foldrace.config.ranges import Choice, Float, Int, Range, Value
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import without_password
+from foldrace.core.redaction import without_secrets
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.events import SweepListener
@@ -149,7 +149,7 @@ def open_exporter(store: RunStore, config: SweepConfig, space: SearchSpace) -> S
     name, classes = study_name(config.name, store.root), len(store.classes())
     url, folder = config.search.storage, store.log_folder()
     if url is not None:
-        where = f"search.storage {without_password(url)}"
+        where = f"search.storage {without_secrets(url)}"
         return StudyExporter(where, lambda: database(url), name, space, classes, url)
     if folder is None:
         return None

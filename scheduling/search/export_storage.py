@@ -5,6 +5,7 @@ Takes a path or a URL, gives Optuna's own storage, or why a database cannot be w
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from foldrace.core.errors import without_password
+from foldrace.core.redaction import without_secrets
 
 _CONNECT_SECONDS = 10
-_FORM = "expected postgresql://user:password@host:5432/database"
+_FORM = "expected postgresql://host:5432/database, or env:NAME with a URL in the environment's NAME"
+_ENVIRONMENT = "env:"
 
 
 def new_journal(path: Path) -> JournalStorage:
@@ -33,16 +35,34 @@ def new_journal(path: Path) -> JournalStorage:
 
 
 def database(url: str) -> RDBStorage:
-    """The database; raises what its driver raises where it does not answer."""
+    """The database; raises what its driver raises where it does not answer.
+
+    `url` is a URL, or `env:NAME` where the environment's NAME holds it.
+    """
+    url = database_url(url)
     return RDBStorage(url, engine_kwargs=_options(make_url(url)))
+
+
+def database_url(url: str) -> str:
+    """The URL itself; ValueError where it is in a variable that is not set."""
+    if not url.startswith(_ENVIRONMENT):
+        return url
+    name = url.removeprefix(_ENVIRONMENT)
+    if not os.environ.get(name):
+        raise ValueError(f"got {url}, but the environment variable {name} is not set; {_FORM}")
+    return os.environ[name]
 
 
 def database_problem(url: str) -> str | None:
     """Why nothing can be written to this database, without its password; None where it can."""
     try:
+        url = database_url(url)
+    except ValueError as error:
+        return str(error)
+    try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # a port that is no number
-        return f"got {without_password(url)}, which is no database URL; {_FORM}"
+        return f"got {without_secrets(url)}, which is no database URL; {_FORM}"
     try:
         engine = create_engine(parsed, **_options(parsed))
         try:
@@ -50,14 +70,14 @@ def database_problem(url: str) -> str | None:
         finally:
             engine.dispose()
     except NoSuchModuleError:
-        return f"got {without_password(url)}: no such kind of database; {_FORM}"
+        return f"got {without_secrets(url)}: no such kind of database; {_FORM}"
     except ModuleNotFoundError as error:
         return (
-            f"{without_password(url)} needs the Python package {error.name}; for PostgreSQL: "
+            f"{without_secrets(url)} needs the Python package {error.name}; for PostgreSQL: "
             "pip install 'foldrace[postgresql]'"
         )
     except (SQLAlchemyError, OSError, ValueError) as error:
-        return f"{without_password(url)} does not answer: {first_line(error, url)}"
+        return f"{without_secrets(url)} does not answer: {first_line(error, url)}"
     return None
 
 
@@ -70,11 +90,14 @@ def _options(url: URL) -> dict[str, Any]:
 
 
 def first_line(error: Exception, url: str | None) -> str:
-    """First line of the error's cause; a password in it is hidden, though drivers show none."""
+    """First line of the error's cause; a password in it is hidden, though drivers show none.
+
+    `url` as `database` takes it.
+    """
     cause = getattr(error, "orig", None) or error.__cause__ or error
     text = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     try:
-        password = make_url(url).password if url else None
+        password = make_url(database_url(url)).password if url else None
     except (ArgumentError, ValueError):
         password = None
     return text.replace(str(password), "***") if password else text

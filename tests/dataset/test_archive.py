@@ -10,11 +10,12 @@ import threading
 import time
 import unicodedata
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from foldrace.core.errors import DataError
+from foldrace.core.errors import DataError, EnvironmentProblem
 from foldrace.dataset import archive
 from foldrace.dataset.archive import cache_dir, unpack
 
@@ -81,6 +82,58 @@ def test_unpacks_once_and_leaves_out_litter(tmp_path: Path, cache: Path) -> None
     assert folder.stat().st_mtime_ns == stamp
     other = unpack(make_zip(tmp_path / "y.zip", members | {"a/1.txt": b"two"}))
     assert other != folder
+
+
+def _with_crc_of(data: bytes, wanted: bytes) -> bytes:
+    """The data and four bytes with which the whole has the CRC of `wanted`."""
+    table = [zlib.crc32(bytes([i])) ^ zlib.crc32(b"\0") for i in range(256)]
+    by_top = {entry >> 24: i for i, entry in enumerate(table)}
+    state = zlib.crc32(wanted) ^ 0xFFFFFFFF
+    for _ in range(4):
+        i = by_top[state >> 24]
+        state = (state ^ table[i]) << 8 | i
+    return data + (state ^ zlib.crc32(data) ^ 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def test_an_archive_is_known_by_its_content_not_by_its_checksums(tmp_path: Path) -> None:
+    """Two with the same names, sizes and CRCs: the second must not get what the first holds."""
+    good = b"a.jpg,cat\nb.jpg,dog\n    "
+    bad = _with_crc_of(b"a.jpg,dog\nb.jpg,cat\n", good)
+    assert (zlib.crc32(bad), len(bad)) == (zlib.crc32(good), len(good)) and bad != good
+    for name, data in (("bad", bad), ("good", good)):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w", zipfile.ZIP_STORED) as file:
+            file.writestr(zipfile.ZipInfo("train.csv"), data)
+    unpack(tmp_path / "bad.zip")
+    assert contents(unpack(tmp_path / "good.zip")) == {"train.csv": good}
+
+
+def test_a_changed_archive_at_the_same_path_is_unpacked_anew(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "x.zip", {"a.txt": b"one"})
+    unpack(path)
+    make_zip(path, {"a.txt": b"two"})
+    assert contents(unpack(path)) == {"a.txt": b"two"}
+
+
+def test_the_cache_is_closed_to_others(tmp_path: Path, cache: Path) -> None:
+    (cache / "unpacked").mkdir(parents=True, mode=0o777)
+    (cache / "unpacked").chmod(0o777)
+    unpack(make_zip(tmp_path / "x.zip", {"a.txt": b"one"}))
+    assert stat.S_IMODE((cache / "unpacked").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_cache_of_another_user_is_refused(tmp_path: Path, cache: Path, linked: bool) -> None:
+    theirs = cache / "unpacked"
+    cache.mkdir()
+    if linked:  # to a folder of ours, which they may turn to one of theirs later
+        theirs.symlink_to(tmp_path)
+    else:
+        theirs.mkdir()
+    os.chown(theirs, 65534, 65534, follow_symlinks=False)
+    path = make_zip(tmp_path / "x.zip", {"a.txt": b"one"})
+    with pytest.raises(EnvironmentProblem, match=r"not yours .*set FOLDRACE_CACHE to a folder"):
+        unpack(path)
 
 
 def test_a_half_unpacked_archive_never_counts(tmp_path: Path, cache: Path) -> None:

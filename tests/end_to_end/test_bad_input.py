@@ -3,6 +3,7 @@ written."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -348,6 +349,15 @@ def test_addresses(project: Any, tmp_path: Path, cli: Cli) -> None:
 def test_an_unwritable_place(project: Any, tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "file").write_text("")
     refused(cli("run", project.write(), "--out", tmp_path / "file" / "run"), "cannot be written")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+def test_a_cache_of_another_user(project: Any, own_cache: Path, cli: Cli) -> None:
+    (own_cache / "pixels").mkdir(parents=True)
+    os.chown(own_cache / "pixels", 65534, 65534)
+    project.config["search"]["candidates"] = 0  # beside it
+    problems = (f"{own_cache}/pixels: is a folder of", "set FOLDRACE_CACHE", "search.candidates")
+    refused(cli("check", project.write()), *problems)
 
 
 def test_dry_run_and_check_write_nothing(project: Any, tmp_path: Path, cli: Cli) -> None:

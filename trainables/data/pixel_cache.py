@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import CacheConfig
 from foldrace.core.files import atomic_write
-from foldrace.dataset.archive import cache_dir
+from foldrace.dataset.archive import cache_dir, cache_folder
 from foldrace.dataset.images import LONGEST, read_rgb
 from foldrace.trainables.data.cache_build import build, find_same, scan
 from foldrace.trainables.data.cache_folder import (
@@ -127,13 +127,14 @@ def open_images(
     file, and reads them all again where any differs from what was stored; its later calls read
     three small files of the cache. Without a session each call asks. A file whose content was
     replaced without any trace in its size, mtime and ctime is not noticed. A session that found no
-    room does not try again.
+    room does not try again. Raises EnvironmentProblem where the cache is another user's.
     """
     layout = Layout(stored_side(image_size, config), config.format)
     root = cache_dir() / "pixels"
     if not files:
         return EncodedImages(files, layout.side)
     try:
+        cache_folder("pixels")
         return _open_cached(root, files, layout, int(config.max_gb * 1e9), workers, session)
     except NoRoomForImages as error:
         reason = str(error)
@@ -167,7 +168,6 @@ def _open_cached(
     stored = _entry_of_session(path, session)
     if stored is not None:
         return stored
-    root.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         stored = _entry_of_session(path, session)  # by the process that was waited for
         if stored is not None:

@@ -7,13 +7,10 @@ or other ones, and its own environment.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,7 +20,6 @@ import psutil
 import pytest
 
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.temp_folder import ray_folder_problem
 from tests.conftest import write_tiny_run
 from tests.scheduling.ray.running_cluster import DEADLINE, running_cluster
 
@@ -216,45 +212,3 @@ def test_a_node_that_does_not_answer(two_nodes: TwoNodes) -> None:
 def test_nothing_is_left_in_the_run_folder(two_nodes: TwoNodes) -> None:
     for asked in (two_nodes.seen, two_nodes.hidden, two_nodes.remote):
         assert "nodes" not in asked.left and "sweep.yaml" in asked.left
-
-
-@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
-def test_the_longest_folder_is_the_longest_for_a_socket_of_ray(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    monkeypatch.setenv(variable, f"/tmp/{'x' * 60}")
-    problem = ray_folder_problem()
-    assert problem is not None and problem.where == f"{variable}=/tmp/{'x' * 60}"
-    [most] = map(int, re.findall(r"is 65 bytes long; allowed: at most (\d+)", problem.message))
-    for length in (most, most + 1):
-        folder = Path(tempfile.mkdtemp(prefix="x" * (length - len("/tmp/") - 8), dir="/tmp"))
-        assert len(str(folder)) == length
-        monkeypatch.setenv(variable, str(folder))
-        session = f"session_2026-11-30_09-05-07_123456_{os.getpid()}"
-        sockets = folder / "ray" / session / "sockets"
-        sockets.mkdir(parents=True)
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.bind(str(sockets / "plasma_store"))
-            assert (length, ray_folder_problem()) == (most, None)
-        except OSError as error:
-            assert "too long" in str(error)
-            assert length == most + 1 and ray_folder_problem() is not None
-        finally:
-            shutil.rmtree(folder)
-
-
-def test_a_folder_too_long_is_said_before_anything_is_written(
-    tmp_path: Path, tiny_images: Path
-) -> None:
-    temporary = tmp_path / ("t" * 60)
-    temporary.mkdir()
-    done = subprocess.run(
-        [sys.executable, ROOT / "sweep.py", "run", tiny_images, "--dry-run", "--out", "run"],
-        env=dict(os.environ, TMPDIR=str(temporary)), cwd=tmp_path, capture_output=True, text=True,
-        timeout=DEADLINE,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"TMPDIR={temporary}: is {len(str(temporary))} bytes long" in done.stdout + done.stderr
-    assert not (tmp_path / "run").exists()

