@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +16,7 @@ import psutil
 import pytest
 
 from foldrace.run_folder.store import RunStore
-from tests.scheduling.ray.test_sweep_cluster import RunningCluster
+from tests.scheduling.ray.running_cluster import running_cluster
 from tests.scheduling.ray.test_sweep_faults import saved_epochs
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -104,28 +101,19 @@ def test_a_sweep_outlives_all_of_its_nodes(
 ) -> None:
     """The only node is killed; the sweep says so, waits for another one, and goes on there from the
     saved states, though no failure is forgiven."""
-    folder, run = Path(tempfile.mkdtemp(prefix="fr-")), tmp_path / "run"
-    environment = dict(
-        os.environ, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32),
-        FOLDRACE_CACHE=str(tmp_path / "cache"),
-    )  # fmt: skip
-    cluster = RunningCluster(folder, environment)
-    try:
+    run = tmp_path / "run"
+    with running_cluster(FOLDRACE_CACHE=str(tmp_path / "cache")) as cluster:
         cluster.start_head(cpus=0, gpus=0)
-        cluster.add_node(cpus=2, gpus=0)
-        driver = started(environment, "run", config, "--out", run, "--address", cluster.address)
+        node = cluster.add_node(cpus=2, gpus=0)
+        place = ("--address", cluster.address)
+        driver = started(cluster.environment, "run", config, "--out", run, *place)
         driver.until(lambda: trains(run), "a state")
-        node = cluster.processes[1]
-        family = psutil.Process(node.pid).children(recursive=True)
-        for process in [psutil.Process(node.pid), *family]:
+        for process in [node, *node.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         driver.until(lambda: "no node of the cluster has room" in driver.text, "a word of it")
         cluster.add_node(cpus=2, gpus=0)
         assert driver.end() == 0, driver.text
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     assert [s.status for s in RunStore.open(run).summaries()] == ["complete"]
     assert "the cluster has room again" in driver.text
     log = (run / "logs" / "application.log").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from foldrace.scheduling.ray.metrics import GAUGES
 from foldrace.scheduling.ray.trial_names import trial_name
-from tests.scheduling.ray.test_sweep_cluster import free_port
+from tests.scheduling.ray.running_cluster import free_port
 from tests.scheduling.webhooks import SECRET, Hook
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +66,8 @@ class Watched:
     @property
     def discovery(self) -> Path:
         """The file that lists the nodes for Prometheus."""
-        return self.folder / "ray" / "prom_metrics_service_discovery.json"
+        own = self.folder / f"foldrace-{os.geteuid()}" / "ray"
+        return own / "prom_metrics_service_discovery.json"
 
     def ask(self, path: str) -> Any:
         """What the dashboard's own API answers."""
