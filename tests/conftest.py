@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.pretend_tune import PretendRay
 
 ROOT = Path(__file__).resolve().parents[1]
-RAY_FOLDERS = ("tests/scheduling/ray", "tests/end_to_end")
+RAY_FOLDERS = ("tests/scheduling/ray", "tests/end_to_end", "tests/cluster", "tests/commands")
 TINY_CLASSES = ("blue", "green", "red")
 REAL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.ray])
 REAL_IN_FULL = pytest.param("real", marks=[pytest.mark.slow, pytest.mark.ray, pytest.mark.full])

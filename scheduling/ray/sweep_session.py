@@ -104,6 +104,8 @@ class SweepSession(SweepListener):
             self.failure = self._failure()
             if self.failure is not None:
                 _log.error("%s", self.failure)
+                # At once: what follows asks a Ray that may be dead.
+                self.noticed(f"{self.failure}; go on with: foldrace resume {self._store.root}")
                 self._ending.force_within(_FORCED_AFTER, RunFailure.exit_code, self.failure)
         if self.over:  # first: trials that we end ourselves are not lost
             self.sweep.stopped = True
