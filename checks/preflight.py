@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +21,7 @@ from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
 from foldrace.core.plugins import NO_PARTS, Parts
-from foldrace.dataset.archive import cache_folder
+from foldrace.dataset.archive import check_cache_folder
 from foldrace.dataset.audit import Audit, audit
 from foldrace.dataset.duplicates import NearDuplicate
 from foldrace.dataset.folds import make_folds
@@ -76,8 +75,7 @@ def preflight(
     problems += found
     problems += config_problems(config, space, nodes, parts=parts)
     problems += of_data
-    with suppress(OSError):  # without a cache images are decoded in each epoch
-        _collect(lambda: cache_folder("pixels"), problems)
+    _collect(lambda: check_cache_folder("pixels"), problems)
     if problems or manifest is None or fold is None or checked is None:
         raise UserError(problems)
     disk = estimate_bytes(config, space, manifest, checked.sizes, parts)

@@ -144,13 +144,15 @@ def finish_again(store: RunStore, console: Console, is_whole: bool) -> None:
     `is_whole`: what is there was made with the config as it is.
     """
     has_result = store.config().data.test is None or store.submission() is not None
+    is_whole = is_whole and has_result and store.blend.record() is not None and _has_report(store)
     print_leaderboard(console, store.summaries(), limit=10)
-    if is_whole and has_result and store.blend.record() is not None and _has_report(store):
-        console.print(f"Nothing is left to do. Report: {store.root}/report/index.html")
-        return
-    folder = log_folder(store)
-    with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
-        _finish(store, screen)
+    with notifying(store):
+        if is_whole:
+            console.print(f"Nothing is left to do. Report: {store.root}/report/index.html")
+            return
+        folder = log_folder(store)
+        with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
+            _finish(store, screen)
 
 
 def _has_report(store: RunStore) -> bool:

@@ -57,21 +57,27 @@ def only_driver(store: RunStore, command: str) -> Iterator[HeldClaim]:
     removed again, where there is nothing else in it.
     """
     mounted = isinstance(store.files, LocalFiles)
+    made = _missing_folders(store.files.path) if isinstance(store.files, LocalFiles) else []
     with store.drivers.hold(command, patience=0.0 if mounted else _PATIENCE) as claim:
         try:
             yield claim
         finally:
             if isinstance(store.files, LocalFiles) and not store.exists:
-                _remove_empty(store.files.path)
+                _remove_lock(store.files.path / "logs", made)
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove what the lock has made."""
-    shutil.rmtree(folder / "logs" / "driver", ignore_errors=True)
-    (folder / "logs" / "driver.lock").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something of the user's is in it
-        (folder / "logs").rmdir()
-        folder.rmdir()
+def _missing_folders(folder: Path) -> list[Path]:
+    """The folder's `logs` and the folders above it that are not there yet, the deepest first."""
+    return [path for path in (folder / "logs", folder, *folder.parents) if not path.exists()]
+
+
+def _remove_lock(logs: Path, made: list[Path]) -> None:
+    """Remove what the lock has made, and the folders made for it."""
+    shutil.rmtree(logs / "driver", ignore_errors=True)
+    (logs / "driver.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in it by now
+        for path in made:
+            path.rmdir()
 
 
 def is_at_work(store: RunStore) -> bool:

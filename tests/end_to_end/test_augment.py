@@ -31,6 +31,11 @@ def test_one_of_each_class_first() -> None:
     assert sorted(one_per_class_first(labels, 99)) == list(range(7))
 
 
+@pytest.fixture(scope="module")
+def quick_charts() -> None:
+    """The picture is looked at."""
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command hands to the picture."""

@@ -262,7 +262,7 @@ def training_workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.name().startswith("ray::") and ".train" in " ".join(process.cmdline()):
+            if re.match(r"ray::c\d+/f\d", " ".join(process.cmdline())):
                 found.append(process)
     return found
 

@@ -337,7 +337,7 @@ def eventually(happened: Callable[[], bool]) -> None:
         try:
             if happened():
                 return
-        except KeyError:  # the study is not there yet
+        except (KeyError, FileNotFoundError):  # the study is not there yet
             pass
         time.sleep(0.05)
     raise AssertionError("did not happen within 30 s")
