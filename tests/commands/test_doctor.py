@@ -106,6 +106,7 @@ def test_open_ports_without_a_token_are_a_warning(
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.full
 def test_open_ports_are_those_that_other_machines_reach(real_ray: Path) -> None:
     """Each port of Ray's processes, asked at an address that is not this machine's own loop."""
     addresses = [
@@ -148,6 +149,7 @@ def answers(address: str, port: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.full
 def test_each_node_is_asked(real_ray: Path) -> None:
 
     def process() -> int:
@@ -160,6 +162,7 @@ def test_each_node_is_asked(real_ray: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.full
 def test_the_start_of_ray_is_tried(tmp_path: Path) -> None:
     """In a process of its own, as people type it."""
     done = subprocess.run(

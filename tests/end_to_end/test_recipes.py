@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from foldrace.config.load import parse_config
-from tests.conftest import REAL, REAL_IN_FULL
+from tests.conftest import REAL_IN_FULL
 from tests.end_to_end.recipe_data import cars, image_types, sketch_folders, sketches
 
 Cli = Callable[..., Result]
@@ -88,11 +88,7 @@ def data_of(home: Path) -> Callable[[str], Path]:
 
 CLUSTERS = [
     *((name, "pretended") for name in RECIPES),
-    *(
-        pytest.param(name, *real.values, marks=real.marks)
-        for name in RECIPES
-        for real in [REAL if name == "image_type" else REAL_IN_FULL]
-    ),
+    *(pytest.param(name, *REAL_IN_FULL.values, marks=REAL_IN_FULL.marks) for name in RECIPES),
 ]
 
 

@@ -83,7 +83,9 @@ def test_only_the_weights_of_the_blend_are_kept(copied: Run, tmp_path: Path, cli
 
     result = succeeded(cli("ensemble", copied.folder, "--max-members", "4"))
     assert "their weight files are not there: 3 members" in " ".join(result.stdout.split())
-    assert copied.json("ensemble/ensemble.json")["members"] == [member]
+    [again] = copied.json("ensemble/ensemble.json")["members"]
+    measured = {"ms_per_image": None}  # once more where other work disturbed the machine
+    assert again | measured == member | measured
     out = tmp_path / "again.csv"
     succeeded(cli("submit", copied.folder, "--out", out))
     assert out.read_bytes() == (copied.folder / "submission.csv").read_bytes()

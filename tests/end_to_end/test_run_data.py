@@ -55,6 +55,7 @@ def test_a_competition_s_folder(
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.full
 @pytest.mark.usefixtures("real_ray")
 def test_a_competition_s_folder_on_a_real_cluster(project: Any, tmp_path: Path, cli: Cli) -> None:
     """Speeds are measured, and two candidates trained, in a time that does not end them."""

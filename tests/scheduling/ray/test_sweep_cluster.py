@@ -154,6 +154,7 @@ def two_nodes(
     return TwoNodes(folder, trials, str(plugin), seen)
 
 
+@pytest.mark.full
 def test_doctor_looks_at_each_node(cluster: RunningCluster, two_nodes: TwoNodes) -> None:
     """Both are this machine, but for the GPUs that were promised to Ray."""
     done = subprocess.run(

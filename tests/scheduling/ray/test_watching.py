@@ -146,7 +146,7 @@ def watched(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         shutil.rmtree(folder, ignore_errors=True)
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.full]
 
 
 def test_the_list_of_tasks_has_the_trials_names(watched: Watched) -> None:
