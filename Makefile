@@ -8,9 +8,8 @@ PYTEST := $(BIN)/python -m pytest
 # Processes of the tests without Ray; they leave the cores to those that start Ray.
 WORKERS ?= 2
 SHARED := OMP_NUM_THREADS=1 nice -n 19 $(PYTEST) -n $(WORKERS) --dist loadfile
-# Sweeps on Ray wait more than they compute: two at a time. The other folders need not be imported.
-WITH_RAY := $(PYTEST) -n 2 --dist loadfile tests/scheduling/ray tests/end_to_end tests/cluster \
-	tests/commands
+# The other folders need not be imported.
+WITH_RAY := $(PYTEST) tests/scheduling/ray tests/end_to_end tests/cluster tests/commands
 FULL := --hypothesis-profile=full
 SLOWEST := --durations=15  # printed, so that what slows the tests down is seen
 BENCHMARKS := overhead input_pipeline ablation gpu ensemble_peers generalisation fold_race equal_time \

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -51,7 +52,21 @@ class RunningCluster:
         self._until_started("the node has joined")
         return psutil.Process(self.processes[-1].pid)
 
-    def _start(
+    def _start(self, *options: str, **how: Any) -> None:
+        """Ray itself gives a node thirty seconds to start, which are few on a busy machine."""
+        for _ in range(3):
+            self._begin(*options, **how)
+            log, process = self.folder / f"start{len(self.processes) - 1}.log", self.processes[-1]
+            until(
+                lambda log=log, process=process: (
+                    process.poll() is not None or b"Ray runtime started" in log.read_bytes()
+                ),
+                "a node starts or gives up",
+            )
+            if process.poll() is None or b"timed out during startup" not in log.read_bytes():
+                return
+
+    def _begin(
         self, *options: str, within: Sequence[str] = (), variables: Mapping[str, str] | None = None
     ) -> None:
         script = Path(sys.executable).with_name("ray")

@@ -22,7 +22,7 @@ from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
 from tests.scheduling.ray.running_cluster import DEADLINE, RunningCluster, running_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.full]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -89,7 +89,6 @@ def together(folder: Path, trials: list[TrialRecord]) -> list[tuple[TrialRecord,
     return [(a[2], b[2]) for a, b in pairs if a[0] < b[1] and b[0] < a[1]]
 
 
-@pytest.mark.full
 def test_whole_gpus_are_not_shared(
     cluster: RunningCluster, tmp_path: Path, tiny_images: Path
 ) -> None:
@@ -154,7 +153,6 @@ def two_nodes(
     return TwoNodes(folder, trials, str(plugin), seen)
 
 
-@pytest.mark.full
 def test_doctor_looks_at_each_node(cluster: RunningCluster, two_nodes: TwoNodes) -> None:
     """Both are this machine, but for the GPUs that were promised to Ray."""
     done = subprocess.run(
@@ -188,7 +186,6 @@ def test_a_plugin_reaches_the_nodes_from_the_run_folder(two_nodes: TwoNodes) -> 
     assert all(driver.read_text() == two_nodes.plugin for driver in drivers)
 
 
-@pytest.mark.full
 def test_the_devices_of_a_trial_on_two_nodes(
     cluster: RunningCluster, tmp_path: Path, tiny_images: Path
 ) -> None:
