@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -45,6 +46,19 @@ from foldrace.search_spaces.space import SearchSpace
 _log = logging.getLogger("foldrace")
 
 
+@contextmanager
+def _telling_how_to_go_on(store: RunStore) -> Iterator[None]:
+    """Give a disk's or store's error the free room and the `resume` line."""
+    try:
+        yield
+    except OSError as error:
+        place = str(error.filename or store.root)
+        raise RunFailure(
+            f"{error}{free_room(place)}; what is finished is safe, and once this is put right: "
+            f"foldrace resume {store.root}"
+        ) from error
+
+
 def sweep_and_finish(
     store: RunStore,
     space: SearchSpace,
@@ -59,29 +73,11 @@ def sweep_and_finish(
     `started` is when the command did: all of it is within the time budget; `claim` is the caller's
     on the run folder. Raises Interrupted on Ctrl-C.
     """
-    try:
-        _sweep_and_finish(store, space, image_root, address, console, started, claim)
-    except OSError as error:
-        place = str(error.filename or store.root)
-        raise RunFailure(
-            f"{error}{free_room(place)}; what is finished is safe, and once this is put right: "
-            f"foldrace resume {store.root}"
-        ) from error
-
-
-def _sweep_and_finish(
-    store: RunStore,
-    space: SearchSpace,
-    image_root: str,
-    address: str | None,
-    console: Console,
-    started: float,
-    claim: HeldClaim,
-) -> None:
     config = store.config()
     folder = log_folder(store)
     deadline = _deadline(config, started)
     with (
+        _telling_how_to_go_on(store),
         logging_to(folder),
         only_our_output(folder / "ray.log", console) as screen,
         notifying(store) as notifier,
@@ -146,7 +142,7 @@ def finish_again(store: RunStore, console: Console, is_whole: bool) -> None:
     has_result = store.config().data.test is None or store.submission() is not None
     is_whole = is_whole and has_result and store.blend.record() is not None and _has_report(store)
     print_leaderboard(console, store.summaries(), limit=10)
-    with notifying(store):
+    with _telling_how_to_go_on(store), notifying(store):
         if is_whole:
             console.print(f"Nothing is left to do. Report: {store.root}/report/index.html")
             return
