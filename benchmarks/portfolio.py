@@ -39,7 +39,7 @@ from sides.portfolio_recorder import (
 
 from foldrace.search_spaces.defaults import Situation, family
 
-_TABLE = ROOT / "benchmarks" / "data" / "portfolio.npz"
+TABLE = ROOT / "benchmarks" / "data" / "portfolio.npz"
 _PORTFOLIO = ROOT / "search_spaces" / "portfolio.json"
 _WANTED = {"scratch": 36, "pretrained": 12}
 _PROCESSES = 2
@@ -63,7 +63,7 @@ class Trial:
 Table = Mapping[str, Mapping[int, Trial]]  # data set -> configuration -> trial
 
 
-def _read(stored: Mapping[str, Any], start: Start) -> Table:
+def read(stored: Mapping[str, Any], start: Start) -> Table:
     """The configurations that every data set has and that a sweep can take over."""
     found: dict[str, dict[int, Trial]] = {name: {} for name in start.sets}
     for key in keys(start, 1000):
@@ -108,7 +108,7 @@ def _weights(columns: Columns) -> Columns:
     return weights
 
 
-def _blend(trials: Mapping[int, Trial], chosen: Sequence[int]) -> float:
+def blend(trials: Mapping[int, Trial], chosen: Sequence[int]) -> float:
     """Log loss of the blend of the chosen, its weights from the other half of the rows."""
     columns = np.column_stack([trials[i].column for i in chosen])
     halves = [columns[::2], columns[1::2]]
@@ -123,14 +123,14 @@ class Chooser:
 
     def __init__(self, table: Table, sets: Sequence[str]) -> None:
         self._table, self._sets = table, tuple(sets)
-        self._best = {name: min(_blend(t, [i]) for i in t) for name, t in table.items()}
+        self._best = {name: min(blend(t, [i]) for i in t) for name, t in table.items()}
         self.configurations = list(next(iter(table.values())))
 
     def regret(self, chosen: Sequence[int], sets: Sequence[str] | None = None) -> float:
         """Mean over data sets of log(loss of the chosen / loss of the best single one of all)."""
         names = self._sets if sets is None else sets
         losses = [
-            min(_blend(self._table[n], part) for part in [[i] for i in chosen] + [list(chosen)])
+            min(blend(self._table[n], part) for part in [[i] for i in chosen] + [list(chosen)])
             for n in names
         ]
         best = [self._best[n] for n in names]
@@ -227,18 +227,18 @@ def _entries(start: Start, table: Table) -> list[dict[str, Any]]:
 def main() -> None:
     given = options(__doc__, record="a folder for the trials that the table lacks")
     stored: dict[str, Any] = {}
-    if _TABLE.is_file():
-        with np.load(_TABLE) as table:
+    if TABLE.is_file():
+        with np.load(TABLE) as table:
             stored = dict(table)
     if given.record is not None:
         done = {name.removesuffix("/facts") for name in stored if name.endswith("/facts")}
         record(given.record, _WANTED, done, _PROCESSES)
         stored = _added(given.record, stored)
-        np.savez_compressed(_TABLE, **stored)  # type: ignore[arg-type]
+        np.savez_compressed(TABLE, **stored)  # type: ignore[arg-type]
     results, portfolio = Results("portfolio"), dict[str, Any]()
     sources = []
     for start in STARTS.values():
-        table = _read(stored, start)
+        table = read(stored, start)
         count = len(next(iter(table.values())))
         sources.append(f"{count} configurations on {len(table)} data sets ({start.name})")
         portfolio[start.name] = _entries(start, table) if count else []

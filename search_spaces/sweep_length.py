@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 _FIRST_PART = 1 / 10  # of the time: the first candidate's folds, so that there soon is a blend
 _PART = 1 / 6  # of the time: the folds of each later candidate
-_LARGE_PART = 1 / 4  # of the time, where with less they would have too few epochs to learn
-_ENOUGH = {False: 15, True: 8}  # pretrained -> epochs that are not too few
+_LARGE_PART = 0.3  # of the time, where with less they would have too few epochs to learn
+_ENOUGH = {False: 30, True: 20}  # pretrained -> epochs that are not too few: docs/defaults.md
 _FIRST_SHARE = 1 / 3  # of the epochs, in the first candidate of a sweep without a time
 _ABOUT_ALL = 0.75  # of the epochs: who has so many may have them all
 _SEVERAL = 4  # candidates of which the first may be short
+_ABOUT_AS_FAST = 2.0  # times the seconds of the fastest backbone: the first such one leads
 _SLOW_PART = 1 / 4  # of the time: a backbone whose candidate takes longer is left out, but for
-_SLOWER = 1.2  # those that take at most so many times as long as the fastest one
+_SLOWER = 1.2  # those that take at most so many times as long as the leading one
 _STARTED = 4  # candidates started, at most, per candidate that could be complete
 _MOST_EPOCHS = {False: 60, True: 20}  # pretrained -> epochs
 _DEFAULT_EPOCHS = {False: 30, True: 10}  # without a time
@@ -94,7 +95,8 @@ class SweepLength:
     first_epochs: int
     """Epochs of the first candidate, which is of `first_backbone`: as many, or fewer."""
     first_backbone: str
-    """The fastest backbone; empty where no speed is known."""
+    """The leading backbone, whose candidates the time is divided for: the first in their order that
+    is about as fast as the fastest one; empty where no speed is known."""
     backbones: tuple[str, ...]
     """Backbones fast enough for the time, in their order."""
     candidates: int
@@ -103,7 +105,7 @@ class SweepLength:
     slot_seconds: float
     """Seconds of all fold trials together."""
     first_seconds: float
-    """Wall seconds until the fastest backbone's first candidate is complete."""
+    """Wall seconds until the first candidate is complete."""
 
 
 def sweep_length(work: Work) -> SweepLength:
@@ -120,13 +122,13 @@ def sweep_length(work: Work) -> SweepLength:
         name: speed.candidate_seconds(work.images, folds, epochs, work.slots)
         for name, speed in work.speeds.items()
     }
-    fastest = min(seconds, key=lambda name: seconds[name], default="")
-    least = seconds.get(fastest, 0.0)
-    limit = math.inf if work.seconds is None else max(work.seconds * _SLOW_PART, _SLOWER * least)
+    lead = _lead(work)
+    usual = _SLOWER * seconds.get(lead, 0.0)
+    limit = math.inf if work.seconds is None else max(work.seconds * _SLOW_PART, usual)
     kept = tuple(name for name, cost in seconds.items() if cost <= limit)
     first = (
-        work.speeds[fastest].candidate_seconds(work.images, folds, first_epochs, work.slots)
-        if fastest
+        work.speeds[lead].candidate_seconds(work.images, folds, first_epochs, work.slots)
+        if lead
         else math.nan
     )
     of_kept = [work.speeds[name].fold_seconds(work.images, folds, epochs) for name in kept]
@@ -144,7 +146,7 @@ def sweep_length(work: Work) -> SweepLength:
         folds=folds,
         epochs=epochs,
         first_epochs=first_epochs,
-        first_backbone=fastest,
+        first_backbone=lead,
         backbones=kept,
         candidates=candidates,
         fold_trials=trials,
@@ -180,12 +182,18 @@ def _first_epochs(work: Work, folds: int, epochs: int) -> int:
 
 
 def _fitting(work: Work, folds: int, of_time: float = _PART) -> float:
-    """Epochs with which a candidate of the fastest backbone takes this part of the time."""
-    part = (work.seconds or math.inf) * of_time
+    """Epochs with which a candidate of the leading backbone takes this part of the time."""
+    part, speed = (work.seconds or math.inf) * of_time, work.speeds[_lead(work)]
+    start = speed.candidate_seconds(work.images, folds, 0, work.slots)
+    one = speed.candidate_seconds(work.images, folds, 1, work.slots) - start
+    return (part - start) / one if one > 0 else math.inf
 
-    def epochs(speed: Speed) -> float:
-        start = speed.candidate_seconds(work.images, folds, 0, work.slots)
-        one = speed.candidate_seconds(work.images, folds, 1, work.slots) - start
-        return (part - start) / one if one > 0 else math.inf
 
-    return max(map(epochs, work.speeds.values()))
+def _lead(work: Work) -> str:
+    """The first backbone that is about as fast as the fastest one; empty where there is none."""
+    epoch = {
+        name: replace(speed, start=0.0).fold_seconds(work.images, _FEW_FOLDS, 1)
+        for name, speed in work.speeds.items()
+    }
+    limit = _ABOUT_AS_FAST * min(epoch.values(), default=0.0)
+    return next((name for name, seconds in epoch.items() if seconds <= limit), "")

@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ from foldrace.config.schema import SweepConfig
 from foldrace.core.temperature import fit_temperature, true_prob_at
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
-from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
 from foldrace.trainables.spec import TrialSpec
@@ -222,18 +222,22 @@ def record(folder: Path, wanted: dict[str, int], done: set[str], processes: int)
     `wanted`: start -> configurations.
     """
     folder = folder.resolve()
-    os.environ["FOLDRACE_CACHE"] = str(folder / "cache")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    for start in wanted:
-        for name in STARTS[start].sets:
-            if not (folder / "sets" / name / "test_labels.csv").is_file():
-                write_image_set(IMAGE_SETS[name], folder / "sets" / name)
+    prepare(folder, {name for start in wanted for name in STARTS[start].sets})
     every = [key for start, count in wanted.items() for key in keys(STARTS[start], count)]
     left = [key for key in every if key.name not in done and not seen_file(folder, key).is_file()]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, os.nice, (_NICE,)) as pool:
         for count, line in enumerate(pool.map(partial(_record_one, folder), left), 1):
             print(f"{len(every) - len(left) + count}/{len(every)} {line}", flush=True)
+
+
+def prepare(folder: Path, sets: Collection[str]) -> None:
+    """Write the data sets that the folder lacks; set the environment of the processes to come."""
+    os.environ["FOLDRACE_CACHE"] = str(folder / "cache")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in sets:
+        if not (folder / "sets" / name / "test_labels.csv").is_file():
+            write_image_set(IMAGE_SETS[name], folder / "sets" / name)
 
 
 def seen_file(folder: Path, key: Key) -> Path:
@@ -263,17 +267,32 @@ def _config(folder: Path, start: Start, name: str, classes: int) -> SweepConfig:
     return SweepConfig.model_validate_json(json.dumps(raw))
 
 
-def _record_one(folder: Path, key: Key) -> str:
+@dataclass(frozen=True)
+class Trained:
+    """A fold trial that has ended, and the run folder that it lies in."""
+
+    store: RunStore
+    result: TrialRecord
+    image_size: int
+    rows: int
+    classes: int
+
+    def log(self) -> str:
+        """The text of its train_log.csv."""
+        path = Path(self.store.root) / "trials" / "c0000" / "fold0" / "train_log.csv"
+        return path.read_text(encoding="utf-8")
+
+
+def train_fold(
+    folder: Path, start: Start, name: str, backbone: str, drawn: dict[str, Value], root: Path
+) -> Trained:
+    """Train the first fold of a data set of `folder` on one thread; `root`: its run folder."""
     torch.set_num_threads(1)
-    start = STARTS[key.start]
-    root = folder / "runs" / key.name
-    shutil.rmtree(root, ignore_errors=True)
-    train = folder / "sets" / key.set / "data" / "train"
-    config = _config(folder, start, key.set, len(list(train.iterdir())))
+    train = folder / "sets" / name / "data" / "train"
+    config = _config(folder, start, name, len(list(train.iterdir())))
     manifest = read_manifest(config.data)
     store = RunStore(root)
     store.create(config, folds_csv(manifest, make_folds(manifest, config.folds)), manifest.classes)
-    backbone, drawn = configuration(start, key.number)
     params = TrialParams.from_dict(config.fixed | drawn)
     store.save_candidate(
         CandidateRecord(candidate="c0000", backbone=backbone, params=params.as_dict())
@@ -286,14 +305,24 @@ def _record_one(folder: Path, key: Key) -> str:
         use_gpu=False,
     )
     found = run_trial(spec, Silent())
-    columns = {f"prob_{name}": _column(store, name) for name in found.variants}
+    return Trained(store, found, params.image_size, len(manifest), len(manifest.classes))
+
+
+def _record_one(folder: Path, key: Key) -> str:
+    start = STARTS[key.start]
+    root = folder / "runs" / key.name
+    shutil.rmtree(root, ignore_errors=True)
+    backbone, drawn = configuration(start, key.number)
+    trained = train_fold(folder, start, key.set, backbone, drawn, root)
+    found = trained.result
+    columns = {f"prob_{name}": _column(trained.store, name) for name in found.variants}
     facts = {
         "backbone": backbone,
         "params": drawn,
         "epochs": start.epochs,
-        "image_size": params.image_size,
-        "rows": len(manifest),
-        "classes": len(manifest.classes),
+        "image_size": trained.image_size,
+        "rows": trained.rows,
+        "classes": trained.classes,
         "status": found.status,
         "seconds": round(found.seconds, 1),
         "loss": {name: round(v.calibrated_logloss, 5) for name, v in found.variants.items()},

@@ -44,13 +44,13 @@ def test_a_slower_speed() -> None:
 
 
 def test_a_candidate_takes_a_sixth_of_the_time_and_the_first_one_a_tenth() -> None:
-    """100 s of 600, for 2 rounds of 1 s + 2.5 s an epoch: (100 / 2 - 1) / 2.5 epochs."""
-    length = sweep_length(replace(HOUR, seconds=600.0))
-    assert length.epochs == math.floor((100 / 2 - 1) / 2.5) == 19
-    assert length.first_epochs == math.floor((60 / 2 - 1) / 2.5) == 11
+    """200 s of 1,200, for 2 rounds of 1 s + 2.5 s an epoch: (200 / 2 - 1) / 2.5 epochs."""
+    length = sweep_length(replace(HOUR, seconds=1200.0))
+    assert length.epochs == math.floor((200 / 2 - 1) / 2.5) == 39
+    assert length.first_epochs == math.floor((120 / 2 - 1) / 2.5) == 23
     assert (length.folds, length.first_backbone) == (3, "quick")
-    assert length.first_seconds == pytest.approx(2 * (1 + 11 * 2.5))
-    assert length.fold_trials == pytest.approx(600 * 2 / (1 + 19 * 2.5))
+    assert length.first_seconds == pytest.approx(2 * (1 + 23 * 2.5))
+    assert length.fold_trials == pytest.approx(1200 * 2 / (1 + 39 * 2.5))
     assert length.candidates == math.ceil(4 * length.fold_trials / 3)
 
 
@@ -58,8 +58,8 @@ def test_a_candidate_takes_a_sixth_of_the_time_and_the_first_one_a_tenth() -> No
     "changes",
     [
         {"seconds": 7200.0},  # 60 epochs in a tenth of it
-        {"seconds": 600.0, "epochs": 19},
-        {"seconds": 600.0, "candidates": 3},
+        {"seconds": 1200.0, "epochs": 39},
+        {"seconds": 1200.0, "candidates": 3},
         {"seconds": None, "speeds": {}},
     ],
 )
@@ -77,9 +77,9 @@ def test_the_first_candidate_of_a_sweep_without_a_time_has_a_third_of_the_epochs
     ("time", "epochs"),
     [
         (1.0, 1),
-        (60.0, math.floor((15 / 2 - 1) / 2.5)),  # a quarter of it, as 15 are enough
-        (120.0, math.floor((30 / 2 - 1) / 2.5)),
-        (320.0, 15),
+        (60.0, math.floor((18 / 2 - 1) / 2.5)),  # 0.3 of it, as 30 are enough
+        (120.0, math.floor((36 / 2 - 1) / 2.5)),
+        (600.0, 30),
         (3600.0, 60),
     ],
 )
@@ -87,7 +87,7 @@ def test_epochs_have_bounds(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time)).epochs == epochs
 
 
-@pytest.mark.parametrize(("time", "epochs"), [(80.0, 3), (240.0, 8), (3600.0, 20)])
+@pytest.mark.parametrize(("time", "epochs"), [(80.0, 4), (240.0, 8), (3600.0, 20)])
 def test_pretrained_backbones_need_fewer(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time, pretrained=True)).epochs == epochs
 
@@ -123,6 +123,25 @@ def test_a_backbone_nearly_as_fast_is_kept_where_all_are_slow() -> None:
     length = sweep_length(replace(HOUR, speeds=speeds, seconds=60.0))
     assert (length.epochs, length.backbones) == (1, ("slow", "slower"))
     assert length.first_backbone == "slow"
+
+
+@pytest.mark.parametrize(
+    ("order", "lead"),
+    [
+        (("quick", "half"), "quick"),
+        (("half", "quick"), "half"),  # of two that are about as fast the first one counts
+        (("slow", "half", "quick"), "half"),
+    ],
+)
+def test_the_time_is_divided_for_the_first_backbone_that_is_fast(
+    order: tuple[str, ...], lead: str
+) -> None:
+    speeds = {"quick": QUICK, "half": QUICK.slower(1.9), "slow": SLOW}
+    work = replace(HOUR, speeds={name: speeds[name] for name in order})
+    alone = replace(work, speeds={lead: speeds[lead]})
+    length = sweep_length(work)
+    assert (length.first_backbone, length.epochs) == (lead, sweep_length(alone).epochs)
+    assert {"quick", "half"} <= set(length.backbones)
 
 
 def test_what_is_decided_stays() -> None:
