@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from foldrace.commands.ensemble import blend
 from foldrace.commands.machine import log_folder, logging_to, only_our_output
 from foldrace.commands.submit import predict_test_set
 from foldrace.commands.update import write_so_far
-from foldrace.config.schema import SearchConfig, SweepConfig
+from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import (
     EnvironmentProblem,
     Interrupted,
@@ -125,34 +125,17 @@ def sweep_and_finish(
         _log.info("run: blend and report written")
 
 
-def nothing_to_train(
-    summaries: Sequence[CandidateSummary], search: SearchConfig, retry_failed: bool
-) -> bool:
-    """True where a sweep would start no fold trial: every candidate has come to its end."""
-    if len(summaries) < search.most_candidates or not all(s.settled for s in summaries):
-        return False
-    return not (retry_failed and any(s.status == "failed" for s in summaries))
-
-
-def finish_again(store: RunStore, console: Console, is_whole: bool) -> None:
-    """What follows the last fold trial, without Ray; nothing where it is there already.
-
-    `is_whole`: what is there was made with the config as it is.
-    """
-    has_result = store.config().data.test is None or store.submission() is not None
-    is_whole = is_whole and has_result and store.blend.record() is not None and _has_report(store)
+def finish_again(store: RunStore, console: Console) -> None:
+    """What follows the last fold trial, without Ray."""
     print_leaderboard(console, store.summaries(), limit=10)
-    with _telling_how_to_go_on(store), notifying(store):
-        if is_whole:
-            console.print(f"Nothing is left to do. Report: {store.root}/report/index.html")
-            return
-        folder = log_folder(store)
-        with logging_to(folder), only_our_output(folder / "ray.log", console) as screen:
-            _finish(store, screen)
-
-
-def _has_report(store: RunStore) -> bool:
-    return store.files.exists("report/index.html")
+    folder = log_folder(store)
+    with (
+        _telling_how_to_go_on(store),
+        notifying(store),
+        logging_to(folder),
+        only_our_output(folder / "ray.log", console) as screen,
+    ):
+        _finish(store, screen)
 
 
 def _interrupted(store: RunStore) -> str:

@@ -1,25 +1,27 @@
-"""`resume`: go on with a run, from its folder alone."""
+"""`resume`: go on with a run, from its folder alone.
+
+A run in which nothing is left to do is told so without Ray and torch, which take seconds to import.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.checks.config import config_problems
-from foldrace.commands.finish import finish_again, nothing_to_train, sweep_and_finish
 from foldrace.commands.machine import only_driver
 from foldrace.commands.moved_data import moved, refuse_other_keys
-from foldrace.commands.plugins import open_run
 from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.load import ParsedConfig, parse_config, to_yaml
+from foldrace.config.schema import SearchConfig, SweepConfig
 from foldrace.core.errors import UserError
 from foldrace.core.files import to_bytes
 from foldrace.dataset.test_set import read_test_set
+from foldrace.reporting.live import print_leaderboard
 from foldrace.run_folder.belonging import (
     EXTENDABLE,
     PLACES,
@@ -27,9 +29,10 @@ from foldrace.run_folder.belonging import (
     telling_where_data_lay,
     training_data,
 )
+from foldrace.run_folder.claims import HeldClaim
+from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.cluster import nodes_for_checks
-from foldrace.search_spaces.space import build_space
+from foldrace.scheduling.notify import notifying
 
 
 def resume(
@@ -48,8 +51,8 @@ def resume(
     fold trials that ended do not belong to the run's folds, settings or data.
     """
     started = time.monotonic() if started is None else started
-    with only_driver(RunStore.open(root), "resume") as claim:
-        store, parts = open_run(root, console)
+    store = RunStore.open(root)
+    with only_driver(store, "resume") as claim:
         with warnings_shown(console):
             earlier = store.summaries(stored=require_own_trials(store))
             store.classes()
@@ -58,32 +61,81 @@ def resume(
         config = parsed.require()
         have_moved = config.data != store.config().data
         store.use_data(config.data)
-        space, problems = build_space(
-            config, f"{store.root}/sweep.yaml", len(store.folds().image_paths)
-        )
         manifest = training_data(store)
         if have_moved:
             with telling_where_data_lay(store):
                 read_test_set(config.data, store.classes())
-        backbones = {s.candidate.candidate: s.candidate.backbone for s in earlier}
         over = nothing_to_train(earlier, config.search, retry_failed)
-        with nodes_for_checks(config, address, sweep=not problems and not over) as nodes:
-            problems += config_problems(config, space, nodes, backbones, parts)
-            if problems:
-                raise UserError(problems)
+        if over and config == store.config() and _is_whole(store):
             store.mend()
-            same = config == store.config()
-            store.save_config(config)
-            if over:
-                finish_again(store, console, is_whole=same and not have_moved)
-                return store
-            if retry_failed:
-                for (candidate, fold), trial in store.trials().items():
-                    if trial.status == "failed":
-                        store.forget_trial(candidate, fold)
-            images = str(manifest.image_root)
-            sweep_and_finish(store, space, images, address, console, started, claim)
+            print_leaderboard(console, earlier, limit=10)
+            with notifying(store):
+                console.print(f"Nothing is left to do. Report: {store.root}/report/index.html")
+            return store
+        images = str(manifest.image_root)
+        going_on = _GoingOn(store, config, earlier, images, over, retry_failed)
+        _go_on(going_on, address, console, started, claim)
     return store
+
+
+@dataclass(frozen=True)
+class _GoingOn:
+    """A run with the config that it goes on with."""
+
+    store: RunStore
+    config: SweepConfig
+    earlier: Sequence[CandidateSummary]
+    image_root: str
+    over: bool
+    """True where nothing is left to train."""
+    retry_failed: bool
+
+
+def _go_on(
+    run: _GoingOn, address: str | None, console: Console, started: float, claim: HeldClaim
+) -> None:
+    from foldrace.checks.config import config_problems
+    from foldrace.commands.finish import finish_again, sweep_and_finish
+    from foldrace.commands.plugins import open_run
+    from foldrace.scheduling.ray.cluster import nodes_for_checks
+    from foldrace.search_spaces.space import build_space
+
+    store, config = run.store, run.config
+    _, parts = open_run(store.root, console)
+    rows = len(store.folds().image_paths)
+    space, problems = build_space(config, f"{store.root}/sweep.yaml", rows)
+    backbones = {s.candidate.candidate: s.candidate.backbone for s in run.earlier}
+    sweeps = not problems and not run.over
+    with nodes_for_checks(config, address, sweep=sweeps) as nodes:
+        problems += config_problems(config, space, nodes, backbones, parts)
+        if problems:
+            raise UserError(problems)
+        store.mend()
+        store.save_config(config)
+        if run.over:
+            finish_again(store, console)
+            return
+        if run.retry_failed:
+            for (candidate, fold), trial in store.trials().items():
+                if trial.status == "failed":
+                    store.forget_trial(candidate, fold)
+        sweep_and_finish(store, space, run.image_root, address, console, started, claim)
+
+
+def nothing_to_train(
+    summaries: Sequence[CandidateSummary], search: SearchConfig, retry_failed: bool
+) -> bool:
+    """True where a sweep would start no fold trial: every candidate has come to its end."""
+    if len(summaries) < search.most_candidates or not all(s.settled for s in summaries):
+        return False
+    return not (retry_failed and any(s.status == "failed" for s in summaries))
+
+
+def _is_whole(store: RunStore) -> bool:
+    """True where blend, submission and report are there."""
+    has_result = store.config().data.test is None or store.submission() is not None
+    has_report = store.files.exists("report/index.html")
+    return has_result and has_report and store.blend.record() is not None
 
 
 def _parse_stored(

@@ -48,6 +48,8 @@ class Claim(StoredRecord):
     """Start of the process in ticks of its machine: numbers of processes are used again."""
     since: float
     """Unix seconds."""
+    folder: str = ""
+    """The folder on its disk, which a copy of it does not have; empty in an object store."""
 
     @property
     def words(self) -> str:
@@ -67,16 +69,23 @@ class Claims:
         now = time.time() if now is None else now
         return [claim for claim, at in self._all() if _is_alive(claim, now - at)]
 
+    def _id(self) -> str:
+        """Number of the run folder on its disk, on this machine."""
+        if not isinstance(self._files, LocalFiles):
+            return ""
+        found = self._files.path.stat()
+        return f"{found.st_dev}:{found.st_ino}"
+
     @contextlib.contextmanager
     def hold(self, command: str, patience: float = 0.0) -> Iterator[HeldClaim]:
         """Be the only owner, for the block.
 
         RunFolderError where another one is, and stays so for `patience` seconds.
         """
-        claim = _own_claim(command)
         with contextlib.ExitStack() as stack:
             if isinstance(self._files, LocalFiles):
                 self._lock(stack, self._files.path, patience)
+            claim = _own_claim(command, self._id())
             stack.callback(self._files.delete, self._name(claim.owner))
             if isinstance(self._files, LocalFiles):
                 for name in self._files.names(self._folder):  # of killed owners
@@ -140,7 +149,8 @@ class Claims:
                 if self._files.exists(path):
                     raise
                 continue  # its owner has just ended
-            if claim is not None:
+            is_copied = claim is not None and claim.place == _place() and claim.folder != self._id()
+            if claim is not None and not is_copied:
                 yield claim, at
 
     def _name(self, owner: str) -> str:
@@ -181,7 +191,7 @@ class HeldClaim:
                 return
 
 
-def _own_claim(command: str) -> Claim:
+def _own_claim(command: str, folder: str) -> Claim:
     return Claim(
         owner=uuid.uuid4().hex,
         command=command,
@@ -190,6 +200,7 @@ def _own_claim(command: str) -> Claim:
         pid=os.getpid(),
         process_started=_process_started(os.getpid()) or 0,
         since=time.time(),
+        folder=folder,
     )
 
 

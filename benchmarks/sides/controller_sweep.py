@@ -88,6 +88,7 @@ def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
             "wall_s": wall,
             "cpu_s": used,
             "calls_s": sum(call.wall for calls in vars(tune.calls).values() for call in calls),
+            "pretended_s": tune.tune.now,
             "slots_busy": tune.tune.busy / (slots * tune.tune.now),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
             **ends,

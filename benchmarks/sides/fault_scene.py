@@ -1,11 +1,12 @@
 """A real sweep to hurt: starts the command line, waits for a moment, and compares what is left.
 
-Thirty small pictures a class, three candidates of two folds with a fixed list, no race, a state
-after each epoch: what an undisturbed sweep leaves is known to the bit.
+Thirty small pictures a class, some to predict, three candidates of two folds with a fixed list, no
+race, a state after each epoch: what an undisturbed sweep leaves is known to the bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,10 +25,12 @@ import psutil
 from harness import ROOT
 from PIL import Image
 
+from foldrace.core.files import open_files
+
 TRIALS = 6
 _CLASSES, _PER_CLASS, _EPOCHS = 3, 30, 40
 _LIMIT = 300.0  # seconds; only a fault of ours takes longer
-_COMPARED = ("oof*.npy", "true_prob*.npy", "*.safetensors")
+_COMPARED = re.compile(r"trials/.*/(oof.*\.npy|true_prob.*\.npy|.*\.safetensors)")
 
 
 class Hangs(Exception):
@@ -37,26 +40,30 @@ class Hangs(Exception):
 def write_data(folder: Path) -> None:
     """Noisy pictures, coloured by class."""
     rng = np.random.default_rng(0)
+    (folder / "test").mkdir(parents=True)
     for label in range(_CLASSES):
-        (folder / f"class{label}").mkdir(parents=True)
-        for number in range(_PER_CLASS):
+        (folder / "train" / f"class{label}").mkdir(parents=True)
+        for number in range(_PER_CLASS + 2):
             pixels = rng.integers(0, 160, size=(24, 24, 3))
             pixels[..., label] += 60
             image = Image.fromarray(pixels.astype(np.uint8))
-            image.save(folder / f"class{label}" / f"{number}.png")
+            of_test = number >= _PER_CLASS
+            to = folder / "test" if of_test else folder / "train" / f"class{label}"
+            image.save(to / f"{label}_{number}.png")
 
 
-def write_config(path: Path, data: Path, **resources: object) -> Path:
+def write_config(path: Path, data: Path, storage: str | None = None, **resources: object) -> Path:
     """The sweep, as JSON."""
     points = [
         {"backbone": "timm/test_resnet", "params": {"lr": rate}} for rate in (1e-3, 2e-3, 4e-3)
     ]
     config = {
         "name": "faults",
-        "data": {"train": str(data)},
+        "data": {"train": str(data / "train"), "test": str(data / "test")},
         "folds": {"k": 2},
         "search": {
-            "backbones": ["timm/test_resnet"], "candidates": 3, "sampler": "list", "points": points
+            "backbones": ["timm/test_resnet"], "candidates": 3, "sampler": "list",
+            "points": points, "storage": storage,
         },
         "training": {
             "epochs": _EPOCHS, "image_size": 24, "pretrained": False, "save_every": 0.001,
@@ -69,12 +76,11 @@ def write_config(path: Path, data: Path, **resources: object) -> Path:
     return path
 
 
-def digests(run: Path) -> dict[str, str]:
+def digests(place: object) -> dict[str, str]:
     """What a finished run comes to: every array and weight of its fold trials."""
-    files = (file for kind in _COMPARED for file in run.glob(f"trials/*/fold*/{kind}"))
-    return {
-        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
-    }
+    files = open_files(str(place))
+    names = (name for name in files.stamps("trials") if _COMPARED.fullmatch(name))
+    return {name: hashlib.sha256(files.read(name)).hexdigest() for name in names}
 
 
 @dataclass
@@ -87,23 +93,34 @@ class Scene:
     process: subprocess.Popen[bytes] | None = None
     output: str = ""
     """What all its processes have printed."""
+    within: tuple[str, ...] = ()
+    """A command that starts the one that is given to it."""
+    url: str | None = None
+    """Where the run is, if it is in an object store."""
 
     @property
     def run(self) -> Path:
+        """The run folder, where it is on a disk."""
         return self.folder / "run"
+
+    @property
+    def place(self) -> str:
+        """The run folder, as the command line takes it."""
+        return str(self.run) if self.url is None else self.url
 
     def start(self, *words: object, stdout: int | None = None) -> None:
         """Start the command line, in a session of its own; its output goes to a file."""
+        command = [*self.within, sys.executable, str(ROOT / "sweep.py"), *map(str, words)]
         with (self.folder / "out.txt").open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "sweep.py"), *map(str, words)],
+                command,
                 stdout=file if stdout is None else stdout, stderr=file, start_new_session=True,
                 cwd=self.folder, env=os.environ | dict(self.env),
             )  # fmt: skip
 
     def begin(self, *more: object) -> None:
         """Start the sweep."""
-        self.start("run", self.config, "--out", self.run, *more)
+        self.start("run", self.config, "--out", self.place, *more)
 
     def until(self, moment: Callable[[], object], limit: float = _LIMIT) -> None:
         """Wait for a moment in the sweep's life."""
@@ -113,14 +130,19 @@ class Scene:
                 raise Hangs(self.text())
             time.sleep(0.05)
 
-    def finished(self) -> dict[str, tuple[int, int]]:
+    def finished(self) -> dict[str, str]:
         """Fold trials that have ended, with what changes when one is written again."""
-        stats = {p: p.stat() for p in self.run.glob("trials/*/fold*/trial.json")}
-        return {str(p.relative_to(self.run)): (s.st_ino, s.st_mtime_ns) for p, s in stats.items()}
+        return {name: stamp for name, stamp in self._trials() if name.endswith("/trial.json")}
 
     def in_the_middle(self) -> bool:
         """True where a trial has ended, and another one is under way."""
-        return bool(self.finished()) and any(self.run.glob("trials/*/fold*/resume.pt"))
+        names = [name for name, _ in self._trials()]
+        return all(any(n.endswith(end) for n in names) for end in ("/trial.json", "/resume.pt"))
+
+    def _trials(self) -> list[tuple[str, str]]:
+        with contextlib.suppress(FileNotFoundError):  # one has gone while they were listed
+            return list(open_files(self.place).stamps("trials").items())
+        return []
 
     def end(self, limit: float = _LIMIT) -> int:
         """Wait for the process's end; gives its exit code."""
@@ -164,8 +186,8 @@ class Scene:
 
     def trained(self) -> Counter[str]:
         """Fold trial -> times that it ended well, by the log."""
-        log = self.run / "logs" / "application.log"
-        text = log.read_text(encoding="utf-8") if log.exists() else ""
+        logs = [*self.run.glob("logs/application.log"), *self.folder.glob("tmp/*/application.log")]
+        text = "".join(log.read_text(encoding="utf-8") for log in logs)
         return Counter(re.findall(r"(c\d+ fold\d+) finished", text))
 
 

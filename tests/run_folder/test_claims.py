@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -143,6 +144,16 @@ def test_a_process_number_that_is_used_again_is_no_owner(tmp_path: Path) -> None
     assert one.alive() == []
     with one.hold("run"):
         assert len(one.alive()) == 1
+
+
+def test_nobody_is_at_work_on_a_copy(tmp_path: Path) -> None:
+    """Of a run folder whose driver lives; renamed, it is the same folder."""
+    with Claims(open_files(tmp_path / "run"), "logs/driver").hold("run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        assert Claims(open_files(tmp_path / "copy"), "logs/driver").alive() == []
+        (tmp_path / "run").rename(tmp_path / "moved")
+        assert len(Claims(open_files(tmp_path / "moved"), "logs/driver").alive()) == 1
+        (tmp_path / "moved").rename(tmp_path / "run")
 
 
 def test_a_folder_that_becomes_no_run_is_left_as_it_was(tmp_path: Path) -> None:
