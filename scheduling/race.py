@@ -228,8 +228,17 @@ class Race:
 
     def _owes_a_grant(self) -> bool:
         # One that can no longer be complete makes room for another.
-        granted = sum(state.was_granted and not state.hopeless for state in self._state)
-        return granted < math.ceil(len(self._known.measured) / self._config.eta)
+        short = self._short_first()
+        granted = sum(s.was_granted and not s.hopeless and s is not short for s in self._state)
+        measured = self._known.measured - {short.name if short else ""}
+        return granted < math.ceil(len(measured) / self._config.eta)
+
+    def _short_first(self) -> CandidateState | None:
+        """The first candidate where it is shorter than others: it is there for an early result, and
+        takes no turn from those that are trained whole."""
+        first = next(iter(self._state), None)
+        longest = max((_epochs(state) for state in self._state), default=0)
+        return None if first is None or _epochs(first) >= longest else first
 
     def _grants(self) -> Iterator[Move]:
         for state, reason in self._known.by_promise():
@@ -327,6 +336,10 @@ def is_decided(summary: CandidateSummary) -> bool:
     """
     judged = max((d.folds_done for d in summary.decisions), default=0)
     return judged >= len(summary.finished)
+
+
+def _epochs(state: CandidateState) -> int:
+    return int(state.record.params.get("epochs", 0))
 
 
 def _judged_fold(state: CandidateState) -> int:

@@ -45,7 +45,8 @@ class ResultUpdates(SweepListener):
         last = store.last_update()
         self._written = None if last is None else last.blend_logloss
         self._seconds = None if last is None else last.seconds
-        self._longest = self._seconds or 0.0
+        self.longest = self._seconds or 0.0
+        """Seconds of the longest update so far."""
         self.submission = store.submission()
         """The submission that lies in the run folder, or None."""
         self._running: tuple[str, float, float] | None = None  # trial id, begin, the blend's loss
@@ -54,12 +55,22 @@ class ResultUpdates(SweepListener):
     @property
     def cost(self) -> UpdateCost | None:
         """What updates tell of the result's cost at the end; None before the first."""
-        return None if self._seconds is None else UpdateCost(self._longest, self._pending)
+        return None if self._seconds is None else UpdateCost(self.longest, self._pending)
 
     @property
     def running(self) -> str | None:
         """Trial id of the update that runs, or None."""
         return None if self._running is None else self._running[0]
+
+    @property
+    def running_seconds(self) -> float:
+        """Seconds since the update that runs was given out; 0 without one."""
+        return 0.0 if self._running is None else self._clock() - self._running[1]
+
+    @property
+    def has_ended(self) -> bool:
+        """True where the update that runs has said how it ended."""
+        return self._outcome is not None
 
     def decided(self, decision: RaceDecision, summary: CandidateSummary) -> None:
         """Note the race's blend with another complete candidate."""
@@ -109,7 +120,7 @@ class ResultUpdates(SweepListener):
         _, began, self._written = self._running
         self._running = None
         self._seconds = self._clock() - began
-        self._longest = max(self._longest, self._seconds)
+        self.longest = max(self.longest, self._seconds)
         self._spent += self._seconds / max(1, self._slots())
         error = "its worker ended without a result" if self._outcome is None else self._outcome
         if error:

@@ -112,6 +112,9 @@ class SweepSession(SweepListener):
         self.searcher.watch(trials)
         for line in self._watchdog.look(self.sweep.running, trials):
             self.noticed(line)
+        if self._updates is not None:
+            for line in self._watchdog.look_at_update(self._updates, trials):
+                self.noticed(line)
         now = time.monotonic()
         if now - self._shown > _PROGRESS_EVERY:
             self._shown = now

@@ -1,7 +1,7 @@
 """Fold trials that give no sign of life: a line for people, and in the end a new attempt elsewhere.
 
 A sign of life is the end of an epoch. How long one takes is learned from the sweep's own epochs,
-backbone by backbone.
+backbone by backbone. An update of the result that hangs is ended, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import ray
 from foldrace.config.schema import ResourcesConfig
 from foldrace.scheduling.ray.tune_adapter import TuneTrial
 from foldrace.scheduling.spending import RunningFold
+from foldrace.scheduling.updates import ResultUpdates
 
 _EVERY = 1.0  # seconds
 _LATE = 10.0  # times the median epoch: a line
@@ -57,6 +58,16 @@ class Watchdog:
             if silent > self._end_after(epoch) and fold.killed is None and _end(name, trials):
                 fold.killed = f"it hung: no epoch ended for {silent:.0f} s"
                 yield f"{_name(fold)} is ended, to be tried again: {fold.killed}"
+
+    def look_at_update(self, updates: ResultUpdates, trials: Sequence[TuneTrial]) -> Iterator[str]:
+        """A line where an update of the result hangs, which is ended: its slot is needed."""
+        if updates.running is None:
+            return
+        silent = updates.running_seconds
+        limit = self._limit or max(_EARLIEST_END, _HANGS * updates.longest)
+        if silent > limit and not updates.has_ended and _end(updates.running, trials):
+            updates.tell(updates.running, f"it hung for {silent:.0f} s")
+            yield f"writing the result so far has hung for {silent:.0f} s and is ended"
 
     def _learn(self, name: str, fold: RunningFold) -> None:
         epochs, ended = self._seen.get(name, (fold.epoch, fold.last_sign))

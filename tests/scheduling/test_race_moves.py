@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.scheduling.raced_runs import (
+    EPOCHS,
     Floats,
     Raced,
     RacedRun,
@@ -116,6 +117,17 @@ def test_one_in_eta_of_the_measured_first_folds_is_granted_before_a_new_candidat
             raced.start(best, 1, 2)
             granted += 1
         assert raced.moves()[0] == ("new", None)
+
+
+@pytest.mark.parametrize(("first", "move"), [(2, ("grant", 1)), (EPOCHS, ("new", None))])
+def test_a_first_candidate_of_few_epochs_takes_no_turn_from_those_of_all(
+    run: RacedRun, first: int, move: tuple[str, int | None]
+) -> None:
+    raced = Raced(run, race_config(eta=4), epochs=first)
+    raced.complete(0, seed=0)
+    raced.epochs = EPOCHS
+    raced.first_fold(1, run.model(1, 1.5))
+    assert raced.moves()[0] == move
 
 
 def test_before_a_blend_the_least_loss_is_granted_first(run: RacedRun) -> None:

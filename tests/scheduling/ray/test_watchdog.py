@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from foldrace.config.schema import ResourcesConfig
-from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.records import CandidateRecord, RaceDecision
 from foldrace.scheduling.ray import watchdog
 from foldrace.scheduling.ray.watchdog import Watchdog
 from foldrace.scheduling.spending import RunningFold
 from foldrace.scheduling.state import FoldTask
+from foldrace.scheduling.updates import ResultUpdates
+from tests.conftest import TinyRun
 
 
 class Clock:
@@ -104,3 +106,31 @@ def test_a_long_first_epoch_is_no_hang(clock: Clock, killed: list[str]) -> None:
     clock.now += 1801.0
     lines = list(dog.look(quick, [worker("c")]))
     assert len(lines) == 2 and killed == ["worker of c"]
+
+
+def test_an_update_of_the_result_that_hangs_gives_its_slot_back(
+    clock: Clock, killed: list[str], tiny_run: TinyRun
+) -> None:
+    dog = Watchdog(ResourcesConfig())
+    updates = ResultUpdates(tiny_run.store, lambda: 1, clock.monotonic)
+    updates.decided(complete(0.5), None)  # type: ignore[arg-type]
+    assert updates.is_due(None)
+    updates.start("u1")
+    clock.now += 1799.0
+    assert list(dog.look_at_update(updates, [worker("u1")])) == []
+    clock.now += 2.0
+    assert list(dog.look_at_update(updates, [])) == []  # it has no worker yet
+    [line] = dog.look_at_update(updates, [worker("u1")])
+    assert "has hung for 1801 s and is ended" in line and killed == ["worker of u1"]
+    assert list(dog.look_at_update(updates, [worker("u1")])) == []  # once
+    assert not updates.end() and updates.running is None
+    assert not updates.is_due(None)  # until the blend is better
+
+
+def complete(loss: float) -> RaceDecision:
+    """The race's decision on a candidate with which the blend has this loss."""
+    return RaceDecision(
+        number=0, candidate="c0000", fold=1, rule="gain", action="complete", folds_done=2, rows=60,
+        gain=-0.01, gain_se=0.001, complete=1, epochs_trained=2, reason="made up",
+        blend_logloss=loss,
+    )  # fmt: skip
