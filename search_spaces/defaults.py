@@ -84,7 +84,7 @@ class Situation:
 
 
 _RATES: dict[tuple[bool, Family], float] = {
-    (False, "cnn"): 4e-3,
+    (False, "cnn"): 8e-3,
     (False, "hybrid"): 2e-3,
     (False, "transformer"): 1e-3,
     (True, "cnn"): 4e-4,

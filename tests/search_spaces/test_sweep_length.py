@@ -87,7 +87,7 @@ def test_epochs_have_bounds(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time)).epochs == epochs
 
 
-@pytest.mark.parametrize(("time", "epochs"), [(80.0, 4), (240.0, 8), (3600.0, 20)])
+@pytest.mark.parametrize(("time", "epochs"), [(80.0, 4), (240.0, 14), (3600.0, 20)])
 def test_pretrained_backbones_need_fewer(time: float, epochs: int) -> None:
     assert sweep_length(replace(HOUR, seconds=time, pretrained=True)).epochs == epochs
 
