@@ -30,7 +30,7 @@ from foldrace.core.files import open_files
 TRIALS = 6
 _CLASSES, _PER_CLASS, _EPOCHS = 3, 30, 40
 _LIMIT = 300.0  # seconds; only a fault of ours takes longer
-_COMPARED = re.compile(r"trials/.*/(oof.*\.npy|true_prob.*\.npy|.*\.safetensors)")
+_COMPARED = re.compile(r"trials/.*/fold\d+/(oof.*\.npy|true_prob.*\.npy|.*\.safetensors)")
 
 
 class Hangs(Exception):
