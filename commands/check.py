@@ -25,6 +25,21 @@ def check(config: Path, overrides: Sequence[str], console: Console) -> None:
     parsed, parts = with_plugins(parse_source(config, overrides, console))
     plan = preflight(parsed, Path(), this_machine(), cores(), parts)
     print_plan(plan, console)
+    if plan.config.resources.gpus_per_trial == "auto":
+        console.print(_auto_line(any(node.gpus for node in this_machine())))
+
+
+def _auto_line(has_gpus: bool) -> str:
+    """What `gpus_per_trial: auto` means on this machine."""
+    if not has_gpus:
+        return (
+            "resources.gpus_per_trial auto: this machine has no GPU, and a run here trains on its "
+            "cores; on GPUs each backbone is measured first, and gets the share that it needs"
+        )
+    return (
+        "resources.gpus_per_trial auto: before the first trial each backbone is measured on the "
+        "GPU, and gets the share that it needs"
+    )
 
 
 def print_plan(plan: Plan, console: Console) -> None:

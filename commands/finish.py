@@ -39,6 +39,7 @@ from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.notify import notifying
 from foldrace.scheduling.ray.autoscaling import room_for_trials
 from foldrace.scheduling.ray.cluster import connect
+from foldrace.scheduling.ray.gpu_measuring import shared_room
 from foldrace.scheduling.ray.node_checks import check_nodes
 from foldrace.scheduling.ray.tuner import SweepOutcome, run_sweep
 from foldrace.search_spaces.space import SearchSpace
@@ -89,17 +90,20 @@ def sweep_and_finish(
                 _warn(screen, str(warning))
             if problems:
                 raise EnvironmentProblem(problems)
-            screen.print(
-                f"{cluster.slots()} fold trials at a time; Ray dashboard: {cluster.dashboard}"
-            )
-            _log.info("sweep: begins, %d fold trials at a time", cluster.slots())
+            if config.resources.gpus_per_trial == "auto":
+                cluster.room = shared_room(
+                    store, space, cluster, lambda line: print_plain(screen, line)
+                )
+            at_once = cluster.room.most
+            screen.print(f"{at_once} fold trials at a time; Ray dashboard: {cluster.dashboard}")
+            _log.info("sweep: begins, %d fold trials at a time", at_once)
             if deadline is not None:
                 kept = duration(deadline.finishing_time())
                 screen.print(
                     f"Reserved from the time budget for blend, submission and report: {kept}, "
                     "until it is known what they take"
                 )
-            room = room_for_trials(config, cluster.gpus_per_trial, address)
+            room = room_for_trials(config, cluster.room, address)
             with LiveView(screen) as view, room:
                 outcome = run_sweep(
                     store,

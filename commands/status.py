@@ -20,6 +20,7 @@ from foldrace.run_folder.belonging import strange_trials
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import SweepUsage, devices_of_a_trial
+from foldrace.scheduling.nodes import default_gpus
 from foldrace.scheduling.progress import sweep_progress
 
 _WATCH_EVERY = 5.0  # seconds
@@ -78,16 +79,16 @@ def status_lines(
 ) -> Iterator[str]:
     """Lines below the leaderboard: fold trials, race and budget."""
     resources = config.resources
-    devices = devices_of_a_trial(resources, resources.gpus_per_trial or 0.0)
+    devices = devices_of_a_trial(resources, default_gpus([], resources))
     trials = [trial for summary in summaries for trial in summary.trials]
     parked = sum(s.status == "parked" and not s.trials for s in summaries)
-    seconds = sum(trial.seconds for trial in trials)
+    seconds = sum(t.seconds * (devices if t.devices is None else t.devices) for t in trials)
     now = sweep_progress(
         summaries,
         config.search,
         resources,
         folds=folds,
-        usage=SweepUsage(len(summaries), len(trials) + parked, seconds * devices),
+        usage=SweepUsage(len(summaries), len(trials) + parked, seconds),
         slots=1,  # how many there are the folder does not tell: what is left, one by one
         devices=devices,
         elapsed_s=0.0,

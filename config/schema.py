@@ -6,6 +6,7 @@ is wrong with one.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,18 @@ def _seconds(value: object) -> object:
 
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+
+
+def _gpus(value: object) -> object:
+    """A number of GPUs, `auto` or None; one message for all that is none of them."""
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError("should be a number of at least 0, auto, or null")
+    return value
+
+
+Gpus = Annotated[float | Literal["auto"] | None, BeforeValidator(_gpus)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -214,8 +227,9 @@ class ResourcesConfig(ConfigSection):
 
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
     """Cores of a fold trial, for each of its devices."""
-    gpus_per_trial: Annotated[float, Field(ge=0)] | None = None
-    """Fractions share one device. Default: 1 where the cluster has GPUs, else 0."""
+    gpus_per_trial: Gpus = None
+    """Fractions share one device; `auto`: by each backbone's measured memory. Default: 1 where the
+    cluster has GPUs, else 0."""
     devices_per_trial: Annotated[int, Field(ge=1)] = 1
     """Above 1: number of devices of each trial (data parallel), each with `cpus_per_trial`
     and `gpus_per_trial`."""
@@ -240,7 +254,13 @@ class ResourcesConfig(ConfigSection):
     @model_validator(mode="after")
     def _whole_gpus_above_one(self) -> ResourcesConfig:
         gpus = self.gpus_per_trial
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
+        if gpus == "auto":
+            if self.devices_per_trial > 1:
+                raise ValueError(
+                    f"gpus_per_trial auto with devices_per_trial {self.devices_per_trial}: each of "
+                    "several devices is one whole GPU or none; allowed are 1, 0 and null"
+                )
+        elif isinstance(gpus, int | float) and gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_trial {gpus:g} is above 1 and no whole number")
         return self
 

@@ -92,6 +92,9 @@ class TrialRecord(StoredRecord):
     device: str = ""
     accelerators: tuple[str, ...] = ()
     """Ids of the devices that the scheduler gave to this trial."""
+    devices: float | None = None
+    """Devices that its seconds are multiplied by, shares of a GPU included; None where it was
+    stopped while it was parked, or in records of an older version."""
     micro_batch: int = 0
     error: str | None = None
     notes: tuple[str, ...] = ()

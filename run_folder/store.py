@@ -32,6 +32,7 @@ from foldrace.run_folder.blend_records import ResultUpdate, SubmissionNote
 from foldrace.run_folder.candidates import FOLDS
 from foldrace.run_folder.claims import Claims
 from foldrace.run_folder.ensemble_folder import EnsembleFolder
+from foldrace.run_folder.gpu_memory import GpuMemory
 from foldrace.run_folder.progress import RunningNow
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.tables import decisions_csv, leaderboard_csv, trials_csv
@@ -39,7 +40,7 @@ from foldrace.run_folder.trials import TrialFiles
 
 _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
 _RECEIPT, _UPDATE = "submission.receipt.json", "ensemble/update.json"
-_RUNNING = "logs/running.json"
+_RUNNING, _GPUS = "logs/running.json", "logs/gpu_memory.json"
 
 
 class RunStore(TrialFiles):
@@ -216,6 +217,14 @@ class RunStore(TrialFiles):
     def forget_running(self) -> None:
         """Nothing runs any more."""
         self.files.delete(_RUNNING)
+
+    def gpu_memory(self) -> GpuMemory:
+        """What an earlier session has measured of GPUs."""
+        return sound_record(self.files, _GPUS, GpuMemory) or GpuMemory()
+
+    def save_gpu_memory(self, memory: GpuMemory) -> None:
+        """Write what `gpu_memory` gives."""
+        self.files.write(_GPUS, record_json(memory))
 
     def log_folder(self) -> Path | None:
         """Folder of log files, or None: only a mounted folder can be appended to."""

@@ -22,6 +22,10 @@ class Node:
 
     cpus: float
     gpus: float
+    name: str = ""
+    """Its id in Ray."""
+    kind: str = ""
+    """Name of Ray's resource that only nodes with such GPUs have; empty without GPUs."""
 
 
 def slots(nodes: list[Node], resources: ResourcesConfig, gpus_per_trial: float) -> int:
@@ -46,8 +50,11 @@ def _devices(node: Node, cpus: int, gpus: float) -> int:
 
 
 def default_gpus(nodes: list[Node], resources: ResourcesConfig) -> float:
-    """GPUs of each device: as the config says, else one where the cluster has any."""
-    if resources.gpus_per_trial is not None:
+    """GPUs of each device: as the config says, else one where the cluster has any.
+
+    `auto` is one at most (`gpu_shares`).
+    """
+    if isinstance(resources.gpus_per_trial, int | float):
         return resources.gpus_per_trial
     return 1.0 if any(node.gpus for node in nodes) else 0.0
 

@@ -13,6 +13,7 @@ from statistics import fmean
 from foldrace.config.schema import SweepConfig
 from foldrace.run_folder.records import RaceDecision
 from foldrace.scheduling.budget import Budget, CompletionCost, SweepUsage
+from foldrace.scheduling.room import Place, Room
 from foldrace.scheduling.state import CandidateState, FoldTask, SweepState
 from foldrace.trainables.spec import Pace
 
@@ -24,6 +25,8 @@ class RunningFold:
     task: FoldTask
     judged: bool
     """True where it may be parked at a rung."""
+    place: Place = field(default_factory=Place)
+    """What it has reserved."""
     before: float = 0.0
     """Seconds that it had trained when it was parked."""
     started: float = field(default_factory=time.monotonic)
@@ -45,6 +48,11 @@ class RunningFold:
         """Seconds since it was given out."""
         return time.monotonic() - self.started
 
+    @property
+    def device_seconds(self) -> float:
+        """Those that it has trained, times its devices."""
+        return (self.before + self.seconds) * self.place.devices
+
 
 class Spending:
     """The limits of a sweep against what it has begun and promised."""
@@ -54,38 +62,35 @@ class Spending:
         config: SweepConfig,
         state: SweepState,
         running: Mapping[str, RunningFold],
-        slots: Callable[[], int],
-        devices: float,
+        room: Room,
         seconds_left: Callable[[], float | None],
     ) -> None:
-        """`slots()`: trials that can run now; `devices` of a trial; `seconds_left()`: of time."""
-        self._budget, self._candidates = (
-            Budget(config.search, config.resources),
-            config.search.candidates,
-        )
+        """`seconds_left()` until the deadline, or None."""
+        self._search = config.search
+        self._budget = Budget(config.search, config.resources)
         self._state, self._running = state, running
-        self._slots, self._devices, self._seconds_left = slots, devices, seconds_left
+        self._room, self._seconds_left = room, seconds_left
 
     @property
     def usage(self) -> SweepUsage:
         """Usage of all sessions, running fold trials up to now included."""
-        running = sum(r.before + r.seconds for r in self._running.values())
+        running = sum(r.device_seconds for r in self._running.values())
         return SweepUsage(
             candidates=len(self._state),
             fold_trials=self._state.trials_started,
-            device_seconds=(self._state.trained_seconds + running) * self._devices,
+            device_seconds=self._state.device_seconds + running,
             seconds_left=self._seconds_left(),
         )
 
     @property
     def has_candidates(self) -> bool:
         """True while not all candidates of the budget have started."""
-        return len(self._state) < self._candidates
+        return len(self._state) < self._search.candidates
 
     @property
     def exhausted_limit(self) -> str | None:
         """The limit that lets no candidate of the first backbone be completed, or None."""
-        first = next(iter(self._state.started), "")
+        first = next(iter(self._state.started), self._search.backbones[0])
         return self._budget.exhausted_limit(self.usage, self._cost(first, self._state.folds))
 
     @property
@@ -110,7 +115,7 @@ class Spending:
 
     def fold_costs(self) -> dict[str, float]:
         """Backbone -> mean device-seconds of a fold trial."""
-        return {b: s * self._devices for b, s in self._state.fold_seconds().items()}
+        return {b: s * self._state.devices(b) for b, s in self._state.fold_seconds().items()}
 
     def _committed(self, own: int) -> SweepUsage:
         """`usage`, with what running trials are expected to take, and other candidates' folds.
@@ -123,16 +128,16 @@ class Spending:
         mean = fmean(seconds.values()) if seconds else 0.0
         for running in self._running.values():
             expected = seconds.get(running.task.candidate.backbone, mean)
-            ahead += max(0.0, expected - running.before - running.seconds)
+            left = max(0.0, expected - running.before - running.seconds)
+            ahead += left * running.place.devices
         return replace(
             usage,
             fold_trials=usage.fold_trials + self._state.trials_promised - own,
-            device_seconds=usage.device_seconds + ahead * self._devices,
+            device_seconds=usage.device_seconds + ahead,
         )
 
     def _cost(self, backbone: str, folds: int, any_time: bool = False) -> CompletionCost:
         seconds = self._state.fold_seconds()
         mean = fmean(seconds.values()) if seconds else None
-        return CompletionCost(
-            folds, seconds.get(backbone, mean), self._slots(), self._devices, any_time
-        )
+        expected, devices = seconds.get(backbone, mean), self._state.devices(backbone)
+        return CompletionCost(folds, expected, self._room.slots(backbone), devices, any_time)

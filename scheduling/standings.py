@@ -1,7 +1,7 @@
 """What is known of each candidate: its rungs, its gain over the blend, and what it promises.
 
 Takes the state of the sweep, reads logs and columns from the run folder; orders the waiting and the
-parked candidates by the highest plausible gain for a second of a slot.
+parked candidates by the highest plausible gain for a second of a device.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Standings:
         return self._rungs.place(state.name, first_fold(state), rung.fraction, reduction)
 
     def by_promise(self, least: float = 0.0) -> list[tuple[CandidateState, str]]:
-        """Waiting and parked candidates by what they promise for a second of a slot.
+        """Waiting and parked candidates by what they promise for a second of a device.
 
         With a blend that is the highest plausible gain, of a parked one as it is expected to be at
         the end of its fold, over the seconds until it is complete; those not above `least` are left
@@ -96,7 +96,7 @@ class Standings:
                 return (math.inf,), "its gain is unknown"
             gain = better[1]
             bound = gain.mean + z * gain.se
-            return (bound / _seconds_to_go(state),), f"{gain_text(better)}, the most promising"
+            return (bound / self._seconds_to_go(state),), f"{gain_text(better)}, the most promising"
         rung, place = self.standing(state)
         if rung is None or place is None:  # the rungs are others than when it was parked
             return (math.inf,), "nothing is known of its rung"
@@ -111,7 +111,7 @@ class Standings:
         gain = better[1]
         bound = gain.mean + mean + z * math.hypot(gain.se, spread)
         reason = f"gain {gain.mean + mean:+.4f} ± {math.hypot(gain.se, spread):.4f} expected"
-        return (bound / _seconds_to_go(state),), f"{reason}, the most promising"
+        return (bound / self._seconds_to_go(state),), f"{reason}, the most promising"
 
     def _rise(self, fraction: float) -> tuple[float, float]:
         """Mean and standard deviation of the rise of a gain from a rung to the end of the fold."""
@@ -170,6 +170,19 @@ class Standings:
             warn_ignored(f"{folder}/train_log.csv", str(error))
             return []
 
+    def _seconds_to_go(self, state: CandidateState) -> float:
+        """Expected device-seconds until the candidate is complete, by its own folds so far."""
+        latest, epoch = state.latest, state.parked_epoch
+        devices = self._state.devices(state.record.backbone)
+        if epoch and latest is not None:
+            epochs = int(state.record.params["epochs"])
+            whole = latest.seconds * epochs / epoch
+            left = whole - latest.seconds + (state.folds - 1) * whole
+        else:
+            seconds = [trial.seconds for trial in state.summary.finished]
+            left = len(state.waiting) * fmean(seconds or [0.0])
+        return max(left * devices, 1e-9)
+
     def _find_rungs(self, name: str) -> tuple[Rung, ...]:
         params = TrialParams.from_dict(self._state[name].record.params)
         return rungs_of(self._config, params)
@@ -183,17 +196,6 @@ def first_fold(state: CandidateState) -> int:
 def gain_text(better: Better) -> str:
     """The gain with its standard error, for people."""
     return f"gain {better[1].mean:+.4f} ± {better[1].se:.4f}"
-
-
-def _seconds_to_go(state: CandidateState) -> float:
-    """Expected seconds of a slot until the candidate is complete, by its own folds so far."""
-    latest, epoch = state.latest, state.parked_epoch
-    if epoch and latest is not None:
-        epochs = int(state.record.params["epochs"])
-        whole = latest.seconds * epochs / epoch
-        return max(whole - latest.seconds + (state.folds - 1) * whole, 1e-9)
-    seconds = [trial.seconds for trial in state.summary.finished]
-    return max(len(state.waiting) * fmean(seconds or [0.0]), 1e-9)
 
 
 def _fold_losses(summary: CandidateSummary) -> list[float]:

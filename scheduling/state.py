@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -156,8 +156,11 @@ class SweepState:
     nor after it ended.
     """
 
-    def __init__(self, folds: int, max_failures: int) -> None:
-        self.folds = folds
+    def __init__(
+        self, folds: int, max_failures: int, devices: Callable[[str], float] = lambda backbone: 1.0
+    ) -> None:
+        """`devices(backbone)`: those of a fold trial, shares of a GPU included."""
+        self.folds, self.devices = folds, devices
         self._max_failures = max_failures
         self._candidates: dict[str, CandidateState] = {}
 
@@ -277,11 +280,18 @@ class SweepState:
         return sum(len(state.waiting) for state in self if state.granted)
 
     @property
-    def trained_seconds(self) -> float:
-        """Seconds of all fold trials that ended, and of the parked ones."""
-        ended = math.fsum(trial.seconds for trial in self.trials)
-        parked = (s.latest for s in self if s.parked_epoch is not None)
-        return ended + math.fsum(d.seconds for d in parked if d is not None)
+    def device_seconds(self) -> float:
+        """Seconds × devices of all fold trials that ended, and of the parked ones."""
+        ended = (
+            t.seconds * (self.devices(t.backbone) if t.devices is None else t.devices)
+            for t in self.trials
+        )
+        parked = (
+            s.latest.seconds * self.devices(s.record.backbone)
+            for s in self
+            if s.parked_epoch is not None and s.latest is not None
+        )
+        return math.fsum((*ended, *parked))
 
     @property
     def epochs_trained(self) -> int:

@@ -18,6 +18,7 @@ from foldrace.run_folder.trial_record import trial_record
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.failures import Failures
 from foldrace.scheduling.race import Move, Race, is_decided
+from foldrace.scheduling.room import Place, Room, Vacancy
 from foldrace.scheduling.search.backbone_allocation import BackboneAllocation
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.spending import RunningFold, Spending
@@ -40,20 +41,18 @@ class Sweep:
         store: RunStore,
         config: SweepConfig,
         study: CandidateStudy,
-        slots: Callable[[], int],
-        devices: float = 1.0,
+        room: Room,
         seconds_left: Callable[[], float | None] = lambda: None,
         updates: ResultUpdates | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin a sweep without candidates; `replay` takes in those of earlier sessions.
 
-        `slots()`: trials that can run now; `devices` of a trial; `seconds_left()` until the
-        deadline. `updates` None: the result is written at the end alone.
+        `seconds_left()` until the deadline. `updates` None: the result is written at the end alone.
         """
         self._store, self._config, self._study = store, config, study
-        self._slots, self._seconds_left, self.updates = slots, seconds_left, updates
-        self.state = SweepState(store.fold_count, config.resources.max_failures)
+        self._room, self._seconds_left, self.updates = room, seconds_left, updates
+        self.state = SweepState(store.fold_count, config.resources.max_failures, room.devices)
         self.race = Race(store, config.race, self.state)
         self.failures = Failures(store, self.state, clock)
         search = config.search
@@ -63,7 +62,10 @@ class Sweep:
         self.listeners: list[SweepListener] = [study, *([] if updates is None else [updates])]
         self.running: dict[str, RunningFold] = {}
         """Trial id -> the fold trial that runs."""
-        self.spending = Spending(config, self.state, self.running, slots, devices, seconds_left)
+        self.update_place: Place | None = None
+        """What the update of the result that runs has reserved."""
+        self._blocked = False  # what comes next had no place when it was last asked for
+        self.spending = Spending(config, self.state, self.running, room, seconds_left)
         self._sizes: dict[tuple[str, int], int] = {}  # bytes of saved states, by the decision
         self._nothing_to_ask = False
         self._refused = False
@@ -76,27 +78,33 @@ class Sweep:
         """The next fold trial; None while the slots are full or nothing can start yet."""
         if self.stopped:
             return FINISHED
-        if len(self.running) + (self.updating is not None) >= self._slots():
+        vacancy = self._room.vacancy(self._places())
+        if vacancy.is_full:
             return None
         if self.updates is not None and self._is_due(self.updates):
-            self.updates.start(trial_id)
-            return UPDATE
+            self.update_place = vacancy.take(None)
+            if self.update_place is not None:
+                self.updates.start(trial_id)
+                return UPDATE
         if not self.failures.may_start(trial_id):
             return None
-        task = self._next_task()
-        if task is None:
+        start = self._next_task(vacancy)
+        self._blocked = start is None and vacancy.waiting
+        if start is None:
             self.failures.did_not_start(trial_id)
-            if self.running:
+            if self.running or vacancy.waiting:
                 return None
             if any(state.held for state in self.state):
                 self._fail_held(self.failures.give_up())
                 return self.suggest(trial_id)
             self._give_up()
             return FINISHED
+        task, place = start
         state = self.state[task.candidate.candidate]
         latest = state.latest
         before = latest.seconds if latest is not None and latest.epoch is not None else 0.0
-        self.running[trial_id] = RunningFold(task, self.race.is_judged_at_rungs(state), before)
+        judged = self.race.is_judged_at_rungs(state)
+        self.running[trial_id] = RunningFold(task, judged, place, before)
         self.state.start(task)
         return task
 
@@ -199,6 +207,11 @@ class Sweep:
         return None if self.updates is None else self.updates.running
 
     @property
+    def waits_for_room(self) -> bool:
+        """True while nothing runs, since there is no place for what comes next."""
+        return self._blocked and not self._places()
+
+    @property
     def has_more_candidates(self) -> bool:
         """True while there are further candidates to ask for."""
         return not self._nothing_to_ask and self.spending.has_candidates
@@ -217,57 +230,95 @@ class Sweep:
         goes_on = self.has_more_candidates or self.state.trials_open > 0
         return goes_on and updates.is_due(self._seconds_left())
 
-    def _next_task(self) -> FoldTask | None:
+    def _places(self) -> list[Place]:
+        """What is reserved by all that runs."""
+        places = [running.place for running in self.running.values()]
+        if self.updating is not None and self.update_place is not None:
+            places.append(self.update_place)
+        return places
+
+    def _next_task(self, vacancy: Vacancy) -> tuple[FoldTask, Place] | None:
         for decision in list(self.race.verdicts()):
             self._decide(decision)
             self._settle(self.state[decision.candidate])
-        task = self._first_admitted()
-        if task is None and self.spending.has_deadline:
+        start = self._first_admitted(vacancy)
+        if start is None and self.spending.has_deadline:
             # What the deadline ends goes on with `resume`, and time that is left is lost.
-            task = self._first_admitted(any_time=True)
-        return task
+            start = self._first_admitted(vacancy, any_time=True)
+        return start
 
-    def _first_admitted(self, any_time: bool = False) -> FoldTask | None:
-        """The first of the race's moves that the budget admits; see `Spending.admits`."""
+    def _first_admitted(
+        self, vacancy: Vacancy, any_time: bool = False
+    ) -> tuple[FoldTask, Place] | None:
+        """The first of the race's moves that the budget admits and that has a place.
+
+        See `Spending.admits`.
+        """
         self._refused = False
         for move in self.race.moves(more=self.has_more_candidates):
-            new = move.state is None
-            task = self._new_candidate(any_time) if new else self._accepted(move, any_time)
-            if task is not None:
-                return task
+            if move.state is None:
+                start = self._new_candidate(vacancy, any_time)
+            else:
+                start = self._accepted(move, move.state, vacancy, any_time)
+            if start is not None:
+                return start
         return None
 
-    def _accepted(self, move: Move, any_time: bool) -> FoldTask | None:
+    def _accepted(
+        self, move: Move, state: CandidateState, vacancy: Vacancy, any_time: bool
+    ) -> tuple[FoldTask, Place] | None:
         """The move's fold trial, if the budget lets its candidate become complete."""
-        state = move.state
-        assert state is not None
         fold = state.waiting[0]
         if not self.spending.admits(state, any_time):
             self._refused = True
             return None
+        place = vacancy.take(state.record.backbone)
+        if place is None:
+            return None
         decision = self.race.accept(move)
         if decision is not None:
             self._decide(decision)
-        return FoldTask(state.record, fold)
+        return FoldTask(state.record, fold), place
 
-    def _new_candidate(self, any_time: bool) -> FoldTask | None:
+    def _new_candidate(self, vacancy: Vacancy, any_time: bool) -> tuple[FoldTask, Place] | None:
         number, state = self.state.next_number, self.state
-        costs = self.spending.fold_costs()
-        backbone = self._allocation.choose(number, state.started, state.gains(), costs)
-        if not self.spending.admits_candidate(backbone, any_time):
-            self._refused = True
+        backbone, place = self._next_backbone(vacancy, any_time)
+        if place is None:
             return None
         record = self._study.ask(number, backbone)
         if record is None:
             self._nothing_to_ask = True
             return None
+        if record.backbone != backbone:  # there is nothing left of that one
+            place = vacancy.take(record.backbone)
+            if place is None:
+                return None
         self._store.save_candidate(record)
         added = state.add(record)
         self._tell("candidate_started", record)
         first = self.race.grant_first(added)
         if first is not None:
             self._decide(first)
-        return FoldTask(record, 0)
+        return FoldTask(record, 0), place
+
+    def _next_backbone(self, vacancy: Vacancy, any_time: bool) -> tuple[str, Place | None]:
+        """The backbone of the next candidate, and a place; None where there is none.
+
+        While it waits for a GPU, others may have those that it has no use for.
+        """
+        number, state = self.state.next_number, self.state
+        given, costs = self._study.upcoming, self.spending.fold_costs()
+        chosen = given or self._allocation.choose(number, state.started, state.gains(), costs)
+        others = (b for b in self._config.search.backbones if b != chosen and given is None)
+        for backbone in (chosen, *others):
+            if not self.spending.admits_candidate(backbone, any_time):
+                self._refused = True
+                break
+            may_start = backbone == chosen or self._allocation.may_go_first(backbone, state.started)
+            place = vacancy.take(backbone) if may_start else None
+            if place is not None:
+                return backbone, place
+        return chosen, None
 
     # -- how trials end
 

@@ -7,8 +7,11 @@ back, or the problems in the config.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping
+import math
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from optuna.distributions import (
     BaseDistribution,
@@ -49,6 +52,21 @@ class Setting:
                 return (low, high)
 
 
+_WEIGHT: Mapping[str, Callable[[Any], float]] = {
+    "batch_size": float,
+    "image_size": float,
+    "micro_batch": lambda images: images or math.inf,  # 0 is the whole batch
+    "size_start": float,
+    "gradient_checkpointing": operator.not_,
+    "precision": lambda name: name == "fp32",
+    "sam_rho": bool,
+    "rdrop_alpha": bool,
+    "ema_epochs": bool,
+    "l2_sp": bool,
+}
+"""Hyperparameter -> what orders its values by the device memory that a trial takes."""
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """Search space of every backbone."""
@@ -68,6 +86,19 @@ class SearchSpace:
         return TrialParams.from_dict(
             {knob: setting.default for knob, setting in self.settings[backbone].items()}
         )
+
+    def heaviest(self, backbone: str, others: Iterable[TrialParams] = ()) -> TrialParams:
+        """The configuration that takes the most memory of a device.
+
+        Each hyperparameter that counts is at its heaviest value, of those that may be drawn and of
+        these others.
+        """
+        settings, given = self.settings.get(backbone, {}), [params.as_dict() for params in others]
+        chosen = self.default(backbone).as_dict() if settings else given[0]
+        for name, weight in _WEIGHT.items():
+            drawn = settings[name].values if settings else ()
+            chosen[name] = max((*drawn, *(params[name] for params in given)), key=weight)
+        return TrialParams.from_dict(chosen)
 
     def configured(self, backbone: str, given: Mapping[str, Value]) -> TrialParams:
         """The default configuration with some values given, inside the space or not."""

@@ -62,6 +62,8 @@ class TrialSpec:
     """Name of the driver's run: within one, image files do not change (see `open_images`)."""
     accelerators: tuple[str, ...] = ()
     """Device ids that a scheduler gave to this trial, for the record."""
+    devices: float | None = None
+    """Devices that its seconds are multiplied by, for the record; None: nobody counts them."""
     notes: tuple[str, ...] = ()
     """Warnings given before the trial started, for the record too."""
     micro_batch: int = 0

@@ -1,15 +1,17 @@
-"""The speed of backbones: some batches of the real training step, and one scored, in a process.
+"""Speed and memory of backbones: some batches of the real training step, and one scored.
 
 `python -m foldrace.trainables.step_timing` takes a `TimingRequest` as JSON on its input and writes
 one line of JSON a backbone. A process of its own, so that the driver keeps no memory of a GPU.
+`trial_memory` is called in one, too.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,11 +20,15 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from foldrace.config.hyperparameters import TrialParams
+from foldrace.config.ranges import Value
 from foldrace.config.schema import AugmentConfig, SweepConfig
-from foldrace.core.errors import message_line
-from foldrace.core.plugins import Parts, check_plugins
+from foldrace.core.errors import RunFailure, message_line
+from foldrace.core.plugins import Parts, check_plugins, load_parts
 from foldrace.dataset.images import ImageError, read_rgb
+from foldrace.run_folder.gpu_memory import GpuReading, TrialMemory
 from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
 from foldrace.search_spaces.space import build_space
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.trainables.data.loader import (
@@ -34,10 +40,11 @@ from foldrace.trainables.data.loader import (
 from foldrace.trainables.data.pixel_cache import stored_side
 from foldrace.trainables.data.trial_data import TrialData
 from foldrace.trainables.devices import fresh_accelerator, precision_of, seed_trial
+from foldrace.trainables.memory import is_out_of_memory
 from foldrace.trainables.models.classifier import trial_model_config
 from foldrace.trainables.plugins import TRAINING_TABLES
 from foldrace.trainables.predict import all_logits, autocast_for, scoring_loader
-from foldrace.trainables.spec import FoldTrial, TrialSpec
+from foldrace.trainables.spec import FoldTrial, TrialSpec, first_micro_batch
 from foldrace.trainables.speeds import TimingRequest
 from foldrace.trainables.state import TrainState, build_train_state
 from foldrace.trainables.step import make_examples, train_step
@@ -78,27 +85,81 @@ def speeds(request: TimingRequest) -> Iterator[tuple[str, Speed | str]]:
     space, _ = build_space(config, "")
     ends = time.perf_counter() + request.seconds
     for backbone in config.search.backbones:
-        params = replace(space.default(backbone), pretrained=False)  # as fast, and at hand
-        trial = FoldTrial(
-            spec=TrialSpec(
-                run="", image_root="", candidate="timing", fold=0,
-                cpus=config.resources.cpus_per_trial, use_gpu=request.use_gpu,
-            ),
-            candidate=CandidateRecord(
-                candidate="timing", backbone=backbone, params=params.as_dict()
-            ),
-            params=params,
-            seed=0,
-            transforms=config.augment.transforms,
-            meta_features=config.training.meta_features,
-            cache=config.cache,
-        )  # fmt: skip
+        trial = _trial(config, backbone, space.default(backbone), request.use_gpu)
         try:
             yield backbone, time_trial(trial, request, parts, ends)
         except Exception as error:  # a backbone may raise anything; the others are timed
             yield backbone, message_line(f"{type(error).__name__}: {error}")
         if time.perf_counter() > ends:
             return
+
+
+def _trial(config: SweepConfig, backbone: str, params: TrialParams, use_gpu: bool) -> FoldTrial:
+    """A fold trial of no run folder, without pretrained weights: as fast, and at hand."""
+    params = replace(params, pretrained=False)
+    cpus = config.resources.cpus_per_trial
+    return FoldTrial(
+        spec=TrialSpec("", "", candidate="timing", fold=0, cpus=cpus, use_gpu=use_gpu),
+        candidate=CandidateRecord(candidate="timing", backbone=backbone, params=params.as_dict()),
+        params=params,
+        seed=0,
+        transforms=config.augment.transforms,
+        meta_features=config.training.meta_features,
+        cache=config.cache,
+    )
+
+
+def trial_memory(
+    run: str,
+    backbone: str | None,
+    params: Mapping[str, Value],
+    usage: Callable[[torch.device], tuple[int, int]] | None = None,
+) -> GpuReading:
+    """The memory of this process's GPU, and what training and scoring a backbone take of it.
+
+    To be called in a new process that has the GPU to itself. `run`: the run folder; `backbone`
+    None: the GPU's memory alone; `usage` gives what is taken at the peak and all that there is, in
+    bytes.
+    """
+    usage = usage or _gpu_usage
+    if backbone is None:
+        return GpuReading(memory=usage(torch.device("cuda"))[1])
+    store = RunStore.open(run)
+    parts = load_parts(store.plugins(), TRAINING_TABLES)
+    trial = _trial(store.config(), backbone, TrialParams.from_dict(dict(params)), use_gpu=True)
+    accelerator = fresh_accelerator(trial)
+    seed_trial(trial)
+    rows, classes = len(store.folds().targets), len(store.classes())
+    data = _data(trial, TimingRequest("", (), rows, classes, True, 0.0), parts)
+    memory = usage(accelerator.device)[1]  # first: without a GPU there is nothing to measure
+    found = TrialMemory(params=dict(params), bytes=None)
+    try:
+        state = build_train_state(trial, data, accelerator)
+        whole = state.micro_batch
+        list(_training(trial, data, state, accelerator, math.inf))
+        _scoring(trial, data, state, workers=0)
+    except (RuntimeError, RunFailure) as error:
+        cause = error.__cause__ if isinstance(error, RunFailure) else error
+        if not isinstance(cause, RuntimeError) or not is_out_of_memory(cause):
+            raise
+    else:
+        update = {"bytes": usage(accelerator.device)[0], "whole": state.micro_batch >= whole}
+        found = found.model_copy(update=update)
+    return GpuReading(memory=memory, trial=found)
+
+
+def _gpu_usage(device: torch.device) -> tuple[int, int]:
+    """Bytes of the GPU that are taken when this process is at its peak, and all bytes.
+
+    By the driver: the context and what libraries hold count, as does what others have taken, which
+    is so counted for each of several trials. The allocator keeps what it once had, unless it had to
+    give it back to find room.
+    """
+    if not torch.cuda.is_available():
+        raise RunFailure("torch sees no GPU there")
+    free, total = torch.cuda.mem_get_info(device)
+    given_back = torch.cuda.max_memory_reserved(device) - torch.cuda.memory_reserved(device)
+    return total - free + given_back, total
 
 
 def time_trial(trial: FoldTrial, request: TimingRequest, parts: Parts, ends: float) -> Speed:
@@ -176,7 +237,7 @@ def _data(trial: FoldTrial, request: TimingRequest, parts: Parts) -> TrialData:
         rows,
         batches,
         build_loader(dataset, batches, workers=0, pin_memory=False),
-        scoring_loader(source, rows, config, 2 * batches.batch_size, here, parts),
+        scoring_loader(source, rows, config, 2 * first_micro_batch(trial, 1), here, parts),
         parts,
     )
 

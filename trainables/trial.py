@@ -244,6 +244,7 @@ def _record(
         node=platform.node(),
         device=state.device.type,
         accelerators=trial.spec.accelerators,
+        devices=trial.spec.devices,
         micro_batch=state.micro_batch,
         error=f"the loss is not finite at epoch {epochs - 1}" if history.diverged else None,
         notes=notes,

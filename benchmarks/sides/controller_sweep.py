@@ -31,6 +31,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.sweep_session import SweepSession
+from foldrace.scheduling.room import Room
 from foldrace.scheduling.state import FoldTask, SweepState
 from foldrace.search_spaces.space import build_space
 
@@ -45,11 +46,7 @@ Figures = dict[str, float]
 class _Slots:
     """All that is asked of a cluster between starting and ending Tune."""
 
-    count: int
-    gpus_per_trial: float = 0.0
-
-    def slots(self) -> int:
-        return self.count
+    room: Room
 
 
 def _session(run: Path, slots: int) -> tuple[RunStore, SweepSession]:
@@ -57,7 +54,7 @@ def _session(run: Path, slots: int) -> tuple[RunStore, SweepSession]:
     config = store.config()
     space, problems = build_space(config, "")
     assert not problems
-    cluster = cast(Cluster, _Slots(slots))
+    cluster = cast(Cluster, _Slots(Room(lambda: slots)))
     return store, SweepSession(store, config, space, cluster, lambda progress: None)
 
 

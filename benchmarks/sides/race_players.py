@@ -23,6 +23,7 @@ from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import PointConfig, RaceConfig, SweepConfig
 from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.room import Room
 from foldrace.scheduling.rungs import rungs_of
 from foldrace.scheduling.search.study import CandidateStudy
 from foldrace.scheduling.state import FoldTask
@@ -70,7 +71,7 @@ class Foldrace:
         self._left: dict[Key, int] = {}  # of parked fold trials, the epochs trained
         space, _ = build_space(config, "")
         study = CandidateStudy(space, config.search, len(table.classes))
-        self._sweep = Sweep(self._store, config, study, lambda: slots)
+        self._sweep = Sweep(self._store, config, study, Room(lambda: slots))
         self._asha = _plain_asha(table, config.race) if mixing_asha else None
 
     def suggest(self, trial_id: str) -> Start | None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle, islice
 
 from foldrace.config.schema import SweepConfig
+from foldrace.scheduling.room import Room
 
 
 @contextmanager
-def room_for_trials(
-    config: SweepConfig, gpus_per_trial: float, address: str | None
-) -> Iterator[None]:
+def room_for_trials(config: SweepConfig, room: Room, address: str | None) -> Iterator[None]:
     """Ask for as many nodes as the fold trials of a config could use, until the block ends.
 
     The cluster's own limits bound them. Nothing happens where no autoscaler runs, and nothing is
@@ -27,9 +27,9 @@ def room_for_trials(
 
     resources, trials = config.resources, config.search.most_candidates * config.folds.k
     trials = min(trials, config.search.fold_trials or trials, resources.max_concurrent or trials)
-    device = {"CPU": resources.cpus_per_trial, "GPU": gpus_per_trial}
-    needed = {name: amount for name, amount in device.items() if amount}
-    request_resources(bundles=[needed] * trials * resources.devices_per_trial)
+    places = map(room.place, config.search.backbones)
+    needed = cycle([place.bundle(resources.cpus_per_trial) for place in places])
+    request_resources(bundles=[*islice(needed, trials * resources.devices_per_trial)])
     try:
         yield
     finally:

@@ -30,9 +30,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import foldrace
 from foldrace.config.schema import ResourcesConfig, SweepConfig
 from foldrace.core.errors import EnvironmentProblem
+from foldrace.scheduling.budget import devices_of_a_trial
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
 from foldrace.scheduling.ray.private_cluster import private_cluster
+from foldrace.scheduling.room import Place, Room
 
 T = TypeVar("T")
 _PROBE_TIMEOUT = 5.0  # seconds
@@ -50,14 +52,12 @@ class Cluster:
     dashboard: str | None
     """Address of Ray's dashboard, where it runs."""
     watch: NodeWatch
+    room: Room
+    """Where fold trials may run; nodes may come and go."""
     is_own: bool = False
     """True where the connection ends with the sweep."""
     is_local: bool = False
     """True where the cluster was started here, and has this machine alone."""
-
-    def slots(self) -> int:
-        """Fold trials that can run now; nodes may come and go."""
-        return slots(self.watch.nodes, self.resources, self.gpus_per_trial)
 
     @property
     def death(self) -> str | None:
@@ -87,7 +87,9 @@ def connect(address: str | None, resources: ResourcesConfig) -> Iterator[Cluster
         with NodeWatch() as watch:
             gpus = default_gpus(watch.nodes, resources)
             is_local = own and address is None
-            yield Cluster(resources, gpus, _dashboard(), watch, own, is_local)
+            place = Place(gpus, devices=devices_of_a_trial(resources, gpus))
+            room = Room(lambda: slots(watch.nodes, resources, gpus), place)
+            yield Cluster(resources, gpus, _dashboard(), watch, room, own, is_local)
     finally:
         if own:
             ray.shutdown()

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CANDIDATE, FOLD = "candidate", "fold"
 """Keys of what Tune passes from the searcher to a worker; the rest lies in the run folder."""
 
+PLACE = "place"
+"""Key of what is reserved for the trial: the fields of a `Place`."""
+
 JUDGED = "judged"
 """Key of whether the trial may be parked at its rungs."""
 
@@ -131,6 +134,7 @@ def _spec(job: TrialJob, config: dict[str, Any], cpus: int) -> TrialSpec:
         cpus=cpus,
         use_gpu=job.use_gpu,
         accelerators=tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ())),
+        devices=config.get(PLACE, {}).get("devices"),
     )
 
 

@@ -27,6 +27,7 @@ from foldrace.core.files import Files, open_files
 from foldrace.dataset.archive import cache_dir
 from foldrace.dataset.tables import on_disk
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.node_watch import KIND
 from foldrace.scheduling.ray.temp_folder import loader_folder_fault
 
 TIME_LIMIT = 60.0  # seconds for all nodes together
@@ -36,7 +37,6 @@ _SAME_MINOR = ("timm", "torch")  # they make the models that one node saves and 
 _LEAST_DISK, _LEAST_SHM = 5e9, 1e9  # bytes
 _FOLDER = "nodes"  # in the run folder, while nodes are asked
 _PATIENCE = 5.0  # seconds; a machine that mounts a disk may not see a new file at once
-_KIND = "accelerator_type:"
 _SHARED = (
     "put data and run folder on a disk that all nodes mount (zips are unpacked under "
     "FOLDRACE_CACHE, or ~/.cache/foldrace), or the run at s3://..."
@@ -258,8 +258,8 @@ def _mixed_devices(nodes: Mapping[str, Mapping[str, Mapping[str, float]]]) -> It
     kinds = defaultdict[str, list[str]](list)
     for node, info in nodes.items():
         for resource in info["Resources"]:
-            if resource.startswith(_KIND):
-                kinds[resource.removeprefix(_KIND)].append(_name(nodes, node))
+            if resource.startswith(KIND):
+                kinds[resource.removeprefix(KIND)].append(_name(nodes, node))
     if len(kinds) > 1:
         listed = "; ".join(f"{kind} ({listing(names, 3)})" for kind, names in sorted(kinds.items()))
         yield Problem(

@@ -13,6 +13,8 @@ import ray
 
 from foldrace.scheduling.nodes import Node
 
+KIND = "accelerator_type:"
+"""Beginning of the names of Ray's resources for kinds of GPUs."""
 _EVERY = 1.0  # seconds
 _AWAY = 5.0  # seconds between two looks after which this process itself has stood still
 
@@ -59,8 +61,15 @@ class NodeWatch:
 def alive_nodes() -> list[Node]:
     """The connected cluster's nodes."""
     listed: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return [
-        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in listed
-        if node["Alive"]
-    ]
+    return [_node(node) for node in listed if node["Alive"]]
+
+
+def _node(info: dict[str, Any]) -> Node:
+    """A node as Ray lists it. Its kind of GPU is the most special that Ray names, else itself."""
+    resources: dict[str, float] = info["Resources"]
+    gpus, kind = resources.get("GPU", 0.0), ""
+    if gpus:
+        kinds = [name for name in resources if name.startswith(KIND)]
+        own = f"node:{info['NodeManagerAddress']}"
+        kind = max(kinds, key=lambda name: (len(name), name), default=own)
+    return Node(resources.get("CPU", 0.0), gpus, info["NodeID"], kind)

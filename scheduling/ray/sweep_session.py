@@ -17,7 +17,7 @@ from foldrace.run_folder.claims import HeldClaim
 from foldrace.run_folder.progress import Progress, RunningNow, RunningTrial
 from foldrace.run_folder.records import CandidateSummary, TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.budget import Deadline, devices_of_a_trial
+from foldrace.scheduling.budget import Deadline
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.progress import SessionEvents, sweep_progress
 from foldrace.scheduling.ray.cluster import Cluster
@@ -57,7 +57,6 @@ class SweepSession(SweepListener):
         self._store, self._config, self._cluster = store, config, cluster
         self._on_progress, self._deadline, self._updates = on_progress, deadline, updates
         self._ending, self._claim = ending, claim
-        self._devices = devices_of_a_trial(config.resources, cluster.gpus_per_trial)
         self._events = SessionEvents()
         self._shown = self._written = 0.0
         self._tables_every = _TABLES_EVERY
@@ -68,9 +67,7 @@ class SweepSession(SweepListener):
         self.failure: str | None = None
         """What ends the sweep before its end, for people; or None."""
         study = open_study(store, config, space)
-        self.sweep = Sweep(
-            store, config, study, cluster.slots, self._devices, self._seconds_left, updates
-        )
+        self.sweep = Sweep(store, config, study, cluster.room, self._seconds_left, updates)
         self._exporter = open_exporter(store, config, space)
         if self._exporter is not None:
             self.sweep.listeners.append(self._exporter)
@@ -130,8 +127,8 @@ class SweepSession(SweepListener):
             self._config.resources,
             folds=self.sweep.state.folds,
             usage=self.sweep.spending.usage,
-            slots=self._cluster.slots(),
-            devices=self._devices,
+            slots=self._cluster.room.slots(),
+            devices=self._cluster.room.devices(),
             elapsed_s=time.monotonic() - self._started,
             running=tuple(self._running()),
             events=self._events.events,
@@ -188,10 +185,11 @@ class SweepSession(SweepListener):
 
     def _look_for_room(self) -> None:
         """Tell when the cluster's last node goes, and when one is back."""
-        if not self._cluster.slots() and self._no_room_since is None:
+        has_room = self._cluster.room.slots() > 0 and not self.sweep.waits_for_room
+        if not has_room and self._no_room_since is None:
             self._no_room_since = time.monotonic()
             self.noticed("no node of the cluster has room for a fold trial any more; waiting")
-        elif self._cluster.slots() and self._no_room_since is not None:
+        elif has_room and self._no_room_since is not None:
             waited = time.monotonic() - self._no_room_since
             self._no_room_since = None
             self.noticed(f"the cluster has room again, after {waited:.0f} s")

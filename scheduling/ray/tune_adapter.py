@@ -15,8 +15,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from foldrace.run_folder.store import RunStore
-from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG, WRITTEN
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, PLACE, RUNG, WRITTEN
 from foldrace.scheduling.ray.trial_names import NAME, trial_name
+from foldrace.scheduling.room import Place
 from foldrace.scheduling.sweep import FINISHED, Sweep
 from foldrace.scheduling.updates import UPDATE
 from foldrace.trainables.spec import Pace
@@ -63,12 +64,14 @@ class SweepSearcher(Searcher):
         if task == FINISHED:
             return Searcher.FINISHED
         if task == UPDATE:
-            return {UPDATE: True}
+            assert self._sweep.update_place is not None
+            return {UPDATE: True} | _reserved(self._sweep.update_place)
         assert not isinstance(task, str)
         candidate, fold = task.candidate.candidate, task.fold
-        judged = self._sweep.running[trial_id].judged
+        running = self._sweep.running[trial_id]
         name = trial_name(candidate, fold, task.candidate.backbone)
-        return {CANDIDATE: candidate, FOLD: fold, JUDGED: judged, NAME: name}
+        suggestion = {CANDIDATE: candidate, FOLD: fold, JUDGED: running.judged, NAME: name}
+        return suggestion | _reserved(running.place)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Note the epoch that a trial reports, or how an update of the result went."""
@@ -145,6 +148,10 @@ class RungScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         leaves = self._sweep.rung_reached(trial.trial_id, int(result["epoch"]) + 1)
         return TrialScheduler.STOP if leaves else TrialScheduler.CONTINUE
+
+
+def _reserved(place: Place) -> dict[str, Any]:
+    return {PLACE: {"gpus": place.gpus, "kind": place.kind, "devices": place.devices}}
 
 
 def _pace(result: dict[str, Any]) -> Pace | None:

@@ -27,10 +27,11 @@ from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.ray.cluster import Cluster
 from foldrace.scheduling.ray.device_group import NO_DEVICE
 from foldrace.scheduling.ray.ending import Ending
-from foldrace.scheduling.ray.fold_trial import TrialJob, WriteResult, trainable
+from foldrace.scheduling.ray.fold_trial import PLACE, TrialJob, WriteResult, trainable
 from foldrace.scheduling.ray.metrics import with_metrics
 from foldrace.scheduling.ray.sweep_session import SweepSession
 from foldrace.scheduling.ray.trial_names import NamedCalls, shown_name
+from foldrace.scheduling.room import Place
 from foldrace.scheduling.updates import ResultUpdates
 from foldrace.search_spaces.space import SearchSpace
 
@@ -117,7 +118,7 @@ def run_sweep(
     """
     started = time.monotonic()
     on_progress = with_metrics(config.name, on_progress)
-    updates = None if write_result is None else ResultUpdates(store, cluster.slots)
+    updates = None if write_result is None else ResultUpdates(store, cluster.room.slots)
     go_on = f"go on with: foldrace resume {store.root}"
     ending = Ending(say, go_on)
     store.files.patience = Patience(_PATIENCE, say, lambda: ending.interrupted)
@@ -133,10 +134,10 @@ def run_sweep(
         write_result=write_result,
     )
     # Tune starts one actor at a time unless told that so many may be pending.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.slots()))
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, cluster.room.most))
     with tempfile.TemporaryDirectory(prefix="foldrace-tune-") as scratch, ending:
         tuner = tune.Tuner(
-            tune.with_resources(trainable(job), _resources(config.resources, cluster)),
+            tune.with_resources(trainable(job), _resources(config.resources)),
             tune_config=tune.TuneConfig(
                 search_alg=session.searcher,
                 scheduler=session.scheduler,
@@ -164,7 +165,7 @@ def run_sweep(
     return SweepOutcome(
         tuple(summaries),
         time.monotonic() - started,
-        cluster.slots(),
+        cluster.room.slots(),
         ending.interrupted,
         limit,
     )
@@ -179,7 +180,15 @@ def _cannot_import(error: str, store: RunStore) -> EnvironmentProblem:
     )
 
 
-def _resources(resources: ResourcesConfig, cluster: Cluster) -> tune.PlacementGroupFactory:
-    """Resources that Tune reserves for a trial."""
-    own = {"CPU": float(resources.cpus_per_trial), "GPU": cluster.gpus_per_trial}
-    return tune.PlacementGroupFactory([NO_DEVICE if resources.devices_per_trial > 1 else own])
+def _resources(
+    resources: ResourcesConfig,
+) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    """What Tune reserves for a trial, by its suggestion; it may ask without one."""
+    alone, cpus = resources.devices_per_trial == 1, resources.cpus_per_trial
+
+    # Within, so that it travels to workers by itself: they do without this module.
+    def of_trial(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        place = Place(**config.get(PLACE, {}))
+        return tune.PlacementGroupFactory([place.bundle(cpus) if alone else NO_DEVICE])
+
+    return of_trial

@@ -5,6 +5,7 @@ Takes counts, gains over the race's blend and costs, gives a backbone. Pure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ class BackboneAllocation:
     def __init__(
         self, backbones: Sequence[str], candidates: int, min_share: float, seed: int
     ) -> None:
-        self._backbones, self._seed = tuple(backbones), seed
+        self._backbones, self._seed, self._candidates = tuple(backbones), seed, candidates
         self._rate = max(min_share / len(backbones), 1 / candidates)
 
     def choose(
@@ -52,6 +53,16 @@ class BackboneAllocation:
             return fewest
         generator = np.random.default_rng((self._seed, number))
         return self._backbones[int(generator.choice(len(probabilities), p=probabilities))]
+
+    def may_go_first(self, backbone: str, started: Mapping[str, int]) -> bool:
+        """True where a candidate of another backbone than the chosen one leaves the minimum shares.
+
+        It may take the chosen one's turn while that waits for a GPU.
+        """
+        least = int(self._rate * self._candidates + 1e-9)
+        after = Counter(started) + Counter([backbone])
+        owed = sum(max(0, least - after[b]) for b in self._backbones)
+        return sum(after.values()) + owed <= self._candidates
 
     def probabilities(
         self, gains: Mapping[str, Sequence[float]], cost: Mapping[str, float | None]

@@ -47,6 +47,11 @@ class CandidateStudy(SweepListener):
         self._first = {_key(*one): one for one in first}  # that no candidate has
         self._taken: set[_Key] = set()  # configurations that a candidate has
 
+    @property
+    def upcoming(self) -> str | None:
+        """The backbone of the next candidate, where it is given by hand or by the portfolio."""
+        return next((backbone for backbone, _ in self._first.values()), None)
+
     def ask(self, number: int, backbone: str | None = None) -> CandidateRecord | None:
         """Candidate `number`, or None where every configuration is taken (the end of a grid).
 

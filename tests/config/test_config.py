@@ -93,6 +93,15 @@ colour: red
     [
         ("folds: {valid_fraction: 0.7, test_fraction: 0.4}", "folds", "leaves no training rows"),
         ("resources: {gpus_per_trial: 1.5}", "resources", "no whole number"),
+        ("resources: {gpus_per_trial: all}", "resources.gpus_per_trial", '(got "all")'),
+        ("resources: {gpus_per_trial: -1}", "resources.gpus_per_trial", "auto, or null (got -1)"),
+        ("resources: {gpus_per_trial: .inf}", "resources.gpus_per_trial", "of at least 0, auto"),
+        (
+            "resources: {gpus_per_trial: auto, devices_per_trial: 2}",
+            "resources",
+            "gpus_per_trial auto with devices_per_trial 2: each of several devices is one whole "
+            "GPU or none; allowed are 1, 0 and null",
+        ),
         ("training: {clip_grad: .inf}", "training.clip_grad", "got inf; allowed: 0 to 1e+06"),
         ("training: {image_size: 8}", "training.image_size", "allowed: whole numbers 16 to 2048"),
         ("training: {compile: 1}", "training.compile", "got 1; allowed: true or false"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 from scipy.special import log_softmax
@@ -81,6 +82,7 @@ def finished(
     """A whole run, typed in another folder than the config's."""
     root = tmp_path_factory.mktemp("finished")
     project = make_project(root / "my project")
+    project.config["resources"] = {"gpus_per_trial": "auto"}  # of which there are none
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         config = project.write().relative_to(root)
@@ -126,6 +128,16 @@ def test_the_config_is_stored_resolved(finished: Run) -> None:
     stored = yaml.safe_load((finished.folder / "sweep.yaml").read_text(encoding="utf-8"))
     assert stored["data"]["train"] == str(finished.project.folder / "train.csv")
     assert stored["ensemble"]["method"] == "greedy" and stored["name"] == "sweep config"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_gpus_by_memory_where_there_are_none(finished: Run, cli: Cli) -> None:
+    """`auto` is as if the key were not set; `check` says so."""
+    trials = finished.folder.glob("trials/*/fold*/trial.json")
+    assert [json.loads(path.read_text())["devices"] for path in trials] == [1.0] * 4
+    assert not (finished.folder / "logs" / "gpu_memory.json").exists()
+    said = succeeded(cli("check", finished.project.write())).output
+    assert "gpus_per_trial auto: this machine has no GPU" in " ".join(said.split())
 
 
 def test_folds_are_stratified_and_whole(finished: Run) -> None:

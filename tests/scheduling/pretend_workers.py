@@ -26,6 +26,7 @@ from foldrace.config.schema import (
 from foldrace.run_folder.records import CandidateSummary, Oof, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.events import SweepListener
+from foldrace.scheduling.room import Room
 from foldrace.scheduling.rungs import rungs_of
 from foldrace.scheduling.search.export import StudyExporter, open_exporter
 from foldrace.scheduling.search.study import open_study
@@ -108,8 +109,11 @@ class PretendWorkers:
         slots: int = 2,
         rng: random.Random | None = None,
         skill: Skill = lambda number: (0.2, 0.5, 1.0, 2.0)[number % 4],
+        room: Room | None = None,
     ) -> None:
+        """`room`: that of other trials than all alike, of which `slots` fit at most."""
         self.config, self.slots, self._skill = config, slots, skill
+        self.room = room or Room(lambda: self.slots)
         self.rng = rng or random.Random(0)
         self.store = RunStore(root)
         lines = [f"{i}.png,{CLASSES[LABELS[i]]},,{FOLDS[i]}" for i in range(ROWS)]
@@ -129,7 +133,7 @@ class PretendWorkers:
         assert not problems
         study = open_study(self.store, self.config, space)
         self.sweep = Sweep(
-            self.store, self.config, study, lambda: self.slots, clock=lambda: next(self.clock)
+            self.store, self.config, study, self.room, clock=lambda: next(self.clock)
         )
         self.settled = SettledNames()
         exporter = open_exporter(self.store, self.config, space)
@@ -147,15 +151,21 @@ class PretendWorkers:
     def fill(self) -> bool:
         """Ask until there is nothing; True at the end of the sweep."""
         while True:
-            trial_id = f"{self.sessions}-{self._asked}"
-            self._asked += 1
-            task = self.sweep.suggest(trial_id)
+            task = self.ask()
             if task is None and not self.live and self.sweep.failures.outage is not None:
                 continue  # until it is time to look again
             if not isinstance(task, FoldTask):
                 assert (task == FINISHED) == (not self.live)
                 return not self.live
+
+    def ask(self) -> FoldTask | str | None:
+        """The sweep's next suggestion; a fold trial has started then."""
+        trial_id = f"{self.sessions}-{self._asked}"
+        self._asked += 1
+        task = self.sweep.suggest(trial_id)
+        if isinstance(task, FoldTask):
             self._start(trial_id, task)
+        return task
 
     def run(self) -> list[CandidateSummary]:
         """Every trial goes on epoch by epoch, in turn, and ends well."""

@@ -114,12 +114,12 @@ def test_a_candidate_is_parked_in_mid_training_and_returns() -> None:
     state.release("c0000", 0)
     state.decide(decided(0, 0, 0, "park", epoch=2, seconds=5.0))
     assert not one.leaving and places(one) == ["parked"] and one.parked_epoch == 2
-    assert (state.trials_started, state.trials_open, state.trained_seconds) == (1, 3, 5.0)
+    assert (state.trials_started, state.trials_open, state.device_seconds) == (1, 3, 5.0)
     state.decide(decided(1, 0, 0, "continue", epoch=2, seconds=5.0))
     assert places(one) == ["new"] and not one.granted  # it may be parked at the next rung, too
     start(state, 0, 0)
     state.end(ended(0, 0, seconds=9.0))
-    assert places(one) == ["between folds"] and state.trained_seconds == 9.0
+    assert places(one) == ["between folds"] and state.device_seconds == 9.0
 
 
 def test_a_parked_candidate_runs_without_a_decision_where_the_rule_has_changed() -> None:
@@ -142,7 +142,7 @@ def test_a_parked_candidate_is_stopped_for_good() -> None:
     state.decide(decided(1, 0, 0, "stop", epoch=1, seconds=2.0))
     one = state["c0000"]
     assert places(one) == ["settled"] and one.summary.status == "stopped" and one.waiting == ()
-    assert (state.trials_started, state.trials_open, state.trained_seconds) == (1, 0, 2.0)
+    assert (state.trials_started, state.trials_open, state.device_seconds) == (1, 0, 2.0)
 
 
 @pytest.mark.parametrize("by_decision", [True, False])
@@ -495,7 +495,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert state.trials_started == begun + len(parked)
         seconds = [s for note in notes for s in note.seconds.values()]
         expected = sum(seconds) + sum(decision.seconds for decision in parked)
-        assert math.isclose(state.trained_seconds, expected, abs_tol=1e-6)
+        assert math.isclose(state.device_seconds, expected, abs_tol=1e-6)
         assert state.epochs_trained == sum(f + 1 for note in notes for f in note.seconds)
         assert len(state) == state.next_number == len(notes)
         granted = [n for n in notes if n.last and n.last.grants and not n.is_lost]

@@ -16,6 +16,7 @@ from foldrace.run_folder.blend_records import ResultUpdate
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceAction, RaceDecision
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.budget import UpdateCost
+from foldrace.scheduling.room import Room
 from foldrace.scheduling.search.study import open_study
 from foldrace.scheduling.state import FoldTask
 from foldrace.scheduling.sweep import FINISHED, Sweep
@@ -227,7 +228,7 @@ def test_time_that_fits_no_candidate_is_used_all_the_same(tmp_path: Path) -> Non
     left = [50.0]
     space, _ = build_space(workers.config, "")
     study = open_study(workers.store, workers.config, space)
-    sweep = Sweep(workers.store, workers.config, study, lambda: 1, 1.0, lambda: left[0])
+    sweep = Sweep(workers.store, workers.config, study, Room(lambda: 1), lambda: left[0])
     sweep.replay(workers.store.summaries(running=True))
     assert sweep.limit == "resources.time_budget: 50 s of it are left for fold trials"
     task = sweep.suggest("a")

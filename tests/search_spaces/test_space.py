@@ -352,3 +352,32 @@ def test_names_are_searched_like_numbers() -> None:
     for backbone, params in drawn:
         encoded = built.encode(backbone, params)
         assert encoded is not None and encoded["loss"] == params.loss
+
+
+def test_the_heaviest_configuration_of_a_space_and_of_others() -> None:
+    searched = space(
+        TrainingConfig.model_validate({"gradient_checkpointing": True, "micro_batch": 8}),
+        space={
+            "batch_size": {"choices": [16, 64, 32]},
+            "image_size": {"choices": [192, 224]},
+            "sam_rho": {"choices": [0.0, 0.05]},
+            "precision": {"choices": ["fp32", "bf16"]},
+            "ema_epochs": 0,
+            "size_start": {"low": 0.5, "high": 0.8},
+        },
+        per_backbone={B: {"batch_size": 8}},
+    )
+    heavy = searched.heaviest(A)
+    usual = searched.default(A).as_dict()
+    assert {k: v for k, v in heavy.as_dict().items() if v != usual[k]}.keys() <= {
+        "batch_size", "image_size", "sam_rho", "precision", "size_start",
+    }  # fmt: skip
+    assert (heavy.batch_size, heavy.image_size, heavy.precision) == (64, 224, "fp32")
+    assert (heavy.sam_rho, heavy.size_start, heavy.ema_epochs) == (0.05, 0.8, 0.0)
+    assert heavy.gradient_checkpointing and heavy.micro_batch == 8
+    assert searched.heaviest(B).batch_size == 8
+    given = searched.configured(A, {"batch_size": 100, "micro_batch": 0, "ema_epochs": 1.0})
+    others = searched.heaviest(A, [given])
+    assert (others.batch_size, others.micro_batch, others.ema_epochs) == (100, 0, 1.0)
+    assert others.image_size == 224
+    assert searched.heaviest("timm/of_an_earlier_session", [given]) == given

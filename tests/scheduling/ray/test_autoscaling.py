@@ -24,6 +24,7 @@ import sys, time
 from foldrace.config.schema import SweepConfig
 from foldrace.scheduling.ray.autoscaling import room_for_trials
 from foldrace.scheduling.ray.cluster import alive_nodes, connect
+from foldrace.scheduling.room import Place, Room
 
 config = SweepConfig.model_validate_json(sys.argv[2])
 
@@ -33,7 +34,7 @@ def until_there_are(count):
 
 with connect(sys.argv[1], config.resources):
     assert len(alive_nodes()) == 1
-    with room_for_trials(config, 1.0, sys.argv[1]):
+    with room_for_trials(config, Room(lambda: 1, Place(1.0)), sys.argv[1]):
         until_there_are(3)
         time.sleep(3)  # three rounds of the autoscaler
         assert len(alive_nodes()) == 3

@@ -18,6 +18,7 @@ from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.device_group import _memory_is_full
 from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, TrialJob, trainable
 from foldrace.scheduling.ray.tune_adapter import SweepSearcher
+from foldrace.scheduling.room import Room
 from foldrace.scheduling.search.study import open_study
 from foldrace.scheduling.sweep import Sweep
 from foldrace.search_spaces.space import build_space
@@ -65,7 +66,8 @@ def searcher_for(store: RunStore, max_failures: int) -> SweepSearcher:
             "resources": ResourcesConfig(max_failures=max_failures),
         }
     )
-    return SweepSearcher(Sweep(store, config, open_study(store, config, space), lambda: 3), store)
+    study = open_study(store, config, space)
+    return SweepSearcher(Sweep(store, config, study, Room(lambda: 3)), store)
 
 
 def start(searcher: SweepSearcher, name: str) -> tuple[str, int]:

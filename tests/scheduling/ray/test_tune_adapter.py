@@ -12,7 +12,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from foldrace.config.schema import PointConfig, SweepConfig
-from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, RUNG
+from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, PLACE, RUNG
 from foldrace.scheduling.ray.trial_names import NAME
 from foldrace.scheduling.ray.tune_adapter import RungScheduler, SweepSearcher
 from tests.pretend_tune import Trial
@@ -125,6 +125,9 @@ def test_a_suggestion_is_a_candidate_a_fold_and_whether_it_is_judged(
         given.append(trial.config)
         session.end(trial, "finish")
     names = [config.pop(NAME) for config in given]
+    assert [config.pop(PLACE) for config in given] == [
+        {"gpus": 0.0, "kind": "", "devices": 1.0}
+    ] * len(given)
     assert [name.split()[0] for name in names] == [*(f"c0000/f{k}" for k in range(K)), "c0001/f0"]
     first = [{CANDIDATE: "c0000", FOLD: fold, JUDGED: False} for fold in range(K)]
     assert given == [*first, {CANDIDATE: "c0001", FOLD: 0, JUDGED: True}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -131,3 +132,25 @@ def test_a_backbone_added_on_resume_catches_up() -> None:
     for number in range(40, 44):  # it is entitled to a tenth of them
         assert allocation.choose(number, started, {b: [1.0] for b in _FOUR}, {}) == "new"
         started["new"] += 1
+
+
+@pytest.mark.parametrize("min_share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("count", "candidates"), [(4, 40), (3, 50), (5, 5), (4, 22)])
+def test_who_goes_first_while_another_waits_takes_nobodys_minimum(
+    count: int, candidates: int, min_share: float
+) -> None:
+    """The first backbone never has a place of its own accord: others go first as often as they may,
+    and only then it is waited for."""
+    backbones = [f"b{i}" for i in range(count)]
+    allocation = BackboneAllocation(backbones, candidates, min_share, 0)
+    started = Counter[str]()
+    rng = random.Random(candidates)
+    for number in range(candidates):
+        chosen = allocation.choose(number, started, {}, {})
+        others = [b for b in backbones[1:] if allocation.may_go_first(b, started)]
+        if chosen == "b0" and others:
+            chosen = rng.choice(others)
+        started[chosen] += 1
+    entitled = max(1, math.floor(min_share * candidates / count))
+    assert min(started[b] for b in backbones) >= entitled
+    assert started["b0"] == entitled

@@ -56,6 +56,16 @@ def test_the_first_candidate_of_each_backbone_is_its_default() -> None:
     assert asked(study, 2, A).params != space.default(A).as_dict()
 
 
+def test_the_backbone_of_what_comes_before_the_sampler_is_known() -> None:
+    study, number = make(), 0
+    while study.upcoming is not None:
+        upcoming = study.upcoming
+        assert asked(study, number, A if upcoming == B else B).backbone == upcoming
+        number += 1
+    assert number >= len(BACKBONES)
+    assert [asked(study, number + i, b).backbone for i, b in enumerate(BACKBONES)] == [A, B]
+
+
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "list"])
 def test_the_sampler_gets_the_backbone_that_is_asked_for(sampler: str) -> None:
     study = make(sampler=sampler, per_backbone={B: {"lr": {"low": 1e-6, "high": 1e-5}}})
