@@ -15,8 +15,9 @@ from rich.console import Console
 
 from foldrace.commands.machine import cores, write_out
 from foldrace.core.errors import Problem, RunFailure, UserError
+from foldrace.dataset.image_paths import on_disk
 from foldrace.dataset.images import ImageError, find_images, read_rgb
-from foldrace.dataset.tables import on_disk, read_table
+from foldrace.dataset.tables import read_table
 from foldrace.inference.predictor import Predictor
 from foldrace.run_folder.store import RunStore
 

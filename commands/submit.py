@@ -23,6 +23,7 @@ from foldrace.inference.predictor import Predictor
 from foldrace.inference.submission import Receipt, write_submission
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.reporting.live import print_plain
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
@@ -114,11 +115,11 @@ def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
 
 
 def _print_receipt(receipt: Receipt, test: ImageSet, console: Console) -> None:
-    form = "labels" if test.labels else f"probabilities of {len(test.class_columns)} classes"
     console.print(
-        f"[bold]{receipt.file}[/bold]: {receipt.rows} rows of {form}, "
+        f"[bold]{receipt.file}[/bold]: {receipt.rows} test images, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
+    print_plain(console, f"form: {test.form}")
     if receipt.unvalidated:
         shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
         console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")

@@ -73,6 +73,12 @@ def unpack(zip_path: Path) -> Path:
         raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
 
 
+def archive_of(path: Path) -> Path | None:
+    """The folder of the unpacked archive that a path is or lies in, or None."""
+    unpacked = cache_dir() / "unpacked"
+    return next((p for p in (path, *path.parents) if p.parent == unpacked), None)
+
+
 def member_names(zip_path: Path) -> list[str]:
     """Names of the archive's files without unpacking it; raises DataError where it is damaged."""
     try:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import Files
+from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.run_folder.blend_records import EnsembleRecord
 
@@ -90,7 +91,7 @@ def write_submission(
         sha256=hashlib.sha256(data).hexdigest(),
         test=test.table or str(test.image_root),
         rows=len(test),
-        columns=test.header,
+        columns=test.form.header,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         oof_logloss=ensemble.oof_logloss,
         crossfit_logloss=ensemble.crossfit_logloss,
@@ -109,50 +110,85 @@ def write_submission(
 
 
 def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
-    """Text with columns in the sample's order, numbers with 9 significant digits.
+    """Text in the test set's form, numbers with 9 significant digits.
 
-    In the label form the most probable class, the first of equal ones.
+    Labels: the most probable class, the first of equal ones.
     """
-    order = [list(classes).index(column) for column in test.class_columns]
+    form = test.form
+    index = {name: i for i, name in enumerate(classes)}
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(test.header)
-    for row_id, row in zip(test.ids, prob[:, order], strict=True):
-        cells = [test.class_columns[row.argmax()]] if test.labels else [f"{p:.9g}" for p in row]
-        writer.writerow([row_id, *cells])
+    writer.writerow(form.header)
+    for frame, values in zip(_frames(test), _values(form, index, prob), strict=True):
+        writer.writerow([*frame[: form.value_at], *values, *frame[form.value_at :]])
     return buffer.getvalue()
+
+
+def _frames(test: ImageSet) -> Sequence[tuple[str, ...]]:
+    """The cells of each row that are not predicted."""
+    return test.form.frames or [(name,) for name in test.ids]
+
+
+def _values(
+    form: SubmissionForm, index: Mapping[str, int], prob: NDArray[np.float64]
+) -> Iterator[list[str]]:
+    """The predicted cells of each row."""
+    if form.kind == "long":
+        yield from ([_text(prob[image, index[name]])] for image, name in form.long_rows)
+    elif form.kind == "probability_of":
+        yield from ([_text(p)] for p in prob[:, index[form.of or ""]])
+    else:
+        order = [index[name] for name in form.class_columns]
+        for row in prob[:, order]:
+            labels = form.kind == "labels"
+            yield [form.class_columns[row.argmax()]] if labels else [_text(p) for p in row]
+
+
+def _text(number: float) -> str:
+    return f"{number:.9g}"
 
 
 def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
     """Read a submission; the checks that passed, or RunFailure with those that did not."""
+    form = test.form
     header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+    end = len(form.header) - (len(_frames(test)[0]) - form.value_at if len(test) else 0)
+    frames = [(*row[: form.value_at], *row[end:]) for row in rows]
     results = {
-        "columns equal the sample's, in its order": header == list(test.header),
+        "columns equal the sample's, in its order": header == list(form.header),
         "every row has one cell per column": all(len(row) == len(header) for row in rows),
-        "ids equal the sample's, in its order": [r[0] for r in rows if r] == list(test.ids),
+        "ids equal the sample's, in its order": frames == list(_frames(test)),
     }
-    cells = [row[1:] for row in rows]
-    results |= _label_checks(cells, test) if test.labels else _probability_checks(cells)
+    cells = [row[form.value_at : end] for row in rows]
+    results |= _label_checks(cells, form) if form.kind == "labels" else _number_checks(cells, form)
     failed = [check for check, passed in results.items() if not passed]
     if failed:
         raise RunFailure(f"the submission is not valid: failed checks: {'; '.join(failed)}")
     return tuple(results)
 
 
-def _label_checks(cells: list[list[str]], test: ImageSet) -> dict[str, bool]:
-    known = set(test.class_columns)
+def _label_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, bool]:
+    known = set(form.class_columns)
     return {"every label is a class": all(cell in known for row in cells for cell in row)}
 
 
-def _probability_checks(cells: list[list[str]]) -> dict[str, bool]:
+def _number_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, bool]:
     values = [[_number(cell) for cell in row] for row in cells]
     numbers = np.array([number for row in values for number in row])
-    furthest = max((abs(sum(row) - 1) for row in values), default=0.0)
-    return {
+    results = {
         "no value is missing or not finite": bool(np.isfinite(numbers).all()),
         "every value lies in [0, 1]": bool(((numbers >= 0) & (numbers <= 1)).all()),
-        f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM,
     }
+    if form.kind == "probability_of":
+        return results
+    sums = [sum(row) for row in values]
+    if form.kind == "long":
+        totals = np.zeros(max((image for image, _ in form.long_rows), default=-1) + 1)
+        for (image, _), total in zip(form.long_rows, sums, strict=False):
+            totals[image] += total
+        sums = totals.tolist()
+    furthest = max((abs(total - 1) for total in sums), default=0.0)
+    return results | {f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM}
 
 
 def _number(cell: str) -> float:

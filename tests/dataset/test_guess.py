@@ -223,11 +223,24 @@ def test_a_class_and_its_number_are_no_contradiction(tmp_path: Path) -> None:
     assert guessed(folder).data["label_column"] == "label"
 
 
-def test_one_hot_labels_are_refused_with_advice(tmp_path: Path) -> None:
+def test_one_hot_labels(tmp_path: Path) -> None:
     columns = {name: [int(name == kind) for kind in kinds()] for name in KINDS}
-    assert "cat, dog, owl are one-hot: write one column with the class names" in problems(
-        simple(tmp_path, *KINDS, **columns)
-    )
+    guess = guessed(simple(tmp_path, *KINDS, **columns))
+    assert guess.data["label_column"] == [*KINDS]
+    assert "labels in columns [cat, dog, owl] (one-hot)" in guess.notes[-1]
+    found = manifest(guess)
+    assert [found.classes[label] for label in found.labels] == kinds()
+
+
+def test_one_hot_labels_beside_another_column_that_may_hold_labels(tmp_path: Path) -> None:
+    columns = {name: [int(name == kind) for kind in kinds()] for name in KINDS}
+    folder = simple(tmp_path, "colour", *KINDS, colour=["red", "blue"] * 6, **columns)
+    message = problems(folder)
+    assert "may hold the labels: colour (2 values), columns [cat, dog, owl] (one-hot)" in message
+    assert guessed(folder, label_column=[*KINDS]).data["label_column"] == [*KINDS]
+    touch(folder, files("test"))
+    save(folder / "sample_submission.csv", ["id", *KINDS], [(n, 0, 0, 0) for n in files("test")])
+    assert guessed(folder).data["label_column"] == [*KINDS]
 
 
 def test_numbers_measured_are_no_labels(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import LocalFiles
+from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.inference.submission import check_submission, submission_csv, write_submission
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
@@ -29,8 +30,7 @@ def image_set(columns: tuple[str, ...] = CLASSES, ids: tuple[str, ...] = IDS) ->
         image_paths=tuple(f"{i}.png" for i in ids),
         ids=ids,
         id_column="ID",
-        class_columns=columns,
-        header=("ID", *columns),
+        form=SubmissionForm(header=("ID", *columns), class_columns=columns),
     )
 
 
@@ -64,7 +64,9 @@ def test_header_is_written_exactly_as_the_sample_has_it() -> None:
     """Spaces and Unicode form too, which are not compared."""
     test = ImageSet(
         image_root=Path("/nowhere"), image_paths=("a",), ids=("a",), id_column="ID",
-        class_columns=CLASSES, header=(" ID", f"{CLASSES[0]} ", *CLASSES[1:]),
+        form=SubmissionForm(
+            header=(" ID", f"{CLASSES[0]} ", *CLASSES[1:]), class_columns=CLASSES
+        ),
     )  # fmt: skip
     text = submission_csv(test, CLASSES, probabilities(1))
     assert next(csv.reader(io.StringIO(text))) == [" ID", f"{CLASSES[0]} ", *CLASSES[1:]]
