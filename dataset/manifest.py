@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.dataset.archive import name_notes
 from foldrace.dataset.guess_columns import named_images, named_labels
 from foldrace.dataset.image_paths import find_paths, on_disk
 from foldrace.dataset.images import find_images, natural_key
@@ -85,6 +86,9 @@ def scan_manifest(
         manifest = _from_table(source, data, fold_column, problems)
     elif source is not None:
         manifest = _from_folders(source, data, fold_column, problems)
+    if manifest is not None and data.encoding is None:
+        said = name_notes(manifest.image_root, data.train_images or data.train)
+        manifest = replace(manifest, notes=(*said, *manifest.notes))
     if manifest is not None and data.max_per_class is not None:
         manifest = _first_of_each_class(manifest, data.max_per_class)
     return manifest, problems
@@ -95,7 +99,7 @@ def _from_table(
 ) -> Manifest | None:
     folder: Path | None = table.folder
     if data.train_images is not None:
-        folder = open_folder("data.train_images", data.train_images, problems)
+        folder = open_folder("data.train_images", data.train_images, problems, data.encoding)
     image_column, notes = named_images(table, data.image_column, folder or table.folder, "train")
     paths = table.paths(image_column, "data.image_column", problems)
     images_known = not problems

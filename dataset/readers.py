@@ -23,6 +23,7 @@ Records = list[tuple[int, list[str]]]
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _HEAD = 65_536  # characters that tell what stands between the cells
 _MOST_LETTERS = 2_000  # letters beyond ASCII that tell the encoding
+_WORDS = re.compile(r"[^\W\d_]+|[^\x00-\x7f]")
 _TURNED = re.compile("[a-z\u00df-\u00f6\u00f8-\u00ff\u0430-\u044f\u03ac-\u03ce][A-Z]")
 _LEAST_LIKENESS = 0.3  # below it the letters are those of no known encoding
 _BOMS = (
@@ -235,7 +236,8 @@ def likely_encoding(data: bytes) -> str | None:
 def _likeness(text: str, weight: Callable[[str], float], own_words: bool) -> float:
     """Mean weight of the letters beyond ASCII, from -1 to 1; 0 where there are none."""
     weights: list[float] = []
-    for word in re.findall(r"[^\W\d_]+|[^\x00-\x7f]", text):
+    for match in _WORDS.finditer(text):
+        word = match[0]
         if word.isascii():
             continue
         ascii_letters = sum(letter.isascii() for letter in word)
@@ -260,8 +262,8 @@ def _hangul(letter: str) -> float:
     except UnicodeEncodeError:
         return -0.5
     vowel, final = code // 28 % 21, code % 28
-    often = vowel in (0, 1, 4, 5, 6, 8, 13, 18, 20) and final in (0, 1, 4, 8, 16, 17, 19, 21)
-    return 1.0 if often else 0.5
+    often = (vowel in (0, 1, 4, 5, 6, 8, 13, 18, 20), final in (0, 1, 4, 8, 16, 17, 19, 21))
+    return 0.4 + 0.3 * sum(often)
 
 
 def _japanese(encoding: str, common: range) -> Callable[[str], float]:

@@ -127,7 +127,8 @@ def read_source(
     path = Path(value)
     if path.is_file() and (is_table(path) or path.suffix.lower() == ".txt"):
         return read_table(path, value, problems, encoding)
-    folder = open_folder(key, value, problems, kinds=f"a {TABLE_KINDS}, a folder or a .zip")
+    kinds = f"a {TABLE_KINDS}, a folder or a .zip"
+    folder = open_folder(key, value, problems, encoding, kinds)
     if folder is None:
         return None
     part = split_part(folder, key)
@@ -228,7 +229,11 @@ def split_part(folder: Path, key: str) -> Path:
 
 
 def open_folder(
-    key: str, value: str, problems: list[Problem], kinds: str = "a folder or a .zip"
+    key: str,
+    value: str,
+    problems: list[Problem],
+    encoding: str | None = None,
+    kinds: str = "a folder or a .zip",
 ) -> Path | None:
     """The folder of that path, or with the content of that zip; None and a problem where none."""
     path = Path(value)
@@ -244,7 +249,7 @@ def open_folder(
         problems.append(Problem(key, f"{value} is of no known kind; allowed: {kinds}"))
         return None
     try:
-        return unpack(path)
+        return unpack(path, encoding)
     except DataError as error:
         problems.extend(error.problems)
         return None

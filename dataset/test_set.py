@@ -14,6 +14,7 @@ from pathlib import Path
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.dataset.archive import name_notes
 from foldrace.dataset.guess_columns import named_images
 from foldrace.dataset.image_paths import find_paths, on_disk
 from foldrace.dataset.images import find_images
@@ -85,7 +86,8 @@ def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
         found = _in_sample_order(found, sample, form, problems)
     if found is None or problems:
         raise DataError(problems)
-    return found
+    said = name_notes(found.image_root, data.test_images or data.test) if not data.encoding else []
+    return replace(found, notes=(*said, *found.notes))
 
 
 def _read_sample(data: DataConfig, problems: list[Problem]) -> Table | None:
@@ -113,7 +115,7 @@ def _from_table(
     ids = table.column(id_column, "data.test_id_column", problems)
     folder: Path | None = table.folder
     if data.test_images is not None:
-        folder = open_folder("data.test_images", data.test_images, problems)
+        folder = open_folder("data.test_images", data.test_images, problems, data.encoding)
     image_column, notes = _image_column(table, data, folder or table.folder)
     paths = table.paths(image_column, "data.test_image_column", problems)
     if repeated := twice(map(clean, ids)):
