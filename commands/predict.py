@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from foldrace.commands.machine import cores, write_out
+from foldrace.commands.machine import cores, refuse_existing, write_out
 from foldrace.core.errors import Problem, RunFailure, UserError
 from foldrace.dataset.image_paths import on_disk
 from foldrace.dataset.images import ImageError, find_images, read_rgb
@@ -27,9 +27,11 @@ def predict(
 ) -> None:
     """Write one CSV row per image to `out` or the terminal; `ERROR` for an unreadable image.
 
-    Raises UserError without images, RunFailure where none could be read.
+    Raises UserError without images or where `out` exists, RunFailure where none could be read.
     """
     store = RunStore.open(root)
+    if out is not None:
+        refuse_existing(out)
     files = [*_expand(paths), *(_listed(table) if table else ())]
     if not files:
         raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")

@@ -50,6 +50,8 @@ def _submission(value: object) -> object:
     return value
 
 
+SMOKE = "-smoke"
+"""End of a smoke run's name."""
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -345,6 +347,11 @@ class SweepConfig(ConfigSection):
     notify: NotifyConfig = NotifyConfig()
     smoke: dict[str, Any] = Field(default={})
     """Keys that `run --smoke` lays over this config."""
+
+    @property
+    def is_smoke(self) -> bool:
+        """True for the config of a smoke run: nobody is to send in what it writes."""
+        return self.name.endswith(SMOKE)
 
     @property
     def fixed(self) -> dict[str, Value]:

@@ -1,7 +1,8 @@
-"""`submission.csv` in the exact form of the sample, and the receipt that proves it.
+"""`submission.csv` in the exact form of the sample, the receipt that proves it, and the log.
 
 Takes test probabilities, gives the two files, each in place of the earlier one at once. The text is
 checked before it is written, and the file is read back: what is proved is what lies on the disk.
+A copy under a number of its own stays (`keep_submission`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,6 +26,12 @@ from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.run_folder.blend_records import EnsembleRecord
 
+FOLDER = "submissions"
+LOG = f"{FOLDER}/log.csv"
+_LOG_COLUMNS = (
+    *("number", "file", "time", "sha256", "test", "tta", "crossfit_logloss", "blend"),
+    "public_score",
+)
 _ROW_SUM = 1e-6
 
 
@@ -104,9 +112,90 @@ def write_submission(
         tta=tta,
         checks=checks,
     )
-    text = json.dumps(asdict(receipt), indent=1, ensure_ascii=False)
-    files.write(f"{name.removesuffix('.csv')}.receipt.json", text.encode())
+    files.write(receipt_name(name), _receipt_json(receipt))
     return receipt
+
+
+def receipt_name(name: str) -> str:
+    """The file of a submission's receipt."""
+    return f"{name.removesuffix('.csv')}.receipt.json"
+
+
+def keep_submission(files: Files, receipt: Receipt) -> str:
+    """Copy a run folder's submission under the next number, and log it; gives the copy's name.
+
+    The one that holds the same is given where there is one.
+    """
+    known = {row["sha256"]: row["file"] for row in _log(files)}
+    if receipt.sha256 in known:
+        return known[receipt.sha256]
+    number = _next_number(files)
+    name = f"{FOLDER}/{receipt.file.replace('submission', f'{number:04d}', 1)}"
+    files.write(name, files.read(receipt.file))
+    files.write(receipt_name(name), _receipt_json(receipt))
+    log_submission(files, receipt, name, number)
+    return name
+
+
+def keep_edited(files: Files, name: str) -> str | None:
+    """Copy a submission that is not as it was written, before another takes its place.
+
+    Gives the copy's name, or None where there is none, or nobody has changed it.
+    """
+    if not files.exists(name) or not files.exists(receipt_name(name)):
+        return None
+    data = files.read(name)
+    if hashlib.sha256(data).hexdigest() in files.read(receipt_name(name)).decode():
+        return None
+    copy = f"{FOLDER}/{name.replace('submission', f'{_next_number(files):04d}-edited', 1)}"
+    files.write(copy, data)
+    return copy
+
+
+def log_submission(files: Files, receipt: Receipt, name: str, number: int | None = None) -> None:
+    """Add a line to the run folder's log; what people have written there stays.
+
+    `number` None: the next one, of a submission that lies elsewhere.
+    """
+    members = (f"{m['candidate']} {m['variant']} {m['weight']:.3g}" for m in receipt.members)
+    row = (
+        *(
+            number or _next_number(files),
+            name,
+            receipt.created,
+            receipt.sha256,
+            receipt.test,
+            receipt.tta,
+        ),
+        *(f"{receipt.crossfit_logloss:.6f}", ", ".join(members), ""),
+    )
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    text = files.read(LOG).decode(errors="surrogateescape") if files.exists(LOG) else ""
+    if not text:
+        writer.writerow(_LOG_COLUMNS)
+    elif not text.endswith("\n"):
+        text += "\n"
+    writer.writerow(row)
+    files.write(LOG, (text + buffer.getvalue()).encode(errors="surrogateescape"))
+
+
+def _log(files: Files) -> list[dict[str, str]]:
+    """The log's rows, as far as they can be read: people write into it."""
+    text = files.read(LOG).decode(errors="replace") if files.exists(LOG) else ""
+    return [row for row in csv.DictReader(io.StringIO(text)) if row.get("sha256")]
+
+
+def _next_number(files: Files) -> int:
+    """One more than the greatest number of a copy or in the log."""
+    names = (re.match("[0-9]+", name) for name in files.names(FOLDER))
+    copies = [int(match[0]) for match in names if match]
+    logged = [int(row["number"]) for row in _log(files) if (row.get("number") or "").isdecimal()]
+    return max((*copies, *logged), default=0) + 1
+
+
+def _receipt_json(receipt: Receipt) -> bytes:
+    return json.dumps(asdict(receipt), indent=1, ensure_ascii=False).encode()
 
 
 def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROWS, TESTS = 24, 4
+ROWS, TESTS = 30, 4
 
 
 @dataclass(frozen=True)
