@@ -5,6 +5,7 @@ Takes the path of a zip, gives the folder with its content, or a DataError with 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import lzma
@@ -149,11 +150,12 @@ def _names(archive: zipfile.ZipFile, encoding: str | None) -> tuple[list[str], s
             except UnicodeDecodeError:
                 old.append((i, raw))
         names.append(name)
-    found = encoding or likely_encoding(b"\n".join(raw for _, raw in old))
+    own = encoding and codecs.lookup(encoding).name  # it names a folder
+    found = own or likely_encoding(b"\n".join(raw for _, raw in old))
     for i, raw in old:
         try:
             names[i] = raw.decode(found or "ascii")
-        except UnicodeDecodeError:  # an archive of several hands
+        except UnicodeError:  # an archive of several hands
             names[i] = raw.decode(likely_encoding(raw) or "cp437")
     return [name.replace("\\", "/") for name in names], found if old else None
 

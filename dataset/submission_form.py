@@ -15,7 +15,14 @@ from typing import Literal
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import Problem, did_you_mean, listing
-from foldrace.dataset.tables import Table, clean, has_image_suffix, is_number, twice
+from foldrace.dataset.tables import (
+    WHOLE_NUMBER,
+    Table,
+    clean,
+    has_image_suffix,
+    is_number,
+    twice,
+)
 
 Kind = Literal["labels", "probabilities", "probability_of", "long"]
 
@@ -113,7 +120,7 @@ def match_classes(names: Sequence[str], classes: Sequence[str]) -> list[str] | N
     """
     if len(names) != len(classes):
         return None
-    for form in (str, str.casefold):
+    for form in (str, str.casefold, lambda name: name.removesuffix(".0")):
         wanted = {form(name): name for name in classes}
         for shorter in _without_affixes([form(name) for name in names]):
             if len(wanted) == len(classes) and sorted(shorter) == sorted(wanted):
@@ -130,17 +137,21 @@ def match_ids(
     suffix or zeros. [] where not each one has its partner.
     """
     depth = max((len(PurePosixPath(name).parts) for name in ids), default=1)
-    for way, of_sample, theirs in (
-        ("", clean, [clean(name) for name in known]),
-        ("paths", _path, ["/".join(PurePosixPath(_path(f)).parts[-depth:]) for f in files]),
-        ("ids without suffix", _stem, [_stem(name) for name in known]),
-        ("file names without suffix", _base, [_base(name) for name in files]),
-        ("numbers", _number, [_number(name) for name in known]),
-        ("numbers of the files", _number, [_number(name) for name in files]),
+
+    def end(file: str) -> str:
+        return "/".join(PurePosixPath(_path(file)).parts[-depth:])
+
+    for way, of_sample, names, of_image in (
+        ("", clean, known, clean),
+        ("paths", _path, files, end),
+        ("ids without suffix", _stem, known, _stem),
+        ("file names without suffix", _base, files, _base),
+        ("numbers", _number, known, _number),
+        ("numbers of the files", _number, files, _number),
     ):
         mine = [of_sample(name) for name in ids]
-        row_of = {name: row for row, name in enumerate(theirs)}
-        if len(mine) == len(theirs) == len(row_of) and set(mine) == row_of.keys():
+        row_of = {of_image(name): row for row, name in enumerate(names)}
+        if len(mine) == len(names) == len(row_of) and set(mine) == row_of.keys():
             return [row_of[name] for name in mine], way
     return [], ""
 
@@ -166,10 +177,9 @@ def _id_position(sample: Table, classes: Sequence[str]) -> int:
     """Position of the column of ids: the second where row numbers stand before it."""
     if len(sample.columns) < 3 or sample.columns[0].casefold() not in _INDEX:
         return 0
-    numbers, second = sample.cells(sample.columns[0]), sample.columns[1]
-    count = len(numbers)
-    counted = numbers in ([str(i + first) for i in range(count)] for first in (0, 1))
-    return int(counted and second not in classes)
+    numbers, second = sample.cells(sample.columns[0]), sample.cells(sample.columns[1])
+    counted = all(re.fullmatch(WHOLE_NUMBER, number) for number in numbers)
+    return int(counted and len(set(second)) == len(second) and sample.columns[1] not in classes)
 
 
 def _long_form(

@@ -55,6 +55,8 @@ class Receipt:
     """Table of the test images, or their folder."""
     rows: int
     columns: tuple[str, ...]
+    form: str
+    """What the columns hold, in words."""
     created: str
     oof_logloss: float
     crossfit_logloss: float
@@ -100,6 +102,7 @@ def write_submission(
         test=test.table or str(test.image_root),
         rows=len(test),
         columns=test.form.header,
+        form=str(test.form),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         oof_logloss=ensemble.oof_logloss,
         crossfit_logloss=ensemble.crossfit_logloss,

@@ -149,7 +149,7 @@ def test_without_a_sample_the_setting_gives_the_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["", "Unnamed: 0", "index"])
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, 1, 17])
 def test_row_numbers_of_the_sample_stay_where_they_are(
     header: str, first: int, tmp_path: Path
 ) -> None:
@@ -234,6 +234,7 @@ def test_columns_that_are_called_nearly_like_classes(
     assert match_classes(names, TWO) == meant
     assert match_classes(("car_a_x", "car_b_x"), ("car_a", "car_b")) == ["car_a", "car_b"]
     assert match_classes(("cat", "Cat"), ("Cat", "cat")) == ["cat", "Cat"]
+    assert match_classes(("1.0", "0.0"), ("0", "1")) == ["1", "0"]
 
 
 def test_their_header_stays_as_it_is(tmp_path: Path) -> None:
