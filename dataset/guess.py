@@ -122,9 +122,13 @@ class _Search:
         self._folder, entries = _unwrapped(folder)
         self._tables = [path for path in entries if path.is_file() and is_table(path)]
         self._parts = [p for p in entries if p.is_dir() or p.suffix.lower() == ".zip"]
-        self._tables += [table for part in self._parts if (table := own_table(part)) is not None]
         self._images: dict[Path, list[str]] = {}
         self._indices: dict[Path, ImageIndex] = {}
+        for part in self._parts:
+            if (own := own_table(part)) is not None:
+                self._tables.append(own)
+            elif part.is_dir() and not self._images_of(part):  # csv/ beside images/
+                self._tables += sorted(filter(is_table, part.iterdir()))
 
     def run(self) -> None:
         """Fill the guess, or add problems."""
@@ -320,7 +324,8 @@ class _Search:
             return Columns()
         key = "image_column" if role == "train" else "test_image_column"
         named, images = self._given.get(key), self._given.get(f"{role}_images")
-        folder = path.parent if images is None else Path(str(images)).absolute()
+        folder = path.parent if self._images_of(path.parent) else self._folder
+        folder = folder if images is None else Path(str(images)).absolute()
         index = self._index(folder if folder.is_dir() else unpack(folder))
         name = None if named is None else str(named)
         columns = find_image_column(table, index, role, name, self._problems)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class ImageIndex:
         written = written.strip().replace("\\", "/")
         if written.startswith(("/", "../")) and os.path.exists(self.folder / written):
             yield self.folder, ""  # wherever the paths of a table start from
-        parts = len(PurePosixPath(written).parts)
+        parts = len(PurePosixPath(written.replace("../", "")).parts)
         for home, path in self._matches(written, numbers):
             yield home, "/".join(PurePosixPath(path).parts[:-parts])
 
@@ -61,7 +62,7 @@ class ImageIndex:
         return [path for home, path in self._matches(written, False) if home == self.folder]
 
     def _matches(self, written: str, numbers: bool) -> Iterator[tuple[Path, str]]:
-        parent, name = posixpath.split(posixpath.normpath(written))
+        parent, name = posixpath.split(re.sub(r"^(\.\./)+", "", posixpath.normpath(written)))
         key = _number(name) if numbers else _folded(name)
         there = self._by_name.get(key) or self._by_name.get(_folded_stem(name), [])
         for home, path in there:
@@ -92,9 +93,14 @@ def find_paths(
     What leads nowhere stays as it is written. Problems: paths that lead out of an archive.
     """
     root = find_image_root(folder, written) or _root_elsewhere(table, written, folder, role)
-    root, notes = root or folder, []
-    if not _is_wrapped(folder, root):
-        notes.append(f"{table.name}: the image paths start from {root}")
+    notes, head = [], 0
+    if root is None:
+        root, head = _root_without_head(written, folder) or (folder, 0)
+    if head or not _is_wrapped(folder, root):
+        start = "/".join(PurePosixPath(written[0]).parts[:head])
+        lost = f", without {start}" if head else ""
+        notes.append(f"{table.name}: the image paths start from {root}{lost}")
+        written = ["/".join(PurePosixPath(p).parts[head:]) or p for p in written]
     paths = complete_paths(root, written)
     changed = [(old, new) for old, new in zip(written, paths, strict=True) if old != new]
     if changed:
@@ -178,6 +184,21 @@ def _root_elsewhere(table: Table, written: Sequence[str], folder: Path, role: st
         return None
     [(home, inner)] = likely
     return (home if home.is_dir() else unpack(home)) / inner
+
+
+def _root_without_head(written: Sequence[str], folder: Path) -> tuple[Path, int] | None:
+    """The folder that paths start from, and how many parts they have in front of it.
+
+    As written on another machine: ../input/pets/train/1.jpg, C:/pets/train/1.jpg.
+    """
+    sample = [PurePosixPath(path).parts for path in _sample(written)]
+    for count in range(1, min(map(len, sample), default=1)):
+        if len({parts[:count] for parts in sample}) > 1:
+            return None
+        root = find_image_root(folder, ["/".join(parts[count:]) for parts in sample])
+        if root is not None:
+            return root, count
+    return None
 
 
 def _is_wrapped(folder: Path, root: Path) -> bool:

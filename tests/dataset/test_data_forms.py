@@ -135,6 +135,17 @@ def test_paths_that_name_the_folder_once_more(tmp_path: Path) -> None:
     assert f"start from {tmp_path}" in manifest.notes[0]
 
 
+@pytest.mark.parametrize(
+    "head", ["../input/pets", "/kaggle/input/pets", "C:\\Users\\me\\pets", "./pets"]
+)
+def test_paths_of_another_machine(head: str, tmp_path: Path) -> None:
+    touch(tmp_path, ["train/a.jpg", "train/b.jpg"])
+    path = of_ids(tmp_path, f"{head}/train/a.jpg", f"{head}/train/b.jpg")
+    manifest = read(path)
+    assert file_names(manifest) == ["train/a.jpg", "train/b.jpg"]
+    assert f"start from {tmp_path}, without " in manifest.notes[0]
+
+
 def test_images_in_the_folder_named_after_the_part(tmp_path: Path) -> None:
     touch(tmp_path, ["train/1.jpg", "train/2.jpg", "test/1.jpg", "test/2.jpg"])
     manifest = read(of_ids(tmp_path, "1", "2"))

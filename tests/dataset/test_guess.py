@@ -357,6 +357,20 @@ def test_a_table_whose_images_lie_elsewhere(tmp_path: Path) -> None:
     assert manifest(guess).classes == KINDS
 
 
+@pytest.mark.parametrize("start", ["", "../images/train/", "images/train/", "../train/"])
+@pytest.mark.parametrize("name", ["train.csv", "labels.tsv"])
+def test_tables_in_a_folder_beside_the_images(start: str, name: str, tmp_path: Path) -> None:
+    names = files("images/train")
+    touch(tmp_path, names)
+    ids = [f"{start}im{i:02d}.jpg" if start else f"im{i:02d}" for i in range(ROWS)]
+    rows = [f"{i},{kind}" for i, kind in zip(ids, kinds(), strict=True)]
+    path = tmp_path / "tables" / name
+    path.parent.mkdir()
+    path.write_text("\n".join(["id,kind", *rows]), encoding="utf-8")
+    found = manifest(guessed(tmp_path))
+    assert [found.file(row).resolve() for row in range(ROWS)] == [tmp_path / n for n in names]
+
+
 def test_absolute_paths(tmp_path: Path) -> None:
     touch(tmp_path / "images", files())
     rows = zip([str(tmp_path / "images" / name) for name in files()], kinds(), strict=True)
