@@ -33,7 +33,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     config = plan.config
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/yellow] {escape(str(warning))}", highlight=False)
-    for note in (*plan.manifest.notes, *(plan.test.notes if plan.test else ())):
+    for note in (*plan.manifest.readings, *(plan.test.readings if plan.test else ())):
         print_plain(console, note)
     if plan.test:
         print_plain(console, f"submission: {plan.test.form}")

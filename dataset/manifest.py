@@ -52,7 +52,7 @@ class Manifest:
     """The CSV that the rows come from, as messages name it."""
     lines: tuple[int, ...] | None = None
     """Line where each row begins in `table`, as an editor counts."""
-    notes: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
     """Lines for the user: what was taken for what."""
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ def scan_manifest(
         manifest = _from_folders(source, data, fold_column, problems)
     if manifest is not None and data.encoding is None:
         said = name_notes(manifest.image_root, data.train_images or data.train)
-        manifest = replace(manifest, notes=(*said, *manifest.notes))
+        manifest = replace(manifest, readings=(*said, *manifest.readings))
     if manifest is not None and data.max_per_class is not None:
         manifest = _first_of_each_class(manifest, data.max_per_class)
     return manifest, problems
@@ -126,7 +126,7 @@ def _from_table(
         given_folds=_cleaned(given),
         table=table.name,
         lines=table.lines,
-        notes=(*table.notes, *notes, *found.notes),
+        readings=(*table.notes, *notes, *found.notes),
     )
 
 
@@ -152,7 +152,7 @@ def _from_folders(
     names = [clean(path.split("/")[0]) for path in paths if "/" in path]
     problems.extend(_folder_problems(folder, data.train, loose, set(names)))
     problems.extend(_too_few_classes(data.train, names))
-    return None if loose else replace(_manifest(folder, paths, names), notes=notes)
+    return None if loose else replace(_manifest(folder, paths, names), readings=notes)
 
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class ImageSet:
     """The CSV that the images come from, as messages name it."""
     lines: tuple[int, ...] | None = None
     """Line where each row begins in `table`, as an editor counts."""
-    notes: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
     """Lines for the user: what was taken for what."""
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
     if found is None or problems:
         raise DataError(problems)
     said = name_notes(found.image_root, data.test_images or data.test) if not data.encoding else []
-    return replace(found, notes=(*said, *found.notes))
+    return replace(found, readings=(*said, *found.readings))
 
 
 def _read_sample(data: DataConfig, problems: list[Problem]) -> Table | None:
@@ -132,7 +132,7 @@ def _from_table(
         form=form_without_sample(data, classes, id_column, problems),
         table=table.name,
         lines=table.lines,
-        notes=(*table.notes, *notes, *files.notes),
+        readings=(*table.notes, *notes, *files.notes),
     )
 
 
@@ -171,7 +171,7 @@ def _from_folder(
         ids=tuple(ids),
         id_column=id_column,
         form=form_without_sample(data, classes, id_column, problems),
-        notes=notes,
+        readings=notes,
     )
 
 
@@ -201,7 +201,7 @@ def _in_sample_order(
         id_column=id_column,
         form=replace(form, frames=frames, long_rows=long),
         lines=None if found.lines is None else tuple(found.lines[row] for row in rows),
-        notes=(*found.notes, *sample.notes, *notes),
+        readings=(*found.readings, *sample.notes, *notes),
     )
 
 

@@ -76,7 +76,7 @@ def test_ids_that_are_called_otherwise_than_the_files(
     touch(tmp_path, files)
     manifest = read(of_ids(tmp_path, *ids))
     assert file_names(manifest) == list(files)
-    [note] = manifest.notes
+    [note] = manifest.readings
     assert "of 2 images are called otherwise than the files: " in note
 
 
@@ -100,14 +100,14 @@ def test_what_is_not_sure_stays_as_it_is_written(
 
 def test_files_as_they_are_written_need_no_word(tmp_path: Path) -> None:
     touch(tmp_path, ["a.jpg", "b.jpg"])
-    assert read(of_ids(tmp_path, "a.jpg", "b.jpg")).notes == ()
+    assert read(of_ids(tmp_path, "a.jpg", "b.jpg")).readings == ()
 
 
 def test_files_in_folders_below_that_no_id_names(tmp_path: Path) -> None:
     touch(tmp_path / "images", ["0/a/a1.jpg", "b/b2.jpg"])
     manifest = read(of_ids(tmp_path, "a1", "b2"), train_images=tmp_path / "images")
     assert file_names(manifest) == ["0/a/a1.jpg", "b/b2.jpg"]
-    assert "a1 is 0/a/a1.jpg" in manifest.notes[0]
+    assert "a1 is 0/a/a1.jpg" in manifest.readings[0]
 
 
 def test_a_lost_image_is_not_taken_from_another_folder(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_paths_that_start_elsewhere(images: str | None, tmp_path: Path) -> None:
     keys = {} if images is None else {"train_images": tmp_path / images}
     manifest = read(path, **keys)
     assert all(manifest.file(row).is_file() for row in range(2))
-    assert len(manifest.notes) == (images in (".",))
+    assert len(manifest.readings) == (images in (".",))
 
 
 def test_paths_that_name_the_folder_once_more(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_paths_that_name_the_folder_once_more(tmp_path: Path) -> None:
     path = of_ids(tmp_path / "csv", "train/a.jpg", "train/b.jpg")
     manifest = read(path, train_images=tmp_path / "train")
     assert file_names(manifest) == ["train/a.jpg", "train/b.jpg"]
-    assert f"start from {tmp_path}" in manifest.notes[0]
+    assert f"start from {tmp_path}" in manifest.readings[0]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_paths_of_another_machine(head: str, tmp_path: Path) -> None:
     path = of_ids(tmp_path, f"{head}/train/a.jpg", f"{head}/train/b.jpg")
     manifest = read(path)
     assert file_names(manifest) == ["train/a.jpg", "train/b.jpg"]
-    assert f"start from {tmp_path}, without " in manifest.notes[0]
+    assert f"start from {tmp_path}, without " in manifest.readings[0]
 
 
 def test_images_in_the_folder_named_after_the_part(tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_columns_that_no_key_names(image: str, label: str, tmp_path: Path) -> No
     manifest = read(path, train_images=tmp_path / "train")
     assert manifest.classes == KINDS
     assert file_names(manifest) == names
-    assert f"images in column {image} (data.image_column)" in manifest.notes[0]
-    assert f"labels in column {label} (data.label_column)" in manifest.notes[1]
+    assert f"images in column {image} (data.image_column)" in manifest.readings[0]
+    assert f"labels in column {label} (data.label_column)" in manifest.readings[1]
 
 
 def test_columns_that_a_key_names_are_not_looked_for(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_numbers_as_labels(
     lines = (f"{i}.jpg,{cell}" for i, cell in enumerate(cells))
     manifest = read(table(tmp_path / "t.csv", "image_path,target", *lines))
     assert manifest.classes == classes
-    assert any("is read as" in note for note in manifest.notes) == told
+    assert any("is read as" in note for note in manifest.readings) == told
 
 
 ONE_HOT = ("a,1,0,0", "b,0,1,0", "c,0,0,1", "d,0,1,0")
@@ -244,7 +244,7 @@ def test_one_hot_labels(keys: dict[str, object], one: str, zero: str, tmp_path: 
     lines = [line.replace("1", "I").replace("0", zero).replace("I", one) for line in ONE_HOT]
     manifest = read(table(tmp_path / "t.csv", "image_path,cat, dog,owl", *lines), **keys)
     assert [manifest.classes[label] for label in manifest.labels] == ["cat", "dog", "owl", "dog"]
-    assert any("[cat, dog, owl] (one-hot)" in note for note in manifest.notes) == (not keys)
+    assert any("[cat, dog, owl] (one-hot)" in note for note in manifest.readings) == (not keys)
 
 
 def test_a_one_hot_class_without_an_image_is_none(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def whole(data: DataConfig, layout: Layout) -> list[str]:
     tested = {found.file(row).resolve() for row in range(len(found))}
     assert all(file.is_file() for file in training | tested) and not training & tested
     assert str(found.form).startswith(layout.form)
-    return [*rows.notes, *found.notes, str(found.form)]
+    return [*rows.readings, *found.readings, str(found.form)]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

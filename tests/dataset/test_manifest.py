@@ -251,7 +251,7 @@ def test_of_a_folder_of_splits_the_training_part_is_taken(
     manifest = read_manifest(config(given))
     assert manifest.image_paths == ("cat/1.jpg", "dog/1.jpg")
     assert manifest.image_root.name == "train"
-    [note] = manifest.notes
+    [note] = manifest.readings
     assert "data.train: train of" in note and f"not {', '.join(sorted(['test', valid]))};" in note
 
 

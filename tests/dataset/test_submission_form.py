@@ -200,7 +200,7 @@ def test_ids_of_the_sample(ids: tuple[str, ...], told: bool, tmp_path: Path) -> 
     found = read(tmp_path, column("target", "cat", ids=ids))
     assert found.ids == ids
     assert [found.file(row).name for row in range(3)] == ["t2.jpg", "t0.jpg", "t1.jpg"]
-    assert any("ids matched by" in note for note in found.notes) == told
+    assert any("ids matched by" in note for note in found.readings) == told
     assert written(found, TWO) == column("target", "dog", "cat", "cat", ids=ids)
 
 

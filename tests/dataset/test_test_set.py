@@ -215,7 +215,7 @@ def test_repeated_test_ids(tmp_path: Path) -> None:
     folder = touch(tmp_path / "images", ["a/1.jpg", "b/1.jpg"])
     paths = read_test_set(config(tmp_path, test=folder), CLASSES)
     assert paths is not None and paths.ids == ("a/1.jpg", "b/1.jpg")
-    assert "ids are paths such as a/1.jpg" in paths.notes[0]
+    assert "ids are paths such as a/1.jpg" in paths.readings[0]
 
 
 def test_missing_files(tmp_path: Path) -> None:
