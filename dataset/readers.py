@@ -43,6 +43,8 @@ class TableFile:
     encoding: str | None
     """The user's, for text that is not UTF-8; None: found by the letters."""
     problems: list[Problem]
+    delimiter: str = ","
+    """What stands between the cells, where it is text."""
     notes: list[str] = field(default_factory=list)
     """Lines for the user: what was taken for what."""
 
@@ -55,7 +57,7 @@ def _separated(file: TableFile) -> Records | None:
     text = _text(file)
     if text is None:
         return None
-    delimiter = _delimiter(text)
+    file.delimiter = delimiter = _delimiter(text)
     if delimiter not in (",", "\t"):
         file.notes.append(f"{file.name}: {_DELIMITERS[delimiter]} between the cells")
     records: Records = []

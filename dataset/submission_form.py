@@ -44,6 +44,8 @@ class SubmissionForm:
     """probability_of: the class."""
     header: tuple[str, ...] = ()
     """First line exactly as the sample has it (spaces, Unicode form)."""
+    delimiter: str = ","
+    """What stands between the cells, as in the sample."""
     id_at: int = 0
     """Position of the column of ids; a column of row numbers may stand before it."""
     class_columns: tuple[str, ...] = ()
@@ -87,7 +89,11 @@ def form_of_sample(
     names = sample.columns[id_at + 1 :]
     before = len(problems)
     form = SubmissionForm(
-        header=sample.header, id_at=id_at, value_at=id_at + 1, class_columns=tuple(classes)
+        header=sample.header,
+        delimiter=sample.delimiter,
+        id_at=id_at,
+        value_at=id_at + 1,
+        class_columns=tuple(classes),
     )
     kind, of = _given(data, classes, problems)
     if not names:

@@ -41,6 +41,8 @@ class Table:
     rows: tuple[list[str], ...]
     lines: tuple[int, ...]
     """Line where each row begins, as an editor counts; of a Parquet file the row's number."""
+    delimiter: str = ","
+    """What stands between the cells, where it is text."""
     notes: tuple[str, ...] = ()
     """Lines for the user: how it was read."""
 
@@ -102,6 +104,7 @@ def read_table(
         columns=tuple(clean(cell) for cell in header),
         rows=tuple(cells for _, cells in rows),
         lines=tuple(line for line, _ in rows),
+        delimiter=file.delimiter,
         notes=tuple(file.notes),
     )
 

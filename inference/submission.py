@@ -209,7 +209,7 @@ def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.floa
     form = test.form
     index = {name: i for i, name in enumerate(classes)}
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv.writer(buffer, delimiter=form.delimiter, lineterminator="\n")
     writer.writerow(form.header)
     for frame, values in zip(_frames(test), _values(form, index, prob), strict=True):
         writer.writerow([*frame[: form.value_at], *values, *frame[form.value_at :]])
@@ -243,7 +243,7 @@ def _text(number: float) -> str:
 def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
     """Read a submission; the checks that passed, or RunFailure with those that did not."""
     form = test.form
-    header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+    header, *rows = list(csv.reader(io.StringIO(text), delimiter=form.delimiter)) or [[]]
     end = len(form.header) - (len(_frames(test)[0]) - form.value_at if len(test) else 0)
     frames = [(*row[: form.value_at], *row[end:]) for row in rows]
     results = {

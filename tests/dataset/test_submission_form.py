@@ -243,6 +243,13 @@ def test_their_header_stays_as_it_is(tmp_path: Path) -> None:
     assert written(found, TWO).startswith("id,prob_dog,prob_cat\nt2,0.875,0.125\n")
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_what_stands_between_the_cells_stays(mark: str, tmp_path: Path) -> None:
+    sample = "id,dog,cat\n" + "".join(f"{i},0,0\n" for i in IDS)
+    found = read(tmp_path, sample.replace(",", mark))
+    assert written(found, TWO).startswith(f"id{mark}dog{mark}cat\nt2{mark}0.875{mark}0.125\n")
+
+
 def test_a_sample_without_a_test_set_is_a_problem_at_once(tmp_path: Path) -> None:
     sample = str(tmp_path / "s.csv")
     with pytest.raises(DataError, match=r"s\.csv: there is no data\.test"):
