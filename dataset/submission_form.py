@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
@@ -56,6 +56,8 @@ class SubmissionForm:
     """Position of the first cell that is predicted."""
     long_rows: tuple[tuple[int, str], ...] = ()
     """long: image and class of each row."""
+    images: tuple[str, ...] = ()
+    """long: the ids of the images."""
     reason: str = ""
     """Why it was taken where the sample alone does not say it."""
 
@@ -191,18 +193,44 @@ def _id_position(sample: Table, classes: Sequence[str]) -> int:
 def _long_form(
     sample: Table, form: SubmissionForm, classes: Sequence[str]
 ) -> SubmissionForm | None:
-    """The long form: ids that come once for each class, which another column names."""
+    """The long form: a row for each image and class.
+
+    Another column names the class, or the id ends with it (`im7_cat`).
+    """
     names = sample.columns[form.id_at + 1 :]
     ids = sample.cells(sample.columns[form.id_at])
-    if len(names) != 2 or len(ids) != len(set(ids)) * len(classes):
+    if len(ids) % len(classes) or len(names) not in (1, 2):
         return None
+    if len(names) == 1:
+        known = frozenset(classes)
+        pairs = [_divided(name, known) for name in ids]
+        return _with_rows(form, pairs, form.value_at, classes)
     for name, other in (names, names[::-1]):
-        cells = sample.cells(name)
-        if set(cells) == set(classes) and len(set(zip(ids, cells, strict=True))) == len(ids):
-            rows = tuple((0, cell) for cell in cells)  # the images are matched later
-            at = sample.columns.index(other)
-            return replace(form, kind="long", value_at=at, long_rows=rows)
+        pairs = list(zip(ids, sample.cells(name), strict=True))
+        long = _with_rows(form, pairs, sample.columns.index(other), classes)
+        if long is not None:
+            return long
     return None
+
+
+def _with_rows(
+    form: SubmissionForm, pairs: Sequence[tuple[str, str]], value_at: int, classes: Sequence[str]
+) -> SubmissionForm | None:
+    """The long form of these images and classes, where each image has each class once."""
+    images = {image: row for row, image in enumerate(dict.fromkeys(i for i, _ in pairs))}
+    once = len({*pairs}) == len(pairs) == len(images) * len(classes)
+    if not once or {name for _, name in pairs} != {*classes}:
+        return None
+    rows = tuple((images[image], name) for image, name in pairs)
+    return replace(form, kind="long", value_at=value_at, long_rows=rows, images=tuple(images))
+
+
+def _divided(name: str, classes: Collection[str]) -> tuple[str, str]:
+    """An id's image, and the class that it ends with; '' where with none."""
+    for mark in re.finditer(r"[_\-.:|/]", name):
+        if name[mark.end() :] in classes:
+            return name[: mark.start()], name[mark.end() :]
+    return name, ""
 
 
 def _of_one_column(

@@ -181,25 +181,23 @@ def _in_sample_order(
     """The images in the sample's order, with its ids and its form."""
     id_column = sample.columns[form.id_at]
     ids = sample.column(id_column, "data.sample_submission", problems)
-    own = list(dict.fromkeys(ids)) if form.kind == "long" else ids
+    own = list(form.images) or ids
     files = [found.file(row).as_posix() for row in range(len(found))]
     rows, way = match_ids(own, found.ids, files)
     if not rows:
         problems += _unmatched(sample, own, found)
     if problems:
         return found
-    row_of = {name: row for row, name in enumerate(own)}
     values = 1 if form.kind != "probabilities" else len(form.class_columns)
     end = form.value_at + values
     frames = tuple((*row[: form.value_at], *row[end:]) for row in sample.rows)
-    long = tuple((row_of[i], name) for i, (_, name) in zip(ids, form.long_rows, strict=False))
     notes = [f"{sample.name}: ids matched by {way}"] if way else []
     return replace(
         found,
         image_paths=tuple(found.image_paths[row] for row in rows),
         ids=tuple(own),
         id_column=id_column,
-        form=replace(form, frames=frames, long_rows=long),
+        form=replace(form, frames=frames),
         lines=None if found.lines is None else tuple(found.lines[row] for row in rows),
         readings=(*found.readings, *sample.notes, *notes),
     )

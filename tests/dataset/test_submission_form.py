@@ -184,6 +184,15 @@ def test_the_long_form_has_a_row_for_each_image_and_class(
         check_submission(text.replace("0.875", "0.5"), found)
 
 
+@pytest.mark.parametrize("mark", ["_", "-", ":"])
+def test_the_long_form_whose_ids_end_with_the_class(mark: str, tmp_path: Path) -> None:
+    rows = [f"{i}{mark}{c}" for i in IDS for c in TWO]
+    found = read(tmp_path, "ID,Label\n" + "".join(f"{row},0.5\n" for row in rows))
+    assert (found.form.kind, found.ids) == ("long", IDS)
+    expected = zip(rows, PROB.ravel(), strict=True)
+    assert written(found, TWO) == "ID,Label\n" + "".join(f"{r},{p:g}\n" for r, p in expected)
+
+
 @pytest.mark.parametrize(
     ("ids", "told"),
     [
