@@ -363,7 +363,9 @@ class _Search:
 
     def _read(self, path: Path) -> Table | None:
         encoding = self._given.get("encoding")
-        return read_table(path, str(path), self._problems, encoding and str(encoding))
+        return read_table(
+            path, str(path), self._problems, None if encoding is None else str(encoding)
+        )
 
     def _index(self, folder: Path) -> ImageIndex:
         if folder not in self._indices:

@@ -223,11 +223,13 @@ def likely_labels(
     likely = [n for n in others if _may_be_labels(cells[n]) and n not in one_hot]
     named = [name for name in others if _word(name) in _LABELS]
     free = [name for name in likely if _word(name) not in _GROUPS | _FOLDS]
-    of_sample = [one_hot] if one_hot and set(classes) == set(one_hot) else []
-    either = [*free, one_hot] if one_hot else free
-    kinds = [of_classes, of_sample, [n for n in named if n in likely]]
-    kinds += [[] if free else either] if sure else [named, either, likely]
-    return next(([*found] for found in kinds if found), [])
+    lone = [one_hot] if one_hot else []
+    of_sample = lone if set(classes) == set(one_hot) else []
+    either: list[str | tuple[str, ...]] = [*free, *lone]
+    found: tuple[Sequence[str | tuple[str, ...]], ...]
+    found = (of_classes, of_sample, [n for n in named if n in likely])
+    found += ([] if free else lone,) if sure else (named, either, likely)
+    return next(([*names] for names in found if names), [])
 
 
 def shown_column(name: str | tuple[str, ...] | None) -> str:

@@ -77,8 +77,9 @@ CASES = {
     "paths that lead up, without a key": Case(
         ("16 images, 2 classes",), training(name="../train/{}.jpg"), table="csv/train.csv"
     ),
-    "paths that lead up too far": Case(
-        ("are missing",), training(name="../../train/{}.jpg"), table="csv/train.csv", exit_code=2
+    "paths of a deeper folder": Case(
+        ("the image paths start from", "without ../.."),
+        training(name="../../train/{}.jpg"), table="csv/train.csv", data={"train_images": "."},
     ),
     "a sample of 0 where classes are 0 and 1": Case(
         ("the probability of class '1' in column 'label'", "data.submission: labels writes"),
