@@ -78,7 +78,7 @@ CASES = {
         ("16 images, 2 classes",), training(name="../train/{}.jpg"), table="csv/train.csv"
     ),
     "paths of a deeper folder": Case(
-        ("the image paths start from", "without ../.."),
+        ("../../train/im000.jpg is train/im000.jpg",),
         training(name="../../train/{}.jpg"), table="csv/train.csv", data={"train_images": "."},
     ),
     "a sample of 0 where classes are 0 and 1": Case(
