@@ -16,6 +16,7 @@ from foldrace.config.load import ParsedConfig, differing_keys
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.reporting.formats import counted
+from foldrace.reporting.live import print_plain
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.nodes import this_machine
 
@@ -47,6 +48,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     config = plan.config
     for warning in plan.warnings:
         console.print(f"[yellow]warning[/yellow] {escape(str(warning))}", highlight=False)
+    for note in (*plan.manifest.readings, *(plan.test.readings if plan.test else ())):
+        print_plain(console, note)
+    if plan.test:
+        print_plain(console, f"submission: {plan.test.form}")
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "

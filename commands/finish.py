@@ -148,7 +148,7 @@ def _interrupted(store: RunStore) -> str:
     submission = store.submission()
     if submission is None:
         return text
-    return f"{text}\n{store.root}/submission.csv: {submission_line(submission)}"
+    return f"{text}\n{store.root}/{store.submission_name}: {submission_line(submission)}"
 
 
 def _deadline(config: SweepConfig, started: float) -> Deadline | None:

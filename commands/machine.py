@@ -42,6 +42,20 @@ def write_out(out: Path, data: bytes) -> None:
         raise UserError.single(f"--out {out}", f"cannot be written: {error}") from error
 
 
+def refuse_existing(out: Path, *beside: str) -> None:
+    """UserError where the file of `--out`, or one that is written beside it, is there already.
+
+    Asked before the work is done, not after it.
+    """
+    if out.is_dir():
+        raise UserError.single(f"--out {out}", "is a folder; name a file in it")
+    for path in (out, *(out.parent / name for name in beside)):
+        if path.exists():
+            raise UserError.single(
+                f"--out {out}", f"{path.name} exists; remove it or give another name"
+            )
+
+
 def log_folder(store: RunStore) -> Path:
     """The folder `logs/` of a run; a temporary one where the run is in an object store."""
     folder = store.log_folder() or Path(tempfile.mkdtemp(prefix="foldrace-logs-"))

@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from foldrace.commands.machine import cores, write_out
+from foldrace.commands.machine import cores, refuse_existing, write_out
 from foldrace.core.errors import Problem, RunFailure, UserError
+from foldrace.dataset.archive import unpack
+from foldrace.dataset.guess_columns import named_images
+from foldrace.dataset.image_paths import find_paths, on_disk
 from foldrace.dataset.images import ImageError, find_images, read_rgb
-from foldrace.dataset.tables import on_disk, read_table
+from foldrace.dataset.tables import read_table
 from foldrace.inference.predictor import Predictor
 from foldrace.run_folder.store import RunStore
 
@@ -26,9 +29,11 @@ def predict(
 ) -> None:
     """Write one CSV row per image to `out` or the terminal; `ERROR` for an unreadable image.
 
-    Raises UserError without images, RunFailure where none could be read.
+    Raises UserError without images or where `out` exists, RunFailure where none could be read.
     """
     store = RunStore.open(root)
+    if out is not None:
+        refuse_existing(out)
     files = [*_expand(paths), *(_listed(table) if table else ())]
     if not files:
         raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
@@ -59,20 +64,25 @@ def predict(
 
 def _expand(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
-            yield from (path / name for name in find_images(path))
+        folder = unpack(path) if path.suffix.lower() == ".zip" and path.is_file() else path
+        if folder.is_dir():
+            yield from (folder / name for name in find_images(folder))
         else:
             yield path
 
 
-def _listed(table: Path) -> list[Path]:
-    """Images in the `image_path` column, whose paths are relative to the table."""
+def _listed(path: Path) -> list[Path]:
+    """Images of a table's column, by default `image_path`; paths are relative to the table."""
     problems: list[Problem] = []
-    found = read_table(table, str(table), problems)
-    paths = found.column("image_path", "its header to image_path", problems) if found else []
+    table = read_table(path, str(path), problems)
+    if table is None:
+        raise UserError(problems)
+    column, _ = named_images(table, "image_path", path.parent, "test")
+    written = table.paths(column, "its header to image_path", problems)
+    files = find_paths(table, written, path.parent, "test", problems)
     if problems:
         raise UserError(problems)
-    return [on_disk(table.parent, path) for path in paths]
+    return [on_disk(files.root, name) for name in files.paths]
 
 
 def _image_error(file: Path) -> ImageError | None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from foldrace.commands.machine import cores, only_driver
 from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.config.schema import SMOKE
 from foldrace.dataset.guess import is_data
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.cluster import nodes_for_checks
@@ -75,7 +76,8 @@ def _named(
         return parsed, store
     from foldrace.commands.guess import run_name
 
-    store = RunStore(out or f"runs/{run_name(config, overrides)}")
+    name = run_name(config, overrides) + (SMOKE if smoke else "")
+    store = RunStore(out or f"runs/{name}")
     _refuse_existing(store, None)
     return None, store
 

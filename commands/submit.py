@@ -1,4 +1,4 @@
-"""`submit`: predict the test set with the blend; write the submission and its receipt.
+"""`submit`: predict the test set with the blend; write the submission, its receipt and the log.
 
 Takes a run folder; `predict_test_set` is the same while a run sweeps and at its end.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.commands.machine import cores, is_at_work
+from foldrace.commands.machine import cores, is_at_work, refuse_existing
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import blend_so_far, require_complete
 from foldrace.commands.warnings_shown import warnings_shown
@@ -20,9 +20,18 @@ from foldrace.core.plugins import naming_plugins
 from foldrace.dataset.test_set import ImageSet, read_test_set
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import Predictor
-from foldrace.inference.submission import Receipt, write_submission
+from foldrace.inference.submission import (
+    LOG,
+    Receipt,
+    keep_edited,
+    keep_submission,
+    log_submission,
+    receipt_name,
+    write_submission,
+)
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.reporting.live import print_plain
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
@@ -31,20 +40,22 @@ from foldrace.run_folder.store import RunStore
 def submit(
     root: str, tta: str, out: Path | None, console: Console, data: DataOptions = AS_STORED
 ) -> None:
-    """Write the submission of a run folder to `out`, or to its `submission.csv`.
+    """Write the submission of a run folder to `out`, or to `submission.csv` and a numbered copy.
 
     While a sweep is at work, of what is complete by now, and on the CPU: the GPUs are the sweep's.
     RunFolderError where nothing is, or where the submission of another test set would take the
     place of the sweep's own.
     """
     store = RunStore.open(root)
+    if out is not None:
+        refuse_existing(out, receipt_name(out.name))
     own = store.config().data.test
     use_data(store, data)
     _check(store, tta)
     sweeps = is_at_work(store)
     if sweeps and out is None and own is not None and data.test is not None:
         raise RunFolderError.single(
-            f"{store.root}/submission.csv",
+            f"{store.root}/{store.submission_name}",
             "is of the test set of sweep.yaml, and the sweep goes on writing it; give --out FILE",
         )
     with warnings_shown(console):
@@ -71,10 +82,12 @@ def predict_test_set(
     console: Console,
     on_cpu: bool = False,
     workers: int | None = None,
+    is_interim: bool = False,
 ) -> Receipt:
     """Write the submission and its receipt; RunFolderError where the config has no test set.
 
-    `workers` None: as many as there are cores.
+    `workers` None: as many as there are cores; `is_interim`: a better one is to follow, so that no
+    copy of this one is kept.
     """
     _check(store, tta)
     with telling_where_data_lay(store):
@@ -91,9 +104,17 @@ def predict_test_set(
     files, name = _target(store, out)
     # File and receipt are one; elsewhere nobody else writes, and the run folder may be read-only.
     with store.blend.only_writer() if out is None else nullcontext():
+        edited = keep_edited(files, name) if out is None else None
         receipt = write_submission(
             files, name, test, store.classes(), prob, predictor.ensemble, tta
         )
+        kept = keep_submission(files, receipt) if out is None and not is_interim else None
+    if edited is not None:
+        print_plain(console, f"{name} had been changed by hand; as it was: {store.root}/{edited}")
+    if kept is not None:
+        print_plain(console, f"kept as {store.root}/{kept}; {LOG} has a place for its score")
+    if out is not None:
+        _log_elsewhere(store, receipt, out, console)
     _print_receipt(receipt, test, console)
     return receipt
 
@@ -107,18 +128,27 @@ def _check(store: RunStore, tta: str) -> None:
         )
 
 
+def _log_elsewhere(store: RunStore, receipt: Receipt, out: Path, console: Console) -> None:
+    """Log a submission that lies outside of the run folder, where that can be written."""
+    try:
+        with store.blend.only_writer():
+            log_submission(store.files, receipt, str(out.resolve()))
+    except (OSError, RunFolderError) as error:
+        print_plain(console, f"not in {store.root}/{LOG}: {error}")
+
+
 def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
     if out is None:
-        return store.files, "submission.csv"
+        return store.files, store.submission_name
     return open_files(out.resolve().parent), out.name
 
 
 def _print_receipt(receipt: Receipt, test: ImageSet, console: Console) -> None:
-    form = "labels" if test.labels else f"probabilities of {len(test.class_columns)} classes"
     console.print(
-        f"[bold]{receipt.file}[/bold]: {receipt.rows} rows of {form}, "
+        f"[bold]{receipt.file}[/bold]: {receipt.rows} test images, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
+    print_plain(console, f"form: {test.form}")
     if receipt.unvalidated:
         shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
         console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")

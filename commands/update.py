@@ -26,4 +26,5 @@ def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
     is_of_it = submission is not None and submission.crossfit_logloss == blend.crossfit_logloss
     if store.config().data.test is not None and not is_of_it:
         screen = Console(quiet=True)
-        predict_test_set(store, "none", None, screen, on_cpu=not use_gpu, workers=cpus)
+        on_cpu = not use_gpu
+        predict_test_set(store, "none", None, screen, on_cpu, workers=cpus, is_interim=True)

@@ -18,7 +18,7 @@ import yaml
 
 from foldrace.config.forms import SEARCH, RangeConfig
 from foldrace.config.problems import shown, validate
-from foldrace.config.schema import SweepConfig
+from foldrace.config.schema import SMOKE, SweepConfig
 from foldrace.core.errors import ConfigError, Problem
 from foldrace.core.redaction import without_secrets
 
@@ -82,6 +82,8 @@ def parse_mapping(
 ) -> ParsedConfig:
     """`parse_config` for keys that stand in no file; messages call them `source`."""
     raw, problems = _overridden(_smoke(raw) if smoke else raw, overrides)
+    if smoke and isinstance(raw.get("name"), str):
+        raw["name"] += SMOKE
     config, found = validate(raw, source)
     if config is not None:
         config = _absolute_paths(config, base)

@@ -6,6 +6,7 @@ is wrong with one.
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -22,6 +23,36 @@ def _seconds(value: object) -> object:
     return seconds(value) if isinstance(value, str) else value
 
 
+def _encoding(value: object) -> object:
+    """The name of a text encoding that Python knows."""
+    try:
+        known = value is None or codecs.lookup(str(value))._is_text_encoding
+    except LookupError:
+        known = False
+    if not known:
+        raise ValueError("should be the name of a text encoding: cp949, cp1252, shift_jis, ...")
+    return value
+
+
+def _labels(value: object) -> object:
+    """One column or several."""
+    names = value if isinstance(value, list | tuple) and len(value) > 1 else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("should be a column, or a list of at least two: [cat, dog]")
+    return tuple(names) if len(names) > 1 else value
+
+
+def _submission(value: object) -> object:
+    """A form by its name, or `{probability_of: <class>}`, whose class may look like a number."""
+    if isinstance(value, dict) and [*value] == ["probability_of"]:
+        return {"probability_of": str(value["probability_of"])}
+    if value not in (None, "labels", "probabilities"):
+        raise ValueError("should be labels, probabilities or {probability_of: <class>}")
+    return value
+
+
+SMOKE = "-smoke"
+"""End of a smoke run's name."""
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 
 
@@ -42,13 +73,18 @@ class DataConfig(ConfigSection):
     """Places of the images, labels and test images; paths are relative to the config file."""
 
     train: str
-    """A CSV of image paths and labels, a folder with one folder per class, or a zip of either."""
+    """A table of image paths and labels (CSV, TSV, JSON lines, Parquet), a folder with one folder
+    per class or with a table, or a zip of any of them."""
     train_images: str | None = None
     """Folder or zip that the CSV's image paths are relative to. Default: the CSV's folder."""
     image_column: str = "image_path"
-    """The CSV's column of image paths, or of file names without their suffix."""
-    label_column: str = "target"
-    """The CSV's column of class names."""
+    """The table's column of image paths, or of file names without their suffix. Where it is not
+    there and this key is not set, the column that names images."""
+    label_column: Annotated[str | tuple[str, ...], BeforeValidator(_labels)] = "target"
+    """The table's column of class names, or a list of columns with a 1 in that of the class. Where
+    it is not there and this key is not set, what is likely to hold labels."""
+    encoding: Annotated[str | None, BeforeValidator(_encoding)] = None
+    """Encoding of tables that are not UTF-8. Default: by their letters, and told."""
     group_column: str | None = None
     """Rows of one group (a patient, a vehicle) never lie on both sides of a fold."""
     max_per_class: Annotated[int, Field(ge=1)] | None = None
@@ -62,7 +98,10 @@ class DataConfig(ConfigSection):
     test_id_column: str | None = None
     """Default: the first column of the sample submission, else the first column of the test CSV."""
     sample_submission: str | None = None
-    """A CSV whose ids and columns the submission takes over."""
+    """A table whose ids and columns the submission takes over."""
+    submission: Annotated[str | dict[str, str] | None, BeforeValidator(_submission)] = None
+    """labels: the most probable class; probabilities: one of each class; `{probability_of: CLASS}`:
+    one of that class. Default: as the sample has it, and told; without a sample probabilities."""
 
     @property
     def places(self) -> dict[str, str]:
@@ -328,6 +367,11 @@ class SweepConfig(ConfigSection):
     notify: NotifyConfig = NotifyConfig()
     smoke: dict[str, Any] = Field(default={})
     """Keys that `run --smoke` lays over this config."""
+
+    @property
+    def is_smoke(self) -> bool:
+        """True for the config of a smoke run: nobody is to send in what it writes."""
+        return self.name.endswith(SMOKE)
 
     @property
     def fixed(self) -> dict[str, Value]:

@@ -5,6 +5,7 @@ Takes the path of a zip, gives the folder with its content, or a DataError with 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import lzma
@@ -12,21 +13,24 @@ import os
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.core.files import atomic_folder, remove_abandoned
 from foldrace.core.private_folder import private_folder
+from foldrace.dataset.readers import likely_encoding
 
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
 RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
 
-_UTF8_FLAG, _ENCRYPTED_FLAG = 0x800, 0x1
+_UTF8_FLAG, _ENCRYPTED_FLAG, _UNICODE_PATH = 0x800, 0x1, 0x7075
 _CHUNK = 1 << 20
 # What zipfile raises for damaged, misnamed and unknown content: it has no common base.
 _DAMAGE = (
@@ -59,25 +63,43 @@ def check_cache_folder(name: str) -> None:
             cache_folder(name)
 
 
-def unpack(zip_path: Path) -> Path:
-    """The folder with the archive's content. The same archive is unpacked only once."""
+def unpack(zip_path: Path, encoding: str | None = None) -> Path:
+    """The folder with the archive's content. The same archive is unpacked only once.
+
+    `encoding`: the user's for names that are not UTF-8; None: found by their letters.
+    """
     try:
         with zipfile.ZipFile(zip_path) as archive:
             now = zip_path.stat()
             key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            target = cache_folder("unpacked") / key
-            return target if target.is_dir() else _unpack(archive, zip_path, target)
+            names, found = _names(archive, encoding)
+            target = cache_folder("unpacked") / (key if found is None else f"{key}-{found}")
+            return target if target.is_dir() else _unpack(archive, names, zip_path, target)
     except _DAMAGE as error:
         raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
     except OSError as error:
         raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
 
 
+def name_notes(folder: Path, value: str) -> list[str]:
+    """The line that says how the names in the archive `value`, unpacked to `folder`, were read."""
+    home = archive_of(folder)
+    encoding = "" if home is None else home.name.partition("-")[2]
+    said = f"{value}: names read as {encoding}, by their letters; data.encoding names another"
+    return [said] if encoding else []
+
+
+def archive_of(path: Path) -> Path | None:
+    """The folder of the unpacked archive that a path is or lies in, or None."""
+    unpacked = cache_dir() / "unpacked"
+    return next((p for p in (path, *path.parents) if p.parent == unpacked), None)
+
+
 def member_names(zip_path: Path) -> list[str]:
     """Names of the archive's files without unpacking it; raises DataError where it is damaged."""
     try:
         with zipfile.ZipFile(zip_path) as archive:
-            names = [_name(info) for info in archive.infolist()]
+            names, _ = _names(archive, None)
     except _DAMAGE as error:
         raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
     except OSError as error:
@@ -95,9 +117,10 @@ def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
+def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, target: Path) -> Path:
     remove_abandoned(target.parent)
-    members = [(_name(info), info) for info in archive.infolist() if not _is_litter(_name(info))]
+    named = zip(names, archive.infolist(), strict=True)
+    members = [(name, info) for name, info in named if not _is_litter(name)]
     problems = [
         *_unsafe_members(members, zip_path),
         *_size_problems(members, zip_path, target.parent),
@@ -111,19 +134,40 @@ def _unpack(archive: zipfile.ZipFile, zip_path: Path, target: Path) -> Path:
     return target
 
 
-def _name(info: zipfile.ZipInfo) -> str:
-    """Name of a member, in the encoding that it was written in."""
-    # Without the UTF-8 flag, zipfile reads a name as CP437; Korean Windows writes CP949.
-    name = info.orig_filename
-    if not info.flag_bits & _UTF8_FLAG:
-        raw = name.encode("cp437")
-        for encoding in ("utf-8", "cp949"):
+def _names(archive: zipfile.ZipFile, encoding: str | None) -> tuple[list[str], str | None]:
+    """Names of the members, and the older encoding that they were written in; None for Unicode.
+
+    Without the UTF-8 flag zipfile reads a name as CP437, but each Windows writes its own: CP949,
+    CP932, CP866, ... All names together have more letters to tell it by.
+    """
+    names, old = [], list[tuple[int, bytes]]()
+    for i, info in enumerate(archive.infolist()):
+        name = info.orig_filename
+        if not info.flag_bits & _UTF8_FLAG:
+            raw = name.encode("cp437")
             try:
-                name = raw.decode(encoding)
-                break
+                name = _unicode_path(info.extra, raw) or raw.decode()
             except UnicodeDecodeError:
-                continue
-    return name.replace("\\", "/")
+                old.append((i, raw))
+        names.append(name)
+    own = encoding and codecs.lookup(encoding).name  # it names a folder
+    found = own or likely_encoding(b"\n".join(raw for _, raw in old))
+    for i, raw in old:
+        try:
+            names[i] = raw.decode(found or "ascii")
+        except UnicodeError:  # an archive of several hands
+            names[i] = raw.decode(likely_encoding(raw) or "cp437")
+    return [name.replace("\\", "/") for name in names], found if old else None
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """The name that Info-ZIP writes beside an older one, where it is of that name."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and field[1:5] == struct.pack("<L", zlib.crc32(raw)):
+            return field[5:].decode()
+    return None
 
 
 def _is_litter(name: str) -> bool:

@@ -6,28 +6,31 @@ DataError that lists what is missing, or possible, with the key that decides.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.archive import member_names, unpack
-from foldrace.dataset.guess_columns import Columns, ImageIndex, find_image_column, find_labels
+from foldrace.dataset.guess_columns import (
+    Columns,
+    find_image_column,
+    find_labels,
+    likely_labels,
+    shown_column,
+)
+from foldrace.dataset.image_paths import ImageIndex
 from foldrace.dataset.images import find_images
+from foldrace.dataset.places import is_sample, is_truth, of_test, split_of, title
+from foldrace.dataset.readers import TABLE_KINDS, is_table
 from foldrace.dataset.tables import (
-    TABLE_KINDS,
+    SPLIT_NAMES,
     Table,
     has_image_suffix,
     inner_folder,
-    is_table,
+    own_table,
     read_table,
 )
-
-_TRUTH = ("label", "truth", "solution", "answer", "hidden")
-"""Words in the name of a table that holds the test images' true classes."""
-_SPLITS = ("train", "test", "val")
-_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 @dataclass
@@ -101,15 +104,8 @@ def _holds_more_than_classes(archive: Path) -> bool:
 
 def _are_classes(names: Sequence[str]) -> bool:
     """False where folders are named after splits of the data; a class may be called train."""
-    splits = {name.casefold() for name in names} & _SPLIT_NAMES
+    splits = {name.casefold() for name in names} & SPLIT_NAMES
     return splits <= {"train"} and (not splits or len(names) > 2)
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a file or folder is named after, or None."""
-    words = re.split("[^a-z]+", name.casefold())
-    found = (s for s in _SPLITS if any(w == s or (len(w) > 4 and w.startswith(s)) for w in words))
-    return next(found, None)
 
 
 class _Search:
@@ -128,6 +124,11 @@ class _Search:
         self._parts = [p for p in entries if p.is_dir() or p.suffix.lower() == ".zip"]
         self._images: dict[Path, list[str]] = {}
         self._indices: dict[Path, ImageIndex] = {}
+        for part in self._parts:
+            if (own := own_table(part)) is not None:
+                self._tables.append(own)
+            elif part.is_dir() and not self._images_of(part):  # csv/ beside images/
+                self._tables += sorted(filter(is_table, part.iterdir()))
 
     def run(self) -> None:
         """Fill the guess, or add problems."""
@@ -154,31 +155,51 @@ class _Search:
     def _train_table(self, sample: Table | None) -> Path | None:
         """The table of the training images, with its columns."""
         found = self._tables_of_images()
-        named = [path for path in found if _split_of(path.stem) == "train"]
-        path = self._only("data.train", "training table", named or list(found))
+        classes = sample.columns[1:] if sample is not None else ()
+        named = [path for path in found if split_of(title(path)) == "train"] or list(found)
+        path = self._only("data.train", "training table", self._labelled(named, found, classes))
         table = None if path is None or self._problems else self._read(path)
         if path is None or table is None:
             return None
         columns = found[path]
-        classes = sample.columns[1:] if sample is not None else ()
         find_labels(table, columns, classes, self._given, self._problems)
-        keys = {
+        keys: dict[str, object] = {
             "train": str(path),
             "train_images": columns.images,
             "image_column": columns.image_column,
             "label_column": columns.label_column,
             "group_column": columns.group_column,
         }
+        if isinstance(columns.label_column, tuple):
+            keys["label_column"] = [*columns.label_column]
         self._guess.data |= {key: value for key, value in keys.items() if value is not None}
         if columns.fold_column is not None:
             self._guess.folds = {"k": columns.folds, "column": columns.fold_column}
         where = f" in {Path(columns.images).name}" if columns.images else ""
         self._guess.notes.append(
-            f"training images: {path.name}, images in column {columns.image_column}{where}, labels "
-            f"in column {columns.label_column}"
+            f"training images: {self._shown(path)}, images in column {columns.image_column}{where}"
+            f", labels in {shown_column(columns.label_column)}"
         )
         self._guess.notes += columns.notes
         return path
+
+    def _labelled(
+        self, paths: Sequence[Path], found: Mapping[Path, Columns], classes: Sequence[str]
+    ) -> list[Path]:
+        """Of several tables the only one that surely has labels; else all."""
+        sure = []
+        for path in paths if len(paths) > 1 else ():
+            table = self._read(path)
+            names = [] if table is None else [*table.columns]
+            others = [name for name in names if name != found[path].image_column]
+            if table is not None and likely_labels(table, others, classes, sure=True):
+                sure.append(path)
+        if len(sure) != 1:
+            return [*paths]
+        for path in paths:
+            if path not in sure:
+                self._guess.notes.append(f"{path.name} is not used: {sure[0].name} has the labels")
+        return sure
 
     def _tables_of_images(self) -> dict[Path, Columns]:
         """The table that the user names, or those that may be of the training images."""
@@ -191,7 +212,12 @@ class _Search:
             if not self._problems and columns.image_column is None:
                 self._no_image_column(path)
             return {path: columns}
-        tables = [t for t in self._tables if not _is_sample(t) and not _of_test(t)]
+        tables = [t for t in self._tables if not is_sample(t) and not of_test(t)]
+        for path in tables:
+            if split_of(title(path)) == "val" and len(tables) > 1:
+                tables = [t for t in tables if t != path]
+                note = f"{self._shown(path)} is not used: the folds are made of the training images"
+                self._guess.notes.append(note)
         found = {path: self._columns(path, "train") for path in tables}
         for path in tables:
             if found[path].image_column is None:
@@ -206,12 +232,12 @@ class _Search:
         if "train" in self._given:
             return
         by_class = [part for part in self._parts if class_folders(self._images_of(part))]
-        named = [part for part in by_class if _split_of(part.name) == "train"]
+        named = [part for part in by_class if split_of(part.name) == "train"]
         own = class_folders(self._images_of(self._folder))
         if not named and len(own) > len(by_class) and _are_classes(own):
             self._take_classes(self._folder, own)
             return
-        others = [part for part in by_class if _split_of(part.name) is None]
+        others = [part for part in by_class if split_of(part.name) is None]
         path = self._only("data.train", "folder or zip of class folders", named or others)
         if path is not None:
             self._take_classes(path, class_folders(self._images_of(path)))
@@ -230,7 +256,7 @@ class _Search:
         self._guess.data["train"] = str(path)
         self._guess.notes.append(f"training images: {path.name}, {len(classes)} folders of classes")
         for part in self._parts:
-            if _split_of(part.name) == "val" and path != self._folder:
+            if split_of(part.name) == "val" and path != self._folder:
                 self._guess.notes.append(
                     f"{part.name} is not used: the folds are made of {path.name} alone"
                 )
@@ -243,17 +269,17 @@ class _Search:
         tables = {
             path: self._columns(path, "test")
             for path in self._tables
-            if _of_test(path) and not _is_truth(path) and not _is_sample(path)
+            if of_test(path) and not is_truth(path) and not is_sample(path)
         }
         for path in self._tables:
-            if _is_truth(path) and _of_test(path):
+            if is_truth(path) and of_test(path):
                 self._guess.notes.append(f"{path.name} is not used: it looks like the test labels")
         tables = {path: columns for path, columns in tables.items() if columns.image_column}
         chosen = self._only("data.test", "test table", list(tables))
         if chosen is not None:
             self._take_test_table(chosen, tables[chosen])
         elif not self._problems:
-            named = [p for p in self._parts if _split_of(p.name) == "test"]
+            named = [p for p in self._parts if split_of(p.name) == "test"]
             named = [p for p in named if self._images_of(p)]
             chosen = self._only("data.test", "folder or zip of test images", named)
             if chosen is not None:
@@ -289,7 +315,7 @@ class _Search:
         self._guess.data |= {key: value for key, value in keys.items() if value is not None}
         where = f" in {Path(columns.images).name}" if columns.images else ""
         self._guess.notes.append(
-            f"test images: {path.name}, images in column {columns.image_column}{where}"
+            f"test images: {self._shown(path)}, images in column {columns.image_column}{where}"
         )
 
     def _columns(self, path: Path, role: str) -> Columns:
@@ -298,7 +324,8 @@ class _Search:
             return Columns()
         key = "image_column" if role == "train" else "test_image_column"
         named, images = self._given.get(key), self._given.get(f"{role}_images")
-        folder = path.parent if images is None else Path(str(images)).absolute()
+        folder = path.parent if self._images_of(path.parent) else self._folder
+        folder = folder if images is None else Path(str(images)).absolute()
         index = self._index(folder if folder.is_dir() else unpack(folder))
         name = None if named is None else str(named)
         columns = find_image_column(table, index, role, name, self._problems)
@@ -329,8 +356,16 @@ class _Search:
             self._problems.append(Problem(str(self._folder), message))
         return None
 
+    def _shown(self, path: Path) -> str:
+        return (
+            str(path.relative_to(self._folder)) if path.is_relative_to(self._folder) else path.name
+        )
+
     def _read(self, path: Path) -> Table | None:
-        return read_table(path, str(path), self._problems)
+        encoding = self._given.get("encoding")
+        return read_table(
+            path, str(path), self._problems, None if encoding is None else str(encoding)
+        )
 
     def _index(self, folder: Path) -> ImageIndex:
         if folder not in self._indices:
@@ -352,15 +387,3 @@ def _unwrapped(folder: Path) -> tuple[Path, list[Path]]:
         if inner is None or files or not any(p.is_dir() for p in inner.iterdir()):
             return folder, entries
         folder = inner
-
-
-def _is_sample(path: Path) -> bool:
-    return any(word in path.stem.casefold() for word in ("sample", "submission"))
-
-
-def _of_test(path: Path) -> bool:
-    return _split_of(path.stem) == "test"
-
-
-def _is_truth(path: Path) -> bool:
-    return any(word in path.stem.casefold() for word in _TRUTH)

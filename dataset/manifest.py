@@ -17,20 +17,23 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.dataset.archive import name_notes
+from foldrace.dataset.guess_columns import named_images, named_labels
+from foldrace.dataset.image_paths import find_paths, on_disk
 from foldrace.dataset.images import find_images, natural_key
 from foldrace.dataset.tables import (
+    SPLIT_NAMES,
     Table,
     clean,
-    complete_suffixes,
-    find_image_root,
     inner_folder,
-    on_disk,
     open_folder,
+    part_notes,
+    read_labels,
     read_source,
+    split_part,
 )
 
 T = TypeVar("T")
-_SPLITS = frozenset(("train", "training", "valid", "validation", "val", "test", "testing"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Manifest:
     """The CSV that the rows come from, as messages name it."""
     lines: tuple[int, ...] | None = None
     """Line where each row begins in `table`, as an editor counts."""
+    readings: tuple[str, ...] = ()
+    """Lines for the user: what was taken for what."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -75,12 +80,15 @@ def scan_manifest(
     row without a label has the class ''.
     """
     problems: list[Problem] = []
-    source = read_source("data.train", data.train, problems)
+    source = read_source("data.train", data.train, problems, data.encoding)
     manifest = None
     if isinstance(source, Table):
         manifest = _from_table(source, data, fold_column, problems)
     elif source is not None:
         manifest = _from_folders(source, data, fold_column, problems)
+    if manifest is not None and data.encoding is None:
+        said = name_notes(manifest.image_root, data.train_images or data.train)
+        manifest = replace(manifest, readings=(*said, *manifest.readings))
     if manifest is not None and data.max_per_class is not None:
         manifest = _first_of_each_class(manifest, data.max_per_class)
     return manifest, problems
@@ -91,16 +99,18 @@ def _from_table(
 ) -> Manifest | None:
     folder: Path | None = table.folder
     if data.train_images is not None:
-        folder = open_folder("data.train_images", data.train_images, problems)
-    paths = table.paths(data.image_column, "data.image_column", problems)
+        folder = open_folder("data.train_images", data.train_images, problems, data.encoding)
+    image_column, notes = named_images(table, data.image_column, folder or table.folder, "train")
+    paths = table.paths(image_column, "data.image_column", problems)
     images_known = not problems
-    names = table.column(data.label_column, "data.label_column", problems)
+    taken = (image_column, data.group_column, fold_column)
+    label_column = named_labels(table, data.label_column, taken, notes, problems)
+    names = read_labels(table, label_column, notes, problems) if label_column else []
     groups = given = None
     if data.group_column is not None:
         groups = table.column(data.group_column, "data.group_column", problems)
     if fold_column is not None:
         given = table.column(fold_column, "folds.column", problems)
-    names = [clean(name) for name in names]
     if names:
         problems.extend(_too_few_classes(table.name, names))
     if paths and names:
@@ -108,14 +118,15 @@ def _from_table(
     if folder is None or not images_known:
         return None
     names = names or [""] * len(paths)
-    root = find_image_root(folder, paths)
-    manifest = _manifest(root, complete_suffixes(root, paths), names)
+    found = find_paths(table, paths, folder, "train", problems)
+    manifest = _manifest(found.root, found.paths, names)
     return replace(
         manifest,
         groups=_cleaned(groups),
         given_folds=_cleaned(given),
         table=table.name,
         lines=table.lines,
+        readings=(*table.notes, *notes, *found.notes),
     )
 
 
@@ -130,6 +141,9 @@ def _from_folders(
         if value is not None:
             message = f"is {value!r}, but data.train has no CSV, only folders; remove this key"
             problems.append(Problem(key, message))
+    part = split_part(folder, "data.train")
+    notes = part_notes("data.train", folder, part)
+    folder = part
     inner = inner_folder(folder)
     while inner is not None and any(p.is_dir() for p in inner.iterdir()):
         folder, inner = inner, inner_folder(inner)
@@ -138,7 +152,7 @@ def _from_folders(
     names = [clean(path.split("/")[0]) for path in paths if "/" in path]
     problems.extend(_folder_problems(folder, data.train, loose, set(names)))
     problems.extend(_too_few_classes(data.train, names))
-    return None if loose else _manifest(folder, paths, names)
+    return None if loose else replace(_manifest(folder, paths, names), readings=notes)
 
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -215,6 +229,6 @@ def _folder_problems(
     empty = sorted(folders - classes - {"__MACOSX"}, key=natural_key)
     if empty and classes:
         yield Problem(where, f"class folders without images: {listing(empty)}; remove them")
-    if len(classes) > 1 and {name.lower() for name in classes} <= _SPLITS:
+    if len(classes) > 1 and {name.lower() for name in classes} <= SPLIT_NAMES:
         names = ", ".join(sorted(classes))
         yield Problem(where, f"the class folders are called {names}: set data.train to one of them")

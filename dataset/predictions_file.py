@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, listing
-from foldrace.dataset.tables import READERS, TABLE_KINDS, Table, clean, read_table, twice
+from foldrace.dataset.readers import READERS, TABLE_KINDS
+from foldrace.dataset.tables import Table, clean, read_table, twice
 
 SUFFIXES = (*READERS, ".npy")
 
 _SUM_TOLERANCE = 1e-3  # a row may miss 1 by so much, for float16 does
 _SHOWN = 5  # cells, rows or names of each kind of problem; the rest are counted
-_OTHER_COMMAS = (";", "\t", "|")
 _LOG_TOLERANCE = 1e-2  # of the sum that rows of float16 logarithms have
 _ABOVE_ONE = 1e-6  # rounding may lift a float32 probability above 1 by so much
 
@@ -98,15 +98,8 @@ def _read_npy(
 def _read_table(
     path: Path, expected: ExpectedRows, problems: list[Problem]
 ) -> NDArray[np.float64] | None:
-    before = len(problems)
     table = read_table(path, str(path), problems)
     if table is None:
-        return None
-    other = next((mark for mark in _OTHER_COMMAS if mark in table.header[0]), None)
-    if len(table.columns) == 1 and other is not None:
-        del problems[before:]  # of cells that are none
-        message = f"is separated by {other!r}; save it with commas, decimals with a point"
-        problems.append(Problem(table.name, message))
         return None
     id_column = _id_column(table, expected)
     found = [*_wrong_columns(table, id_column, expected), *_wrong_ids(table, id_column, expected)]
@@ -209,7 +202,7 @@ def _numbers(table: Table, columns: Sequence[int]) -> NDArray[np.float64]:
 
 def _number(cell: str) -> float:
     try:
-        return float(cell)
+        return float(cell.replace(",", "."))  # as Excel writes it in half the world
     except ValueError:
         return float("nan")
 

@@ -1,32 +1,36 @@
-"""Sources of rows: CSV tables as people have them, and folders or zips of images.
+"""Sources of rows: tables as people have them, and folders or zips of images.
 
 Takes the paths that the config names, gives a `Table` or a folder, and adds to a list of problems.
-`read_table` is ours, not pandas': a message names the line of the user's file, and names of images
-may hold bytes that are not UTF-8, which pandas cannot.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import posixpath
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from unicodedata import normalize
 
 from foldrace.core.errors import DataError, Problem, closest, listing
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.images import IMAGE_SUFFIXES
+from foldrace.dataset.readers import TABLE_KINDS, TableFile, is_table, read_records
 
-_ROOT_SAMPLE = 50  # so many paths tell whether a wrapping folder has to be left out
+OWN_TABLES = tuple(
+    f"{stem}{suffix}"
+    for stem in ("metadata", "_classes")
+    for suffix in (".csv", ".jsonl", ".parquet")
+)
+"""Tables of the images that they lie among, as Hugging Face and Roboflow write them."""
+WHOLE_NUMBER = r"-?\d+(\.0+)?"
+"""A whole number, also as pandas writes it beside missing ones."""
+SPLIT_NAMES = frozenset(("train", "training", "valid", "validation", "val", "test", "testing"))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV as text: no cell is a number or missing ('NA' and '01' stay as they are)."""
+    """A table as text: no cell is a number or missing ('NA' and '01' stay as they are)."""
 
     name: str
     folder: Path
@@ -36,7 +40,11 @@ class Table:
     """Names of the columns as they are compared, see `clean`."""
     rows: tuple[list[str], ...]
     lines: tuple[int, ...]
-    """Line where each row begins, as an editor counts."""
+    """Line where each row begins, as an editor counts; of a Parquet file the row's number."""
+    delimiter: str = ","
+    """What stands between the cells, where it is text."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user: how it was read."""
 
     def column(self, name: str, key: str, problems: list[Problem]) -> list[str]:
         """The column's cells, all filled; [] and a problem where that cannot be."""
@@ -57,31 +65,27 @@ class Table:
         return cells
 
     def paths(self, column: str, key: str, problems: list[Problem]) -> list[str]:
-        """The column's cells with `/` between the parts of a path, none above the folder."""
-        paths = [path.replace("\\", "/") for path in self.column(column, key, problems)]
-        outside = [
-            f"line {line}: {path}"
-            for line, path in zip(self.lines, paths, strict=False)
-            if posixpath.normpath(path).split("/")[0] == ".."
-        ]
-        if outside:
-            message = f"paths lead out of the image folder: {listing(outside)}; make them absolute"
-            advice = "or name the folder above in the config"
-            problems.append(Problem(self.name, f"{message}, {advice}"))
-        return paths
+        """The column's cells with `/` between the parts of a path."""
+        return [path.replace("\\", "/") for path in self.column(column, key, problems)]
+
+    def cells(self, name: str) -> list[str]:
+        """The column's cells as they are compared; [] where there is no such column."""
+        if name not in self.columns:
+            return []
+        index = self.columns.index(name)
+        return [clean(row[index]) for row in self.rows]
 
 
-Records = list[tuple[int, list[str]]]
-"""Line and cells of each record of a table, the header first."""
-
-
-def read_table(path: Path, name: str, problems: list[Problem]) -> Table | None:
+def read_table(
+    path: Path, name: str, problems: list[Problem], encoding: str | None = None
+) -> Table | None:
     """The table in a file, by its reader in `READERS`.
 
-    None, and problems with their lines, where it is unsound. `name` is what messages call it.
+    None, and problems with their lines, where it is unsound. `name` is what messages call it,
+    `encoding` the user's for text that is not UTF-8.
     """
-    read = READERS.get(path.suffix.lower(), _csv_records)  # a CSV may have any name
-    records = read(path, name, problems)
+    file = TableFile(path, name, encoding, problems)
+    records = read_records(file)
     if records is None:
         return None
     if len(records) < 2:
@@ -100,37 +104,9 @@ def read_table(path: Path, name: str, problems: list[Problem]) -> Table | None:
         columns=tuple(clean(cell) for cell in header),
         rows=tuple(cells for _, cells in rows),
         lines=tuple(line for line, _ in rows),
+        delimiter=file.delimiter,
+        notes=tuple(file.notes),
     )
-
-
-def _csv_records(path: Path, name: str, problems: list[Problem]) -> Records | None:
-    text = _decode(path, name, problems)
-    if text is None:
-        return None
-    records: Records = []
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    start = 1
-    try:
-        for cells in reader:
-            if cells:  # an empty line gives an empty record
-                records.append((start, cells))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        message = f'line {start} is not valid CSV: {error}; put values with , or " in quotes'
-        problems.append(Problem(name, message))
-        return None
-    return records
-
-
-READERS: dict[str, Callable[[Path, str, list[Problem]], Records | None]] = {".csv": _csv_records}
-"""Readers of users' tables by suffix; one that fails adds problems and gives None."""
-
-TABLE_KINDS = " or ".join(READERS)
-
-
-def is_table(path: Path) -> bool:
-    """True for the name of a file that `read_table` reads."""
-    return path.suffix.lower() in READERS
 
 
 def clean(cell: str) -> str:
@@ -143,13 +119,27 @@ def twice(items: Iterable[str]) -> list[str]:
     return [item for item, count in Counter(items).items() if count > 1]
 
 
-def read_source(key: str, value: str, problems: list[Problem]) -> Table | Path | None:
-    """A table, or the only table in a zip; else the folder of images."""
+def read_source(
+    key: str, value: str, problems: list[Problem], encoding: str | None = None
+) -> Table | Path | None:
+    """A table, or the only table in a zip; else the folder of images.
+
+    Of a folder with parts for training and test the one that `key` is about; of a folder with a
+    table of its own (`OWN_TABLES`) that table.
+    """
     path = Path(value)
-    if is_table(path) and path.is_file():
-        return read_table(path, value, problems)
-    folder = open_folder(key, value, problems, kinds=f"a {TABLE_KINDS}, a folder or a .zip")
-    if folder is None or path.is_dir():
+    if path.is_file() and (is_table(path) or path.suffix.lower() == ".txt"):
+        return read_table(path, value, problems, encoding)
+    kinds = f"a {TABLE_KINDS}, a folder or a .zip"
+    folder = open_folder(key, value, problems, encoding, kinds)
+    if folder is None:
+        return None
+    part = split_part(folder, key)
+    own = own_table(part)
+    if own is not None:
+        table = read_table(own, f"{own.relative_to(folder)} in {value}", problems, encoding)
+        return table and replace(table, notes=(*part_notes(key, folder, part), *table.notes))
+    if path.is_dir():
         return folder
     tables = sorted(p for p in folder.rglob("*.*") if is_table(p) and not p.name.startswith("."))
     if not tables:
@@ -159,11 +149,94 @@ def read_source(key: str, value: str, problems: list[Problem]) -> Table | Path |
         message = f"holds {len(tables)} tables: {listing(names)}; unpack it and set {key} to one"
         problems.append(Problem(value, message))
         return None
-    return read_table(tables[0], f"{names[0]} in {value}", problems)
+    return read_table(tables[0], f"{names[0]} in {value}", problems, encoding)
+
+
+def read_labels(
+    table: Table, column: str | Sequence[str], notes: list[str], problems: list[Problem]
+) -> list[str]:
+    """The class of each row; whole numbers lose their `.0`, which a note tells.
+
+    Of one-hot columns the name of the one with the 1. [] and problems where that cannot be.
+    """
+    if not isinstance(column, str):
+        return _one_hot_labels(table, column, problems)
+    names = [clean(name) for name in table.column(column, "data.label_column", problems)]
+    if any("." in n for n in names) and all(re.fullmatch(WHOLE_NUMBER, n) for n in names):
+        whole = [name.split(".")[0] for name in names]
+        first = next(i for i, name in enumerate(names) if "." in name)
+        notes.append(f"{table.name}: label {names[first]} is read as {whole[first]}, and so on")
+        return whole
+    return names
+
+
+def _one_hot_labels(table: Table, columns: Sequence[str], problems: list[Problem]) -> list[str]:
+    before = len(problems)
+    cells = [table.column(name, "data.label_column", problems) for name in columns]
+    if len(problems) > before:
+        return []
+    rows = [[bit(cell) for cell in row] for row in zip(*cells, strict=True)]
+    for message, odd in (
+        ("cells that are neither 0 nor 1", [None in row for row in rows]),
+        ("no class", [None not in row and sum(map(bool, row)) == 0 for row in rows]),
+        (
+            "several classes, where only one can be predicted (no multi-label)",
+            [None not in row and sum(map(bool, row)) > 1 for row in rows],
+        ),
+    ):
+        lines = [line for line, is_odd in zip(table.lines, odd, strict=True) if is_odd]
+        if lines:
+            listed = f"{listing(columns, 6)} have {message}: line {listing(lines)}"
+            problems.append(Problem(table.name, f"the one-hot columns {listed}"))
+    if len(problems) > before:
+        return []
+    return [clean(columns[row.index(1)]) for row in rows]
+
+
+def bit(cell: str) -> int | None:
+    """0 or 1; None for anything else."""
+    text = cell.strip().casefold()
+    if text in ("true", "false"):
+        return int(text == "true")
+    return int(float(text)) if is_number(text) and float(text) in (0.0, 1.0) else None
+
+
+def is_number(text: str) -> bool:
+    """True for the text of a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def own_table(folder: Path) -> Path | None:
+    """The table that a folder of images brings along, or None."""
+    return next((folder / name for name in OWN_TABLES if (folder / name).is_file()), None)
+
+
+def split_part(folder: Path, key: str) -> Path:
+    """The subfolder for training, or test, of a folder that is divided so; else the folder.
+
+    Folders that wrap everything are looked through.
+    """
+    parts = {p.name.casefold(): p for p in _visible(folder) if p.is_dir()}
+    if len(parts) == 1 and own_table(folder) is None:
+        [part] = parts.values()
+        inner = split_part(part, key)
+        return folder if inner == part else inner
+    word = "test" if key == "data.test" else "train"
+    named = [part for name, part in parts.items() if name.startswith(word)]
+    divided = len(parts) > 1 and parts.keys() <= SPLIT_NAMES and own_table(folder) is None
+    return named[0] if divided and len(named) == 1 else folder
 
 
 def open_folder(
-    key: str, value: str, problems: list[Problem], kinds: str = "a folder or a .zip"
+    key: str,
+    value: str,
+    problems: list[Problem],
+    encoding: str | None = None,
+    kinds: str = "a folder or a .zip",
 ) -> Path | None:
     """The folder of that path, or with the content of that zip; None and a problem where none."""
     path = Path(value)
@@ -179,87 +252,31 @@ def open_folder(
         problems.append(Problem(key, f"{value} is of no known kind; allowed: {kinds}"))
         return None
     try:
-        return unpack(path)
+        return unpack(path, encoding)
     except DataError as error:
         problems.extend(error.problems)
         return None
 
 
-def on_disk(root: Path, written: str) -> Path:
-    """The file of that name, whichever Unicode form the disk has for each of its parts."""
-    path = root / written
-    if written.isascii() or os.path.exists(path):  # Path.exists raises for a name too long
-        return path
-    found = root
-    for part in PurePosixPath(written).parts:
-        forms = (part, normalize("NFC", part), normalize("NFD", part))
-        found = next((found / f for f in forms if os.path.exists(found / f)), found / part)
-    return found
-
-
 def inner_folder(folder: Path) -> Path | None:
     """The only folder in `folder`, or None where there are images or others beside it."""
-    visible = [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+    visible = _visible(folder)
     folders = [p for p in visible if p.is_dir()]
     images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible if not p.is_dir())
     return folders[0] if len(folders) == 1 and not images else None
 
 
-def find_image_root(folder: Path, paths: Sequence[str]) -> Path:
-    """`folder`, or the one folder wrapped in it when only from there paths lead to files.
-
-    Ids without a suffix lead to the image of that name.
-    """
-    sample = paths[:: len(paths) // _ROOT_SAMPLE + 1]
-    root: Path | None = folder
-    while root is not None:
-        completed = complete_suffixes(root, sample)
-        if any(os.path.exists(on_disk(root, path)) for path in completed):
-            return root
-        root = inner_folder(root)
-    return folder
+def part_notes(key: str, folder: Path, part: Path) -> tuple[str, ...]:
+    """The line that says which part of a folder is taken, where it is one."""
+    others = sorted(p.name for p in part.parent.iterdir() if p.is_dir() and p != part)
+    note = f"{key}: {part.name} of {folder.name}, not {listing(others)}; name another part itself"
+    return () if part == folder else (note,)
 
 
-def complete_suffixes(root: Path, paths: Sequence[str]) -> tuple[str, ...]:
-    """The paths; where one names no image file but the stem of exactly one, that file's path."""
-    folders: dict[str, dict[str, list[str]]] = {}
-
-    def completed(path: str) -> str:
-        if has_image_suffix(path):
-            return path
-        parent, stem = posixpath.split(path)
-        if parent not in folders:
-            folders[parent] = _images_by_stem(on_disk(root, parent))
-        names = folders[parent].get(clean(stem), [])
-        return posixpath.join(parent, names[0]) if len(names) == 1 else path
-
-    return tuple(map(completed, paths))
+def _visible(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
 
 
 def has_image_suffix(path: str) -> bool:
     """True for the name of an image file."""
-    return posixpath.splitext(path.strip())[1].lower() in IMAGE_SUFFIXES
-
-
-def _images_by_stem(folder: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    if folder.is_dir():
-        for name in sorted(os.listdir(folder)):
-            if has_image_suffix(name):
-                found.setdefault(clean(posixpath.splitext(name)[0]), []).append(name)
-    return found
-
-
-def _decode(path: Path, name: str, problems: list[Problem]) -> str | None:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        problems.append(Problem(name, f"cannot be read: {error}"))
-        return None
-    for encoding in ("utf-8-sig", "cp949"):  # Korean Excel saves CP949
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    problems.append(Problem(name, "is neither UTF-8 nor CP949 text; save it as CSV UTF-8"))
-    return None
+    return Path(path.strip()).suffix.lower() in IMAGE_SUFFIXES

@@ -8,24 +8,32 @@ Unicode form and the spaces around them, and kept as the sample writes them.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.dataset.archive import name_notes
+from foldrace.dataset.guess_columns import named_images
+from foldrace.dataset.image_paths import find_paths, on_disk
 from foldrace.dataset.images import find_images
+from foldrace.dataset.readers import TABLE_KINDS
+from foldrace.dataset.submission_form import (
+    SubmissionForm,
+    form_of_sample,
+    form_without_sample,
+    match_ids,
+)
 from foldrace.dataset.tables import (
-    TABLE_KINDS,
     Table,
     clean,
-    complete_suffixes,
-    find_image_root,
     inner_folder,
-    on_disk,
     open_folder,
+    part_notes,
     read_source,
     read_table,
+    split_part,
     twice,
 )
 
@@ -39,17 +47,13 @@ class ImageSet:
     ids: tuple[str, ...]
     """Ids exactly as the sample writes them, else the test CSV; else the files' names."""
     id_column: str
-    class_columns: tuple[str, ...]
-    """The classes, in the order of the sample's columns where it has one for each."""
-    header: tuple[str, ...]
-    """First line of the submission exactly as the sample writes it (spaces, Unicode form):
-    `id_column` and `class_columns`, or in the label form `id_column` and one column for labels."""
-    labels: bool = False
-    """True where the sample asks for the most probable class, not for probabilities."""
+    form: SubmissionForm
     table: str | None = None
     """The CSV that the images come from, as messages name it."""
     lines: tuple[int, ...] | None = None
     """Line where each row begins in `table`, as an editor counts."""
+    readings: tuple[str, ...] = ()
+    """Lines for the user: what was taken for what."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -62,23 +66,31 @@ class ImageSet:
 def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
     """The test rows, or None where the config names none; DataError with every problem."""
     if data.test is None:
+        if data.sample_submission is not None:
+            raise DataError.single(
+                f"data.sample_submission: {data.sample_submission}",
+                "there is no data.test, so that nothing would be submitted; set data.test to the "
+                "table, folder or zip of the test images, or remove data.sample_submission",
+            )
         return None
     problems: list[Problem] = []
-    sample = _read_sample(data, classes, problems)
-    source = read_source("data.test", data.test, problems)
+    sample = _read_sample(data, problems)
+    form = None if sample is None else form_of_sample(sample, data, classes, problems)
+    source = read_source("data.test", data.test, problems, data.encoding)
     found = None
     if isinstance(source, Table):
         found = _from_table(source, data, classes, sample, problems)
     elif source is not None:
-        found = _from_folder(source, data, classes, sample, problems)
-    if found is not None and sample is not None and not problems:
-        found = _in_sample_order(found, sample, problems)
+        found = _from_folder(source, data, classes, problems)
+    if found is not None and sample is not None and form is not None and not problems:
+        found = _in_sample_order(found, sample, form, problems)
     if found is None or problems:
         raise DataError(problems)
-    return found
+    said = name_notes(found.image_root, data.test_images or data.test) if not data.encoding else []
+    return replace(found, readings=(*said, *found.readings))
 
 
-def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Problem]) -> Table | None:
+def _read_sample(data: DataConfig, problems: list[Problem]) -> Table | None:
     value = data.sample_submission
     if value is None:
         return None
@@ -87,32 +99,7 @@ def _read_sample(data: DataConfig, classes: Sequence[str], problems: list[Proble
             Problem("data.sample_submission", f"{value} is no file; needed: a {TABLE_KINDS}")
         )
         return None
-    sample = read_table(Path(value), value, problems)
-    if sample is None:
-        return None
-    columns = sample.columns[1:]
-    if _asks_for_labels(sample, classes):
-        return sample
-    for message, names in (
-        (
-            "columns that are no class of the training data",
-            [c for c in columns if c not in classes],
-        ),
-        ("training classes without a column", [c for c in classes if c not in columns]),
-        ("columns that are there twice", twice(columns)),
-    ):
-        if names:
-            advice = "it needs the id column, then one column per class, or one that holds classes"
-            problems.append(Problem(value, f"{message}: {listing(names)}; {advice}"))
-    return sample
-
-
-def _asks_for_labels(sample: Table, classes: Sequence[str]) -> bool:
-    """True where one column beside the ids, which is no class's, holds classes or nothing."""
-    columns = sample.columns[1:]
-    if len(columns) != 1 or columns[0] in classes:
-        return False
-    return all(clean(cell) in ("", *classes) for row in sample.rows for cell in row[1:])
+    return read_table(Path(value), value, problems, data.encoding)
 
 
 def _from_table(
@@ -126,36 +113,45 @@ def _from_table(
     if data.test_id_column is None and sample is not None and sample.columns[0] in table.columns:
         id_column = sample.columns[0]
     ids = table.column(id_column, "data.test_id_column", problems)
-    image_column = data.test_image_column or data.image_column
-    paths = table.paths(image_column, "data.test_image_column", problems)
     folder: Path | None = table.folder
     if data.test_images is not None:
-        folder = open_folder("data.test_images", data.test_images, problems)
+        folder = open_folder("data.test_images", data.test_images, problems, data.encoding)
+    image_column, notes = _image_column(table, data, folder or table.folder)
+    paths = table.paths(image_column, "data.test_image_column", problems)
     if repeated := twice(map(clean, ids)):
         message = f"ids that are there twice: {listing(repeated)}; give every row its own"
         problems.append(Problem(table.name, message))
     if folder is None or problems:
         return None
-    root = find_image_root(folder, paths)
+    files = find_paths(table, paths, folder, "test", problems)
     return ImageSet(
-        image_root=root,
-        image_paths=complete_suffixes(root, paths),
+        image_root=files.root,
+        image_paths=files.paths,
         ids=tuple(ids),
         id_column=id_column,
-        class_columns=tuple(classes),
-        header=(id_column, *classes),
+        form=form_without_sample(data, classes, id_column, problems),
         table=table.name,
         lines=table.lines,
+        readings=(*table.notes, *notes, *files.notes),
     )
 
 
+def _image_column(table: Table, data: DataConfig, folder: Path) -> tuple[str, list[str]]:
+    """The column of image paths: the config's, that of the training table, or the likely one."""
+    named = data.test_image_column or data.image_column
+    if data.test_image_column is not None or clean(named) in table.columns:
+        return named, []
+    default = DataConfig.model_fields["image_column"].default
+    found, notes = named_images(table, default, folder, "test")
+    return (found, notes) if notes else (named, [])
+
+
 def _from_folder(
-    folder: Path,
-    data: DataConfig,
-    classes: Sequence[str],
-    sample: Table | None,
-    problems: list[Problem],
+    folder: Path, data: DataConfig, classes: Sequence[str], problems: list[Problem]
 ) -> ImageSet | None:
+    part = split_part(folder, "data.test")
+    notes = part_notes("data.test", folder, part)
+    folder = part
     while (inner := inner_folder(folder)) is not None:
         folder = inner
     paths = find_images(folder)
@@ -165,50 +161,57 @@ def _from_folder(
     if not paths:
         problems.append(Problem("data.test", f"{data.test} holds no images"))
     ids = [posixpath.basename(path) for path in paths]
-    if sample is not None:
-        wanted = {clean(row[0]) for row in sample.rows}
-        stems = [posixpath.splitext(name)[0] for name in ids]
-        if len(wanted.intersection(map(clean, stems))) > len(wanted.intersection(map(clean, ids))):
-            ids = stems
-    if repeated := twice(map(clean, ids)):
-        message = (
-            f"several images would have one id: {listing(repeated)}; use a CSV of ids and paths"
-        )
-        problems.append(Problem(f"data.test: {data.test}", message))
+    if twice(map(clean, ids)):
+        ids = paths
+        notes = (*notes, f"data.test: ids are paths such as {ids[0]}: several files have one name")
     id_column = data.test_id_column or "id"
     return ImageSet(
         image_root=folder,
         image_paths=tuple(paths),
         ids=tuple(ids),
         id_column=id_column,
-        class_columns=tuple(classes),
-        header=(id_column, *classes),
+        form=form_without_sample(data, classes, id_column, problems),
+        readings=notes,
     )
 
 
-def _in_sample_order(found: ImageSet, sample: Table, problems: list[Problem]) -> ImageSet:
-    ids = sample.column(sample.columns[0], "data.sample_submission", problems)
-    row_of = {clean(name): row for row, name in enumerate(found.ids)}
-    asked = {clean(name) for name in ids}
+def _in_sample_order(
+    found: ImageSet, sample: Table, form: SubmissionForm, problems: list[Problem]
+) -> ImageSet:
+    """The images in the sample's order, with its ids and its form."""
+    id_column = sample.columns[form.id_at]
+    ids = sample.column(id_column, "data.sample_submission", problems)
+    own = list(form.images) or ids
+    files = [found.file(row).as_posix() for row in range(len(found))]
+    rows, way = match_ids(own, found.ids, files)
+    if not rows:
+        problems += _unmatched(sample, own, found)
+    if problems:
+        return found
+    values = 1 if form.kind != "probabilities" else len(form.class_columns)
+    end = form.value_at + values
+    frames = tuple((*row[: form.value_at], *row[end:]) for row in sample.rows)
+    notes = [f"{sample.name}: ids matched by {way}"] if way else []
+    return replace(
+        found,
+        image_paths=tuple(found.image_paths[row] for row in rows),
+        ids=tuple(own),
+        id_column=id_column,
+        form=replace(form, frames=frames),
+        lines=None if found.lines is None else tuple(found.lines[row] for row in rows),
+        readings=(*found.readings, *sample.notes, *notes),
+    )
+
+
+def _unmatched(sample: Table, ids: Sequence[str], found: ImageSet) -> Iterator[Problem]:
+    known, asked = {clean(name) for name in found.ids}, {clean(name) for name in ids}
+    example = f"; its ids look like {ids[0]!r}, the images' like {found.ids[0]!r}"
     for message, names in (
         ("ids that are there twice", twice(map(clean, ids))),
-        ("ids without a test image", [i for i in ids if clean(i) not in row_of]),
+        ("ids without a test image", [i for i in ids if clean(i) not in known]),
         ("test images without an id in it", [i for i in found.ids if clean(i) not in asked]),
     ):
         if names:
             advice = "the sample needs exactly one row per test image (data.test)"
-            problems.append(Problem(sample.name, f"{message}: {listing(names)}; {advice}"))
-    if problems:
-        return found
-    rows = [row_of[clean(name)] for name in ids]
-    labels = _asks_for_labels(sample, found.class_columns)
-    return replace(
-        found,
-        image_paths=tuple(found.image_paths[row] for row in rows),
-        ids=tuple(ids),
-        id_column=sample.columns[0],
-        class_columns=found.class_columns if labels else sample.columns[1:],
-        header=sample.header,
-        labels=labels,
-        lines=None if found.lines is None else tuple(found.lines[row] for row in rows),
-    )
+            text = f"{message}: {listing(names)}; {advice}"
+            yield Problem(sample.name, text + (example if not known & asked else ""))

@@ -1,7 +1,8 @@
-"""`submission.csv` in the exact form of the sample, and the receipt that proves it.
+"""`submission.csv` in the exact form of the sample, the receipt that proves it, and the log.
 
 Takes test probabilities, gives the two files, each in place of the earlier one at once. The text is
 checked before it is written, and the file is read back: what is proved is what lies on the disk.
+A copy under a number of its own stays (`keep_submission`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -20,9 +22,16 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import Files
+from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.run_folder.blend_records import EnsembleRecord
 
+FOLDER = "submissions"
+LOG = f"{FOLDER}/log.csv"
+_LOG_COLUMNS = (
+    *("number", "file", "time", "sha256", "test", "tta", "crossfit_logloss", "blend"),
+    "public_score",
+)
 _ROW_SUM = 1e-6
 
 
@@ -46,6 +55,8 @@ class Receipt:
     """Table of the test images, or their folder."""
     rows: int
     columns: tuple[str, ...]
+    form: str
+    """What the columns hold, in words."""
     created: str
     oof_logloss: float
     crossfit_logloss: float
@@ -90,7 +101,8 @@ def write_submission(
         sha256=hashlib.sha256(data).hexdigest(),
         test=test.table or str(test.image_root),
         rows=len(test),
-        columns=test.header,
+        columns=test.form.header,
+        form=str(test.form),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         oof_logloss=ensemble.oof_logloss,
         crossfit_logloss=ensemble.crossfit_logloss,
@@ -103,56 +115,172 @@ def write_submission(
         tta=tta,
         checks=checks,
     )
-    text = json.dumps(asdict(receipt), indent=1, ensure_ascii=False)
-    files.write(f"{name.removesuffix('.csv')}.receipt.json", text.encode())
+    files.write(receipt_name(name), _receipt_json(receipt))
     return receipt
 
 
-def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
-    """Text with columns in the sample's order, numbers with 9 significant digits.
+def receipt_name(name: str) -> str:
+    """The file of a submission's receipt."""
+    return f"{name.removesuffix('.csv')}.receipt.json"
 
-    In the label form the most probable class, the first of equal ones.
+
+def keep_submission(files: Files, receipt: Receipt) -> str:
+    """Copy a run folder's submission under the next number, and log it; gives the copy's name.
+
+    The one that holds the same is given where there is one.
     """
-    order = [list(classes).index(column) for column in test.class_columns]
+    known = {row["sha256"]: row["file"] for row in _log(files)}
+    if receipt.sha256 in known:
+        return known[receipt.sha256]
+    number = _next_number(files)
+    name = f"{FOLDER}/{receipt.file.replace('submission', f'{number:04d}', 1)}"
+    files.write(name, files.read(receipt.file))
+    files.write(receipt_name(name), _receipt_json(receipt))
+    log_submission(files, receipt, name, number)
+    return name
+
+
+def keep_edited(files: Files, name: str) -> str | None:
+    """Copy a submission that is not as it was written, before another takes its place.
+
+    Gives the copy's name, or None where there is none, or nobody has changed it.
+    """
+    if not files.exists(name) or not files.exists(receipt_name(name)):
+        return None
+    data = files.read(name)
+    if hashlib.sha256(data).hexdigest() in files.read(receipt_name(name)).decode():
+        return None
+    copy = f"{FOLDER}/{name.replace('submission', f'{_next_number(files):04d}-edited', 1)}"
+    files.write(copy, data)
+    return copy
+
+
+def log_submission(files: Files, receipt: Receipt, name: str, number: int | None = None) -> None:
+    """Add a line to the run folder's log; what people have written there stays.
+
+    `number` None: the next one, of a submission that lies elsewhere.
+    """
+    members = (f"{m['candidate']} {m['variant']} {m['weight']:.3g}" for m in receipt.members)
+    row = (
+        *(
+            number or _next_number(files),
+            name,
+            receipt.created,
+            receipt.sha256,
+            receipt.test,
+            receipt.tta,
+        ),
+        *(f"{receipt.crossfit_logloss:.6f}", ", ".join(members), ""),
+    )
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(test.header)
-    for row_id, row in zip(test.ids, prob[:, order], strict=True):
-        cells = [test.class_columns[row.argmax()]] if test.labels else [f"{p:.9g}" for p in row]
-        writer.writerow([row_id, *cells])
+    text = files.read(LOG).decode(errors="surrogateescape") if files.exists(LOG) else ""
+    if not text:
+        writer.writerow(_LOG_COLUMNS)
+    elif not text.endswith("\n"):
+        text += "\n"
+    writer.writerow(row)
+    files.write(LOG, (text + buffer.getvalue()).encode(errors="surrogateescape"))
+
+
+def _log(files: Files) -> list[dict[str, str]]:
+    """The log's rows, as far as they can be read: people write into it."""
+    text = files.read(LOG).decode(errors="replace") if files.exists(LOG) else ""
+    return [row for row in csv.DictReader(io.StringIO(text)) if row.get("sha256")]
+
+
+def _next_number(files: Files) -> int:
+    """One more than the greatest number of a copy or in the log."""
+    names = (re.match("[0-9]+", name) for name in files.names(FOLDER))
+    copies = [int(match[0]) for match in names if match]
+    logged = [int(row["number"]) for row in _log(files) if (row.get("number") or "").isdecimal()]
+    return max((*copies, *logged), default=0) + 1
+
+
+def _receipt_json(receipt: Receipt) -> bytes:
+    return json.dumps(asdict(receipt), indent=1, ensure_ascii=False).encode()
+
+
+def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
+    """Text in the test set's form, numbers with 9 significant digits.
+
+    Labels: the most probable class, the first of equal ones.
+    """
+    form = test.form
+    index = {name: i for i, name in enumerate(classes)}
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=form.delimiter, lineterminator="\n")
+    writer.writerow(form.header)
+    for frame, values in zip(_frames(test), _values(form, index, prob), strict=True):
+        writer.writerow([*frame[: form.value_at], *values, *frame[form.value_at :]])
     return buffer.getvalue()
+
+
+def _frames(test: ImageSet) -> Sequence[tuple[str, ...]]:
+    """The cells of each row that are not predicted."""
+    return test.form.frames or [(name,) for name in test.ids]
+
+
+def _values(
+    form: SubmissionForm, index: Mapping[str, int], prob: NDArray[np.float64]
+) -> Iterator[list[str]]:
+    """The predicted cells of each row."""
+    if form.kind == "long":
+        yield from ([_text(prob[image, index[name]])] for image, name in form.long_rows)
+    elif form.kind == "probability_of":
+        yield from ([_text(p)] for p in prob[:, index[form.of or ""]])
+    else:
+        order = [index[name] for name in form.class_columns]
+        for row in prob[:, order]:
+            labels = form.kind == "labels"
+            yield [form.class_columns[row.argmax()]] if labels else [_text(p) for p in row]
+
+
+def _text(number: float) -> str:
+    return f"{number:.9g}"
 
 
 def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
     """Read a submission; the checks that passed, or RunFailure with those that did not."""
-    header, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+    form = test.form
+    header, *rows = list(csv.reader(io.StringIO(text), delimiter=form.delimiter)) or [[]]
+    end = len(form.header) - (len(_frames(test)[0]) - form.value_at if len(test) else 0)
+    frames = [(*row[: form.value_at], *row[end:]) for row in rows]
     results = {
-        "columns equal the sample's, in its order": header == list(test.header),
+        "columns equal the sample's, in its order": header == list(form.header),
         "every row has one cell per column": all(len(row) == len(header) for row in rows),
-        "ids equal the sample's, in its order": [r[0] for r in rows if r] == list(test.ids),
+        "ids equal the sample's, in its order": frames == list(_frames(test)),
     }
-    cells = [row[1:] for row in rows]
-    results |= _label_checks(cells, test) if test.labels else _probability_checks(cells)
+    cells = [row[form.value_at : end] for row in rows]
+    results |= _label_checks(cells, form) if form.kind == "labels" else _number_checks(cells, form)
     failed = [check for check, passed in results.items() if not passed]
     if failed:
         raise RunFailure(f"the submission is not valid: failed checks: {'; '.join(failed)}")
     return tuple(results)
 
 
-def _label_checks(cells: list[list[str]], test: ImageSet) -> dict[str, bool]:
-    known = set(test.class_columns)
+def _label_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, bool]:
+    known = set(form.class_columns)
     return {"every label is a class": all(cell in known for row in cells for cell in row)}
 
 
-def _probability_checks(cells: list[list[str]]) -> dict[str, bool]:
+def _number_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, bool]:
     values = [[_number(cell) for cell in row] for row in cells]
     numbers = np.array([number for row in values for number in row])
-    furthest = max((abs(sum(row) - 1) for row in values), default=0.0)
-    return {
+    results = {
         "no value is missing or not finite": bool(np.isfinite(numbers).all()),
         "every value lies in [0, 1]": bool(((numbers >= 0) & (numbers <= 1)).all()),
-        f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM,
     }
+    if form.kind == "probability_of":
+        return results
+    sums = [sum(row) for row in values]
+    if form.kind == "long":
+        totals = np.zeros(max((image for image, _ in form.long_rows), default=-1) + 1)
+        for (image, _), total in zip(form.long_rows, sums, strict=False):
+            totals[image] += total
+        sums = totals.tolist()
+    furthest = max((abs(total - 1) for total in sums), default=0.0)
+    return results | {f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM}
 
 
 def _number(cell: str) -> float:

@@ -47,7 +47,7 @@ EXTENDABLE = (
 )
 """Beginnings of the keys that `resume --set` may change: everything else would make old and new
 trials incomparable."""
-PLACES = ("data.train", "data.test", "data.sample_submission")
+PLACES = ("data.train", "data.test", "data.sample_submission", "data.submission", "data.encoding")
 """Beginnings of the keys that say where the data lie, and the form of the test set."""
 _WITHOUT_EFFECT = ("name", "smoke", "plugins", "cache.max_gb")
 _IMAGE_SIZES = "image_sizes.npy"

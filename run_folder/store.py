@@ -39,7 +39,7 @@ from foldrace.run_folder.tables import decisions_csv, leaderboard_csv, trials_cs
 from foldrace.run_folder.trials import TrialFiles
 
 _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
-_RECEIPT, _UPDATE = "submission.receipt.json", "ensemble/update.json"
+_UPDATE = "ensemble/update.json"
 _RUNNING, _GPUS = "logs/running.json", "logs/gpu_memory.json"
 
 
@@ -194,9 +194,15 @@ class RunStore(TrialFiles):
         self.files.write("trials.csv", to_bytes(trials_csv(listed)))
         self.files.write("decisions.csv", to_bytes(decisions_csv(listed)))
 
+    @property
+    def submission_name(self) -> str:
+        """File of the newest submission; a smoke run's says what it is."""
+        return "submission.smoke.csv" if self.config().is_smoke else "submission.csv"
+
     def submission(self) -> SubmissionNote | None:
-        """What is known of submission.csv, from its receipt; None where there is none."""
-        return sound_record(self.files, _RECEIPT, SubmissionNote)
+        """What is known of the newest submission, from its receipt; None where there is none."""
+        receipt = f"{self.submission_name.removesuffix('.csv')}.receipt.json"
+        return sound_record(self.files, receipt, SubmissionNote)
 
     def last_update(self) -> ResultUpdate | None:
         """The last update of the result while a sweep ran; None where there was none."""

@@ -99,12 +99,12 @@ class Notifier(SweepListener):
         if loss is None or (self._told is not None and loss >= self._told):
             return
         self._told = loss
-        submission = self._store.submission()
+        written = self._store.submission() is not None
         self._tell(
             "blend",
             f"a better blend: cross-fitted log loss {loss:.4f}",
             crossfit_logloss=loss,
-            submission=None if submission is None else f"{self._store.root}/submission.csv",
+            submission=f"{self._store.root}/{self._store.submission_name}" if written else None,
         )
 
     def paused(self, reason: str) -> None:

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from foldrace.core.errors import Problem, RunFolderError, listing, message_line
 from foldrace.core.files import Files, open_files
 from foldrace.dataset.archive import cache_dir
-from foldrace.dataset.tables import on_disk
+from foldrace.dataset.image_paths import on_disk
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.node_watch import KIND
 from foldrace.scheduling.ray.temp_folder import loader_folder_fault

@@ -378,6 +378,7 @@ smoke:
     lr = RangeConfig(choices=(1e-3,))
     assert config.search.space == {"lr": lr, "sam_rho": 0.05, "dropout": 0.2}
     assert config.search.per_backbone == {}
+    assert (plain.is_smoke, config.is_smoke, config.name) == (False, True, f"{plain.name}-smoke")
     training = config.training
     assert (training.epochs, training.image_size, training.lr_patience) == (3, 32, 20)
     assert (training.pretrained, training.precision) == (False, "auto")

@@ -17,7 +17,7 @@ import pytest
 
 from foldrace.core.errors import DataError, EnvironmentProblem
 from foldrace.dataset import archive
-from foldrace.dataset.archive import cache_dir, unpack
+from foldrace.dataset.archive import cache_dir, member_names, name_notes, unpack
 
 
 @pytest.fixture(autouse=True)
@@ -266,6 +266,44 @@ def test_names_in_cp949_utf8_and_nfd(tmp_path: Path) -> None:
     names = ["고양이.jpg".encode("cp949"), utf8.encode(), nfd.encode(), b"caf\x82.jpg"]
     folder = unpack(make_raw_named_zip(tmp_path / "x.zip", names))
     assert set(contents(folder)) == {"고양이.jpg", utf8, nfd, "café.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "names"),
+    [
+        ("cp949", ["사진/고양이 1.jpg", "사진/강아지.jpg"]),
+        ("cp932", ["写真/ネコ.jpg", "写真/イヌ.jpg"]),
+        ("gb18030", ["老虎/1.jpg", "狮子/2.jpg", "大象/3.jpg"]),
+        ("cp866", ["Кошка/1.jpg", "Собака/2.jpg"]),
+        ("cp850", ["Bär/1.jpg", "Löwe/2.jpg"]),
+        ("cp1253", ["γάτα/1.jpg", "σκύλος/2.jpg"]),
+    ],
+)
+def test_names_in_the_encoding_of_any_region(
+    encoding: str, names: list[str], tmp_path: Path
+) -> None:
+    path = make_raw_named_zip(tmp_path / "x.zip", [name.encode(encoding) for name in names])
+    folder = unpack(path)
+    assert set(contents(folder)) == set(names) == set(member_names(path))
+    [note] = name_notes(folder / names[0].split("/")[0], "x.zip")
+    assert note.startswith(f"x.zip: names read as {encoding}, by their letters")
+    assert set(contents(unpack(path, encoding))) == set(names)
+    assert set(contents(unpack(path, "latin-1"))) != set(names)
+
+
+def test_unicode_names_need_no_word(tmp_path: Path) -> None:
+    folder = unpack(make_raw_named_zip(tmp_path / "x.zip", ["고양이.jpg".encode(), b"a.jpg"]))
+    assert name_notes(folder, "x.zip") == []
+
+
+def test_the_name_that_info_zip_writes_beside_an_older_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for old, name, of in (("A__.jpg", "Ägypten.jpg", "A__.jpg"), ("b.jpg", "x.jpg", "y")):
+            info = zipfile.ZipInfo(old)
+            field = b"\x01" + struct.pack("<L", zlib.crc32(of.encode())) + name.encode()
+            info.extra = struct.pack("<HH", 0x7075, len(field)) + field
+            file.writestr(info, "x")
+    assert set(contents(unpack(tmp_path / "x.zip"))) == {"Ägypten.jpg", "b.jpg"}
 
 
 def test_flagged_utf8_names(tmp_path: Path) -> None:

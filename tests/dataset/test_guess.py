@@ -223,11 +223,24 @@ def test_a_class_and_its_number_are_no_contradiction(tmp_path: Path) -> None:
     assert guessed(folder).data["label_column"] == "label"
 
 
-def test_one_hot_labels_are_refused_with_advice(tmp_path: Path) -> None:
+def test_one_hot_labels(tmp_path: Path) -> None:
     columns = {name: [int(name == kind) for kind in kinds()] for name in KINDS}
-    assert "cat, dog, owl are one-hot: write one column with the class names" in problems(
-        simple(tmp_path, *KINDS, **columns)
-    )
+    guess = guessed(simple(tmp_path, *KINDS, **columns))
+    assert guess.data["label_column"] == [*KINDS]
+    assert "labels in columns [cat, dog, owl] (one-hot)" in guess.notes[-1]
+    found = manifest(guess)
+    assert [found.classes[label] for label in found.labels] == kinds()
+
+
+def test_one_hot_labels_beside_another_column_that_may_hold_labels(tmp_path: Path) -> None:
+    columns = {name: [int(name == kind) for kind in kinds()] for name in KINDS}
+    folder = simple(tmp_path, "colour", *KINDS, colour=["red", "blue"] * 6, **columns)
+    message = problems(folder)
+    assert "may hold the labels: colour (2 values), columns [cat, dog, owl] (one-hot)" in message
+    assert guessed(folder, label_column=[*KINDS]).data["label_column"] == [*KINDS]
+    touch(folder, files("test"))
+    save(folder / "sample_submission.csv", ["id", *KINDS], [(n, 0, 0, 0) for n in files("test")])
+    assert guessed(folder).data["label_column"] == [*KINDS]
 
 
 def test_numbers_measured_are_no_labels(tmp_path: Path) -> None:
@@ -342,6 +355,20 @@ def test_a_table_whose_images_lie_elsewhere(tmp_path: Path) -> None:
     assert (guess.data["image_column"], guess.data["label_column"]) == ("id", "kind")
     guess.data["train_images"] = str(tmp_path / "images" / "train")
     assert manifest(guess).classes == KINDS
+
+
+@pytest.mark.parametrize("start", ["", "../images/train/", "images/train/", "../train/"])
+@pytest.mark.parametrize("name", ["train.csv", "labels.tsv"])
+def test_tables_in_a_folder_beside_the_images(start: str, name: str, tmp_path: Path) -> None:
+    names = files("images/train")
+    touch(tmp_path, names)
+    ids = [f"{start}im{i:02d}.jpg" if start else f"im{i:02d}" for i in range(ROWS)]
+    rows = [f"{i},{kind}" for i, kind in zip(ids, kinds(), strict=True)]
+    path = tmp_path / "tables" / name
+    path.parent.mkdir()
+    path.write_text("\n".join(["id,kind", *rows]), encoding="utf-8")
+    found = manifest(guessed(tmp_path))
+    assert [found.file(row).resolve() for row in range(ROWS)] == [tmp_path / n for n in names]
 
 
 def test_absolute_paths(tmp_path: Path) -> None:

@@ -71,11 +71,16 @@ def test_an_unknown_id_name_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mark", "comma"), [(";", ","), (";", "."), ("\t", "."), ("|", ".")])
 def test_another_separator(tmp_path: Path, mark: str, comma: str) -> None:
-    lines = ["image_path;cat;개;owl", *(f"{i}.jpg;0{comma}5;0{comma}5;0" for i in range(3))]
+    text = io.StringIO()
+    header, *rows = usual()
+    for row in rows:
+        row[0], *row[2:] = (str(cell).replace(".", comma) for cell in (row[0], *row[2:]))
+    csv.writer(text, delimiter=mark).writerows([header, *rows])
     path = tmp_path / "oof.csv"
-    path.write_text("\n".join(lines).replace(";", mark), encoding="utf-8")
-    (problem,) = read(path)[1]
-    assert problem == f"is separated by {mark!r}; save it with commas, decimals with a point"
+    path.write_text(text.getvalue(), encoding="utf-8")
+    values, problems = read(path)
+    assert problems == [] and values is not None
+    np.testing.assert_allclose(values, PROB, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,9 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     (problem,) = read(tmp_path / "no.csv")[1]
-    assert problem == "is no file; needed: a .csv or an .npy of predictions"
+    assert problem == (
+        "is no file; needed: a .csv, .tsv, .jsonl, .ndjson, .parquet or an .npy of predictions"
+    )
     (tmp_path / "empty.csv").write_text("image_path,cat,개\n", encoding="utf-8")
     assert "has no rows" in read(tmp_path / "empty.csv")[1][0]
 

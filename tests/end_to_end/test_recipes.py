@@ -109,10 +109,10 @@ def test_its_own_commands_lead_to_a_submission(
     monkeypatch.chdir(tmp_path)
     launch, *after = commands(name, data_of(name))
     assert launch[0] == "run"
+    run = tmp_path / "runs" / f"{name}-smoke"
     for words in ([*launch, "--smoke"], *after):
-        result = cli(*words)
+        result = cli(*(word.replace(f"runs/{name}", f"runs/{name}-smoke") for word in words))
         assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
-    run = tmp_path / "runs" / name
     check_submission(run, data_of(name), RECIPES[name].tta)
     assert (run / "report" / "index.html").stat().st_size > 10_000
     check_techniques(run, name)
@@ -121,14 +121,15 @@ def test_its_own_commands_lead_to_a_submission(
 
 def check_submission(run: Path, data: Path, tta: str) -> None:
     """Ids, order and columns of the sample; probabilities; a receipt of this very file."""
-    sample, rows = table(data / "sample_submission.csv"), table(run / "submission.csv")
+    sample, rows = table(data / "sample_submission.csv"), table(run / "submission.smoke.csv")
     assert rows[0] == sample[0]
     assert [row[0] for row in rows] == [row[0] for row in sample]
     prob = np.array([row[1:] for row in rows[1:]], float)
     assert prob.min() >= 0
     np.testing.assert_allclose(prob.sum(axis=1), 1.0, atol=1e-6)
-    receipt = json.loads((run / "submission.receipt.json").read_text(encoding="utf-8"))
-    assert receipt["sha256"] == hashlib.sha256((run / "submission.csv").read_bytes()).hexdigest()
+    receipt = json.loads((run / "submission.smoke.receipt.json").read_text(encoding="utf-8"))
+    data_sent = (run / "submission.smoke.csv").read_bytes()
+    assert receipt["sha256"] == hashlib.sha256(data_sent).hexdigest()
     assert receipt["tta"] == tta
 
 

@@ -4,6 +4,7 @@ arithmetic: trained in this process, and once more in the workers of a real Ray.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -257,6 +258,16 @@ def test_submit_and_predict_agree_with_the_run(finished: Run, tmp_path: Path, cl
     succeeded(cli("submit", finished.folder, "--out", out))
     assert out.read_bytes() == (finished.folder / "submission.csv").read_bytes()
     assert out.with_name("again.receipt.json").exists()
+    before = out.read_bytes()
+    again = cli("submit", finished.folder, "--out", out)
+    assert again.exit_code == 2 and "again.csv exists; remove it or give another" in again.stderr
+    folder = cli("submit", finished.folder, "--out", out.parent)
+    assert folder.exit_code == 2 and "is a folder; name a file in it" in folder.stderr
+    assert out.read_bytes() == before
+    log = finished.table("submissions/log.csv")
+    assert log["file"].tolist() == ["submissions/0001.csv", str(out)]
+    assert log["number"].tolist() == [1, 2] and log["public_score"].isna().all()
+    assert log["sha256"].tolist() == [hashlib.sha256(before).hexdigest()] * 2
 
     broken = tmp_path / "broken, image.png"
     broken.write_bytes(b"\x89PNG\r\n nothing else")

@@ -179,7 +179,11 @@ def test_a_zip_of_class_folders_and_a_smoke_section(project: Any, tmp_path: Path
     run = Run(tmp_path / "run", project)
     assert sorted(run.classes) == sorted({row[1] for row in rows})
     assert run.table("folds.csv")["image_path"].iloc[0].count("/") == 1
-    assert len(run.table("submission.csv")) == 9
+    assert (
+        len(run.table("submission.smoke.csv")) == 9 == len(run.table("submissions/0001.smoke.csv"))
+    )
+    assert not (run.folder / "submission.csv").exists()
+    assert "-smoke</title>" in (run.folder / "report" / "index.html").read_text(encoding="utf-8")
     assert list(run.trial_files()) == [f"trials/c0000/fold{k}/trial.json" for k in (0, 1)]
 
 

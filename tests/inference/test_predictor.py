@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import record_json
+from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.selection.external import AddSpec, add_sources, save_added
 from foldrace.inference.predictor import Predictor, RunModels
@@ -213,7 +214,9 @@ def photos(images: list[Path]) -> ImageSet:
     return ImageSet(
         image_root=images[0].parent, image_paths=tuple(file.name for file in images),
         ids=tuple(file.name for file in images), id_column="ID",
-        class_columns=("blue", "green", "red"), header=("ID", "blue", "green", "red"),
+        form=SubmissionForm(
+            header=("ID", "blue", "green", "red"), class_columns=("blue", "green", "red")
+        ),
     )  # fmt: skip
 
 

@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import LocalFiles
+from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
-from foldrace.inference.submission import check_submission, submission_csv, write_submission
+from foldrace.inference.submission import (
+    LOG,
+    check_submission,
+    keep_edited,
+    keep_submission,
+    log_submission,
+    submission_csv,
+    write_submission,
+)
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
 
 CLASSES = ("고양이", "강아지", 'a "b", c')
@@ -29,8 +38,7 @@ def image_set(columns: tuple[str, ...] = CLASSES, ids: tuple[str, ...] = IDS) ->
         image_paths=tuple(f"{i}.png" for i in ids),
         ids=ids,
         id_column="ID",
-        class_columns=columns,
-        header=("ID", *columns),
+        form=SubmissionForm(header=("ID", *columns), class_columns=columns),
     )
 
 
@@ -64,7 +72,9 @@ def test_header_is_written_exactly_as_the_sample_has_it() -> None:
     """Spaces and Unicode form too, which are not compared."""
     test = ImageSet(
         image_root=Path("/nowhere"), image_paths=("a",), ids=("a",), id_column="ID",
-        class_columns=CLASSES, header=(" ID", f"{CLASSES[0]} ", *CLASSES[1:]),
+        form=SubmissionForm(
+            header=(" ID", f"{CLASSES[0]} ", *CLASSES[1:]), class_columns=CLASSES
+        ),
     )  # fmt: skip
     text = submission_csv(test, CLASSES, probabilities(1))
     assert next(csv.reader(io.StringIO(text))) == [" ID", f"{CLASSES[0]} ", *CLASSES[1:]]
@@ -199,3 +209,68 @@ def test_a_reader_never_sees_half_a_submission(tmp_path: Path) -> None:
             assert rows in (2000, 3)
             reads += 1
         writing.result()
+
+
+def written(folder: Path, seed: int, name: str = "submission.csv") -> str:
+    """Write a submission of its own and keep it; gives the copy's name."""
+    prob = np.random.default_rng(seed).dirichlet(np.ones(3), size=3)
+    receipt = write_submission(LocalFiles(folder), name, image_set(), CLASSES, prob, record())
+    return keep_submission(LocalFiles(folder), receipt)
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / LOG).read_text(encoding="utf-8"))))
+
+
+def test_each_submission_is_kept_under_its_number(tmp_path: Path) -> None:
+    names = [written(tmp_path, seed) for seed in (1, 2, 1, 3)]
+    assert names == [f"submissions/000{i}.csv" for i in (1, 2, 1, 3)]
+    copies = [(tmp_path / name).read_bytes() for name in names]
+    assert copies[3] == (tmp_path / "submission.csv").read_bytes()
+    assert len(set(copies)) == 3
+    for row, data in zip(logged(tmp_path), (copies[0], copies[1], copies[3]), strict=True):
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+        receipt = (tmp_path / row["file"]).with_suffix(".receipt.json").read_text(encoding="utf-8")
+        assert json.loads(receipt)["sha256"] == row["sha256"]
+        assert (row["crossfit_logloss"], row["blend"]) == ("0.600000", "c0001 ema 1")
+        assert row["public_score"] == "" and row["time"].startswith("20")
+
+
+def test_what_people_write_into_the_log_stays(tmp_path: Path) -> None:
+    written(tmp_path, 1)
+    text = (tmp_path / LOG).read_text(encoding="utf-8")
+    scored = text.rstrip("\n") + "0.98765"  # no line end, as some editors leave it
+    (tmp_path / LOG).write_text(scored, encoding="utf-8")
+    written(tmp_path, 2)
+    assert [row["public_score"] for row in logged(tmp_path)] == ["0.98765", ""]
+    (tmp_path / LOG).write_bytes(b"\xff what; is; this\n")
+    assert written(tmp_path, 3) == "submissions/0003.csv"
+    assert (tmp_path / LOG).read_bytes().startswith(b"\xff what; is; this\n")
+
+
+def test_a_number_is_never_given_twice(tmp_path: Path) -> None:
+    """Also where copies were removed, or lie elsewhere."""
+    written(tmp_path, 1)
+    (tmp_path / "submissions" / "0001.csv").unlink()
+    receipt = write_submission(
+        LocalFiles(tmp_path), "b.csv", image_set(), CLASSES, probabilities(), record()
+    )
+    log_submission(LocalFiles(tmp_path), receipt, "/home/b.csv")
+    assert written(tmp_path, 2) == "submissions/0003.csv"
+    assert [row["file"] for row in logged(tmp_path)][1] == "/home/b.csv"
+
+
+def test_a_submission_that_was_changed_by_hand_is_kept(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    assert keep_edited(files, "submission.csv") is None
+    written(tmp_path, 1)
+    assert keep_edited(files, "submission.csv") is None
+    (tmp_path / "submission.csv").write_text("mine", encoding="utf-8")
+    copy = keep_edited(files, "submission.csv")
+    assert copy == "submissions/0002-edited.csv"
+    assert (tmp_path / copy).read_text(encoding="utf-8") == "mine"
+
+
+def test_the_copies_of_a_smoke_run_say_so(tmp_path: Path) -> None:
+    assert written(tmp_path, 1, "submission.smoke.csv") == "submissions/0001.smoke.csv"
+    assert (tmp_path / "submissions" / "0001.smoke.receipt.json").exists()

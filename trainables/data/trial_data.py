@@ -17,7 +17,7 @@ from foldrace.config.schema import AugmentConfig
 from foldrace.core.errors import DataError
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.folds import HELD_OUT
-from foldrace.dataset.tables import on_disk
+from foldrace.dataset.image_paths import on_disk
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.loader import (
     Batch,
