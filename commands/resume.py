@@ -64,7 +64,7 @@ def resume(
         manifest = training_data(store)
         if have_moved:
             with telling_where_data_lay(store):
-                read_test_set(config.data, store.classes())
+                read_test_set(config.data, store.own_classes())
         backbones = {s.candidate.candidate: s.candidate.backbone for s in earlier}
         over = nothing_to_train(earlier, config.search, retry_failed)
         with nodes_for_checks(config, address, sweep=not problems and not over) as nodes:

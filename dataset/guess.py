@@ -14,11 +14,10 @@ from pathlib import Path
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.archive import member_names, unpack
 from foldrace.dataset.guess_columns import Columns, ImageIndex, find_image_column, find_labels
-from foldrace.dataset.images import find_images
+from foldrace.dataset.images import find_images, has_image_suffix
 from foldrace.dataset.tables import (
     TABLE_KINDS,
     Table,
-    has_image_suffix,
     inner_folder,
     is_table,
     read_table,

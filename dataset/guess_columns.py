@@ -15,8 +15,8 @@ from pathlib import Path
 
 from foldrace.core.errors import Problem, listing, plain_name
 from foldrace.dataset.archive import member_names, unpack
-from foldrace.dataset.images import find_images
-from foldrace.dataset.tables import Table, clean, find_image_root, has_image_suffix
+from foldrace.dataset.images import find_images, has_image_suffix
+from foldrace.dataset.tables import Table, clean, find_image_root
 
 _LABELS = frozenset(("target", "label", "class", "category", "y"))
 _GROUPS = frozenset(

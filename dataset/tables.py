@@ -19,7 +19,7 @@ from unicodedata import normalize
 
 from foldrace.core.errors import DataError, Problem, closest, listing
 from foldrace.dataset.archive import unpack
-from foldrace.dataset.images import IMAGE_SUFFIXES
+from foldrace.dataset.images import IMAGE_SUFFIXES, has_image_suffix
 
 _ROOT_SAMPLE = 50  # so many paths tell whether a wrapping folder has to be left out
 
@@ -234,11 +234,6 @@ def complete_suffixes(root: Path, paths: Sequence[str]) -> tuple[str, ...]:
         return posixpath.join(parent, names[0]) if len(names) == 1 else path
 
     return tuple(map(completed, paths))
-
-
-def has_image_suffix(path: str) -> bool:
-    """True for the name of an image file."""
-    return posixpath.splitext(path.strip())[1].lower() in IMAGE_SUFFIXES
 
 
 def _images_by_stem(folder: Path) -> dict[str, list[str]]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
-from foldrace.dataset.images import find_images
+from foldrace.dataset.images import find_files
+from foldrace.dataset.left_out import LeftOut, unknown_kinds
 from foldrace.dataset.tables import (
     TABLE_KINDS,
     Table,
@@ -50,6 +51,8 @@ class ImageSet:
     """The CSV that the images come from, as messages name it."""
     lines: tuple[int, ...] | None = None
     """Line where each row begins in `table`, as an editor counts."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files in the folder that are no test image, and why."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -158,7 +161,8 @@ def _from_folder(
 ) -> ImageSet | None:
     while (inner := inner_folder(folder)) is not None:
         folder = inner
-    paths = find_images(folder)
+    files = find_files(folder)
+    paths = files.images
     if data.test_images is not None:
         message = f"is {data.test_images!r}, but data.test is a folder of images; remove this key"
         problems.append(Problem("data.test_images", message))
@@ -178,11 +182,12 @@ def _from_folder(
     id_column = data.test_id_column or "id"
     return ImageSet(
         image_root=folder,
-        image_paths=tuple(paths),
+        image_paths=paths,
         ids=tuple(ids),
         id_column=id_column,
         class_columns=tuple(classes),
         header=(id_column, *classes),
+        left_out=unknown_kinds(files.others, "test"),
     )
 
 
