@@ -144,8 +144,9 @@ def training_data(store: RunStore) -> Manifest:
 
 def _without_left_out(store: RunStore, manifest: Manifest) -> Manifest:
     """The rows but those that `left_out.csv` names."""
+    left_out = [one for one in read_left_out(store.files) if one.data == "training"]
     # Of rows with one path it is the table that says which stays.
-    gone = {o.image_path for o in read_left_out(store.files) if o.reason != LISTED_TWICE}
+    gone = {one.image_path for one in left_out if one.reason != LISTED_TWICE}
     kept = [row for row, path in enumerate(manifest.image_paths) if path not in gone]
     return manifest.chosen(np.array(kept, dtype=np.int64))
 

@@ -320,7 +320,8 @@ def test_groups_that_copies_have_joined(begun: RunStore, data: Path) -> None:
     """g1 and g3 share a pair of copies, so that they are g1 in the run."""
     config = begun.config()
     keys = config.data.model_dump() | {"duplicates": "group"}
-    begun.save_config(config.model_copy(update={"data": DataConfig(**keys)}))
+    update = {"data": DataConfig(**keys), "folds": FoldsConfig(k=2)}
+    begun.save_config(config.model_copy(update=update))
     text = begun.files.read("folds.csv").decode().replace(",g3,", ",g1,")
     begun.files.write("folds.csv", text.encode())
     begun = RunStore.open(begun.root)
