@@ -132,7 +132,7 @@ def audit(
         *exact_copies(manifest, infos, fold, test, test_infos),
         *near.warnings,
     ]
-    sizes = tuple(info.size for info in (*infos, *test_infos))
+    sizes = tuple(info.size for info in (*infos, *test_infos) if info.fault is None)
     return Audit(tuple(problems), tuple(warnings), sizes, near.rows, tuple(left_out.values()))
 
 

@@ -290,9 +290,17 @@ def test_moved_data_are_found_below_another_root(begun: RunStore, data: Path) ->
 def test_common_root(places: dict[str, str], root: str) -> None:
     data = DataConfig(**places)  # type: ignore[arg-type]
     assert common_root(data) == root
+    assert common_root(data.model_copy(update={"exclude": "/home/me/list.csv"})) == root
     there = with_root(data, "/new/place")
     for key, path in places.items():
         assert getattr(there, key) == str(Path("/new/place") / Path(path).relative_to(root))
+
+
+def test_lists_move_with_the_data_that_they_lie_among() -> None:
+    data = DataConfig(train="/d/a/train.csv", exclude="/d/a/list.csv", fixes="/home/me/fixes.csv")
+    there = with_root(data, "/new")
+    assert (there.train, there.exclude) == ("/new/train.csv", "/new/list.csv")
+    assert there.fixes == "/home/me/fixes.csv"
 
 
 # -- what was left out, and what was put together
