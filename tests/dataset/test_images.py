@@ -117,6 +117,16 @@ def test_a_kind_that_another_package_reads_is_named(tmp_path: Path, brand: bytes
         read_rgb(path)
 
 
+def test_heic_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = photo(64, 48)
+    pillow_heif.from_pillow(image).save(tmp_path / "x.heic", quality=95)
+    found = read_rgb(tmp_path / "x.heic")
+    assert found.size == (64, 48)
+    assert np.abs(np.asarray(found, float) - np.asarray(image, float)).mean() < 8
+    assert find_files(tmp_path).images == ("x.heic",)
+
+
 def test_avif_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.avif"
     photo(64, 48).save(path, quality=90)

@@ -196,3 +196,36 @@ def test_without_the_keys_every_fault_is_a_problem(
     assert f"train.csv line 5: {TRUNCATED}: unreadable" in text
     assert "or set data.on_bad_image: drop" in text
     assert text.count("or set data.on_bad_test_image: prior") == 2
+
+
+def test_predict_counts_what_is_no_image(run: tuple[Run, str], tmp_path: Path, cli: Cli) -> None:
+    found, _ = run
+    folder = shutil.copytree(found.project.folder / "test", tmp_path / "new photos")
+    (folder / "t 1.heic").touch()
+    (folder / "notes").write_text("x")
+    done = succeeded(cli("predict", found.folder, folder))
+    assert "2 files left out, no image of a known kind: " in told(done.stderr)
+    table = list(csv.reader(done.stdout.splitlines()))
+    assert len(table) == 1 + TEST
+    assert sum(row[1] == "ERROR" for row in table) == len(BAD_TEST)
+
+
+def test_check_counts_what_is_no_image_in_class_folders(tmp_path: Path, cli: Cli) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / f"photos/{('dog', 'cat')[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    for name in ("cat/a.heic", "cat/b.heic", "dog/no suffix", "dog/c.psd"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "data: {train: photos, test: photos}\nfolds: {k: 2}\n"
+        "search: {backbones: [timm/test_resnet], candidates: 1}\n"
+        "training: {pretrained: false, image_size: 32}\n"
+    )
+    text = told(succeeded(cli("check", config)).output)
+    for data in ("training", "test"):
+        line = f"{data} data: 4 files left out, no image of a known kind: .heic 2, .psd 1, no suf"
+        assert line in text
+    assert "24 images, 2 classes, 24 test images" in text
