@@ -19,7 +19,7 @@ from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.curation import Merged, curate
 from foldrace.dataset.images import find_files, natural_key
-from foldrace.dataset.left_out import LeftOut, unknown_kinds
+from foldrace.dataset.left_out import LeftOut, left_out_lines, unknown_kinds
 from foldrace.dataset.tables import (
     Table,
     clean,
@@ -165,9 +165,11 @@ def _from_folders(
     names = [clean(path.split("/")[0]) for path in paths if "/" in path]
     problems.extend(_folder_problems(folder, data.train, loose, set(names)))
     problems.extend(_too_few_classes(data.train, names))
+    left_out = unknown_kinds(found.others, "training")
+    if problems:  # they may be why images are missing
+        problems.extend(left_out_lines(left_out))
     if loose:
         return None
-    left_out = unknown_kinds(found.others, "training")
     return replace(_manifest(folder, paths, names), left_out=left_out)
 
 

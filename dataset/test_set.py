@@ -15,7 +15,7 @@ from pathlib import Path
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.images import find_files
-from foldrace.dataset.left_out import LeftOut, unknown_kinds
+from foldrace.dataset.left_out import LeftOut, left_out_lines, unknown_kinds
 from foldrace.dataset.tables import (
     TABLE_KINDS,
     Table,
@@ -76,6 +76,8 @@ def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
         found = _from_folder(source, data, classes, sample, problems)
     if found is not None and sample is not None and not problems:
         found = _in_sample_order(found, sample, problems)
+    if found is not None and problems:  # they may be why images are missing
+        problems.extend(left_out_lines(found.left_out))
     if found is None or problems:
         raise DataError(problems)
     return found

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from foldrace.config.schema import DataConfig
-from foldrace.core.errors import RunFolderError
+from foldrace.core.errors import DataError, RunFolderError
 from foldrace.core.files import open_files
 from foldrace.dataset.audit import audit, kept_rows, scan_rows
 from foldrace.dataset.images import IMAGE_SUFFIXES
@@ -103,6 +103,27 @@ def test_folders_tell_what_they_leave_out(tmp_path: Path, other: str) -> None:
     assert len(read_manifest(data)) == 4
     test = read_test_set(data, ("cat", "dog"))
     assert test is not None and test.left_out == unknown_kinds([other], "test")
+
+
+def test_files_that_are_left_out_are_named_where_images_are_missing(tmp_path: Path) -> None:
+    for name in ("a/0.png", "b/1.png", "c/2.psd", "test/t0.png", "test/t1.psd"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(1).save(tmp_path / "all" / name, "PNG")
+    shutil.move(tmp_path / "all/test", tmp_path / "test")
+    (tmp_path / "sample.csv").write_text("id,a,b\nt0,0,0\nt1,0,0\n")
+    train, test = str(tmp_path / "all"), str(tmp_path / "test")
+    with pytest.raises(DataError) as error:
+        read_manifest(DataConfig(train=train))
+    assert [str(p) for p in error.value.problems] == [
+        f"{train}: class folders without images: c; remove them",
+        "training data: 1 file left out, no image of a known kind: .psd 1",
+    ]
+    sample = str(tmp_path / "sample.csv")
+    with pytest.raises(DataError) as error:
+        read_test_set(DataConfig(train=train, test=test, sample_submission=sample), ("a", "b"))
+    first, second = error.value.problems
+    assert "ids without a test image: t1" in str(first)
+    assert str(second) == "test data: 1 file left out, no image of a known kind: .psd 1"
 
 
 def test_jpe_and_avif_are_images_with_this_pillow() -> None:
