@@ -124,18 +124,26 @@ def _probabilities(
 
     These have the class frequencies where `data.on_bad_test_image` says so; else DataError.
     """
-    known = {one.image_path for one in read_left_out(store.files) if one.data == "test"}
+    may_be_bad = store.config().data.on_bad_test_image == "prior"
+    left_out = read_left_out(store.files) if may_be_bad else ()
+    known = {one.image_path for one in left_out if one.data == "test"}
     bad = [row for row, path in enumerate(test.image_paths) if path in known]
     bad = [row for row in bad if image_fault(test.file(row)) is not None]
     try:
         return _with_frequencies(store, test, predictor, on_model, bad), bad
-    except ImageError:  # since the run began: one more look at all of them
-        with ThreadPoolExecutor(cores()) as pool:
-            faults = list(pool.map(lambda row: image_fault(test.file(row)), range(len(test))))
-        bad = [row for row, fault in enumerate(faults) if fault is not None]
-        if store.config().data.on_bad_test_image == "stop" or len(bad) == len(test):
-            raise DataError([_bad_image(test, row, faults[row]) for row in bad]) from None
-        return _with_frequencies(store, test, predictor, on_model, bad), bad
+    except (ImageError, RuntimeError) as error:
+        # torch gives an error of a loader's process another type.
+        if "ImageError" not in f"{type(error).__name__} {error}":
+            raise
+        failure = error
+    with ThreadPoolExecutor(cores()) as pool:  # since the run began: one more look at all of them
+        faults = list(pool.map(lambda row: image_fault(test.file(row)), range(len(test))))
+    bad = [row for row, fault in enumerate(faults) if fault is not None]
+    if not bad:
+        raise failure
+    if not may_be_bad or len(bad) == len(test):
+        raise DataError([_bad_image(test, row, faults[row]) for row in bad])
+    return _with_frequencies(store, test, predictor, on_model, bad), bad
 
 
 def _with_frequencies(
