@@ -22,9 +22,11 @@ from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.archive import check_cache_folder
-from foldrace.dataset.audit import Audit, audit
+from foldrace.dataset.audit import Audit, audit, scan_rows
+from foldrace.dataset.curation import own_classes
 from foldrace.dataset.duplicates import NearDuplicate
 from foldrace.dataset.folds import make_folds
+from foldrace.dataset.left_out import LeftOut, left_out_lines
 from foldrace.dataset.manifest import Manifest, scan_manifest
 from foldrace.dataset.test_set import ImageSet, read_test_set
 from foldrace.scheduling.nodes import Node
@@ -48,6 +50,8 @@ class Plan:
     disk_bytes: int
     warnings: tuple[Problem, ...]
     near_duplicates: tuple[NearDuplicate, ...]
+    left_out: tuple[LeftOut, ...]
+    """What of the data takes no part."""
     parts: Parts
     """The rows of the config's plugins."""
 
@@ -82,8 +86,20 @@ def preflight(
     problem = _disk_problem(disk, folder)
     if problem is not None:
         raise UserError([problem])
-    warnings, found_alike = (*search_warnings(config), *checked.warnings), checked.near_duplicates
-    return Plan(config, space, manifest, fold, test, disk, warnings, found_alike, parts)
+    left_out = (*manifest.left_out, *(test.left_out if test else ()), *checked.left_out)
+    lines = (*manifest.notes, *left_out_lines(left_out), *checked.warnings)
+    return Plan(
+        config,
+        space,
+        manifest,
+        fold,
+        test,
+        disk,
+        (*search_warnings(config), *lines),
+        checked.near_duplicates,
+        left_out,
+        parts,
+    )
 
 
 def estimate_bytes(
@@ -124,10 +140,14 @@ def _data(
     problems += found
     if manifest is None:
         return None, None, None, None
-    classes = [name for name in manifest.classes if name]  # '' is a missing label
+    scanned = scan_rows(manifest, config.data, workers)
+    manifest = scanned.manifest
+    known = [name for name in manifest.classes if name]  # '' is a missing label
+    classes = own_classes(known, manifest.merged)
     fold = _collect(lambda: make_folds(manifest, config.folds), problems) if not found else None
     test = _collect(lambda: read_test_set(config.data, classes), problems) if classes else None
-    checked = audit(manifest, fold, test, workers)
+    may_be_bad = config.data.on_bad_test_image == "prior"
+    checked = audit(manifest, fold, test, workers, scanned.infos, may_be_bad)
     problems += checked.problems
     return manifest, fold, test, checked
 

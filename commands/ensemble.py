@@ -129,7 +129,7 @@ def _added(store: RunStore, texts: Sequence[str]) -> Request:
     try:
         specs = parse_adds(texts)
         with telling_where_data_lay(store):
-            test = read_test_set(store.config().data, store.classes())
+            test = read_test_set(store.config().data, store.own_classes())
         return replace(_NO_WISHES, added=add_sources(store, specs, test))
     except (ConfigError, DataError) as error:
         unread = tuple(Member(text.partition("=")[0], VARIANT) for text in texts)

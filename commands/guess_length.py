@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -187,7 +188,7 @@ def _units_of_smallest_class(manifest: Manifest, counts: NDArray[np.int64]) -> i
     if manifest.groups is None:
         return int(counts.min())
     pairs = set(zip(manifest.labels.tolist(), manifest.groups, strict=True))
-    return min(sum(1 for label, _ in pairs if label == c) for c in range(len(counts)))
+    return min(Counter(label for label, _ in pairs).values())
 
 
 def _length_lines(length: SweepLength, basis: Basis, speeds: Mapping[str, Speed]) -> Iterator[str]:

@@ -16,8 +16,6 @@ from foldrace.core.errors import DataError, RunFolderError, UserError
 from foldrace.dataset.guess import is_data
 from foldrace.reporting.live import print_plain
 
-_PATHS = ("train", "train_images", "test", "test_images", "sample_submission")
-
 
 def init(source: Path, overrides: Sequence[str], out: Path, console: Console) -> Path:
     """Write the config of a folder, zip or table to `out`; RunFolderError where that exists."""
@@ -49,7 +47,7 @@ def _written(name: str, value: object, config: SweepConfig, folder: Path) -> obj
     if "time_budget" in keys:
         keys["time_budget"] = value["time_budget"]  # 30m, not 1800.0
     if name == "data":
-        keys |= {k: _below(keys[k], folder) for k in _PATHS if keys.get(k) is not None}
+        keys |= {k: _below(keys[k], folder) for k in config.data.places if keys.get(k)}
     return keys
 
 

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from foldrace.commands.machine import cores, refuse_existing, write_out
 from foldrace.core.errors import Problem, RunFailure, UserError
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.guess_columns import named_images
 from foldrace.dataset.image_paths import find_paths, on_disk
-from foldrace.dataset.images import ImageError, find_images, read_rgb
+from foldrace.dataset.images import ImageError, find_files, read_rgb
+from foldrace.dataset.left_out import left_out_lines, unknown_kinds
 from foldrace.dataset.tables import read_table
 from foldrace.inference.predictor import Predictor
 from foldrace.run_folder.store import RunStore
@@ -34,7 +36,8 @@ def predict(
     store = RunStore.open(root)
     if out is not None:
         refuse_existing(out)
-    files = [*_expand(paths), *(_listed(table) if table else ())]
+    screen = Console(stderr=True) if out is None else console  # the table goes to the terminal
+    files = [*_expand(paths, screen), *(_listed(table) if table else ())]
     if not files:
         raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
     errors = {file: str(e) for file in files if (e := _image_error(file)) is not None}
@@ -62,11 +65,17 @@ def predict(
         raise RunFailure("none of the images could be read")
 
 
-def _expand(paths: Sequence[Path]) -> Iterator[Path]:
+def _expand(paths: Sequence[Path], screen: Console) -> Iterator[Path]:
     for path in paths:
         folder = unpack(path) if path.suffix.lower() == ".zip" and path.is_file() else path
         if folder.is_dir():
-            yield from (folder / name for name in find_images(folder))
+            found = find_files(folder)
+            yield from (folder / name for name in found.images)
+            for line in left_out_lines(unknown_kinds(found.others, "test")):
+                screen.print(
+                    f"[yellow]warning[/yellow] {escape(str(Problem(str(path), line.message)))}",
+                    highlight=False,
+                )
         else:
             yield path
 

@@ -64,7 +64,7 @@ def resume(
         manifest = training_data(store)
         if have_moved:
             with telling_where_data_lay(store):
-                read_test_set(config.data, store.classes())
+                read_test_set(config.data, store.own_classes())
         over = nothing_to_train(earlier, config.search, retry_failed)
         if over and config == store.config() and _is_whole(store):
             store.mend()

@@ -114,12 +114,16 @@ def _sweep(
 ) -> None:
     """Make the run folder of a checked config and finish it."""
     from foldrace.commands.finish import sweep_and_finish
+    from foldrace.dataset import curation, left_out
     from foldrace.dataset.duplicates import save_near_duplicates
     from foldrace.dataset.folds import folds_csv
     from foldrace.run_folder.belonging import save_image_sizes
 
     text = folds_csv(plan.manifest, plan.fold)
-    store.create(plan.config, text, plan.manifest.classes, plan.parts.files)
+    others = {left_out.NAME: left_out.left_out_csv(plan.left_out)}
+    if plan.manifest.merged:
+        others[curation.MERGED] = curation.merged_json(plan.manifest.merged)
+    store.create(plan.config, text, plan.manifest.classes, plan.parts.files, others)
     save_near_duplicates(store.files, plan.near_duplicates)
     save_image_sizes(store, plan.manifest)
     images = str(plan.manifest.image_root)

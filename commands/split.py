@@ -10,8 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from foldrace.commands.machine import cores
 from foldrace.config.load import parse_config
 from foldrace.core.errors import RunFolderError
+from foldrace.dataset.audit import kept_rows
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
 from foldrace.run_folder.store import RunStore
@@ -21,6 +23,7 @@ def split(config: Path, overrides: Sequence[str], out: Path | None, console: Con
     """Write folds.csv to `out`, or beside the config; RunFolderError where it exists already."""
     parsed = parse_config(config, overrides).require()
     manifest = read_manifest(parsed.data, parsed.folds.column)
+    manifest = kept_rows(manifest, parsed.data, cores())
     target = out or config.resolve().parent / "folds.csv"
     if target.exists():
         raise RunFolderError.single(str(target), "exists; remove it or give another --out")

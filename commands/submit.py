@@ -5,21 +5,29 @@ Takes a run folder; `predict_test_set` is the same while a run sweeps and at its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from foldrace.commands.machine import cores, is_at_work, refuse_existing
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import blend_so_far, require_complete
 from foldrace.commands.warnings_shown import warnings_shown
-from foldrace.core.errors import RunFolderError
+from foldrace.core.errors import DataError, Problem, RunFolderError, listing
 from foldrace.core.files import Files, open_files
 from foldrace.core.plugins import naming_plugins
+from foldrace.dataset.curation import split_merged
+from foldrace.dataset.images import ImageError, image_fault
+from foldrace.dataset.left_out import read_left_out
 from foldrace.dataset.test_set import ImageSet, read_test_set
 from foldrace.inference.plugins import run_parts
-from foldrace.inference.predictor import Predictor
+from foldrace.inference.predictor import OnModel, Predictor
 from foldrace.inference.submission import (
     LOG,
     Receipt,
@@ -31,6 +39,7 @@ from foldrace.inference.submission import (
 )
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.reporting.formats import counted
 from foldrace.reporting.live import print_plain
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
@@ -91,22 +100,32 @@ def predict_test_set(
     """
     _check(store, tta)
     with telling_where_data_lay(store):
-        test = read_test_set(store.config().data, store.classes())
+        test = read_test_set(store.config().data, store.own_classes())
     assert test is not None
     predictor = Predictor(store, workers or cores(), tta, "cpu" if on_cpu else None)
     with console.status(f"Predicting {len(test)} test images") as status:
-        prob = predictor.test_probabilities(
+        prob, bad = _probabilities(
+            store,
             test,
+            predictor,
             lambda done: status.update(
                 f"Predicting {len(test)} test images: model {done} of {predictor.models}"
             ),
         )
+    prob = split_merged(prob, store.classes(), store.merged())
     files, name = _target(store, out)
     # File and receipt are one; elsewhere nobody else writes, and the run folder may be read-only.
     with store.blend.only_writer() if out is None else nullcontext():
         edited = keep_edited(files, name) if out is None else None
         receipt = write_submission(
-            files, name, test, store.classes(), prob, predictor.ensemble, tta
+            files,
+            name,
+            test,
+            store.own_classes(),
+            prob,
+            predictor.ensemble,
+            tta,
+            [test.ids[row] for row in bad],
         )
         kept = keep_submission(files, receipt) if out is None and not is_interim else None
     if edited is not None:
@@ -117,6 +136,54 @@ def predict_test_set(
         _log_elsewhere(store, receipt, out, console)
     _print_receipt(receipt, test, console)
     return receipt
+
+
+def _probabilities(
+    store: RunStore, test: ImageSet, predictor: Predictor, on_model: OnModel
+) -> tuple[NDArray[np.float64], list[int]]:
+    """(n, C) probabilities of the test set, and the rows whose image cannot be read.
+
+    These have the class frequencies where `data.on_bad_test_image` says so; else DataError.
+    """
+    may_be_bad = store.config().data.on_bad_test_image == "prior"
+    left_out = read_left_out(store.files) if may_be_bad else ()
+    known = {one.image_path for one in left_out if one.data == "test"}
+    bad = [row for row, path in enumerate(test.image_paths) if path in known]
+    bad = [row for row in bad if image_fault(test.file(row)) is not None]
+    try:
+        return _with_frequencies(store, test, predictor, on_model, bad), bad
+    except (ImageError, RuntimeError) as error:
+        # torch gives an error of a loader's process another type.
+        if "ImageError" not in f"{type(error).__name__} {error}":
+            raise
+        failure = error
+    with ThreadPoolExecutor(cores()) as pool:  # since the run began: one more look at all of them
+        faults = list(pool.map(lambda row: image_fault(test.file(row)), range(len(test))))
+    bad = [row for row, fault in enumerate(faults) if fault is not None]
+    if not bad:
+        raise failure
+    if not may_be_bad or len(bad) == len(test):
+        raise DataError([_bad_image(test, row, faults[row]) for row in bad])
+    return _with_frequencies(store, test, predictor, on_model, bad), bad
+
+
+def _with_frequencies(
+    store: RunStore, test: ImageSet, predictor: Predictor, on_model: OnModel, bad: Sequence[int]
+) -> NDArray[np.float64]:
+    """(n, C) probabilities: the class frequencies of the training images in the bad rows."""
+    good = np.setdiff1d(np.arange(len(test)), np.array(bad, dtype=np.int64))
+    counts = np.bincount(store.labels(), minlength=len(store.classes()))
+    prob = np.tile(counts / counts.sum(), (len(test), 1))
+    prob[good] = predictor.test_probabilities(test, on_model, good)
+    return prob
+
+
+def _bad_image(test: ImageSet, row: int, fault: str | None) -> Problem:
+    where = f"test images in {test.image_root}"
+    if test.lines is not None:
+        where = f"{test.table} line {test.lines[row]}"
+    advice = "put the file right, or go on without it: --set data.on_bad_test_image=prior"
+    return Problem(where, f"{test.image_paths[row]}: it {fault}; {advice}")
 
 
 def _check(store: RunStore, tta: str) -> None:
@@ -149,6 +216,13 @@ def _print_receipt(receipt: Receipt, test: ImageSet, console: Console) -> None:
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
     print_plain(console, f"form: {test.form}")
+    if receipt.without_image:
+        count, names = len(receipt.without_image), listing(receipt.without_image, 5)
+        console.print(
+            f"[yellow]warning[/yellow] {counted(count, 'row')} without a readable image, filled "
+            f"with the class frequencies of the training images: {escape(names)}",
+            highlight=False,
+        )
     if receipt.unvalidated:
         shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
         console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")

@@ -66,6 +66,16 @@ def _gpus(value: object) -> object:
 
 
 Gpus = Annotated[float | Literal["auto"] | None, BeforeValidator(_gpus)]
+
+
+def _names(value: object) -> object:
+    """Names of classes, which YAML takes for numbers where they are whole ones."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
+
+
+ClassNames = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -89,6 +99,18 @@ class DataConfig(ConfigSection):
     """Rows of one group (a patient, a vehicle) never lie on both sides of a fold."""
     max_per_class: Annotated[int, Field(ge=1)] | None = None
     """Use only the first images of each class, at most this many: to try things out."""
+    on_bad_image: Literal["stop", "drop"] = "stop"
+    """What a training image that is missing or cannot be read does: `drop` leaves it out."""
+    duplicates: Literal["report", "group", "drop"] = "report"
+    """What becomes of training images that equal or nearly equal another one: a warning; one group,
+    which no fold divides; or only the first of each label stays."""
+    exclude: str | None = None
+    """A table of image paths that are left out."""
+    fixes: str | None = None
+    """A table of image paths and labels that replace those of `train`."""
+    merge_classes: dict[str, ClassNames] = Field(default={})
+    """Name -> classes that are trained as one; the submission has each of them, with its part of
+    the probability by their numbers of training images."""
     test: str | None = None
     """A CSV with ids and image paths, a folder of images, or a zip of it."""
     test_images: str | None = None
@@ -97,6 +119,9 @@ class DataConfig(ConfigSection):
     """Default: `image_column`."""
     test_id_column: str | None = None
     """Default: the first column of the sample submission, else the first column of the test CSV."""
+    on_bad_test_image: Literal["stop", "prior"] = "stop"
+    """What a test image that is missing or cannot be read does: `prior` gives its row the class
+    frequencies of the training images."""
     sample_submission: str | None = None
     """A table whose ids and columns the submission takes over."""
     submission: Annotated[str | dict[str, str] | None, BeforeValidator(_submission)] = None
@@ -106,7 +131,8 @@ class DataConfig(ConfigSection):
     @property
     def places(self) -> dict[str, str]:
         """Key -> path, for every key that says where something lies and is set."""
-        keys = ("train", "train_images", "test", "test_images", "sample_submission")
+        tests = ("test", "test_images", "sample_submission")
+        keys = ("train", "train_images", "exclude", "fixes", *tests)
         return {key: path for key in keys if (path := getattr(self, key)) is not None}
 
 

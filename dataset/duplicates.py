@@ -1,7 +1,8 @@
 """The same image twice: exact copies, and images that nearly equal another one.
 
 Takes the scanned training and test images, gives warnings and `near_duplicates.csv`: the training
-images that nearly equal one of another fold or of the test set. Reads that file too.
+images that nearly equal one of another fold or of the test set. Reads that file too. And where the
+config asks for it, the training rows with their copies in one group, or without them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from foldrace.core.errors import Problem, RunFolderError, listing
 from foldrace.core.files import Files
 from foldrace.dataset.folds import FoldTable
+from foldrace.dataset.left_out import LeftOut
 from foldrace.dataset.manifest import Manifest
 from foldrace.dataset.similarity import ImageInfo, Match, nearest_matches, row_label, stack_hashes
 from foldrace.dataset.test_set import ImageSet
 
 NAME = "near_duplicates.csv"
 HEADER = ("image_path", "other", "kind", "distance")
+_ADVICE = "give the copies one group or drop them (data.duplicates: group or drop)"
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,88 @@ def near_copies(
     return NearCopies(tuple(found), tuple(warnings))
 
 
+def copies(infos: Sequence[ImageInfo], pool: Executor) -> NDArray[np.int64]:
+    """Number of each row's cluster, (n,): images that equal or nearly equal one another.
+
+    An image that resembles one of a cluster belongs to it; most are clusters of their own.
+    """
+    cluster = np.arange(len(infos))
+    for rows in _by_content(infos).values():
+        cluster[rows] = rows[0]
+    hashes = [info.perceptual_hash for info in infos]
+    while True:  # each time every cluster joins the one that its images resemble most
+        images = stack_hashes(hashes, cluster)
+        matches = nearest_matches(images, images, pool)
+        if not matches:
+            return cluster
+        pairs = np.array([(match.row, match.other) for match in matches])
+        cluster = _joined(cluster, pairs)
+
+
+def grouped(manifest: Manifest, cluster: NDArray[np.int64]) -> Manifest:
+    """The rows with the images of a cluster in one group, named by its first row.
+
+    Groups that share a cluster become one.
+    """
+    n_copies = len(cluster) - len(np.unique(cluster))
+    if n_copies == 0:
+        return manifest
+    names = manifest.groups or manifest.image_paths
+    first = {name: row for row, name in reversed(list(enumerate(names)))}
+    pairs = np.array([(row, first[name]) for row, name in enumerate(names)])
+    joined = _joined(cluster, pairs)
+    count = len(np.flatnonzero(np.bincount(np.unique(cluster, return_inverse=True)[1]) > 1))
+    message = (
+        f"group: {n_copies + count:,} images equal or nearly equal another one; each of these "
+        f"{count:,} clusters is in one group"
+    )
+    return replace(
+        manifest,
+        groups=tuple(names[row] for row in joined),
+        notes=(*manifest.notes, Problem("data.duplicates", message)),
+    )
+
+
+def without_copies(
+    manifest: Manifest, infos: Sequence[ImageInfo], cluster: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], tuple[LeftOut, ...]]:
+    """The rows that stay, ascending, and the others.
+
+    The first of each label in a cluster stays; of identical files with different labels none does.
+    """
+    left_out: dict[int, LeftOut] = {}
+    for rows in _by_content(infos).values():
+        labels = [manifest.classes[label] for label in dict.fromkeys(manifest.labels[rows])]
+        if len(labels) > 1:
+            for row in rows:
+                same = next(other for other in rows if other != row)
+                detail = f"= {manifest.image_paths[same]}, {' and '.join(labels)}"
+                path = manifest.image_paths[row]
+                left_out[row] = LeftOut(path, "training", "identical with another label", detail)
+    first: dict[tuple[int, int], int] = {}
+    for row, key in enumerate(zip(cluster.tolist(), manifest.labels.tolist(), strict=True)):
+        if row not in left_out and first.setdefault(key, row) != row:
+            sign = "=" if infos[row].digest == infos[first[key]].digest else "≈"
+            detail = f"{sign} {manifest.image_paths[first[key]]}"
+            left_out[row] = LeftOut(manifest.image_paths[row], "training", "copy", detail)
+    kept = np.array([row for row in range(len(manifest)) if row not in left_out], dtype=np.int64)
+    return kept, tuple(left_out[row] for row in sorted(left_out))
+
+
+def _joined(cluster: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The clusters once those of each pair of rows are one; a cluster's number is its first row."""
+    # Here, since every worker process imports this file, and none looks for copies.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(cluster)
+    links = np.concatenate([pairs, np.stack([np.arange(n), cluster], axis=1)])
+    graph = coo_array((np.ones(len(links), np.int8), links.T), shape=(n, n))
+    part = connected_components(graph, directed=False)[1]
+    _, first = np.unique(part, return_index=True)
+    return np.asarray(first[part], dtype=np.int64)
+
+
 def _by_content(infos: Sequence[ImageInfo]) -> dict[bytes, list[int]]:
     """Digest of a file -> the rows that have it."""
     rows: dict[bytes, list[int]] = {}
@@ -147,8 +232,7 @@ def _copy_warnings(
     if divided:
         shown = listing(" = ".join(row_label(manifest, row) for row in rows) for rows in divided)
         message = f"identical files in different folds: {shown}; validation scores are too good"
-        advice = "drop the copies or give them one group (data.group_column)"
-        yield Problem("training images", f"{message}: {advice}")
+        yield Problem("training images", f"{message}: {_ADVICE}")
 
 
 def _leak_warning(
@@ -183,8 +267,7 @@ def _near_copy_warning(
         pairs = dict.fromkeys((min(m.row, m.other), max(m.row, m.other)) for m in near)
         shown = listing(f"{row_label(manifest, a)} ≈ {row_label(manifest, b)}" for a, b in pairs)
         message = f"{len(near):,} nearly equal one of another fold: {shown}"
-        advice = "drop the copies or give them one group (data.group_column)"
-        yield Problem("training images", f"{message}; validation scores may be too good: {advice}")
+        yield Problem("training images", f"{message}; validation scores may be too good: {_ADVICE}")
 
 
 def _near_leak_warning(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import FoldsConfig
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.dataset.balance import deal_groups, deal_rows
 from foldrace.dataset.manifest import Manifest
 
 TRAIN_ONLY = -1  # k: 1: trained on, never scored
@@ -25,6 +27,7 @@ HEADER = ("image_path", "target", "group", "fold")
 
 _WORDS = {"train": TRAIN_ONLY, "valid": 0, "test": HELD_OUT}
 _SIDES = (TRAIN_ONLY, 0, HELD_OUT)
+_LARGE = 1.5  # times the mean, beyond which a fold's size is warned of
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,22 @@ def make_folds(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
     if problems:
         raise DataError(problems)
     return fold
+
+
+def fold_warnings(manifest: Manifest, fold: NDArray[np.int64]) -> Iterator[Problem]:
+    """The warning of folds that score far more rows than the others."""
+    sizes = np.bincount(fold[fold >= 0])
+    large = np.flatnonzero(sizes > _LARGE * sizes.mean())
+    if len(large):
+        times = (
+            f"fold {f} ({sizes[f]:,} rows, {sizes[f] / sizes.mean():.1f} times)" for f in large
+        )
+        message = f"folds of more than {_LARGE:g} times the mean size: {listing(times)}"
+        if manifest.groups is not None:
+            counts = Counter(manifest.groups)
+            group, rows = counts.most_common(1)[0]
+            message += f"; the largest group, {group}, has {rows:,} of {len(fold):,} rows"
+        yield Problem("folds", f"{message}; the losses of such folds weigh most")
 
 
 def folds_csv(manifest: Manifest, fold: NDArray[np.int64]) -> str:
@@ -101,25 +120,31 @@ def _is_int(text: str) -> bool:
 
 
 def _k_folds(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
-    # Here, since every worker process imports this file, and most never make folds: 2 s less.
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    if manifest.groups is None:
+        return deal_rows(manifest.labels, config.k, config.seed)
+    group = _group_numbers(manifest.groups)
+    size = np.bincount(group) / len(group)
+    even = np.full(config.k, 1 / config.k)
+    rng = np.random.default_rng(config.seed)
+    return deal_groups(group, manifest.labels, size, even, rng)[group]
 
-    grouped = manifest.groups is not None
-    splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(
-        n_splits=config.k, shuffle=True, random_state=config.seed % 2**32
-    )
-    fold = np.full(len(manifest), -1, dtype=np.int64)
-    splits = splitter.split(np.zeros(len(manifest)), manifest.labels, manifest.groups)
-    for k, (_, rows) in enumerate(splits):
-        fold[rows] = k
-    return fold
+
+def _group_numbers(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Number of each row's group, (n,), in the order of their first rows."""
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
 
 
 def _fixed_split(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
     rng = np.random.default_rng(config.seed)
+    valid, test = config.valid_fraction, config.test_fraction
     if manifest.groups is None:
-        return _split_rows(manifest.labels, config.valid_fraction, config.test_fraction, rng)
-    return _split_groups(manifest, config.valid_fraction, config.test_fraction, rng)
+        return _split_rows(manifest.labels, valid, test, rng)
+    group = _group_numbers(manifest.groups)
+    count = int(group.max()) + 1
+    fractions = np.array([1 - valid - test, valid, test][: 3 if test > 0 else 2])
+    side = deal_groups(group, manifest.labels, np.full(count, 1 / count), fractions, rng)
+    return np.array(_SIDES, dtype=np.int64)[side][group]
 
 
 def _split_rows(
@@ -130,40 +155,14 @@ def _split_rows(
     ends = np.cumsum(np.bincount(labels))
     quota_valid = np.diff(np.rint(ends * valid), prepend=0)  # rounding does not add up over classes
     quota_test = np.diff(np.rint(ends * test), prepend=0)
-    for label, (n_valid, n_test) in enumerate(zip(quota_valid, quota_test, strict=True)):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+    of_class = np.split(np.argsort(labels, kind="stable"), ends[:-1])
+    for rows, n_valid, n_test in zip(of_class, quota_valid, quota_test, strict=True):
+        rows = rng.permutation(rows)
         n_test = min(max(int(n_test), 1), len(rows) - 2) if test > 0 else 0
         n_valid = min(max(int(n_valid), 1), len(rows) - 1 - n_test)
         fold[rows[:n_valid]] = 0
         fold[rows[n_valid : n_valid + n_test]] = HELD_OUT
     return fold
-
-
-def _split_groups(
-    manifest: Manifest, valid: float, test: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Sides (n,) of whole groups, the largest first, each to the side that lacks it most.
-
-    As in StratifiedGroupKFold. The balance counts each class's rows, and as much the groups.
-    """
-    names, group = np.unique(np.array(manifest.groups), return_inverse=True)
-    n_classes = len(manifest.classes)
-    share = np.zeros((len(names), n_classes + 1))  # (G, C + 1), each column sums to 1
-    np.add.at(share, (group, manifest.labels), 1 / np.bincount(manifest.labels)[manifest.labels])
-    share[:, n_classes] = 1 / len(names)
-    weight = np.append(np.full(n_classes, 1 / n_classes), 1.0)  # (C + 1,)
-    target = np.array([1 - valid - test, valid, test][: 3 if test > 0 else 2])[:, None]  # (S, 1)
-    lacking = np.repeat(target, n_classes + 1, axis=1)  # (S, C + 1)
-    side = np.zeros(len(names), dtype=np.int64)
-    order = rng.permutation(len(names))
-    for g in order[np.argsort(-np.bincount(group)[order], kind="stable")]:
-        # lowers the most sum_s |lacking_s|^2 / target_s
-        side[g] = np.argmax(((lacking - share[g] / 2) / target) @ (share[g] * weight))
-        lacking[side[g]] -= share[g]
-    for s in range(len(target)):  # of very few groups, a small side may have got none
-        if not (side == s).any():
-            side[next(g for g in order[::-1] if (side == side[g]).sum() > 1)] = s
-    return np.array(_SIDES, dtype=np.int64)[side][group]
 
 
 def _folds_of_column(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:
@@ -187,12 +186,11 @@ def _folds_of_column(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int6
 def _small_class_problem(manifest: Manifest, config: FoldsConfig) -> Iterator[Problem]:
     """The problem of classes that cannot be on every side of the split."""
     need = config.k if config.k > 1 else 2 + (config.test_fraction > 0)
-    units = np.arange(len(manifest)) if manifest.groups is None else np.array(manifest.groups)
-    small = []
-    for label, name in enumerate(manifest.classes):
-        count = len(np.unique(units[manifest.labels == label]))
-        if count < need:
-            small.append(f"{name} ({count})")
+    n_classes, labels = len(manifest.classes), manifest.labels
+    if manifest.groups is not None:  # each group once for each of its classes
+        labels = np.unique(_group_numbers(manifest.groups) * n_classes + labels) % n_classes
+    counts = np.bincount(labels, minlength=n_classes)
+    small = [f"{manifest.classes[c]} ({counts[c]})" for c in np.flatnonzero(counts < need)]
     if small:
         kind = "images" if manifest.groups is None else "groups"
         sides = f"folds.k: {config.k}" if config.k > 1 else f"{need} sides of the split (k: 1)"
@@ -202,22 +200,25 @@ def _small_class_problem(manifest: Manifest, config: FoldsConfig) -> Iterator[Pr
 
 
 def _split_problems(manifest: Manifest, fold: NDArray[np.int64], k: int) -> Iterator[Problem]:
-    empty = [f for f in range(k) if not (fold == f).any()]
+    n_classes = len(manifest.classes)
+    seen = fold != HELD_OUT
+    pair = (fold[seen] - TRAIN_ONLY) * n_classes + manifest.labels[seen]
+    counts = np.bincount(pair, minlength=(k + 1) * n_classes).reshape(k + 1, n_classes)
+    rows, total = counts[1:], counts.sum(axis=0)  # (k, C): those that each fold scores
+    empty = [f for f in range(k) if not rows[f].any()]
     if empty:
         message = f"no rows in fold {listing(empty)}" + (" (valid)" if k == 1 else "")
         yield Problem("folds", f"{message}; lower folds.k or correct the fold column")
-    n_classes = len(manifest.classes)
     for f in range(k):
-        train = np.bincount(manifest.labels[(fold != f) & (fold != HELD_OUT)], minlength=n_classes)
-        lost = [manifest.classes[c] for c in np.flatnonzero(train == 0)]
+        lost = [manifest.classes[c] for c in np.flatnonzero(total == rows[f])]
         if lost and f not in empty:
             message = f"with fold {f} held out, no row is left to train on for {listing(lost)}"
             yield Problem("folds", f"{message}; spread these classes over more folds or groups")
     if manifest.groups is not None:
-        sides: dict[str, set[int]] = {}
-        for group, f in zip(manifest.groups, fold.tolist(), strict=True):
-            sides.setdefault(group, set()).add(f)
-        torn = [group for group, folds in sides.items() if len(folds) > 1]
-        if torn:
+        group = _group_numbers(manifest.groups)
+        of_group = np.empty(int(group.max()) + 1, dtype=np.int64)
+        of_group[group] = fold
+        names = (manifest.groups[row] for row in np.flatnonzero(of_group[group] != fold))
+        if torn := list(dict.fromkeys(names)):
             message = f"groups that lie in several folds: {listing(torn)}"
             yield Problem("folds", f"{message}; correct the fold column or the group column")

@@ -20,13 +20,12 @@ from foldrace.dataset.guess_columns import (
     shown_column,
 )
 from foldrace.dataset.image_paths import ImageIndex
-from foldrace.dataset.images import find_images
+from foldrace.dataset.images import find_images, has_image_suffix
 from foldrace.dataset.places import is_sample, is_truth, of_test, split_of, title
 from foldrace.dataset.readers import TABLE_KINDS, is_table
 from foldrace.dataset.tables import (
     SPLIT_NAMES,
     Table,
-    has_image_suffix,
     inner_folder,
     own_table,
     read_table,

@@ -16,12 +16,12 @@ from foldrace.config.schema import DataConfig
 from foldrace.core.errors import Problem, listing, plain_name
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.image_paths import ImageIndex, Place, find_image_root, preferred
+from foldrace.dataset.images import has_image_suffix
 from foldrace.dataset.tables import (
     WHOLE_NUMBER,
     Table,
     bit,
     clean,
-    has_image_suffix,
     is_number,
     read_labels,
 )

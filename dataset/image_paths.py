@@ -18,8 +18,8 @@ from unicodedata import normalize
 
 from foldrace.core.errors import Problem, listing
 from foldrace.dataset.archive import archive_of, member_names, unpack
-from foldrace.dataset.images import find_images
-from foldrace.dataset.tables import Table, clean, has_image_suffix, inner_folder
+from foldrace.dataset.images import find_images, has_image_suffix
+from foldrace.dataset.tables import Table, clean, inner_folder
 
 _ROOT_SAMPLE = 50  # so many paths tell which folder they start from
 _PLACED = 0.5  # at least this part of them leads to images from there

@@ -11,19 +11,30 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
+_HAS_HEIF = find_spec("pillow_heif") is not None
+_HAS_AVIF = features.check("avif")  # built into Pillow from 11.3 on
 IMAGE_SUFFIXES = frozenset(
     (
-        *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
-        *(".ppm", ".pgm", ".pnm", ".jp2", ".avif"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+        *(".ppm", ".pgm", ".pnm", ".jp2"),
+        *((".avif",) if _HAS_AVIF else ()),
+        *((".heic", ".heif", ".hif") if _HAS_HEIF else ()),
     )
 )
-# Only plain pixel formats: some other plugins of Pillow start programs (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_LITTER = frozenset(("thumbs.db", "desktop.ini"))
+_FTYP_READERS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1"), "HEIC: pillow-heif"),
+    b"avif": "AVIF: pillow 11.3 or later",
+}  # brand in the first bytes -> kind, and the package that reads it
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,14 +88,27 @@ def decode_rgb(data: bytes, path: Path, shorter_side: int | None = None) -> Imag
         raise ImageError(path, _reason(error)) from error
 
 
-def check_image(data: bytes, path: Path) -> tuple[tuple[int, int], Image.Image]:
-    """Width and height in pixels as stored, and the upright RGB image at `SMALL_SIDE` or less.
+@dataclass(frozen=True)
+class CheckedImage:
+    """One image that was decoded to its end."""
 
-    The file in `data` is decoded to its end; raises ImageError. Cheaper than `read_rgb`: of a JPEG
-    not more resolution is computed than the small image needs.
+    size: tuple[int, int]
+    """Width and height as stored, in pixels."""
+    small: Image.Image
+    """The upright RGB image at `SMALL_SIDE` or less."""
+    sixteen_bit: bool
+    """True where the file has 16 bits a value, of which RGB keeps the upper eight."""
+
+
+def check_image(data: bytes, path: Path) -> CheckedImage:
+    """Decode the file in `data` to its end; raises ImageError.
+
+    Cheaper than `read_rgb`: of a JPEG not more resolution is computed than the small image needs.
     """
     image = _open(data, path)
     size, box = image.size, (SMALL_SIDE, SMALL_SIDE)
+    # Asked before it is loaded: Pillow gives 48-bit colours as RGB and forgets what they were.
+    sixteen_bit = image.mode.startswith("I") or any(";16" in str(t.args) for t in image.tile)
     try:
         _draft(image, box)
         image.load()
@@ -92,15 +116,24 @@ def check_image(data: bytes, path: Path) -> tuple[tuple[int, int], Image.Image]:
         small.thumbnail(box, Image.Resampling.BILINEAR, reducing_gap=2.0)
         turn = _UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(small)
-        return size, rgb if turn is None else rgb.transpose(turn)
+        return CheckedImage(size, rgb if turn is None else rgb.transpose(turn), sixteen_bit)
     except Exception as error:  # as in read_rgb
         raise ImageError(path, _reason(error)) from error
+
+
+def image_fault(path: Path) -> str | None:
+    """Why the file gives no image, as in an `ImageError`; None where it gives one."""
+    try:
+        check_image(read_bytes(path), path)
+    except ImageError as error:
+        return error.reason
+    return None
 
 
 def pixel_size(path: Path) -> tuple[int, int] | None:
     """Width and height in pixels by the file's header alone; None where it is no image."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             return image.size
     except Exception:  # as in read_rgb
         return None
@@ -121,12 +154,36 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files below a folder, as natural-sorted posix paths relative to it.
+
+    Hidden files and folders, and what systems leave behind, are not among them.
+    """
+
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+    """Files that are no image of a known kind, by their suffix."""
+
+
+def find_files(folder: Path) -> FolderFiles:
+    """Every file below `folder`."""
+    paths = sorted(_files(folder, ""), key=natural_key)
+    images = tuple(filter(has_image_suffix, paths))
+    return FolderFiles(images, tuple(path for path in paths if not has_image_suffix(path)))
+
+
 def find_images(folder: Path) -> list[str]:
     """Every image below `folder`, as natural-sorted posix paths relative to it.
 
     Hidden files and folders are left out.
     """
-    return sorted(_image_files(folder, ""), key=natural_key)
+    return sorted(filter(has_image_suffix, _files(folder, "")), key=natural_key)
+
+
+def has_image_suffix(path: str) -> bool:
+    """True for the name of an image file."""
+    return os.path.splitext(path.strip())[1].lower() in IMAGE_SUFFIXES
 
 
 def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
@@ -138,21 +195,34 @@ def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
     return parts, text
 
 
-def _image_files(folder: Path, prefix: str) -> Iterator[str]:
+def _files(folder: Path, prefix: str) -> Iterator[str]:
     for entry in os.scandir(folder):
-        if entry.name.startswith((".", "__MACOSX")):
+        if entry.name.startswith((".", "__MACOSX")) or entry.name.lower() in _LITTER:
             continue
         if entry.is_dir():
-            yield from _image_files(folder / entry.name, f"{prefix}{entry.name}/")
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield from _files(folder / entry.name, f"{prefix}{entry.name}/")
+        else:
             yield prefix + entry.name
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Formats that are read."""
+    # Only plain pixel formats: some other plugins of Pillow start programs (EPS runs Ghostscript).
+    plain = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+    if _HAS_HEIF:
+        import_module("pillow_heif").register_heif_opener()
+    return (*plain, *(("AVIF",) if _HAS_AVIF else ()), *(("HEIF",) if _HAS_HEIF else ()))
 
 
 def _open(data: bytes, path: Path) -> ImageFile.ImageFile:
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_formats())
     except Exception as error:  # as in read_rgb
-        raise ImageError(path, _reason(error)) from error
+        reader = _FTYP_READERS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+        unread = reader is not None and isinstance(error, UnidentifiedImageError)
+        reason = f"is damaged, or of a kind that needs another package: {reader}"
+        raise ImageError(path, reason if unread else _reason(error)) from error
     if min(image.size) < 1:
         raise ImageError(path, f"has no pixels ({image.width} x {image.height})")
     return image
@@ -160,7 +230,7 @@ def _open(data: bytes, path: Path) -> ImageFile.ImageFile:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return f"is not an image of a supported kind ({', '.join(_FORMATS)}), or is damaged"
+        return f"is not an image of a supported kind ({', '.join(_formats())}), or is damaged"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"is too large: {error}"
     return f"cannot be decoded: {error or type(error).__name__}"

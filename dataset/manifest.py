@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.archive import name_notes
+from foldrace.dataset.curation import Merged, curate
 from foldrace.dataset.guess_columns import named_images, named_labels
 from foldrace.dataset.image_paths import find_paths, on_disk
-from foldrace.dataset.images import find_images, natural_key
+from foldrace.dataset.images import find_files, natural_key
+from foldrace.dataset.left_out import LeftOut, left_out_lines, unknown_kinds
 from foldrace.dataset.tables import (
     SPLIT_NAMES,
     Table,
@@ -54,6 +56,12 @@ class Manifest:
     """Line where each row begins in `table`, as an editor counts."""
     readings: tuple[str, ...] = ()
     """Lines for the user: what was taken for what."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What is no row, and why."""
+    merged: Merged = field(default_factory=dict)
+    """Classes that are made of others."""
+    notes: tuple[Problem, ...] = ()
+    """What the user's lists have changed."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -61,6 +69,22 @@ class Manifest:
     def file(self, row: int) -> Path:
         """Path of a row's image on this machine."""
         return on_disk(self.image_root, self.image_paths[row])
+
+    def chosen(self, rows: NDArray[np.int64], left_out: Iterable[LeftOut] = ()) -> Manifest:
+        """These rows alone, with the same classes; `left_out` says why where it is news."""
+
+        def of(column: tuple[T, ...] | None) -> tuple[T, ...] | None:
+            return None if column is None else tuple(column[row] for row in rows)
+
+        return replace(
+            self,
+            image_paths=tuple(self.image_paths[row] for row in rows),
+            labels=self.labels[rows],
+            groups=of(self.groups),
+            given_folds=of(self.given_folds),
+            lines=of(self.lines),
+            left_out=(*self.left_out, *left_out),
+        )
 
 
 def read_manifest(data: DataConfig, fold_column: str | None = None) -> Manifest:
@@ -89,6 +113,8 @@ def scan_manifest(
     if manifest is not None and data.encoding is None:
         said = name_notes(manifest.image_root, data.train_images or data.train)
         manifest = replace(manifest, readings=(*said, *manifest.readings))
+    if manifest is not None:
+        manifest = _curated(manifest, data, problems)
     if manifest is not None and data.max_per_class is not None:
         manifest = _first_of_each_class(manifest, data.max_per_class)
     return manifest, problems
@@ -113,7 +139,7 @@ def _from_table(
         given = table.column(fold_column, "folds.column", problems)
     if names:
         problems.extend(_too_few_classes(table.name, names))
-    if paths and names:
+    if paths and names and data.duplicates != "drop":
         problems.extend(_repeated(table, paths, names))
     if folder is None or not images_known:
         return None
@@ -147,12 +173,19 @@ def _from_folders(
     inner = inner_folder(folder)
     while inner is not None and any(p.is_dir() for p in inner.iterdir()):
         folder, inner = inner, inner_folder(inner)
-    paths = find_images(folder)
+    found = find_files(folder)
+    paths = found.images
     loose = [path for path in paths if "/" not in path]
     names = [clean(path.split("/")[0]) for path in paths if "/" in path]
     problems.extend(_folder_problems(folder, data.train, loose, set(names)))
     problems.extend(_too_few_classes(data.train, names))
-    return None if loose else replace(_manifest(folder, paths, names), readings=notes)
+    left_out = unknown_kinds(found.others, "training")
+    if problems:  # they may be why images are missing
+        problems.extend(left_out_lines(left_out))
+    if loose:
+        return None
+    made = _manifest(folder, paths, names)
+    return replace(made, readings=notes, left_out=left_out)
 
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -161,28 +194,36 @@ def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _manifest(root: Path, paths: Sequence[str], names: Sequence[str]) -> Manifest:
+    classes, labels = _coded(names)
+    return Manifest(root, tuple(paths), labels, classes, groups=None, given_folds=None)
+
+
+def _coded(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The classes in order, and each label's place among them, (n,)."""
     classes = ordered_classes(names)
     index = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index[name] for name in names], dtype=np.int64)
-    return Manifest(root, tuple(paths), labels, classes, groups=None, given_folds=None)
+    return classes, np.array([index[name] for name in names], dtype=np.int64)
+
+
+def _curated(manifest: Manifest, data: DataConfig, problems: list[Problem]) -> Manifest:
+    """The rows as the user's lists leave them, see `curate`."""
+    lists = (data.exclude, data.fixes, data.merge_classes or None)
+    if lists == (None, None, None) and data.duplicates != "drop":
+        return manifest
+    names = [manifest.classes[label] for label in manifest.labels]
+    found = curate(manifest.image_root, manifest.image_paths, names, data, problems)
+    if not len(found.kept):
+        problems.append(Problem("data.exclude", "leaves no training image"))
+        return manifest
+    kept = manifest.chosen(found.kept, found.left_out)
+    classes, labels = _coded([found.names[row] for row in found.kept])
+    return replace(kept, labels=labels, classes=classes, merged=found.merged, notes=found.notes)
 
 
 def _first_of_each_class(manifest: Manifest, count: int) -> Manifest:
     """The first `count` rows of each class, in the order of the table."""
     by_class = [np.flatnonzero(manifest.labels == c)[:count] for c in range(len(manifest.classes))]
-    kept = np.sort(np.concatenate(by_class))
-
-    def chosen(column: tuple[T, ...] | None) -> tuple[T, ...] | None:
-        return None if column is None else tuple(column[row] for row in kept)
-
-    return replace(
-        manifest,
-        image_paths=tuple(manifest.image_paths[row] for row in kept),
-        labels=manifest.labels[kept],
-        groups=chosen(manifest.groups),
-        given_folds=chosen(manifest.given_folds),
-        lines=chosen(manifest.lines),
-    )
+    return manifest.chosen(np.sort(np.concatenate(by_class)))
 
 
 def _cleaned(cells: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -203,9 +244,10 @@ def _repeated(table: Table, paths: Sequence[str], names: Sequence[str]) -> Itera
             (same if len(labels) == 1 else conflicting).append(shown)
     if conflicting:
         message = f"the same image with different labels: {listing(conflicting)}; keep the right"
-        yield Problem(table.name, f"{message} one")
+        yield Problem(table.name, f"{message} one (data.duplicates: drop keeps none)")
     if same:
-        yield Problem(table.name, f"the same image twice: {listing(same)}; keep one row of each")
+        message = f"the same image twice: {listing(same)}; keep one row of each"
+        yield Problem(table.name, f"{message} (as data.duplicates: drop does)")
 
 
 def _too_few_classes(where: str, names: Iterable[str]) -> Iterator[Problem]:

@@ -138,6 +138,11 @@ class ImageInfo:
     perceptual_hash: PerceptualHash | None
     fault: str | None = None
     missing: bool = False
+    brightest: int = 255
+    """Greatest value of any colour in the small image, of 255."""
+    contrast: int = 255
+    """Greatest less least value of the colour in which they differ most, in the small image."""
+    sixteen_bit: bool = False
 
 
 def scan_images(images: Manifest | ImageSet, pool: Executor) -> list[ImageInfo]:
@@ -158,7 +163,15 @@ def row_label(images: Manifest | ImageSet, row: int) -> str:
 def _scan(path: Path) -> ImageInfo:
     try:
         data = read_bytes(path)
-        size, small = check_image(data, path)
+        image = check_image(data, path)
     except ImageError as error:
         return ImageInfo((0, 0), b"", None, error.reason, missing=not os.path.exists(path))
-    return ImageInfo(size, hashlib.blake2b(data, digest_size=16).digest(), perceptual_hash(small))
+    values = np.asarray(image.small).reshape(-1, 3)
+    return ImageInfo(
+        image.size,
+        hashlib.blake2b(data, digest_size=16).digest(),
+        perceptual_hash(image.small),
+        brightest=int(values.max()),
+        contrast=int(np.ptp(values, axis=0).max()),
+        sixteen_bit=image.sixteen_bit,
+    )

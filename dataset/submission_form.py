@@ -15,11 +15,11 @@ from typing import Literal
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import Problem, did_you_mean, listing
+from foldrace.dataset.images import has_image_suffix
 from foldrace.dataset.tables import (
     WHOLE_NUMBER,
     Table,
     clean,
-    has_image_suffix,
     is_number,
     twice,
 )

@@ -275,8 +275,3 @@ def part_notes(key: str, folder: Path, part: Path) -> tuple[str, ...]:
 
 def _visible(folder: Path) -> list[Path]:
     return [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
-
-
-def has_image_suffix(path: str) -> bool:
-    """True for the name of an image file."""
-    return Path(path.strip()).suffix.lower() in IMAGE_SUFFIXES

@@ -17,7 +17,8 @@ from foldrace.core.errors import DataError, Problem, listing
 from foldrace.dataset.archive import name_notes
 from foldrace.dataset.guess_columns import named_images
 from foldrace.dataset.image_paths import find_paths, on_disk
-from foldrace.dataset.images import find_images
+from foldrace.dataset.images import find_files
+from foldrace.dataset.left_out import LeftOut, left_out_lines, unknown_kinds
 from foldrace.dataset.readers import TABLE_KINDS
 from foldrace.dataset.submission_form import (
     SubmissionForm,
@@ -54,6 +55,8 @@ class ImageSet:
     """Line where each row begins in `table`, as an editor counts."""
     readings: tuple[str, ...] = ()
     """Lines for the user: what was taken for what."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files in the folder that are no test image, and why."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -84,6 +87,8 @@ def read_test_set(data: DataConfig, classes: Sequence[str]) -> ImageSet | None:
         found = _from_folder(source, data, classes, problems)
     if found is not None and sample is not None and form is not None and not problems:
         found = _in_sample_order(found, sample, form, problems)
+    if found is not None and problems:  # they may be why images are missing
+        problems.extend(left_out_lines(found.left_out))
     if found is None or problems:
         raise DataError(problems)
     said = name_notes(found.image_root, data.test_images or data.test) if not data.encoding else []
@@ -154,7 +159,8 @@ def _from_folder(
     folder = part
     while (inner := inner_folder(folder)) is not None:
         folder = inner
-    paths = find_images(folder)
+    files = find_files(folder)
+    paths = files.images
     if data.test_images is not None:
         message = f"is {data.test_images!r}, but data.test is a folder of images; remove this key"
         problems.append(Problem("data.test_images", message))
@@ -162,16 +168,17 @@ def _from_folder(
         problems.append(Problem("data.test", f"{data.test} holds no images"))
     ids = [posixpath.basename(path) for path in paths]
     if twice(map(clean, ids)):
-        ids = paths
+        ids = list(paths)
         notes = (*notes, f"data.test: ids are paths such as {ids[0]}: several files have one name")
     id_column = data.test_id_column or "id"
     return ImageSet(
         image_root=folder,
-        image_paths=tuple(paths),
+        image_paths=paths,
         ids=tuple(ids),
         id_column=id_column,
         form=form_without_sample(data, classes, id_column, problems),
         readings=notes,
+        left_out=unknown_kinds(files.others, "test"),
     )
 
 

@@ -141,7 +141,9 @@ class _Images:
 
     files: tuple[Path, ...]
     ids: tuple[str, ...] | None = None
-    """Ids in the test set, where these are its images."""
+    """Ids of the whole test set, where these are its images."""
+    rows: NDArray[np.int64] | None = None
+    """Row of each image in the test set."""
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Session of the pixel cache: within one prediction the files are looked at once."""
 
@@ -205,9 +207,12 @@ class Predictor:
         return self._blended(_Images(tuple(files)), on_model)
 
     def test_probabilities(
-        self, test: ImageSet, on_model: OnModel = _no_listener
+        self,
+        test: ImageSet,
+        on_model: OnModel = _no_listener,
+        rows: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
-        """(n, C) probabilities of the run's test set, rows sum to 1.
+        """(n, C) probabilities of the run's test set, or of these n rows of it; they sum to 1.
 
         With the predictions that were made elsewhere, also those that no score backs.
         RunFolderError where some are missing, are of other ids, or are not those that were blended.
@@ -216,13 +221,14 @@ class Predictor:
         for _, member in self._counting:
             if member.added:  # what is wrong with it is reported before the models run
                 added_test(self.store, member.candidate, test.ids)
+        rows = np.arange(len(test)) if rows is None else rows
         rest = 1.0 - sum(file.weight for file in self.ensemble.unvalidated)
-        total: NDArray[np.float64] = np.zeros((len(test), len(self.classes)))
+        total: NDArray[np.float64] = np.zeros((len(rows), len(self.classes)))
         for file in self.ensemble.unvalidated:
-            total += file.weight * normalise(added_test(self.store, file.name, test.ids))
+            total += file.weight * normalise(added_test(self.store, file.name, test.ids)[rows])
         if rest > 0:
-            files = tuple(test.file(row) for row in range(len(test)))
-            total += rest * self._blended(_Images(files, test.ids), on_model)
+            files = tuple(test.file(int(row)) for row in rows)
+            total += rest * self._blended(_Images(files, test.ids, rows), on_model)
         return normalise(total)
 
     @property
@@ -259,7 +265,7 @@ class Predictor:
         """(member, its calibrated log-probabilities (n, C)), one in memory at a time."""
         for number, member in self._counting:
             if member.added and images.ids is not None:
-                known = added_test(self.store, member.candidate, images.ids)
+                known = added_test(self.store, member.candidate, images.ids)[images.rows]
                 log_prob: NDArray[np.floating] = np.log(normalise(known))
             else:
                 log_prob = self._fold_log_prob(member, fold, images)

@@ -73,6 +73,8 @@ class Receipt:
     tta: str
     """Test-time augmentation: the views that were averaged."""
     checks: tuple[str, ...]
+    without_image: tuple[str, ...] = ()
+    """Ids whose image gives no pixels: their rows are the training images' class frequencies."""
 
 
 def write_submission(
@@ -83,11 +85,13 @@ def write_submission(
     prob: NDArray[np.float64],
     ensemble: EnsembleRecord,
     tta: str = "none",
+    without_image: Sequence[str] = (),
 ) -> Receipt:
     """Write `name` and `<name without .csv>.receipt.json` into `files`.
 
-    `prob` is (n, C) in the order of `test` and `classes`. Raises RunFailure where a check does not
-    pass: nothing is written then, so that an earlier submission stays.
+    `prob` is (n, C) in the order of `test` and `classes`; `without_image` are ids. Raises
+    RunFailure where a check does not pass: nothing is written then, so that an earlier submission
+    stays.
     """
     text = submission_csv(test, classes, prob)
     data = text.encode()
@@ -114,6 +118,7 @@ def write_submission(
         folds_hash=ensemble.folds_hash,
         tta=tta,
         checks=checks,
+        without_image=tuple(without_image),
     )
     files.write(receipt_name(name), _receipt_json(receipt))
     return receipt

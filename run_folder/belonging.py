@@ -21,6 +21,7 @@ from foldrace.config.load import dotted, inline_yaml
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import DataError, Problem, RunFolderError, listing
 from foldrace.dataset.folds import FoldTable, make_folds
+from foldrace.dataset.left_out import LISTED_TWICE, read_left_out
 from foldrace.dataset.manifest import Manifest, read_manifest
 from foldrace.dataset.places import common_root
 from foldrace.run_folder.candidates import FOLDS, Trials
@@ -47,7 +48,10 @@ EXTENDABLE = (
 )
 """Beginnings of the keys that `resume --set` may change: everything else would make old and new
 trials incomparable."""
-PLACES = ("data.train", "data.test", "data.sample_submission", "data.submission", "data.encoding")
+PLACES = (
+    *("data.train", "data.exclude", "data.fixes", "data.test", "data.sample_submission"),
+    *("data.submission", "data.encoding", "data.on_bad_test_image"),
+)
 """Beginnings of the keys that say where the data lie, and the form of the test set."""
 _WITHOUT_EFFECT = ("name", "smoke", "plugins", "cache.max_gb")
 _IMAGE_SIZES = "image_sizes.npy"
@@ -121,12 +125,13 @@ def save_image_sizes(store: RunStore, manifest: Manifest) -> None:
 def training_data(store: RunStore) -> Manifest:
     """The training rows where the config says that they lie.
 
-    DataError where they cannot be read, RunFolderError where they are not those of folds.csv: other
-    images, labels, groups or given folds, or files of another size than when the run began.
+    What was left out when the run began is left out. DataError where they cannot be read,
+    RunFolderError where they are not those of folds.csv: other images, labels, groups or given
+    folds, or files of another size than when the run began.
     """
     config, table = store.config(), store.folds()
     with telling_where_data_lay(store):
-        manifest = read_manifest(config.data, config.folds.column)
+        manifest = _without_left_out(store, read_manifest(config.data, config.folds.column))
     if manifest.image_paths != table.image_paths:
         raise RunFolderError.single(
             f"{store.root}/{FOLDS}", _other_images(table, manifest, config.data.train)
@@ -135,6 +140,15 @@ def training_data(store: RunStore) -> Manifest:
     if problems:
         raise RunFolderError(problems)
     return manifest
+
+
+def _without_left_out(store: RunStore, manifest: Manifest) -> Manifest:
+    """The rows but those that `left_out.csv` names."""
+    left_out = [one for one in read_left_out(store.files) if one.data == "training"]
+    # Of rows with one path it is the table that says which stays.
+    gone = {one.image_path for one in left_out if one.reason != LISTED_TWICE}
+    kept = [row for row, path in enumerate(manifest.image_paths) if path not in gone]
+    return manifest.chosen(np.array(kept, dtype=np.int64))
 
 
 @contextmanager
@@ -175,7 +189,7 @@ def _other_cells(store: RunStore, manifest: Manifest, table: FoldTable) -> Itera
     none = ("",) * len(manifest)
     columns: list[tuple[str, Sequence[object], Sequence[object]]] = [
         ("label", table.targets, [manifest.classes[label] for label in manifest.labels]),
-        ("group", table.groups or none, manifest.groups or none),
+        ("group", table.groups or none, _groups_now(store, manifest, table)),
     ]
     folds = store.config().folds
     if folds.column is not None:
@@ -192,6 +206,16 @@ def _other_cells(store: RunStore, manifest: Manifest, table: FoldTable) -> Itera
                 f"{len(rows):,} of {len(manifest):,} rows, since the run began with those; put "
                 "them back, or start a new run with the new ones",
             )
+
+
+def _groups_now(store: RunStore, manifest: Manifest, table: FoldTable) -> Sequence[str]:
+    """Each row's group by the data as they are; '' where there are none."""
+    if store.config().data.duplicates != "group" or table.groups is None:
+        return manifest.groups or ("",) * len(manifest)
+    # Copies have joined groups when the run began: rows of one group must lie in one of these.
+    joined: dict[str, str] = {}
+    names = manifest.groups or table.groups
+    return [joined.setdefault(a, b) for a, b in zip(names, table.groups, strict=True)]
 
 
 def _other_files(store: RunStore, manifest: Manifest) -> Iterator[Problem]:

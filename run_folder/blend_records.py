@@ -178,6 +178,8 @@ class SubmissionNote(StoredRecord):
     created: datetime
     crossfit_logloss: float
     """Cross-fitted log loss of the blend that it was made by."""
+    without_image: tuple[str, ...] = ()
+    """Ids whose rows are class frequencies, since their images cannot be read."""
 
 
 class ResultUpdate(StoredRecord):

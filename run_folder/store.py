@@ -7,7 +7,7 @@ tables), `TrialFiles` its candidates and fold trials, `EnsembleFolder` its blend
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from foldrace.core.files import (
     warn_ignored,
 )
 from foldrace.core.plugin_files import PluginFile
+from foldrace.dataset.curation import MERGED, Merged, own_classes, read_merged
 from foldrace.dataset.manifest import ordered_classes
 from foldrace.run_folder.blend_records import ResultUpdate, SubmissionNote
 from foldrace.run_folder.candidates import FOLDS
@@ -71,8 +72,9 @@ class RunStore(TrialFiles):
         folds: str,
         classes: Sequence[str],
         plugins: Sequence[PluginFile] = (),
+        others: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Lay the folder out. `folds` is the text of folds.csv.
+        """Lay the folder out. `folds` is the text of folds.csv, `others` further files by name.
 
         sweep.yaml comes last, so that a folder with it is a run. RunFolderError where nothing can
         be written.
@@ -83,6 +85,8 @@ class RunStore(TrialFiles):
                 self.files.write(f"{_PLUGINS}/{file.module}.py", file.source)
             self.files.write(FOLDS, to_bytes(folds))
             self._save_classes(classes)
+            for name, data in (others or {}).items():
+                self.files.write(name, data)
             self.save_config(config)
         except OSError as error:
             raise RunFolderError.single(self.root, f"cannot be written: {error}") from error
@@ -142,6 +146,21 @@ class RunStore(TrialFiles):
         """
         names = self._stored_classes()
         return self._classes_of_folds() if names is None else names
+
+    def merged(self) -> Merged:
+        """The classes that are made of others; RunFolderError where the file is damaged."""
+        if not self.files.exists(MERGED):
+            return {}
+        try:
+            return read_merged(self.files.read(MERGED))
+        except ValueError as error:
+            raise RunFolderError.single(
+                f"{self.root}/{MERGED}", f"is damaged: {error}; put a copy back"
+            ) from error
+
+    def own_classes(self) -> tuple[str, ...]:
+        """The classes of a submission: a merged class's own in its place."""
+        return own_classes(self.classes(), self.merged())
 
     def mend(self) -> None:
         """See `CandidateFiles.mend`."""

@@ -8,6 +8,7 @@ from collections import Counter
 
 from foldrace.core.errors import message_line
 from foldrace.core.metrics import MetricScore
+from foldrace.dataset.left_out import left_out_lines, read_left_out
 from foldrace.reporting.content import Card, Cards, Facts, Part, Warnings
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.formats import UNKNOWN, duration, number, percent
@@ -39,7 +40,15 @@ def summary(ctx: ReportContext) -> list[Part]:
 
 def warnings(ctx: ReportContext) -> list[str]:
     """Sentences about whatever makes the figures less than they seem."""
-    return [*_blend_warnings(ctx), *_candidate_warnings(ctx)]
+    left_out = (f"{line}." for line in left_out_lines(read_left_out(ctx.store.files)))
+    return [*_blend_warnings(ctx), *_candidate_warnings(ctx), *left_out, *_without_image(ctx)]
+
+
+def _without_image(ctx: ReportContext) -> list[str]:
+    """The sentence on rows of the submission that no image stands behind."""
+    note = ctx.store.submission()
+    count = 0 if note is None else len(note.without_image)
+    return [f"{count:,} rows of submission.csv have no readable image."] if count else []
 
 
 def _headline(blend: EnsembleRecord) -> Cards:
@@ -75,7 +84,7 @@ def _chosen_on_the_same_rows(blend: EnsembleRecord) -> str:
 
 
 def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
-    folds = ctx.store.folds()
+    folds, merged = ctx.store.folds(), ctx.store.merged()
     k = ctx.store.fold_count
     statuses = Counter[str](s.status for s in ctx.summaries)
     trials = [t for s in ctx.summaries for t in s.trials]
@@ -84,6 +93,7 @@ def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
         ("Rows", f"{len(folds.targets):,}"),
         ("Scored rows", f"{len(ctx.scored_labels):,}"),
         ("Classes", f"{len(ctx.classes):,}"),
+        *((f"Class {name}", f"merged of {', '.join(owns)}") for name, owns in merged.items()),
         ("Folds", str(k) if k > 1 else "1 (one fixed validation split)"),
         ("Candidates", _statuses(len(ctx.summaries), statuses)),
         ("Fold trials", _statuses(len(trials), ends)),

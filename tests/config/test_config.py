@@ -127,6 +127,30 @@ def test_checks_of_one_section(tmp_path: Path, section: str, key: str, message: 
     assert message in problem.message
 
 
+def test_whole_numbers_may_name_classes(tmp_path: Path) -> None:
+    text = "data: {train: t, merge_classes: {0: [1, '02', '3'], b: [x, y]}}\n"
+    config = parse(tmp_path, text + "search: {backbones: [a]}").require()
+    assert config.data.merge_classes == {"0": ("1", "02", "3"), "b": ("x", "y")}
+
+
+@pytest.mark.parametrize(
+    ("data", "key", "message"),
+    [
+        ("on_bad_image: skip", "on_bad_image", "'stop' or 'drop'"),
+        ("on_bad_test_image: drop", "on_bad_test_image", "'stop' or 'prior'"),
+        ("duplicates: keep", "duplicates", "'report', 'group' or 'drop'"),
+        ("merge_classes: {a: b}", "merge_classes.a", "should be a list"),
+        ("merge_classes: {a: []}", "merge_classes.a", "at least 1"),
+        ("merge_classes: {a: [1, yes]}", "merge_classes.a[1]", "got true; should be text"),
+    ],
+)
+def test_policies_of_the_data(tmp_path: Path, data: str, key: str, message: str) -> None:
+    text = f"data: {{train: t, {data}}}\nsearch: {{backbones: [a]}}"
+    (problem,) = parse(tmp_path, text).problems
+    assert problem.where.endswith(f": data.{key}")
+    assert message in problem.message
+
+
 @pytest.mark.parametrize("form", ["{low: 1, choices: [1]}", "{log: true}"])
 def test_a_range_has_one_form(tmp_path: Path, form: str) -> None:
     text = f"data: {{train: t}}\nsearch: {{backbones: [a], space: {{lr: {form}}}}}"

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from foldrace.config.schema import DataConfig, FoldsConfig
@@ -65,7 +67,7 @@ def test_missing_images_with_their_lines_and_likely_names(tmp_path: Path) -> Non
     names[:4] = ["0.png", "2.JPG", "nowhere/x.jpg", "11,.jpg"]
     problems, _ = texts(audit(manifest(tmp_path, names), None, None, 2))
     where = f"training images in {tmp_path}"
-    advice = "correct the path or remove the row"
+    advice = "correct the path or remove the row, or set data.on_bad_image: drop"
     assert problems == [
         f"{where}: 0.png: missing; {tmp_path}/0.png does not exist, but there is 0.jpg; {advice}",
         f"{where}: 2.JPG: missing; {tmp_path}/2.JPG does not exist, but there is 2.jpg; {advice}",
@@ -126,7 +128,8 @@ def test_damaged_images(tmp_path: Path, test_side: bool, table: bool) -> None:
     for line, problem in enumerate(problems, start=5):
         where = f"some.csv line {line}" if table else f"{kind} images in {tmp_path}"
         assert problem.startswith(f"{where}: {line - 2}.jpg: unreadable; it ")
-        assert problem.endswith("; replace or remove the file")
+        policy = "on_bad_test_image: prior" if test_side else "on_bad_image: drop"
+        assert problem.endswith(f"; replace or remove the file, or set data.{policy}")
     assert len(problems) == 3
     assert "it cannot be decoded: image file is truncated" in problems[0]
     assert "it is empty (0 bytes)" in problems[1]
@@ -192,8 +195,8 @@ def test_near_duplicates(tmp_path: Path) -> None:
     _, warnings = texts(found)
     assert warnings[-2:] == [
         "training images: 2 nearly equal one of another fold: 0.png (line 3) ≈ 3.png (line 6); "
-        "validation scores may be too good: drop the copies or give them one group "
-        "(data.group_column)",
+        "validation scores may be too good: give the copies one group or drop them "
+        "(data.duplicates: group or drop)",
         "training images: 2 nearly equal a test image: 0.png (line 3) ≈ 0.png, 3.png (line 6) ≈ "
         "0.png; scores there say little about new images",
     ]
@@ -244,3 +247,63 @@ def test_real_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.process_time() - start < 10  # 2 s; 10 s would be a regression
     assert (found.problems, found.warnings) == ((), ())
     assert len(found.sizes) == 2062 and max(map(max, found.sizes)) == 3024
+
+
+# --- images with nothing in them, and classes that are none
+
+
+def saved(folder: Path, name: str, pixels: NDArray[np.generic]) -> str:
+    """Written by OpenCV, which keeps 16 bits a value."""
+    assert cv2.imwrite(str(folder / name), pixels)
+    return name
+
+
+@pytest.mark.parametrize("top", [2**10 - 1, 2**12 - 1])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_few_bits_in_a_16_bit_file(tmp_path: Path, suffix: str, top: int, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    names = photos(tmp_path, 20)
+    shape = (24, 32) if channels == 1 else (24, 32, 3)
+    names[4] = saved(tmp_path, f"few{suffix}", rng.integers(0, top, shape).astype(np.uint16))
+    names[5] = saved(tmp_path, f"all{suffix}", rng.integers(0, 65536, shape).astype(np.uint16))
+    problems, (warning,) = texts(audit(manifest(tmp_path, names), None, None, 2))
+    assert problems == []
+    assert warning.startswith("training images: 1 of 20 have 16 bits a value, but use less than an")
+    assert warning.endswith(f"10-bit ones times 64: few{suffix}")
+
+
+def test_black_and_plain_images(tmp_path: Path) -> None:
+    names = photos(tmp_path, 20)
+    test_names = photos(tmp_path / "t", 3, seed=1)
+    noise = np.random.default_rng(0).integers(0, 4, (24, 32, 3)).astype(np.uint8)
+    names[2] = saved(tmp_path, "black.png", noise)
+    names[3] = saved(tmp_path, "black16.png", np.zeros((24, 32), np.uint16))
+    names[4] = saved(tmp_path, "grey.png", noise + 100)
+    dot = np.full((24, 32, 3), 255, np.uint8)
+    dot[12, 16] = 0  # a faint drawing is no empty sheet
+    names[5] = saved(tmp_path, "dot.png", dot)
+    test_names[1] = saved(tmp_path / "t", "white.png", noise + 252)
+    found = audit(manifest(tmp_path, names), None, image_set(tmp_path / "t", test_names), 2)
+    assert [line for line in texts(found)[1] if "nearly equal" not in line] == [
+        "training images: 2 of 20 are black: black.png, black16.png",
+        "training images: 1 of 20 are of one colour, or nearly so: grey.png",
+        "test images: 1 of 3 are of one colour, or nearly so: white.png",
+    ]
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "<NA>", "null", "#N/A"])
+def test_a_class_called_like_a_missing_value_is_told(tmp_path: Path, name: str) -> None:
+    data = replace(manifest(tmp_path, photos(tmp_path, 20)), classes=("cat", name))
+    _, (warning,) = texts(audit(data, None, None, 2))
+    assert f"classes called like a missing value: {name!r} (10); leave these images out" in warning
+    others = replace(data, classes=("None", "NA"))  # no defect, and natrium
+    assert texts(audit(others, None, None, 2))[1] == []
+
+
+@pytest.mark.parametrize("other", ["Cat", "c a t", "ｃａｔ", "cAT"])
+def test_classes_that_differ_in_case_or_blanks_are_told(tmp_path: Path, other: str) -> None:
+    data = replace(manifest(tmp_path, photos(tmp_path, 20)), classes=("cat", other))
+    _, (warning,) = texts(audit(data, None, None, 2))
+    assert f"in case or blanks alone: 'cat' (10) and {other!r} (10); if they are" in warning
+    assert f"(data.merge_classes: {{cat: [cat, {other}]}})" in warning

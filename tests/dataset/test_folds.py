@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from foldrace.core.errors import DataError
 from foldrace.dataset.folds import (
     HELD_OUT,
     TRAIN_ONLY,
+    fold_warnings,
     folds_csv,
     folds_hash,
     make_folds,
@@ -75,13 +77,72 @@ def test_same_folds_as_sklearn(seed: int) -> None:
     assert fold.dtype == np.int64
 
 
-def test_same_group_folds_as_sklearn() -> None:
-    data = grouped()
-    fold = make_folds(data, FoldsConfig(k=4, seed=7))
-    splitter = StratifiedGroupKFold(4, shuffle=True, random_state=7)
-    for k, (_, rows) in enumerate(splitter.split(data.labels, data.labels, data.groups)):
-        np.testing.assert_array_equal(np.flatnonzero(fold == k), rows)
+def mixed(kind: str, seed: int) -> Manifest:
+    """Groups of one class, of several, of very different sizes, or of a rare class."""
+    rng = np.random.default_rng(seed)
+    sizes = {
+        "pure": rng.integers(1, 20, 120),
+        "heavy tail": (rng.pareto(1.0, 200) * 3 + 1).astype(int).clip(1, 600),
+        "several classes": rng.integers(5, 60, 60),
+        "few": rng.integers(1, 100, 12),
+        "rare class": rng.geometric(0.1, 400),
+    }[kind]
+    count = len(sizes)
+    if kind == "pure":
+        mixes = np.eye(5)[np.arange(count) % 5]
+    elif kind == "rare class":
+        mixes = np.eye(2)[(rng.random(count) < 0.1).astype(int)]
+    else:
+        mixes = rng.dirichlet(np.ones(5), count)
+    group = np.repeat(np.arange(count), sizes)
+    labels = [int(rng.choice(len(mixes[g]), p=mixes[g])) for g in group]
+    return manifest(labels, [f"g{g}" for g in group])
+
+
+@pytest.mark.parametrize("kind", ["pure", "heavy tail", "several classes", "few", "rare class"])
+@pytest.mark.parametrize("seed", range(3))
+def test_group_folds_are_as_even_as_sklearns_or_more(kind: str, seed: int) -> None:
+    data = mixed(kind, seed)
+    fold = make_folds(data, FoldsConfig(k=5, seed=seed))
     assert_no_group_is_torn(data, fold)
+    other = np.empty(len(data), np.int64)
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    for k, (_, rows) in enumerate(splitter.split(data.labels, data.labels, data.groups)):
+        other[rows] = k
+    largest, others_largest = (np.bincount(f).max() / len(data) * 5 for f in (fold, other))
+    assert largest <= max(others_largest, 1.05)
+    spread, others_spread = (
+        np.mean([np.std(np.bincount(f[data.labels == c], minlength=5)) for c in set(data.labels)])
+        for f in (fold, other)
+    )
+    assert spread <= 1.5 * others_spread + 2
+
+
+def test_a_million_rows_of_many_groups_and_classes_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    n, groups, classes = 100_000, 10_000, 500  # a tenth of it: the time grows with the rows
+    group = np.append(np.arange(groups), rng.integers(0, groups, n - groups))
+    labels = np.where(rng.random(n) < 0.7, group % classes, rng.integers(0, classes, n))
+    data = manifest(labels, [f"g{g}" for g in group])
+    start = time.process_time()
+    fold = make_folds(data, FoldsConfig(k=5))
+    assert time.process_time() - start < 4  # StratifiedGroupKFold takes half a minute
+    assert np.bincount(fold).max() < 1.01 * n / 5
+    assert_no_group_is_torn(data, fold)
+
+
+def test_a_fold_of_half_as_many_rows_again_is_warned_of() -> None:
+    data = manifest([0, 1] * 100, ["giant"] * 100 + [f"g{i // 2}" for i in range(100)])
+    (warning,) = fold_warnings(data, make_folds(data, FoldsConfig(k=4)))
+    assert str(warning) == (
+        "folds: folds of more than 1.5 times the mean size: fold 0 (100 rows, 2.0 times); the "
+        "largest group, giant, has 100 of 200 rows; the losses of such folds weigh most"
+    )
+    even = manifest([0, 1] * 100)
+    assert not list(fold_warnings(even, make_folds(even, FoldsConfig(k=4))))
+    given = manifest([0, 1] * 50, given=["0"] * 60 + ["1"] * 20 + ["2"] * 20)
+    (warning,) = fold_warnings(given, make_folds(given, FoldsConfig(k=3, column="part")))
+    assert "fold 0 (60 rows, 1.8 times); the losses" in str(warning)
 
 
 @pytest.mark.parametrize("k", [1, 5])

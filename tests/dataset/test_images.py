@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from foldrace.dataset.images import (
     IMAGE_SUFFIXES,
     ImageError,
     check_image,
+    find_files,
     find_images,
     natural_key,
     read_rgb,
@@ -94,6 +96,44 @@ def test_16_bit_pgm_and_tiff_are_scaled(tmp_path: Path) -> None:
     assert [pixel(tmp_path / "x.tif", x)[0] for x in (0, 1)] == [0, 128]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_check_tells_16_bits_a_value(
+    tmp_path: Path, suffix: str, channels: int, dtype: type
+) -> None:
+    """Written by OpenCV, which keeps 48-bit colours."""
+    path = tmp_path / f"x{suffix}"
+    shape = (20, 30) if channels == 1 else (20, 30, 3)
+    assert cv2.imwrite(str(path), np.full(shape, 200, dtype))
+    assert check_image(path.read_bytes(), path).sixteen_bit == (dtype is np.uint16)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"hevc"])
+def test_a_kind_that_another_package_reads_is_named(tmp_path: Path, brand: bytes) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    with pytest.raises(ImageError, match="needs another package: HEIC: pillow-heif"):
+        read_rgb(path)
+
+
+def test_heic_is_read_where_its_package_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = photo(64, 48)
+    pillow_heif.from_pillow(image).save(tmp_path / "x.heic", quality=95)
+    found = read_rgb(tmp_path / "x.heic")
+    assert found.size == (64, 48)
+    assert np.abs(np.asarray(found, float) - np.asarray(image, float)).mean() < 8
+    assert find_files(tmp_path).images == ("x.heic",)
+
+
+def test_avif_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.avif"
+    photo(64, 48).save(path, quality=90)
+    assert read_rgb(path).size == (64, 48)
+    assert find_files(tmp_path).images == ("x.avif",)
+
+
 def test_floating_point_pixels_are_refused_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     Image.new("F", (2, 2), 0.5).save(path)
@@ -137,7 +177,8 @@ def test_the_small_image_of_a_check_is_upright(
     stored = np.ascontiguousarray(STORED[orientation](np.asarray(upright)))
     path = tmp_path / f"x{suffix}"
     Image.fromarray(stored).save(path, exif=exif)
-    size, small = check_image(path.read_bytes(), path)
+    checked = check_image(path.read_bytes(), path)
+    size, small = checked.size, checked.small
     assert size == stored.shape[1::-1]
     assert (small.mode, small.size) == ("RGB", (64, 43))
     reference = upright.resize(small.size, Image.Resampling.BOX)
@@ -158,7 +199,8 @@ def test_the_small_image_is_rgb_whatever_the_mode(tmp_path: Path, mode: str) -> 
     if mode == "P":
         image.putpalette([255] * 768)
     image.save(path)
-    size, small = check_image(path.read_bytes(), path)
+    checked = check_image(path.read_bytes(), path)
+    size, small = checked.size, checked.small
     assert (size, small.mode, small.size) == ((200, 100), "RGB", (64, 32))
     np.testing.assert_array_equal(np.asarray(small), 255)
 
@@ -242,7 +284,7 @@ def test_truncation_is_found_also_in_draft_mode(
     with pytest.raises(ImageError):
         check_image(path.read_bytes(), path)
     assert str(path) in str(full.value)
-    assert check_image(whole, path)[0] == (48, 64)
+    assert check_image(whole, path).size == (48, 64)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 
 def hash_of(data: bytes) -> PerceptualHash:
-    return perceptual_hash(check_image(data, Path("x"))[1])
+    return perceptual_hash(check_image(data, Path("x")).small)
 
 
 def of(image: Image.Image) -> PerceptualHash:

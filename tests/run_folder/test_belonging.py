@@ -11,7 +11,10 @@ import pytest
 
 from foldrace.config.schema import DataConfig, FoldsConfig, SweepConfig
 from foldrace.core.errors import DataError, RunFolderError
+from foldrace.dataset import left_out
+from foldrace.dataset.curation import MERGED, merged_json
 from foldrace.dataset.folds import folds_csv, make_folds
+from foldrace.dataset.left_out import LeftOut, left_out_csv
 from foldrace.dataset.manifest import read_manifest
 from foldrace.dataset.places import common_root, with_root
 from foldrace.run_folder.belonging import (
@@ -287,6 +290,61 @@ def test_moved_data_are_found_below_another_root(begun: RunStore, data: Path) ->
 def test_common_root(places: dict[str, str], root: str) -> None:
     data = DataConfig(**places)  # type: ignore[arg-type]
     assert common_root(data) == root
+    assert common_root(data.model_copy(update={"exclude": "/home/me/list.csv"})) == root
     there = with_root(data, "/new/place")
     for key, path in places.items():
         assert getattr(there, key) == str(Path("/new/place") / Path(path).relative_to(root))
+
+
+def test_lists_move_with_the_data_that_they_lie_among() -> None:
+    data = DataConfig(train="/d/a/train.csv", exclude="/d/a/list.csv", fixes="/home/me/fixes.csv")
+    there = with_root(data, "/new")
+    assert (there.train, there.exclude) == ("/new/train.csv", "/new/list.csv")
+    assert there.fixes == "/home/me/fixes.csv"
+
+
+# -- what was left out, and what was put together
+
+
+def test_what_was_left_out_stays_left_out(begun: RunStore, data: Path) -> None:
+    """Images that have been repaired since, and one that a folder's reader knows now."""
+    rows = read_table(data)
+    gone = (
+        LeftOut("new.png", "training", "missing or unreadable", "it does not exist"),
+        LeftOut("3.png", "test", "missing or unreadable"),
+        LeftOut("4.png", "training", "listed twice"),  # the other of its two rows stays
+    )
+    begun.files.write(left_out.NAME, left_out_csv(gone))
+    write_table(data, [rows[0], ["new.png", "a", "g0", "0"], *rows[1:]])
+    (data / "img/new.png").write_bytes(b"x")
+    manifest = training_data(begun)
+    assert manifest.image_paths == begun.folds().image_paths
+    assert manifest.lines is not None and manifest.lines[:3] == (2, 4, 5)
+    begun.files.write(left_out.NAME, left_out_csv(()))
+    assert "with new.png as well; put the data back" in problems_of(begun)[0]
+
+
+def test_groups_that_copies_have_joined(begun: RunStore, data: Path) -> None:
+    """g1 and g3 share a pair of copies, so that they are g1 in the run."""
+    config = begun.config()
+    keys = config.data.model_dump() | {"duplicates": "group"}
+    update = {"data": DataConfig(**keys), "folds": FoldsConfig(k=2)}
+    begun.save_config(config.model_copy(update=update))
+    text = begun.files.read("folds.csv").decode().replace(",g3,", ",g1,")
+    begun.files.write("folds.csv", text.encode())
+    begun = RunStore.open(begun.root)
+    assert training_data(begun).groups is not None
+    rows = read_table(data)
+    rows[9][2] = "g2"  # was g3
+    write_table(data, rows)
+    assert f"{data}/train.csv line 11: 9.png: the group is 'g2', was 'g1'" in problems_of(begun)
+
+
+def test_merged_classes_of_a_run(begun: RunStore) -> None:
+    assert begun.merged() == {}
+    assert begun.own_classes() == begun.classes() == ("a", "b", "c")
+    begun.files.write(MERGED, merged_json({"b": {"x": 3, "B": 1}}))
+    assert begun.own_classes() == ("a", "B", "c", "x")
+    begun.files.write(MERGED, b"{}x")
+    with pytest.raises(RunFolderError, match=r"merged_classes\.json: is damaged"):
+        begun.merged()
