@@ -152,7 +152,7 @@ def match_ids(
     for way, of_sample, names, of_image in (
         ("", clean, known, clean),
         ("paths", _path, files, end),
-        ("ids without suffix", _stem, known, _stem),
+        ("ids without suffix", stem, known, stem),
         ("file names without suffix", _base, files, _base),
         ("numbers", _number, known, _number),
         ("numbers of the files", _number, files, _number),
@@ -318,12 +318,13 @@ def _path(name: str) -> str:
     return clean(posixpath.normpath(name.strip().replace("\\", "/")))
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """The name without the suffix of an image file."""
     return posixpath.splitext(clean(name))[0] if has_image_suffix(name) else clean(name)
 
 
 def _base(name: str) -> str:
-    return posixpath.basename(_stem(_path(name))).casefold()
+    return posixpath.basename(stem(_path(name))).casefold()
 
 
 def _number(name: str) -> str:

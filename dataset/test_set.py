@@ -8,7 +8,7 @@ Unicode form and the spaces around them, and kept as the sample writes them.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from foldrace.dataset.submission_form import (
     form_of_sample,
     form_without_sample,
     match_ids,
+    stem,
 )
 from foldrace.dataset.tables import (
     Table,
@@ -210,13 +211,19 @@ def _in_sample_order(
     )
 
 
+def _share(key: Callable[[str], str], one: Iterable[str], other: Iterable[str]) -> bool:
+    """True where some names of both are the same by this key."""
+    return not set(map(key, one)).isdisjoint(map(key, other))
+
+
 def _unmatched(sample: Table, ids: Sequence[str], found: ImageSet) -> Iterator[Problem]:
-    known, asked = {clean(name) for name in found.ids}, {clean(name) for name in ids}
+    key = next((key for key in (clean, stem) if _share(key, ids, found.ids)), clean)
+    known, asked = set(map(key, found.ids)), set(map(key, ids))
     example = f"; its ids look like {ids[0]!r}, the images' like {found.ids[0]!r}"
     for message, names in (
         ("ids that are there twice", twice(map(clean, ids))),
-        ("ids without a test image", [i for i in ids if clean(i) not in known]),
-        ("test images without an id in it", [i for i in found.ids if clean(i) not in asked]),
+        ("ids without a test image", [i for i in ids if key(i) not in known]),
+        ("test images without an id in it", [i for i in found.ids if key(i) not in asked]),
     ):
         if names:
             advice = "the sample needs exactly one row per test image (data.test)"

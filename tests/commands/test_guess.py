@@ -167,13 +167,14 @@ def test_the_first_candidate_is_short_where_time_is(
     tiny_images: Path, measuring: Measuring
 ) -> None:
     """60 images in 3 folds: 40 x 0.04 + 20 x 0.02 = 2 s an epoch, a quarter more beside another, a
-    fold trial on each of 2 slots, then the third."""
+    fold trial on each of 2 slots, then the third: 5 s. Three tenths of 540 s are enough for the 30
+    epochs that networks from scratch are to have."""
     measuring.slow = {name: Speed(0.04, 0.02, 0.0, 1000) for name in _SMALL}
     guess = guessed(tiny_images, "resources.time_budget=10m")
     found = config(guess)
     [point] = found.search.points
     assert point.backbone in found.search.backbones
-    assert found.training.epochs * 5 == pytest.approx(540 / 6, abs=12)
+    assert found.training.epochs == 30
     assert point.params["epochs"] * 5 == pytest.approx(540 / 10, abs=8)
     said = f"{found.training.epochs} epochs ({point.params['epochs']:g} of the first candidate)"
     assert any(said in line for line in guess.lines)
