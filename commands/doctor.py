@@ -15,6 +15,7 @@ from foldrace.checks.machine import Finding, machine_findings
 from foldrace.config.schema import ResourcesConfig
 from foldrace.core.errors import EnvironmentProblem, Problem
 from foldrace.scheduling.ray.cluster import (
+    NoAnswer,
     connect,
     on_each_node,
     open_ports,
@@ -56,7 +57,10 @@ def _ray(address: str | None) -> Iterator[tuple[str, Finding]]:
                 yield _HERE, _ports()
             else:
                 for node, found in on_each_node(_node_findings):
-                    yield from ((f"node {node}", finding) for finding in found)
+                    if isinstance(found, NoAnswer):
+                        yield f"node {node}", Finding("Ray", "-", found.reason, forbids=True)
+                    else:
+                        yield from ((f"node {node}", finding) for finding in found)
     except EnvironmentProblem as error:
         for problem in error.problems:
             yield _HERE, Finding("Ray", problem.where, problem.message, forbids=True)

@@ -129,7 +129,7 @@ def main(candidates: int, folds: int, sleep: float, out: Path, nodes: int, gpus:
         space, _ = build_space(config, "")
         mark = time.perf_counter()
         with connect(None, config.resources) as cluster:
-            ray_start, slots = time.perf_counter() - mark, cluster.slots()
+            ray_start, slots = time.perf_counter() - mark, cluster.room.slots()
             mark, cpu = time.perf_counter(), time.process_time()
             outcome = tuner.run_sweep(store, config, space, "", cluster, lambda progress: None)
             seconds, used = time.perf_counter() - mark, time.process_time() - cpu

@@ -16,7 +16,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +25,20 @@ from typing import TypeVar
 
 import psutil
 import ray
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import foldrace
 from foldrace.config.schema import ResourcesConfig, SweepConfig
-from foldrace.core.errors import EnvironmentProblem
+from foldrace.core.errors import EnvironmentProblem, message_line
 from foldrace.scheduling.budget import devices_of_a_trial
 from foldrace.scheduling.nodes import Node, default_gpus, slots, this_machine
 from foldrace.scheduling.ray.node_watch import NodeWatch, alive_nodes
 from foldrace.scheduling.ray.private_cluster import private_cluster
 from foldrace.scheduling.room import Place, Room
 
+K = TypeVar("K")
 T = TypeVar("T")
 _PROBE_TIMEOUT = 5.0  # seconds
 _JOIN_TIMEOUT = 60.0  # seconds
@@ -163,25 +166,48 @@ def _dead_processes() -> list[str]:
     return [name for name in ("raylet", "gcs_server") if name in dead]
 
 
-def on_each_node(ask: Callable[..., T], *arguments: object) -> list[tuple[str, T]]:
-    """Address of each node, and what a function gives in a worker process there.
+@dataclass(frozen=True)
+class NoAnswer:
+    """Why a task has given nothing."""
 
-    EnvironmentProblem where not all have answered within a minute.
-    """
+    reason: str
+    late: bool = False
+    """True where it took too long, and was ended."""
+
+
+def answers(asked: Mapping[ray.ObjectRef[T], K], limit: float) -> Iterator[tuple[K, T | NoAnswer]]:
+    """What the tasks give, as they end, each with what it stands for, within `limit` seconds."""
+    ends, waiting = time.monotonic() + limit, list(asked)
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=max(0.0, ends - time.monotonic()))
+        for task in ready:
+            try:
+                yield asked[task], ray.get(task)
+            except RayError as error:  # a missing package, a process that died, a lost node
+                reason = message_line(str(error)) or type(error).__name__
+                yield asked[task], NoAnswer(reason)
+        if not ready:
+            for task in waiting:
+                ray.cancel(task, force=True)
+                yield asked[task], NoAnswer(f"did not answer within {limit:g} s", late=True)
+            return
+
+
+def on_node(node: str) -> NodeAffinitySchedulingStrategy:
+    """To run a task on the node of this number of Ray's, and nowhere else."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def on_each_node(ask: Callable[[], T], limit: float = 60.0) -> list[tuple[str, T | NoAnswer]]:
+    """Address of each node, and what a function gives in a worker process there."""
+    remote = ray.remote(num_cpus=0, max_retries=0)(ask)
     nodes = [n for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
-    remote = ray.remote(num_cpus=0)(ask)
-    asked = [
-        remote.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(*arguments)
-        for node in nodes
-    ]
-    addresses = [node["NodeManagerAddress"] for node in nodes]
-    try:
-        return list(zip(addresses, ray.get(asked, timeout=_JOIN_TIMEOUT), strict=True))
-    except TimeoutError as error:
-        what = f"not all of {', '.join(addresses)} have answered within {_JOIN_TIMEOUT:g} s"
-        raise EnvironmentProblem.single("nodes of the cluster", what) from error
+    asked: dict[ray.ObjectRef[T], str] = {
+        remote.options(scheduling_strategy=on_node(n["NodeID"])).remote(): n["NodeManagerAddress"]
+        for n in nodes
+    }
+    found: list[tuple[str, T | NoAnswer]] = [*answers(asked, limit)]
+    return sorted(found, key=lambda answer: answer[0])
 
 
 def open_ports() -> list[str]:

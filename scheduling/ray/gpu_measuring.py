@@ -8,24 +8,21 @@ folder knows of a kind is not measured again.
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.ranges import Value
-from foldrace.core.errors import EnvironmentProblem, listing, message_line
+from foldrace.core.errors import EnvironmentProblem, listing
 from foldrace.run_folder.gpu_memory import GpuKind, GpuMemory, GpuReading
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trial_record import candidate_params
 from foldrace.scheduling.gpu_shares import fit_problems, places, share_lines
 from foldrace.scheduling.nodes import Node
-from foldrace.scheduling.ray.cluster import Cluster
+from foldrace.scheduling.ray.cluster import Cluster, NoAnswer, answers, on_node
 from foldrace.scheduling.ray.node_watch import KIND
 from foldrace.scheduling.room import Room, SharedRoom
 from foldrace.search_spaces.space import SearchSpace
@@ -140,28 +137,18 @@ def _ask(
     run: str, asked: Sequence[_Question], measure: Measure, cpus: int, limit: float
 ) -> Iterator[str]:
     """Have all measured within `limit` seconds; a line for each that could not be."""
-    ends = time.monotonic() + limit
     tasks = {}
     for question in asked:
         task = ray.remote(num_gpus=1, max_calls=1, max_retries=0)(measure).options(
             num_cpus=min(cpus, question.node.cpus),
-            scheduling_strategy=NodeAffinitySchedulingStrategy(question.node.name, soft=False),
+            scheduling_strategy=on_node(question.node.name),
         )
         tasks[task.remote(run, question.backbone, dict(question.params))] = question
-    waiting = list(tasks)
-    while waiting:
-        left = max(0.0, ends - time.monotonic())
-        ready, waiting = ray.wait(waiting, timeout=left)
-        for answer in ready:
-            try:
-                tasks[answer].answer = ray.get(answer)
-            except RayError as error:  # whatever a backbone does; a process that died
-                yield _unmeasured(tasks[answer], message_line(str(error)) or type(error).__name__)
-        if not ready:
-            for answer in waiting:
-                ray.cancel(answer, force=True)
-                yield _unmeasured(tasks[answer], f"not within {limit:.0f} s")
-            return
+    for question, answer in answers(tasks, limit):
+        if isinstance(answer, NoAnswer):
+            yield _unmeasured(question, answer.reason)
+        else:
+            question.answer = answer
 
 
 def _unmeasured(question: _Question, reason: str) -> str:

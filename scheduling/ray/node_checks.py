@@ -19,14 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from foldrace.core.errors import Problem, RunFolderError, listing, message_line
 from foldrace.core.files import Files, open_files
 from foldrace.dataset.archive import cache_dir
 from foldrace.dataset.image_paths import on_disk
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.ray.cluster import NoAnswer, answers, on_node
 from foldrace.scheduling.ray.node_watch import KIND
 from foldrace.scheduling.ray.temp_folder import loader_folder_fault
 
@@ -99,25 +98,19 @@ def _ask(
     try:
         asked = {}
         for node in nodes:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
             question = Question(store.root, secret, node, image_root, sizes, versions, loaders)
-            asked[look.options(scheduling_strategy=there).remote(question)] = node
-        ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=limit)
-        found = {asked[answer]: _received(answer, limit) for answer in ready}
-        for answer in late:
-            ray.cancel(answer, force=True)
-            found[asked[answer]] = Findings((f"did not answer within {limit:g} s",))
+            asked[look.options(scheduling_strategy=on_node(node)).remote(question)] = node
+        found = {
+            node: _unseen(answer) if isinstance(answer, NoAnswer) else answer
+            for node, answer in answers(asked, limit)
+        }
         return _read_back(store.files, secret, found)
     finally:
         store.files.delete(_FOLDER)
 
 
-def _received(answer: ray.ObjectRef[Findings], limit: float) -> Findings:
-    try:
-        return ray.get(answer, timeout=limit)
-    except RayError as error:  # a missing package, a node that has just been lost
-        fault = message_line(str(error)) or type(error).__name__
-        return Findings((f"cannot run Foldrace: {fault}",))
+def _unseen(given: NoAnswer) -> Findings:
+    return Findings((given.reason if given.late else f"cannot run Foldrace: {given.reason}",))
 
 
 def _read_back(files: Files, secret: bytes, found: dict[str, Findings]) -> dict[str, Findings]:
