@@ -156,7 +156,8 @@ def _ask(
             try:
                 tasks[answer].answer = ray.get(answer)
             except RayError as error:  # whatever a backbone does; a process that died
-                yield _unmeasured(tasks[answer], message_line(str(error)) or type(error).__name__)
+                cause = getattr(error, "cause", None) or error  # without Ray's frame around it
+                yield _unmeasured(tasks[answer], message_line(str(cause)) or type(cause).__name__)
         if not ready:
             for answer in waiting:
                 ray.cancel(answer, force=True)
