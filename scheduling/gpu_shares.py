@@ -59,7 +59,8 @@ def places(
 
 def fit_problems(backbones: Iterable[str], kinds: Sequence[GpuKind]) -> list[Problem]:
     """The backbones that fit on no GPU of the cluster, each a problem."""
-    gpus = listing(f"{kind.name} ({kind.memory / _GB:.1f} GB)" for kind in kinds)
+    ordered = sorted(kinds, key=lambda kind: (kind.memory, kind.kind))
+    gpus = listing(f"{kind.name} ({kind.memory / _GB:.1f} GB)" for kind in ordered)
     return [
         Problem(
             "search.backbones",

@@ -184,8 +184,8 @@ def answers(asked: Mapping[ray.ObjectRef[T], K], limit: float) -> Iterator[tuple
             try:
                 yield asked[task], ray.get(task)
             except RayError as error:  # a missing package, a process that died, a lost node
-                reason = message_line(str(error)) or type(error).__name__
-                yield asked[task], NoAnswer(reason)
+                cause = getattr(error, "cause", None) or error  # without Ray's frame around it
+                yield asked[task], NoAnswer(message_line(str(cause)) or type(cause).__name__)
         if not ready:
             for task in waiting:
                 ray.cancel(task, force=True)
