@@ -111,8 +111,8 @@ WRONG: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
     "missing CSV column": (edit("data", label_column="label"), ("no column 'label'", "target")),
     "label missing": (edit_csv("train.csv", rename(4, 1, "")), ("'target' is empty in line 5",)),
     "image missing": (
-        edit_csv("train.csv", rename(4, 0, "사진 들/no 3.jpg")),
-        ("train.csv line 5: 사진 들/no 3.jpg: missing", "but there is no 3.png"),
+        edit_csv("train.csv", rename(4, 0, "사진 들/no 3b.png")),
+        ("train.csv line 5: 사진 들/no 3b.png: missing", "but there is no 3.png"),
     ),
     "image truncated": (truncate("사진 들/no 7.png"), ("line 9: 사진 들/no 7.png: unreadable",)),
     "test image truncated": (truncate("test/t 2.png"), ("test.csv line 4: test/t 2.png: unread",)),

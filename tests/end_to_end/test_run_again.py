@@ -183,7 +183,7 @@ def test_a_zip_of_class_folders_and_a_smoke_section(project: Any, tmp_path: Path
         len(run.table("submission.smoke.csv")) == 9 == len(run.table("submissions/0001.smoke.csv"))
     )
     assert not (run.folder / "submission.csv").exists()
-    assert "-smoke</title>" in (run.folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "-smoke: Foldrace" in (run.folder / "report" / "index.html").read_text(encoding="utf-8")
     assert list(run.trial_files()) == [f"trials/c0000/fold{k}/trial.json" for k in (0, 1)]
 
 
