@@ -234,8 +234,7 @@ class Race:
         return granted < math.ceil(len(measured) / self._config.eta)
 
     def _short_first(self) -> CandidateState | None:
-        """The first candidate where it is shorter than others: it is there for an early result, and
-        takes no turn from those that are trained whole."""
+        """The first candidate where it is shorter than others: it is there for an early result."""
         first = next(iter(self._state), None)
         longest = max((_epochs(state) for state in self._state), default=0)
         return None if first is None or _epochs(first) >= longest else first
