@@ -298,8 +298,9 @@ def test_test_sets_are_not_mixed(moved: Run, cli: Cli, tmp_path: Path) -> None:
     (other / "x.png").rename(other / names[1])
     found = []
     for folder in (data / "test", other, data / "test"):
-        succeeded(cli("submit", moved.folder, "--test", folder, "--out", tmp_path / "out.csv"))
-        found.append(pd.read_csv(tmp_path / "out.csv").set_index("id"))
+        out = tmp_path / f"out{len(found)}.csv"
+        succeeded(cli("submit", moved.folder, "--test", folder, "--out", out))
+        found.append(pd.read_csv(out).set_index("id"))
     assert list(found[0].columns) == moved.classes
     pd.testing.assert_frame_equal(found[0], found[2])
     first, second = found[0].loc[names[0]], found[0].loc[names[1]]

@@ -35,7 +35,8 @@ def copied(finished_run: Run, tmp_path: Path) -> Run:
     """Without a blend and what comes after it, as in mid-sweep."""
     folder = tmp_path / "copy"
     shutil.copytree(finished_run.folder, folder)
-    for path in (*folder.glob("submission*"), *folder.glob("trials/*/fold*/test*.npy")):
+    shutil.rmtree(folder / "submissions")
+    for path in (*folder.glob("submission.*"), *folder.glob("trials/*/fold*/test*.npy")):
         path.unlink()
     shutil.rmtree(folder / "ensemble")
     return Run(folder, finished_run.project)

@@ -111,7 +111,8 @@ def test_every_wrong_add_is_told() -> None:
     ]
     with pytest.raises(ConfigError) as caught:
         parse_adds(texts)
-    needed = "needed: NAME=oof.csv[:test.csv] or NAME=:test.csv, each file a .csv or .npy"
+    kinds = ".csv or .tsv or .jsonl or .ndjson or .parquet or .npy"
+    needed = f"needed: NAME=oof.csv[:test.csv] or NAME=:test.csv, each file a {kinds}"
     assert [str(p).removesuffix(f"; {needed}") for p in caught.value.problems] == [
         "--add o.csv: has no =",
         "--add c0001=o.csv: the name 'c0001' is that of a candidate of the run",
@@ -120,7 +121,7 @@ def test_every_wrong_add_is_told() -> None:
         "--add a=o.csv:t.csv:u.csv: has 2 colons: one separates the two files, and paths must "
         "not contain any",
         "--add b=:: names no file",
-        "--add d=o.txt: o.txt is neither .csv nor .npy",
+        "--add d=o.txt: o.txt is neither .csv nor .tsv nor .jsonl nor .ndjson nor .parquet nor .npy",
         "--add: the name 'b' is there twice; give each its own",
     ]
 

@@ -62,6 +62,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.store = RunStore(self.root)
+        self.store.save_config(sweep_config("none", candidates=1))
         self.updates = ResultUpdates(self.store, lambda: self.slots, self.clock)
         self.began = self.clock.now
 

@@ -563,7 +563,7 @@ def test_a_trial_reads_what_lies_in_its_run_folder(make_tiny_run: Callable[..., 
     assert (trial.meta_features, trial.cache.format) == (("aspect_ratio",), "jpeg")
     assert {f.name for f in fields(TrialSpec)} == {
         "run", "image_root", "candidate", "fold", "session", "cpus", "use_gpu", "accelerators",
-        "notes", "micro_batch",
+        "notes", "micro_batch", "devices",
     }  # fmt: skip
     with pytest.raises(RunFolderError, match="c0001"):
         read(replace(spec, candidate="c0001"))
