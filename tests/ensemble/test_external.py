@@ -121,7 +121,8 @@ def test_every_wrong_add_is_told() -> None:
         "--add a=o.csv:t.csv:u.csv: has 2 colons: one separates the two files, and paths must "
         "not contain any",
         "--add b=:: names no file",
-        "--add d=o.txt: o.txt is neither .csv nor .tsv nor .jsonl nor .ndjson nor .parquet nor .npy",
+        "--add d=o.txt: o.txt is neither .csv nor .tsv nor .jsonl "
+        "nor .ndjson nor .parquet nor .npy",
         "--add: the name 'b' is there twice; give each its own",
     ]
 
