@@ -104,12 +104,6 @@ def _full_disk(scene: Scene) -> None:
     ballast.unlink()
 
 
-def _read_only(scene: Scene) -> None:
-    for how in ("ro", "rw"):
-        subprocess.run(["mount", "-o", f"remount,{how}", str(scene.folder)], check=True)
-        time.sleep(6 if how == "ro" else 0)
-
-
 def _images_away(scene: Scene) -> None:
     """The data disk and the node's cache are away for some seconds."""
     data = scene.folder / "data"
@@ -262,7 +256,6 @@ CASES = (
     Case("terminal closed", _send(signal.SIGHUP), exits=_INTERRUPTS),
     Case("nobody reads the output", lambda scene: None, goes_on=True, begins=_nobody_reads),
     Case("full disk", _full_disk, goes_on=True, disk="40m"),
-    Case("read-only disk", _read_only, goes_on=True, disk="40m"),
     Case("no room for the cache", lambda scene: None, goes_on=True, cache_disk="64k"),
     Case("/dev/shm full", _no_shared_memory, goes_on=True, within=_OWN_SHM),
     Case(

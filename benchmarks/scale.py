@@ -82,10 +82,11 @@ def _driver(results: Results, quick: bool) -> None:
 
 
 def main() -> None:
-    given = options(__doc__)
+    given = options(__doc__, only="slots or driver")
     results = Results("scale")
-    _slots(results, given.quick)
-    _driver(results, given.quick)
+    for name, part in (("slots", _slots), ("driver", _driver)):
+        if given.only in (None, name):
+            part(results, given.quick)
     results.publish(given)
 
 

@@ -30,6 +30,7 @@ from foldrace.run_folder.records import CandidateRecord, RaceDecision, summarise
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.race import Race
 from foldrace.scheduling.ray.cluster import Cluster
+from foldrace.scheduling.ray.ending import Ending
 from foldrace.scheduling.ray.sweep_session import SweepSession
 from foldrace.scheduling.room import Room
 from foldrace.scheduling.state import FoldTask, SweepState
@@ -55,7 +56,8 @@ def _session(run: Path, slots: int) -> tuple[RunStore, SweepSession]:
     space, problems = build_space(config, "")
     assert not problems
     cluster = cast(Cluster, _Slots(Room(lambda: slots)))
-    return store, SweepSession(store, config, space, cluster, lambda progress: None)
+    ending = Ending(lambda line: None, "")
+    return store, SweepSession(store, config, space, cluster, lambda progress: None, ending)
 
 
 def sweep(run: Path, bank: Path, slots: int) -> dict[str, object]:
