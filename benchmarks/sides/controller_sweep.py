@@ -48,6 +48,7 @@ class _Slots:
     """All that is asked of a cluster between starting and ending Tune."""
 
     room: Room
+    death: str | None = None
 
 
 def _session(run: Path, slots: int) -> tuple[RunStore, SweepSession]:
