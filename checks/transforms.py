@@ -17,8 +17,9 @@ import torch
 from pydantic import ValidationError
 
 from foldrace.config.schema import TransformConfig
-from foldrace.core.errors import EnvironmentProblem, Problem, closest, listing
+from foldrace.core.errors import EnvironmentProblem, Problem, listing
 from foldrace.core.plugins import NO_PARTS, Parts
+from foldrace.core.synonyms import closest
 from foldrace.trainables.data.framing import Image
 from foldrace.trainables.data.transforms import (
     INNER,

@@ -27,6 +27,7 @@ from foldrace.config.ranges import (
     seconds,
     shown,
 )
+from foldrace.core.synonyms import did_you_mean
 
 Section = Literal["training", "augment"]
 
@@ -102,7 +103,9 @@ class Knob:
             raise ValueError(
                 f"got {given}; allowed: a number, {self.limits}{times}{more} ({self.doc})"
             )
-        raise ValueError(f"got {shown(value)}; allowed: {self.limits} ({self.doc})")
+        names = [str(v) for v in self.limits.values] if isinstance(self.limits, Choice) else []
+        hint = did_you_mean(str(value), names)
+        raise ValueError(f"got {shown(value)}; {hint}allowed: {self.limits} ({self.doc})")
 
 
 def _knob(

@@ -7,15 +7,17 @@ what is allowed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from foldrace.config.forms import RangeConfig
+from foldrace.config.key_hints import unknown_key
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import Problem, did_you_mean, plain_name
+from foldrace.core.errors import Problem
 from foldrace.core.redaction import without_secrets
+from foldrace.core.synonyms import did_you_mean
 
 _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
     "tuple_type": "should be a list: [..., ...]",
@@ -24,26 +26,6 @@ _SHAPES = {  # in the words of YAML, where pydantic has those of JSON
     "bool_type": "should be true or false",
     "string_type": "should be text",
 }
-
-ELSEWHERE = {
-    "augmentation": "augment.policy", "augmentations": "augment.policy",
-    "backbone": "search.backbones", "backbones": "search.backbones",
-    "batchsize": "search.space.batch_size", "candidates": "search.candidates",
-    "cutmix": "search.space.cutmix_alpha and search.space.cutmix_prob",
-    "dropout": "search.space.dropout", "droppath": "search.space.drop_path",
-    "ema": "search.space.ema_epochs", "emadecay": "search.space.ema_epochs",
-    "epochs": "training.epochs", "head": "search.space.head",
-    "imagesize": "training.image_size", "labelsmoothing": "search.space.label_smoothing",
-    "learningrate": "search.space.lr", "lr": "search.space.lr",
-    "mixup": "search.space.mixup_alpha and search.space.mixup_prob",
-    "model": "search.backbones", "momentum": "search.space.momentum", "nfolds": "folds.k",
-    "ntrials": "search.candidates", "optimizer": "search.space.optimizer",
-    "schedule": "search.space.schedule", "scheduler": "search.space.schedule",
-    "timebudget": "resources.time_budget", "trials": "search.candidates",
-    "warmup": "search.space.warmup",
-    "wd": "search.space.weight_decay", "weightdecay": "search.space.weight_decay",
-}  # fmt: skip
-"""A key that people look for elsewhere -> where it stands."""
 
 
 def validate(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list[Problem]]:
@@ -56,6 +38,9 @@ def validate(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list
         return SweepConfig.model_validate_json(json.dumps(raw, default=str)), []
     except ValidationError as error:
         details = error.errors(include_url=False)
+    empty = [detail for detail in details if _is_empty(detail)]
+    if empty:
+        return validate(_pruned(raw, (_keys(detail["loc"]) for detail in empty)), source)
     problems = [_describe(source, detail) for detail in details]
     for _ in range(8):  # a value that went may leave its section incomplete: prune that too
         raw = _pruned(raw, (_keys(detail["loc"]) for detail in details))
@@ -64,6 +49,11 @@ def validate(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list
         except ValidationError as error:
             details = error.errors(include_url=False)
     return None, problems
+
+
+def _is_empty(detail: Any) -> bool:
+    """True for a mapping with nothing below it, such as one whose keys are all comments."""
+    return detail["type"] in ("model_type", "dict_type") and detail["input"] is None
 
 
 def _keys(loc: Iterable[int | str]) -> tuple[int | str, ...]:
@@ -79,11 +69,12 @@ def _describe(source: str, detail: Any) -> Problem:
         given = "a value that is not shown here"
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return Problem(where, _unknown_key(loc))
+        return Problem(where, unknown_key(loc))
     if kind == "missing":
         return Problem(where, "is missing; this key has no default")
     if kind == "literal_error":
-        return Problem(where, f"got {given}; allowed: {context['expected']}")
+        hint = did_you_mean(str(detail["input"]), re.findall(r"'([^']*)'", context["expected"]))
+        return Problem(where, f"got {given}; {hint}allowed: {context['expected']}")
     if kind == "hyperparameter":
         return Problem(where, context["problem"])
     if kind == "value_error":
@@ -96,30 +87,6 @@ def _path(loc: tuple[int | str, ...]) -> str:
     """('search', 'points', 0, 'backbone') -> 'search.points[0].backbone'."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     return "".join(parts).removeprefix(".") or "top level"
-
-
-def _unknown_key(loc: tuple[int | str, ...]) -> str:
-    fields = sorted(_model_at(loc[:-1]).model_fields)
-    name = str(loc[-1])
-    meant = ELSEWHERE.get(plain_name(name))
-    is_here = meant is None or meant.rpartition(".")[2] in fields
-    hint = did_you_mean(name, fields) if is_here else f"did you mean {meant}? "
-    return f"unknown key; {hint}allowed: {', '.join(fields)}"
-
-
-def _model_at(loc: Iterable[int | str]) -> type[BaseModel]:
-    model: type[BaseModel] = SweepConfig
-    for part in loc:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            return RangeConfig  # below search.space and search.per_backbone
-        options = (field.annotation, *get_args(field.annotation))
-        model = next((o for o in options if _is_model(o)), model)
-    return model
-
-
-def _is_model(annotation: object) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -9,20 +9,18 @@ FoldraceError                 1  exit code: a failure while running
 ├── RunFailure                1  no complete candidate, every image unreadable, ...
 └── Interrupted             130  Ctrl-C or SIGTERM, after everything finished was saved
 
-Also the line of a traceback that matters, and the name that a mistyped one was meant to be. Imports
-nothing heavy: the blend uses it.
+Also the line of a traceback that matters. Imports nothing heavy: the blend uses it.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
 from foldrace.core.redaction import starred
+from foldrace.core.synonyms import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -98,59 +96,6 @@ class Interrupted(FoldraceError):
     """The user stopped the run; finished trials are safe in the run folder."""
 
     exit_code = 130
-
-
-def closest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
-    """The names in `allowed` that `name` is probably a misspelling of, best first."""
-    return difflib.get_close_matches(name, list(allowed), n=n, cutoff=0.6)
-
-
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "architectures": ("backbones",), "batch": ("batch_size",), "bs": ("batch_size",),
-    "bayesian": ("tpe",), "ce": ("cross_entropy",), "crossentropyloss": ("cross_entropy",),
-    "cutmix": ("cutmix_alpha", "cutmix_prob"), "ema": ("ema_epochs",),
-    "gpus": ("gpus_per_trial",), "gradclip": ("clip_grad",),
-    "gradientclipping": ("clip_grad",), "imgsize": ("image_size",), "imgsz": ("image_size",),
-    "inputsize": ("image_size",), "learningrate": ("lr",), "lr0": ("lr",),
-    "lrscheduler": ("schedule",), "maxgradnorm": ("clip_grad",),
-    "mixup": ("mixup_alpha", "mixup_prob"), "model": ("backbones",), "models": ("backbones",),
-    "nfolds": ("k",), "nll": ("cross_entropy",), "nsplits": ("k",), "ntrials": ("candidates",),
-    "numepochs": ("epochs",), "onecyclelr": ("one_cycle",), "rdrop": ("rdrop_alpha",),
-    "reducelronplateau": ("plateau",), "resolution": ("image_size",), "sam": ("sam_rho",),
-    "scheduler": ("schedule",), "smoothing": ("label_smoothing",),
-    "stochasticdepth": ("drop_path",), "timelimit": ("time_budget",), "trials": ("candidates",),
-    "wd": ("weight_decay",),
-}  # fmt: skip
-"""Name in other tools -> our names for the same, where they are not similar."""
-
-_NO_EARLY_STOPPING = (
-    "no trial stops early by itself: all folds of a candidate keep the last epoch, and the race "
-    "sets poor candidates aside; "
-)
-MISSING = {
-    "earlystopping": _NO_EARLY_STOPPING,
-    "patience": _NO_EARLY_STOPPING,
-    "longerside": "stored images are bounded by their shorter side: set cache.shorter_side; ",
-}
-"""Name that there is nothing for -> why."""
-
-
-def plain_name(name: str) -> str:
-    """A name as tables of synonyms have it: small letters, no `_` or `-`."""
-    return re.sub(r"[-_ ]", "", name.lower())
-
-
-def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """'did you mean 'lr'? ', from synonyms and similar names; empty where nothing is near.
-
-    For a name that there is nothing for, the reason instead.
-    """
-    if plain_name(name) in MISSING:
-        return MISSING[plain_name(name)]
-    names = list(allowed)
-    meant = [n for n in SYNONYMS.get(plain_name(name), ()) if n in names]
-    near = meant or closest(name, names, n=1)
-    return f"did you mean {' and '.join(map(repr, near))}? " if near else ""
 
 
 def check_name(where: str, name: str, table: Iterable[str]) -> Problem | None:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
-from foldrace.core.errors import Problem, closest, listing
+from foldrace.core.errors import Problem, listing
+from foldrace.core.synonyms import closest
 from foldrace.dataset.duplicates import (
     NearDuplicate,
     copies,

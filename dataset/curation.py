@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
-from foldrace.core.errors import Problem, did_you_mean, listing
+from foldrace.core.errors import Problem, listing
+from foldrace.core.synonyms import did_you_mean
 from foldrace.dataset.images import natural_key
 from foldrace.dataset.left_out import LISTED_TWICE, LeftOut
 from foldrace.dataset.tables import Table, clean, read_labels, read_table

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foldrace.config.schema import DataConfig
-from foldrace.core.errors import Problem, listing, plain_name
+from foldrace.core.errors import Problem, listing
+from foldrace.core.synonyms import plain_name
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.image_paths import ImageIndex, Place, find_image_root, preferred
 from foldrace.dataset.images import has_image_suffix

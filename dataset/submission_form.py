@@ -14,7 +14,8 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from foldrace.config.schema import DataConfig
-from foldrace.core.errors import Problem, did_you_mean, listing
+from foldrace.core.errors import Problem, listing
+from foldrace.core.synonyms import did_you_mean
 from foldrace.dataset.images import has_image_suffix
 from foldrace.dataset.tables import (
     WHOLE_NUMBER,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unicodedata import normalize
 
-from foldrace.core.errors import DataError, Problem, closest, listing
+from foldrace.core.errors import DataError, Problem, listing
+from foldrace.core.synonyms import closest
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.images import IMAGE_SUFFIXES
 from foldrace.dataset.readers import TABLE_KINDS, TableFile, is_table, read_records

@@ -22,9 +22,10 @@ from optuna.distributions import (
 
 from foldrace.config.forms import SEARCH, KnobConfig, RangeConfig
 from foldrace.config.hyperparameters import KNOBS, Knob, TrialParams
+from foldrace.config.key_hints import unknown_name
 from foldrace.config.ranges import Choice, Float, Int, Range, Value
 from foldrace.config.schema import SweepConfig
-from foldrace.core.errors import Problem, did_you_mean
+from foldrace.core.errors import Problem
 from foldrace.search_spaces.defaults import Situation, by_situation, family
 
 
@@ -280,8 +281,7 @@ def _settings(
     for name, form in given.items():
         key = f"{section}.{name}"
         if name not in KNOBS:
-            hint = did_you_mean(name, KNOBS)
-            text = f"unknown hyperparameter; {hint}allowed: {', '.join(KNOBS)}"
+            text = unknown_name("hyperparameter", name, KNOBS)
             problems.append(Problem(f"{source}: {key}", text))
             continue
         default, base = others[name].default, bases[name]

@@ -24,8 +24,9 @@ from timm.optim import (  # type: ignore[attr-defined]
 from torch import nn
 
 from foldrace.config.hyperparameters import TrialParams
-from foldrace.core.errors import Problem, closest
+from foldrace.core.errors import Problem
 from foldrace.core.plugins import NO_PARTS, Parts, Table
+from foldrace.core.synonyms import closest
 
 Group = dict[str, Any]  # torch's own form of a parameter group
 

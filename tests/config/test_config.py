@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from foldrace.config.forms import RangeConfig
 from foldrace.config.hyperparameters import KNOBS, Knob
+from foldrace.config.key_hints import MISSING
 from foldrace.config.load import (
     ParsedConfig,
     differing_keys,
@@ -17,12 +19,14 @@ from foldrace.config.load import (
     to_public_yaml,
     to_yaml,
 )
-from foldrace.config.problems import ELSEWHERE
 from foldrace.config.ranges import Choice, Float, Int, Name, Switch, Value
 from foldrace.config.schema import SearchConfig, SweepConfig
-from foldrace.core.errors import MISSING, SYNONYMS, ConfigError, plain_name
+from foldrace.core.errors import ConfigError
 from foldrace.core.redaction import has_secret
+from foldrace.core.synonyms import SYNONYMS, plain_name
+from foldrace.ensemble.methods import METHODS
 from foldrace.scheduling.search.samplers import SAMPLERS
+from foldrace.trainables.data.augment import POLICIES
 from foldrace.trainables.losses import LOSSES
 from foldrace.trainables.schedules import SCHEDULES
 
@@ -217,6 +221,15 @@ def test_set_of_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
             "cache.longer_side",
             "stored images are bounded by their shorter side: set cache.shorter_side",
         ),
+        ("learning_rate", "did you mean search.space.lr? allowed: augment"),
+        ("seed", "did you mean folds.seed or search.seed?"),
+        ("folds.group_column", "did you mean data.group_column?"),
+        ("data.target", "did you mean 'label_column'?"),
+        ("search.max_trials", "did you mean 'candidates'?"),
+        ("search.timeout", "did you mean resources.time_budget?"),
+        ("training.amp", "did you mean 'precision'?"),
+        ("search.space.lr.min", "did you mean 'low'?"),
+        ("metric", "trials, race and blend go by the log loss alone;"),
         ("training.patience", "no trial stops early by itself: all folds of a candidate keep"),
         ("search.early_stopping", "no trial stops early by itself"),
     ],
@@ -228,17 +241,44 @@ def test_a_key_of_another_section_or_tool_is_led_to_ours(
     assert problem.message.startswith(f"unknown key; {hint}")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("search.sampler", "bayesian", "tpe"),
+        ("race.rule", "ASHA", "gain"),
+        ("training.precision", "float16", "fp16"),
+        ("training.resize", "letterbox", "pad"),
+        ("cache.format", "jpg", "jpeg"),
+    ],
+)
+def test_a_value_of_another_tool_is_led_to_ours(
+    tmp_path: Path, key: str, value: str, meant: str
+) -> None:
+    (problem,) = parse(tmp_path, MINIMAL, f"{key}={value}").problems
+    assert f"{value}" in problem.message and f"; did you mean {meant!r}? allowed: " in str(problem)
+
+
+@pytest.mark.parametrize("key", ["ensemble", "search.space", "race", "smoke"])
+def test_a_section_whose_keys_are_all_comments_is_as_none(tmp_path: Path, key: str) -> None:
+    found = parse(tmp_path, MINIMAL, f"{key}=")
+    assert found.problems == () and found.config == parse(tmp_path, MINIMAL).config
+    (problem,) = parse(tmp_path, MINIMAL, "data=").problems
+    assert problem.where.endswith("data") and problem.message.startswith("is missing")
+
+
 def test_names_of_other_tools_lead_to_names_that_exist() -> None:
-    sections = {name: f.annotation for name, f in SweepConfig.model_fields.items()}
-    keys = {n: {*s.model_fields} for n, s in sections.items() if hasattr(s, "model_fields")}
-    names = set.union(*keys.values(), KNOBS, LOSSES, SCHEDULES, SAMPLERS)
+    sections = [f.annotation for f in SweepConfig.model_fields.values()]
+    models = [s for s in (RangeConfig, *sections) if hasattr(s, "model_fields")]
+    fields = {name: field for model in models for name, field in model.model_fields.items()}
+    limits = [knob.limits for knob in KNOBS.values()]
+    names = {
+        *(*fields, *KNOBS, *LOSSES, *SCHEDULES, *SAMPLERS, *METHODS, *POLICIES),
+        *(value for field in fields.values() for value in get_args(field.annotation)),
+        *(value for limit in limits if isinstance(limit, Choice) for value in limit.values),
+    }
     assert {ours for found in SYNONYMS.values() for ours in found} <= names
-    for place in " and ".join(ELSEWHERE.values()).split(" and "):
-        section, _, key = place.partition(".")
-        known = KNOBS if key.startswith("space.") else keys[section]
-        assert key.removeprefix("space.") in known, place
-    assert all(plain_name(name) == name for name in (*SYNONYMS, *ELSEWHERE, *MISSING))
-    assert not MISSING.keys() & names
+    assert all(plain_name(name) == name for name in (*SYNONYMS, *MISSING))
+    assert not MISSING.keys() & fields.keys()
 
 
 @pytest.mark.parametrize("text", ["data:\n\ttrain: x", "data: {\n\ttrain: x}", "data:\tx"])

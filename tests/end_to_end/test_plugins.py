@@ -91,7 +91,7 @@ def test_a_plugins_problems_stand_with_all_others(with_plugin: Any, cli: Cli) ->
         assert "gone.py: the plugin cannot be read" in result.stderr
         assert "training.epochs" in result.stderr
         if command != "augment":
-            assert "mine/tinyy: unknown backbone; close matches: mine/tiny" in result.stderr
+            assert "mine/tinyy: unknown backbone; did you mean mine/tiny" in result.stderr
             assert "'poly1'; did you mean" in result.stderr or "got 'poly1'" in result.stderr
 
 

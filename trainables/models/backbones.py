@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,13 @@ import timm
 import torchvision
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+from timm.models import get_deprecated_models
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from foldrace.core.errors import EnvironmentProblem, Problem, closest
+from foldrace.core.errors import EnvironmentProblem, Problem
 from foldrace.core.plugins import NO_PARTS, Parts, Table
+from foldrace.core.synonyms import closest
 from foldrace.trainables.data.meta_features import IMAGENET_MEAN, IMAGENET_STD
 from foldrace.trainables.models.encoder import Encoder, Normalise
 from foldrace.trainables.models.stack import check_form, is_stack, members, stack_encoders
@@ -186,23 +189,43 @@ def check_backbone(backbone: str, parts: Parts = NO_PARTS) -> Problem | None:
 def _unknown(backbone: str, parts: Parts) -> str | None:
     """The reason why a plain name is no backbone's, or None."""
     families = parts[FAMILIES]
-    prefix, slash, name = backbone.partition("/")
-    if not slash or prefix not in families:
-        every = [f"{p}/{n}" for p, family in families.items() for n in _names(family)]
-        near = [f"{p}/{backbone}" for p, family in families.items() if backbone in _names(family)]
-        near = near or closest(backbone, every)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        forms = " or ".join(f"{family}/<name>" for family in families)
-        return f"should look like {forms}{hint}"
+    prefix, _, name = backbone.partition("/")
     if prefix == "torchvision" and name in NO_LINEAR_HEAD:
         return "has no linear classifier to replace; use timm's version of it"
-    known, plain = _names(families[prefix]), name.split(".")[0] if prefix == "timm" else name
-    if plain in known and (plain == name or name in timm.list_pretrained()):
+    if prefix in families and _is_name(families[prefix], name):
         return None
-    names = timm.list_pretrained(f"{plain}.*") if plain in known else known
-    near = closest(name, names, n=4)
-    listed = ", ".join(f"{prefix}/{n}" for n in near)
-    return f"unknown backbone; {f'close matches: {listed}' if near else 'no close match'}"
+    near = _meant(backbone, families)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; no close match"
+    if prefix in families:
+        return f"unknown backbone{hint}"
+    return f"should look like {' or '.join(f'{row}/<name>' for row in families)}{hint}"
+
+
+def _is_name(family: Family, name: str) -> bool:
+    """True for a name of the family; timm's may have a tag, which says which weights."""
+    if family.prefix != "timm" or "." not in name:
+        return name in _names(family)
+    return name.split(".")[0] in _names(family) and name in timm.list_pretrained()
+
+
+def _meant(backbone: str, families: Mapping[str, Family]) -> list[str]:
+    """The backbones that a name was probably meant to be, with their prefixes.
+
+    The same name with a hub's address, in capitals or without the prefix; the one that timm has
+    renamed it to; other weights of it; else similar ones.
+    """
+    given = backbone.rpartition("/")[2].rpartition(":")[2]
+    own = [families[prefix]] if (prefix := backbone.partition("/")[0]) in families else []
+    for name in dict.fromkeys((given, re.sub("[- ]", "_", given.lower()))):
+        same = [f"{row.prefix}/{name}" for row in own or families.values() if _is_name(row, name)]
+        same = same or [f"{row.prefix}/{name}" for row in families.values() if _is_name(row, name)]
+        renamed = get_deprecated_models().get(name) if "timm" in families else None
+        tagged = [f"timm/{n}" for n in timm.list_pretrained(f"{name.split('.')[0]}.*")]
+        near = closest(f"timm/{name}", tagged, n=4) if "." in name else []
+        if found := same or ([f"timm/{renamed}"] if renamed else near):
+            return found
+    every = [f"{row.prefix}/{n}" for row in own or families.values() for n in _names(row)]
+    return closest(f"{own[0].prefix}/{name}" if own else name, every, n=4 if own else 3)
 
 
 @cache

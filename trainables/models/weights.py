@@ -6,7 +6,10 @@ a pretrained one.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import contextlib
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -27,10 +30,11 @@ def weights_file(pretrained: str, backbone: str) -> Path:
 def load_weights(module: nn.Module, file: Path) -> None:
     """Load the tensors of the same name; the file's own classifier is left out.
 
-    Raises EnvironmentProblem where one is missing or has another shape.
+    What a wrapper or a larger model put before all names (`module.`, `model.backbone.`) is left
+    out, too. Raises EnvironmentProblem where one is missing or has another shape.
     """
-    given = _read(file)
     own = module.state_dict()
+    given = _unwrapped(_read(file), own)
     fitting = {name: tensor for name, tensor in given.items() if name in own}
     _require_shapes(fitting, own, file)
     _require_all(fitting, own, file)
@@ -52,9 +56,42 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as error:  # safetensors raises its own type for a damaged file
-        raise EnvironmentProblem.single(
-            _where(file), f"cannot be read as safetensors: {error}"
-        ) from error
+        message = f"cannot be read as safetensors: {error}"
+        if _is_pickle(file):
+            name = repr(file.name)
+            message = (
+                "is a file of torch.save, a pickle, which can run code and is not read. Where you "
+                'trust it, convert it once: python -c "import torch, safetensors.torch as s; '
+                f"t = torch.load({name}, weights_only=True); t = t.get('state_dict', t); "
+                "s.save_file({k: v.clone() for k, v in t.items() if torch.is_tensor(v)}, "
+                f"'{file.stem}.safetensors')\""
+            )
+        raise EnvironmentProblem.single(_where(file), message) from error
+
+
+def _is_pickle(file: Path) -> bool:
+    """True for what torch.save writes: a zip with a pickle, or in old versions a pickle."""
+    if zipfile.is_zipfile(file):
+        return True
+    with contextlib.suppress(OSError), file.open("rb") as start:
+        return start.read(2)[:1] == b"\x80"
+    return False
+
+
+def _unwrapped(given: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """The tensors without what stands before the names of the most that are `own`."""
+    known = set(own)
+    before = Counter(
+        name.removesuffix(end)
+        for name in given
+        for parts in (name.split("."),)
+        for end in (".".join(parts[i:]) for i in range(len(parts)))
+        if end in known
+    )
+    if not before:
+        return given
+    most = max(before, key=lambda prefix: (before[prefix], -len(prefix)))
+    return {n.removeprefix(most): tensor for n, tensor in given.items() if n.startswith(most)}
 
 
 def _require_shapes(fitting: dict[str, Tensor], own: dict[str, Tensor], file: Path) -> None:

@@ -53,7 +53,7 @@ def test_members_of_a_name() -> None:
         (f"stack({RESNET},{VIT}@8)", f"{VIT}@8: the size should be from 16 to 2048 pixels"),
         (f"stack({RESNET},{VIT}@)", f"{VIT}@: the size should be"),
         (f"stack({RESNET},{VIT}@32@48)", "the size should be"),
-        (f"stack({RESNET},timm/resnet1818)", "timm/resnet1818: unknown backbone; close matches:"),
+        (f"stack({RESNET},timm/resnet1818)", "timm/resnet1818: unknown backbone; did you mean "),
         (f"stack(resnet18,{VIT})", "resnet18: should look like timm/<name>"),
         ("stack(timm/xyzzy,torchvision/googlenet)", "torchvision/googlenet: has no linear"),
     ],

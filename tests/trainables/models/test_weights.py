@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -139,3 +142,28 @@ def test_torchvisions_pretrained_vit_takes_other_image_sizes(
     with torch.no_grad():
         assert model(torch.rand(1, 3, 96, 96)).shape == (1, 2)
     torch.testing.assert_close(model.body.conv_proj.weight, trained["conv_proj.weight"])
+
+
+@pytest.mark.parametrize("before", ["module.", "model.", "module.model.backbone."])
+def test_what_wrappers_put_before_the_names_is_left_out(tmp_path: Path, before: str) -> None:
+    weights, path = backbone_weights("timm/test_resnet"), tmp_path / "w.safetensors"
+    wrapped = {f"{before}{name}": tensor for name, tensor in weights.items()}
+    average = {f"ema.{name}": tensor + 1 for name, tensor in list(weights.items())[:3]}
+    save_file(wrapped | average, path)
+    model = build_classifier(ModelConfig("timm/test_resnet", 2, 32), pretrained=str(path))
+    for key, tensor in model.body.state_dict().items():
+        torch.testing.assert_close(tensor, weights[key])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_is_told_with_the_command_that_converts_it(tmp_path: Path, zipped: bool) -> None:
+    weights, path = backbone_weights("timm/test_resnet"), tmp_path / "w.pth"
+    torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=zipped)
+    config = ModelConfig("timm/test_resnet", 2, 32)
+    with pytest.raises(EnvironmentProblem) as error:
+        build_classifier(config, pretrained=str(path))
+    command = str(error.value).partition("convert it once: python ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True)
+    model = build_classifier(config, pretrained=str(tmp_path / "w.safetensors"))
+    for key, tensor in model.body.state_dict().items():
+        torch.testing.assert_close(tensor, weights[key])
