@@ -39,6 +39,7 @@ FEW_PER_FOLD = 2  # with fewer images in a fold, a class's score there is mostly
 FEW_IMAGES = 10  # the same where there are no folds yet
 
 _SHOWN = 20
+_EXAMPLES = 3
 _FUZZY_LIMIT = 2000  # most file names to compare in tolerable time
 _MOST_BAD = (
     0.5  # share of a set: where more is missing or damaged, the path is wrong, not the files
@@ -161,17 +162,18 @@ def _faults(
 ) -> Iterator[Problem]:
     where = f"{kind} images in {images.image_root}"
     missing = [row for row, info in enumerate(infos) if info.missing]
-    for row in missing[:_SHOWN]:
-        yield _fault(where, images, row, _missing(images.file(row), kind))
-    if len(missing) > min(_SHOWN, len(infos) / 2):
+    most = len(missing) > _MOST_BAD * len(infos)  # then a path is wrong, and each row says the same
+    if most or len(missing) > _SHOWN:
         advice = f"correct the paths or set {key} to the folder that they are relative to"
         yield Problem(where, f"{len(missing):,} of {len(infos):,} are missing; {advice}")
+    for row in missing[: _EXAMPLES if most else _SHOWN]:
+        yield _fault(where, images, row, _missing(images.file(row), kind))
     damaged = [row for row, info in enumerate(infos) if info.fault and not info.missing]
+    if len(damaged) > _SHOWN:
+        yield Problem(where, f"{len(damaged):,} of {len(infos):,} are unreadable")
     for row in damaged[:_SHOWN]:
         message = f"unreadable; it {infos[row].fault}; replace or remove the file{_policy(kind)}"
         yield _fault(where, images, row, message)
-    if len(damaged) > _SHOWN:
-        yield Problem(where, f"{len(damaged):,} of {len(infos):,} are unreadable")
 
 
 def _fault(where: str, images: Manifest | ImageSet, row: int, message: str) -> Problem:

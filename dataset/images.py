@@ -181,6 +181,11 @@ def find_images(folder: Path) -> list[str]:
     return sorted(filter(has_image_suffix, _files(folder, "")), key=natural_key)
 
 
+def holds_image(folder: Path) -> bool:
+    """True where an image lies below the folder; no more than that is looked for."""
+    return any(map(has_image_suffix, _files(folder, "")))
+
+
 def has_image_suffix(path: str) -> bool:
     """True for the name of an image file."""
     return os.path.splitext(path.strip())[1].lower() in IMAGE_SUFFIXES

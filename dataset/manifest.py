@@ -178,6 +178,11 @@ def _from_folders(
     loose = [path for path in paths if "/" not in path]
     names = [clean(path.split("/")[0]) for path in paths if "/" in path]
     problems.extend(_folder_problems(folder, data.train, loose, set(names)))
+    packed = [path for path in found.others if path.lower().endswith(".zip")]
+    if packed and not paths:
+        message = f"holds no image, but {listing(packed)}; unpack it and set data.train to one"
+        problems.append(Problem(data.train, message))
+        return None
     problems.extend(_too_few_classes(data.train, names))
     left_out = unknown_kinds(found.others, "training")
     if problems:  # they may be why images are missing

@@ -9,13 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from unicodedata import normalize
 
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.core.synonyms import closest
 from foldrace.dataset.archive import unpack
-from foldrace.dataset.images import IMAGE_SUFFIXES
+from foldrace.dataset.images import has_image_suffix, holds_image
 from foldrace.dataset.readers import TABLE_KINDS, TableFile, is_table, read_records
 
 OWN_TABLES = tuple(
@@ -53,8 +54,10 @@ class Table:
         if count != 1:
             near = closest(name, self.columns, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            state = f"has no column {name!r}" if count == 0 else f"has {count} columns {name!r}"
-            message = f"{state}; columns: {listing(self.columns)}{hint}. Set {key}"
+            found = f"columns: {listing(self.columns)}"
+            message = f"has no column {name!r}; {found}{hint}. Set {key}"
+            if count > 1:
+                message = f"has {count} columns {name!r}; {found}; rename or remove all but one"
             problems.append(Problem(self.name, message))
             return []
         index = self.columns.index(clean(name))
@@ -97,7 +100,11 @@ def read_table(
     if odd:
         message = f"the header has {len(header)} cells, but these lines have another number: "
         problems.append(Problem(name, f"{message}{listing(odd)}; quote values with commas"))
-    rows = [(line, cells) for line, cells in records[1:] if len(cells) == len(header)]
+    again = [line for line, cells in records[1:] if cells == header]
+    if again:  # tables that were joined as they are
+        file.notes.append(f"{name}: the header stands again in line {listing(again)}; left out")
+    whole = [(line, cells) for line, cells in records[1:] if len(cells) == len(header)]
+    rows = [(line, cells) for line, cells in whole if cells != header]
     return Table(
         name=name,
         folder=path.parent,
@@ -219,17 +226,25 @@ def own_table(folder: Path) -> Path | None:
 def split_part(folder: Path, key: str) -> Path:
     """The subfolder for training, or test, of a folder that is divided so; else the folder.
 
-    Folders that wrap everything are looked through.
+    Folders that wrap everything are looked through, and the one of several with all images, where
+    its own folders are the classes.
     """
     parts = {p.name.casefold(): p for p in _visible(folder) if p.is_dir()}
     if len(parts) == 1 and own_table(folder) is None:
         [part] = parts.values()
         inner = split_part(part, key)
         return folder if inner == part else inner
-    word = "test" if key == "data.test" else "train"
-    named = [part for name, part in parts.items() if name.startswith(word)]
-    divided = len(parts) > 1 and parts.keys() <= SPLIT_NAMES and own_table(folder) is None
-    return named[0] if divided and len(named) == 1 else folder
+    if len(parts) < 2 or own_table(folder) is not None:
+        return folder
+    if parts.keys() <= SPLIT_NAMES:
+        word = "test" if key == "data.test" else "train"
+        named = [part for name, part in parts.items() if name.startswith(word)]
+        return named[0] if len(named) == 1 else folder
+    filled = list(islice((part for part in parts.values() if holds_image(part)), 2))
+    if len(filled) != 1 or _has_images(folder):
+        return folder
+    classes = (p for p in _visible(filled[0]) if p.is_dir() and holds_image(p))
+    return filled[0] if len(list(islice(classes, 2))) == 2 else folder
 
 
 def open_folder(
@@ -263,8 +278,7 @@ def inner_folder(folder: Path) -> Path | None:
     """The only folder in `folder`, or None where there are images or others beside it."""
     visible = _visible(folder)
     folders = [p for p in visible if p.is_dir()]
-    images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in visible if not p.is_dir())
-    return folders[0] if len(folders) == 1 and not images else None
+    return folders[0] if len(folders) == 1 and not _has_images(folder) else None
 
 
 def part_notes(key: str, folder: Path, part: Path) -> tuple[str, ...]:
@@ -272,6 +286,11 @@ def part_notes(key: str, folder: Path, part: Path) -> tuple[str, ...]:
     others = sorted(p.name for p in part.parent.iterdir() if p.is_dir() and p != part)
     note = f"{key}: {part.name} of {folder.name}, not {listing(others)}; name another part itself"
     return () if part == folder else (note,)
+
+
+def _has_images(folder: Path) -> bool:
+    """True where images lie right in the folder."""
+    return any(has_image_suffix(p.name) and not p.is_dir() for p in _visible(folder))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from foldrace.core.metrics import normalise
 from foldrace.core.plugins import naming_plugins
 from foldrace.core.temperature import at_temperature
 from foldrace.dataset.test_set import ImageSet
-from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
+from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms, softmax
 from foldrace.ensemble.selection.external import added_test
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.tta import AveragedViews, find_tta
@@ -248,16 +248,23 @@ class Predictor:
             )
 
     def _blended(self, images: _Images, on_model: OnModel) -> NDArray[np.float64]:
-        """The mean over the folds."""
+        """The geometric mean over the folds, at the blend's temperature.
+
+        The temperatures are fitted to single folds' models. The arithmetic mean over folds is
+        flatter than each of them, and would want a temperature of its own.
+        """
+        total: NDArray[np.float64] = np.zeros((len(images.files), len(self.classes)))
+        for log_prob in self._of_folds(images, on_model):
+            total += log_prob
+        return normalise(softmax(total / self.store.fold_count / self.ensemble.blend_temperature))
+
+    def _of_folds(self, images: _Images, on_model: OnModel) -> Iterator[NDArray[np.float64]]:
+        """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
         count_model = _counter(on_model)
-        mean: NDArray[np.float64] = np.zeros((len(images.files), len(self.classes)))
         with naming_plugins():
             for fold in range(self.store.fold_count):
                 pooled = pool_terms(self._combiner, self._members(fold, images, count_model))
-                log_prob = np.log(normalise(pooled))
-                final = at_temperature(log_prob, self.ensemble.blend_temperature)
-                mean += normalise(np.exp(final.astype(np.float64))) / self.store.fold_count
-        return normalise(mean)
+                yield np.log(normalise(pooled))
 
     def _members(
         self, fold: int, images: _Images, count_model: Callable[[], None]

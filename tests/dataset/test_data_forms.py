@@ -290,3 +290,42 @@ def test_a_folder_of_hugging_face(suffix: str, whole: bool, zipped: bool, tmp_pa
     manifest = read(given)
     assert (manifest.classes, len(manifest)) == (("a", "b"), 4)
     assert all(manifest.file(row).is_file() for row in range(4))
+
+
+def test_the_header_once_more_is_no_row(tmp_path: Path) -> None:
+    touch(tmp_path, ["a.jpg", "b.jpg"])
+    lines = (
+        "image_path,target",
+        "image_path,target",
+        "a.jpg,cat",
+        "image_path,target",
+        "b.jpg,dog",
+    )
+    found = read(table(tmp_path / "t.csv", *lines))
+    assert file_names(found) == ["a.jpg", "b.jpg"] and found.classes == ("cat", "dog")
+    assert found.readings[0].endswith("the header stands again in line 2, 4; left out")
+    assert found.lines == (3, 5)
+
+
+@pytest.mark.parametrize("other", ["annotations/a.xml", "labels/x/a.txt"])
+def test_the_one_folder_with_images_is_taken(other: str, tmp_path: Path) -> None:
+    touch(tmp_path, [other, "images/cat/a.jpg", "images/dog/b.jpg"])
+    found = read(tmp_path)
+    assert file_names(found) == ["cat/a.jpg", "dog/b.jpg"] and found.classes == ("cat", "dog")
+    assert f"images of {tmp_path.name}, not {other.split('/')[0]}" in found.readings[0]
+
+
+def test_an_empty_class_beside_the_only_one_is_no_other_folder(tmp_path: Path) -> None:
+    touch(tmp_path, ["cat/one/a.jpg", "dog/readme.txt"])
+    assert "holds only the class 'cat'" in problems(tmp_path)
+    touch(tmp_path, ["c.jpg", "cat/two/b.jpg"])
+    assert "images beside the class folders: c.jpg" in problems(tmp_path)
+
+
+def test_an_archive_within_an_archive_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as inner:
+        inner.writestr("cat/a.jpg", b"a")
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as outer:
+        outer.write(tmp_path / "in.zip", "data/in.zip")
+    text = problems(tmp_path / "out.zip")
+    assert "out.zip: holds no image, but data/in.zip; unpack it and set data.train to" in text

@@ -158,7 +158,7 @@ def test_where_most_images_are_bad_the_path_is_wrong(photos: Path) -> None:
     found = scan_rows(manifest(photos / "elsewhere"), config(on_bad_image="drop"), 2)
     assert len(found.manifest) == 24
     problems = audit(found.manifest, None, None, 2, found.infos).problems
-    assert "24 of 24 are missing; correct the paths" in str(problems[-1])
+    assert "24 of 24 are missing; correct the paths" in str(problems[0])
 
 
 def test_a_class_without_a_sound_image_is_still_a_class(photos: Path) -> None:

@@ -170,7 +170,10 @@ def test_repeated_images(tmp_path: Path) -> None:
         (b"\0" * 99, "is text in no encoding"),
         (b'image_path,target\na.jpg,"x\n', "line 2 is not valid CSV"),
         (b"image_path;target\na.jpg;x\n", "only the class 'x'"),
-        (b"image_path,target,target\na.jpg,x,y\n", "has 2 columns 'target'"),
+        (
+            b"image_path,target,target\na.jpg,x,y\n",
+            "image_path, target, target; rename or remove",
+        ),
         (b"image_path,target\na.jpg,x\nb.jpg,x\n", "only the class 'x'; needed: at least 2"),
     ],
 )
