@@ -1,4 +1,4 @@
-"""Test-time augmentation: the model sees several views of an image, its probabilities are averaged.
+"""Test-time augmentation: a model sees several views of an image, whose geometric mean counts.
 
 Takes float images (B, 3, H, W) in [0, 1] on any device, gives views of the same shape.
 """
@@ -71,7 +71,7 @@ def find_tta(name: str, parts: Parts = NO_PARTS) -> TTA:
 
 
 class AveragedViews(nn.Module):
-    """Model that gives the logarithm of the mean of the views' probabilities, in float32.
+    """Model that gives the geometric mean of the views' probabilities, as logarithms in float32.
 
     (B, 3, H, W) images and (B, F) meta features, the same for each view -> (B, C).
     """
@@ -83,7 +83,7 @@ class AveragedViews(nn.Module):
     def forward(self, images: Tensor, meta: Tensor) -> Tensor:
         """(B, C) log-probabilities of (B, 3, H, W) images."""
         views = [self._log_prob(self._view(view, images), meta) for view in self._tta.views]
-        return torch.logsumexp(torch.stack(views), dim=0) - math.log(len(views))
+        return torch.log_softmax(torch.stack(views).mean(dim=0), dim=-1)
 
     def _view(self, view: View, images: Tensor) -> Tensor:
         # Half precision would put a turned image's pixels in the wrong place.

@@ -97,14 +97,15 @@ def test_the_rotation_is_cv2s_with_its_edge_going_on(height: int, width: int) ->
 
 
 @each_tta
-def test_probabilities_are_averaged(tta: TTA) -> None:
+def test_the_views_geometric_mean_counts(tta: TTA) -> None:
     model, images = Linear(), noise()
-    total = np.zeros((2, 4))
+    product = np.ones((2, 4))
     for view in tta.views:
         logits = (view(images).flatten(1) @ model.weight).double().numpy()
-        total += np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        product *= np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = product ** (1 / len(tta.views))
     averaged = AveragedViews(model, tta, "softmax")(images, NO_META).exp().numpy()
-    np.testing.assert_allclose(averaged, total / len(tta.views), atol=1e-6)
+    np.testing.assert_allclose(averaged, expected / expected.sum(axis=1, keepdims=True), atol=1e-6)
     np.testing.assert_allclose(averaged.sum(axis=1), 1, atol=1e-6)
 
 
@@ -177,14 +178,15 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
 
 
 def test_the_predictor_averages_flipped_images(blend: RunStore, tmp_path: Path) -> None:
-    """With `flip`: per fold, the mean of the image's and of its mirror image's probabilities."""
+    """With `flip`: the geometric mean over folds, and over the image and its mirror image."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     files = [tmp_path / "image.png", tmp_path / "mirrored.png"]
     for file, array in zip(files, (pixels, pixels[:, ::-1]), strict=True):
         Image.fromarray(np.ascontiguousarray(array)).save(file)
     plain = Predictor(blend).probabilities(files)
     flipped = Predictor(blend, tta="flip").probabilities(files)
-    np.testing.assert_allclose(flipped[0], plain.mean(axis=0), atol=1e-6)
+    mean = np.sqrt(plain.prod(axis=0))
+    np.testing.assert_allclose(flipped[0], mean / mean.sum(), atol=1e-6)
     np.testing.assert_allclose(flipped[0], flipped[1], atol=1e-6)
     assert np.abs(flipped[0] - plain[0]).max() > 1e-5
 
