@@ -125,6 +125,7 @@ BY_HAND: dict[str, Value] = {
 }  # fmt: skip
 """What somebody would try by hand."""
 _FINE_TUNING: dict[str, Value] = {"head_lr": 1.0, "layer_decay": 1.0, "freeze_epochs": 0}
+_MIXED: dict[str, Value] = {"mixup_prob": 0.5, "mixup_alpha": 0.5}
 _BY_LAYER: dict[str, Value] = {"head_lr": 3.0, "layer_decay": 0.9}
 SEARCHED = frozenset(
     ("lr", "weight_decay", "warmup", "dropout", "drop_path", "mixup_prob", "mixup_alpha",
@@ -142,6 +143,12 @@ _ANCHORS: dict[tuple[str, int], tuple[str, dict[str, Value]]] = {
     ("scratch", 25): ("timm/test_resnet", {"lr": 6e-3, "warmup": 0.3, "flip": 0.0}),
     ("scratch", 26): ("timm/test_resnet", {"lr": 8e-3, "warmup": 0.3}),
     ("scratch", 27): ("timm/test_efficientnet", {"lr": 8e-3, "flip": 0.0}),
+    ("scratch", 28): ("timm/test_resnet", {"lr": 1.2e-2, **_MIXED}),
+    ("scratch", 29): ("timm/test_resnet", {"lr": 1.2e-2, **_MIXED, "flip": 0.0}),
+    ("scratch", 30): ("timm/test_efficientnet", {"lr": 1.2e-2, **_MIXED}),
+    ("scratch", 31): ("timm/test_resnet", {"lr": 1.8e-2, **_MIXED, "policy": "none"}),
+    ("scratch", 32): ("timm/test_resnet", {"lr": 8e-3, **_MIXED}),
+    ("scratch", 33): ("timm/test_efficientnet", {"lr": 8e-3, **_MIXED, "flip": 0.0}),
     ("pretrained", 0): ("timm/efficientnet_lite0", {"lr": 1e-3, **_BY_LAYER}),
     ("pretrained", 1): ("timm/efficientnet_lite0", {"lr": 3e-3}),
     ("pretrained", 2): ("timm/efficientnet_lite1", {"lr": 3e-3, **_BY_LAYER}),
