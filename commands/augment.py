@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 
 from foldrace.checks.search import check_part
 from foldrace.checks.transforms import check_transforms
-from foldrace.commands.machine import write_out
+from foldrace.commands.machine import refuse_existing, write_out
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import AugmentConfig, SweepConfig
@@ -20,6 +21,7 @@ from foldrace.core.plugins import Parts, naming_plugins
 from foldrace.dataset.images import ImageError
 from foldrace.dataset.manifest import Manifest, read_manifest
 from foldrace.reporting.augment_grid import augment_grid
+from foldrace.reporting.charts.style import SOFTWARE
 from foldrace.search_spaces.space import build_space
 from foldrace.trainables.data.loader import BatchDataset, BatchRows
 from foldrace.trainables.data.pixel_cache import EncodedImages, stored_side
@@ -31,7 +33,12 @@ _SAMPLES = 7  # augmented versions of each image
 def augment(
     config: Path, overrides: Sequence[str], out: Path, images: int, console: Console
 ) -> None:
-    """Write a PNG: one row per image, first as scored, then as training sees it."""
+    """Write a PNG: one row per image, first as scored, then as training sees it.
+
+    It takes the place of an earlier one; UserError where `out` is anything else.
+    """
+    if not _is_ours(out):
+        refuse_existing(out)
     parsed, parts = parse_with_plugins(config, overrides)
     sweep = parsed.require()
     params = _first_params(sweep, parsed.source)
@@ -49,6 +56,15 @@ def augment(
     data = augment_grid(samples, labels, f"{_title(shown)}; {params.resize} to {size} px")
     write_out(out, data)
     console.print(f"{out}: {len(rows)} images, {_SAMPLES} samples each, {_title(shown)}")
+
+
+def _is_ours(out: Path) -> bool:
+    """True for a picture that Foldrace has made."""
+    try:
+        with Image.open(out, formats=["PNG"]) as image:
+            return image.info.get("Software") == SOFTWARE
+    except Exception:  # whatever Pillow raises: it is another file, or none
+        return False
 
 
 def one_per_class_first(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -55,6 +55,9 @@ _STYLE: dict[RcKeyType, Any] = {
     "legend.fontsize": 8.5,
 }
 
+SOFTWARE = "Foldrace"
+"""What the pictures say that they were made with."""
+
 
 def png(
     draw: Callable[..., None],
@@ -77,7 +80,7 @@ def png(
         grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=list(rows))
         draw(*grid.flat)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", facecolor="white")
+        figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": SOFTWARE})
     return buffer.getvalue()
 
 

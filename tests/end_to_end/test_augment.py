@@ -123,3 +123,16 @@ def test_an_image_that_cannot_be_read(project: Any, tmp_path: Path, cli: Cli) ->
     result = cli("augment", project.write(), "--out", tmp_path / "grid.png")
     assert result.exit_code == 2 and "no 1.png" in result.stderr
     assert "is not an image" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_only_an_earlier_picture_is_overwritten(project: Any, tmp_path: Path, cli: Cli) -> None:
+    out, config = tmp_path / "grid.png", project.write()
+    assert cli("augment", config, "--out", out).exit_code == 0
+    first = out.read_bytes()
+    assert cli("augment", config, "--out", out, "--images", "2").exit_code == 0
+    assert out.read_bytes() != first
+    Image.new("RGB", (9, 9)).save(out)
+    own = out.read_bytes()
+    result = cli("augment", config, "--out", out)
+    assert result.exit_code == 2 and "grid.png exists; remove it" in result.stderr
+    assert out.read_bytes() == own
