@@ -1,0 +1,192 @@
+"""Fuzz targets of whole command lines, in this process and in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from benchmarks.sides.fuzz_config import yaml_text
+from benchmarks.sides.fuzz_guard import Box, Call, Target, Wrong
+from benchmarks.sides.fuzz_mutations import WORDS, changed
+from benchmarks.sides.fuzz_runs import RunTargets
+from benchmarks.sides.fuzz_scene import Examples
+from foldrace import sweep
+
+_ROOT = Path(__file__).resolve().parents[2]
+_CODES = (0, 1, 2, 130)
+_LINES = 200_000  # letters that a command may print
+
+
+class CommandTargets:
+    """The targets, over sound data, configs and run folders."""
+
+    def __init__(self, examples: Examples, folder: Path) -> None:
+        self._examples, self._folder = examples, folder
+        self._runs = RunTargets(examples, folder)
+
+    def targets(self) -> tuple[Target, ...]:
+        return (
+            Target("command lines", 15, self._in_process),
+            Target("processes", 1, self._in_another, processes=("subprocess.Popen", "os.fork")),
+        )
+
+    def _in_process(self, rng: random.Random, box: Box) -> Call:
+        arguments = self._arguments(rng, box)
+        return lambda: _judge(*_called(arguments), arguments)
+
+    def _in_another(self, rng: random.Random, box: Box) -> Call:
+        arguments = self._arguments(rng, box)
+
+        def call() -> None:
+            done = subprocess.run(
+                [sys.executable, str(_ROOT / "sweep.py"), *arguments],
+                stdin=subprocess.DEVNULL, capture_output=True, timeout=300,
+                env=os.environ | {"PYTHONUTF8": "1"},
+            )  # fmt: skip
+            _judge(done.returncode, done.stdout + done.stderr, arguments)
+
+        return call
+
+    def _arguments(self, rng: random.Random, box: Box) -> list[str]:
+        """A command line, with files in the box that it reads."""
+        command = rng.choice(
+            ("check", "check", "check", "split", "status", "status", "report", "ensemble", "submit",
+             "predict", "predict", "augment", "trial", "init", "run", "resume", "any")
+        )  # fmt: skip
+        if command == "any":
+            known = (
+                "check",
+                "--set",
+                "--out",
+                "predict",
+                "status",
+                "--debug",
+                "--version",
+                "--csv",
+            )
+            words = [rng.choice((*WORDS, *known)) for _ in range(rng.randrange(4))]
+            return [_argument(word) for word in words]
+        if command in ("check", "split", "augment", "trial", "init", "run"):
+            words = [command, self._source(rng, box, command)]
+            words += {"run": ["--dry-run"], "trial": ["--backbone", _word(rng, "timm/none")]}.get(
+                command, []
+            )
+            if rng.random() < 0.3 and command != "augment":
+                words += ["--set", f"{_word(rng, 'search.candidates')}={_word(rng, '3')}"]
+        else:
+            self._runs.mutate(rng, box, self._readable(rng))
+            words = [command, str(box.run) if rng.random() < 0.95 else _word(rng, "x")]
+            words += self._run_options(rng, box, command)
+        if command in ("split", "augment", "submit", "predict") and rng.random() < 0.7:
+            suffix = ".png" if command == "augment" else ".csv"
+            name = rng.choice(("out", "a[/b]x", "[red]x", "x\x1b[2Jy", "é", "x" * 250, "a b"))
+            words += ["--out", f"{name}{suffix}"]
+        return [_argument(word) for word in words]
+
+    def _readable(self, rng: random.Random) -> list[str]:
+        if rng.random() < 0.3:
+            return ["submission.csv"]  # which no command but `submit` looks at
+        return [n for n in self._examples.run if n.endswith((".json", ".yaml", ".csv", ".npy"))]
+
+    def _source(self, rng: random.Random, box: Box, command: str) -> str:
+        """A config, or data for the commands that take some."""
+        keys = dict(self._examples.config)
+        keys["data"] = {
+            key: str(self._folder / value) if value in self._examples.data else value
+            for key, value in keys["data"].items()
+        }
+        if command in ("init", "check", "run") and rng.random() < 0.3:
+            return str(self._folder / rng.choice(("train", "test", "data.zip", "train.csv", ".")))
+        if rng.random() < 0.05:
+            return _word(rng, str(self._folder))
+        tree = changed(rng, keys, rng.choice((0, 1, 1, 2)))
+        if isinstance(tree, dict) and rng.random() < 0.3:
+            self._strange_data(rng, box, tree)
+        return str(box.write("sweep.yaml", yaml_text(rng, tree)))
+
+    def _strange_data(self, rng: random.Random, box: Box, tree: dict[str, object]) -> None:
+        """Names of classes and files that no terminal should get as they are."""
+        names = ["\x1b[2Jcat", "[/]", "[red]dog", "\u202egod", "<b>x</b>", "=1+1", "a\x07", *WORDS]
+        classes = rng.sample([n for n in names if "\n" not in n and "\r" not in n], 2)
+        lines = ["image_path,label"]
+        for i, (name, data) in enumerate(list(self._examples.images.items())[:8]):
+            place = f"{rng.choice(('', '[x]', 'é'))}{i}{Path(name).suffix}"
+            box.write(place, data)
+            label = classes[i % 2].replace('"', '""')
+            lines.append(f'{place if rng.random() < 0.9 else rng.choice(names)},"{label}"')
+        table = box.write("strange.csv", "\n".join(lines).encode("utf-8", "surrogatepass"))
+        tree["data"] = {"train": str(table), "label_column": "label"}
+        tree["name"] = rng.choice(("x", *WORDS))
+
+    def _run_options(self, rng: random.Random, box: Box, command: str) -> list[str]:
+        if command == "predict":
+            image = box.write(rng.choice(("a.png", "x\x1b[1m.png", "[a].png")), b"no image")
+            sound = str(self._folder / "test" / "t0.png")
+            return [rng.choice((sound, str(image), *WORDS[:40])), sound]
+        if command == "submit" and rng.random() < 0.5:
+            return ["--tta", _word(rng, "flip")]
+        if command == "ensemble" and rng.random() < 0.7:
+            return rng.choice(
+                (
+                    ["--method", _word(rng, "uniform")],
+                    ["--exclude", _word(rng, "c0000")],
+                    ["--include", _word(rng, "c0001 raw")],
+                    ["--add", f"{_word(rng, 'x')}={_word(rng, 'a.csv')}"],
+                    ["--run", str(box.run)],
+                )
+            )
+        if command == "resume":
+            return ["--set", f"data.train={_word(rng, 'x')}"]  # which no resume may change
+        return []
+
+
+def _word(rng: random.Random, usual: str) -> str:
+    return usual if rng.random() < 0.5 else rng.choice(WORDS)
+
+
+def _argument(word: str) -> str:
+    """As a shell can give it: bytes without NUL."""
+    data = word.encode("utf-8", "surrogateescape" if "\udcff" in word else "replace")
+    return os.fsdecode(data.replace(b"\0", b""))
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[io.BytesIO]:
+    """Standard output and error as strict UTF-8."""
+    taken = io.BytesIO()
+    text = io.TextIOWrapper(taken, "utf-8", errors="strict", write_through=True)
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        yield taken
+        text.flush()
+
+
+def _called(arguments: list[str]) -> tuple[int, bytes]:
+    """Exit code and output of the command line in this process."""
+    with _streams() as taken, mock.patch.object(sys, "argv", ["foldrace", *arguments]):
+        try:
+            sweep.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return code, taken.getvalue()
+
+
+def _judge(code: int, output: bytes, arguments: list[str]) -> None:
+    if code not in _CODES:
+        raise Wrong(f"exit code {code} of {arguments}")
+    text = output.decode("utf-8", "surrogateescape")
+    if "Traceback (most recent call last)" in text or "internal error" in text:
+        last = [line for line in text.splitlines() if line.strip()][-1:]
+        raise Wrong(f"a traceback of {arguments[:1]}: {last}")
+    strange = {c for c in text if (ord(c) < 32 and c not in "\n\r\t") or 127 <= ord(c) < 160}
+    if strange:
+        raise Wrong(f"control characters {sorted(map(ord, strange))} of {arguments[:1]}")
+    if len(text) > _LINES:
+        raise Wrong(f"{len(text):,} letters of output of {arguments[:1]}")
