@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.core.opening import UnfitFile, read_regular
 from foldrace.core.plugins import Parts, check_plugins
 from foldrace.inference.plugins import ALL_TABLES, run_parts
 from foldrace.run_folder.store import RunStore
@@ -46,6 +47,8 @@ def open_run(root: str, console: Console) -> tuple[RunStore, Parts]:
 
 def _has_changed(original: Path, copied: bytes) -> bool:
     try:
-        return original.read_bytes() != copied
+        return read_regular(original, len(copied)) != copied
+    except UnfitFile:  # longer by now
+        return True
     except OSError:  # moved, deleted or unreadable: the run does not need it
         return False

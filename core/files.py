@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import BaseModel, ValidationError
 
 from foldrace.core.errors import RunFolderError
+from foldrace.core.opening import GB, MB, UnfitFile, read_regular, unreadable
 from foldrace.core.patience import AT_ONCE, Patience
 from foldrace.core.redaction import holds_key
 
@@ -33,6 +34,11 @@ _PART = ".part-"
 _ABANDONED_SECONDS = 24 * 3600
 _OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
 _URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
+
+
+def _most_bytes(name: str) -> int:
+    """Bytes that a file of that name may have: a record is small, arrays and weights may be not."""
+    return 100 * MB if name.endswith((".json", ".yaml")) else 100 * GB
 
 
 class Files(Protocol):
@@ -83,7 +89,7 @@ def open_files(root: str | Path) -> Files:
     """The folder at a local path or at an object store's URL (`s3://bucket/path`)."""
     text = str(root)
     if "://" not in text:
-        return LocalFiles(Path(text).expanduser().resolve())
+        return LocalFiles(Path(os.path.expanduser(text)).resolve())
     if text.startswith("file://"):
         return LocalFiles(Path(unquote(urlsplit(text).path)))
     return RemoteFiles(text)
@@ -100,7 +106,7 @@ class LocalFiles(Files):
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
         path = self.path / name
-        return self.patience.ask(str(path), path.read_bytes)
+        return self.patience.ask(str(path), lambda: read_regular(path, _most_bytes(name)))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """See `Files.write`."""
@@ -194,8 +200,12 @@ class RemoteFiles(Files):
         """See `Files.read`."""
 
         def get() -> bytes:
+            most = _most_bytes(name)
             with self._fs.open_input_stream(str(self._path / name)) as stream:
-                return bytes(stream.read())
+                data = bytes(stream.read(most + 1))
+            if len(data) > most:
+                raise UnfitFile(Path(name), f"is too large; allowed: {most:,} bytes")
+            return data
 
         return self.patience.ask(f"{self.root}/{name}", get)
 
@@ -384,7 +394,7 @@ def read_text(files: Files, name: str) -> str:
     try:
         return files.read(name).decode(errors="surrogateescape")
     except OSError as error:
-        raise RunFolderError.single(f"{files.root}/{name}", f"cannot be read: {error}") from error
+        raise RunFolderError.single(f"{files.root}/{name}", unreadable(error)) from error
 
 
 def record_json(record: BaseModel) -> bytes:

@@ -23,9 +23,11 @@ from pathlib import Path, PurePosixPath
 
 from foldrace.core.errors import DataError, Problem, listing
 from foldrace.core.files import atomic_folder, remove_abandoned
+from foldrace.core.opening import GB, open_regular, unreadable
 from foldrace.core.private_folder import private_folder
 from foldrace.dataset.readers import likely_encoding
 
+MOST_BYTES = 2_000 * GB
 MAX_MEMBERS = 5_000_000
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
 RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
@@ -43,7 +45,7 @@ def cache_dir() -> Path:
     """The cache folder: $FOLDRACE_CACHE, else the user's."""
     own = os.environ.get("FOLDRACE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "foldrace"
 
@@ -69,7 +71,7 @@ def unpack(zip_path: Path, encoding: str | None = None) -> Path:
     `encoding`: the user's for names that are not UTF-8; None: found by their letters.
     """
     try:
-        with zipfile.ZipFile(zip_path) as archive:
+        with open_regular(zip_path, MOST_BYTES) as file, zipfile.ZipFile(file) as archive:
             now = zip_path.stat()
             key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
             names, found = _names(archive, encoding)
@@ -78,7 +80,7 @@ def unpack(zip_path: Path, encoding: str | None = None) -> Path:
     except _DAMAGE as error:
         raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
     except OSError as error:
-        raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
+        raise DataError.single(str(zip_path), unreadable(error)) from error
 
 
 def name_notes(folder: Path, value: str) -> list[str]:
@@ -98,12 +100,12 @@ def archive_of(path: Path) -> Path | None:
 def member_names(zip_path: Path) -> list[str]:
     """Names of the archive's files without unpacking it; raises DataError where it is damaged."""
     try:
-        with zipfile.ZipFile(zip_path) as archive:
+        with open_regular(zip_path, MOST_BYTES) as file, zipfile.ZipFile(file) as archive:
             names, _ = _names(archive, None)
     except _DAMAGE as error:
         raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
     except OSError as error:
-        raise DataError.single(str(zip_path), f"cannot be read: {error}") from error
+        raise DataError.single(str(zip_path), unreadable(error)) from error
     return [name for name in names if not name.endswith("/") and not _is_litter(name)]
 
 
@@ -113,7 +115,7 @@ def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
 
     The checksums within an archive are no name for its content: they are easily forged.
     """
-    with path.open("rb") as file:
+    with open_regular(path, MOST_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

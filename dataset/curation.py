@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import Problem, did_you_mean, listing
+from foldrace.core.opening import file_fault
 from foldrace.dataset.images import natural_key
 from foldrace.dataset.left_out import LISTED_TWICE, LeftOut
 from foldrace.dataset.tables import Table, clean, read_labels, read_table
@@ -167,8 +168,9 @@ def _table(
     """A list's table and its paths."""
     if path is None:
         return None
-    if not Path(path).is_file():
-        problems.append(Problem(key, f"{path} is no file; needed: a table of image paths"))
+    fault = file_fault(Path(path))
+    if fault is not None:
+        problems.append(Problem(key, f"{path} {fault}; needed: a table of image paths"))
         return None
     table = read_table(Path(path), path, problems)
     if table is None:

@@ -20,6 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
+from foldrace.core.opening import GB, open_regular, read_regular, unreadable
+
+MOST_BYTES = GB
+"""Size of the largest image file that is read."""
 _HAS_HEIF = find_spec("pillow_heif") is not None
 _HAS_AVIF = features.check("avif")  # built into Pillow from 11.3 on
 IMAGE_SUFFIXES = frozenset(
@@ -133,7 +137,7 @@ def image_fault(path: Path) -> str | None:
 def pixel_size(path: Path) -> tuple[int, int] | None:
     """Width and height in pixels by the file's header alone; None where it is no image."""
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with open_regular(path, MOST_BYTES) as file, Image.open(file, formats=_formats()) as image:
             return image.size
     except Exception:  # as in read_rgb
         return None
@@ -142,13 +146,11 @@ def pixel_size(path: Path) -> tuple[int, int] | None:
 def read_bytes(path: Path) -> bytes:
     """The file's content; an `ImageError` when there is none."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_BYTES)
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
-    except IsADirectoryError as error:
-        raise ImageError(path, "is a folder, not an image") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(path, f"cannot be read: {error}") from error
+    except OSError as error:
+        raise ImageError(path, unreadable(error)) from error
     if not data:
         raise ImageError(path, "is empty (0 bytes)")
     return data

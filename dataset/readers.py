@@ -16,9 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from foldrace.core.errors import Problem
+from foldrace.core.opening import GB, read_regular, unreadable
 
 Records = list[tuple[int, list[str]]]
 """Line and cells of each record of a table, the header first."""
+
+MOST_BYTES = 2 * GB
+"""Size of the largest table that is read; 100,000 rows of 1,000 probabilities have 1 GB."""
+MOST_CELLS = 200_000_000
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _HEAD = 65_536  # characters that tell what stands between the cells
@@ -175,9 +180,9 @@ def is_table(path: Path) -> bool:
 
 def _text(file: TableFile) -> str | None:
     try:
-        data = file.path.read_bytes()
+        data = read_regular(file.path, MOST_BYTES)
     except OSError as error:
-        file.fault(f"cannot be read: {error}")
+        file.fault(unreadable(error))
         return None
     encoding = _sure_encoding(data) or file.encoding
     if encoding is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from foldrace.core.errors import DataError, Problem, closest, listing
+from foldrace.core.opening import file_fault
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.images import IMAGE_SUFFIXES
 from foldrace.dataset.readers import TABLE_KINDS, TableFile, is_table, read_records
@@ -249,7 +250,8 @@ def open_folder(
         problems.append(Problem(key, f"{value} does not exist{hint}"))
         return None
     if path.suffix.lower() != ".zip":
-        problems.append(Problem(key, f"{value} is of no known kind; allowed: {kinds}"))
+        fault = file_fault(path) or "is of no known kind"
+        problems.append(Problem(key, f"{value} {fault}; allowed: {kinds}"))
         return None
     try:
         return unpack(path, encoding)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from foldrace.core.errors import Problem, RunFolderError
+from foldrace.core.errors import Problem, RunFolderError, cause
 from foldrace.core.files import Files, record_json
 from foldrace.dataset.folds import FoldTable
 from foldrace.run_folder.records import TrialRecord
@@ -45,8 +45,8 @@ def array_of(data: bytes) -> NDArray[np.float32]:
     """The array in an .npy file's bytes; ValueError where they hold no array of numbers."""
     try:
         array: NDArray[np.float32] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (EOFError, OverflowError, MemoryError, SyntaxError, TypeError) as error:
-        raise ValueError(f"{error}") from error  # damaged headers have many ways to fail
+    except Exception as error:  # damaged headers have many ways to fail
+        raise ValueError(cause(error)) from error
     if array.dtype.kind not in "iuf":
         raise ValueError(f"it holds {array.dtype}, should hold numbers")
     return array

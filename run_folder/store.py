@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from foldrace.config.load import to_public_yaml, to_yaml
 from foldrace.config.schema import DataConfig, SweepConfig
-from foldrace.core.errors import RunFolderError, listing
+from foldrace.config.texts import load_yaml
+from foldrace.core.errors import RunFolderError, cause, listing
 from foldrace.core.files import (
     LocalFiles,
     read_text,
@@ -107,10 +106,10 @@ class RunStore(TrialFiles):
         text = read_text(self.files, _CONFIG)
         if self._parsed is None or self._parsed[0] != text:
             try:
-                config = SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
-            except (ValidationError, yaml.YAMLError) as error:
+                config = SweepConfig.model_validate_json(json.dumps(load_yaml(text), default=str))
+            except ValueError as error:
                 raise RunFolderError.single(
-                    f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {error}"
+                    f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {cause(error)}"
                 ) from error
             self._parsed = text, config
         config = self._parsed[1]
