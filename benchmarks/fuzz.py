@@ -15,46 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from harness import Options, Results
 
-from benchmarks.sides.fuzz_commands import CommandTargets
-from benchmarks.sides.fuzz_config import ConfigTargets
-from benchmarks.sides.fuzz_data import DataTargets
 from benchmarks.sides.fuzz_guard import Batch, Target, Verdict
-from benchmarks.sides.fuzz_runs import RunTargets
-from benchmarks.sides.fuzz_scene import Examples, make_examples
+from benchmarks.sides.fuzz_targets import all_targets, started
 
 CASES = 200_000
 _BATCH = 500
 Verdicts = dict[str, list[Verdict]]
-
-
-def all_targets(examples: Examples, folder: Path) -> tuple[Target, ...]:
-    """Every target; `folder` has the examples' data."""
-    return (
-        *DataTargets(examples, folder).targets(),
-        *ConfigTargets(examples.config, folder).targets(),
-        *RunTargets(examples, folder).targets(),
-        *CommandTargets(examples, folder).targets(),
-    )
-
-
-def examples_in(root: Path) -> Examples:
-    """The examples, made in a process of their own: this one is forked, so it starts no threads."""
-    file = root / "examples.pickle"
-    if _in_child(lambda: file.write_bytes(pickle.dumps(make_examples(root)))) != 0:
-        raise SystemExit("the examples could not be made")
-    found = pickle.loads(file.read_bytes())
-    assert isinstance(found, Examples)
-    return found
 
 
 def fuzz(targets: Sequence[Target], cases: int, root: Path, workers: int) -> Verdicts:
@@ -78,7 +53,7 @@ def fuzz(targets: Sequence[Target], cases: int, root: Path, workers: int) -> Ver
                         print(f"{target.name}:{verdict.seed} {verdict.fault}\n{verdict.detail}",
                               file=sys.stderr, flush=True)  # fmt: skip
 
-    pids = [_started(lambda worker=worker: work(worker)) for worker in range(workers)]
+    pids = [started(lambda worker=worker: work(worker)) for worker in range(workers)]
     ends = [os.waitpid(pid, 0)[1] for pid in pids]
     assert not any(ends), f"workers ended with {ends}"
     found: Verdicts = {target.name: [] for target in targets}
@@ -119,23 +94,6 @@ def _counts(cases: Sequence[Verdict]) -> dict[str, int | float]:
     }
 
 
-def _in_child(call: Callable[[], object]) -> int:
-    return os.waitpid(_started(call), 0)[1]
-
-
-def _started(call: Callable[[], object]) -> int:
-    """A process that ends with 0 if the call does well."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            call()
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-    return pid
-
-
 def _repeat(case: str, targets: Sequence[Target], root: Path) -> None:
     name, _, seed = case.rpartition(":")
     [target] = [target for target in targets if target.name == name]
@@ -155,7 +113,7 @@ def main() -> None:
     cases = given.cases or (2_000 if given.quick else CASES)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         root = Path(folder).resolve()
-        targets = all_targets(examples_in(root), root / "data")
+        targets = all_targets(root)
         if given.case is not None:
             _repeat(given.case, targets, root)
             return

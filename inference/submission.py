@@ -196,10 +196,10 @@ def _log(files: Files) -> list[dict[str, str]]:
 
 def _next_number(files: Files) -> int:
     """One more than the greatest number of a copy or in the log."""
-    written = (*files.names(FOLDER), *(row.get("number") or "" for row in _log(files)))
-    # Of more digits it is none of ours.
-    numbers = (re.match("[0-9]{1,9}(?![0-9])", text) for text in written)
-    return max((int(match[0]) for match in numbers if match), default=0) + 1
+    names = (re.match("[0-9]+", name) for name in files.names(FOLDER))
+    copies = [int(match[0]) for match in names if match]
+    logged = [int(row["number"]) for row in _log(files) if (row.get("number") or "").isdecimal()]
+    return max((*copies, *logged), default=0) + 1
 
 
 def _receipt_json(receipt: Receipt) -> bytes:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +20,8 @@ from benchmarks.sides.fuzz_mutations import WORDS, changed
 from benchmarks.sides.fuzz_runs import RunTargets
 from benchmarks.sides.fuzz_scene import Examples
 from foldrace import sweep
+from foldrace.search_spaces.sweep_length import Speed
+from foldrace.trainables import speeds
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODES = (0, 1, 2, 130)
@@ -169,13 +173,28 @@ def _streams() -> Iterator[io.BytesIO]:
 
 def _called(arguments: list[str]) -> tuple[int, bytes]:
     """Exit code and output of the command line in this process."""
-    with _streams() as taken, mock.patch.object(sys, "argv", ["foldrace", *arguments]):
+    with (
+        _streams() as taken,
+        mock.patch.object(sys, "argv", ["foldrace", *arguments]),
+        mock.patch.object(speeds.subprocess, "run", _timed),  # it takes half a minute
+    ):
         try:
             sweep.main()
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return code, taken.getvalue()
+
+
+def _timed(command: list[str], input: bytes, **_: object) -> subprocess.CompletedProcess[bytes]:
+    """The answers of the process that measures speeds."""
+    config = json.loads(json.loads(input)["config"])
+    speed = asdict(Speed(1e-3, 1e-3, 1.0, 10**6))
+    answers = [
+        json.dumps({"backbone": name, "speed": speed, "seconds": 0.1})
+        for name in config["search"]["backbones"]
+    ]
+    return subprocess.CompletedProcess(command, 0, "\n".join(answers).encode(), b"")
 
 
 def _judge(code: int, output: bytes, arguments: list[str]) -> None:

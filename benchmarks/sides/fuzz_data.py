@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.sides.fuzz_guard import Box, Call, Target, Wrong
 from benchmarks.sides.fuzz_mutations import WORDS, damaged, npy, value
-from benchmarks.sides.fuzz_scene import CLASSES, Examples, write_folder
+from benchmarks.sides.fuzz_scene import CLASSES, Examples
 from foldrace.config.schema import DataConfig, FoldsConfig
 from foldrace.core.errors import DataError, FoldraceError
 from foldrace.core.redaction import starred
@@ -345,7 +345,3 @@ class DataTargets:
                 raise Wrong(f"shown: {error}")
 
         return call
-
-
-def place_data(folder: Path, examples: Examples) -> None:
-    write_folder(folder, examples.data)

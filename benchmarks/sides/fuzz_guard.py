@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import torch
+
 from foldrace.core.errors import FoldraceError
 
 MEMORY = 768 << 20
@@ -232,10 +234,10 @@ def _child(target: Target, seeds: Sequence[int], box: Box, writer: int) -> None:
         gc.disable()  # what the parent has imported is not looked through again
         gc.freeze()
         gc.enable()
-        os.setpgid(0, 0)
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
+        torch.set_num_threads(1)  # a pool of threads is not there after a fork
         box.make()
         limit = _virtual_bytes() + 4 * MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -292,9 +294,9 @@ def _place(error: BaseException) -> str:
     found = "outside of the package"
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(_ROOT) and not path.is_relative_to(_ROOT / "benchmarks"):
-            if ".venv" not in path.parts:
-                found = f"{path.relative_to(_ROOT)}:{line}"
+        own = path.is_relative_to(_ROOT) and ".venv" not in path.parts
+        if own and not path.is_relative_to(_ROOT / "benchmarks"):
+            found = f"{path.relative_to(_ROOT)}:{line}"
     return found
 
 

@@ -246,8 +246,9 @@ class RunTargets:
         source = rng.choice(
             (
                 b"PARTS = []\n", b"x = [" + b"[" * 3_000, b"\x00", b"import nothing_there\n",
-                b"# -*- coding: latin-1 -*-\nPARTS = [1]\n", b"PARTS = 5\n", b"raise SystemExit(3)\n",
-                b"x = " + b"-" * 5_000 + b"1\n", b"# coding: nothing\n", b"def f(:\n",
+                b"# -*- coding: latin-1 -*-\nPARTS = [1]\n", b"PARTS = 5\n",
+                b"raise SystemExit(3)\n", b"x = " + b"-" * 5_000 + b"1\n", b"# coding: nothing\n",
+                b"def f(:\n",
                 b"raise KeyboardInterrupt\n", b"1" * 5_000, "é = 1\n".encode("latin-1"),
             )
         )  # fmt: skip
