@@ -82,7 +82,7 @@ def table(verdicts: Verdicts, results: Results) -> None:
 def _counts(cases: Sequence[Verdict]) -> dict[str, int | float]:
     faults = [case.fault for case in cases if case.fault]
     outside = sum("outside" in fault or fault.startswith(("socket", "os.")) for fault in faults)
-    hangs = sum(fault.startswith(("silent", "took", "memory")) for fault in faults)
+    hangs = sum(fault.startswith(("hangs", "took", "memory")) for fault in faults)
     return {
         "cases": len(cases),
         "accepted": sum(case.accepted for case in cases),
@@ -91,6 +91,7 @@ def _counts(cases: Sequence[Verdict]) -> dict[str, int | float]:
         "outside": outside,
         "most MB": max(case.grown for case in cases) >> 20,
         "longest s": round(max(case.seconds for case in cases), 2),
+        "all s": round(sum(case.seconds for case in cases)),
     }
 
 

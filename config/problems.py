@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from foldrace.config.forms import RangeConfig
+from foldrace.config.forms import TAGS, RangeConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, did_you_mean, plain_name
 from foldrace.core.redaction import without_secrets
@@ -68,7 +68,7 @@ def validate(raw: dict[str, Any], source: str) -> tuple[SweepConfig | None, list
 
 def _keys(loc: Iterable[int | str]) -> tuple[int | str, ...]:
     """An error's location as the user wrote it: without pydantic's union tags."""
-    return tuple(part for part in loc if not str(part).startswith("<"))
+    return tuple(part for part in loc if part not in TAGS)
 
 
 def _describe(source: str, detail: Any) -> Problem:

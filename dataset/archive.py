@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
-import lzma
 import os
 import re
 import shutil
@@ -17,11 +16,11 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from foldrace.core.errors import DataError, Problem, listing
+from foldrace.core.errors import DataError, FoldraceError, Problem, cause, listing
 from foldrace.core.files import atomic_folder, remove_abandoned
 from foldrace.core.opening import GB, open_regular, unreadable
 from foldrace.core.private_folder import private_folder
@@ -34,11 +33,7 @@ RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
 
 _UTF8_FLAG, _ENCRYPTED_FLAG, _UNICODE_PATH = 0x800, 0x1, 0x7075
 _CHUNK = 1 << 20
-# What zipfile raises for damaged, misnamed and unknown content: it has no common base.
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
-    *(UnicodeDecodeError, NotImplementedError),
-)
+_MOST_FOLDERS = 100  # that a member lies in, one within the other
 
 
 def cache_dir() -> Path:
@@ -70,17 +65,27 @@ def unpack(zip_path: Path, encoding: str | None = None) -> Path:
 
     `encoding`: the user's for names that are not UTF-8; None: found by their letters.
     """
+    with _opened(zip_path) as archive:
+        now = zip_path.stat()
+        key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+        names, found = _names(archive, encoding)
+        target = cache_folder("unpacked") / (key if found is None else f"{key}-{found}")
+        return target if target.is_dir() else _unpack(archive, names, zip_path, target)
+
+
+@contextlib.contextmanager
+def _opened(zip_path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; DataError for whatever its reader stumbles over in the block."""
     try:
         with open_regular(zip_path, MOST_BYTES) as file, zipfile.ZipFile(file) as archive:
-            now = zip_path.stat()
-            key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            names, found = _names(archive, encoding)
-            target = cache_folder("unpacked") / (key if found is None else f"{key}-{found}")
-            return target if target.is_dir() else _unpack(archive, names, zip_path, target)
-    except _DAMAGE as error:
-        raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
+            yield archive
+    except FoldraceError:
+        raise
     except OSError as error:
         raise DataError.single(str(zip_path), unreadable(error)) from error
+    except Exception as error:  # zipfile and what unpacks for it have no common base
+        message = f"is not a sound zip archive: {cause(error)}"
+        raise DataError.single(str(zip_path), message) from error
 
 
 def name_notes(folder: Path, value: str) -> list[str]:
@@ -99,13 +104,8 @@ def archive_of(path: Path) -> Path | None:
 
 def member_names(zip_path: Path) -> list[str]:
     """Names of the archive's files without unpacking it; raises DataError where it is damaged."""
-    try:
-        with open_regular(zip_path, MOST_BYTES) as file, zipfile.ZipFile(file) as archive:
-            names, _ = _names(archive, None)
-    except _DAMAGE as error:
-        raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
-    except OSError as error:
-        raise DataError.single(str(zip_path), unreadable(error)) from error
+    with _opened(zip_path) as archive:
+        names, _ = _names(archive, None)
     return [name for name in names if not name.endswith("/") and not _is_litter(name)]
 
 
@@ -203,6 +203,8 @@ def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
         return "lead outside of the archive (..)"
     if "\0" in name or not PurePosixPath(name).parts:
         return "have no valid name"
+    if len(PurePosixPath(name).parts) > _MOST_FOLDERS:
+        return f"lie in more than {_MOST_FOLDERS} folders, one within the other"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "are links or devices, not files"
     if info.flag_bits & _ENCRYPTED_FLAG:
@@ -230,6 +232,13 @@ def _size_problems(
         message = (
             f"unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
             "make room or set FOLDRACE_CACHE to a folder on a larger disk"
+        )
+        problems.append(Problem(str(zip_path), message))
+    disk = os.statvfs(folder)
+    if disk.f_files and len(members) > disk.f_favail:  # 0: that file system counts none
+        message = (
+            f"holds {len(members):,} members, but {folder} has room for {disk.f_favail:,} files; "
+            "make room or set FOLDRACE_CACHE to a folder on another disk"
         )
         problems.append(Problem(str(zip_path), message))
     return problems

@@ -260,6 +260,9 @@ def _merged(data: DataConfig, counts: Mapping[str, int], problems: list[Problem]
             problems.append(Problem(key, message))
         if len(owns) < 2:
             problems.append(Problem(key, f"needs at least 2 classes, got {listing(owns)}"))
+        if not clean(name) or clean(name) in merged:
+            state = "is there twice" if clean(name) else "is no name"
+            problems.append(Problem(key, f"{state}; give each list a name of its own"))
         taken.update(owns)
         merged[clean(name)] = {own: counts.get(own, 0) for own in owns}
     return merged

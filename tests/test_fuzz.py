@@ -18,7 +18,7 @@ from benchmarks.sides.fuzz_targets import all_targets
 from foldrace.core.errors import UserError
 
 _CASES = 3_000
-_SLOW = {"report", "processes", "weights"}
+_SLOW = {"report", "processes", "weights", "OOF rows"}
 """One case of these takes as long as a hundred others."""
 
 

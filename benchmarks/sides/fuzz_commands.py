@@ -22,9 +22,13 @@ from benchmarks.sides.fuzz_scene import Examples
 from foldrace import sweep
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.trainables import speeds
+from foldrace.trainables.models import hub
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CODES = (0, 1, 2, 130)
+_ON_DATA = ("check", "check", "check", "split", "augment", "trial", "init", "run", "any")
+_ON_RUNS = ("status", "report", "ensemble", "submit", "predict", "predict", "resume")
+_SOCKETS = ("socket.connect", "socket.getaddrinfo", "socket.sendto")
 _LINES = 200_000  # letters that a command may print
 
 
@@ -37,33 +41,35 @@ class CommandTargets:
 
     def targets(self) -> tuple[Target, ...]:
         return (
-            Target("command lines", 15, self._in_process),
-            Target("processes", 1, self._in_another, processes=("subprocess.Popen", "os.fork")),
+            # A config may name a database.
+            Target("commands on data", 10, self._on_data, never_but=_SOCKETS),
+            Target("commands on runs", 10, self._on_runs),
+            Target("processes", 1, self._in_another, never_but=("subprocess.Popen", "os.fork")),
         )
 
-    def _in_process(self, rng: random.Random, box: Box) -> Call:
-        arguments = self._arguments(rng, box)
+    def _on_data(self, rng: random.Random, box: Box) -> Call:
+        arguments = self._arguments(rng, box, rng.choice(_ON_DATA))
+        return lambda: _judge(*_called(arguments), arguments)
+
+    def _on_runs(self, rng: random.Random, box: Box) -> Call:
+        arguments = self._arguments(rng, box, rng.choice(_ON_RUNS))
         return lambda: _judge(*_called(arguments), arguments)
 
     def _in_another(self, rng: random.Random, box: Box) -> Call:
-        arguments = self._arguments(rng, box)
+        arguments = self._arguments(rng, box, rng.choice((*_ON_DATA, *_ON_RUNS)))
 
         def call() -> None:
             done = subprocess.run(
                 [sys.executable, str(_ROOT / "sweep.py"), *arguments],
                 stdin=subprocess.DEVNULL, capture_output=True, timeout=300,
-                env=os.environ | {"PYTHONUTF8": "1"},
+                env=os.environ | {"PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"},
             )  # fmt: skip
             _judge(done.returncode, done.stdout + done.stderr, arguments)
 
         return call
 
-    def _arguments(self, rng: random.Random, box: Box) -> list[str]:
+    def _arguments(self, rng: random.Random, box: Box, command: str) -> list[str]:
         """A command line, with files in the box that it reads."""
-        command = rng.choice(
-            ("check", "check", "check", "split", "status", "status", "report", "ensemble", "submit",
-             "predict", "predict", "augment", "trial", "init", "run", "resume", "any")
-        )  # fmt: skip
         if command == "any":
             known = (
                 "check",
@@ -147,7 +153,7 @@ class CommandTargets:
                 )
             )
         if command == "resume":
-            return ["--set", f"data.train={_word(rng, 'x')}"]  # which no resume may change
+            return ["--set", "folds.k=9"]  # which no resume may change
         return []
 
 
@@ -175,6 +181,7 @@ def _called(arguments: list[str]) -> tuple[int, bytes]:
     """Exit code and output of the command line in this process."""
     with (
         _streams() as taken,
+        mock.patch.object(hub, "_in_time", lambda ask, seconds: False),  # no network is there
         mock.patch.object(sys, "argv", ["foldrace", *arguments]),
         mock.patch.object(speeds.subprocess, "run", _timed),  # it takes half a minute
     ):

@@ -88,7 +88,7 @@ def _write_table(rng: random.Random, box: Box, rows: Sequence[Sequence[str]]) ->
     suffix = rng.choice(_SUFFIXES)
     data = table_bytes(rng, rows, suffix)
     name = f"table{rng.randrange(100)}{suffix}"
-    return str(box.write(name, damaged(rng, data) if rng.random() < 0.5 else data))
+    return str(box.write(name, damaged(rng, data) if rng.random() < 0.4 else data))
 
 
 class DataTargets:
@@ -165,12 +165,12 @@ class DataTargets:
         return call
 
     def _lists(self, rng: random.Random, box: Box) -> Call:
-        paths = [*self._paths, self._paths[0].removesuffix(".jpg"), str(self._folder / "x.png")]
+        paths = [*self._paths, self._paths[0].removesuffix(".jpg")]
         excluded = [["image_path"], *([_cell(rng, paths)] for _ in range(rng.randrange(4)))]
         fixed = [["image_path", "label"]]
         fixed += [[_cell(rng, paths), _cell(rng, CLASSES)] for _ in range(rng.randrange(4))]
-        merged = rng.choice(({}, {"pet": ("cat", "dog")}, {"cat": ("cat", "가"), "": ("dog",)}))
-        if rng.random() < 0.3:
+        merged = rng.choice(({}, {}, {"pet": ("cat", "dog")}, {"cat": ("cat", "가")}))
+        if rng.random() < 0.1:
             merged = {rng.choice(WORDS): (rng.choice((*WORDS, *CLASSES)), "cat")}
         places: dict[str, Any] = {}
         if rng.random() < 0.7:
@@ -312,7 +312,13 @@ class DataTargets:
 
     def _add(self, rng: random.Random, box: Box) -> Call:
         pieces = ("name", "=", ":", ".csv", ".npy", "/", "~", "a.csv", "=a.csv:b.csv", *WORDS)
-        texts = ["".join(rng.choices(pieces, k=rng.randrange(1, 6))) for _ in range(2)]
+        sound = ("one=a.csv", "two=b/c.npy:d.csv", "three=:e.parquet")
+        texts = [
+            rng.choice(sound)
+            if rng.random() < 0.6
+            else "".join(rng.choices(pieces, k=rng.randrange(1, 6)))
+            for _ in range(rng.choice((1, 2)))
+        ]
         return lambda: parse_adds(texts)
 
     def _secret(self, rng: random.Random, box: Box) -> Call:

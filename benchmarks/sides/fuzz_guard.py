@@ -8,6 +8,7 @@ beyond `MEMORY`, more than `SECONDS`, a process that dies.
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -32,9 +33,11 @@ MEMORY = 768 << 20
 """Bytes that the cases of a process may add to what it starts with."""
 SECONDS = 20.0
 """Processor time of a case."""
-_SILENT = 90.0  # seconds without a word, after which a process is stopped
+_SILENT = 600.0  # seconds without a word, after which a process is stopped; others may be at work
 _ROOT = Path(__file__).resolve().parents[2]
 _MESSAGE = 100_000  # letters that an error may have
+_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""Errors about a path that the user gave, which commands end with 2 for, too."""
 _OPENS_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _PATHS_OF = {  # audit event -> which of its arguments are paths that change
     "os.rename": (0, 1), "os.mkdir": (0,), "os.remove": (0,), "os.rmdir": (0,), "os.link": (1,),
@@ -111,7 +114,7 @@ class Target:
     """Cases of a thousand."""
     make: Callable[[random.Random, Box], Call]
     allowed: tuple[type[BaseException], ...] = (FoldraceError,)
-    processes: tuple[str, ...] = ()
+    never_but: tuple[str, ...] = ()
     """Audit events of `_NEVER` that are part of the call."""
 
 
@@ -204,28 +207,38 @@ class Batch:
             _child(self.target, seeds, Box(self.folder), writer)
         os.close(writer)
         with os.fdopen(reader, "rb") as answers:
-            lines, hung = _lines(answers.fileno())
+            lines, hung = _lines(answers.fileno(), pid)
         if hung:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         self.verdicts += [Verdict(**json.loads(line)) for line in lines]
         done = len(lines)
         if done < len(seeds) and not (done and self.verdicts[-1].fault):
-            fault = f"silent for {_SILENT:.0f} s" if hung else f"the process died: {status}"
+            fault = "hangs" if hung else f"the process died: {status}"
             self.verdicts.append(Verdict(seeds[done], fault))
             done += 1
         return done
 
 
-def _lines(reader: int) -> tuple[list[bytes], bool]:
-    """What a process has written until its end, and whether it fell silent before."""
-    text = bytearray()
-    while select.select([reader], [], [], _SILENT)[0]:
+def _lines(reader: int, pid: int) -> tuple[list[bytes], bool]:
+    """What a process has written until its end, and whether it hung before."""
+    text, heard, used = bytearray(), time.monotonic(), 0.0
+    while True:
+        if not select.select([reader], [], [], 5.0)[0]:
+            busy = _cpu_seconds(pid) - used > 2 * SECONDS
+            if busy or time.monotonic() - heard > _SILENT:
+                return bytes(text).splitlines(), True
+            continue
         more = os.read(reader, 1 << 16)
         if not more:
             return bytes(text).splitlines(), False
         text += more
-    return bytes(text).splitlines(), True
+        heard, used = time.monotonic(), _cpu_seconds(pid)
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _child(target: Target, seeds: Sequence[int], box: Box, writer: int) -> None:
@@ -242,7 +255,7 @@ def _child(target: Target, seeds: Sequence[int], box: Box, writer: int) -> None:
         limit = _virtual_bytes() + 4 * MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        watch, start = _Watch(box, target.processes), _peak()
+        watch, start = _Watch(box, target.never_but), _peak()
         for seed in seeds:
             verdict = run_case(target, seed, box, watch, start)
             os.write(writer, json.dumps(asdict(verdict)).encode() + b"\n")
@@ -273,11 +286,13 @@ def run_case(target: Target, seed: int, box: Box, watch: _Watch, start: int) -> 
             text = str(error)
             if len(text) > _MESSAGE:
                 fault = f"a message of {len(text):,} letters"
+        except OSError as error:
+            if error.errno not in _PATHS:
+                fault, detail = _fault(error)
         except Wrong as error:
             fault = f"wrong: {error}"[:200]
         except BaseException as error:
-            fault = f"{type(error).__name__} {_place(error)}"
-            detail = "".join(traceback.format_exception(error, limit=-12))[-4000:]
+            fault, detail = _fault(error)
     seconds = time.process_time() - began
     grown = max(0, _peak() - start)
     if watch.seen and not fault:
@@ -287,6 +302,12 @@ def run_case(target: Target, seed: int, box: Box, watch: _Watch, start: int) -> 
     if grown > MEMORY:
         fault, detail = f"memory: {grown >> 20} MB", f"{fault} {detail}"
     return Verdict(seed, fault, accepted, round(seconds, 4), grown, detail)
+
+
+def _fault(error: BaseException) -> tuple[str, str]:
+    """What it is in a line, and its traceback."""
+    trace = "".join(traceback.format_exception(error, limit=-12))
+    return f"{type(error).__name__} {_place(error)}", trace[-4000:]
 
 
 def _place(error: BaseException) -> str:

@@ -228,6 +228,13 @@ def test_a_key_of_another_section_or_tool_is_led_to_ours(
     assert problem.message.startswith(f"unknown key; {hint}")
 
 
+@pytest.mark.parametrize("key", ["<b>x</b>", "<<", "<range>", "[/]", "é", "1", "~"])
+@pytest.mark.parametrize("section", ["", "folds.", "search.space.", "search.space.lr."])
+def test_a_key_of_any_letters_is_named(tmp_path: Path, section: str, key: str) -> None:
+    problems = parse(tmp_path, MINIMAL, f"{section}{key}=3").problems
+    assert any(key in str(problem) for problem in problems), problems
+
+
 def test_names_of_other_tools_lead_to_names_that_exist() -> None:
     sections = {name: f.annotation for name, f in SweepConfig.model_fields.items()}
     keys = {n: {*s.model_fields} for n, s in sections.items() if hasattr(s, "model_fields")}
