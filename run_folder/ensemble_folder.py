@@ -138,7 +138,7 @@ class EnsembleFolder:
             return {}
         try:
             return load(self._read_checked(name, record))
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise self._unreadable(name, error) from error
 
     def check_added(self, record: EnsembleRecord) -> None:

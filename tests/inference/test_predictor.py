@@ -21,7 +21,8 @@ from foldrace.core.files import record_json
 from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.selection.external import AddSpec, add_sources, save_added
-from foldrace.inference.predictor import Predictor, RunModels
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.run_models import RunModels
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore

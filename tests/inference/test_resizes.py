@@ -14,7 +14,8 @@ from PIL import Image
 from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
-from foldrace.inference.predictor import Predictor, RunModels
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.run_models import RunModels
 from foldrace.inference.soup_scoring import Ingredient, Scorer
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.store import RunStore

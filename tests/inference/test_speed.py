@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foldrace.ensemble.pool import Member
-from foldrace.inference.predictor import FoldModel
+from foldrace.inference.run_models import FoldModel
 from foldrace.inference.speed import Timing, device_name, measure_speed, time_model
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
