@@ -44,6 +44,14 @@ def open_allowed(root: str | Path, trust_plugins: bool, runs: Sequence[str] = ()
     return store
 
 
+def is_run(root: str) -> bool:
+    """True where there is a run folder."""
+    try:
+        return RunStore(root).exists
+    except UserError:
+        return False
+
+
 def member_run(store: RunStore, run: str) -> RunStore:
     """The run folder `run` of a member of `store`'s blend; '' is the store itself.
 

@@ -97,7 +97,8 @@ def test_predictions_are_the_out_of_fold_rows(run: TinyRun) -> None:
 
         other = replace(card, resize="crop" if how != "crop" else "pad")
         state = models.state(name, "raw", 0)
-        store.save_trial(record, weights={"raw": pack_weights(state, other)})
+        of_other = record.model_copy(update={"params": record.params | {"resize": other.resize}})
+        store.save_trial(of_other, weights={"raw": pack_weights(state, other)})
         assert np.abs(Predictor(store).probabilities(files) - oof).max() > 0.05
     assert losses["squash"] < 0.2 and losses["pad"] < 0.2  # nats
     assert losses["crop"] > 0.5  # what is scored holds no class: ln 2 is 0.69
