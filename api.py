@@ -112,13 +112,23 @@ def resume(
     address: str | None = None,
     retry_failed: bool = False,
     data_root: str | None = None,
+    trust_plugins: bool = False,
 ) -> Run:
     """Go on with a run after any interruption, or extend it, as `foldrace resume DIR` does.
 
-    `data_root` is the folder where all data lie now, after they have moved.
+    `data_root` is the folder where all data lie now, after they have moved; `trust_plugins` lets
+    the run's plugins run, where another user or machine has begun it.
     """
     from foldrace.commands.resume import resume as command
 
     return Run(
-        command(str(folder), overrides, retry_failed, address, Console(), data_root=data_root)
+        command(
+            str(folder),
+            overrides,
+            retry_failed,
+            address,
+            Console(),
+            data_root=data_root,
+            trust_plugins=trust_plugins,
+        )
     )

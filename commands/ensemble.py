@@ -33,6 +33,7 @@ from foldrace.inference.predictor import Predictor
 from foldrace.inference.soups import Soup, make_soups
 from foldrace.inference.speed import member_prices
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.run_folder.allowed import is_run, open_allowed
 from foldrace.run_folder.belonging import (
     require_own_trials,
     telling_where_data_lay,
@@ -78,9 +79,14 @@ def reblend(
     runs: Sequence[str],
     console: Console,
     data: DataOptions = AS_STORED,
+    trust_plugins: bool = False,
 ) -> None:
-    """Blend a run folder again, with other settings than the config's where given."""
-    store = RunStore.open(root)
+    """Blend a run folder again, with other settings than the config's where given.
+
+    `trust_plugins` and `runs`: see `open_allowed`.
+    """
+    known = [run for run in runs if is_run(run)]  # what the others are is told with all wishes
+    store = open_allowed(root, trust_plugins, known)
     use_data(store, data)
     with warnings_shown(console):
         require_own_trials(store, folds_alone=True)

@@ -23,17 +23,24 @@ from foldrace.dataset.images import ImageError, find_files, read_rgb
 from foldrace.dataset.left_out import left_out_lines, unknown_kinds
 from foldrace.dataset.tables import read_table
 from foldrace.inference.predictor import Predictor
-from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.allowed import open_allowed
 
 
 def predict(
-    root: str, paths: Sequence[Path], table: Path | None, out: Path | None, console: Console
+    root: str,
+    paths: Sequence[Path],
+    table: Path | None,
+    out: Path | None,
+    console: Console,
+    trust_plugins: bool = False,
+    runs: Sequence[str] = (),
 ) -> None:
     """Write one CSV row per image to `out` or the terminal; `ERROR` for an unreadable image.
 
-    Raises UserError without images or where `out` exists, RunFailure where none could be read.
+    `trust_plugins` and `runs`: see `open_allowed`. Raises UserError without images or where `out`
+    exists, RunFailure where none could be read.
     """
-    store = RunStore.open(root)
+    store = open_allowed(root, trust_plugins, runs)
     if out is not None:
         refuse_existing(out)
     screen = Console(stderr=True) if out is None else console  # the table goes to the terminal

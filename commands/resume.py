@@ -22,6 +22,7 @@ from foldrace.core.errors import UserError
 from foldrace.core.files import to_bytes
 from foldrace.dataset.test_set import read_test_set
 from foldrace.reporting.live import print_leaderboard
+from foldrace.run_folder.allowed import open_allowed
 from foldrace.run_folder.belonging import (
     EXTENDABLE,
     PLACES,
@@ -43,15 +44,17 @@ def resume(
     console: Console,
     started: float | None = None,
     data_root: str | None = None,
+    trust_plugins: bool = False,
 ) -> RunStore:
     """Go on with a run; finished fold trials are kept, and stopped candidates stay stopped.
 
     Overrides may extend budget and space, and say where the data lie now; `data_root` says it of
-    all. `started` is when the command started, by `time.monotonic`; None: now. RunFolderError where
-    fold trials that ended do not belong to the run's folds, settings or data.
+    all. `started` is when the command started, by `time.monotonic`; None: now. `trust_plugins`: see
+    `open_allowed`. RunFolderError where fold trials that ended do not belong to the run's folds,
+    settings or data.
     """
     started = time.monotonic() if started is None else started
-    store = RunStore.open(root)
+    store = open_allowed(root, trust_plugins)
     with only_driver(store, "resume") as claim:
         with warnings_shown(console):
             earlier = store.summaries(stored=require_own_trials(store))

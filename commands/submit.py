@@ -41,21 +41,28 @@ from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
 from foldrace.reporting.formats import counted
 from foldrace.reporting.live import print_plain
+from foldrace.run_folder.allowed import open_allowed
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 
 
 def submit(
-    root: str, tta: str, out: Path | None, console: Console, data: DataOptions = AS_STORED
+    root: str,
+    tta: str,
+    out: Path | None,
+    console: Console,
+    data: DataOptions = AS_STORED,
+    trust_plugins: bool = False,
+    runs: Sequence[str] = (),
 ) -> None:
     """Write the submission of a run folder to `out`, or to `submission.csv` and a numbered copy.
 
     While a sweep is at work, of what is complete by now, and on the CPU: the GPUs are the sweep's.
-    RunFolderError where nothing is, or where the submission of another test set would take the
-    place of the sweep's own.
+    `trust_plugins` and `runs`: see `open_allowed`. RunFolderError where nothing is, or where the
+    submission of another test set would take the place of the sweep's own.
     """
-    store = RunStore.open(root)
+    store = open_allowed(root, trust_plugins, runs)
     if out is not None:
         refuse_existing(out, receipt_name(out.name))
     own = store.config().data.test

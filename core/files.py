@@ -405,7 +405,7 @@ def record_json(record: BaseModel) -> bytes:
 def read_record(files: Files, name: str, kind: type[Record]) -> Record:
     """The record in a file; RunFolderError where there is none of that kind."""
     try:
-        return kind.model_validate_json(files.read(name))
+        return kind.model_validate_json(files.read(name), strict=True)  # a text is no number
     except (OSError, ValidationError) as error:
         raise RunFolderError.single(f"{files.root}/{name}", f"is damaged: {error}") from error
 
@@ -415,7 +415,7 @@ def sound_record(files: Files, name: str, kind: type[Record]) -> Record | None:
     if not files.exists(name):
         return None
     try:
-        return kind.model_validate_json(files.read(name))
+        return kind.model_validate_json(files.read(name), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -25,6 +25,7 @@ from foldrace.core.files import atomic_folder, remove_abandoned
 from foldrace.core.opening import GB, open_regular, unreadable
 from foldrace.core.private_folder import private_folder
 from foldrace.dataset.readers import likely_encoding
+from foldrace.dataset.unpacked import entry, make_room
 
 MOST_BYTES = 2_000 * GB
 MAX_MEMBERS = 5_000_000
@@ -70,7 +71,7 @@ def unpack(zip_path: Path, encoding: str | None = None) -> Path:
         key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
         names, found = _names(archive, encoding)
         target = cache_folder("unpacked") / (key if found is None else f"{key}-{found}")
-        return target if target.is_dir() else _unpack(archive, names, zip_path, target)
+        return entry(target, lambda: _unpack(archive, names, zip_path, target))
 
 
 @contextlib.contextmanager
@@ -119,21 +120,20 @@ def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, target: Path) -> Path:
+def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, target: Path) -> None:
     remove_abandoned(target.parent)
     named = zip(names, archive.infolist(), strict=True)
     members = [(name, info) for name, info in named if not _is_litter(name)]
-    problems = [
-        *_unsafe_members(members, zip_path),
-        *_size_problems(members, zip_path, target.parent),
-    ]
+    problems = [*_unsafe_members(members, zip_path), *_size_problems(members, zip_path)]
+    if not problems:
+        make_room(target.parent, sum(info.file_size for _, info in members))
+    problems += _room_problems(members, zip_path, target.parent)
     if problems:
         raise DataError(problems)
     with atomic_folder(target) as part:
         for name, info in members:
             _extract(archive, info, part / name, is_dir=name.endswith("/"))
             os.utime(part)  # still alive: see remove_abandoned
-    return target
 
 
 def _names(archive: zipfile.ZipFile, encoding: str | None) -> tuple[list[str], str | None]:
@@ -212,9 +212,7 @@ def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _size_problems(
-    members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
-) -> list[Problem]:
+def _size_problems(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -> list[Problem]:
     problems = []
     total = sum(info.file_size for _, info in members)
     ratio = total / max(zip_path.stat().st_size, 1)
@@ -227,21 +225,26 @@ def _size_problems(
             f"{MAX_RATIO} times. If it is no zip bomb, unpack it and name the folder"
         )
         problems.append(Problem(str(zip_path), message))
-    free = shutil.disk_usage(folder).free
+    return problems
+
+
+def _room_problems(
+    members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
+) -> Iterator[Problem]:
+    total, free = sum(info.file_size for _, info in members), shutil.disk_usage(folder).free
     if total > free:
         message = (
             f"unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
             "make room or set FOLDRACE_CACHE to a folder on a larger disk"
         )
-        problems.append(Problem(str(zip_path), message))
+        yield Problem(str(zip_path), message)
     disk = os.statvfs(folder)
     if disk.f_files and len(members) > disk.f_favail:  # 0: that file system counts none
         message = (
             f"holds {len(members):,} members, but {folder} has room for {disk.f_favail:,} files; "
             "make room or set FOLDRACE_CACHE to a folder on another disk"
         )
-        problems.append(Problem(str(zip_path), message))
-    return problems
+        yield Problem(str(zip_path), message)
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, is_dir: bool) -> None:

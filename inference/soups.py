@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from foldrace.core.plugins import naming_plugins
-from foldrace.inference.predictor import RunModels, best_device
+from foldrace.inference.run_models import RunModels, best_device
 from foldrace.inference.soup_scoring import AveragedModel, Ingredient, Scorer
 from foldrace.run_folder.records import CandidateSummary, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import Files, LocalFiles, record_json, sound_record
-from foldrace.run_folder.records import StoredRecord
+from foldrace.run_folder.records import Count, PlainName, Seconds, StoredRecord
 
 BEAT = 10.0
 """Seconds between two writes of a claim."""
@@ -37,16 +37,16 @@ _log = logging.getLogger("foldrace")
 class Claim(StoredRecord):
     """One process at work on a folder."""
 
-    owner: str
+    owner: PlainName
     command: str
     """Such as `resume`."""
     host: str
     place: str
     """Same text: the same machine since its start, and the same numbers of processes."""
-    pid: int
-    process_started: int
+    pid: Count
+    process_started: Count
     """Start of the process in ticks of its machine: numbers of processes are used again."""
-    since: float
+    since: Seconds
     """Unix seconds."""
     folder: str = ""
     """The folder on its disk, which a copy of it does not have; empty in an object store."""

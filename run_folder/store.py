@@ -152,7 +152,7 @@ class RunStore(TrialFiles):
             return {}
         try:
             return read_merged(self.files.read(MERGED))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFolderError.single(
                 f"{self.root}/{MERGED}", f"is damaged: {error}; put a copy back"
             ) from error
@@ -174,7 +174,7 @@ class RunStore(TrialFiles):
         """What classes.json holds; None where that is no list of different names."""
         try:
             names = json.loads(self.files.read(_CLASSES).decode(errors="surrogateescape"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
         is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
         return tuple(names) if is_list and len(set(names)) == len(names) > 1 else None

@@ -171,7 +171,7 @@ def _in_order(files: Sequence[Path], work: Callable[[Path], T], workers: int) ->
 
 def _key(layout: Layout, digests: Iterable[bytes]) -> str:
     head = f"{VERSION} {layout.side} {layout.format}\n".encode()
-    return hashlib.sha256(head + b"".join(digests)).hexdigest()[:32]
+    return hashlib.sha256(head + b"".join(digests)).hexdigest()
 
 
 def _sizes_hash(sizes: NDArray[np.int64]) -> str:

@@ -28,11 +28,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-VERSION = 3
+VERSION = 4
 PIXELS = "pixels.bin"
 _HEADER, _INDEX, _IN_USE = "header.json", "index.npy", "in_use"
 _FREE_FRACTION = 0.8  # of the free disk that the cache may take
 _STALE_SECONDS = 30 * 24 * 3600
+_CLOCK_NS = 2 * 10**9  # file systems round times, some to two seconds
 _PART, _GONE, _RESERVED = ".part-", ".gone-", "reserved"
 
 _log = logging.getLogger("foldrace")
@@ -65,6 +66,17 @@ class Header:
     pixel_bytes: int
     index: str
     """SHA-256 of the index file."""
+    written: int
+    """When the pixels were last written, in ns since 1970."""
+
+    def __post_init__(self) -> None:
+        """Raise DamagedEntry where a value cannot be one of a header."""
+        numbers = (self.version, self.side, self.images, self.pixel_bytes, self.written)
+        texts = (self.format, self.sizes, self.index)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise DamagedEntry("its header has no sound numbers")
+        if not all(isinstance(text, str) for text in texts) or self.format not in FORMATS:
+            raise DamagedEntry("its header has no sound texts")
 
 
 class StoredImages:
@@ -164,8 +176,11 @@ def write_tables(folder: Path, layout: Layout, sizes: str, index: NDArray[np.int
     np.save(buffer, index)
     (folder / _INDEX).write_bytes(buffer.getvalue())
     checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
-    pixel_bytes = (folder / PIXELS).stat().st_size
-    header = Header(VERSION, layout.side, layout.format, sizes, len(index), pixel_bytes, checksum)
+    pixels = (folder / PIXELS).stat()
+    header = Header(
+        *(VERSION, layout.side, layout.format, sizes, len(index)),
+        *(pixels.st_size, checksum, pixels.st_mtime_ns),
+    )
     (folder / _HEADER).write_text(json.dumps(asdict(header)), encoding="utf-8")
 
 
@@ -173,7 +188,7 @@ def read_header(folder: Path) -> Header:
     """The header of an entry; raises FileNotFoundError and DamagedEntry as `StoredImages` does."""
     try:
         header = Header(**json.loads((folder / _HEADER).read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DamagedEntry(f"its header is not readable: {error}") from error
     if header.version != VERSION:
         raise DamagedEntry(f"its version is {header.version}, not {VERSION}")
@@ -182,14 +197,27 @@ def read_header(folder: Path) -> Header:
 
 def _checked_index(folder: Path, header: Header) -> NDArray[np.int64]:
     """(n, 4) int64: first byte, byte after the last, height, width."""
-    found = (folder / PIXELS).stat().st_size
-    if found != header.pixel_bytes:
-        raise DamagedEntry(f"{PIXELS} has {found:,} bytes, not {header.pixel_bytes:,}")
+    found = (folder / PIXELS).stat()
+    if found.st_size != header.pixel_bytes:
+        raise DamagedEntry(f"{PIXELS} has {found.st_size:,} bytes, not {header.pixel_bytes:,}")
+    if abs(found.st_mtime_ns - header.written) > _CLOCK_NS:
+        raise DamagedEntry(f"{PIXELS} was changed after it was written")
     data = (folder / _INDEX).read_bytes()
     if hashlib.sha256(data).hexdigest() != header.index:
         raise DamagedEntry(f"the checksum of {_INDEX} does not match")
-    index: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
-    return index
+    try:
+        index = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # damaged headers have many ways to fail
+        raise DamagedEntry(f"{_INDEX} is not readable: {error}") from error
+    if index.dtype != np.int64 or index.shape != (header.images, 4):
+        raise DamagedEntry(f"{_INDEX} holds {index.dtype} {index.shape}")
+    start, end, height, width = index.T
+    inside = (start >= 0) & (start <= end) & (end <= header.pixel_bytes)
+    if header.format == "raw":
+        inside &= (height > 0) & (width > 0) & (end - start == height * width * 3)
+    if not inside.all():
+        raise DamagedEntry(f"{_INDEX} has images outside of {PIXELS}")
+    return np.asarray(index, np.int64)
 
 
 class NoRoom(Exception):

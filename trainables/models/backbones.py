@@ -154,8 +154,12 @@ def build_encoder(
     """The backbone, or all members of a stack, without a classifier.
 
     `image_size` is that of the images, in pixels; a stack's members may have their own. Raises
-    EnvironmentProblem where pretrained weights cannot be had.
+    EnvironmentProblem where pretrained weights cannot be had, or where there is no such backbone:
+    timm takes names, such as those of a hub or of a folder, that make it fetch or read files.
     """
+    problem = check_backbone(backbone, parts)
+    if problem is not None:
+        raise EnvironmentProblem([problem])
     each = members(backbone)
     if is_stack(backbone) and isinstance(pretrained, str) and not Path(pretrained).is_dir():
         raise EnvironmentProblem.single(
@@ -197,12 +201,17 @@ def _unknown(backbone: str, parts: Parts) -> str | None:
     if prefix == "torchvision" and name in NO_LINEAR_HEAD:
         return "has no linear classifier to replace; use timm's version of it"
     known, plain = _names(families[prefix]), name.split(".")[0] if prefix == "timm" else name
-    if plain in known and (plain == name or name in timm.list_pretrained()):
+    if plain in known and (plain == name or name in _pretrained_names()):
         return None
     names = timm.list_pretrained(f"{plain}.*") if plain in known else known
     near = closest(name, names, n=4)
     listed = ", ".join(f"{prefix}/{n}" for n in near)
     return f"unknown backbone; {f'close matches: {listed}' if near else 'no close match'}"
+
+
+@cache
+def _pretrained_names() -> frozenset[str]:
+    return frozenset(timm.list_pretrained())
 
 
 @cache
