@@ -16,6 +16,7 @@ from rich.console import Console
 from foldrace.commands.machine import cores, only_driver
 from foldrace.config.load import ParsedConfig, parse_config
 from foldrace.config.schema import SMOKE
+from foldrace.core.errors import Problem, UserError
 from foldrace.dataset.guess import is_data
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.cluster import nodes_for_checks
@@ -71,15 +72,26 @@ def _named(
     if not is_data(config):
         parsed = parse_config(config, overrides, smoke)
         name = parsed.config.name if parsed.config else config.stem
-        store = RunStore(out or f"runs/{name}")
+        store = RunStore(out or _folder_of(name, parsed.problems))
         _refuse_existing(store, parsed)
         return parsed, store
     from foldrace.commands.guess import run_name
 
     name = run_name(config, overrides) + (SMOKE if smoke else "")
-    store = RunStore(out or f"runs/{name}")
+    store = RunStore(out or _folder_of(name))
     _refuse_existing(store, None)
     return None, store
+
+
+def _folder_of(name: str, others: Sequence[Problem] = ()) -> str:
+    """The run folder of a sweep of that name.
+
+    UserError, with the other problems, where it would lie anywhere but in `runs/`.
+    """
+    if "/" in name or name in (".", "..") or not name.strip():
+        message = f"got {name!r}, which is no name for a folder in runs/; change it, or give --out"
+        raise UserError([*others, Problem("name", message)])
+    return f"runs/{name}"
 
 
 def _guessed(

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from foldrace.config.forms import ConfigSection, KnobConfig, ValueConfig, fixed_values
 from foldrace.config.hyperparameters import KNOBS
@@ -374,6 +374,16 @@ class NotifyConfig(ConfigSection):
     """`env:NAME`: the environment variable with the URL that each event is posted to as JSON."""
 
 
+def _finite(value: object) -> object:
+    """Values of any kind; those of a config's own keys are validated once they are laid over it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("should hold no .nan and no .inf")
+    for part in inner:
+        _finite(part)
+    return value
+
+
 class SweepConfig(ConfigSection):
     """The whole sweep."""
 
@@ -391,7 +401,7 @@ class SweepConfig(ConfigSection):
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     notify: NotifyConfig = NotifyConfig()
-    smoke: dict[str, Any] = Field(default={})
+    smoke: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default={})
     """Keys that `run --smoke` lays over this config."""
 
     @property

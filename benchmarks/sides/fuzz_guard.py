@@ -84,6 +84,7 @@ class Box:
         return path
 
     def make(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)  # of another process
         for name in ("data", "run", "out", "cache", "tmp", "home"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         os.environ.update(
@@ -136,11 +137,12 @@ class Verdict:
 class _Watch:
     """An audit hook, which cannot be taken away again; what it sees counts within `with`."""
 
-    def __init__(self, box: Box, allowed: Sequence[str]) -> None:
+    def __init__(self, box: Box, never_but: Sequence[str]) -> None:
+        allowed = box.root / "home" / ".config" / "foldrace"  # what the user has said to trust
         self._places = tuple(
-            f"{place}{os.sep}" for place in (box.run, box.out, box.cache, box.root / "tmp")
+            f"{place}{os.sep}" for place in (box.run, box.out, box.cache, box.root / "tmp", allowed)
         )
-        self._never = _NEVER - set(allowed)
+        self._never = _NEVER - set(never_but)
         self._on = False
         self.seen: list[str] = []
         sys.addaudithook(self._hook)

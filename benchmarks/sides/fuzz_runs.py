@@ -109,6 +109,8 @@ class RunTargets:
     def mutate(self, rng: random.Random, box: Box, names: list[str], extra: bool = True) -> None:
         """Damage one to three of the files in the box's run folder."""
         self._run.fresh(box)
+        if extra and rng.random() < 0.05:  # code that nobody has allowed
+            self._run.put(box, "plugins/mine.py", b"import os\nos.mkdir('/nowhere')\nPARTS = []\n")
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             if extra and rng.random() < 0.1:
                 name = rng.choice(list(_EXTRA))

@@ -386,6 +386,12 @@ def test_what_is_shown_to_others_has_no_password(tmp_path: Path, url: str) -> No
     assert to_public_yaml(plain) == to_yaml(plain)
 
 
+@pytest.mark.parametrize("value", [".nan", "[{x: -.inf}]", "{a: {b: [1, .inf]}}"])
+def test_smoke_holds_what_json_can(tmp_path: Path, value: str) -> None:
+    (problem,) = parse(tmp_path, f"{MINIMAL}smoke: {{training: {{lr: {value}}}}}\n").problems
+    assert problem.where.endswith("smoke") and "no .nan and no .inf" in problem.message
+
+
 def test_smoke_lays_small_values_and_then_its_own_section_over(tmp_path: Path) -> None:
     text = """
 data: {train: train.csv}
