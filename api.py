@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
+from foldrace.commands.terminal import Terminal
 from foldrace.core.errors import RunFolderError
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
@@ -102,7 +102,7 @@ def run(
     """
     from foldrace.commands.run import run as command
 
-    return Run(command(Path(config), out, overrides, address, False, smoke, Console()))
+    return Run(command(Path(config), out, overrides, address, False, smoke, Terminal()))
 
 
 def resume(
@@ -127,7 +127,7 @@ def resume(
             overrides,
             retry_failed,
             address,
-            Console(),
+            Terminal(),
             data_root=data_root,
             trust_plugins=trust_plugins,
         )

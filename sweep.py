@@ -14,9 +14,9 @@ from typing import Annotated
 
 try:
     import typer
-    from rich.console import Console
 
-    from foldrace.core.errors import FoldraceError, Interrupted, UserError
+    from foldrace.commands.boundary import exit_codes
+    from foldrace.commands.terminal import Terminal, screen
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -373,10 +373,8 @@ def _overrides(set_: list[str] | None, time: str | None) -> list[str]:
     return [*(set_ or ()), *([f"resources.time_budget={time}"] if time is not None else [])]
 
 
-def _console() -> Console:
-    from foldrace.commands.machine import screen
-
-    return Console(file=screen(sys.stdout))
+def _console() -> Terminal:
+    return Terminal(screen(sys.stdout))
 
 
 @contextmanager
@@ -386,40 +384,22 @@ def _exit_codes(
         "interrupted; if the run had started, continue it with `foldrace resume DIR`"
     ),
 ) -> Iterator[None]:
-    """Errors become messages on stderr and the exit codes of `foldrace.core.errors`."""
-    screen = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
+    with exit_codes(bool(context.obj), interrupted):
         yield
-    except KeyboardInterrupt as error:
-        screen.print(interrupted)
-        raise typer.Exit(Interrupted.exit_code) from error
-    except FoldraceError as error:
-        if context.obj:
-            screen.print_exception()
-        _print_error(error, screen)
-        raise typer.Exit(error.exit_code) from error
-    except OSError as error:  # a full disk, a folder that may not be written
-        if context.obj:
-            screen.print_exception()
-        screen.print(str(FoldraceError(str(error))), markup=False)
-        raise typer.Exit(FoldraceError.exit_code) from error
 
 
-def _print_error(error: FoldraceError, screen: Console) -> None:
-    if not isinstance(error, UserError):
-        screen.print(str(error), markup=False)
-        return
-    count = len(error.problems)
-    screen.print(f"{count} problem{'s' if count != 1 else ''}:", style="bold red")
-    for problem in error.problems:
-        screen.print(f"- {problem}", markup=False)
+def _debug_first(arguments: list[str]) -> list[str]:
+    """The arguments with a `--debug` that stands after the command's name before it."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    ours = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*["--debug"][: end - len(ours)], *ours, *arguments[end:]]
 
 
 def main() -> None:
     """The `foldrace` entry point."""
     from foldrace.commands.process_list import take_arguments
 
-    app(args=take_arguments())
+    app(args=_debug_first(take_arguments()))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
+from rich.text import Text
 
 from foldrace.commands.machine import cores, is_at_work
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
@@ -145,7 +146,7 @@ def _added(store: RunStore, texts: Sequence[str]) -> Request:
 def _soups(store: RunStore, console: Console) -> None:
     """Average weights of alike models, so that the results can be chosen as members."""
     with console.status("Averaging weights (soups)") as status:
-        soups = make_soups(store, cores(), lambda text: status.update(f"Soups: {text}"))
+        soups = make_soups(store, cores(), lambda text: status.update(Text(f"Soups: {text}")))
     for soup in soups:
         console.print(_soup_line(soup))
     if not soups:

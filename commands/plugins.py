@@ -38,9 +38,8 @@ def open_run(root: str, console: Console) -> tuple[RunStore, Parts]:
         path = given.get(plugin.module)
         if path is not None and _has_changed(path, plugin.source):
             console.print(
-                f"[yellow]warning[/yellow] {path} has changed since the run was made; the run goes "
-                f"on with its own copy, {plugin.path}",
-                highlight=False,
+                f"warning {path} has changed since the run was made; the run goes "
+                f"on with its own copy, {plugin.path}"
             )
     return store, parts
 

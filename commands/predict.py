@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.commands.machine import cores, refuse_existing, write_out
+from foldrace.commands.terminal import Terminal, visible
 from foldrace.core.errors import Problem, RunFailure, UserError
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.guess_columns import named_images
@@ -43,7 +43,7 @@ def predict(
     store = open_allowed(root, trust_plugins, runs)
     if out is not None:
         refuse_existing(out)
-    screen = Console(stderr=True) if out is None else console  # the table goes to the terminal
+    screen = Terminal(stderr=True) if out is None else console  # the table goes to the terminal
     files = [*_expand(paths, screen), *(_listed(table) if table else ())]
     if not files:
         raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
@@ -64,7 +64,8 @@ def predict(
             numbers = [f"{p:.6g}" for p in (row[best], *row)]
             writer.writerow([file, classes[best], *numbers, ""])
     if out is None:
-        console.file.write(text.getvalue())
+        shown = text.getvalue()
+        console.file.write(visible(shown, also="\n") if console.is_terminal else shown)
     else:
         write_out(out, text.getvalue().encode(errors="surrogateescape"))
         console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
@@ -79,10 +80,7 @@ def _expand(paths: Sequence[Path], screen: Console) -> Iterator[Path]:
             found = find_files(folder)
             yield from (folder / name for name in found.images)
             for line in left_out_lines(unknown_kinds(found.others, "test")):
-                screen.print(
-                    f"[yellow]warning[/yellow] {escape(str(Problem(str(path), line.message)))}",
-                    highlight=False,
-                )
+                screen.print(f"warning {Problem(str(path), line.message)}")
         else:
             yield path
 

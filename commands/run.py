@@ -58,7 +58,7 @@ def run(
             plan = preflight(parsed, _mounted(store), nodes, cores(), parts)
             print_plan(plan, console)
             if claim is not None:
-                console.print(f"config: {store.root}/sweep.yaml", markup=False, highlight=False)
+                console.print(f"config: {store.root}/sweep.yaml")
                 _sweep(store, plan, address, console, started, claim)
                 if smoke:
                     console.print("smoke run, tiny and barely trained: not for submission")

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.commands.machine import cores, is_at_work, refuse_existing
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
@@ -40,7 +39,6 @@ from foldrace.inference.submission import (
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
 from foldrace.reporting.formats import counted
-from foldrace.reporting.live import print_plain
 from foldrace.run_folder.allowed import open_allowed
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
@@ -136,9 +134,9 @@ def predict_test_set(
         )
         kept = keep_submission(files, receipt) if out is None and not is_interim else None
     if edited is not None:
-        print_plain(console, f"{name} had been changed by hand; as it was: {store.root}/{edited}")
+        console.print(f"{name} had been changed by hand; as it was: {store.root}/{edited}")
     if kept is not None:
-        print_plain(console, f"kept as {store.root}/{kept}; {LOG} has a place for its score")
+        console.print(f"kept as {store.root}/{kept}; {LOG} has a place for its score")
     if out is not None:
         _log_elsewhere(store, receipt, out, console)
     _print_receipt(receipt, test, console)
@@ -208,7 +206,7 @@ def _log_elsewhere(store: RunStore, receipt: Receipt, out: Path, console: Consol
         with store.blend.only_writer():
             log_submission(store.files, receipt, str(out.resolve()))
     except (OSError, RunFolderError) as error:
-        print_plain(console, f"not in {store.root}/{LOG}: {error}")
+        console.print(f"not in {store.root}/{LOG}: {error}")
 
 
 def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
@@ -219,17 +217,16 @@ def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
 
 def _print_receipt(receipt: Receipt, test: ImageSet, console: Console) -> None:
     console.print(
-        f"[bold]{receipt.file}[/bold]: {receipt.rows} test images, "
+        f"{receipt.file}: {receipt.rows} test images, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
-    print_plain(console, f"form: {test.form}")
+    console.print(f"form: {test.form}")
     if receipt.without_image:
         count, names = len(receipt.without_image), listing(receipt.without_image, 5)
         console.print(
-            f"[yellow]warning[/yellow] {counted(count, 'row')} without a readable image, filled "
-            f"with the class frequencies of the training images: {escape(names)}",
-            highlight=False,
+            f"warning {counted(count, 'row')} without a readable image, filled "
+            f"with the class frequencies of the training images: {names}"
         )
     if receipt.unvalidated:
         shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
-        console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")
+        console.print(f"Unvalidated predictions in it, backed by no score: {shares}")

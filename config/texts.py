@@ -143,7 +143,7 @@ for _reader_or_writer in (_Loader, _Dumper):
 
 
 def _refusal(message: str, event: yaml.Event) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(None, None, message, event.start_mark)
+    return yaml.MarkedYAMLError(None, None, message, event.start_mark)  # type: ignore[arg-type]
 
 
 def _in_one_line(error: yaml.MarkedYAMLError) -> str:

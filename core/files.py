@@ -201,11 +201,10 @@ class RemoteFiles(Files):
 
         def get() -> bytes:
             most = _most_bytes(name)
-            with self._fs.open_input_stream(str(self._path / name)) as stream:
-                data = bytes(stream.read(most + 1))
-            if len(data) > most:
-                raise UnfitFile(Path(name), f"is too large; allowed: {most:,} bytes")
-            return data
+            with self._fs.open_input_file(str(self._path / name)) as file:
+                if file.size() > most:
+                    raise UnfitFile(Path(name), f"has {file.size():,} bytes; allowed: {most:,}")
+                return bytes(file.read())
 
         return self.patience.ask(f"{self.root}/{name}", get)
 

@@ -261,7 +261,7 @@ def test_every_spelling_of_a_float_is_a_number(tmp_path: Path, number: str) -> N
 
 
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"key 'k' is given twice[\s\S]*line 3"):
+    with pytest.raises(ConfigError, match=r"line 3, column 15: key 'k' is given twice"):
         parse(tmp_path, MINIMAL + "folds: {k: 3, k: 4}")
     path = write(tmp_path, '{"data": {"train": "a", "train": "b"}}', "c.json")
     with pytest.raises(ConfigError, match="not valid JSON: key 'train' is given twice"):

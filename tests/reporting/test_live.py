@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 from rich.console import Console
 
+from foldrace.commands.terminal import Terminal
 from foldrace.reporting.live import LiveView, leaderboard_table, print_leaderboard
 from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
@@ -77,7 +78,7 @@ def _progress(
 
 def _plain(*steps: Progress) -> list[str]:
     out = io.StringIO()
-    with LiveView(Console(file=out, width=40)) as view:
+    with LiveView(Terminal(out, width=40)) as view:
         for step in steps:
             view.update(step)
     assert not [c for c in out.getvalue() if not c.isprintable() and c != "\n"]
