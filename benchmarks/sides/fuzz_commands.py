@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,8 @@ _CODES = (0, 1, 2, 130)
 _ON_DATA = ("check", "check", "check", "split", "augment", "trial", "init", "run", "any")
 _ON_RUNS = ("status", "report", "ensemble", "submit", "predict", "predict", "resume")
 _SOCKETS = ("socket.connect", "socket.getaddrinfo", "socket.sendto")
+_TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+"""What shows the letters after it in another order."""
 _LINES = 200_000  # letters that a command may print
 
 
@@ -211,7 +214,8 @@ def _judge(code: int, output: bytes, arguments: list[str]) -> None:
     if "Traceback (most recent call last)" in text or "internal error" in text:
         last = [line for line in text.splitlines() if line.strip()][-1:]
         raise Wrong(f"a traceback of {arguments[:1]}: {last}")
-    strange = {c for c in text if (ord(c) < 32 and c not in "\n\r\t") or 127 <= ord(c) < 160}
+    strange = {c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\r\t"}
+    strange |= {c for c in text if unicodedata.bidirectional(c) in _TURNS}
     if strange:
         raise Wrong(f"control characters {sorted(map(ord, strange))} of {arguments[:1]}")
     if len(text) > _LINES:

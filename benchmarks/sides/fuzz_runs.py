@@ -17,13 +17,13 @@ import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from benchmarks.sides.fuzz_guard import Box, Call, Target, Wrong
 from benchmarks.sides.fuzz_mutations import WORDS, changed, damaged, json_text, npy, value
 from benchmarks.sides.fuzz_scene import Examples, write_folder
 from foldrace.commands.ensemble import Changes, reblend
 from foldrace.commands.status import status
+from foldrace.commands.terminal import Terminal
 from foldrace.core.plugin_files import import_plugins, read_plugins
 from foldrace.dataset.left_out import read_left_out
 from foldrace.ensemble.selection.matrix_folder import read_matrix
@@ -146,7 +146,7 @@ class RunTargets:
 
         def call() -> None:
             store = RunStore.open(root)
-            status(root, False, Console(file=io.StringIO()))
+            status(root, False, Terminal(io.StringIO()))
             read_left_out(store.files)
             Claims(store.files, "logs/driver").alive()
             for part in (store.merged, store.last_update, store.running, store.gpu_memory):
@@ -180,7 +180,7 @@ class RunTargets:
     def _oof(self, rng: random.Random, box: Box) -> Call:
         self.mutate(rng, box, self._readable(".npy", "trial.json", "folds.csv", "classes.json"))
         changes = Changes(method=rng.choice(("greedy", "uniform", "optimal")))
-        screen = Console(file=io.StringIO())
+        screen = Terminal(io.StringIO())
         return lambda: reblend(str(box.run), changes, (), (), screen)
 
     def _weights(self, rng: random.Random, box: Box) -> Call:

@@ -135,10 +135,9 @@ def write_data(folder: Path) -> dict[str, Any]:
 
 def make_examples(root: Path) -> Examples:
     """Everything; the run folder is written by the package, its models are not trained."""
-    from rich.console import Console
-
     from foldrace.commands.ensemble import Changes, reblend
     from foldrace.commands.submit import submit
+    from foldrace.commands.terminal import Terminal
     from foldrace.config.load import parse_mapping
     from foldrace.dataset.folds import folds_csv, make_folds
     from foldrace.dataset.manifest import read_manifest
@@ -153,7 +152,7 @@ def make_examples(root: Path) -> Examples:
     store.create(config, folds_csv(manifest, make_folds(manifest, config.folds)), manifest.classes)
     for i in range(2):
         _add_candidate(store, f"c{i:04d}", seed=i)
-    screen = Console(file=io.StringIO())
+    screen = Terminal(io.StringIO())
     reblend(str(root / "run"), Changes(), (), (), screen)
     submit(str(root / "run"), "none", None, screen)
     write_report(store)
