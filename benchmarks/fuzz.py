@@ -38,7 +38,8 @@ def fuzz(targets: Sequence[Target], cases: int, root: Path, workers: int) -> Ver
     whole = sum(target.share for target in targets)
     for target in targets:
         count = max(1, round(cases * target.share / whole))
-        batches += [(target, range(at, min(at + _BATCH, count))) for at in range(0, count, _BATCH)]
+        size = min(_BATCH, max(10, count // 20))
+        batches += [(target, range(at, min(at + size, count))) for at in range(0, count, size)]
     batches.sort(key=lambda batch: batch[1].start / batch[0].share)  # the targets end together
 
     def work(worker: int) -> None:

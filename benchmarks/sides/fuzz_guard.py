@@ -245,6 +245,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def _child(target: Target, seeds: Sequence[int], box: Box, writer: int) -> None:
     """Never returns."""
+    seed = seeds[0]
     try:
         gc.disable()  # what the parent has imported is not looked through again
         gc.freeze()
@@ -263,11 +264,9 @@ def _child(target: Target, seeds: Sequence[int], box: Box, writer: int) -> None:
             os.write(writer, json.dumps(asdict(verdict)).encode() + b"\n")
             if verdict.fault.startswith("memory"):
                 break  # its peak stays
-    except BaseException:
-        os.write(
-            writer,
-            json.dumps(asdict(Verdict(-1, "fuzzer", detail=traceback.format_exc()))).encode(),
-        )
+    except BaseException:  # a case could not be made
+        fault = Verdict(seed, "the fuzzer itself", detail=traceback.format_exc()[-4000:])
+        os.write(writer, json.dumps(asdict(fault)).encode() + b"\n")
     finally:
         os._exit(0)
 

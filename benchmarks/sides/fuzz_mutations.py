@@ -11,7 +11,7 @@ from typing import Any
 
 WORDS = (
     "", " ", "\t", "a", "0", "-1", "1", "1.0", "1e-3", "1e999", "-1e308", "nan", "NaN", "inf",
-    "null", "None", "true", "no", "~", "~nouser/x", "~~", "/", ".", "..", "../../outside",
+    "null", "None", "true", "no", "~", "~nouser/x", "~~", "//x", ".", "..", "../../outside",
     "/etc/passwd", "C:\\x", "\\\\host\\share", "a/b", "a\\b", "con", "x" * 300, "x" * 5000, "\x00",
     "a\x00b",
     "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\r", "\n", "a\nb", "\x7f", "\u202eabc", "\u2066x",

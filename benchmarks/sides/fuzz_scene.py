@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 CLASSES = ("cat", "dog", "가")
@@ -26,7 +27,7 @@ class Examples:
     data: dict[str, bytes] = field(default_factory=dict)
     """Tables and images of a small competition."""
     run: dict[str, bytes] = field(default_factory=dict)
-    """A run folder with a blend, a submission and a report."""
+    """A run folder with a blend and a submission."""
     images: dict[str, bytes] = field(default_factory=dict)
     """An image of each format, by suffix."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -141,9 +142,9 @@ def make_examples(root: Path) -> Examples:
     from foldrace.config.load import parse_mapping
     from foldrace.dataset.folds import folds_csv, make_folds
     from foldrace.dataset.manifest import read_manifest
-    from foldrace.reporting.report import write_report
     from foldrace.run_folder.store import RunStore
 
+    torch.set_num_threads(1)  # a pool of threads is not there after a fork
     os.environ["FOLDRACE_CACHE"] = str(root / "cache")
     config_keys = write_data(root / "data")
     config = parse_mapping(config_keys, "example", root / "data").require()
@@ -155,18 +156,15 @@ def make_examples(root: Path) -> Examples:
     screen = Terminal(io.StringIO())
     reblend(str(root / "run"), Changes(), (), (), screen)
     submit(str(root / "run"), "none", None, screen)
-    write_report(store)
     return Examples(
         read_folder(root / "data"),
-        {k: v for k, v in read_folder(root / "run").items() if not k.startswith("report/")},
+        read_folder(root / "run"),
         images(),
         config_keys,
     )
 
 
 def _add_candidate(store: Any, name: str, seed: int) -> None:
-    import torch
-
     from foldrace.config.hyperparameters import TrialParams
     from foldrace.run_folder.records import (
         CandidateRecord,
