@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from foldrace.config.schema import CacheConfig
+from foldrace.run_folder.oof import npy
 from foldrace.trainables.data import cache_build
 from foldrace.trainables.data.cache_folder import (
     DecodedImages,
@@ -115,6 +118,7 @@ def test_a_session_without_room_does_not_try_again(
 
 HOLDER = """
 import sys
+import time
 from pathlib import Path
 from foldrace.config.schema import CacheConfig
 from foldrace.trainables.data.pixel_cache import open_images
@@ -283,10 +287,13 @@ def test_a_damaged_entry_is_made_anew(
     assert len(caplog.messages) == 1
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", '{"key": 1}', '{"key": "../x"}', '{"sessions": 5}', '{"refused": {"a": 1}}'],
+NO_RECORDS = (
+    *("", "{", "[]", '{"key": 1}'),
+    *('{"key": "../x"}', '{"sessions": 5}', '{"refused": {"a": 1}}'),
 )
+
+
+@pytest.mark.parametrize("content", NO_RECORDS)
 def test_a_damaged_record_of_a_list_is_no_matter(
     lists: list[list[Path]], own_cache: Path, content: str
 ) -> None:
