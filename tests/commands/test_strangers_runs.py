@@ -146,7 +146,6 @@ def test_no_url_in_a_blend_is_asked(store: RunStore, image: Path) -> None:
         url = f"s3://theirs/run?endpoint_override={where}&scheme=http"
         edit(Path(store.root) / "ensemble/ensemble.json", members__0__run=url)
         done = typed("predict", store.root, image)
-        server.settimeout(0.0)
         with socket.create_connection(server.getsockname()):  # the first one that comes is ours
             thread.join(timeout=60)
     assert done.exit_code == 2 and "you have not named" in done.stderr
@@ -275,24 +274,31 @@ def test_a_value_out_of_range_is_named(
         assert done.exit_code in (0, 2)
 
 
-TEXTS = ["", "[", "5", "[[1]]", "[" * 5000, "{}", '{"a": NaN}', "\xff", '{"fold": 1e999}', "null"]
+TEXTS = ["", "[", "[[1]]", "[" * 5000, '{"a": NaN}', "\xff", "null"]
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 @pytest.mark.parametrize(
-    "file",
+    ("file", "command"),
     [
-        TRIAL, BLEND, "trials/c0000/candidate.json", "trials/c0000/fold0/decision.json",
-        "classes.json", "merged_classes.json", "ensemble/speed.json", "ensemble/soups.json",
-        "submission.receipt.json", "ensemble/update.json", "logs/gpu_memory.json",
-        "trials/c0000/fold0/train_log.csv", "ensemble/trajectory.csv",
+        *((file, "predict") for file in (TRIAL, BLEND, "classes.json", "ensemble/trajectory.csv")),
+        *((file, "status") for file in (
+            TRIAL, BLEND, "trials/c0000/candidate.json", "trials/c0000/fold0/decision.json",
+            "submission.receipt.json", "logs/running.json", "logs/driver/x.json",
+            "trials/c0000/fold0/train_log.csv",
+        )),
+        *((file, "report") for file in (
+            "ensemble/trajectory.csv", "ensemble/soups.json", "ensemble/update.json",
+            "merged_classes.json", "trials/c0000/fold0/train_log.csv",
+        )),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_no_traceback(store: RunStore, image: Path, file: str, text: str) -> None:
-    store.files.write(file, text.encode("latin-1"))
-    for command in (("predict", store.root, image), ("status", store.root)):
-        done = typed(*command)
-        assert isinstance(done.exception, SystemExit | None), f"{command}: {done.exception!r}"
+def test_a_damaged_file_is_no_traceback(
+    store: RunStore, image: Path, file: str, command: str
+) -> None:
+    for text in TEXTS:
+        store.files.write(file, text.encode("latin-1"))
+        done = typed(command, store.root, *([image] if command == "predict" else []))
+        assert isinstance(done.exception, SystemExit | None), f"{text[:9]}: {done.exception!r}"
         assert done.exit_code in (0, 2), done.output
 
 
