@@ -103,9 +103,31 @@ class LocalFiles(Files):
         self.root = str(path)
         self.patience = AT_ONCE
 
+    def place(self, name: str) -> Path:
+        """Path of a file or folder in it; RunFolderError where a link leads out of the folder.
+
+        A folder may come from anybody, and a link in it lead anywhere.
+        """
+        text = str(self.path)
+        for part in name.split("/"):
+            text = f"{text}/{part}"
+            if part == ".." or os.path.islink(text):
+                real, home = os.path.realpath(text), os.path.realpath(self.path)
+                if not f"{real}/".startswith(f"{home.rstrip('/')}/"):
+                    raise RunFolderError.single(
+                        text,
+                        f"leads out of {self.root}, to {real}; put what is there into the folder",
+                    )
+        return Path(text)
+
+    def _to_replace(self, name: str) -> Path:
+        """`place` of a file that is written or removed: it may itself be a link, which goes."""
+        folder, _, last = name.rpartition("/")
+        return (self.place(folder) if folder else self.path) / last
+
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
-        path = self.path / name
+        path = self.place(name)
         return self.patience.ask(str(path), lambda: read_regular(path, _most_bytes(name)))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
@@ -117,7 +139,7 @@ class LocalFiles(Files):
         self._write(name, data, 0o600)
 
     def _write(self, name: str, data: bytes | memoryview, mode: int) -> None:
-        path = self.path / name
+        path = self._to_replace(name)
 
         def put() -> None:
             with atomic_write(path, mode) as file:
@@ -151,7 +173,7 @@ class LocalFiles(Files):
 
     def delete(self, name: str) -> None:
         """See `Files.delete`."""
-        path = self.path / name
+        path = self._to_replace(name)
         try:
             path.unlink()  # mostly there is nothing, and this one call says so
         except FileNotFoundError:
@@ -163,7 +185,7 @@ class LocalFiles(Files):
 
     def delete_parts(self, folder: str) -> None:
         """See `Files.delete_parts`."""
-        for part in (self.path / folder).glob(f"{_PART}*"):
+        for part in self.place(folder).glob(f"{_PART}*"):
             part.unlink(missing_ok=True)
 
 
@@ -361,7 +383,7 @@ def _stamps(path: str, name: str) -> Iterator[tuple[str, str]]:
         for entry in entries:
             if entry.name.startswith(_PART):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):  # links may lead round and round
                 yield from _stamps(entry.path, f"{name}/{entry.name}")
                 continue
             with suppress(FileNotFoundError):  # a sweep may be running

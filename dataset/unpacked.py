@@ -137,10 +137,12 @@ class _Entry:
 def _bound() -> int:
     text = os.environ.get(BOUND, "")
     try:
-        gigabytes = float(text or _DEFAULT_GB)
-        return int(max(0.0, gigabytes) * 1e9)
+        bound = int(float(text or _DEFAULT_GB) * 1e9)
+        if bound < 0:
+            raise ValueError("a negative size")
+        return bound
     except (ValueError, OverflowError) as error:
-        raise EnvironmentProblem.single(BOUND, f"got {text!r}; allowed: a number") from error
+        raise EnvironmentProblem.single(BOUND, f"got {text!r}; allowed: a number from 0") from error
 
 
 def _entries(root: Path) -> Iterator[_Entry]:

@@ -127,7 +127,7 @@ class EnsembleFolder:
         It is memory-mapped, so that the one of a run in an object store lies in the user's cache.
         """
         if isinstance(self._files, LocalFiles):
-            return self._files.path / FOLDER / _MATRIX
+            return self._files.place(f"{FOLDER}/{_MATRIX}")
         root, key = cache_folder("matrices"), hashlib.sha256(to_bytes(self._files.root)).hexdigest()
         remove_oldest(root, keep=key)
         return root / key / _MATRIX

@@ -251,5 +251,12 @@ class RunStore(TrialFiles):
         self.files.write(_GPUS, record_json(memory))
 
     def log_folder(self) -> Path | None:
-        """Folder of log files, or None: only a mounted folder can be appended to."""
-        return self.files.path / "logs" if isinstance(self.files, LocalFiles) else None
+        """Folder of log files, or None: only a mounted folder can be appended to.
+
+        RunFolderError where a link in it leads out of the run folder.
+        """
+        if not isinstance(self.files, LocalFiles):
+            return None
+        for name in self.files.names("logs"):
+            self.files.place(f"logs/{name}")
+        return self.files.place("logs")

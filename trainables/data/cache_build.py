@@ -21,18 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.dataset.images import decode_rgb, read_bytes
-from foldrace.trainables.data.cache_folder import (
+from foldrace.trainables.data.cache_entry import (
     PIXELS,
     VERSION,
     DamagedEntry,
     Layout,
-    StoredImages,
-    new_part,
-    publish,
     read_header,
-    reserve,
     write_tables,
 )
+from foldrace.trainables.data.cache_folder import StoredImages, new_part, publish, reserve
 
 T = TypeVar("T")
 _CHUNK = 256  # images decoded ahead

@@ -9,9 +9,6 @@ files are checked against, and a lock file says, even after a kill -9, whether s
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
-import json
 import logging
 import os
 import shutil
@@ -19,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,55 +25,14 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-VERSION = 4
-PIXELS = "pixels.bin"
-_HEADER, _INDEX, _IN_USE = "header.json", "index.npy", "in_use"
+from foldrace.trainables.data.cache_entry import PIXELS, DamagedEntry, checked_index, read_header
+
+_IN_USE = "in_use"
 _FREE_FRACTION = 0.8  # of the free disk that the cache may take
 _STALE_SECONDS = 30 * 24 * 3600
-_CLOCK_NS = 2 * 10**9  # file systems round times, some to two seconds
 _PART, _GONE, _RESERVED = ".part-", ".gone-", "reserved"
 
 _log = logging.getLogger("foldrace")
-
-
-class DamagedEntry(Exception):
-    """An entry whose files are not those that were written."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Size and format of the stored images."""
-
-    side: int
-    """Largest shorter side, in pixels."""
-    format: str
-    """A row of `FORMATS`: raw or jpeg."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """The properties of an entry when it was written."""
-
-    version: int
-    side: int
-    format: str
-    sizes: str
-    """SHA-256 of the sizes of the image files; where it differs the content does too."""
-    images: int
-    pixel_bytes: int
-    index: str
-    """SHA-256 of the index file."""
-    written: int
-    """When the pixels were last written, in ns since 1970."""
-
-    def __post_init__(self) -> None:
-        """Raise DamagedEntry where a value cannot be one of a header."""
-        numbers = (self.version, self.side, self.images, self.pixel_bytes, self.written)
-        texts = (self.format, self.sizes, self.index)
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise DamagedEntry("its header has no sound numbers")
-        if not all(isinstance(text, str) for text in texts) or self.format not in FORMATS:
-            raise DamagedEntry("its header has no sound texts")
 
 
 class StoredImages:
@@ -91,7 +47,7 @@ class StoredImages:
         self._lease = lease(folder)
         with suppress(OSError):  # of another user
             os.utime(folder / _IN_USE)
-        self._index = _checked_index(folder, read_header(folder))
+        self._index = checked_index(folder, read_header(folder))
         # A plain array over the map: slicing a memmap takes five times as long.
         self._bytes = np.asarray(np.memmap(folder / PIXELS, dtype=np.uint8, mode="r"))
 
@@ -168,56 +124,6 @@ def unused(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def write_tables(folder: Path, layout: Layout, sizes: str, index: NDArray[np.int64]) -> None:
-    """Write index and header, after the pixels."""
-    buffer = io.BytesIO()
-    np.save(buffer, index)
-    (folder / _INDEX).write_bytes(buffer.getvalue())
-    checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
-    pixels = (folder / PIXELS).stat()
-    header = Header(
-        *(VERSION, layout.side, layout.format, sizes, len(index)),
-        *(pixels.st_size, checksum, pixels.st_mtime_ns),
-    )
-    (folder / _HEADER).write_text(json.dumps(asdict(header)), encoding="utf-8")
-
-
-def read_header(folder: Path) -> Header:
-    """The header of an entry; raises FileNotFoundError and DamagedEntry as `StoredImages` does."""
-    try:
-        header = Header(**json.loads((folder / _HEADER).read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DamagedEntry(f"its header is not readable: {error}") from error
-    if header.version != VERSION:
-        raise DamagedEntry(f"its version is {header.version}, not {VERSION}")
-    return header
-
-
-def _checked_index(folder: Path, header: Header) -> NDArray[np.int64]:
-    """(n, 4) int64: first byte, byte after the last, height, width."""
-    found = (folder / PIXELS).stat()
-    if found.st_size != header.pixel_bytes:
-        raise DamagedEntry(f"{PIXELS} has {found.st_size:,} bytes, not {header.pixel_bytes:,}")
-    if abs(found.st_mtime_ns - header.written) > _CLOCK_NS:
-        raise DamagedEntry(f"{PIXELS} was changed after it was written")
-    data = (folder / _INDEX).read_bytes()
-    if hashlib.sha256(data).hexdigest() != header.index:
-        raise DamagedEntry(f"the checksum of {_INDEX} does not match")
-    try:
-        index = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # damaged headers have many ways to fail
-        raise DamagedEntry(f"{_INDEX} is not readable: {error}") from error
-    if index.dtype != np.int64 or index.shape != (header.images, 4):
-        raise DamagedEntry(f"{_INDEX} holds {index.dtype} {index.shape}")
-    start, end, height, width = index.T
-    inside = (start >= 0) & (start <= end) & (end <= header.pixel_bytes)
-    if header.format == "raw":
-        inside &= (height > 0) & (width > 0) & (end - start == height * width * 3)
-    if not inside.all():
-        raise DamagedEntry(f"{_INDEX} has images outside of {PIXELS}")
-    return np.asarray(index, np.int64)
 
 
 class NoRoom(Exception):

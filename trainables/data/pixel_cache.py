@@ -28,13 +28,8 @@ from foldrace.core.files import atomic_write
 from foldrace.dataset.archive import cache_dir, cache_folder
 from foldrace.dataset.images import LONGEST, read_rgb
 from foldrace.trainables.data.cache_build import build, find_same, scan
-from foldrace.trainables.data.cache_folder import (
-    VERSION,
-    Layout,
-    NoRoom,
-    StoredImages,
-    find_entry,
-)
+from foldrace.trainables.data.cache_entry import VERSION, Layout
+from foldrace.trainables.data.cache_folder import NoRoom, StoredImages, find_entry
 
 DEFAULT = CacheConfig()
 _MARGIN = 1.5  # stored side per model input side: room for random crops
