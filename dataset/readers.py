@@ -109,23 +109,25 @@ def _json_lines(file: TableFile) -> Records | None:
     text = _text(file)
     if text is None:
         return None
-    rows: list[tuple[int, dict[str, object]]] = []
+    rows: list[tuple[int, dict[str, str]]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            cells = {k: _cell(v) for k, v in row.items()} if isinstance(row, dict) else None
         except (ValueError, RecursionError) as error:
-            file.fault(f"line {number} is not valid JSON: {error}; needed: one object a line")
+            reason = cause(error)
+            file.fault(f"line {number} is not valid JSON: {reason}; needed: one object a line")
             return None
-        if not isinstance(row, dict):
+        if cells is None:
             file.fault(f"line {number} holds {type(row).__name__}; needed: one object a line")
             return None
-        rows.append((number, row))
+        rows.append((number, cells))
     header = list(dict.fromkeys(key for _, row in rows for key in row))
     if _has_too_many(file, len(rows) * len(header), len(text)):
         return None
-    body = [(number, [_cell(row.get(key)) for key in header]) for number, row in rows]
+    body = [(number, [cells.get(key, "") for key in header]) for number, cells in rows]
     return [(0, header), *body]
 
 

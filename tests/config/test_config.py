@@ -229,7 +229,7 @@ def test_a_key_of_another_section_or_tool_is_led_to_ours(
 
 
 @pytest.mark.parametrize("key", ["<b>x</b>", "<<", "<range>", "[/]", "é", "1", "~"])
-@pytest.mark.parametrize("section", ["", "folds.", "search.space.", "search.space.lr."])
+@pytest.mark.parametrize("section", ["", "folds.", "search.space.lr."])
 def test_a_key_of_any_letters_is_named(tmp_path: Path, section: str, key: str) -> None:
     problems = parse(tmp_path, MINIMAL, f"{section}{key}=3").problems
     assert any(key in str(problem) for problem in problems), problems
