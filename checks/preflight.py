@@ -147,7 +147,9 @@ def _data(
     fold = _collect(lambda: make_folds(manifest, config.folds), problems) if not found else None
     test = _collect(lambda: read_test_set(config.data, classes), problems) if classes else None
     may_be_bad = config.data.on_bad_test_image == "prior"
-    checked = audit(manifest, fold, test, workers, scanned.infos, may_be_bad)
+    checked = audit(
+        manifest, fold, test, workers, scanned.infos, may_be_bad, config.data.max_pixels
+    )
     problems += checked.problems
     return manifest, fold, test, checked
 

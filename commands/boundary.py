@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import typer
 
+from foldrace.commands.progress_shown import progress_shown
 from foldrace.commands.terminal import Terminal, screen
 from foldrace.core.errors import FoldraceError, Interrupted, UserError, cause
 from foldrace.core.opening import UnfitFile
@@ -27,7 +28,8 @@ def exit_codes(debug: bool, interrupted: str) -> Iterator[None]:
     """Turn whatever is raised into lines on stderr and `typer.Exit` with its code."""
     terminal = Terminal(screen(sys.stderr))
     try:
-        yield
+        with progress_shown(terminal):
+            yield
     except KeyboardInterrupt as error:
         terminal.print(interrupted)
         raise typer.Exit(Interrupted.exit_code) from error

@@ -47,7 +47,8 @@ def predict(
     files = [*_expand(paths, screen), *(_listed(table) if table else ())]
     if not files:
         raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
-    errors = {file: str(e) for file in files if (e := _image_error(file)) is not None}
+    most = store.config().data.max_pixels
+    errors = {file: str(e) for file in files if (e := _image_error(file, most)) is not None}
     good = [file for file in files if file not in errors]
     prob = Predictor(store, cores()).probabilities(good) if good else np.empty((0, 0))
     by_file = dict(zip(good, prob, strict=True))
@@ -99,9 +100,9 @@ def _listed(path: Path) -> list[Path]:
     return [on_disk(files.root, name) for name in files.paths]
 
 
-def _image_error(file: Path) -> ImageError | None:
+def _image_error(file: Path, max_pixels: int) -> ImageError | None:
     try:
-        read_rgb(file)
+        read_rgb(file, max_pixels=max_pixels)
     except ImageError as error:
         return error
     return None

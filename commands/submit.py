@@ -150,11 +150,12 @@ def _probabilities(
 
     These have the class frequencies where `data.on_bad_test_image` says so; else DataError.
     """
-    may_be_bad = store.config().data.on_bad_test_image == "prior"
+    data = store.config().data
+    may_be_bad, most = data.on_bad_test_image == "prior", data.max_pixels
     left_out = read_left_out(store.files) if may_be_bad else ()
     known = {one.image_path for one in left_out if one.data == "test"}
     bad = [row for row, path in enumerate(test.image_paths) if path in known]
-    bad = [row for row in bad if image_fault(test.file(row)) is not None]
+    bad = [row for row in bad if image_fault(test.file(row), most) is not None]
     try:
         return _with_frequencies(store, test, predictor, on_model, bad), bad
     except (ImageError, RuntimeError) as error:
@@ -163,7 +164,7 @@ def _probabilities(
             raise
         failure = error
     with ThreadPoolExecutor(cores()) as pool:  # since the run began: one more look at all of them
-        faults = list(pool.map(lambda row: image_fault(test.file(row)), range(len(test))))
+        faults = list(pool.map(lambda row: image_fault(test.file(row), most), range(len(test))))
     bad = [row for row, fault in enumerate(faults) if fault is not None]
     if not bad:
         raise failure

@@ -101,6 +101,8 @@ class DataConfig(ConfigSection):
     """Use only the first images of each class, at most this many: to try things out."""
     on_bad_image: Literal["stop", "drop"] = "stop"
     """What a training image that is missing or cannot be read does: `drop` leaves it out."""
+    max_pixels: Annotated[int, Field(ge=1, le=500_000_000)] = 100_000_000
+    """Pixels of the largest image that is decoded; a larger one cannot be read."""
     duplicates: Literal["report", "group", "drop"] = "report"
     """What becomes of training images that equal or nearly equal another one: a warning; one group,
     which no fold divides; or only the first of each label stays."""

@@ -18,23 +18,27 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
 from foldrace.core.errors import DataError, FoldraceError, Problem, cause, listing
 from foldrace.core.files import atomic_folder, remove_abandoned
-from foldrace.core.opening import GB, open_regular, unreadable
+from foldrace.core.opening import GB, MB, open_regular, unreadable
 from foldrace.core.private_folder import private_folder
+from foldrace.core.progress import tell
 from foldrace.dataset.readers import likely_encoding
 from foldrace.dataset.unpacked import entry, make_room
 
 MOST_BYTES = 2_000 * GB
-MAX_MEMBERS = 5_000_000
+MAX_MEMBERS = 1_000_000
+MAX_DIRECTORY = 200 * MB  # of the list of members, which is read before they can be counted
+MAX_DEPTH = 50
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
-RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
+RATIO_FREE_BYTES = 200 * MB  # below this size any ratio is harmless
 
 _UTF8_FLAG, _ENCRYPTED_FLAG, _UNICODE_PATH = 0x800, 0x1, 0x7075
 _CHUNK = 1 << 20
-_MOST_FOLDERS = 100  # that a member lies in, one within the other
+_TOLD_EVERY = 256  # members
 
 
 def cache_dir() -> Path:
@@ -76,17 +80,31 @@ def unpack(zip_path: Path, encoding: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def _opened(zip_path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; DataError for whatever its reader stumbles over in the block."""
+    """The archive; whatever is wrong with it, or with the disk, becomes a DataError."""
     try:
-        with open_regular(zip_path, MOST_BYTES) as file, zipfile.ZipFile(file) as archive:
-            yield archive
+        with open_regular(zip_path, MOST_BYTES) as file:
+            _require_short_directory(file, zip_path)
+            with zipfile.ZipFile(file) as archive:
+                yield archive
     except FoldraceError:
         raise
     except OSError as error:
-        raise DataError.single(str(zip_path), unreadable(error)) from error
-    except Exception as error:  # zipfile and what unpacks for it have no common base
+        reason = unreadable(error) if error.filename == str(zip_path) else cause(error)
+        raise DataError.single(str(zip_path), f"cannot be unpacked: {reason}") from error
+    except Exception as error:  # zipfile raises whatever it stumbles over
         message = f"is not a sound zip archive: {cause(error)}"
         raise DataError.single(str(zip_path), message) from error
+
+
+def _require_short_directory(file: BufferedReader, zip_path: Path) -> None:
+    """Raise DataError where the list of members alone would fill the memory."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size = end[5] if end else 0
+    if size > MAX_DIRECTORY:
+        message = (
+            f"has a list of members of {size / MB:,.0f} MB; allowed: {MAX_DIRECTORY / MB:.0f} MB"
+        )
+        raise DataError.single(str(zip_path), f"{message}; unpack it and name the folder")
 
 
 def name_notes(folder: Path, value: str) -> list[str]:
@@ -131,9 +149,12 @@ def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, targ
     if problems:
         raise DataError(problems)
     with atomic_folder(target) as part:
-        for name, info in members:
+        for done, (name, info) in enumerate(members):
+            if done % _TOLD_EVERY == 0:
+                tell(f"unpacking {zip_path.name}", done, len(members))
+                os.utime(part)  # still alive: see remove_abandoned
             _extract(archive, info, part / name, is_dir=name.endswith("/"))
-            os.utime(part)  # still alive: see remove_abandoned
+        tell(f"unpacking {zip_path.name}", len(members), len(members))
 
 
 def _names(archive: zipfile.ZipFile, encoding: str | None) -> tuple[list[str], str | None]:
@@ -203,8 +224,8 @@ def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
         return "lead outside of the archive (..)"
     if "\0" in name or not PurePosixPath(name).parts:
         return "have no valid name"
-    if len(PurePosixPath(name).parts) > _MOST_FOLDERS:
-        return f"lie in more than {_MOST_FOLDERS} folders, one within the other"
+    if name.count("/") > MAX_DEPTH:
+        return f"lie more than {MAX_DEPTH} folders deep"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "are links or devices, not files"
     if info.flag_bits & _ENCRYPTED_FLAG:
@@ -218,6 +239,7 @@ def _size_problems(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -
     ratio = total / max(zip_path.stat().st_size, 1)
     if len(members) > MAX_MEMBERS:
         message = f"holds {len(members):,} members; allowed: {MAX_MEMBERS:,}"
+        message += ". Unpack it and name the folder"
         problems.append(Problem(str(zip_path), message))
     if ratio > MAX_RATIO and total > RATIO_FREE_BYTES:
         message = (
@@ -231,14 +253,14 @@ def _size_problems(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -
 def _room_problems(
     members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
 ) -> Iterator[Problem]:
-    total, free = sum(info.file_size for _, info in members), shutil.disk_usage(folder).free
+    total, disk = sum(info.file_size for _, info in members), os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
     if total > free:
         message = (
             f"unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
             "make room or set FOLDRACE_CACHE to a folder on a larger disk"
         )
         yield Problem(str(zip_path), message)
-    disk = os.statvfs(folder)
     if disk.f_files and len(members) > disk.f_favail:  # 0: that file system counts none
         message = (
             f"holds {len(members):,} members, but {folder} has room for {disk.f_favail:,} files; "
@@ -249,9 +271,9 @@ def _room_problems(
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, is_dir: bool) -> None:
     """Write one member; zipfile stops at its declared size and checks its checksum."""
+    folder = path if is_dir else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
     if is_dir:
-        path.mkdir(parents=True, exist_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file, _CHUNK)

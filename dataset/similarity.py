@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foldrace.dataset.images import ImageError, check_image, read_bytes
+from foldrace.dataset.images import MOST_PIXELS, ImageError, check_image, read_bytes
 from foldrace.dataset.manifest import Manifest
 from foldrace.dataset.test_set import ImageSet
 
@@ -145,12 +145,15 @@ class ImageInfo:
     sixteen_bit: bool = False
 
 
-def scan_images(images: Manifest | ImageSet, pool: Executor) -> list[ImageInfo]:
+def scan_images(
+    images: Manifest | ImageSet, pool: Executor, max_pixels: int = MOST_PIXELS
+) -> list[ImageInfo]:
     """Scan every file, in the order of the rows."""
     infos: list[ImageInfo] = []
     for start in range(0, len(images), _BATCH):
         rows = range(start, min(start + _BATCH, len(images)))
-        infos.extend(pool.map(_scan, (images.file(row) for row in rows)))
+        files = (images.file(row) for row in rows)
+        infos.extend(pool.map(lambda file: _scan(file, max_pixels), files))
     return infos
 
 
@@ -160,10 +163,10 @@ def row_label(images: Manifest | ImageSet, row: int) -> str:
     return path if images.lines is None else f"{path} (line {images.lines[row]})"
 
 
-def _scan(path: Path) -> ImageInfo:
+def _scan(path: Path, max_pixels: int) -> ImageInfo:
     try:
         data = read_bytes(path)
-        image = check_image(data, path)
+        image = check_image(data, path, max_pixels)
     except ImageError as error:
         return ImageInfo((0, 0), b"", None, error.reason, missing=not os.path.exists(path))
     values = np.asarray(image.small).reshape(-1, 3)
