@@ -15,17 +15,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from foldrace.core.errors import Problem
-from foldrace.core.opening import GB, read_regular, unreadable
+from foldrace.config.texts import load_json
+from foldrace.core.errors import Problem, cause
+from foldrace.core.opening import GB, UnfitFile, open_regular, read_regular, unreadable
 
 Records = list[tuple[int, list[str]]]
 """Line and cells of each record of a table, the header first."""
 
 MOST_BYTES = 2 * GB
 """Size of the largest table that is read; 100,000 rows of 1,000 probabilities have 1 GB."""
-MOST_CELLS = 200_000_000
+MOST_CELLS = 120_000_000
+"""Cells of the largest table."""
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_BATCH = 10_000  # rows of Parquet
 _HEAD = 65_536  # characters that tell what stands between the cells
 _MOST_LETTERS = 2_000  # letters beyond ASCII that tell the encoding
 _WORDS = re.compile(r"[^\W\d_]+|[^\x00-\x7f]")
@@ -63,6 +66,8 @@ def _separated(file: TableFile) -> Records | None:
     if text is None:
         return None
     file.delimiter = delimiter = _delimiter(text)
+    if _too_many(file, text.count(delimiter)):
+        return None
     if delimiter not in (",", "\t"):
         file.notes.append(f"{file.name}: {_DELIMITERS[delimiter]} between the cells")
     records: Records = []
@@ -110,8 +115,8 @@ def _json_lines(file: TableFile) -> Records | None:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = load_json(line)
+        except ValueError as error:
             file.fault(f"line {number} is not valid JSON: {error}; needed: one object a line")
             return None
         if not isinstance(row, dict):
@@ -119,6 +124,8 @@ def _json_lines(file: TableFile) -> Records | None:
             return None
         rows.append((number, row))
     header = list(dict.fromkeys(key for _, row in rows for key in row))
+    if _too_many(file, len(header) * len(rows)):
+        return None
     body = [(number, [_cell(row.get(key)) for key in header]) for number, row in rows]
     return [(0, header), *body]
 
@@ -135,15 +142,35 @@ def _cell(value: object) -> str:
 def _parquet(file: TableFile) -> Records | None:
     import pyarrow.parquet  # takes a quarter of a second
 
+    records: Records = []
+    size = 0
     try:
-        table = pyarrow.parquet.read_table(file.path)
-        names = [str(name) for name in table.column_names]
-        columns = [[_cell(v) for v in _plain(column)] for column in table.columns]
-    except Exception as error:  # whatever its parser stumbles over
-        file.fault(f"cannot be read as Parquet: {error}")
+        with open_regular(file.path, MOST_BYTES) as source:
+            table = pyarrow.parquet.ParquetFile(source)
+            records.append((0, [str(name) for name in table.schema_arrow.names]))
+            if _too_many(file, table.metadata.num_rows * len(records[0][1])):
+                return None
+            for batch in table.iter_batches(_BATCH):  # what a few bytes stand for may be large
+                size += batch.nbytes
+                if size > MOST_BYTES:
+                    raise ValueError(f"it holds more than {MOST_BYTES:,} bytes")
+                columns = [[_cell(v) for v in _plain(column)] for column in batch.columns]
+                rows = zip(*columns, strict=True)
+                records += ((n, list(row)) for n, row in enumerate(rows, start=len(records)))
+    except UnfitFile as error:
+        file.fault(unreadable(error))
         return None
-    rows = zip(*columns, strict=True)
-    return [(0, names), *((number, list(row)) for number, row in enumerate(rows, start=1))]
+    except Exception as error:  # whatever its parser stumbles over
+        file.fault(f"cannot be read as Parquet: {cause(error)}")
+        return None
+    return records
+
+
+def _too_many(file: TableFile, cells: int) -> bool:
+    """True, with a fault, where a table has more cells than are read."""
+    if cells > MOST_CELLS:
+        file.fault(f"has {cells:,} cells; allowed: {MOST_CELLS:,}")
+    return cells > MOST_CELLS
 
 
 def _plain(column: object) -> list[object]:
