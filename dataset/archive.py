@@ -38,6 +38,7 @@ RATIO_FREE_BYTES = 200 * MB  # below this size any ratio is harmless
 
 _UTF8_FLAG, _ENCRYPTED_FLAG, _UNICODE_PATH = 0x800, 0x1, 0x7075
 _CHUNK = 1 << 20
+_UNPACK_IT = "unpack it and name the folder"
 _TOLD_EVERY = 256  # members
 
 
@@ -101,10 +102,9 @@ def _require_short_directory(file: BufferedReader, zip_path: Path) -> None:
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     size = end[5] if end else 0
     if size > MAX_DIRECTORY:
-        message = (
-            f"has a list of members of {size / MB:,.0f} MB; allowed: {MAX_DIRECTORY / MB:.0f} MB"
-        )
-        raise DataError.single(str(zip_path), f"{message}; unpack it and name the folder")
+        allowed = f"allowed: {MAX_DIRECTORY // MB} MB; {_UNPACK_IT}"
+        message = f"has a list of members of {size / MB:,.0f} MB; {allowed}"
+        raise DataError.single(str(zip_path), message)
 
 
 def name_notes(folder: Path, value: str) -> list[str]:
@@ -238,8 +238,7 @@ def _size_problems(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -
     total = sum(info.file_size for _, info in members)
     ratio = total / max(zip_path.stat().st_size, 1)
     if len(members) > MAX_MEMBERS:
-        message = f"holds {len(members):,} members; allowed: {MAX_MEMBERS:,}"
-        message += ". Unpack it and name the folder"
+        message = f"holds {len(members):,} members; allowed: {MAX_MEMBERS:,}; {_UNPACK_IT}"
         problems.append(Problem(str(zip_path), message))
     if ratio > MAX_RATIO and total > RATIO_FREE_BYTES:
         message = (

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
+from foldrace.core.errors import DataError
 from foldrace.core.opening import GB, open_regular, read_regular, unreadable
 
 MOST_BYTES = GB
@@ -61,6 +62,7 @@ LONGEST = 4
 """Longest that a bounded image may be, in multiples of the bound of its shorter side."""
 SMALL_SIDE = 64
 """Longer side of the image that `check_image` gives, in pixels."""
+_MOST_DEPTH = 50  # folders within folders
 _LARGE = 2**24  # pixels; of images beyond it only one at a time lies in memory
 _SHRINKS_WELL = ("RGB", "L", "RGBA", "CMYK")  # before RGB is made of them, which then costs less
 _DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this multiple of the final size
@@ -192,7 +194,7 @@ class FolderFiles:
 
 def find_files(folder: Path) -> FolderFiles:
     """Every file below `folder`."""
-    paths = sorted(_files(folder, ""), key=natural_key)
+    paths = sorted(_files(folder), key=natural_key)
     images = tuple(filter(has_image_suffix, paths))
     return FolderFiles(images, tuple(path for path in paths if not has_image_suffix(path)))
 
@@ -202,7 +204,7 @@ def find_images(folder: Path) -> list[str]:
 
     Hidden files and folders are left out.
     """
-    return sorted(filter(has_image_suffix, _files(folder, "")), key=natural_key)
+    return sorted(filter(has_image_suffix, _files(folder)), key=natural_key)
 
 
 def has_image_suffix(path: str) -> bool:
@@ -219,11 +221,17 @@ def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
     return parts, text
 
 
-def _files(folder: Path, prefix: str) -> Iterator[str]:
+def _files(folder: Path, prefix: str = "") -> Iterator[str]:
+    if prefix.count("/") > _MOST_DEPTH:
+        message = f"lies more than {_MOST_DEPTH} folders deep; is a link to a folder above in it?"
+        raise DataError.single(str(folder), message)
     for entry in os.scandir(folder):
         if entry.name.startswith((".", "__MACOSX")) or entry.name.lower() in _LITTER:
             continue
         if entry.is_dir():
+            if entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
+                message = "is a link to a folder that it lies in; remove it"
+                raise DataError.single(entry.path, message)
             yield from _files(folder / entry.name, f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name

@@ -17,15 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foldrace.config.texts import load_json
 from foldrace.core.errors import Problem, cause
-from foldrace.core.opening import GB, open_regular, read_regular, unreadable
+from foldrace.core.opening import GB, UnfitFile, open_regular, read_regular, unreadable
 
 Records = list[tuple[int, list[str]]]
 """Line and cells of each record of a table, the header first."""
 
 MOST_BYTES = 2 * GB
 """Size of the largest table that is read; 100,000 rows of 1,000 probabilities have 1 GB."""
-MOST_CELLS = 200_000_000
+MOST_CELLS = 120_000_000
+"""Cells of the largest table."""
 _FREE_CELLS, _CELLS_PER_BYTE = 10_000_000, 20  # beyond which a file is made to fill the memory
 _TEXTS = ("string", "large_string", "binary", "large_binary")
 
@@ -67,6 +69,8 @@ def _separated(file: TableFile) -> Records | None:
     if text is None:
         return None
     file.delimiter = delimiter = _delimiter(text)
+    if _too_many(file, text.count(delimiter), len(text)):
+        return None
     if delimiter not in (",", "\t"):
         file.notes.append(f"{file.name}: {_DELIMITERS[delimiter]} between the cells")
     records: Records = []
@@ -109,25 +113,23 @@ def _json_lines(file: TableFile) -> Records | None:
     text = _text(file)
     if text is None:
         return None
-    rows: list[tuple[int, dict[str, str]]] = []
+    rows: list[tuple[int, dict[str, object]]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            cells = {k: _cell(v) for k, v in row.items()} if isinstance(row, dict) else None
-        except (ValueError, RecursionError) as error:
-            reason = cause(error)
-            file.fault(f"line {number} is not valid JSON: {reason}; needed: one object a line")
+            row = load_json(line)
+        except ValueError as error:
+            file.fault(f"line {number} is not valid JSON: {error}; needed: one object a line")
             return None
-        if cells is None:
+        if not isinstance(row, dict):
             file.fault(f"line {number} holds {type(row).__name__}; needed: one object a line")
             return None
-        rows.append((number, cells))
+        rows.append((number, row))
     header = list(dict.fromkeys(key for _, row in rows for key in row))
-    if _has_too_many(file, len(rows) * len(header), len(text)):
+    if _too_many(file, len(header) * len(rows), len(text)):
         return None
-    body = [(number, [cells.get(key, "") for key in header]) for number, cells in rows]
+    body = [(number, [_cell(row.get(key)) for key in header]) for number, row in rows]
     return [(0, header), *body]
 
 
@@ -149,7 +151,7 @@ def _parquet(file: TableFile) -> Records | None:
             found = pyarrow.parquet.read_metadata(opened)
             groups = [found.row_group(i) for i in range(found.num_row_groups)]
             values = sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
-            if _has_too_many(file, max(values, found.num_rows), size):
+            if _too_many(file, max(values, found.num_rows), size):
                 return None
             # A text that is there a million times stands in the file once, and does so here.
             texts = [f.name for f in found.schema.to_arrow_schema() if _is_text(f.type)]
@@ -157,7 +159,7 @@ def _parquet(file: TableFile) -> Records | None:
             table = pyarrow.parquet.ParquetFile(opened, read_dictionary=texts).read()
         names = [str(name) for name in table.column_names]
         columns = [_column_cells(column) for column in table.columns]
-    except OSError as error:
+    except UnfitFile as error:
         file.fault(unreadable(error))
         return None
     except Exception as error:  # whatever its parser stumbles over
@@ -165,6 +167,14 @@ def _parquet(file: TableFile) -> Records | None:
         return None
     rows = zip(*columns, strict=True)
     return [(0, names), *((number, list(row)) for number, row in enumerate(rows, start=1))]
+
+
+def _too_many(file: TableFile, cells: int, size: int) -> bool:
+    """True, with a fault, where `size` bytes stand for more cells than are read of so many."""
+    most = min(MOST_CELLS, max(_FREE_CELLS, _CELLS_PER_BYTE * size))
+    if cells > most:
+        file.fault(f"has {cells:,} cells in {size:,} bytes; allowed: {most:,}")
+    return cells > most
 
 
 def _is_text(kind: Any) -> bool:
@@ -187,14 +197,6 @@ def _column_cells(column: Any) -> list[str]:
             words = ["" if i is None else words[i] for i in chunk.indices.to_pylist()]
         cells += words
     return cells
-
-
-def _has_too_many(file: TableFile, cells: int, size: int) -> bool:
-    """Add a problem where `size` bytes stand for more cells than any table of that size has."""
-    most = min(MOST_CELLS, max(_FREE_CELLS, _CELLS_PER_BYTE * size))
-    if cells > most:
-        file.fault(f"has {cells:,} cells in {size:,} bytes; allowed: {most:,}")
-    return cells > most
 
 
 READERS: dict[str, Callable[[TableFile], Records | None]] = {
