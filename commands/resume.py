@@ -18,6 +18,7 @@ from foldrace.commands.moved_data import moved, refuse_other_keys
 from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.load import ParsedConfig, parse_config, to_yaml
 from foldrace.config.schema import SearchConfig, SweepConfig
+from foldrace.core.consent import allow_command, allowed_command
 from foldrace.core.errors import UserError
 from foldrace.core.files import to_bytes
 from foldrace.dataset.test_set import read_test_set
@@ -62,6 +63,7 @@ def resume(
         parsed = _parse_stored(store, overrides, data_root)
         _refuse_other_changes(store, parsed)
         config = parsed.require()
+        _allow_command(store, config, trust_plugins)
         have_moved = config.data != store.config().data
         store.use_data(config.data)
         manifest = training_data(store)
@@ -79,6 +81,14 @@ def resume(
         going_on = _GoingOn(store, config, earlier, images, over, retry_failed)
         _go_on(going_on, address, console, started, claim)
     return store
+
+
+def _allow_command(store: RunStore, config: SweepConfig, trust: bool) -> None:
+    """RunFolderError where the sweep would run a shell command that the user has not allowed."""
+    command = config.notify.command
+    if trust or command != store.config().notify.command:  # of this command's own --set
+        allow_command(command)
+    allowed_command(command, f"{store.root}/sweep.yaml")
 
 
 @dataclass(frozen=True)

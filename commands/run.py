@@ -126,7 +126,7 @@ def _sweep(
 ) -> None:
     """Make the run folder of a checked config and finish it."""
     from foldrace.commands.finish import sweep_and_finish
-    from foldrace.core.consent import allow_plugins
+    from foldrace.core.consent import allow_command, allow_plugins
     from foldrace.dataset import curation, left_out
     from foldrace.dataset.duplicates import save_near_duplicates
     from foldrace.dataset.folds import folds_csv
@@ -136,7 +136,8 @@ def _sweep(
     others = {left_out.NAME: left_out.left_out_csv(plan.left_out)}
     if plan.manifest.merged:
         others[curation.MERGED] = curation.merged_json(plan.manifest.merged)
-    allow_plugins(plan.parts.files)  # the user's own command has named them
+    allow_plugins(plan.parts.files)  # the user's own config has them
+    allow_command(plan.config.notify.command)
     store.create(plan.config, text, plan.manifest.classes, plan.parts.files, others)
     save_near_duplicates(store.files, plan.near_duplicates)
     save_image_sizes(store, plan.manifest)

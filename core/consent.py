@@ -54,6 +54,23 @@ def allowed_plugins(files: Sequence[PluginFile]) -> Sequence[PluginFile]:
     return files
 
 
+def allow_command(command: str | None) -> None:
+    """Let a sweep run this shell command of its config (`notify.command`), from now on."""
+    if command is not None:
+        _give(_command_name(command), f"sweeps run the shell command\n{command}\n", True)
+
+
+def allowed_command(command: str | None, where: str) -> str | None:
+    """The same command; RunFolderError, which names the file `where`, unless it is allowed."""
+    if command is not None and not _is_given(_command_name(command)):
+        raise RunFolderError.single(
+            f"{where}: notify.command",
+            f"is a shell command, which would run with your rights: {command!r:.300}; where you "
+            "trust it, say so once: --trust-plugins; or leave it out: --set notify.command=null",
+        )
+    return command
+
+
 def allow_run(root: str, other: str) -> None:
     """Let a blend of the run folder `root` have members of `other`, now and from now on."""
     _give(_run_name(root, other), f"a blend in\n{root}\nreads the run folder\n{other}\n", True)
@@ -62,6 +79,10 @@ def allow_run(root: str, other: str) -> None:
 def is_allowed_run(root: str, other: str) -> bool:
     """True where the user has named the run folder `other` for a blend of `root`."""
     return _is_given(_run_name(root, other))
+
+
+def _command_name(command: str) -> str:
+    return f"command-{hashlib.sha256(command.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def _run_name(root: str, other: str) -> str:

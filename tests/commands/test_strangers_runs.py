@@ -17,9 +17,11 @@ from safetensors.torch import load
 
 from foldrace.core import consent
 from foldrace.core.consent import plugins_digest
+from foldrace.core.errors import RunFolderError
 from foldrace.inference.predictor import Predictor
 from foldrace.run_folder.oof import digest
 from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.notify import notifying
 from foldrace.trainables.predict import pack_weights
 from tests.commands.strangers_run import CARD, K, add_blend, edit, typed
 
@@ -80,6 +82,20 @@ def test_no_command_runs_a_strangers_plugins(store: RunStore, image: Path, comma
     said = f"{store.root}/plugins/theirs.py: is code"
     assert said in done.stderr and "--trust-plugins" in done.stderr
     assert plugins_digest(store.plugins()) in done.stderr
+
+
+def test_resume_runs_no_command_of_a_strangers_config(store: RunStore, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    config = store.config()
+    notify = config.notify.model_copy(update={"command": f"touch {ran}"})
+    store.save_config(config.model_copy(update={"notify": notify}))
+    done = typed("resume", store.root)
+    assert done.exit_code == 2 and not ran.exists(), done.output
+    assert f"{store.root}/sweep.yaml: notify.command: is a shell command" in done.stderr
+    assert f"touch {ran}" in done.stderr and "--trust-plugins" in done.stderr
+    with pytest.raises(RunFolderError, match="is a shell command"), notifying(store):
+        pass
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
