@@ -170,7 +170,7 @@ def _streams() -> Iterator[io.BytesIO]:
     text = io.TextIOWrapper(taken, "utf-8", errors="strict", write_through=True)
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         yield taken
-        text.flush()
+        text.detach()  # else it closes what it has written to
 
 
 def _called(arguments: list[str]) -> tuple[int, bytes]:
