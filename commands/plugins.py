@@ -46,6 +46,6 @@ def open_run(root: str, console: Console) -> tuple[RunStore, Parts]:
 
 def _has_changed(original: Path, copied: bytes) -> bool:
     try:
-        return original.read_bytes() != copied
+        return original.is_file() and original.read_bytes() != copied
     except OSError:  # moved, deleted or unreadable: the run does not need it
         return False
