@@ -49,10 +49,7 @@ def later() -> None:
 
 
 def test_what_was_changed_is_unpacked_again(
-    archives: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    archives: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = unpack(archives[0])
     file = folder / "a/1.txt"
@@ -78,9 +75,7 @@ def test_what_was_changed_is_unpacked_again(
     assert unpack(archives[0]) == folder and file.stat().st_mtime_ns == stamp
 
 
-def test_a_link_in_its_place_is_not_trusted(
-    archives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_in_its_place_is_not_trusted(archives: list[Path], tmp_path: Path) -> None:
     folder = unpack(archives[0])
     later()
     folder.rename(tmp_path / "elsewhere")
@@ -104,7 +99,7 @@ def test_the_longest_unused_go_first(archives: list[Path], monkeypatch: pytest.M
 
 
 def test_what_another_process_uses_stays(
-    archives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archives: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOLDRACE_CACHE_GB", str(1.5 * KILOBYTE / 1e9))
     other = subprocess.Popen(
