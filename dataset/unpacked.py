@@ -173,7 +173,7 @@ def _removed(folder: Path) -> bool:
 def _discard(folder: Path) -> None:
     """Remove what is there, also where it is a link."""
     _note_of(folder).unlink(missing_ok=True)
-    if folder.is_symlink() or folder.is_file():
+    if os.path.islink(folder) or folder.is_file():
         folder.unlink()
     elif folder.exists():
         gone = folder.with_name(f"{_GONE}{uuid.uuid4().hex}")
@@ -194,7 +194,7 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _is_folder(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink()
+    return folder.is_dir() and not os.path.islink(folder)
 
 
 def _look(folder: Path) -> _Note:

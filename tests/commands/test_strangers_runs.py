@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load
 
 from foldrace.core import consent
@@ -247,7 +246,6 @@ def test_no_name_of_a_model_reaches_a_hub_or_another_folder(
 
 def test_the_same_weights_predict_where_the_header_agrees(store: RunStore, image: Path) -> None:
     with_header(store, CARD)
-    assert torch.equal(*(load(store.weights("c0000", 0, "raw"))[n] for n in ["head.weight"] * 2))
     assert typed("predict", store.root, image).exit_code == 0
 
 

@@ -41,18 +41,15 @@ def archives(tmp_path: Path) -> list[Path]:
     return [archive(tmp_path, name) for name in ("first", "second", "third")]
 
 
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
+def later() -> None:
     """As another command: what this process used it uses no more."""
     for lock in unpacked._held.values():
         os.close(lock)
-    monkeypatch.setattr(unpacked, "_held", {})
+    unpacked._held.clear()
 
 
 def test_what_was_changed_is_unpacked_again(
-    archives: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    archives: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = unpack(archives[0])
     file = folder / "a/1.txt"
@@ -66,23 +63,21 @@ def test_what_was_changed_is_unpacked_again(
         "no note": lambda: unpacked._note_of(folder).unlink(),
     }
     for damage, make in damages.items():
-        later(monkeypatch)
+        later()
         time.sleep(0.02)  # a file system's clock may be a coarse one
         make()
         assert unpack(archives[0]) == folder, damage
         assert file.read_text() == as_it_was and not file.is_symlink(), damage
         assert not (folder / "b.txt").exists()
     assert "was changed since it was unpacked" in caplog.text
-    later(monkeypatch)
+    later()
     stamp = file.stat().st_mtime_ns
     assert unpack(archives[0]) == folder and file.stat().st_mtime_ns == stamp
 
 
-def test_a_link_in_its_place_is_not_trusted(
-    archives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_in_its_place_is_not_trusted(archives: list[Path], tmp_path: Path) -> None:
     folder = unpack(archives[0])
-    later(monkeypatch)
+    later()
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
     assert unpack(archives[0]) == folder and not folder.is_symlink()
@@ -94,9 +89,9 @@ def test_the_longest_unused_go_first(archives: list[Path], monkeypatch: pytest.M
     first, second = map(unpack, archives[:2])
     for folder, age in ((first, 200), (second, 100)):
         os.utime(unpacked._lock_of(folder), (time.time() - age,) * 2)
-    later(monkeypatch)
+    later()
     unpack(archives[0])  # used again
-    later(monkeypatch)
+    later()
     third = unpack(archives[2])
     assert first.exists() and third.exists() and not second.exists()
     assert not unpacked._note_of(second).exists()
@@ -104,7 +99,7 @@ def test_the_longest_unused_go_first(archives: list[Path], monkeypatch: pytest.M
 
 
 def test_what_another_process_uses_stays(
-    archives: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archives: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOLDRACE_CACHE_GB", str(1.5 * KILOBYTE / 1e9))
     other = subprocess.Popen(
@@ -128,7 +123,7 @@ def test_an_archive_beyond_the_bound_removes_nothing(
     archives: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = unpack(archives[0])
-    later(monkeypatch)
+    later()
     monkeypatch.setenv("FOLDRACE_CACHE_GB", str(0.5 * KILOBYTE / 1e9))
     with pytest.raises(DataError, match="FOLDRACE_CACHE_GB"):
         unpack(archives[1])
