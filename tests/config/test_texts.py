@@ -38,7 +38,7 @@ BOMBS = {
     "no number": ("x: !!int ''", "IndexError"),
     "no fraction": ("x: !!float ''", "IndexError"),
     "no time": ("x: !!timestamp x", "AttributeError"),
-    "no set": ("x: !!set [a]", "expected a mapping"),
+    "no set": ("x: !!set [a]", "TypeError"),
     "an object": ("x: !!python/object/apply:os.system [true]", "could not determine a constructor"),
     "no alias": ("x: *nothing", "undefined alias"),
     "unclosed": ("data: [train", "expected ',' or ']'"),
