@@ -116,7 +116,7 @@ def blend(
     ensemble = blend_run(store, config, request)
     ensemble = _with_held_out_score(store, ensemble, parts)
     for line in (*blend_lines(ensemble), *unchosen_lines(ensemble, request.added)):
-        console.print(line)
+        console.print(line, soft_wrap=False)
     return ensemble
 
 

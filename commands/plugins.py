@@ -47,7 +47,7 @@ def open_run(root: str, console: Console) -> tuple[RunStore, Parts]:
 def _has_changed(original: Path, copied: bytes) -> bool:
     try:
         return read_regular(original, len(copied)) != copied
-    except UnfitFile:  # longer by now
-        return True
+    except UnfitFile:  # longer by now, where it is a file
+        return original.is_file()
     except OSError:  # moved, deleted or unreadable: the run does not need it
         return False

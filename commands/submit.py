@@ -78,7 +78,7 @@ def submit(
             require_own_trials(store, folds_alone=True)
             require_complete(store, sweeps)
             for line in blend_lines(blend_so_far(store)):
-                console.print(line)
+                console.print(line, soft_wrap=False)
         predict_test_set(store, tta, out, console, on_cpu=sweeps)
 
 

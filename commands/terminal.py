@@ -47,22 +47,10 @@ class _FirstWords(RegexHighlighter):
 class Terminal(Console):
     """A console without markup; each text that it is given is one line, of whatever length."""
 
-    def __init__(
-        self,
-        file: IO[str] | None = None,
-        stderr: bool = False,
-        width: int | None = None,
-        quiet: bool = False,
-    ) -> None:
-        super().__init__(
-            file=file,
-            stderr=stderr,
-            width=width,
-            quiet=quiet,
-            markup=False,
-            emoji=False,
-            highlighter=_FirstWords(),
-        )
+    def __init__(self, file: IO[str] | None = None, **options: Any) -> None:
+        """`options`: those of rich's Console."""
+        words = _FirstWords()
+        super().__init__(file=file, markup=False, emoji=False, highlighter=words, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print; a text is not broken where the terminal ends, so that paths can be copied."""
@@ -77,6 +65,8 @@ class Terminal(Console):
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Render; what tables and styled texts hold is escaped, too."""
+        if isinstance(renderable, Text) and renderable.no_wrap and "\n" in renderable.plain:
+            renderable = Text(visible(renderable.plain), no_wrap=True, overflow=renderable.overflow)
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

@@ -39,7 +39,6 @@ RATIO_FREE_BYTES = 200 * MB  # below this size any ratio is harmless
 _UTF8_FLAG, _ENCRYPTED_FLAG, _UNICODE_PATH = 0x800, 0x1, 0x7075
 _CHUNK = 1 << 20
 _UNPACK_IT = "unpack it and name the folder"
-_TOLD_EVERY = 256  # members
 
 
 def cache_dir() -> Path:
@@ -150,10 +149,9 @@ def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, targ
         raise DataError(problems)
     with atomic_folder(target) as part:
         for done, (name, info) in enumerate(members):
-            if done % _TOLD_EVERY == 0:
-                tell(f"unpacking {zip_path.name}", done, len(members))
-                os.utime(part)  # still alive: see remove_abandoned
+            tell(f"unpacking {zip_path.name}", done, len(members))
             _extract(archive, info, part / name, is_dir=name.endswith("/"))
+            os.utime(part)  # still alive: see remove_abandoned
         tell(f"unpacking {zip_path.name}", len(members), len(members))
 
 
@@ -253,7 +251,7 @@ def _room_problems(
     members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
 ) -> Iterator[Problem]:
     total, disk = sum(info.file_size for _, info in members), os.statvfs(folder)
-    free = disk.f_bavail * disk.f_frsize
+    free = shutil.disk_usage(folder).free
     if total > free:
         message = (
             f"unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "

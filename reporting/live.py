@@ -166,7 +166,7 @@ def leaderboard_table(summaries: Sequence[CandidateSummary], limit: int) -> Tabl
     table = _table()
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("candidate", no_wrap=True)
-    table.add_column("backbone", min_width=16, no_wrap=True)
+    table.add_column("backbone", min_width=16)
     table.add_column("status", no_wrap=True)
     table.add_column("folds", justify="right", no_wrap=True)
     table.add_column("log loss", justify="right", no_wrap=True)
@@ -250,14 +250,14 @@ def _race_lines(progress: Progress) -> Iterator[RenderableType]:
 def _running_table(running: Sequence[RunningTrial], limit: int) -> RenderableType:
     table = _table()
     table.add_column("running", no_wrap=True)
-    table.add_column("backbone", min_width=16, no_wrap=True)
+    table.add_column("backbone", min_width=16)
     table.add_column("fold", justify="right", no_wrap=True)
     table.add_column("epoch", justify="right", no_wrap=True)
     table.add_column("val log loss", justify="right", no_wrap=True)
     for trial in running[:limit]:
         table.add_row(
-            trial.candidate,
-            trial.backbone,
+            _cell(trial.candidate),
+            _cell(trial.backbone),
             str(trial.fold),
             f"{trial.epoch}/{trial.epochs}",
             number(trial.val_logloss),
@@ -274,8 +274,8 @@ def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[Render
     best = summary.best
     style = _STATUS_STYLE.get(summary.status, "")
     yield str(place) if summary.status == "complete" else ""
-    yield summary.candidate.candidate
-    yield summary.candidate.backbone
+    yield _cell(summary.candidate.candidate)
+    yield _cell(summary.candidate.backbone)
     yield Text(summary.status, style=style)
     yield f"{len(summary.finished)}/{summary.folds}"
     yield number(summary.pooled_calibrated(best) if best else None)
