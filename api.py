@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
+from foldrace.commands.terminal import Terminal
 from foldrace.core.errors import RunFolderError
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
@@ -102,7 +102,7 @@ def run(
     """
     from foldrace.commands.run import run as command
 
-    return Run(command(Path(config), out, overrides, address, False, smoke, Console()))
+    return Run(command(Path(config), out, overrides, address, False, smoke, Terminal()))
 
 
 def resume(
@@ -112,13 +112,23 @@ def resume(
     address: str | None = None,
     retry_failed: bool = False,
     data_root: str | None = None,
+    trust_plugins: bool = False,
 ) -> Run:
     """Go on with a run after any interruption, or extend it, as `foldrace resume DIR` does.
 
-    `data_root` is the folder where all data lie now, after they have moved.
+    `data_root` is the folder where all data lie now, after they have moved; `trust_plugins` lets
+    the run's plugins run, where another user or machine has begun it.
     """
     from foldrace.commands.resume import resume as command
 
     return Run(
-        command(str(folder), overrides, retry_failed, address, Console(), data_root=data_root)
+        command(
+            str(folder),
+            overrides,
+            retry_failed,
+            address,
+            Terminal(),
+            data_root=data_root,
+            trust_plugins=trust_plugins,
+        )
     )

@@ -14,9 +14,9 @@ from typing import Annotated
 
 try:
     import typer
-    from rich.console import Console
 
-    from foldrace.core.errors import FoldraceError, Interrupted, UserError
+    from foldrace.commands.boundary import exit_codes
+    from foldrace.commands.terminal import Terminal, screen
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -70,6 +70,17 @@ DataRoot = Annotated[
 SetPlace = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=PATH", help="Place of data, as data.test=F; repeatable."),
+]
+TrustPlugins = Annotated[
+    bool,
+    typer.Option(
+        "--trust-plugins",
+        help="Let the run's plugins run here, now and from now on: they are code.",
+    ),
+]
+OtherRuns = Annotated[
+    list[str] | None,
+    typer.Option("--run", metavar="DIR", help="A further run folder of its blend; repeatable."),
 ]
 Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
@@ -162,13 +173,17 @@ def resume(
         bool, typer.Option("--retry-failed", help="Run failed fold trials again.")
     ] = False,
     data_root: DataRoot = None,
+    trust_plugins: TrustPlugins = False,
 ) -> None:
     """Go on after an interruption, or extend a finished run (--set search.candidates=80)."""
     with _exit_codes(context):
         started = monotonic()
         from foldrace.commands.resume import resume as command
 
-        command(folder, set_ or (), retry_failed, address, _console(), started, data_root)
+        screen = _console()
+        command(
+            folder, set_ or (), retry_failed, address, screen, started, data_root, trust_plugins
+        )
 
 
 @app.command(epilog="Example: foldrace split cars.yaml --out folds.csv")
@@ -277,6 +292,7 @@ def ensemble(
     ] = None,
     data_root: DataRoot = None,
     set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
 ) -> None:
     """Blend again from the stored OOF predictions."""
     with _exit_codes(context, "interrupted; the old blend is unchanged"):
@@ -292,7 +308,7 @@ def ensemble(
             include=tuple(include or ()),
         )
         data = DataOptions(data_root, set_ or ())
-        reblend(folder, changes, add or (), run_ or (), _console(), data)
+        reblend(folder, changes, add or (), run_ or (), _console(), data, trust_plugins)
 
 
 @app.command(epilog="Example: foldrace submit runs/cars --tta flip --out flip.csv")
@@ -312,6 +328,8 @@ def submit(
     ] = None,
     data_root: DataRoot = None,
     set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
 ) -> None:
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
@@ -319,7 +337,7 @@ def submit(
         from foldrace.commands.submit import submit as command
 
         data = DataOptions(data_root, set_ or (), test, test_images, sample_submission)
-        command(folder, tta, out, _console(), data)
+        command(folder, tta, out, _console(), data, trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace predict runs/cars photo.jpg photos/ --out classes.csv")
@@ -331,12 +349,14 @@ def predict(
         Path | None, typer.Option("--csv", help="A CSV with a column image_path.")
     ] = None,
     out: OutFile = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
 ) -> None:
     """Print class, confidence and probabilities of any images."""
     with _exit_codes(context):
         from foldrace.commands.predict import predict as command
 
-        command(folder, paths or (), table, out, _console())
+        command(folder, paths or (), table, out, _console(), trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace report runs/cars")
@@ -353,10 +373,8 @@ def _overrides(set_: list[str] | None, time: str | None) -> list[str]:
     return [*(set_ or ()), *([f"resources.time_budget={time}"] if time is not None else [])]
 
 
-def _console() -> Console:
-    from foldrace.commands.machine import screen
-
-    return Console(file=screen(sys.stdout))
+def _console() -> Terminal:
+    return Terminal(screen(sys.stdout))
 
 
 @contextmanager
@@ -366,40 +384,22 @@ def _exit_codes(
         "interrupted; if the run had started, continue it with `foldrace resume DIR`"
     ),
 ) -> Iterator[None]:
-    """Errors become messages on stderr and the exit codes of `foldrace.core.errors`."""
-    screen = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
+    with exit_codes(bool(context.obj), interrupted):
         yield
-    except KeyboardInterrupt as error:
-        screen.print(interrupted)
-        raise typer.Exit(Interrupted.exit_code) from error
-    except FoldraceError as error:
-        if context.obj:
-            screen.print_exception()
-        _print_error(error, screen)
-        raise typer.Exit(error.exit_code) from error
-    except OSError as error:  # a full disk, a folder that may not be written
-        if context.obj:
-            screen.print_exception()
-        screen.print(str(FoldraceError(str(error))), markup=False)
-        raise typer.Exit(FoldraceError.exit_code) from error
 
 
-def _print_error(error: FoldraceError, screen: Console) -> None:
-    if not isinstance(error, UserError):
-        screen.print(str(error), markup=False)
-        return
-    count = len(error.problems)
-    screen.print(f"{count} problem{'s' if count != 1 else ''}:", style="bold red")
-    for problem in error.problems:
-        screen.print(f"- {problem}", markup=False)
+def _debug_first(arguments: list[str]) -> list[str]:
+    """The arguments with a `--debug` that stands after the command's name before it."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    ours = [argument for argument in arguments[:end] if argument != "--debug"]
+    return [*["--debug"][: end - len(ours)], *ours, *arguments[end:]]
 
 
 def main() -> None:
     """The `foldrace` entry point."""
     from foldrace.commands.process_list import take_arguments
 
-    app(args=take_arguments())
+    app(args=_debug_first(take_arguments()))
 
 
 if __name__ == "__main__":

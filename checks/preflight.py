@@ -146,8 +146,8 @@ def _data(
     classes = own_classes(known, manifest.merged)
     fold = _collect(lambda: make_folds(manifest, config.folds), problems) if not found else None
     test = _collect(lambda: read_test_set(config.data, classes), problems) if classes else None
-    may_be_bad = config.data.on_bad_test_image == "prior"
-    checked = audit(manifest, fold, test, workers, scanned.infos, may_be_bad)
+    may_be_bad, most = config.data.on_bad_test_image == "prior", config.data.max_pixels
+    checked = audit(manifest, fold, test, workers, scanned.infos, may_be_bad, most)
     problems += checked.problems
     return manifest, fold, test, checked
 

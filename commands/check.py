@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.checks.preflight import Plan, preflight
 from foldrace.commands.guess import parse_source
@@ -16,7 +15,6 @@ from foldrace.config.load import ParsedConfig, differing_keys
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.reporting.formats import counted
-from foldrace.reporting.live import print_plain
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.nodes import this_machine
 
@@ -47,11 +45,11 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print the warnings, and the size of the sweep in one line."""
     config = plan.config
     for warning in plan.warnings:
-        console.print(f"[yellow]warning[/yellow] {escape(str(warning))}", highlight=False)
+        console.print(f"warning {warning}")
     for note in (*plan.manifest.readings, *(plan.test.readings if plan.test else ())):
-        print_plain(console, note)
+        console.print(note)
     if plan.test:
-        print_plain(console, f"submission: {plan.test.form}")
+        console.print(f"submission: {plan.test.form}")
     test = f", {len(plan.test)} test images" if plan.test else ""
     console.print(
         f"{config.name}: {len(plan.manifest)} images, {len(plan.manifest.classes)} classes{test}; "

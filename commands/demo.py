@@ -56,5 +56,5 @@ def _print_hidden_score(store: RunStore, folder: Path, console: Console) -> None
     labels = np.array([rows[0][1:].index(target[row[0]]) for row in rows[1:]])
     console.print(
         f"On the {len(labels)} hidden test labels: accuracy "
-        f"[bold]{accuracy(prob, labels):.4f}[/bold], log loss {log_loss(prob, labels):.4f}"
+        f"{accuracy(prob, labels):.4f}, log loss {log_loss(prob, labels):.4f}"
     )

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
+from rich.text import Text
 
 from foldrace.commands.machine import cores, is_at_work
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
@@ -33,6 +34,7 @@ from foldrace.inference.predictor import Predictor
 from foldrace.inference.soups import Soup, make_soups
 from foldrace.inference.speed import member_prices
 from foldrace.reporting.blend_lines import blend_lines
+from foldrace.run_folder.allowed import is_run, open_allowed
 from foldrace.run_folder.belonging import (
     require_own_trials,
     telling_where_data_lay,
@@ -78,9 +80,14 @@ def reblend(
     runs: Sequence[str],
     console: Console,
     data: DataOptions = AS_STORED,
+    trust_plugins: bool = False,
 ) -> None:
-    """Blend a run folder again, with other settings than the config's where given."""
-    store = RunStore.open(root)
+    """Blend a run folder again, with other settings than the config's where given.
+
+    `trust_plugins` and `runs`: see `open_allowed`.
+    """
+    known = [run for run in runs if is_run(run)]  # what the others are is told with all wishes
+    store = open_allowed(root, trust_plugins, known)
     use_data(store, data)
     with warnings_shown(console):
         require_own_trials(store, folds_alone=True)
@@ -109,7 +116,7 @@ def blend(
     ensemble = blend_run(store, config, request)
     ensemble = _with_held_out_score(store, ensemble, parts)
     for line in (*blend_lines(ensemble), *unchosen_lines(ensemble, request.added)):
-        console.print(line)
+        console.print(line, soft_wrap=False)
     return ensemble
 
 
@@ -139,7 +146,7 @@ def _added(store: RunStore, texts: Sequence[str]) -> Request:
 def _soups(store: RunStore, console: Console) -> None:
     """Average weights of alike models, so that the results can be chosen as members."""
     with console.status("Averaging weights (soups)") as status:
-        soups = make_soups(store, cores(), lambda text: status.update(f"Soups: {text}"))
+        soups = make_soups(store, cores(), lambda text: status.update(Text(f"Soups: {text}")))
     for soup in soups:
         console.print(_soup_line(soup))
     if not soups:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.commands.ensemble import blend
 from foldrace.commands.machine import log_folder, logging_to, only_our_output
@@ -29,7 +28,7 @@ from foldrace.core.errors import (
 from foldrace.core.patience import free_room
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.reporting.formats import counted, duration
-from foldrace.reporting.live import LiveView, print_leaderboard, print_plain
+from foldrace.reporting.live import LiveView, print_leaderboard
 from foldrace.reporting.sentences import DIVERGED, submission_line
 from foldrace.run_folder.claims import HeldClaim
 from foldrace.run_folder.kept_predictions import remove_other_predictions
@@ -91,9 +90,7 @@ def sweep_and_finish(
             if problems:
                 raise EnvironmentProblem(problems)
             if config.resources.gpus_per_trial == "auto":
-                cluster.room = shared_room(
-                    store, space, cluster, lambda line: print_plain(screen, line)
-                )
+                cluster.room = shared_room(store, space, cluster, lambda line: screen.print(line))
             at_once = cluster.room.most
             screen.print(f"{at_once} fold trials at a time; Ray dashboard: {cluster.dashboard}")
             _log.info("sweep: begins, %d fold trials at a time", at_once)
@@ -112,7 +109,7 @@ def sweep_and_finish(
                     image_root,
                     cluster,
                     view.update,
-                    lambda line: print_plain(screen, line),
+                    lambda line: screen.print(line),
                     claim,
                     deadline,
                     write_so_far,
@@ -178,7 +175,7 @@ def print_trouble(outcome: SweepOutcome, console: Console) -> None:
 
 
 def _warn(console: Console, text: str) -> None:
-    console.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
+    console.print(f"warning {text}")
 
 
 def _finish(store: RunStore, console: Console) -> None:

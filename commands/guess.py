@@ -25,7 +25,6 @@ from foldrace.dataset.guess import guess_data, is_data
 from foldrace.dataset.images import pixel_size
 from foldrace.dataset.manifest import Manifest, scan_manifest
 from foldrace.reporting.formats import counted
-from foldrace.reporting.live import print_plain
 from foldrace.scheduling.nodes import Node, this_machine
 from foldrace.search_spaces.backbone_choice import BackboneChoice, Device, choose_backbones
 from foldrace.trainables.models.hub import weights_at_hand
@@ -65,7 +64,7 @@ def parse_source(
         return parse_config(source, overrides, smoke)
     guess = guess_sweep(source, overrides, smoke, nodes, started)
     for line in guess.lines:
-        print_plain(console, line)
+        console.print(line)
     return guess.parsed
 
 

@@ -14,7 +14,6 @@ from foldrace.config.commented import commented_yaml
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import DataError, RunFolderError, UserError
 from foldrace.dataset.guess import is_data
-from foldrace.reporting.live import print_plain
 
 
 def init(source: Path, overrides: Sequence[str], out: Path, console: Console) -> Path:
@@ -29,12 +28,12 @@ def init(source: Path, overrides: Sequence[str], out: Path, console: Console) ->
     if guess.problems:
         raise DataError(guess.problems)
     for line in guess.lines:
-        print_plain(console, line)
+        console.print(line)
     folder = out.resolve().parent
     keys = {name: _written(name, value, config, folder) for name, value in guess.keys.items()}
     head = [f"foldrace run {out}", "", *guess.lines]
     write_out(out, commented_yaml(keys, head).encode())
-    print_plain(console, f"{out}: change it, then: foldrace run {out}")
+    console.print(f"{out}: change it, then: foldrace run {out}")
     return out
 
 

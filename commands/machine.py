@@ -6,7 +6,6 @@ Our lines stay on the screen; all other output goes to `logs/`.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import shutil
@@ -14,10 +13,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO, cast
 
 from rich.console import Console
 
+from foldrace.commands.terminal import Terminal, screen, visible
 from foldrace.core.errors import UserError
 from foldrace.core.files import LocalFiles, open_files
 from foldrace.core.redaction import starred
@@ -119,53 +118,6 @@ def logging_to(folder: Path) -> Iterator[None]:
             handler.close()
 
 
-def screen(file: TextIO) -> TextIO:
-    """The file as a view: what is printed goes nowhere once nobody reads it."""
-    return cast(TextIO, _Screen(file))
-
-
-class _Screen(io.TextIOBase):
-    """A terminal or a pipe that nobody may be reading any more."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        """Write it, if anybody reads."""
-        try:
-            return self._file.write(text)
-        except OSError:
-            self._lose()
-            return len(text)
-
-    def flush(self) -> None:
-        """Flush it, likewise."""
-        try:
-            self._file.flush()
-        except OSError:
-            self._lose()
-
-    def isatty(self) -> bool:
-        """True on a terminal."""
-        return self._file.isatty()
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-        return self._file.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """Its encoding."""
-        return self._file.encoding
-
-    def _lose(self) -> None:
-        """Let the descriptor lead nowhere: what is buffered is flushed at Python's end, too."""
-        with contextlib.suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._file.fileno())
-            os.close(nowhere)
-
-
 @contextlib.contextmanager
 def only_our_output(log: Path, console: Console) -> Iterator[Console]:
     """Give a console on the real terminal, and send all other output of the process to `log`.
@@ -180,7 +132,7 @@ def only_our_output(log: Path, console: Console) -> Iterator[Console]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield Console(file=screen(terminal), width=width)
+            yield Terminal(screen(terminal), width=width)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -190,7 +142,13 @@ def only_our_output(log: Path, console: Console) -> Iterator[Console]:
 
 
 class _StarredFormatter(logging.Formatter):
-    """Writes no secret of a URL, wherever in the line or its traceback it stands."""
+    """Writes no secret of a URL, wherever in the line or its traceback it stands.
+
+    A message is one line, whatever names are in it.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         return starred(super().format(record))

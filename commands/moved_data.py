@@ -54,7 +54,7 @@ def moved(data: DataConfig, root: str | None) -> DataConfig:
     """The data below the folder of `--data-root`; ConfigError where there is none."""
     if root is None:
         return data
-    if not Path(root).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(root)):
         raise ConfigError.single(f"--data-root {root}", "is no folder")
     return with_root(data, _absolute(root))
 
@@ -87,4 +87,4 @@ def _with_test_set(data: DataConfig, options: DataOptions) -> DataConfig:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(Path(path).expanduser())
+    return os.path.abspath(os.path.expanduser(path))

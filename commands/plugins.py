@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.config.load import ParsedConfig, parse_config
+from foldrace.core.opening import UnfitFile, read_regular
 from foldrace.core.plugins import Parts, check_plugins
 from foldrace.inference.plugins import ALL_TABLES, run_parts
 from foldrace.run_folder.store import RunStore
@@ -37,15 +38,16 @@ def open_run(root: str, console: Console) -> tuple[RunStore, Parts]:
         path = given.get(plugin.module)
         if path is not None and _has_changed(path, plugin.source):
             console.print(
-                f"[yellow]warning[/yellow] {path} has changed since the run was made; the run goes "
-                f"on with its own copy, {plugin.path}",
-                highlight=False,
+                f"warning {path} has changed since the run was made; the run goes "
+                f"on with its own copy, {plugin.path}"
             )
     return store, parts
 
 
 def _has_changed(original: Path, copied: bytes) -> bool:
     try:
-        return original.read_bytes() != copied
+        return read_regular(original, len(copied)) != copied
+    except UnfitFile:  # longer by now, where it is a file
+        return original.is_file()
     except OSError:  # moved, deleted or unreadable: the run does not need it
         return False

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.commands.machine import cores, refuse_existing, write_out
+from foldrace.commands.terminal import Terminal, visible
 from foldrace.core.errors import Problem, RunFailure, UserError
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.guess_columns import named_images
@@ -23,24 +23,32 @@ from foldrace.dataset.images import ImageError, find_files, read_rgb
 from foldrace.dataset.left_out import left_out_lines, unknown_kinds
 from foldrace.dataset.tables import read_table
 from foldrace.inference.predictor import Predictor
-from foldrace.run_folder.store import RunStore
+from foldrace.run_folder.allowed import open_allowed
 
 
 def predict(
-    root: str, paths: Sequence[Path], table: Path | None, out: Path | None, console: Console
+    root: str,
+    paths: Sequence[Path],
+    table: Path | None,
+    out: Path | None,
+    console: Console,
+    trust_plugins: bool = False,
+    runs: Sequence[str] = (),
 ) -> None:
     """Write one CSV row per image to `out` or the terminal; `ERROR` for an unreadable image.
 
-    Raises UserError without images or where `out` exists, RunFailure where none could be read.
+    `trust_plugins` and `runs`: see `open_allowed`. Raises UserError without images or where `out`
+    exists, RunFailure where none could be read.
     """
-    store = RunStore.open(root)
+    store = open_allowed(root, trust_plugins, runs)
     if out is not None:
         refuse_existing(out)
-    screen = Console(stderr=True) if out is None else console  # the table goes to the terminal
+    screen = Terminal(stderr=True) if out is None else console  # the table goes to the terminal
     files = [*_expand(paths, screen), *(_listed(table) if table else ())]
     if not files:
         raise UserError.single("predict", "no images given; allowed: image files, folders, --csv F")
-    errors = {file: str(e) for file in files if (e := _image_error(file)) is not None}
+    most = store.config().data.max_pixels
+    errors = {file: str(e) for file in files if (e := _image_error(file, most)) is not None}
     good = [file for file in files if file not in errors]
     prob = Predictor(store, cores()).probabilities(good) if good else np.empty((0, 0))
     by_file = dict(zip(good, prob, strict=True))
@@ -57,7 +65,8 @@ def predict(
             numbers = [f"{p:.6g}" for p in (row[best], *row)]
             writer.writerow([file, classes[best], *numbers, ""])
     if out is None:
-        console.file.write(text.getvalue())
+        shown = text.getvalue()
+        console.file.write(visible(shown, also="\n") if console.is_terminal else shown)
     else:
         write_out(out, text.getvalue().encode(errors="surrogateescape"))
         console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
@@ -72,10 +81,7 @@ def _expand(paths: Sequence[Path], screen: Console) -> Iterator[Path]:
             found = find_files(folder)
             yield from (folder / name for name in found.images)
             for line in left_out_lines(unknown_kinds(found.others, "test")):
-                screen.print(
-                    f"[yellow]warning[/yellow] {escape(str(Problem(str(path), line.message)))}",
-                    highlight=False,
-                )
+                screen.print(f"warning {Problem(str(path), line.message)}")
         else:
             yield path
 
@@ -94,9 +100,9 @@ def _listed(path: Path) -> list[Path]:
     return [on_disk(files.root, name) for name in files.paths]
 
 
-def _image_error(file: Path) -> ImageError | None:
+def _image_error(file: Path, max_pixels: int) -> ImageError | None:
     try:
-        read_rgb(file)
+        read_rgb(file, max_pixels=max_pixels)
     except ImageError as error:
         return error
     return None

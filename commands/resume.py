@@ -18,10 +18,12 @@ from foldrace.commands.moved_data import moved, refuse_other_keys
 from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.load import ParsedConfig, parse_config, to_yaml
 from foldrace.config.schema import SearchConfig, SweepConfig
+from foldrace.core.consent import allow_command, allowed_command
 from foldrace.core.errors import UserError
 from foldrace.core.files import to_bytes
 from foldrace.dataset.test_set import read_test_set
 from foldrace.reporting.live import print_leaderboard
+from foldrace.run_folder.allowed import open_allowed
 from foldrace.run_folder.belonging import (
     EXTENDABLE,
     PLACES,
@@ -43,15 +45,17 @@ def resume(
     console: Console,
     started: float | None = None,
     data_root: str | None = None,
+    trust_plugins: bool = False,
 ) -> RunStore:
     """Go on with a run; finished fold trials are kept, and stopped candidates stay stopped.
 
     Overrides may extend budget and space, and say where the data lie now; `data_root` says it of
-    all. `started` is when the command started, by `time.monotonic`; None: now. RunFolderError where
-    fold trials that ended do not belong to the run's folds, settings or data.
+    all. `started` is when the command started, by `time.monotonic`; None: now. `trust_plugins`: see
+    `open_allowed`. RunFolderError where fold trials that ended do not belong to the run's folds,
+    settings or data.
     """
     started = time.monotonic() if started is None else started
-    store = RunStore.open(root)
+    store = open_allowed(root, trust_plugins)
     with only_driver(store, "resume") as claim:
         with warnings_shown(console):
             earlier = store.summaries(stored=require_own_trials(store))
@@ -59,6 +63,7 @@ def resume(
         parsed = _parse_stored(store, overrides, data_root)
         _refuse_other_changes(store, parsed)
         config = parsed.require()
+        _allow_command(store, config, trust_plugins)
         have_moved = config.data != store.config().data
         store.use_data(config.data)
         manifest = training_data(store)
@@ -76,6 +81,14 @@ def resume(
         going_on = _GoingOn(store, config, earlier, images, over, retry_failed)
         _go_on(going_on, address, console, started, claim)
     return store
+
+
+def _allow_command(store: RunStore, config: SweepConfig, trust: bool) -> None:
+    """RunFolderError where the sweep would run a shell command that the user has not allowed."""
+    command = config.notify.command
+    if trust or command != store.config().notify.command:  # of this command's own --set
+        allow_command(command)
+    allowed_command(command, f"{store.root}/sweep.yaml")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from foldrace.commands.machine import cores, only_driver
 from foldrace.config.load import ParsedConfig, parse_config
 from foldrace.config.schema import SMOKE
+from foldrace.core.errors import Problem, UserError
 from foldrace.dataset.guess import is_data
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.cluster import nodes_for_checks
@@ -57,7 +58,7 @@ def run(
             plan = preflight(parsed, _mounted(store), nodes, cores(), parts)
             print_plan(plan, console)
             if claim is not None:
-                console.print(f"config: {store.root}/sweep.yaml", markup=False, highlight=False)
+                console.print(f"config: {store.root}/sweep.yaml")
                 _sweep(store, plan, address, console, started, claim)
                 if smoke:
                     console.print("smoke run, tiny and barely trained: not for submission")
@@ -71,15 +72,26 @@ def _named(
     if not is_data(config):
         parsed = parse_config(config, overrides, smoke)
         name = parsed.config.name if parsed.config else config.stem
-        store = RunStore(out or f"runs/{name}")
+        store = RunStore(out or _folder_of(name, parsed.problems))
         _refuse_existing(store, parsed)
         return parsed, store
     from foldrace.commands.guess import run_name
 
     name = run_name(config, overrides) + (SMOKE if smoke else "")
-    store = RunStore(out or f"runs/{name}")
+    store = RunStore(out or _folder_of(name))
     _refuse_existing(store, None)
     return None, store
+
+
+def _folder_of(name: str, others: Sequence[Problem] = ()) -> str:
+    """The run folder of a sweep of that name.
+
+    UserError, with the other problems, where it would lie anywhere but in `runs/`.
+    """
+    if "/" in name or name in (".", "..") or not name.strip():
+        message = f"got {name!r}, which is no name for a folder in runs/; change it, or give --out"
+        raise UserError([*others, Problem("name", message)])
+    return f"runs/{name}"
 
 
 def _guessed(
@@ -114,6 +126,7 @@ def _sweep(
 ) -> None:
     """Make the run folder of a checked config and finish it."""
     from foldrace.commands.finish import sweep_and_finish
+    from foldrace.core.consent import allow_command, allow_plugins
     from foldrace.dataset import curation, left_out
     from foldrace.dataset.duplicates import save_near_duplicates
     from foldrace.dataset.folds import folds_csv
@@ -123,6 +136,8 @@ def _sweep(
     others = {left_out.NAME: left_out.left_out_csv(plan.left_out)}
     if plan.manifest.merged:
         others[curation.MERGED] = curation.merged_json(plan.manifest.merged)
+    allow_plugins(plan.parts.files)  # the user's own config has them
+    allow_command(plan.config.notify.command)
     store.create(plan.config, text, plan.manifest.classes, plan.parts.files, others)
     save_near_duplicates(store.files, plan.near_duplicates)
     save_image_sizes(store, plan.manifest)

@@ -14,7 +14,7 @@ from foldrace.commands.machine import is_at_work
 from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.schema import SweepConfig
 from foldrace.reporting.formats import counted, duration, number
-from foldrace.reporting.live import budget_line, print_leaderboard, print_plain
+from foldrace.reporting.live import budget_line, print_leaderboard
 from foldrace.reporting.sentences import submission_line
 from foldrace.run_folder.belonging import strange_trials
 from foldrace.run_folder.records import CandidateSummary
@@ -37,11 +37,11 @@ def status(root: str, watch: bool, console: Console) -> None:
             summaries = store.summaries(at_work, stored)
         print_leaderboard(console, summaries, limit=20)
         for line in status_lines(summaries, config, store.fold_count, at_work):
-            print_plain(console, line)
+            console.print(line)
         for line in (*running_lines(store, at_work), *_result_lines(store)):
-            print_plain(console, line)
+            console.print(line)
         for problem in strange_trials(store, stored.values()):
-            print_plain(console, f"warning: {problem}")
+            console.print(f"warning: {problem}")
         settled = sum(s.settled for s in summaries)
         if not watch or not at_work or settled >= config.search.candidates:
             return

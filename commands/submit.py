@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.commands.machine import cores, is_at_work, refuse_existing
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
@@ -40,22 +39,28 @@ from foldrace.inference.submission import (
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
 from foldrace.reporting.formats import counted
-from foldrace.reporting.live import print_plain
+from foldrace.run_folder.allowed import open_allowed
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 
 
 def submit(
-    root: str, tta: str, out: Path | None, console: Console, data: DataOptions = AS_STORED
+    root: str,
+    tta: str,
+    out: Path | None,
+    console: Console,
+    data: DataOptions = AS_STORED,
+    trust_plugins: bool = False,
+    runs: Sequence[str] = (),
 ) -> None:
     """Write the submission of a run folder to `out`, or to `submission.csv` and a numbered copy.
 
     While a sweep is at work, of what is complete by now, and on the CPU: the GPUs are the sweep's.
-    RunFolderError where nothing is, or where the submission of another test set would take the
-    place of the sweep's own.
+    `trust_plugins` and `runs`: see `open_allowed`. RunFolderError where nothing is, or where the
+    submission of another test set would take the place of the sweep's own.
     """
-    store = RunStore.open(root)
+    store = open_allowed(root, trust_plugins, runs)
     if out is not None:
         refuse_existing(out, receipt_name(out.name))
     own = store.config().data.test
@@ -73,7 +78,7 @@ def submit(
             require_own_trials(store, folds_alone=True)
             require_complete(store, sweeps)
             for line in blend_lines(blend_so_far(store)):
-                console.print(line)
+                console.print(line, soft_wrap=False)
         predict_test_set(store, tta, out, console, on_cpu=sweeps)
 
 
@@ -129,9 +134,9 @@ def predict_test_set(
         )
         kept = keep_submission(files, receipt) if out is None and not is_interim else None
     if edited is not None:
-        print_plain(console, f"{name} had been changed by hand; as it was: {store.root}/{edited}")
+        console.print(f"{name} had been changed by hand; as it was: {store.root}/{edited}")
     if kept is not None:
-        print_plain(console, f"kept as {store.root}/{kept}; {LOG} has a place for its score")
+        console.print(f"kept as {store.root}/{kept}; {LOG} has a place for its score")
     if out is not None:
         _log_elsewhere(store, receipt, out, console)
     _print_receipt(receipt, test, console)
@@ -145,11 +150,12 @@ def _probabilities(
 
     These have the class frequencies where `data.on_bad_test_image` says so; else DataError.
     """
-    may_be_bad = store.config().data.on_bad_test_image == "prior"
+    data = store.config().data
+    may_be_bad, most = data.on_bad_test_image == "prior", data.max_pixels
     left_out = read_left_out(store.files) if may_be_bad else ()
     known = {one.image_path for one in left_out if one.data == "test"}
     bad = [row for row, path in enumerate(test.image_paths) if path in known]
-    bad = [row for row in bad if image_fault(test.file(row)) is not None]
+    bad = [row for row in bad if image_fault(test.file(row), most) is not None]
     try:
         return _with_frequencies(store, test, predictor, on_model, bad), bad
     except (ImageError, RuntimeError) as error:
@@ -158,7 +164,7 @@ def _probabilities(
             raise
         failure = error
     with ThreadPoolExecutor(cores()) as pool:  # since the run began: one more look at all of them
-        faults = list(pool.map(lambda row: image_fault(test.file(row)), range(len(test))))
+        faults = list(pool.map(lambda row: image_fault(test.file(row), most), range(len(test))))
     bad = [row for row, fault in enumerate(faults) if fault is not None]
     if not bad:
         raise failure
@@ -201,7 +207,7 @@ def _log_elsewhere(store: RunStore, receipt: Receipt, out: Path, console: Consol
         with store.blend.only_writer():
             log_submission(store.files, receipt, str(out.resolve()))
     except (OSError, RunFolderError) as error:
-        print_plain(console, f"not in {store.root}/{LOG}: {error}")
+        console.print(f"not in {store.root}/{LOG}: {error}")
 
 
 def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
@@ -212,17 +218,16 @@ def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
 
 def _print_receipt(receipt: Receipt, test: ImageSet, console: Console) -> None:
     console.print(
-        f"[bold]{receipt.file}[/bold]: {receipt.rows} test images, "
+        f"{receipt.file}: {receipt.rows} test images, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
-    print_plain(console, f"form: {test.form}")
+    console.print(f"form: {test.form}")
     if receipt.without_image:
         count, names = len(receipt.without_image), listing(receipt.without_image, 5)
         console.print(
-            f"[yellow]warning[/yellow] {counted(count, 'row')} without a readable image, filled "
-            f"with the class frequencies of the training images: {escape(names)}",
-            highlight=False,
+            f"warning {counted(count, 'row')} without a readable image, filled "
+            f"with the class frequencies of the training images: {names}"
         )
     if receipt.unvalidated:
         shares = ", ".join(f"{u.name} ({u.share:.3f} of each row)" for u in receipt.unvalidated)
-        console.print(f"[bold]Unvalidated[/bold] predictions in it, backed by no score: {shares}")
+        console.print(f"Unvalidated predictions in it, backed by no score: {shares}")

@@ -14,6 +14,7 @@ from foldrace.commands.check import already_exists
 from foldrace.commands.machine import cores
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.load import ParsedConfig
+from foldrace.core.consent import allow_plugins
 from foldrace.core.errors import RunFailure, UserError
 from foldrace.dataset.folds import folds_csv
 from foldrace.run_folder.records import CandidateRecord
@@ -42,6 +43,7 @@ def trial(
         allowed = f"0 to {plan.config.folds.k - 1}"
         raise UserError.single(f"--fold {fold}", f"no such fold; allowed: {allowed}")
     folds = folds_csv(plan.manifest, plan.fold)
+    allow_plugins(parts.files)  # the user's own command has named them
     store.create(plan.config, folds, plan.manifest.classes, parts.files)
     params = plan.space.default(backbone).as_dict()
     candidate = CandidateRecord(candidate="c0000", backbone=backbone, params=params)

@@ -15,16 +15,18 @@ def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
     A blend whose cross-fitted loss is at least as low stays, and a submission of it, too.
     """
     import torch
-    from rich.console import Console
 
     from foldrace.commands.so_far import blend_so_far
     from foldrace.commands.submit import predict_test_set
+    from foldrace.commands.terminal import Terminal
+    from foldrace.core.consent import allow_plugins
 
     torch.set_num_threads(cpus)
     store = RunStore.open(run)
+    allow_plugins(store.plugins(), remember=False)  # the driver, whose worker this is, has asked
     blend, submission = blend_so_far(store), store.submission()
     is_of_it = submission is not None and submission.crossfit_logloss == blend.crossfit_logloss
     if store.config().data.test is not None and not is_of_it:
-        screen = Console(quiet=True)
+        screen = Terminal(quiet=True)
         on_cpu = not use_gpu
         predict_test_set(store, "none", None, screen, on_cpu, workers=cpus, is_interim=True)

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.markup import escape
 
 from foldrace.core.files import warn_ignored
 
@@ -18,8 +17,7 @@ class _OnConsole(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = escape(record.getMessage())
-        self._console.print(f"[yellow]warning[/yellow] {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"warning {record.getMessage()}")
 
 
 @contextlib.contextmanager

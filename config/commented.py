@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from foldrace.config.hyperparameters import KNOBS
-from foldrace.config.load import inline_yaml
 from foldrace.config.schema import SweepConfig
+from foldrace.config.texts import inline_yaml
 
 _COMMENT_AT = 30  # column, where the value leaves room
 _WIDTH = 100  # columns; a comment that does not fit beside its key stands above it

@@ -35,22 +35,22 @@ class ConfigSection(BaseModel):
     )
 
 
+TAGS = _BOOL, _NUMBER, _TEXT, _RANGE = "\0bool", "\0number", "\0text", "\0range"
+"""Names of a union's branches in the locations of errors: no key that is read has a NUL."""
+
+
 def _form(value: object) -> str | None:
     """The branch of a union that a value is meant for, so that it gets that branch's message."""
     if isinstance(value, bool):
-        return "<bool>"
+        return _BOOL
     if isinstance(value, (int, float)):
-        return "<number>"
+        return _NUMBER
     if isinstance(value, str):
-        return "<text>"
-    return "<range>" if isinstance(value, (dict, BaseModel)) else None
+        return _TEXT
+    return _RANGE if isinstance(value, (dict, BaseModel)) else None
 
 
-_Value = (
-    Annotated[bool, Tag("<bool>")]
-    | Annotated[float, Tag("<number>")]
-    | Annotated[str, Tag("<text>")]
-)
+_Value = Annotated[bool, Tag(_BOOL)] | Annotated[float, Tag(_NUMBER)] | Annotated[str, Tag(_TEXT)]
 ValueConfig = Annotated[
     _Value,
     Discriminator(
@@ -81,7 +81,7 @@ class RangeConfig(ConfigSection):
 
 SEARCH = "search"
 KnobConfig = Annotated[
-    _Value | Annotated[RangeConfig, Tag("<range>")],
+    _Value | Annotated[RangeConfig, Tag(_RANGE)],
     Discriminator(
         _form,
         custom_error_type="form",

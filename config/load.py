@@ -6,20 +6,18 @@ problem at once; writes a resolved config back as YAML.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foldrace.config.forms import SEARCH, RangeConfig
 from foldrace.config.problems import shown, validate
 from foldrace.config.schema import SMOKE, SweepConfig
-from foldrace.core.errors import ConfigError, Problem
+from foldrace.config.texts import MOST_BYTES, load_json, load_yaml, yaml_text
+from foldrace.core.errors import ConfigError, Problem, cause
+from foldrace.core.opening import read_regular, unreadable
 from foldrace.core.redaction import without_secrets
 
 
@@ -109,12 +107,12 @@ def _overridden(
 
 def to_yaml(config: SweepConfig) -> str:
     """The resolved config as YAML; `parse_config` of it gives the same config."""
-    return _yaml(config.model_dump(mode="json"))
+    return yaml_text(config.model_dump(mode="json"))
 
 
 def to_public_yaml(config: SweepConfig) -> str:
     """The resolved config without secrets: for reports, which are shown to others."""
-    return _yaml(_without_secrets(config.model_dump(mode="json")))
+    return yaml_text(_without_secrets(config.model_dump(mode="json")))
 
 
 def differing_keys(old: SweepConfig, new: SweepConfig) -> list[str]:
@@ -138,18 +136,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _yaml(tree: object) -> str:
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def inline_yaml(value: object) -> str:
-    """A value as YAML in one line."""
-    text = yaml.dump(
-        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9
-    )
-    return text.removesuffix("...\n").strip()
-
-
 def _without_secrets(tree: object) -> object:
     match tree:
         case dict():
@@ -162,49 +148,20 @@ def _without_secrets(tree: object) -> object:
             return tree
 
 
-class _Loader(yaml.SafeLoader):
-    """Reader of YAML as people write it: `1e-3` is a number, a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults` has no value of its own
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float, type(None))):
-                key = str(key)  # a date; a list is refused further down
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writer that puts a text such as `1e-3` in quotes, which `_Loader` takes for a number."""
-
-
-for _reader_or_writer in (_Loader, _Dumper):
-    _reader_or_writer.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )
-
-
 def _read_mapping(path: Path) -> dict[str, Any]:
     if path.is_dir():
         advice = "`foldrace init` writes a config for the images in one"
         raise ConfigError.single(str(path), f"is a folder, no config; {advice}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError.single(str(path), f"cannot be read: {error}") from error
+        text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError.single(str(path), unreadable(error)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError.single(str(path), f"cannot be read: {cause(error)}") from error
     form = "JSON" if path.suffix.lower() == ".json" else "YAML"
     try:
-        raw = _from_json(text) if form == "JSON" else yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+        raw = load_json(text) if form == "JSON" else load_yaml(text)
+    except ValueError as error:
         tab = r"'\t' that cannot start any token" in str(error)
         advice = "use spaces, not tabs: " if tab else ""
         raise ConfigError.single(str(path), f"is not valid {form}: {advice}{error}") from error
@@ -212,17 +169,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         fault = "is empty" if raw is None else f"holds no keys, only {shown(raw)}"
         raise ConfigError.single(str(path), f"{fault}; it should hold data:, search: and so on")
     return raw
-
-
-def _from_json(text: str) -> Any:
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise ValueError(f"key {twice!r} is given twice")
-        return dict(pairs)
-
-    return json.loads(text, object_pairs_hook=mapping)
 
 
 def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
@@ -274,8 +220,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> Problem | None:
     if not equals or not all(parts):
         return Problem(f"--set {override}", "should look like search.candidates=80")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        value = load_yaml(text)
+    except ValueError as error:
         return Problem(f"--set {override}", f"the value is not valid YAML: {error}")
     target = raw
     for part in parts[:-1]:
@@ -328,4 +274,4 @@ def _absolute_path(value: Any, base: Path) -> Any:
 
 def _absolute(path: str, base: Path) -> str:
     """The absolute path; symbolic links stay, since their targets may have other names."""
-    return os.path.abspath(base / Path(path).expanduser())
+    return os.path.abspath(base / os.path.expanduser(path))

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from foldrace.config.forms import TAGS
 from foldrace.config.key_hints import unknown_key
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem
@@ -58,7 +59,7 @@ def _is_empty(detail: Any) -> bool:
 
 def _keys(loc: Iterable[int | str]) -> tuple[int | str, ...]:
     """An error's location as the user wrote it: without pydantic's union tags."""
-    return tuple(part for part in loc if not str(part).startswith("<"))
+    return tuple(part for part in loc if part not in TAGS)
 
 
 def _describe(source: str, detail: Any) -> Problem:

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from foldrace.config.forms import ConfigSection, KnobConfig, ValueConfig, fixed_values
 from foldrace.config.hyperparameters import KNOBS
@@ -101,6 +101,8 @@ class DataConfig(ConfigSection):
     """Use only the first images of each class, at most this many: to try things out."""
     on_bad_image: Literal["stop", "drop"] = "stop"
     """What a training image that is missing or cannot be read does: `drop` leaves it out."""
+    max_pixels: Annotated[int, Field(ge=1, le=500_000_000)] = 100_000_000
+    """Pixels of the largest image that is decoded; a larger one cannot be read."""
     duplicates: Literal["report", "group", "drop"] = "report"
     """What becomes of training images that equal or nearly equal another one: a warning; one group,
     which no fold divides; or only the first of each label stays."""
@@ -374,6 +376,16 @@ class NotifyConfig(ConfigSection):
     """`env:NAME`: the environment variable with the URL that each event is posted to as JSON."""
 
 
+def _finite(value: object) -> object:
+    """Values of any kind; those of a config's own keys are validated once they are laid over it."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("should hold no .nan and no .inf")
+    for part in inner:
+        _finite(part)
+    return value
+
+
 class SweepConfig(ConfigSection):
     """The whole sweep."""
 
@@ -391,7 +403,7 @@ class SweepConfig(ConfigSection):
     resources: ResourcesConfig = ResourcesConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     notify: NotifyConfig = NotifyConfig()
-    smoke: dict[str, Any] = Field(default={})
+    smoke: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default={})
     """Keys that `run --smoke` lays over this config."""
 
     @property

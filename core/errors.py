@@ -22,6 +22,8 @@ from typing import Self
 from foldrace.core.redaction import starred
 from foldrace.core.synonyms import did_you_mean
 
+_LONGEST_CAUSE = 400  # characters
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -38,6 +40,18 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}"
+
+
+def cause(error: BaseException) -> str:
+    """What an exception of a parser says, in one line."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST_CAUSE else f"{text[:_LONGEST_CAUSE]}…"
+    plain = isinstance(error, (ValueError, OSError, EOFError)) and text
+    return text if plain else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def listing(items: Iterable[object], limit: int = 20) -> str:

@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import BaseModel, ValidationError
 
 from foldrace.core.errors import RunFolderError
+from foldrace.core.opening import GB, MB, UnfitFile, read_regular, unreadable
 from foldrace.core.patience import AT_ONCE, Patience
 from foldrace.core.redaction import holds_key
 
@@ -33,6 +34,11 @@ _PART = ".part-"
 _ABANDONED_SECONDS = 24 * 3600
 _OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")  # pyarrow knows more, but not all are atomic
 _URL_SYNTAX = "%:/?&=@+,;~!$'()*"  # stays as it is; blanks and letters beyond ASCII are quoted
+
+
+def _most_bytes(name: str) -> int:
+    """Bytes that a file of that name may have: a record is small, arrays and weights may be not."""
+    return 100 * MB if name.endswith((".json", ".yaml")) else 100 * GB
 
 
 class Files(Protocol):
@@ -83,7 +89,7 @@ def open_files(root: str | Path) -> Files:
     """The folder at a local path or at an object store's URL (`s3://bucket/path`)."""
     text = str(root)
     if "://" not in text:
-        return LocalFiles(Path(text).expanduser().resolve())
+        return LocalFiles(Path(os.path.expanduser(text)).resolve())
     if text.startswith("file://"):
         return LocalFiles(Path(unquote(urlsplit(text).path)))
     return RemoteFiles(text)
@@ -97,10 +103,32 @@ class LocalFiles(Files):
         self.root = str(path)
         self.patience = AT_ONCE
 
+    def place(self, name: str) -> Path:
+        """Path of a file or folder in it; RunFolderError where a link leads out of the folder.
+
+        A folder may come from anybody, and a link in it lead anywhere.
+        """
+        text = str(self.path)
+        for part in name.split("/"):
+            text = f"{text}/{part}"
+            if part == ".." or os.path.islink(text):
+                real, home = os.path.realpath(text), os.path.realpath(self.path)
+                if not f"{real}/".startswith(f"{home.rstrip('/')}/"):
+                    raise RunFolderError.single(
+                        text,
+                        f"leads out of {self.root}, to {real}; put what is there into the folder",
+                    )
+        return Path(text)
+
+    def _to_replace(self, name: str) -> Path:
+        """`place` of a file that is written or removed: it may itself be a link, which goes."""
+        folder, _, last = name.rpartition("/")
+        return (self.place(folder) if folder else self.path) / last
+
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
-        path = self.path / name
-        return self.patience.ask(str(path), path.read_bytes)
+        path = self.place(name)
+        return self.patience.ask(str(path), lambda: read_regular(path, _most_bytes(name)))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """See `Files.write`."""
@@ -111,7 +139,7 @@ class LocalFiles(Files):
         self._write(name, data, 0o600)
 
     def _write(self, name: str, data: bytes | memoryview, mode: int) -> None:
-        path = self.path / name
+        path = self._to_replace(name)
 
         def put() -> None:
             with atomic_write(path, mode) as file:
@@ -145,7 +173,7 @@ class LocalFiles(Files):
 
     def delete(self, name: str) -> None:
         """See `Files.delete`."""
-        path = self.path / name
+        path = self._to_replace(name)
         try:
             path.unlink()  # mostly there is nothing, and this one call says so
         except FileNotFoundError:
@@ -157,7 +185,7 @@ class LocalFiles(Files):
 
     def delete_parts(self, folder: str) -> None:
         """See `Files.delete_parts`."""
-        for part in (self.path / folder).glob(f"{_PART}*"):
+        for part in self.place(folder).glob(f"{_PART}*"):
             part.unlink(missing_ok=True)
 
 
@@ -194,8 +222,11 @@ class RemoteFiles(Files):
         """See `Files.read`."""
 
         def get() -> bytes:
-            with self._fs.open_input_stream(str(self._path / name)) as stream:
-                return bytes(stream.read())
+            most = _most_bytes(name)
+            with self._fs.open_input_file(str(self._path / name)) as file:
+                if file.size() > most:
+                    raise UnfitFile(Path(name), f"has {file.size():,} bytes; allowed: {most:,}")
+                return bytes(file.read())
 
         return self.patience.ask(f"{self.root}/{name}", get)
 
@@ -352,7 +383,7 @@ def _stamps(path: str, name: str) -> Iterator[tuple[str, str]]:
         for entry in entries:
             if entry.name.startswith(_PART):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):  # links may lead round and round
                 yield from _stamps(entry.path, f"{name}/{entry.name}")
                 continue
             with suppress(FileNotFoundError):  # a sweep may be running
@@ -384,7 +415,7 @@ def read_text(files: Files, name: str) -> str:
     try:
         return files.read(name).decode(errors="surrogateescape")
     except OSError as error:
-        raise RunFolderError.single(f"{files.root}/{name}", f"cannot be read: {error}") from error
+        raise RunFolderError.single(f"{files.root}/{name}", unreadable(error)) from error
 
 
 def record_json(record: BaseModel) -> bytes:
@@ -395,7 +426,7 @@ def record_json(record: BaseModel) -> bytes:
 def read_record(files: Files, name: str, kind: type[Record]) -> Record:
     """The record in a file; RunFolderError where there is none of that kind."""
     try:
-        return kind.model_validate_json(files.read(name))
+        return kind.model_validate_json(files.read(name), strict=True)  # a text is no number
     except (OSError, ValidationError) as error:
         raise RunFolderError.single(f"{files.root}/{name}", f"is damaged: {error}") from error
 
@@ -405,7 +436,7 @@ def sound_record(files: Files, name: str, kind: type[Record]) -> Record | None:
     if not files.exists(name):
         return None
     try:
-        return kind.model_validate_json(files.read(name))
+        return kind.model_validate_json(files.read(name), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from foldrace.core.opening import UnfitFile
+
 _Answer = TypeVar("_Answer")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds
 _FOR_GOOD = (
     FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+    UnfitFile,
 )  # fmt: skip
 _REFUSED = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE", re.IGNORECASE)
 

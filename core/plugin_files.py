@@ -25,8 +25,10 @@ from types import ModuleType
 from typing import Any
 
 from foldrace.core.errors import Problem, message_line
+from foldrace.core.opening import MB, read_regular, unreadable
 
 _FOLDRACE = Path(__file__).resolve().parents[1]
+_MOST_BYTES = 10 * MB
 _MARK = "plugin "
 """Before the path in the file name of a plugin's code: any error tells which frames are its own."""
 
@@ -52,10 +54,9 @@ def read_plugins(paths: Sequence[str]) -> tuple[tuple[PluginFile, ...], list[Pro
     problems: list[Problem] = []
     for path in map(Path, dict.fromkeys(paths)):
         try:
-            file = PluginFile(path.stem, path.read_bytes(), str(path))
+            file = PluginFile(path.stem, read_regular(path, _MOST_BYTES), str(path))
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            problems.append(Problem(str(path), f"the plugin cannot be read: {reason}"))
+            problems.append(Problem(str(path), f"the plugin {unreadable(error)}"))
             continue
         problem = _name_problem(path, found.get(file.module))
         if problem is not None:

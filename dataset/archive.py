@@ -8,7 +8,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import hashlib
-import lzma
 import os
 import re
 import shutil
@@ -17,33 +16,36 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from foldrace.core.errors import DataError, Problem, listing
+from foldrace.core.errors import DataError, FoldraceError, Problem, cause, listing
 from foldrace.core.files import atomic_folder, remove_abandoned
+from foldrace.core.opening import GB, MB, open_regular, unreadable
 from foldrace.core.private_folder import private_folder
+from foldrace.core.progress import tell
 from foldrace.dataset.readers import likely_encoding
+from foldrace.dataset.unpacked import entry, make_room
 
-MAX_MEMBERS = 5_000_000
+MOST_BYTES = 2_000 * GB
+MAX_MEMBERS = 1_000_000
+MAX_DIRECTORY = 200 * MB  # of the list of members, which is read before they can be counted
+MAX_DEPTH = 50
 MAX_RATIO = 200  # unpacked to packed bytes; photos stay near 1, bombs exceed 1,000
-RATIO_FREE_BYTES = 10**9  # below this size any ratio is harmless
+RATIO_FREE_BYTES = 200 * MB  # below this size any ratio is harmless
 
 _UTF8_FLAG, _ENCRYPTED_FLAG, _UNICODE_PATH = 0x800, 0x1, 0x7075
 _CHUNK = 1 << 20
-# What zipfile raises for damaged, misnamed and unknown content: it has no common base.
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
-    *(UnicodeDecodeError, NotImplementedError),
-)
+_UNPACK_IT = "unpack it and name the folder"
 
 
 def cache_dir() -> Path:
     """The cache folder: $FOLDRACE_CACHE, else the user's."""
     own = os.environ.get("FOLDRACE_CACHE")
     if own:
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "foldrace"
 
@@ -68,17 +70,40 @@ def unpack(zip_path: Path, encoding: str | None = None) -> Path:
 
     `encoding`: the user's for names that are not UTF-8; None: found by their letters.
     """
+    with _opened(zip_path) as archive:
+        now = zip_path.stat()
+        key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+        names, found = _names(archive, encoding)
+        target = cache_folder("unpacked") / (key if found is None else f"{key}-{found}")
+        return entry(target, lambda: _unpack(archive, names, zip_path, target))
+
+
+@contextlib.contextmanager
+def _opened(zip_path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever is wrong with it, or with the disk, becomes a DataError."""
     try:
-        with zipfile.ZipFile(zip_path) as archive:
-            now = zip_path.stat()
-            key = _sha256(zip_path, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-            names, found = _names(archive, encoding)
-            target = cache_folder("unpacked") / (key if found is None else f"{key}-{found}")
-            return target if target.is_dir() else _unpack(archive, names, zip_path, target)
-    except _DAMAGE as error:
-        raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
+        with open_regular(zip_path, MOST_BYTES) as file:
+            _require_short_directory(file, zip_path)
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+    except FoldraceError:
+        raise
     except OSError as error:
-        raise DataError.single(str(zip_path), f"cannot be unpacked: {error}") from error
+        reason = unreadable(error) if error.filename == str(zip_path) else cause(error)
+        raise DataError.single(str(zip_path), f"cannot be unpacked: {reason}") from error
+    except Exception as error:  # zipfile raises whatever it stumbles over
+        message = f"is not a sound zip archive: {cause(error)}"
+        raise DataError.single(str(zip_path), message) from error
+
+
+def _require_short_directory(file: BufferedReader, zip_path: Path) -> None:
+    """Raise DataError where the list of members alone would fill the memory."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size = end[5] if end else 0
+    if size > MAX_DIRECTORY:
+        allowed = f"allowed: {MAX_DIRECTORY // MB} MB; {_UNPACK_IT}"
+        message = f"has a list of members of {size / MB:,.0f} MB; {allowed}"
+        raise DataError.single(str(zip_path), message)
 
 
 def name_notes(folder: Path, value: str) -> list[str]:
@@ -97,13 +122,8 @@ def archive_of(path: Path) -> Path | None:
 
 def member_names(zip_path: Path) -> list[str]:
     """Names of the archive's files without unpacking it; raises DataError where it is damaged."""
-    try:
-        with zipfile.ZipFile(zip_path) as archive:
-            names, _ = _names(archive, None)
-    except _DAMAGE as error:
-        raise DataError.single(str(zip_path), f"is not a sound zip archive: {error}") from error
-    except OSError as error:
-        raise DataError.single(str(zip_path), f"cannot be read: {error}") from error
+    with _opened(zip_path) as archive:
+        names, _ = _names(archive, None)
     return [name for name in names if not name.endswith("/") and not _is_litter(name)]
 
 
@@ -113,25 +133,26 @@ def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
 
     The checksums within an archive are no name for its content: they are easily forged.
     """
-    with path.open("rb") as file:
+    with open_regular(path, MOST_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, target: Path) -> Path:
+def _unpack(archive: zipfile.ZipFile, names: Sequence[str], zip_path: Path, target: Path) -> None:
     remove_abandoned(target.parent)
     named = zip(names, archive.infolist(), strict=True)
     members = [(name, info) for name, info in named if not _is_litter(name)]
-    problems = [
-        *_unsafe_members(members, zip_path),
-        *_size_problems(members, zip_path, target.parent),
-    ]
+    problems = [*_unsafe_members(members, zip_path), *_size_problems(members, zip_path)]
+    if not problems:
+        make_room(target.parent, sum(info.file_size for _, info in members))
+    problems += _room_problems(members, zip_path, target.parent)
     if problems:
         raise DataError(problems)
     with atomic_folder(target) as part:
-        for name, info in members:
+        for done, (name, info) in enumerate(members):
+            tell(f"unpacking {zip_path.name}", done, len(members))
             _extract(archive, info, part / name, is_dir=name.endswith("/"))
             os.utime(part)  # still alive: see remove_abandoned
-    return target
+        tell(f"unpacking {zip_path.name}", len(members), len(members))
 
 
 def _names(archive: zipfile.ZipFile, encoding: str | None) -> tuple[list[str], str | None]:
@@ -201,6 +222,8 @@ def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
         return "lead outside of the archive (..)"
     if "\0" in name or not PurePosixPath(name).parts:
         return "have no valid name"
+    if name.count("/") > MAX_DEPTH:
+        return f"lie more than {MAX_DEPTH} folders deep"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "are links or devices, not files"
     if info.flag_bits & _ENCRYPTED_FLAG:
@@ -208,14 +231,12 @@ def _refusal(name: str, info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _size_problems(
-    members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
-) -> list[Problem]:
+def _size_problems(members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path) -> list[Problem]:
     problems = []
     total = sum(info.file_size for _, info in members)
     ratio = total / max(zip_path.stat().st_size, 1)
     if len(members) > MAX_MEMBERS:
-        message = f"holds {len(members):,} members; allowed: {MAX_MEMBERS:,}"
+        message = f"holds {len(members):,} members; allowed: {MAX_MEMBERS:,}; {_UNPACK_IT}"
         problems.append(Problem(str(zip_path), message))
     if ratio > MAX_RATIO and total > RATIO_FREE_BYTES:
         message = (
@@ -223,21 +244,33 @@ def _size_problems(
             f"{MAX_RATIO} times. If it is no zip bomb, unpack it and name the folder"
         )
         problems.append(Problem(str(zip_path), message))
+    return problems
+
+
+def _room_problems(
+    members: list[tuple[str, zipfile.ZipInfo]], zip_path: Path, folder: Path
+) -> Iterator[Problem]:
+    total, disk = sum(info.file_size for _, info in members), os.statvfs(folder)
     free = shutil.disk_usage(folder).free
     if total > free:
         message = (
             f"unpacks to {total / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; "
             "make room or set FOLDRACE_CACHE to a folder on a larger disk"
         )
-        problems.append(Problem(str(zip_path), message))
-    return problems
+        yield Problem(str(zip_path), message)
+    if disk.f_files and len(members) > disk.f_favail:  # 0: that file system counts none
+        message = (
+            f"holds {len(members):,} members, but {folder} has room for {disk.f_favail:,} files; "
+            "make room or set FOLDRACE_CACHE to a folder on another disk"
+        )
+        yield Problem(str(zip_path), message)
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, is_dir: bool) -> None:
     """Write one member; zipfile stops at its declared size and checks its checksum."""
+    folder = path if is_dir else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
     if is_dir:
-        path.mkdir(parents=True, exist_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     with archive.open(info) as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file, _CHUNK)

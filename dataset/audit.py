@@ -30,6 +30,7 @@ from foldrace.dataset.duplicates import (
     without_copies,
 )
 from foldrace.dataset.folds import fold_warnings
+from foldrace.dataset.images import MOST_PIXELS
 from foldrace.dataset.left_out import UNREADABLE, LeftOut
 from foldrace.dataset.manifest import Manifest
 from foldrace.dataset.similarity import ImageInfo, row_label, scan_images
@@ -81,7 +82,7 @@ def scan_rows(manifest: Manifest, data: DataConfig, workers: int) -> ScannedRows
     Bad images stay, for `audit` to name, where they are more than half: then a path is wrong.
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        infos = tuple(scan_images(manifest, pool))
+        infos = tuple(scan_images(manifest, pool, data.max_pixels))
         rows = ScannedRows(manifest, infos)
         if data.on_bad_image == "drop":
             bad = _bad(manifest, infos, "training")
@@ -109,6 +110,7 @@ def audit(
     workers: int,
     scanned: Sequence[ImageInfo] | None = None,
     bad_tests_pass: bool = False,
+    max_pixels: int = MOST_PIXELS,
 ) -> Audit:
     """Read, hash and decode every image, `workers` at a time.
 
@@ -116,8 +118,8 @@ def audit(
     that give no image are no problem.
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        infos = scan_images(manifest, pool) if scanned is None else scanned
-        test_infos = [] if test is None else scan_images(test, pool)
+        infos = scan_images(manifest, pool, max_pixels) if scanned is None else scanned
+        test_infos = [] if test is None else scan_images(test, pool, max_pixels)
         near = near_copies(manifest, infos, fold, test, test_infos, pool)
     problems = list(_faults("training", "data.train_images", manifest, infos))
     left_out: dict[int, LeftOut] = {}

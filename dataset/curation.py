@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import Problem, listing
+from foldrace.core.opening import file_fault
 from foldrace.core.synonyms import did_you_mean
 from foldrace.dataset.images import natural_key
 from foldrace.dataset.left_out import LISTED_TWICE, LeftOut
@@ -168,8 +169,9 @@ def _table(
     """A list's table and its paths."""
     if path is None:
         return None
-    if not Path(path).is_file():
-        problems.append(Problem(key, f"{path} is no file; needed: a table of image paths"))
+    fault = file_fault(Path(path))
+    if fault is not None:
+        problems.append(Problem(key, f"{path} {fault}; needed: a table of image paths"))
         return None
     table = read_table(Path(path), path, problems)
     if table is None:
@@ -259,6 +261,9 @@ def _merged(data: DataConfig, counts: Mapping[str, int], problems: list[Problem]
             problems.append(Problem(key, message))
         if len(owns) < 2:
             problems.append(Problem(key, f"needs at least 2 classes, got {listing(owns)}"))
+        if not clean(name) or clean(name) in merged:
+            state = "is there twice" if clean(name) else "is no name"
+            problems.append(Problem(key, f"{state}; give each list a name of its own"))
         taken.update(owns)
         merged[clean(name)] = {own: counts.get(own, 0) for own in owns}
     return merged

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,12 +99,15 @@ def folds_hash(csv_text: str) -> str:
 
 def read_folds(csv_text: str) -> FoldTable:
     """The table that `folds_csv` wrote; raises DataError for any other text."""
-    rows = [row for row in csv.reader(io.StringIO(csv_text, newline="")) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(csv_text, newline="")) if row]
+    except csv.Error as error:
+        raise DataError.single("folds.csv", f"is no CSV: {error}") from error
     if not rows or tuple(rows[0]) != HEADER:
         raise DataError.single("folds.csv", f"the header should be {','.join(HEADER)}")
     odd = [i for i, row in enumerate(rows[1:], 1) if len(row) != 4 or not _is_int(row[3])]
     if odd:
-        message = f"row {listing(odd)} should have four cells, the last one a whole number"
+        message = f"row {listing(odd)} should have four cells, the last one a fold (-2 to 999)"
         raise DataError.single("folds.csv", message)
     paths, targets, groups, fold = zip(*rows[1:], strict=True) if rows[1:] else ((), (), (), ())
     return FoldTable(
@@ -116,7 +120,8 @@ def read_folds(csv_text: str) -> FoldTable:
 
 
 def _is_int(text: str) -> bool:
-    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit()
+    """True for a fold's number: what is read back as folds is counted up to the highest one."""
+    return re.fullmatch("-[12]|[0-9]{1,3}", text) is not None
 
 
 def _k_folds(manifest: Manifest, config: FoldsConfig) -> NDArray[np.int64]:

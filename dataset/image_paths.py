@@ -274,7 +274,7 @@ def _folded_stem(name: str) -> str:
 def _number(name: str) -> str:
     """A number without leading zeros; '' where the name is none."""
     stem = _stem(name)
-    return str(int(stem)) if stem.isascii() and stem.isdigit() else ""
+    return stem.lstrip("0") or "0" if stem.isascii() and stem.isdigit() else ""
 
 
 def _only_place(index: ImageIndex, path: str) -> str | None:

@@ -9,8 +9,10 @@ import io
 import math
 import os
 import re
+import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,6 +22,16 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 
+from foldrace.core.errors import DataError
+from foldrace.core.opening import GB, open_regular, read_regular, unreadable
+
+MOST_BYTES = GB
+"""Size of the largest image file that is read."""
+MOST_PIXELS = 500_000_000
+"""Pixels of the largest image that `data.max_pixels` may allow."""
+# Pillow refuses what is twice as large, in tiles and frames, too, and warns of what lies between.
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 _HAS_HEIF = find_spec("pillow_heif") is not None
 _HAS_AVIF = features.check("avif")  # built into Pillow from 11.3 on
 IMAGE_SUFFIXES = frozenset(
@@ -50,6 +62,8 @@ LONGEST = 4
 """Longest that a bounded image may be, in multiples of the bound of its shorter side."""
 SMALL_SIDE = 64
 """Longer side of the image that `check_image` gives, in pixels."""
+_MOST_DEPTH = 50  # folders within folders
+_LARGE = 2**24  # pixels; of images beyond it only one at a time lies in memory
 _SHRINKS_WELL = ("RGB", "L", "RGBA", "CMYK")  # before RGB is made of them, which then costs less
 _DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this multiple of the final size
 
@@ -62,18 +76,27 @@ class ImageError(Exception):
         super().__init__(f"{path}: {reason}")
 
 
-def read_rgb(path: Path, shorter_side: int | None = None) -> Image.Image:
+def read_rgb(
+    path: Path, shorter_side: int | None = None, max_pixels: int = MOST_PIXELS
+) -> Image.Image:
     """The upright image in mode RGB, fully decoded; transparency lies on white.
 
     With `shorter_side`, that side has at most so many pixels, and the other at most `LONGEST`
-    times as many; nothing is enlarged. Raises ImageError.
+    times as many; nothing is enlarged. Raises ImageError, also for more than `max_pixels`.
     """
-    return decode_rgb(read_bytes(path), path, shorter_side)
+    return decode_rgb(read_bytes(path), path, shorter_side, max_pixels)
 
 
-def decode_rgb(data: bytes, path: Path, shorter_side: int | None = None) -> Image.Image:
+def decode_rgb(
+    data: bytes, path: Path, shorter_side: int | None = None, max_pixels: int = MOST_PIXELS
+) -> Image.Image:
     """The upright RGB image from the content of the file at `path`, see `read_rgb`."""
-    image = _open(data, path)
+    image = _open(data, path, max_pixels)
+    with _one_at_a_time(image):
+        return _decoded(image, path, shorter_side)
+
+
+def _decoded(image: ImageFile.ImageFile, path: Path, shorter_side: int | None) -> Image.Image:
     try:
         if shorter_side is not None:
             _draft(image, _box(image.size, shorter_side * _DRAFT_MARGIN))
@@ -100,12 +123,17 @@ class CheckedImage:
     """True where the file has 16 bits a value, of which RGB keeps the upper eight."""
 
 
-def check_image(data: bytes, path: Path) -> CheckedImage:
-    """Decode the file in `data` to its end; raises ImageError.
+def check_image(data: bytes, path: Path, max_pixels: int = MOST_PIXELS) -> CheckedImage:
+    """Decode the file in `data` to its end; raises ImageError, also for more than `max_pixels`.
 
     Cheaper than `read_rgb`: of a JPEG not more resolution is computed than the small image needs.
     """
-    image = _open(data, path)
+    image = _open(data, path, max_pixels)
+    with _one_at_a_time(image):
+        return _checked(image, path)
+
+
+def _checked(image: ImageFile.ImageFile, path: Path) -> CheckedImage:
     size, box = image.size, (SMALL_SIDE, SMALL_SIDE)
     # Asked before it is loaded: Pillow gives 48-bit colours as RGB and forgets what they were.
     sixteen_bit = image.mode.startswith("I") or any(";16" in str(t.args) for t in image.tile)
@@ -121,10 +149,10 @@ def check_image(data: bytes, path: Path) -> CheckedImage:
         raise ImageError(path, _reason(error)) from error
 
 
-def image_fault(path: Path) -> str | None:
+def image_fault(path: Path, max_pixels: int = MOST_PIXELS) -> str | None:
     """Why the file gives no image, as in an `ImageError`; None where it gives one."""
     try:
-        check_image(read_bytes(path), path)
+        check_image(read_bytes(path), path, max_pixels)
     except ImageError as error:
         return error.reason
     return None
@@ -133,7 +161,7 @@ def image_fault(path: Path) -> str | None:
 def pixel_size(path: Path) -> tuple[int, int] | None:
     """Width and height in pixels by the file's header alone; None where it is no image."""
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with open_regular(path, MOST_BYTES) as file, Image.open(file, formats=_formats()) as image:
             return image.size
     except Exception:  # as in read_rgb
         return None
@@ -142,13 +170,11 @@ def pixel_size(path: Path) -> tuple[int, int] | None:
 def read_bytes(path: Path) -> bytes:
     """The file's content; an `ImageError` when there is none."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_BYTES)
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
-    except IsADirectoryError as error:
-        raise ImageError(path, "is a folder, not an image") from error
-    except (OSError, ValueError) as error:
-        raise ImageError(path, f"cannot be read: {error}") from error
+    except OSError as error:
+        raise ImageError(path, unreadable(error)) from error
     if not data:
         raise ImageError(path, "is empty (0 bytes)")
     return data
@@ -168,7 +194,7 @@ class FolderFiles:
 
 def find_files(folder: Path) -> FolderFiles:
     """Every file below `folder`."""
-    paths = sorted(_files(folder, ""), key=natural_key)
+    paths = sorted(_files(folder), key=natural_key)
     images = tuple(filter(has_image_suffix, paths))
     return FolderFiles(images, tuple(path for path in paths if not has_image_suffix(path)))
 
@@ -178,7 +204,7 @@ def find_images(folder: Path) -> list[str]:
 
     Hidden files and folders are left out.
     """
-    return sorted(filter(has_image_suffix, _files(folder, "")), key=natural_key)
+    return sorted(filter(has_image_suffix, _files(folder)), key=natural_key)
 
 
 def holds_image(folder: Path) -> bool:
@@ -200,11 +226,17 @@ def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
     return parts, text
 
 
-def _files(folder: Path, prefix: str) -> Iterator[str]:
+def _files(folder: Path, prefix: str = "") -> Iterator[str]:
+    if prefix.count("/") > _MOST_DEPTH:
+        message = f"lies more than {_MOST_DEPTH} folders deep; is a link to a folder above in it?"
+        raise DataError.single(str(folder), message)
     for entry in os.scandir(folder):
         if entry.name.startswith((".", "__MACOSX")) or entry.name.lower() in _LITTER:
             continue
         if entry.is_dir():
+            if entry.is_symlink() and folder.resolve().is_relative_to(Path(entry.path).resolve()):
+                message = "is a link to a folder that it lies in; remove it"
+                raise DataError.single(entry.path, message)
             yield from _files(folder / entry.name, f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name
@@ -220,7 +252,7 @@ def _formats() -> tuple[str, ...]:
     return (*plain, *(("AVIF",) if _HAS_AVIF else ()), *(("HEIF",) if _HAS_HEIF else ()))
 
 
-def _open(data: bytes, path: Path) -> ImageFile.ImageFile:
+def _open(data: bytes, path: Path, max_pixels: int) -> ImageFile.ImageFile:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Exception as error:  # as in read_rgb
@@ -230,7 +262,29 @@ def _open(data: bytes, path: Path) -> ImageFile.ImageFile:
         raise ImageError(path, reason if unread else _reason(error)) from error
     if min(image.size) < 1:
         raise ImageError(path, f"has no pixels ({image.width} x {image.height})")
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            path,
+            f"has {image.width * image.height:,} pixels ({image.width} x {image.height}); allowed: "
+            f"{max_pixels:,} (data.max_pixels)",
+        )
     return image
+
+
+_large = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _large
+    _large = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may hold it
+
+
+def _one_at_a_time(image: ImageFile.ImageFile) -> AbstractContextManager[object]:
+    """Held while a large image is decoded, so that memory does not grow with the threads."""
+    return _large if image.width * image.height > _LARGE else nullcontext()
 
 
 def _reason(error: Exception) -> str:

@@ -134,9 +134,9 @@ def _from_table(
     names = read_labels(table, label_column, notes, problems) if label_column else []
     groups = given = None
     if data.group_column is not None:
-        groups = table.column(data.group_column, "data.group_column", problems)
+        groups = table.column(data.group_column, "data.group_column", problems) or None
     if fold_column is not None:
-        given = table.column(fold_column, "folds.column", problems)
+        given = table.column(fold_column, "folds.column", problems) or None
     if names:
         problems.extend(_too_few_classes(table.name, names))
     if paths and names and data.duplicates != "drop":

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foldrace.core.errors import Problem, listing
+from foldrace.core.errors import Problem, cause, listing
+from foldrace.core.opening import GB, file_fault, open_regular, unreadable
 from foldrace.dataset.readers import READERS, TABLE_KINDS
 from foldrace.dataset.tables import Table, clean, read_table, twice
 
 SUFFIXES = (*READERS, ".npy")
 
+MOST_BYTES = 10 * GB  # a million rows of 1,000 classes in float64 have 8 GB
 _SUM_TOLERANCE = 1e-3  # a row may miss 1 by so much, for float16 does
 _SHOWN = 5  # cells, rows or names of each kind of problem; the rest are counted
 _LOG_TOLERANCE = 1e-2  # of the sum that rows of float16 logarithms have
@@ -52,10 +54,10 @@ def read_predictions(
 
     None where there are problems, which are added to the list.
     """
-    if not path.is_file():
-        problems.append(
-            Problem(str(path), f"is no file; needed: a {TABLE_KINDS} or an .npy of predictions")
-        )
+    fault = file_fault(path)
+    if fault is not None:
+        message = f"{fault}; needed: a {TABLE_KINDS} or an .npy of predictions"
+        problems.append(Problem(str(path), message))
         return None
     before = len(problems)
     read = _read_npy if path.suffix.lower() == ".npy" else _read_table
@@ -69,10 +71,14 @@ def _read_npy(
     path: Path, expected: ExpectedRows, problems: list[Problem]
 ) -> NDArray[np.float64] | None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path, MOST_BYTES) as file:
             array: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        problems.append(Problem(str(path), f"is no readable npy file: {error}; use np.save"))
+    except OSError as error:
+        problems.append(Problem(str(path), unreadable(error)))
+        return None
+    except Exception as error:  # damaged headers have many ways to fail
+        message = f"is no readable npy file: {cause(error)}; use np.save"
+        problems.append(Problem(str(path), message))
         return None
     fits = array.shape == expected.shape
     if not fits or not np.issubdtype(array.dtype, np.floating):

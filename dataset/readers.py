@@ -10,15 +10,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from foldrace.core.errors import Problem
+from foldrace.config.texts import load_json
+from foldrace.core.errors import Problem, cause
+from foldrace.core.opening import GB, UnfitFile, open_regular, read_regular, unreadable
 
 Records = list[tuple[int, list[str]]]
 """Line and cells of each record of a table, the header first."""
+
+MOST_BYTES = 2 * GB
+"""Size of the largest table that is read; 100,000 rows of 1,000 probabilities have 1 GB."""
+MOST_CELLS = 120_000_000
+"""Cells of the largest table."""
+_FREE_CELLS, _CELLS_PER_BYTE = 10_000_000, 20  # beyond which a file is made to fill the memory
+_TEXTS = ("string", "large_string", "binary", "large_binary")
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _HEAD = 65_536  # characters that tell what stands between the cells
@@ -58,6 +69,8 @@ def _separated(file: TableFile) -> Records | None:
     if text is None:
         return None
     file.delimiter = delimiter = _delimiter(text)
+    if _too_many(file, text.count(delimiter), len(text)):
+        return None
     if delimiter not in (",", "\t"):
         file.notes.append(f"{file.name}: {_DELIMITERS[delimiter]} between the cells")
     records: Records = []
@@ -105,8 +118,8 @@ def _json_lines(file: TableFile) -> Records | None:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = load_json(line)
+        except ValueError as error:
             file.fault(f"line {number} is not valid JSON: {error}; needed: one object a line")
             return None
         if not isinstance(row, dict):
@@ -114,6 +127,8 @@ def _json_lines(file: TableFile) -> Records | None:
             return None
         rows.append((number, row))
     header = list(dict.fromkeys(key for _, row in rows for key in row))
+    if _too_many(file, len(header) * len(rows), len(text)):
+        return None
     body = [(number, [_cell(row.get(key)) for key in header]) for number, row in rows]
     return [(0, header), *body]
 
@@ -131,24 +146,57 @@ def _parquet(file: TableFile) -> Records | None:
     import pyarrow.parquet  # takes a quarter of a second
 
     try:
-        table = pyarrow.parquet.read_table(file.path)
+        with open_regular(file.path, MOST_BYTES) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            found = pyarrow.parquet.read_metadata(opened)
+            groups = [found.row_group(i) for i in range(found.num_row_groups)]
+            values = sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
+            if _too_many(file, max(values, found.num_rows), size):
+                return None
+            # A text that is there a million times stands in the file once, and does so here.
+            texts = [f.name for f in found.schema.to_arrow_schema() if _is_text(f.type)]
+            opened.seek(0)
+            table = pyarrow.parquet.ParquetFile(opened, read_dictionary=texts).read()
         names = [str(name) for name in table.column_names]
-        columns = [[_cell(v) for v in _plain(column)] for column in table.columns]
+        columns = [_column_cells(column) for column in table.columns]
+    except UnfitFile as error:
+        file.fault(unreadable(error))
+        return None
     except Exception as error:  # whatever its parser stumbles over
-        file.fault(f"cannot be read as Parquet: {error}")
+        file.fault(f"cannot be read as Parquet: {cause(error)}")
         return None
     rows = zip(*columns, strict=True)
     return [(0, names), *((number, list(row)) for number, row in enumerate(rows, start=1))]
 
 
-def _plain(column: object) -> list[object]:
-    """Values of a column; pictures that are stored in the table itself have none."""
-    values: list[object] = column.to_pylist()  # type: ignore[attr-defined]
-    if any(isinstance(v, bytes) or (isinstance(v, dict) and "bytes" in v) for v in values[:20]):
-        raise ValueError(
-            "it holds the pictures themselves; write them to files and a column of their paths"
-        )
-    return values
+def _too_many(file: TableFile, cells: int, size: int) -> bool:
+    """True, with a fault, where `size` bytes stand for more cells than are read of so many."""
+    most = min(MOST_CELLS, max(_FREE_CELLS, _CELLS_PER_BYTE * size))
+    if cells > most:
+        file.fault(f"has {cells:,} cells in {size:,} bytes; allowed: {most:,}")
+    return cells > most
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    return any(getattr(pyarrow.types, f"is_{name}")(kind) for name in _TEXTS)
+
+
+def _column_cells(column: Any) -> list[str]:
+    """A column as texts; ValueError for pictures that are stored in the table itself."""
+    cells: list[str] = []
+    for chunk in column.chunks:
+        words = getattr(chunk, "dictionary", chunk).to_pylist()
+        if any(isinstance(v, bytes) or (isinstance(v, dict) and "bytes" in v) for v in words[:20]):
+            raise ValueError(
+                "it holds the pictures themselves; write them to files and a column of their paths"
+            )
+        words = [_cell(word) for word in words]
+        if hasattr(chunk, "dictionary"):
+            words = ["" if i is None else words[i] for i in chunk.indices.to_pylist()]
+        cells += words
+    return cells
 
 
 READERS: dict[str, Callable[[TableFile], Records | None]] = {
@@ -175,9 +223,9 @@ def is_table(path: Path) -> bool:
 
 def _text(file: TableFile) -> str | None:
     try:
-        data = file.path.read_bytes()
+        data = read_regular(file.path, MOST_BYTES)
     except OSError as error:
-        file.fault(f"cannot be read: {error}")
+        file.fault(unreadable(error))
         return None
     encoding = _sure_encoding(data) or file.encoding
     if encoding is None:

@@ -16,12 +16,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foldrace.dataset.images import ImageError, check_image, read_bytes
+from foldrace.core.progress import tell
+from foldrace.dataset.images import MOST_PIXELS, ImageError, check_image, read_bytes
 from foldrace.dataset.manifest import Manifest
 from foldrace.dataset.test_set import ImageSet
 
@@ -31,7 +31,8 @@ _MAX_SHIFT = 50  # grey levels between the means of the thumbnails
 _LEAST_SD = 8  # grey levels: what a blank image is measured by
 _THUMB = 16  # pixels a side
 _CONFIRMED = 64  # most candidates of an image to look at, the nearest first
-_BATCH = 4096  # images queued at once
+_BATCH = 4096  # images queued at once: Ctrl-C waits for no more
+_TASK = 16  # images of a thread's task
 _BLOCK = 2**22  # distances computed at once by a thread: 32 MB
 
 
@@ -67,9 +68,17 @@ class ImageHashes:
     """Side of each image, (n,); images of one side are not compared."""
 
 
+_GRID, _LOW = 32, 8  # pixels a side, and how many of the lowest frequencies
+_COSINES = 2 * np.cos(
+    np.pi * np.arange(_LOW)[:, None] * (2 * np.arange(_GRID) + 1) / (2 * _GRID)
+)  # (8, 32)
+
+
 def perceptual_hash(small: Image.Image) -> PerceptualHash:
-    """Hash of an RGB image of about 64 pixels a side; takes 0.3 ms."""
-    bits = imagehash.phash(small).hash
+    """Hash of an RGB image of about 64 pixels a side; takes 0.1 ms."""
+    grey = small.convert("L").resize((_GRID, _GRID), Image.Resampling.LANCZOS)
+    low = np.round(_COSINES @ np.asarray(grey, np.float64) @ _COSINES.T, 6)  # flat: zeros
+    bits = low > np.sort(low, axis=None)[_LOW**2 // 2 - 1 :][:2].mean()
     thumb = small.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR)
     return PerceptualHash(int.from_bytes(np.packbits(bits).tobytes()), np.asarray(thumb))
 
@@ -145,12 +154,23 @@ class ImageInfo:
     sixteen_bit: bool = False
 
 
-def scan_images(images: Manifest | ImageSet, pool: Executor) -> list[ImageInfo]:
-    """Scan every file, in the order of the rows."""
+def scan_images(
+    images: Manifest | ImageSet, pool: Executor, max_pixels: int = MOST_PIXELS
+) -> list[ImageInfo]:
+    """Scan every file, in the order of the rows; equal ones are decoded once."""
+    step = f"reading {'training' if isinstance(images, Manifest) else 'test'} images"
+    known: dict[bytes, ImageInfo] = {}
+
+    def scan(start: int) -> list[ImageInfo]:
+        rows = range(start, min(start + _TASK, len(images)))
+        return [_scan(images.file(row), max_pixels, known) for row in rows]
+
     infos: list[ImageInfo] = []
     for start in range(0, len(images), _BATCH):
-        rows = range(start, min(start + _BATCH, len(images)))
-        infos.extend(pool.map(_scan, (images.file(row) for row in rows)))
+        starts = range(start, min(start + _BATCH, len(images)), _TASK)
+        for found in pool.map(scan, starts):
+            infos += found
+            tell(step, len(infos), len(images))
     return infos
 
 
@@ -160,18 +180,29 @@ def row_label(images: Manifest | ImageSet, row: int) -> str:
     return path if images.lines is None else f"{path} (line {images.lines[row]})"
 
 
-def _scan(path: Path) -> ImageInfo:
+def _scan(path: Path, max_pixels: int, known: dict[bytes, ImageInfo]) -> ImageInfo:
+    """The result of one file; `known`: digest -> result of the files so far."""
     try:
         data = read_bytes(path)
-        image = check_image(data, path)
     except ImageError as error:
         return ImageInfo((0, 0), b"", None, error.reason, missing=not os.path.exists(path))
-    values = np.asarray(image.small).reshape(-1, 3)
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    if digest not in known:
+        known[digest] = _scan_content(data, digest, path, max_pixels)
+    return known[digest]
+
+
+def _scan_content(data: bytes, digest: bytes, path: Path, max_pixels: int) -> ImageInfo:
+    try:
+        image = check_image(data, path, max_pixels)
+    except ImageError as error:
+        return ImageInfo((0, 0), b"", None, error.reason)
+    bounds = image.small.getextrema()  # (least, greatest) of each colour
     return ImageInfo(
         image.size,
-        hashlib.blake2b(data, digest_size=16).digest(),
+        digest,
         perceptual_hash(image.small),
-        brightest=int(values.max()),
-        contrast=int(np.ptp(values, axis=0).max()),
+        brightest=max(int(high) for _, high in bounds),
+        contrast=max(int(high) - int(low) for low, high in bounds),
         sixteen_bit=image.sixteen_bit,
     )

@@ -330,4 +330,4 @@ def _base(name: str) -> str:
 
 def _number(name: str) -> str:
     base = _base(name)
-    return str(int(base)) if base.isascii() and base.isdigit() else base
+    return base.lstrip("0") or "0" if base.isascii() and base.isdigit() else base

@@ -14,6 +14,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.core.opening import file_fault
 from foldrace.core.synonyms import closest
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.images import has_image_suffix, holds_image
@@ -265,7 +266,8 @@ def open_folder(
         problems.append(Problem(key, f"{value} does not exist{hint}"))
         return None
     if path.suffix.lower() != ".zip":
-        problems.append(Problem(key, f"{value} is of no known kind; allowed: {kinds}"))
+        fault = file_fault(path) or "is of no known kind"
+        problems.append(Problem(key, f"{value} {fault}; allowed: {kinds}"))
         return None
     try:
         return unpack(path, encoding)

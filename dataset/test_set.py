@@ -14,6 +14,7 @@ from pathlib import Path
 
 from foldrace.config.schema import DataConfig
 from foldrace.core.errors import DataError, Problem, listing
+from foldrace.core.opening import file_fault
 from foldrace.dataset.archive import name_notes
 from foldrace.dataset.guess_columns import named_images
 from foldrace.dataset.image_paths import find_paths, on_disk
@@ -100,10 +101,10 @@ def _read_sample(data: DataConfig, problems: list[Problem]) -> Table | None:
     value = data.sample_submission
     if value is None:
         return None
-    if not Path(value).is_file():
-        problems.append(
-            Problem("data.sample_submission", f"{value} is no file; needed: a {TABLE_KINDS}")
-        )
+    fault = file_fault(Path(value))
+    if fault is not None:
+        message = f"{value} {fault}; needed: a {TABLE_KINDS}"
+        problems.append(Problem("data.sample_submission", message))
         return None
     return read_table(Path(value), value, problems, data.encoding)
 

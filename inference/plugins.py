@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from foldrace.core.consent import allowed_plugins
 from foldrace.core.plugins import Parts, PluginTable, UnfitRow, load_parts
 from foldrace.ensemble.blend import checked_weights
 from foldrace.ensemble.methods import METHODS, Method
@@ -79,6 +80,7 @@ ALL_TABLES: tuple[PluginTable[Any], ...] = (
 def run_parts(store: RunStore) -> Parts:
     """The rows of the run's own copies of its plugins.
 
-    Raises ConfigError where one cannot be loaded here.
+    Raises RunFolderError where the user has not allowed that they run, ConfigError where one cannot
+    be loaded here.
     """
-    return load_parts(store.plugins(), ALL_TABLES)
+    return load_parts(allowed_plugins(store.plugins()), ALL_TABLES)

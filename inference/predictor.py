@@ -3,8 +3,7 @@
 Takes a run folder and image files, gives an (n, C) array: per fold the members at their
 temperatures, combined, at the blend's temperature; then the mean over the folds. Only the selected
 checkpoints are read, each once; what they say of the test set is kept beside them, so that each
-predicts it once for all blends. `RunModels` gives one run folder's fold models, ready to be run as
-they were scored.
+predicts it once for all blends.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from foldrace.core.errors import RunFolderError, listing
 from foldrace.core.metrics import normalise
@@ -30,103 +27,15 @@ from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms, softmax
 from foldrace.ensemble.selection.external import added_test
 from foldrace.inference.plugins import run_parts
+from foldrace.inference.run_models import BATCH, RunModels, best_device
 from foldrace.inference.tta import AveragedViews, find_tta
+from foldrace.run_folder.allowed import member_run, open_allowed
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.kept_predictions import KeptPredictions
-from foldrace.run_folder.records import TrialRecord
 from foldrace.run_folder.store import RunStore
-from foldrace.run_folder.trials import weights_name
 from foldrace.trainables.data.cache_build import scan
 from foldrace.trainables.data.loader import loader_settings
-from foldrace.trainables.data.pixel_cache import ImageSource, open_images
-from foldrace.trainables.models.classifier import Classifier, ModelConfig, trial_model_config
-from foldrace.trainables.predict import (
-    autocast_for,
-    log_probabilities,
-    read_model_config,
-    resolve_precision,
-    scoring_loader,
-    unpack_classifier,
-)
-
-BATCH = 64  # images; only speed depends on it
-State = dict[str, torch.Tensor]
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
-
-
-@dataclass(frozen=True, eq=False)
-class FoldModel:
-    """One fold's model of a member: in evaluation mode, on the device."""
-
-    module: Classifier
-    model_config: ModelConfig
-    autocast: torch.autocast
-
-
-class RunModels:
-    """The fold models of a run folder."""
-
-    def __init__(self, store: RunStore, device: torch.device) -> None:
-        self.store, self.device = store, device
-        self._config, self._classes = store.config(), len(store.classes())
-        self.parts = run_parts(store)
-
-    def open(self, candidate: str, variant: str, fold: int) -> FoldModel:
-        """RunFolderError where the weights are gone or damaged."""
-        try:
-            data = self.store.weights(candidate, fold, variant)
-            model_config = read_model_config(data)
-            module = unpack_classifier(data, model_config, self.parts).to(self.device)
-        except _UNREADABLE as error:
-            raise self._unreadable(candidate, variant, fold, error) from error
-        return FoldModel(module, model_config, self.autocast(candidate, fold))
-
-    def state(self, candidate: str, variant: str, fold: int) -> State:
-        """The weights alone, on the CPU; errors as in `open`."""
-        try:
-            return load(self.store.weights(candidate, fold, variant))
-        except _UNREADABLE as error:
-            raise self._unreadable(candidate, variant, fold, error) from error
-
-    def model_config(self, trial: TrialRecord) -> ModelConfig:
-        """The config that lies in the trial's weights, without reading them.
-
-        A weights file is read whole.
-        """
-        meta = self._config.training.meta_features
-        return trial_model_config(trial, self._classes, meta, self.parts)
-
-    def precision(self, trial: TrialRecord | None) -> str:
-        """The precision in which this device would have scored the trial's model."""
-        params = self._config.fixed | (trial.params if trial is not None else {})
-        return resolve_precision(self.device, str(params["precision"]), float(params["sam_rho"]))
-
-    def autocast(self, candidate: str, fold: int) -> torch.autocast:
-        """The context in which the fold model is run."""
-        return autocast_for(self.device, self.precision(self.store.trial(candidate, fold)))
-
-    def images(
-        self, files: Sequence[Path], model_config: ModelConfig, workers: int, session: str
-    ) -> ImageSource:
-        """The images as this run's trials saw theirs; `session` as in `open_images`."""
-        return open_images(
-            files, model_config.image_size, max(1, workers), self._config.cache, session
-        )
-
-    def _unreadable(
-        self, candidate: str, variant: str, fold: int, error: Exception
-    ) -> RunFolderError:
-        return RunFolderError.single(
-            f"{self.store.root}/{weights_name(candidate, fold, variant)}",
-            f"cannot be read as weights: {error}; delete the folder of that fold and resume",
-        )
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
+from foldrace.trainables.predict import log_probabilities, scoring_loader
 
 OnModel = Callable[[int], None]
 
@@ -166,13 +75,17 @@ class Predictor:
         workers: int = 1,
         tta: str = "none",
         device: str | None = None,
+        trust_plugins: bool = False,
+        runs: Sequence[str] = (),
     ) -> None:
         """Open the blend of a run; `tta` is a row of `TTAS`, or of the run's plugins.
 
-        `device`: `cpu` or `cuda`, None: the GPU where there is one. RunFolderError where the run
-        has no blend, or a member's own run folder is gone or has other folds.
+        `device`: `cpu` or `cuda`, None: the GPU where there is one. `trust_plugins` lets the run's
+        plugins run, `runs` are the further run folders of its blend: once said, both are
+        remembered. RunFolderError where the run has no blend, where plugins or a member's own run
+        folder are not allowed, or where that is gone or has other folds.
         """
-        store = run if isinstance(run, RunStore) else RunStore.open(run)
+        store = run if isinstance(run, RunStore) else open_allowed(run, trust_plugins, runs)
         self._tta = find_tta(tta, run_parts(store))
         ensemble = store.blend.record()
         if ensemble is None:
@@ -318,14 +231,26 @@ def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
             f"knows {', '.join(POOLINGS)}); blend again: `ensemble DIR`",
         )
     weights = np.array([member.weight for member in ensemble.members])
-    return build(weights, store.blend.combiner_arrays(ensemble))
+    arrays = store.blend.combiner_arrays(ensemble)
+    try:
+        combiner = build(weights, arrays)
+        row = np.zeros((1, len(store.classes())), dtype=np.float32)
+        tried = pool_terms(combiner, ((member, row) for member in range(len(weights))))
+        if not np.isfinite(tried).all():
+            raise ValueError("its numbers are not finite")
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise RunFolderError.single(
+            f"{store.root}/ensemble/{ensemble.combiner or 'ensemble.json'}",
+            f"does not fit the blend: {error!r}; blend again: `ensemble {store.root}`",
+        ) from error
+    return combiner
 
 
 def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:
     """The run folder that holds a member."""
     if not run:
         return store
-    other = RunStore.open(run)
+    other = member_run(store, run)
     if other.folds().hash != ensemble.folds_hash:
         raise RunFolderError.single(
             other.root,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.core.temperature import calibrated_log_loss
-from foldrace.inference.predictor import BATCH, RunModels, State
+from foldrace.inference.run_models import BATCH, RunModels, State
 from foldrace.run_folder.belonging import training_data
 from foldrace.run_folder.records import Oof, VariantScore
 from foldrace.trainables.data.loader import loader_settings

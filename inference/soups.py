@@ -15,12 +15,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from foldrace.core.plugins import naming_plugins
-from foldrace.inference.predictor import RunModels, best_device
+from foldrace.inference.run_models import RunModels, best_device
 from foldrace.inference.soup_scoring import AveragedModel, Ingredient, Scorer
-from foldrace.run_folder.records import CandidateSummary, TrialRecord, VariantScore
+from foldrace.run_folder.records import (
+    CandidateId,
+    CandidateSummary,
+    MemberName,
+    StoredRecord,
+    TrialRecord,
+    VariantScore,
+)
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
 from foldrace.trainables.models.classifier import ModelConfig
@@ -30,12 +37,10 @@ SOUP = "soup"
 _FILE = "ensemble/soups.json"
 
 
-class SoupTrial(BaseModel):
+class SoupTrial(StoredRecord):
     """One member that was tried, in the order of the members' own losses."""
 
-    model_config = ConfigDict(frozen=True)
-
-    member: str
+    member: MemberName
     """`c0003 ema`"""
     oof_calibrated_logloss: float | None
     """Calibrated log loss of the soup with it, which decides, in nats; None where a probability is
@@ -45,15 +50,15 @@ class SoupTrial(BaseModel):
     stays: bool
 
 
-class Soup(BaseModel):
+class Soup(StoredRecord):
     """The result of one architecture."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(allow_inf_nan=True)  # JSON has none: such soups are made again
 
-    candidate: str
+    candidate: CandidateId
     """Whose variant `soup` it is: the one with the best ingredient."""
     backbone: str
-    ingredients: tuple[str, ...]
+    ingredients: tuple[MemberName, ...]
     """`c0003 ema`, the best first; where there is only one, no soup beat it."""
     oof_calibrated_logloss: float
     best_single_oof_calibrated_logloss: float
@@ -75,7 +80,7 @@ class Soup(BaseModel):
 def read_soups(store: RunStore) -> list[Soup]:
     """The soups of the last call; none where the file is not whole."""
     try:
-        return TypeAdapter(list[Soup]).validate_json(store.files.read(_FILE))
+        return TypeAdapter(list[Soup]).validate_json(store.files.read(_FILE), strict=True)
     except (OSError, ValidationError):
         return []
 

@@ -23,8 +23,9 @@ from foldrace.core.plugins import naming_plugins
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import VARIANT
-from foldrace.inference.predictor import BATCH, FoldModel, RunModels, best_device
+from foldrace.inference.run_models import BATCH, FoldModel, RunModels, best_device
 from foldrace.inference.tta import AveragedViews, find_tta
+from foldrace.run_folder.allowed import member_run
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.loader import Batch
 from foldrace.trainables.models.classifier import config_to_json
@@ -35,6 +36,7 @@ _CAP = 0.5  # seconds a model, beyond the least number of batches
 _LEAST, _MOST = 5, 20  # batches
 _CPU_BATCH = 0.5  # seconds at most; on a CPU an image takes as long in any batch
 _TRIES = 3  # of one image, to size the batch
+_LONGEST = 1e9  # ms per image
 _SURE = 1.5
 """The median batch takes at most this many times the fastest: else other work disturbs the machine,
 and the next blend measures anew; the lower time counts."""
@@ -53,11 +55,15 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of forward pass per image of one model."""
+    """Milliseconds of forward pass per image of one model; ValueError where they are no time."""
 
     ms_per_image: float
     """Time in the fastest batch: whatever else the machine does only adds to it."""
     is_sure: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ms_per_image < _LONGEST:  # NaN is not, either
+            raise ValueError(f"got {self.ms_per_image} ms per image; allowed: up to {_LONGEST:g}")
 
     def merged(self, other: Timing) -> Timing:
         """The lower time of both, sure if either is."""
@@ -97,7 +103,7 @@ def measure_speed(store: RunStore, members: Sequence[Member]) -> Speeds:
 
 def member_prices(store: RunStore, members: Sequence[Member]) -> Prices:
     """Bytes on disk, and milliseconds per image on this machine."""
-    stores = {run: RunStore.open(run) if run else store for run in {m.run for m in members}}
+    stores = {run: member_run(store, run) for run in {m.run for m in members}}
     stored = [m for m in members if m.variant != VARIANT]
     sizes = {m: stores[m.run].weight_bytes(m.candidate, m.variant) for m in stored}
     speeds = measure_speed(store, members)
@@ -131,7 +137,7 @@ def _subjects(store: RunStore, members: Sequence[Member], device: torch.device) 
     """The members that a run has trained."""
     subjects = []
     for root in sorted({member.run for member in members}):
-        models = RunModels(RunStore.open(root) if root else store, device)
+        models = RunModels(member_run(store, root), device)
         of_run = [member for member in members if member.run == root]
         keys = _keys(models, sorted({member.candidate for member in of_run}))
         subjects += [_Subject(m, models, keys[m.candidate]) for m in of_run if m.candidate in keys]
@@ -203,7 +209,7 @@ def _cached(files: Files) -> dict[str, dict[str, Timing]]:
         }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         warn_ignored(f"{files.root}/{_FILE}", f"it holds no measured times: {error!r}")
         return {}
 

@@ -196,9 +196,10 @@ def _log(files: Files) -> list[dict[str, str]]:
 
 def _next_number(files: Files) -> int:
     """One more than the greatest number of a copy or in the log."""
-    names = (re.match("[0-9]+", name) for name in files.names(FOLDER))
+    names = (re.match("[0-9]{1,9}", name) for name in files.names(FOLDER))
     copies = [int(match[0]) for match in names if match]
-    logged = [int(row["number"]) for row in _log(files) if (row.get("number") or "").isdecimal()]
+    numbers = (row.get("number") or "" for row in _log(files))
+    logged = [int(number) for number in numbers if re.fullmatch("[0-9]{1,9}", number)]
     return max((*copies, *logged), default=0) + 1
 
 

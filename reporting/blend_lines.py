@@ -1,13 +1,11 @@
 """A blend as lines for the terminal: its figures, warnings, members, and remarks.
 
-Takes an `EnsembleRecord`, gives lines with rich markup.
+Takes an `EnsembleRecord`, gives lines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-
-from rich.markup import escape
 
 from foldrace.core.metrics import MetricScore
 from foldrace.reporting.formats import counted
@@ -28,14 +26,14 @@ _WIDTH = 22  # of the names of figures
 def blend_lines(blend: EnsembleRecord) -> Iterator[str]:
     """Describe a blend: one line per figure, member or remark."""
     yield (
-        f"[bold]Blend[/bold] of {counted(len(blend.members), 'member')} ({blend.method}): "
-        f"OOF log loss [bold]{blend.oof_logloss:.4f}[/bold]"
+        f"Blend of {counted(len(blend.members), 'member')} ({blend.method}): "
+        f"OOF log loss {blend.oof_logloss:.4f}"
     )
     for name, text in _figures(blend):
         yield f"  {name:{_WIDTH}} {text}"
     warning = blending_may_gain_nothing(blend)
     if warning is not None:
-        yield f"[yellow]warning[/yellow] {warning}"
+        yield f"warning {warning}"
     yield "Members, by weight:"
     for member in blend.members:
         yield f"  {member.weight:.3f}  {member.candidate} {member.variant}{_details(member)}"
@@ -43,7 +41,7 @@ def blend_lines(blend: EnsembleRecord) -> Iterator[str]:
 
 
 def _figures(blend: EnsembleRecord) -> Iterator[tuple[str, str]]:
-    single = escape(model_name(blend.best_single))
+    single = model_name(blend.best_single)
     yield "best single model", f"{blend.best_single_oof_logloss:.4f}  {single}"
     if blend.best_single_calibrated_logloss is not None:
         # so that calibration is not taken for blending
@@ -69,7 +67,7 @@ def _comparison(gain: float) -> tuple[str, str]:
 
 def _details(member: MemberRecord) -> str:
     warm = f", temperature {member.temperature:.3f}" if member.temperature != 1 else ""
-    return f"{warm}{f', of {escape(member.run)}' if member.run else ''}"
+    return f"{warm}{f', of {member.run}' if member.run else ''}"
 
 
 def _remarks(blend: EnsembleRecord) -> Iterator[str]:
@@ -81,7 +79,7 @@ def _remarks(blend: EnsembleRecord) -> Iterator[str]:
     if calibrated is not None:
         yield calibrated
     if blend.duplicates:
-        same = escape("; ".join(" = ".join(names) for names in blend.duplicates))
+        same = "; ".join(" = ".join(names) for names in blend.duplicates)
         yield f"Same predictions, so only the first was considered: {same}"
     if blend.members_without_weights:
         left = counted(blend.members_without_weights, "member")
@@ -96,7 +94,7 @@ def _remarks(blend: EnsembleRecord) -> Iterator[str]:
         )
     uncovered = unvalidated(blend)
     if uncovered is not None:
-        yield f"[bold]Unvalidated[/bold]: {escape(uncovered)}"
+        yield f"Unvalidated: {uncovered}"
     held_out = blend.held_out
     if held_out is not None:
         yield (

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.config.schema import SweepConfig
+from foldrace.core.files import warn_ignored
 from foldrace.reporting.charts.candidates import Curve
 from foldrace.reporting.charts.style import Palette, palette
 from foldrace.reporting.content import Chart
@@ -108,13 +109,20 @@ class ReportContext:
         """Rounds in which the blend was chosen; empty for a method without rounds."""
         if not self.store.files.exists("ensemble/trajectory.csv"):
             return []
-        rows = _rows(self.store.blend.trajectory())
-        path = [_step(row) for row in rows if row["round"]]
+        try:
+            rows = _rows(self.store.blend.trajectory())
+            path = [_step(row) for row in rows if row["round"]]
+        except (csv.Error, ValueError, KeyError, TypeError) as error:
+            warn_ignored(f"{self.store.root}/ensemble/trajectory.csv", f"is damaged: {error!r}")
+            return []
         return [step for step in path if math.isfinite(step.oof_logloss)]
 
     def curve(self, candidate: str, fold: int) -> Curve | None:
         """Losses by epoch from a fold trial's train_log.csv; None where there is none."""
-        rows = _rows(self.store.train_log(candidate, fold) or "")
+        try:
+            rows = _rows(self.store.train_log(candidate, fold) or "")
+        except csv.Error:
+            return None
         if not rows:
             return None
         columns = {

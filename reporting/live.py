@@ -75,13 +75,13 @@ class LiveView:
     def update(self, progress: Progress) -> None:
         """Show this progress; cheap, as a thread redraws a terminal at most 4 times a second."""
         for note in progress.notes[self._notes_shown :]:  # above the live table, where there is one
-            print_plain(self._console, f"warning: {note}")
+            self._console.print(f"warning: {note}")
         self._notes_shown = len(progress.notes)
         if self._live is not None:
             self._live.update(_screen(progress, self._console.height))
             return
         for line in self._lines.new(progress):
-            print_plain(self._console, line)
+            self._console.print(line)
 
 
 class EventLines:
@@ -116,7 +116,7 @@ class EventLines:
         now = time.strftime("%H:%M:%S")
         done = f"{progress.trials_done}/{progress.trials_total} fold trials"
         eta = f"  ETA {duration(progress.eta_s)}" if progress.eta_s is not None else ""
-        return [printable(f"{now}  {done}  {line}{eta}") for line in lines]
+        return [f"{now}  {done}  {line}{eta}" for line in lines]
 
 
 def _at_work(progress: Progress) -> str:
@@ -125,11 +125,6 @@ def _at_work(progress: Progress) -> str:
         return progress.waiting
     running = (f"{t.candidate} fold{t.fold} epoch {t.epoch}/{t.epochs}" for t in progress.running)
     return f"running: {listing(running, limit=4) or 'nothing yet'}"
-
-
-def printable(text: str) -> str:
-    """Replace line ends, escape sequences and other control characters by spaces."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _event_line(event: Event) -> str | None:
@@ -193,7 +188,7 @@ def print_leaderboard(console: Console, summaries: Sequence[CandidateSummary], l
     statuses = Counter(s.status for s in summaries)
     shown = f"; the {limit} best are shown" if len(summaries) > limit else ""
     candidates = counted(len(summaries), "candidate")
-    console.print(Text(f"{candidates}: {_counted(statuses)}{shown}"))
+    console.print(f"{candidates}: {_counted(statuses)}{shown}")
 
 
 def budget_line(budget: Sequence[BudgetUse]) -> str:
@@ -240,7 +235,7 @@ def _header(progress: Progress) -> RenderableType:
 def _race_lines(progress: Progress) -> Iterator[RenderableType]:
     """Why nothing starts, counts of candidates, the race's blend, and the use of the budget."""
     if progress.waiting is not None:
-        yield Text(printable(progress.waiting), style="yellow")
+        yield Text(progress.waiting, style="yellow")
     if progress.counts:
         race = f"candidates: {_counted(progress.counts)}"
         if progress.blend_logloss is not None:
@@ -288,12 +283,5 @@ def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[Render
 
 
 def _cell(text: str) -> Text:
-    """A name in one line, without rich markup."""
-    return Text(printable(text), no_wrap=True, overflow="ellipsis")
-
-
-def print_plain(console: Console, line: str) -> None:
-    """Print one whole line, without markup, however narrow the console claims to be."""
-    console.print(
-        Text(printable(line)), soft_wrap=True, highlight=False, markup=False, no_wrap=True
-    )
+    """A name in one line."""
+    return Text(text, no_wrap=True, overflow="ellipsis")

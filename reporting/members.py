@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.reporting.charts.style import short
+from foldrace.run_folder.allowed import member_run
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.oof import read_array
 from foldrace.run_folder.records import CandidateSummary
@@ -70,7 +71,7 @@ def blend_members(
 ) -> tuple[BlendMember, ...]:
     """Members of a blend, heaviest first; `summaries` are of the store's own candidates."""
     others = sorted({m.run for m in blend.members if m.run and not m.added})
-    runs = {"": _by_candidate(summaries)} | {run: _other_run(run) for run in others}
+    runs = {"": _by_candidate(summaries)} | {run: _other_run(store, run) for run in others}
     ordered = sorted(blend.members, key=lambda m: (-m.weight, m.candidate, m.variant, m.run))
     return tuple(
         _added(store, m) if m.added else _trained(m, runs[m.run].get(m.candidate)) for m in ordered
@@ -82,7 +83,7 @@ def true_prob(store: RunStore, member: MemberRecord) -> NDArray[np.float32]:
 
     RunFolderError where it cannot be read, or is of other rows than this run's by now.
     """
-    home = RunStore.open(member.run) if member.run else store
+    home = member_run(store, member.run)
     added = f"ensemble/added/{member.candidate}/true_prob.npy"
     column = (
         read_array(store.files, added)
@@ -119,10 +120,13 @@ def _trained(member: MemberRecord, summary: CandidateSummary | None) -> BlendMem
     return BlendMember(member, summary.candidate.backbone, loss)
 
 
-def _other_run(root: str) -> dict[str, CandidateSummary]:
-    """Candidates of another run; none where its folder is gone, as the blend can still be shown."""
+def _other_run(store: RunStore, run: str) -> dict[str, CandidateSummary]:
+    """Candidates of another run; none where it is gone or was not named by the user.
+
+    The blend can still be shown.
+    """
     try:
-        return _by_candidate(RunStore.open(root).summaries())
+        return _by_candidate(member_run(store, run).summaries())
     except (RunFolderError, OSError):
         return {}
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from foldrace.config.load import dotted, inline_yaml
+from foldrace.config.load import dotted
 from foldrace.config.schema import SweepConfig
+from foldrace.config.texts import inline_yaml
 from foldrace.core.errors import DataError, Problem, RunFolderError, listing
 from foldrace.dataset.folds import FoldTable, make_folds
 from foldrace.dataset.left_out import LISTED_TWICE, read_left_out

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,10 @@ from foldrace.run_folder.records import (
 
 FOLDS = "folds.csv"
 DECISION = "decision.json"
-_FOLD_FOLDER = re.compile(r"fold(\d+)")
+_FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]{0,2})")
+_CANDIDATE_FOLDER = re.compile("c[0-9]{4,9}")
+
+Record = TypeVar("Record", TrialRecord, RaceDecision)
 
 Trials = Mapping[tuple[str, int], TrialRecord]
 """(candidate, fold) -> the record of its fold trial."""
@@ -107,7 +111,7 @@ class CandidateFiles:
         Where candidate.json is damaged, backbone and hyperparameters are those of a fold trial;
         without any, the candidate is left out. Either way a warning in the log says so.
         """
-        names = sorted(self.files.names("trials"), key=lambda name: (len(name), name))
+        names = sorted(self._candidate_folders(), key=lambda name: (len(name), name))
         there = [name for name in names if self.files.exists(_record_name(name))]
         found = [self._candidate(name) for name in there]
         return [record for record in found if record is not None]
@@ -145,7 +149,9 @@ class CandidateFiles:
         """The record as it is, or as its fold trials tell it; None where neither can be read."""
         file = _record_name(name)
         try:
-            return read_record(self.files, file, CandidateRecord)
+            record = read_record(self.files, file, CandidateRecord)
+            if record.candidate == name:
+                return record
         except RunFolderError as error:
             if not isinstance(error.__cause__, ValidationError):
                 raise
@@ -175,7 +181,16 @@ class CandidateFiles:
 
         A damaged one counts as none, with a warning in the log: the trial runs again.
         """
-        return sound_record(self.files, self._trial_name(candidate, fold), TrialRecord)
+        return self._of_fold(self._trial_name(candidate, fold), TrialRecord, candidate, fold)
+
+    def _of_fold(self, name: str, kind: type[Record], candidate: str, fold: int) -> Record | None:
+        """The record in a fold trial's folder; None where there is none that is of this trial."""
+        record = sound_record(self.files, name, kind)
+        if record is None or (record.candidate, record.fold) == (candidate, fold):
+            return record
+        other = f"{record.candidate} fold{record.fold}"
+        warn_ignored(f"{self.root}/{name}", f"it is of another fold trial, {other}")
+        return None
 
     def trial(self, candidate: str, fold: int) -> TrialRecord | None:
         """The trial's record, or None while it has not ended.
@@ -211,9 +226,12 @@ class CandidateFiles:
 
     def _fold_folders(self) -> Iterator[tuple[str, int]]:
         """(candidate, fold) of every fold trial that has a folder."""
-        for candidate in self.files.names("trials"):
+        for candidate in self._candidate_folders():
             for fold in self._folds_of(candidate):
                 yield candidate, fold
+
+    def _candidate_folders(self) -> list[str]:
+        return [name for name in self.files.names("trials") if _CANDIDATE_FOLDER.fullmatch(name)]
 
     def _folds_of(self, candidate: str) -> Iterator[int]:
         for folder in self.files.names(f"trials/{candidate}"):
@@ -239,7 +257,7 @@ class CandidateFiles:
         made: dict[str, list[RaceDecision]] = defaultdict(list)
         for candidate, fold in self._fold_folders():
             name = f"{self.trial_folder(candidate, fold)}/{DECISION}"
-            decision = sound_record(self.files, name, RaceDecision)
+            decision = self._of_fold(name, RaceDecision, candidate, fold)
             if decision is not None:
                 made[candidate].append(decision)
         return {name: sorted(listed, key=lambda d: d.number) for name, listed in made.items()}

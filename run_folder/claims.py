@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import Files, LocalFiles, record_json, sound_record
-from foldrace.run_folder.records import StoredRecord
+from foldrace.run_folder.records import Count, PlainName, Seconds, StoredRecord
 
 BEAT = 10.0
 """Seconds between two writes of a claim."""
@@ -37,16 +37,16 @@ _log = logging.getLogger("foldrace")
 class Claim(StoredRecord):
     """One process at work on a folder."""
 
-    owner: str
+    owner: PlainName
     command: str
     """Such as `resume`."""
     host: str
     place: str
     """Same text: the same machine since its start, and the same numbers of processes."""
-    pid: int
-    process_started: int
+    pid: Count
+    process_started: Count
     """Start of the process in ticks of its machine: numbers of processes are used again."""
-    since: float
+    since: Seconds
     """Unix seconds."""
     folder: str = ""
     """The folder on its disk, which a copy of it does not have; empty in an object store."""
@@ -84,7 +84,7 @@ class Claims:
         """
         with contextlib.ExitStack() as stack:
             if isinstance(self._files, LocalFiles):
-                self._lock(stack, self._files.path, patience)
+                self._lock(stack, self._files, patience)
             claim = _own_claim(command, self._id())
             stack.callback(self._files.delete, self._name(claim.owner))
             if isinstance(self._files, LocalFiles):
@@ -102,15 +102,15 @@ class Claims:
         self._put(claim)
         return True
 
-    def _lock(self, stack: contextlib.ExitStack, root: Path, patience: float) -> None:
-        lock = root / f"{self._folder}.lock"
+    def _lock(self, stack: contextlib.ExitStack, files: LocalFiles, patience: float) -> None:
+        lock = files.place(f"{self._folder}.lock")
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(lock, timeout=patience))
         except Timeout as error:
             raise self._taken(self.alive()) from error
         except OSError as error:
-            raise RunFolderError.single(str(root), f"cannot be written: {error}") from error
+            raise RunFolderError.single(files.root, f"cannot be written: {error}") from error
 
     def _outlast(self, claim: Claim, patience: float) -> None:
         """Put a claim beside which no other one is alive."""

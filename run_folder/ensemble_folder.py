@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.core.files import Files, LocalFiles, read_record, record_json, to_bytes
 from foldrace.dataset.archive import cache_folder
+from foldrace.dataset.unpacked import remove_oldest
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.claims import Claims
 from foldrace.run_folder.oof import array_of, npy
@@ -126,9 +127,10 @@ class EnsembleFolder:
         It is memory-mapped, so that the one of a run in an object store lies in the user's cache.
         """
         if isinstance(self._files, LocalFiles):
-            return self._files.path / FOLDER / _MATRIX
-        name = hashlib.sha256(self._files.root.encode()).hexdigest()[:16]
-        return cache_folder("matrices") / name / _MATRIX
+            return self._files.place(f"{FOLDER}/{_MATRIX}")
+        root, key = cache_folder("matrices"), hashlib.sha256(to_bytes(self._files.root)).hexdigest()
+        remove_oldest(root, keep=key)
+        return root / key / _MATRIX
 
     def combiner_arrays(self, record: EnsembleRecord) -> dict[str, NDArray[np.float64]]:
         """The combiner's numbers beyond the weights, by name; raises as `oof` does."""
@@ -138,7 +140,7 @@ class EnsembleFolder:
             return {}
         try:
             return load(self._read_checked(name, record))
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise self._unreadable(name, error) from error
 
     def check_added(self, record: EnsembleRecord) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from foldrace.config.ranges import Value
-from foldrace.run_folder.records import StoredRecord
+from foldrace.run_folder.records import Count, Params, StoredRecord
 
 
 class TrialMemory(StoredRecord):
     """Memory of one backbone's fold trials on one kind of GPU."""
 
-    params: dict[str, Value]
+    params: Params
     """The hyperparameters that it was measured with: those that take the most."""
-    bytes: int | None
+    bytes: Count | None
     """All that a trial's process had of the GPU at its peak; None where not even one image at a
     time fits."""
     whole: bool = True
@@ -25,7 +24,7 @@ class GpuKind(StoredRecord):
 
     kind: str
     """Name of Ray's resource that only its nodes have."""
-    memory: int
+    memory: Count
     """Bytes of the smallest of these GPUs."""
     backbones: dict[str, TrialMemory] = Field(default={})
     """Those that were measured."""
@@ -45,7 +44,7 @@ class GpuMemory(StoredRecord):
 class GpuReading(StoredRecord):
     """What the measurement on one GPU gives."""
 
-    memory: int
+    memory: Count
     """Bytes of the GPU."""
     trial: TrialMemory | None = None
     """None where no backbone was to be measured."""

@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 
 from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.records import (
+    CandidateId,
     CandidateStatus,
     CandidateSummary,
+    Count,
+    Fold,
     RaceDecision,
+    Seconds,
     StoredRecord,
     TrialRecord,
 )
@@ -25,26 +29,26 @@ Event = TrialRecord | RaceDecision | CandidateSummary
 class RunningTrial:
     """A fold trial that is training now."""
 
-    candidate: str
+    candidate: CandidateId
     backbone: str
-    fold: int
-    epoch: int
+    fold: Fold
+    epoch: Count
     """Number of epochs done; 0 before the first one has ended."""
-    epochs: int
+    epochs: Count
     val_logloss: float | None
     """Validation log loss of the last epoch that ended."""
     images_per_second: float | None = None
     """Of its last epoch's training; None where it is not known."""
     waiting: float | None = None
     """Fraction of that time for which it waited for data."""
-    silent_s: float = 0.0
+    silent_s: Seconds = 0.0
     """Seconds since it began or its last epoch ended."""
 
 
 class RunningNow(StoredRecord):
     """What a sweep has running, as it writes it down for `status`."""
 
-    at: float
+    at: Seconds
     """Unix seconds."""
     trials: tuple[RunningTrial, ...]
     waiting: str | None = None

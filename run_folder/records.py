@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
+from foldrace.config.hyperparameters import KNOBS
 from foldrace.config.ranges import Value
 from foldrace.run_folder.variants import RAW
 
@@ -36,6 +37,32 @@ ACTION_WORDS: dict[RaceAction, Literal["goes on", "parked", "stopped", "complete
 """Meaning of a decision for its candidate, in words for people."""
 
 
+def _within_limits(params: dict[str, Value]) -> dict[str, Value]:
+    for name, value in params.items():
+        if name in KNOBS and not KNOBS[name].limits.contains(value):
+            raise ValueError(f"{name}: got {value!r:.50}; allowed: {KNOBS[name].limits}")
+    return params
+
+
+# A record may come from anybody: what is read back is as narrow as what is written.
+_PLAIN = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+CandidateId = Annotated[str, Field(pattern="^c[0-9]{4,9}$")]
+PlainName = Annotated[str, Field(pattern=f"^{_PLAIN}$")]
+"""A name that may stand in a path: it never leads out of its folder."""
+MemberName = Annotated[str, Field(pattern=f"^{_PLAIN} {_PLAIN}$")]
+"""`c0003 ema`."""
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Fold = Annotated[int, Field(ge=0, le=999)]
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+"""A time span, or a time since 1970: up to the year 5138."""
+Fraction = Annotated[float, Field(ge=0, le=1 + 1e-6)]
+"""A mean of numbers up to 1, as it was rounded."""
+Logloss = Annotated[float, Field(ge=-1e12, le=1e12)]
+"""Nats a row, or a difference of such."""
+Params = Annotated[dict[str, Value], AfterValidator(_within_limits)]
+"""Hyperparameter -> value, within its limits; of another version there may be unknown ones."""
+
+
 class StoredRecord(BaseModel):
     """Base of what is written to the run folder as JSON."""
 
@@ -47,25 +74,25 @@ class StoredRecord(BaseModel):
 class CandidateRecord(StoredRecord):
     """One backbone with one set of hyperparameters, written when it is suggested."""
 
-    candidate: str
+    candidate: CandidateId
     backbone: str
-    params: dict[str, Value]
+    params: Params
     """Hyperparameter -> value."""
 
 
 class VariantScore(StoredRecord):
     """One set of weights of a fold trial, scored on the fold's rows."""
 
-    rows: int
-    val_logloss: float
+    rows: Annotated[Count, Field(ge=1)]
+    val_logloss: Logloss
     """Log loss of the probabilities as they are, in nats."""
-    calibrated_logloss: float
+    calibrated_logloss: Logloss
     """Log loss at the temperature fitted on these rows: what selects, since what is submitted is
     calibrated. At most `val_logloss`."""
-    val_acc: float
-    epoch: int
+    val_acc: Fraction
+    epoch: Count
     """Epoch after which the weights were these, from 0."""
-    ingredients: tuple[str, ...] = ()
+    ingredients: tuple[MemberName, ...] = ()
     """Members whose weights a soup averages, `c0003 ema`, the best first; empty for other variants.
     Several candidates are in a soup, so that it judges none of them."""
 
@@ -73,29 +100,29 @@ class VariantScore(StoredRecord):
 class TrialRecord(StoredRecord):
     """Result of one fold trial; written last, so that its files are whole."""
 
-    candidate: str
-    fold: int
+    candidate: CandidateId
+    fold: Fold
     status: TrialStatus
     backbone: str
-    params: dict[str, Value]
+    params: Params
     folds_hash: str
-    seed: int
-    variants: dict[str, VariantScore] = {}
-    epochs_trained: int = 0
-    seconds: float = 0.0
+    seed: Count
+    variants: dict[PlainName, VariantScore] = {}
+    epochs_trained: Count = 0
+    seconds: Seconds = 0.0
     """Wall seconds of the fold trial, from its first line to its written record."""
-    started_at: float = 0.0
+    started_at: Seconds = 0.0
     """Unix time (s) at which its first attempt began; 0 where it is not known."""
-    ended_at: float = 0.0
+    ended_at: Seconds = 0.0
     """Unix time (s) at which it ended."""
     node: str = ""
     device: str = ""
     accelerators: tuple[str, ...] = ()
     """Ids of the devices that the scheduler gave to this trial."""
-    devices: float | None = None
+    devices: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Devices that its seconds are multiplied by, shares of a GPU included; None where it was
     stopped while it was parked, or in records of an older version."""
-    micro_batch: int = 0
+    micro_batch: Count = 0
     error: str | None = None
     notes: tuple[str, ...] = ()
     """Warnings of the trial, each text once."""
@@ -128,11 +155,11 @@ class RaceDecision(StoredRecord):
     Holds the numbers behind the decision. Each fold keeps its latest decision only.
     """
 
-    number: int
+    number: Count
     """Place of the decision among all of its sweep, in the order in which they were made."""
-    candidate: str
-    fold: int
-    epoch: int | None = None
+    candidate: CandidateId
+    fold: Fold
+    epoch: Count | None = None
     """Epochs trained of that fold, for a decision in mid-training; None after a whole fold."""
     rule: str
     """`gain`, `forgiving`, `none`, or `epoch` for one in mid-training."""
@@ -140,29 +167,29 @@ class RaceDecision(StoredRecord):
     """`continue`: the next fold, or of one in mid-training the next epoch, may run. `park`: it
     waits, and goes on when nothing else promises more. `complete`: the candidate's last fold has
     ended well, and it joins the race's blend."""
-    variant: str | None = None
+    variant: PlainName | None = None
     """The better variant, which decided."""
-    folds_done: int
-    rows: int
+    folds_done: Count
+    rows: Count
     """Number of rows that it was judged on: of its finished folds, or of the running one."""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     """Seconds that this fold had trained, for a decision in mid-training."""
-    gain: float | None = None
+    gain: Logloss | None = None
     """Bounded gain over the race's blend on those rows, in nats per row; None where there was none
     yet or the rows cannot be read. Of `complete`: over the blend without the candidate."""
-    gain_se: float | None = None
+    gain_se: Logloss | None = None
     """Standard error of `gain`."""
     z: float | None = None
-    score: float | None = None
+    score: Logloss | None = None
     """Mean log loss of the candidate (rule `forgiving`), or its log loss at that epoch."""
-    limit: float | None = None
+    limit: Logloss | None = None
     """Value that `score` was compared with: the worst fold of the best complete candidate, or the
     rung's cut."""
-    complete: int
+    complete: Count
     """Number of complete candidates by then, with the candidate itself for `complete`."""
-    blend_logloss: float | None = None
+    blend_logloss: Logloss | None = None
     """Log loss of the race's blend of these on all rows; None while it has no members."""
-    epochs_trained: int
+    epochs_trained: Count
     """Epochs of all fold trials of the sweep that have ended by then, stopped ones included."""
     reason: str
     """Reason in one line, for people."""

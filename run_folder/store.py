@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from foldrace.config.load import to_public_yaml, to_yaml
 from foldrace.config.schema import DataConfig, SweepConfig
-from foldrace.core.errors import RunFolderError, listing
+from foldrace.config.texts import load_yaml
+from foldrace.core.errors import RunFolderError, cause, listing
 from foldrace.core.files import (
     LocalFiles,
     read_text,
@@ -107,10 +106,10 @@ class RunStore(TrialFiles):
         text = read_text(self.files, _CONFIG)
         if self._parsed is None or self._parsed[0] != text:
             try:
-                config = SweepConfig.model_validate_json(json.dumps(yaml.safe_load(text)))
-            except (ValidationError, yaml.YAMLError) as error:
+                config = SweepConfig.model_validate_json(json.dumps(load_yaml(text), default=str))
+            except ValueError as error:
                 raise RunFolderError.single(
-                    f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {error}"
+                    f"{self.root}/{_CONFIG}", f"is damaged, or of another version: {cause(error)}"
                 ) from error
             self._parsed = text, config
         config = self._parsed[1]
@@ -153,7 +152,7 @@ class RunStore(TrialFiles):
             return {}
         try:
             return read_merged(self.files.read(MERGED))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFolderError.single(
                 f"{self.root}/{MERGED}", f"is damaged: {error}; put a copy back"
             ) from error
@@ -175,7 +174,7 @@ class RunStore(TrialFiles):
         """What classes.json holds; None where that is no list of different names."""
         try:
             names = json.loads(self.files.read(_CLASSES).decode(errors="surrogateescape"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
         is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
         return tuple(names) if is_list and len(set(names)) == len(names) > 1 else None
@@ -252,5 +251,12 @@ class RunStore(TrialFiles):
         self.files.write(_GPUS, record_json(memory))
 
     def log_folder(self) -> Path | None:
-        """Folder of log files, or None: only a mounted folder can be appended to."""
-        return self.files.path / "logs" if isinstance(self.files, LocalFiles) else None
+        """Folder of log files, or None: only a mounted folder can be appended to.
+
+        RunFolderError where a link in it leads out of the run folder.
+        """
+        if not isinstance(self.files, LocalFiles):
+            return None
+        for name in self.files.names("logs"):
+            self.files.place(f"logs/{name}")
+        return self.files.place("logs")

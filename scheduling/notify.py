@@ -24,6 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from foldrace.config.schema import NotifyConfig
+from foldrace.core.consent import allowed_command
 from foldrace.core.errors import (
     FoldraceError,
     Interrupted,
@@ -200,8 +201,12 @@ class Notifier(SweepListener):
 
 @contextmanager
 def notifying(store: RunStore) -> Iterator[Notifier]:
-    """A notifier for the run, which also tells how the block ends."""
+    """A notifier for the run, which also tells how the block ends.
+
+    RunFolderError where the user has not allowed the command that it would run.
+    """
     config = store.config()
+    allowed_command(config.notify.command, f"{store.root}/sweep.yaml")
     notifier = Notifier(store, config.notify, config.name)
     try:
         yield notifier

@@ -23,6 +23,7 @@ from foldrace.config.schema import (
     SearchConfig,
     SweepConfig,
 )
+from foldrace.core.consent import allow_plugins
 from foldrace.core.plugin_files import PluginFile
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
@@ -86,6 +87,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "foldrace-cache"
     monkeypatch.setenv("FOLDRACE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_permissions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing that a test allows stays allowed on this machine."""
+    folder = tmp_path_factory.mktemp("config")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -158,6 +168,7 @@ def write_tiny_run(
     manifest = read_manifest(config.data)
     store = RunStore(root)
     folds = folds_csv(manifest, make_folds(manifest, config.folds))
+    allow_plugins(plugins)
     store.create(config, folds, manifest.classes, plugins)
     return TinyRun(store, manifest.image_root)
 

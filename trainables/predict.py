@@ -50,7 +50,16 @@ def pack_weights(state: dict[str, torch.Tensor], model_config: ModelConfig) -> b
 def unpack_classifier(
     data: bytes, model_config: ModelConfig, parts: Parts = NO_PARTS
 ) -> Classifier:
-    """The classifier in evaluation mode, on the CPU."""
+    """The classifier of a weights file in evaluation mode, on the CPU.
+
+    ValueError where the file's own header is of another model: nothing is built by a header.
+    """
+    own, asked = asdict(read_model_config(data)), asdict(model_config)
+    other = [
+        f"{key} {own[key]!r:.80}, not {asked[key]!r:.80}" for key in asked if own[key] != asked[key]
+    ]
+    if other:
+        raise ValueError(f"its header is of another model than trial.json: {', '.join(other)}")
     model = build_classifier(model_config, parts=parts)
     load_tensors(model, load(data))
     return model.eval()

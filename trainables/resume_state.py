@@ -86,11 +86,12 @@ class ResumeState:
         try:
             _restore_train_state(saved["train_state"], state)
             _restore_history(saved["history"], history)
+            seconds, started_at = float(saved["seconds"]), float(saved["started_at"])
         except Exception as error:  # any optimiser may raise anything
             self._warn(f"starts again: its saved state does not fit ({error})")
             raise UnfitState from error
-        self._started -= saved["seconds"]
-        self.started_at = saved["started_at"]
+        self._started -= seconds
+        self.started_at = started_at
         return True
 
     def save_if_due(self, state: TrainState, history: History) -> None:

@@ -30,7 +30,7 @@ from foldrace.config.load import parse_config
 from foldrace.config.schema import SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
-from foldrace.inference.predictor import BATCH, RunModels
+from foldrace.inference.run_models import BATCH, RunModels
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import weights_name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foldrace.core.errors import ConfigError, DataError, Problem, RunFolderError
 from foldrace.core.metrics import normalise
-from foldrace.dataset.predictions_file import SUFFIXES, ExpectedRows, read_predictions
+from foldrace.core.opening import open_regular
+from foldrace.dataset.predictions_file import MOST_BYTES, SUFFIXES, ExpectedRows, read_predictions
 from foldrace.dataset.tables import clean, twice
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.pool import Member
@@ -83,7 +85,7 @@ def _faults(name: str, oof: str, test: str, equals: bool, colons: int) -> list[s
 
 
 def _path(text: str) -> Path | None:
-    return Path(text).expanduser() if text else None
+    return Path(os.path.expanduser(text)) if text else None
 
 
 VARIANT = "added"
@@ -294,9 +296,13 @@ def _source(
 
 def _sha256(path: Path | None) -> str | None:
     """Digest of a file; None where there is none, which `read_predictions` reports."""
-    if path is None or not path.is_file():
+    if path is None:
         return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with open_regular(path, MOST_BYTES) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _ids_hash(ids: Sequence[str]) -> str:

@@ -77,8 +77,9 @@ def read_folder(folder: Path, key: str) -> StoredMatrix:
     stored = json.loads(text)
     index = tuple(_index_row(*row) for row in stored["rows"])
     n_sides, room, n_rows = stored["shape"]
-    used = 1 + max(row.slot for row in index)
-    if stored["key"] != key or {row.slot for row in index} != set(range(used)) or used > room:
+    slots = {row.slot for row in index}
+    used = len(slots)
+    if stored["key"] != key or (min(slots), max(slots)) != (0, used - 1) or used > room:
         raise ValueError("of other rows, of another version, or damaged")
     arrays = {
         name: _mapped(folder / f"{name}.npy", np.dtype(_TYPES[name]), size)

@@ -26,9 +26,9 @@ def new_journal(path: Path) -> JournalStorage:
     """An empty journal, in place of one that is there.
 
     A line torn by a kill would break later reads, and a stale lock would be waited for. The path is
-    made absolute, as the lock's needs to be.
+    made absolute, as the lock's needs to be; where it is a link, that goes, not what it leads to.
     """
-    path = path.resolve()
+    path = Path(os.path.abspath(path))
     for old in (path, path.with_name(path.name + ".lock")):
         old.unlink(missing_ok=True)
     return JournalStorage(JournalFileBackend(str(path)))

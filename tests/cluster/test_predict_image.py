@@ -71,7 +71,7 @@ def run(tiny_run: TinyRun) -> RunStore:
         store.save_trial(
             TrialRecord(
                 candidate="c0000", fold=fold, status="finished", backbone="timm/test_resnet",
-                params={}, folds_hash=store.folds().hash, seed=0,
+                params={"image_size": 32}, folds_hash=store.folds().hash, seed=0,
             ),
             weights={"raw": pack_weights(build_classifier(config).state_dict(), config)},
         )  # fmt: skip

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from foldrace.commands.ensemble import Changes, unchosen_lines
+from foldrace.commands.terminal import Terminal
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError
 from foldrace.ensemble.selection.eligible import Prices
@@ -32,10 +32,10 @@ def store(tmp_path: Path) -> RunStore:
 
 
 def shown(record: EnsembleRecord) -> list[str]:
-    console = Console(width=80, highlight=False)
+    console = Terminal(width=80)
     with console.capture() as capture:
         for line in blend_lines(record):
-            console.print(line)
+            console.print(line, soft_wrap=False)
     return capture.get().splitlines()
 
 
@@ -69,7 +69,7 @@ def test_wishes_runs_and_files_are_one_message(store: RunStore, tmp_path: Path) 
     adds = ["--add", f"mine={tmp_path}/absent.npy"]
     done = CliRunner().invoke(app, ["ensemble", store.root, *asked, *adds])
     assert done.exit_code == 2 and "4 problems:" in done.stderr
-    for text in ("'gredy'", "'c0009' names no member", "absent.npy: is no file", "/no/run: "):
+    for text in ("'gredy'", "'c0009' names no member", "absent.npy: does not exist", "/no/run: "):
         assert text in done.stderr
 
 

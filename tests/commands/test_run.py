@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from rich.console import Console
 from foldrace.commands.check import trials_line
 from foldrace.commands.finish import print_trouble
 from foldrace.commands.resume import _parse_stored, _refuse_other_changes
+from foldrace.commands.run import run
 from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
-from foldrace.core.errors import RunFolderError
+from foldrace.core.errors import RunFolderError, UserError
 from foldrace.run_folder.records import (
     CandidateRecord,
     CandidateStatus,
@@ -31,6 +33,23 @@ def _summary(number: int, status: CandidateStatus, error: str | None = None) -> 
         folds_hash="h", seed=0, error=error,
     )  # fmt: skip
     return CandidateSummary(record, status, (trial,) if error else (), 2)
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/abs", "..", ".", " ", "a/b"])
+def test_a_name_that_leads_out_of_runs_needs_an_out(name: str, tmp_path: Path) -> None:
+    config = tmp_path / "sweep.json"
+    keys = {"name": name, "data": {"train": "none.csv"}, "search": {"backbones": ["timm/x"]}}
+    config.write_text(json.dumps(keys | {"colour": 1}))
+
+    def problems(out: str | None) -> str:
+        with pytest.raises(UserError) as error:
+            run(config, out, (), None, dry_run=True, smoke=False, console=Console(quiet=True))
+        return str(error.value)
+
+    assert f"name: got {name!r}, which is no name for a folder in runs/" in problems(None)
+    assert "colour" in problems(None)
+    assert "no name for a folder" not in problems(str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def _trouble(limit: str | None, *summaries: CandidateSummary) -> list[str]:

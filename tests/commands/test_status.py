@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from rich.console import Console
 
 import foldrace.commands.status
 from foldrace.commands.machine import only_driver
 from foldrace.commands.status import status
+from foldrace.commands.terminal import Terminal
 from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 
@@ -72,7 +72,7 @@ def _save_decision(
 
 
 def _shown(store: RunStore, watch: bool = False) -> str:
-    console = Console(width=100, highlight=False)
+    console = Terminal(width=100)
     with console.capture() as capture:
         status(store.root, watch, console)
     return capture.get()

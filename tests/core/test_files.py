@@ -193,3 +193,47 @@ def test_kill_in_mid_write_leaves_the_old_or_the_new_file(tmp_path: Path, delay:
     writer.stdout.close()
     assert files.read("x") in (OLD, NEW)
     assert files.names() == ["x"]
+
+
+WAYS_OUT = {
+    "a file": ("trials/c0000/trial.json", "trials/c0000/trial.json"),
+    "a folder": ("trials/c0000", "trials/c0000/trial.json"),
+    "a link to a link": ("link", "link/trial.json"),
+    "no link": (None, "../secret/trial.json"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Path, way: str) -> None:
+    secret, run = tmp_path / "secret", tmp_path / "run"
+    secret.mkdir()
+    (run / "trials").mkdir(parents=True)
+    (secret / "trial.json").write_bytes(OLD)
+    link, name = WAYS_OUT[way]
+    (run / "within").symlink_to(secret)
+    if link is not None:
+        (run / link).parent.mkdir(parents=True, exist_ok=True)
+        target = {"a file": secret / "trial.json", "a folder": secret}.get(way, run / "within")
+        (run / link).symlink_to(target)
+    files = LocalFiles(run)
+    with pytest.raises(RunFolderError, match=f"leads out of {run}, to {tmp_path}"):
+        files.read(name)
+    if way != "a file":  # a link that is replaced or removed goes itself
+        for change in (lambda: files.write(name, b""), lambda: files.delete(name)):
+            with pytest.raises(RunFolderError, match="leads out"):
+                change()
+    else:
+        files.write(name, b"new")
+        assert files.read(name) == b"new"
+    assert (secret / "trial.json").read_bytes() == OLD
+    assert os.listdir(secret) == ["trial.json"]
+
+
+def test_links_within_the_folder_are_followed_once(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.write("a/x", OLD)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name in ("round", "and round"):
+        (tmp_path / "a" / name).symlink_to(tmp_path / "a")
+    assert files.read("b/x") == files.read("a/round/and round/x") == OLD
+    assert files.stamps("a").keys() == {"a/x", "a/round", "a/and round"}

@@ -172,7 +172,7 @@ def test_missing_files_and_folders_are_told_with_the_rest(tmp_path: Path) -> Non
     files, problems = read_plugins([str(tmp_path / "gone.py"), str(tmp_path), *paths, paths[0]])
     assert [f.path for f in files] == paths[:1]
     assert [p.where for p in problems] == [str(tmp_path / "gone.py"), str(tmp_path), paths[1]]
-    assert "No such file" in problems[0].message and "directory" in problems[1].message
+    assert "No such file" in problems[0].message and "is a folder" in problems[1].message
     assert f"has the name of {paths[0]}" in problems[2].message
 
 

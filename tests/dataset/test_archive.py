@@ -12,6 +12,7 @@ import unicodedata
 import zipfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,8 +51,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def leftovers(cache: Path) -> list[Path]:
+    """What lies in the cache, but for locks and notes."""
     folder = cache / "unpacked"
-    return list(folder.iterdir()) if folder.exists() else []
+    found = list(folder.iterdir()) if folder.exists() else []
+    return [path for path in found if path.suffix not in (".lock", ".json")]
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +242,54 @@ def test_too_many_members_and_too_little_disk(
         unpack(path)
     assert "holds 4 members; allowed: 3" in str(error.value)
     assert "set FOLDRACE_CACHE to a folder on a larger disk" in str(error.value)
+
+
+def test_as_many_files_as_the_disk_has_room_for(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_zip(tmp_path / "x.zip", {f"{i}": b"" for i in range(4)})
+    real = os.statvfs(tmp_path)
+    for room, fits in ((3, False), (4, True)):
+        values = {name: getattr(real, name) for name in dir(real) if name.startswith("f_")}
+        disk = SimpleNamespace(**values | {"f_files": 100, "f_favail": room})
+        monkeypatch.setattr(os, "statvfs", lambda _, disk=disk: disk)
+        if fits:
+            assert len(list(unpack(path).iterdir())) == 4
+            continue
+        with pytest.raises(DataError, match=r"holds 4 members, but .* has room for 3 files"):
+            unpack(path)
+
+
+@pytest.mark.parametrize("depth", [51, 5_000])
+def test_folders_very_deep_within_each_other_are_refused(
+    depth: int, tmp_path: Path, cache: Path
+) -> None:
+    path = make_zip(tmp_path / "x.zip", {"d/" * depth + "x": b"", "a" + "/b" * 50: b""})
+    with pytest.raises(DataError, match="members that lie more than 50 folders deep") as error:
+        unpack(path)
+    assert "a/b" not in str(error.value)
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_byte_of_a_member_is_told_or_changes_nothing(
+    method: int, tmp_path: Path, cache: Path
+) -> None:
+    path, content = tmp_path / "x.zip", bytes(range(256))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("x", content)
+    sound, told = path.read_bytes(), 0
+    for at in range(31, sound.index(b"PK\x01\x02"), 7):  # behind the header and the name
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 0xFF]) + sound[at + 1 :])
+        try:
+            assert (unpack(path) / "x").read_bytes() == content
+        except DataError as error:
+            assert error.problems[0].where == str(path)
+            told += 1
+    assert told > 5
+    assert not [folder for folder in leftovers(cache) if folder.name.startswith(".part")]
 
 
 def test_a_member_larger_than_declared_is_stopped(tmp_path: Path, cache: Path) -> None:

@@ -192,6 +192,12 @@ def test_rows_of_one_image(data: Path) -> None:
             "data.merge_classes.y: cat is merged twice",
         ),
         ({"merge_classes": {"dog": ("cat", "Cat")}}, "", "dog: is a class of its own; name it"),
+        ({"merge_classes": {" ": ("cat", "Cat")}}, "", "is no name; give each list a name of its"),
+        (
+            {"merge_classes": {"x": ("cat", "Cat"), "x ": ("dog", "bird")}},
+            "",
+            "x : is there twice; give each list a name of its own",
+        ),
         (
             {"merge_classes": {"x": ("cat", "Cat", "dog", "bird")}},
             "",

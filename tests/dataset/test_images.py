@@ -306,7 +306,7 @@ def test_files_that_are_no_images(tmp_path: Path, content: bytes, reason: str) -
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"no\.jpg: does not exist"):
         read_rgb(tmp_path / "no.jpg")
-    with pytest.raises(ImageError, match="is a folder, not an image"):
+    with pytest.raises(ImageError, match="is a folder; allowed: a regular file"):
         read_rgb(tmp_path)
 
 

@@ -229,7 +229,7 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     (problem,) = read(tmp_path / "no.csv")[1]
     assert problem == (
-        "is no file; needed: a .csv, .tsv, .jsonl, .ndjson, .parquet or an .npy of predictions"
+        "does not exist; needed: a .csv, .tsv, .jsonl, .ndjson, .parquet or an .npy of predictions"
     )
     (tmp_path / "empty.csv").write_text("image_path,cat,개\n", encoding="utf-8")
     assert "has no rows" in read(tmp_path / "empty.csv")[1][0]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import string
+from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,6 +170,48 @@ def test_what_is_no_table(name: str, data: bytes, words: str, tmp_path: Path) ->
     table, problems = read(tmp_path / name)
     assert table is None
     assert words in problems[0]
+
+
+def test_few_bytes_that_stand_for_very_many_cells_are_refused(tmp_path: Path) -> None:
+    zeros = pa.table({"a": pa.array(np.zeros(10_000_001, np.int8))})
+    pq.write_table(zeros, tmp_path / "t.parquet")
+    lines = "\n".join(f'{{"k{i}": 1}}' for i in range(3_200))
+    (tmp_path / "t.jsonl").write_text(lines)
+    for name, cells in (("t.parquet", "10,000,001"), ("t.jsonl", "10,240,000")):
+        assert (tmp_path / name).stat().st_size < 100_000
+        table, problems = read(tmp_path / name)
+        assert table is None
+        assert f"has {cells} cells in " in problems[0] and "allowed: 10,000,000" in problems[0]
+
+
+def test_a_text_that_is_there_a_million_times_is_held_once(tmp_path: Path) -> None:
+    """Else the file below would take a terabyte."""
+    word = "".join(random.Random(0).choices(string.ascii_letters, k=1_000_000))
+    column = pa.DictionaryArray.from_arrays(np.zeros(1_000_000, np.int32), [word])
+    pq.write_table(pa.table({"a": column}), tmp_path / "t.parquet")
+    table = sound(tmp_path / "t.parquet")
+    assert len(table.rows) == 1_000_000
+    assert table.rows[0][0] == word and table.rows[0][0] is table.rows[-1][0]
+
+
+def test_columns_of_every_kind_in_a_parquet_file(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": pa.array(["a", None, "나"]),
+            "large": pa.array(["b", "b", None], pa.large_string()),
+            "kind": pa.array(["x", None, "x"]).dictionary_encode(),
+            "whole": pa.array([1, None, 3]),
+            "list": pa.array([[1], None, []]),
+            "day": pa.array([date(2001, 1, 1), None, None]),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    found = sound(tmp_path / "t.parquet")
+    assert found.rows == (
+        ["a", "b", "x", "1", "[1]", '"2001-01-01"'],
+        ["", "b", "", "", "", ""],
+        ["나", "", "x", "3", "[]", ""],
+    )
 
 
 def test_pictures_within_a_parquet_file(tmp_path: Path) -> None:

@@ -177,6 +177,8 @@ def _methods_and_views(run: Path, cli: Cli) -> None:
     copy.write_text(before + MORE, encoding="utf-8")
     line = (before + MORE).split("raise KeyError")[0].count("\n") + 1
     result = cli("ensemble", run, "--method", "few")
+    assert result.exit_code == 2 and f"{copy}: is code, which would run" in result.stderr
+    result = cli("ensemble", run, "--method", "few", "--trust-plugins")
     assert result.exit_code == 0, result.output
     assert len(RunStore.open(run).blend.record().members) == 1  # type: ignore[union-attr]
     assert cli("submit", run, "--tta", "mirrored").exit_code == 0
@@ -247,13 +249,13 @@ def test_run_then_use_without_the_original(
     source = copy.read_text(encoding="utf-8")
     failing = source.replace("    right = ", "    assert 0\n    right = ")
     copy.write_text(failing, encoding="utf-8")
-    result = cli("resume", run, "--set", "search.candidates=4")
+    result = cli("resume", run, "--set", "search.candidates=4", "--trust-plugins")
     line = failing.split("assert 0")[0].count("\n") + 1
     errors = [t.error for t in RunStore.open(run).trials().values() if t.status == "failed"]
     assert errors, result.output
     assert all(f"plugin {copy} line {line}: AssertionError" in str(e) for e in errors)
 
     copy.write_text("raise RuntimeError('damaged')", encoding="utf-8")
-    result = cli("predict", run, image)
+    result = cli("predict", run, image, "--trust-plugins")
     assert result.exit_code == 2 and "Traceback" not in result.stderr
     assert f"{copy} line 1: the plugin cannot be imported" in result.stderr

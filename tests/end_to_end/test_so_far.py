@@ -20,7 +20,7 @@ import pytest
 from foldrace.commands import finish
 from foldrace.commands.machine import only_driver
 from foldrace.commands.update import write_so_far
-from foldrace.inference.predictor import RunModels
+from foldrace.inference.run_models import RunModels
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import tuner
 from tests.conftest import REAL

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
 
+from foldrace.core.consent import allow_run
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import record_json
 from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.selection.external import AddSpec, add_sources, save_added
-from foldrace.inference.predictor import Predictor, RunModels
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.run_models import RunModels
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -54,7 +56,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
             store.save_trial(
                 TrialRecord(
                     candidate=name, fold=fold, status="finished", backbone=f"timm/{backbone}",
-                    params={}, folds_hash=store.folds().hash, seed=0,
+                    params={"image_size": size}, folds_hash=store.folds().hash, seed=0,
                 ),
                 weights={variant: pack_weights(model.state_dict(), config)},
             )  # fmt: skip
@@ -195,7 +197,7 @@ def test_members_of_another_run(
     moved.mkdir()
     (Path(blend.root) / "trials/c0001").rename(moved / "c0001")
     change(blend, member(0), member(1, run=other.root))
-    prob = Predictor(blend).probabilities(images)
+    prob = Predictor(blend.root, runs=[other.root]).probabilities(images)
     np.testing.assert_allclose(prob, expected, atol=2e-6)
 
 
@@ -203,6 +205,8 @@ def test_another_run_with_other_folds_or_none(
     blend: RunStore, make_tiny_run: Callable[..., Any]
 ) -> None:
     other: RunStore = make_tiny_run("other", k=K + 1).store
+    allow_run(blend.root, other.root)
+    allow_run(blend.root, f"{other.root}-gone")
     change(blend, member(0), member(1, run=other.root))
     with pytest.raises(RunFolderError, match=r"other: has other folds than the blend of .*again"):
         Predictor(blend)
@@ -326,7 +330,8 @@ def test_the_precision_follows_the_members_own_trial(
 ) -> None:
     trial = blend.trial("c0001", 1)
     assert trial is not None
-    blend.save_trial(trial.model_copy(update={"params": {"sam_rho": sam_rho}}))
+    params = trial.params | {"sam_rho": sam_rho}
+    blend.save_trial(trial.model_copy(update={"params": params}))
     config = blend.config()
     training = config.training.model_copy(update={"precision": "fp16"})
     blend.save_config(config.model_copy(update={"training": training}))

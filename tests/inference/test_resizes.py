@@ -14,7 +14,8 @@ from PIL import Image
 from foldrace.config.schema import DataConfig, FoldsConfig, SearchConfig, SweepConfig
 from foldrace.dataset.folds import folds_csv, make_folds
 from foldrace.dataset.manifest import read_manifest
-from foldrace.inference.predictor import Predictor, RunModels
+from foldrace.inference.predictor import Predictor
+from foldrace.inference.run_models import RunModels
 from foldrace.inference.soup_scoring import Ingredient, Scorer
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.store import RunStore
@@ -96,7 +97,8 @@ def test_predictions_are_the_out_of_fold_rows(run: TinyRun) -> None:
 
         other = replace(card, resize="crop" if how != "crop" else "pad")
         state = models.state(name, "raw", 0)
-        store.save_trial(record, weights={"raw": pack_weights(state, other)})
+        of_other = record.model_copy(update={"params": record.params | {"resize": other.resize}})
+        store.save_trial(of_other, weights={"raw": pack_weights(state, other)})
         assert np.abs(Predictor(store).probabilities(files) - oof).max() > 0.05
     assert losses["squash"] < 0.2 and losses["pad"] < 0.2  # nats
     assert losses["crop"] > 0.5  # what is scored holds no class: ln 2 is 0.69

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foldrace.core.consent import allow_run
 from foldrace.ensemble.pool import Member
-from foldrace.inference.predictor import FoldModel
+from foldrace.inference.run_models import FoldModel
 from foldrace.inference.speed import Timing, device_name, measure_speed, time_model
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -122,6 +123,7 @@ def test_a_variant_whose_weights_are_there_stands_for_the_others(store: RunStore
 def test_members_of_another_run(store: RunStore, make_tiny_run: Callable[..., Any]) -> None:
     other: RunStore = make_tiny_run("other", k=K).store
     add(other, "c0000", "test_resnet", 32)
+    allow_run(store.root, other.root)
     member = Member("c0000", "raw", "timm/test_resnet", other.root)
     times = measure_speed(store, [member]).ms_per_image
     assert times[member] is not None

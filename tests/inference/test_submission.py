@@ -56,6 +56,16 @@ def record() -> EnsembleRecord:
     )  # fmt: skip
 
 
+def test_names_that_a_spreadsheet_takes_for_formulas_stay_as_they_are() -> None:
+    """A submission has the exact names; SECURITY.md tells what that means for spreadsheets."""
+    classes, ids = ("=cmd|' /C calc'!A0", "@SUM(A1)", "+1"), ("=1+1", "-x", "\t=2")
+    images = image_set(classes, ids)
+    text = submission_csv(images, classes, probabilities())
+    header, *rows = list(csv.reader(io.StringIO(text)))
+    assert header == ["ID", *classes] and [row[0] for row in rows] == list(ids)
+    assert check_submission(text, images)
+
+
 def test_columns_follow_the_sample_and_rows_its_ids() -> None:
     prob = probabilities()
     permuted = (CLASSES[2], CLASSES[0], CLASSES[1])

@@ -152,7 +152,7 @@ def test_unknown_names_are_told_with_what_is_allowed() -> None:
 def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
     """One untrained candidate of two folds."""
     store: RunStore = make_tiny_run("run", k=2).store
-    store.save_candidate(CandidateRecord(candidate="c0", backbone="timm/test_resnet", params={}))
+    store.save_candidate(CandidateRecord(candidate="c0000", backbone="timm/test_resnet", params={}))
     for fold in range(2):
         torch.manual_seed(fold)
         model = build_classifier(CARD)
@@ -160,16 +160,16 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
             parameter.data.mul_(4)
         store.save_trial(
             TrialRecord(
-                candidate="c0", fold=fold, status="finished", backbone="timm/test_resnet",
-                params={}, folds_hash=store.folds().hash, seed=0,
+                candidate="c0000", fold=fold, status="finished", backbone="timm/test_resnet",
+                params={"image_size": CARD.image_size}, folds_hash=store.folds().hash, seed=0,
             ),
             weights={"raw": pack_weights(model.state_dict(), CARD)},
         )  # fmt: skip
     store.blend.update(
         EnsembleRecord(
-            method="greedy", members=(MemberRecord(candidate="c0", variant="raw", weight=1.0),),
+            method="greedy", members=(MemberRecord(candidate="c0000", variant="raw", weight=1.0),),
             oof_logloss=1, crossfit_logloss=1, crossfit_se=0, certificate=0,
-            best_single_oof_logloss=1, best_single="c0 raw", oof_accuracy=0.5,
+            best_single_oof_logloss=1, best_single="c0000 raw", oof_accuracy=0.5,
             last_fold_logloss=1, members_considered=1, candidates_considered=1,
             folds_hash=store.folds().hash,
         )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from foldrace.core.consent import allow_run
 from foldrace.core.plugin_files import PluginFile
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import Predictor
@@ -61,6 +62,9 @@ def _run(make_tiny_run: Callable[..., Any], factor: float) -> RunStore:
     sources = {"own_factor": f"FACTOR = {factor}\nPARTS = []\n", "own_parts": PLUGIN}
     plugins = [PluginFile(name, text.encode(), name) for name, text in sources.items()]
     store: RunStore = make_tiny_run(f"run-{factor}", k=2, plugins=plugins).store
+    config = store.config()
+    training = config.training.model_copy(update={"meta_features": CONFIG.meta})
+    store.save_config(config.model_copy(update={"training": training}))
     store.save_candidate(CandidateRecord(candidate="c0000", backbone="mine/mean", params={}))
     torch.manual_seed(0)
     model = build_classifier(CONFIG, parts=run_parts(store))
@@ -68,7 +72,7 @@ def _run(make_tiny_run: Callable[..., Any], factor: float) -> RunStore:
         store.save_trial(
             TrialRecord(
                 candidate="c0000", fold=fold, status="finished", backbone="mine/mean",
-                params={}, folds_hash=store.folds().hash, seed=0,
+                params={"image_size": 32, "head": "own"}, folds_hash=store.folds().hash, seed=0,
             ),
             weights={"raw": pack_weights(model.state_dict(), CONFIG)},
         )  # fmt: skip
@@ -136,6 +140,7 @@ def test_a_blend_of_both_runs_uses_the_plugins_of_each(
 ) -> None:
     """Test-time augmentation is of the run that blends; it comes first in either model."""
     first, second = runs
+    allow_run(first.root, second.root)
     record = first.blend.record()
     assert record is not None
     members = [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from foldrace.core.consent import allow_run
 from foldrace.ensemble.calibration import reliability
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.members import true_prob
@@ -56,6 +57,7 @@ def rich(make_run: MakeRun, other: Run) -> Run:
     """A blend of own, other and added members with everything that can be known of it."""
     run = make_run(rows=60, epochs=1, complete=3, broken=False)
     added = _true(run, "c0002")
+    allow_run(run.store.root, other.store.root)
     run.store.files.write("ensemble/added/kernel.v2/true_prob.npy", npy(added))
     run.store.blend.update(run.store.blend.record().model_copy(update=_rich(run, other)))
     return run

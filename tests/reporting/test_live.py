@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Literal
 
 import pytest
-from rich.console import Console
 
+from foldrace.commands.terminal import Terminal
 from foldrace.reporting.live import LiveView, leaderboard_table, print_leaderboard
 from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
@@ -77,7 +77,7 @@ def _progress(
 
 def _plain(*steps: Progress) -> list[str]:
     out = io.StringIO()
-    with LiveView(Console(file=out, width=40)) as view:
+    with LiveView(Terminal(out, width=40)) as view:
         for step in steps:
             view.update(step)
     assert not [c for c in out.getvalue() if not c.isprintable() and c != "\n"]
@@ -145,7 +145,7 @@ def test_what_ended_before_the_session_is_one_line() -> None:
 def test_a_failure_shows_its_first_line_without_control_characters() -> None:
     trial = _trial("c1", 0, None, "bad \x1b[31mred\x07 [bold]\nmore")
     lines = _plain(_progress(), _progress(trial, _summary("c1", "failed", trial), eta=None))
-    assert lines[0].endswith("c1 fold0 failed: bad  [31mred  [bold]")
+    assert lines[0].endswith(r"c1 fold0 failed: bad \x1b[31mred\x07 [bold]")
     assert lines[1].endswith("c1 failed")
 
 
@@ -153,14 +153,14 @@ def test_a_note_is_shown_once_as_a_line() -> None:
     noted = [replace(_progress(), notes=notes) for notes in ((), ("no [room]",))]
     more = replace(_progress(), notes=("no [room]", "no\nmemory"))
     lines = _plain(*noted, noted[1], more, more)
-    assert lines == ["warning: no [room]", "warning: no memory"]
+    assert lines == ["warning: no [room]", r"warning: no\nmemory"]
     screen = _screen(more)
     assert "warning: no [room]" in screen and "0/18 fold trials" in screen
 
 
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, _environ={"TERM": "dumb"}, color_system=None)
+    console = Terminal(file=out, force_terminal=True, _environ={"TERM": "dumb"}, color_system=None)
     with LiveView(console) as view:
         view.update(_progress())
         view.update(_progress(_trial("c1", 0)))
@@ -171,7 +171,7 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
 def _screen(progress: Progress, height: int = 30) -> str:
     """The last picture of a terminal of 80 columns."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=80, height=height, color_system=None)
+    console = Terminal(file=out, force_terminal=True, width=80, height=height, color_system=None)
     with LiveView(console) as view:
         view.update(progress)
     return re.sub(r"\x1b\[[?\dA-Z;]*[A-Za-z]", "", out.getvalue())
@@ -229,21 +229,21 @@ def test_terminal_shows_where_the_race_stands() -> None:
 
 
 def test_the_view_stops_when_the_block_raises() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True)
+    console = Terminal(file=io.StringIO(), force_terminal=True)
     with pytest.raises(KeyboardInterrupt):
         _interrupted(console)
     with LiveView(console):  # a console holds one live display at a time
         pass
 
 
-def _interrupted(console: Console) -> None:
+def _interrupted(console: Terminal) -> None:
     with LiveView(console):
         raise KeyboardInterrupt
 
 
 def _leaderboard(*summaries: CandidateSummary, limit: int = 8) -> str:
     out = io.StringIO()
-    print_leaderboard(Console(file=out, width=80), summaries, limit)
+    print_leaderboard(Terminal(file=out, width=80), summaries, limit)
     return out.getvalue()
 
 

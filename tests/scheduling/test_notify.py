@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from foldrace.config.schema import NotifyConfig
+from foldrace.core.consent import allow_command
 from foldrace.core.errors import Interrupted, RunFailure, UserError
 from foldrace.run_folder.records import CandidateRecord, CandidateSummary, TrialRecord
 from foldrace.run_folder.store import RunStore
@@ -86,6 +87,7 @@ def test_how_a_run_ends_is_told(
     told = tmp_path / "told"
     config = store.config().model_copy(update={"notify": NotifyConfig(command=f"cat >> {told}")})
     store.save_config(config)
+    allow_command(store.config().notify.command)
     with pytest.raises(type(error)), notifying(store):
         raise error
     [event] = told_to(told)

@@ -21,18 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.dataset.images import decode_rgb, read_bytes
-from foldrace.trainables.data.cache_folder import (
+from foldrace.trainables.data.cache_entry import (
     PIXELS,
     VERSION,
     DamagedEntry,
     Layout,
-    StoredImages,
-    new_part,
-    publish,
     read_header,
-    reserve,
     write_tables,
 )
+from foldrace.trainables.data.cache_folder import StoredImages, new_part, publish, reserve
 
 T = TypeVar("T")
 _CHUNK = 256  # images decoded ahead
@@ -171,7 +168,7 @@ def _in_order(files: Sequence[Path], work: Callable[[Path], T], workers: int) ->
 
 def _key(layout: Layout, digests: Iterable[bytes]) -> str:
     head = f"{VERSION} {layout.side} {layout.format}\n".encode()
-    return hashlib.sha256(head + b"".join(digests)).hexdigest()[:32]
+    return hashlib.sha256(head + b"".join(digests)).hexdigest()
 
 
 def _sizes_hash(sizes: NDArray[np.int64]) -> str:

@@ -9,9 +9,6 @@ files are checked against, and a lock file says, even after a kill -9, whether s
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
-import json
 import logging
 import os
 import shutil
@@ -19,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,43 +25,14 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-VERSION = 3
-PIXELS = "pixels.bin"
-_HEADER, _INDEX, _IN_USE = "header.json", "index.npy", "in_use"
+from foldrace.trainables.data.cache_entry import PIXELS, DamagedEntry, checked_index, read_header
+
+_IN_USE = "in_use"
 _FREE_FRACTION = 0.8  # of the free disk that the cache may take
 _STALE_SECONDS = 30 * 24 * 3600
 _PART, _GONE, _RESERVED = ".part-", ".gone-", "reserved"
 
 _log = logging.getLogger("foldrace")
-
-
-class DamagedEntry(Exception):
-    """An entry whose files are not those that were written."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Size and format of the stored images."""
-
-    side: int
-    """Largest shorter side, in pixels."""
-    format: str
-    """A row of `FORMATS`: raw or jpeg."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """The properties of an entry when it was written."""
-
-    version: int
-    side: int
-    format: str
-    sizes: str
-    """SHA-256 of the sizes of the image files; where it differs the content does too."""
-    images: int
-    pixel_bytes: int
-    index: str
-    """SHA-256 of the index file."""
 
 
 class StoredImages:
@@ -79,7 +47,7 @@ class StoredImages:
         self._lease = lease(folder)
         with suppress(OSError):  # of another user
             os.utime(folder / _IN_USE)
-        self._index = _checked_index(folder, read_header(folder))
+        self._index = checked_index(folder, read_header(folder))
         # A plain array over the map: slicing a memmap takes five times as long.
         self._bytes = np.asarray(np.memmap(folder / PIXELS, dtype=np.uint8, mode="r"))
 
@@ -156,40 +124,6 @@ def unused(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def write_tables(folder: Path, layout: Layout, sizes: str, index: NDArray[np.int64]) -> None:
-    """Write index and header, after the pixels."""
-    buffer = io.BytesIO()
-    np.save(buffer, index)
-    (folder / _INDEX).write_bytes(buffer.getvalue())
-    checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
-    pixel_bytes = (folder / PIXELS).stat().st_size
-    header = Header(VERSION, layout.side, layout.format, sizes, len(index), pixel_bytes, checksum)
-    (folder / _HEADER).write_text(json.dumps(asdict(header)), encoding="utf-8")
-
-
-def read_header(folder: Path) -> Header:
-    """The header of an entry; raises FileNotFoundError and DamagedEntry as `StoredImages` does."""
-    try:
-        header = Header(**json.loads((folder / _HEADER).read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise DamagedEntry(f"its header is not readable: {error}") from error
-    if header.version != VERSION:
-        raise DamagedEntry(f"its version is {header.version}, not {VERSION}")
-    return header
-
-
-def _checked_index(folder: Path, header: Header) -> NDArray[np.int64]:
-    """(n, 4) int64: first byte, byte after the last, height, width."""
-    found = (folder / PIXELS).stat().st_size
-    if found != header.pixel_bytes:
-        raise DamagedEntry(f"{PIXELS} has {found:,} bytes, not {header.pixel_bytes:,}")
-    data = (folder / _INDEX).read_bytes()
-    if hashlib.sha256(data).hexdigest() != header.index:
-        raise DamagedEntry(f"the checksum of {_INDEX} does not match")
-    index: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
-    return index
 
 
 class NoRoom(Exception):

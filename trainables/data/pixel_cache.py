@@ -16,24 +16,20 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
 from foldrace.config.schema import CacheConfig
 from foldrace.core.files import atomic_write
 from foldrace.dataset.archive import cache_dir, cache_folder
 from foldrace.dataset.images import LONGEST, read_rgb
 from foldrace.trainables.data.cache_build import build, find_same, scan
-from foldrace.trainables.data.cache_folder import (
-    VERSION,
-    Layout,
-    NoRoom,
-    StoredImages,
-    find_entry,
-)
+from foldrace.trainables.data.cache_entry import VERSION, Layout
+from foldrace.trainables.data.cache_folder import NoRoom, StoredImages, find_entry
 
 DEFAULT = CacheConfig()
 _MARGIN = 1.5  # stored side per model input side: room for random crops
@@ -53,7 +49,7 @@ class NoRoomForImages(Exception):
 class ListRecord:
     """The record of a list of paths: the entry that it led to."""
 
-    key: str = ""
+    key: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
     """Name of the entry; empty where there never was one."""
     state: str = ""
     """State of the files when they were last compared with it (`Scan.state`)."""
@@ -191,7 +187,7 @@ def _record_name(files: Sequence[Path], layout: Layout) -> str:
     """Name of the record of a list of paths."""
     paths = [str(file) if file.is_absolute() else os.path.abspath(file) for file in files]
     listed = json.dumps([VERSION, layout.side, layout.format, paths])
-    return hashlib.sha256(listed.encode()).hexdigest()[:32]
+    return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
 
 
 def _entry_of_session(path: Path, session: str | None) -> StoredImages | None:
@@ -229,8 +225,8 @@ def _with_refusal(old: ListRecord | None, session: str | None, reason: str) -> L
 def _read_record(path: Path) -> ListRecord | None:
     """The record in a file, or None where there is none that can be read."""
     try:
-        return ListRecord(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return TypeAdapter(ListRecord).validate_json(path.read_bytes(), strict=True)
+    except (FileNotFoundError, ValidationError):
         return None
 
 

@@ -157,8 +157,12 @@ def build_encoder(
     """The backbone, or all members of a stack, without a classifier.
 
     `image_size` is that of the images, in pixels; a stack's members may have their own. Raises
-    EnvironmentProblem where pretrained weights cannot be had.
+    EnvironmentProblem where pretrained weights cannot be had, or where there is no such backbone:
+    timm takes names, such as those of a hub or of a folder, that make it fetch or read files.
     """
+    problem = check_backbone(backbone, parts)
+    if problem is not None:
+        raise EnvironmentProblem([problem])
     each = members(backbone)
     if is_stack(backbone) and isinstance(pretrained, str) and not Path(pretrained).is_dir():
         raise EnvironmentProblem.single(
@@ -205,7 +209,7 @@ def _is_name(family: Family, name: str) -> bool:
     """True for a name of the family; timm's may have a tag, which says which weights."""
     if family.prefix != "timm" or "." not in name:
         return name in _names(family)
-    return name.split(".")[0] in _names(family) and name in timm.list_pretrained()
+    return name.split(".")[0] in _names(family) and name in _pretrained_names()
 
 
 def _meant(backbone: str, families: Mapping[str, Family]) -> list[str]:
@@ -226,6 +230,11 @@ def _meant(backbone: str, families: Mapping[str, Family]) -> list[str]:
             return found
     every = [f"{row.prefix}/{n}" for row in own or families.values() for n in _names(row)]
     return closest(f"{own[0].prefix}/{name}" if own else name, every, n=4 if own else 3)
+
+
+@cache
+def _pretrained_names() -> frozenset[str]:
+    return frozenset(timm.list_pretrained())
 
 
 @cache

@@ -33,7 +33,7 @@ def _is_cached(backbone: str) -> bool:
     """True where the weights' file lies in the cache of its library."""
     family, _, name = backbone.partition("/")
     if family == "torchvision":  # files are named after the backbone and a part of their hash
-        home = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
+        home = Path(os.path.expanduser(os.environ.get("TORCH_HOME", "~/.cache/torch")))
         return any((home / "hub" / "checkpoints").glob(f"{name}-*.pth"))
     from huggingface_hub import try_to_load_from_cache
 

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foldrace.core.errors import EnvironmentProblem
+from foldrace.core.opening import GB, open_regular, unreadable
+
+_MOST_BYTES = 100 * GB
 
 
 def weights_file(pretrained: str, backbone: str) -> Path:
@@ -54,7 +57,10 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], strict: bool = T
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        with open_regular(file, _MOST_BYTES):
+            return load_file(file)
+    except OSError as error:
+        raise EnvironmentProblem.single(_where(file), unreadable(error)) from error
     except Exception as error:  # safetensors raises its own type for a damaged file
         message = f"cannot be read as safetensors: {error}"
         if _is_pickle(file):

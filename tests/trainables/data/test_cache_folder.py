@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 from PIL import Image
 
 from foldrace.config.schema import CacheConfig
+from foldrace.run_folder.oof import npy
 from foldrace.trainables.data import cache_build
 from foldrace.trainables.data.cache_folder import (
     DecodedImages,
@@ -115,6 +118,7 @@ def test_a_session_without_room_does_not_try_again(
 
 HOLDER = """
 import sys
+import time
 from pathlib import Path
 from foldrace.config.schema import CacheConfig
 from foldrace.trainables.data.pixel_cache import open_images
@@ -225,6 +229,22 @@ def test_whoever_publishes_second_takes_the_first(lists: list[list[Path]], own_c
     assert part.folder.exists()  # left to the builder, who removes it
 
 
+def _later(path: Path, data: bytes) -> None:
+    """Written over an hour after it was made."""
+    path.write_bytes(data)
+    os.utime(path, (time.time() + 3600,) * 2)
+
+
+def _header(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def _index(path: Path, data: bytes) -> None:
+    """An index that the header has the checksum of."""
+    path.write_bytes(data)
+    _header(path.with_name("header.json"), index=hashlib.sha256(data).hexdigest())
+
+
 DAMAGES = {
     "pixels.bin": lambda path: os.truncate(path, 1000),
     "index.npy": lambda path: path.write_bytes(path.read_bytes()[:-8] + b"\0" * 7 + b"\1"),
@@ -233,6 +253,14 @@ DAMAGES = {
         json.dumps(json.loads(path.read_text()) | {"version": 1})
     ),
     "in_use": os.unlink,
+    "pixels.bin other pixels": lambda path: _later(path, bytes(path.stat().st_size)),
+    "index.npy with its own checksum": lambda path: _index(path, b"\x93NUMPY\x01\x00v\x00{'descr'"),
+    "index.npy out of bounds": lambda path: _index(path, npy(np.full((3, 4), 10**12))),
+    "index.npy of texts": lambda path: _index(path, npy(np.array([["a"] * 4] * 3))),
+    "header.json format": lambda path: _header(path, format="nope"),
+    "header.json texts": lambda path: _header(path, pixel_bytes="1"),
+    "header.json negative": lambda path: _header(path, images=-1),
+    "header.json deep": lambda path: path.write_text("[" * 100_000),
     "pixels.bin gone": os.unlink,
 }
 
@@ -259,7 +287,13 @@ def test_a_damaged_entry_is_made_anew(
     assert len(caplog.messages) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}'])
+NO_RECORDS = (
+    *("", "{", "[]", '{"key": 1}'),
+    *('{"key": "../x"}', '{"sessions": 5}', '{"refused": {"a": 1}}'),
+)
+
+
+@pytest.mark.parametrize("content", NO_RECORDS)
 def test_a_damaged_record_of_a_list_is_no_matter(
     lists: list[list[Path]], own_cache: Path, content: str
 ) -> None:
