@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foldrace.commands.terminal import Terminal
-from foldrace.core.errors import RunFolderError
+from foldrace.core.errors import RunFolderError, listing
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv
 
@@ -42,12 +42,16 @@ class Run:
 
         return pd.read_csv(io.StringIO(leaderboard_csv(self._store.summaries(running=True))))
 
-    def oof(self, candidate: str | None = None, variant: str | None = None) -> pd.DataFrame:
+    def oof(
+        self, candidate: str | None = None, variant: str | None = None, repeat: int | None = None
+    ) -> pd.DataFrame:
         """Out-of-fold probabilities of the blend, or of a complete candidate's variant.
 
         One row per scored training image: `image_path`, `target`, `fold`, one column per class.
-        `variant` None is the candidate's best one. Raises RunFolderError where there is no such
-        blend, candidate or variant.
+        `variant` None is the candidate's best one. With `folds.repeats` further columns `fold_r1`,
+        ... follow `fold`, and the probabilities of a candidate, which may be stopped, too, are the
+        mean over the repeats that are complete, or those of `repeat` (from 0) alone. Raises
+        RunFolderError where there is no such blend, candidate, variant or repeat.
         """
         import pandas as pd
 
@@ -57,18 +61,26 @@ class Run:
                 "image_path": np.array(folds.image_paths, object)[rows],
                 "target": np.array(folds.targets, object)[rows],
                 "fold": folds.fold[rows],
+                **{f"fold_r{i}": split[rows] for i, split in enumerate(folds.later, 1)},
             }
         )
-        prob = pd.DataFrame(self._prob(candidate, variant), columns=list(self._store.classes()))
+        found = self._prob(candidate, variant, repeat)
+        prob = pd.DataFrame(found, columns=list(self._store.classes()))
         return pd.concat([table, prob], axis=1)
 
-    def _prob(self, candidate: str | None, variant: str | None) -> NDArray[np.float32]:
+    def _prob(
+        self, candidate: str | None, variant: str | None, repeat: int | None
+    ) -> NDArray[np.float32]:
         """(N, C) probabilities on the scored rows."""
         if candidate is None:
+            if repeat is not None:
+                message = f"a blend is of all repeats; give a candidate for repeat {repeat}"
+                raise RunFolderError.single(self.folder, message)
             return self._store.blend.oof()
         complete = {s.candidate.candidate: s for s in self._store.summaries() if s.best is not None}
         summary = complete.get(candidate)
-        if summary is None or summary.status != "complete":
+        repeats = summary.complete_repeats if summary is not None and summary.repeats > 1 else ()
+        if summary is None or (summary.status != "complete" and not repeats):
             raise RunFolderError.single(
                 self.folder, f"has no complete candidate {candidate!r}; see leaderboard()"
             )
@@ -78,7 +90,12 @@ class Run:
                 self.folder,
                 f"{candidate} has no variant {variant!r}; it has {', '.join(variants)}",
             )
-        return self._store.oof(candidate, variant or summary.best or variants[0])
+        known = repeats or (0,)
+        if repeat is not None and repeat not in known:
+            message = f"{candidate} has no complete repeat {repeat}; it has {listing(known)}"
+            raise RunFolderError.single(self.folder, message)
+        wanted = known if repeat is None else (repeat,)
+        return self._store.oof(candidate, variant or summary.best or variants[0], wanted)
 
 
 def open_run(folder: str | Path) -> Run:

@@ -45,7 +45,8 @@ class Plan:
     config: SweepConfig
     space: SearchSpace
     manifest: Manifest
-    fold: NDArray[np.int64]  # (n,)
+    fold: NDArray[np.int64]
+    """As `make_folds` gives it."""
     test: ImageSet | None
     disk_bytes: int
     warnings: tuple[Problem, ...]
@@ -118,8 +119,8 @@ def estimate_bytes(
     counts = [parameter_count(ModelConfig(b, classes, size), parts) for b, size in sizes.items()]
     snapshots = max(int(v) for b in space.backbones for v in space.settings[b]["snapshots"].values)
     variants = _VARIANTS + snapshots
-    weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.k
-    oof = len(manifest) * (classes * 2 + 4) * variants
+    weights = int(np.mean(counts)) * _FLOAT32 * variants * config.folds.trials
+    oof = len(manifest) * (classes * 2 + 4) * variants * config.folds.repeats
     every_size = {size for settings in space.settings.values() for size in image_sizes(settings)}
     cache = cache_bytes(images, every_size, config.cache)
     return int(_candidates(config) * (weights + oof)) + cache
@@ -129,7 +130,7 @@ def _candidates(config: SweepConfig) -> float:
     """Candidates that may have all of their folds, which take the most."""
     limit = config.search.fold_trials
     most = config.search.candidates
-    return most if limit is None else min(most, limit / config.folds.k)
+    return most if limit is None else min(most, limit / config.folds.trials)
 
 
 def _data(

@@ -60,9 +60,10 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def trials_line(config: SweepConfig) -> str:
     """The number of fold trials in words; an upper limit with a race or a budget."""
-    candidates, folds = config.search.most_candidates, config.folds.k
-    started = f"{counted(candidates, 'candidate')} × {counted(folds, 'fold')}"
-    trials = candidates * folds
+    candidates, folds = config.search.most_candidates, config.folds
+    started = f"{counted(candidates, 'candidate')} × {counted(folds.k, 'fold')}"
+    started += f" × {folds.repeats} repeats" if folds.repeats > 1 else ""
+    trials = candidates * folds.trials
     most = min(trials, config.search.fold_trials or trials)
     limited = config.race.rule != "none" or config.resources.gpu_hours or most < trials
     if not limited and config.resources.time_budget is None:

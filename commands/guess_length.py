@@ -166,6 +166,7 @@ def _work(basis: Basis, measured: MeasuredSpeeds, started: float) -> Work:
         seconds = max(1.0, Deadline(budget, 0.0).seconds_left(elapsed))
     counts = np.bincount(basis.manifest.labels)
     decided = basis.sets("folds", "k") or config.folds.column is not None
+    repeats = config.folds.repeats
     free = shutil.disk_usage(Path.cwd()).free * _DISK_PART
     largest = max((speed.weights for speed in measured.speeds.values()), default=0)
     return Work(
@@ -176,10 +177,13 @@ def _work(basis: Basis, measured: MeasuredSpeeds, started: float) -> Work:
         seconds=seconds,
         folds=config.folds.k if decided else None,
         most_folds=max(2, _units_of_smallest_class(basis.manifest, counts)),
+        repeats=repeats,
         has_gpu=basis.has_gpu,
         epochs=config.training.epochs if basis.sets("training", "epochs") else None,
         candidates=config.search.candidates if basis.sets("search", "candidates") else None,
-        most_candidates=max(2, int(free / (5 * _WEIGHT_BYTES * largest))) if largest else 1000,
+        most_candidates=max(2, int(free / (5 * repeats * _WEIGHT_BYTES * largest)))
+        if largest
+        else 1000,
     )
 
 
@@ -207,8 +211,10 @@ def _length_lines(length: SweepLength, basis: Basis, speeds: Mapping[str, Speed]
         yield f"{name}: about {trial} a fold trial{left_out}"
     short = length.first_epochs
     first = f" ({short} of the first candidate)" if short < length.epochs else ""
+    folds = counted(length.folds, "fold")
+    folds += f" × {config.folds.repeats} repeats" if config.folds.repeats > 1 else ""
     yield (
-        f"{size} px, {counted(length.epochs, 'epoch')}{first}, {counted(length.folds, 'fold')}, "
+        f"{size} px, {counted(length.epochs, 'epoch')}{first}, {folds}, "
         f"{counted(at_once, 'fold trial')} at a time, at most "
         f"{counted(length.candidates, 'candidate')}"
     )

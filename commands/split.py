@@ -29,5 +29,6 @@ def split(config: Path, overrides: Sequence[str], out: Path | None, console: Con
         raise RunFolderError.single(str(target), "exists; remove it or give another --out")
     text = folds_csv(manifest, make_folds(manifest, parsed.folds))
     RunStore(target.parent).files.write(target.name, text.encode())
-    console.print(f"{target}: {len(manifest)} rows in {parsed.folds.k} folds")
+    repeats = f" × {parsed.folds.repeats} repeats" if parsed.folds.repeats > 1 else ""
+    console.print(f"{target}: {len(manifest)} rows in {parsed.folds.k} folds{repeats}")
     return target

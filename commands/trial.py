@@ -39,8 +39,8 @@ def trial(
     store = RunStore(out or tempfile.mkdtemp(prefix="foldrace-trial-"))
     if store.exists:
         raise already_exists(store, parsed)
-    if not 0 <= fold < plan.config.folds.k:
-        allowed = f"0 to {plan.config.folds.k - 1}"
+    if not 0 <= fold < plan.config.folds.trials:
+        allowed = f"0 to {plan.config.folds.trials - 1}"
         raise UserError.single(f"--fold {fold}", f"no such fold; allowed: {allowed}")
     folds = folds_csv(plan.manifest, plan.fold)
     allow_plugins(parts.files)  # the user's own command has named them

@@ -180,8 +180,15 @@ def _smoke(raw: dict[str, Any]) -> dict[str, Any]:
     folds = raw.get("folds")
     if isinstance(folds, dict) and (folds.get("column") is not None or folds.get("k") == 1):
         del defaults["folds"]  # the column says how many folds there are; a fixed split stays one
+    elif isinstance(folds, dict) and folds.get("repeats", 1) != 1:
+        defaults["folds"] = {"k": 2, "repeats": _few(folds["repeats"])}
     # A smoke section that is no mapping is left to the validation.
     return _merge(_merge(_without_length(raw), defaults), own if isinstance(own, dict) else {})
+
+
+def _few(repeats: object) -> object:
+    """Two of several repeats; a wrong value is left to the validation."""
+    return min(repeats, 2) if isinstance(repeats, int) else repeats
 
 
 def _without_length(raw: dict[str, Any]) -> dict[str, Any]:

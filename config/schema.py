@@ -143,6 +143,9 @@ class FoldsConfig(ConfigSection):
 
     k: Annotated[int, Field(ge=1, le=100)] = 5
     """Number of folds; 1 means one fixed validation split of `valid_fraction`."""
+    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    """Number of different splits into k folds: a candidate has k × repeats fold trials, and a row's
+    prediction is the mean over the repeats."""
     seed: Annotated[int, Field(ge=0)] = 42
     column: str | None = None
     """A CSV column that already gives each row's fold (0 .. k-1; with k: 1 `train`, `valid`,
@@ -160,6 +163,24 @@ class FoldsConfig(ConfigSection):
                 "leaves no training rows; allowed: a sum below 1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _repeats_are_drawn(self) -> FoldsConfig:
+        if self.repeats > 1 and self.k == 1:
+            raise ValueError(
+                f"repeats: {self.repeats} goes with k of 2 or more, not with k: 1, one fixed split"
+            )
+        if self.repeats > 1 and self.column is not None:
+            raise ValueError(
+                f"repeats: {self.repeats} goes with folds that are drawn, not with column: "
+                f"{self.column}, which gives one split"
+            )
+        return self
+
+    @property
+    def trials(self) -> int:
+        """Fold trials of a complete candidate."""
+        return self.k * self.repeats
 
 
 class PointConfig(ConfigSection):

@@ -29,7 +29,7 @@ from foldrace.dataset.duplicates import (
     near_copies,
     without_copies,
 )
-from foldrace.dataset.folds import fold_warnings
+from foldrace.dataset.folds import fold_warnings, parts_of
 from foldrace.dataset.images import MOST_PIXELS
 from foldrace.dataset.left_out import UNREADABLE, LeftOut
 from foldrace.dataset.manifest import Manifest
@@ -114,13 +114,14 @@ def audit(
 ) -> Audit:
     """Read, hash and decode every image, `workers` at a time.
 
-    `scanned`: what `scan_rows` has found in the training images. With `bad_tests_pass`, test images
-    that give no image are no problem.
+    `fold`: as `make_folds` gives it; `scanned`: what `scan_rows` has found in the training images.
+    With `bad_tests_pass`, test images that give no image are no problem.
     """
     with ThreadPoolExecutor(max(1, workers)) as pool:
         infos = scan_images(manifest, pool, max_pixels) if scanned is None else scanned
         test_infos = [] if test is None else scan_images(test, pool, max_pixels)
-        near = near_copies(manifest, infos, fold, test, test_infos, pool)
+        part = None if fold is None else parts_of(fold)
+        near = near_copies(manifest, infos, part, test, test_infos, pool)
     problems = list(_faults("training", "data.train_images", manifest, infos))
     left_out: dict[int, LeftOut] = {}
     if test is not None and bad_tests_pass:
@@ -133,7 +134,7 @@ def audit(
         *(fold_warnings(manifest, fold) if fold is not None else ()),
         *_little_to_see("training", manifest, infos),
         *(_little_to_see("test", test, test_infos) if test is not None else ()),
-        *exact_copies(manifest, infos, fold, test, test_infos),
+        *exact_copies(manifest, infos, part, test, test_infos),
         *near.warnings,
     ]
     sizes = tuple(info.size for info in (*infos, *test_infos) if info.fault is None)
@@ -219,8 +220,9 @@ def _tiny_classes(manifest: Manifest, fold: NDArray[np.int64] | None) -> Iterato
         fewest, few, unit = counts, FEW_IMAGES, ""
     else:
         per_fold = [
-            np.bincount(manifest.labels[fold == f], minlength=n_classes)
-            for f in range(int(fold.max()) + 1)
+            np.bincount(manifest.labels[split == f], minlength=n_classes)
+            for split in np.atleast_2d(fold)
+            for f in range(max(int(split.min()), 0), int(split.max()) + 1)
         ]
         fewest, few, unit = np.min(per_fold, axis=0), FEW_PER_FOLD, " in some fold"
     tiny = [f"{manifest.classes[c]} ({counts[c]})" for c in np.flatnonzero(fewest < few)]

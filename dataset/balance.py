@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIZE = 2.0  # weight of even sizes, where that of even classes is 1
+_MIXED = 0.7  # least factor of a size: splits then differ as by chance, and classes stay as even
 
 
 def deal_rows(labels: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int64]:
@@ -39,6 +40,7 @@ def deal_groups(
     size: NDArray[np.float64],
     fractions: NDArray[np.float64],
     rng: np.random.Generator,
+    mixed: bool = False,
 ) -> NDArray[np.int64]:
     """Side of each of the G groups, (G,): an index into `fractions` (S,), which sum to 1.
 
@@ -46,13 +48,15 @@ def deal_groups(
     sums to 1. The largest comes first, each to the side that lacks it most: it lowers most
     sum_s |lacking_s|² / fraction_s over the size and, with half its weight, the classes' rows. Then
     each is taken up once more, and put where it is lacked most now. No side stays empty where there
-    are as many groups.
+    are as many groups. Where groups have many sizes, that is one split whatever `rng` draws; with
+    `mixed` a group may come before one of up to 1.4 times its size.
     """
     start, column, share, weight = _shares(group, labels, size)
     lacking = np.repeat(fractions[:, None], int(column.max()) + 1, axis=1)  # (S, C + 1)
     half, weighted = share / 2, share * weight
     order = rng.permutation(len(size))
-    order = order[np.argsort(-np.bincount(group)[order], kind="stable")]
+    rows = np.bincount(group)[order] * (rng.uniform(_MIXED, 1, len(order)) if mixed else 1)
+    order = order[np.argsort(-rows, kind="stable")]
     side = np.full(len(size), -1, dtype=np.int64)
     for g in (*order, *order):
         own = slice(start[g], start[g + 1])

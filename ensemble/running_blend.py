@@ -35,7 +35,11 @@ class Gain:
     rows: int
 
 
-def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -> Gain:
+def bounded_gain(
+    true_prob: NDArray[np.floating],
+    mixed: NDArray[np.floating],
+    rows: NDArray[np.int64] | None = None,
+) -> Gain:
     """Mean and error of x_i = (log((1 - STEP) q_i + STEP t_i) - log q_i) / STEP.
 
     For the member's t (n,) and the blend's q (n,), q > 0: to first order minus the slope of the
@@ -44,6 +48,8 @@ def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -
 
     The standard error is that of a mean of independent rows, sd (n - 1 in it) / sqrt(n). One row
     alone has no spread: its error is MOST_LOST, so that with z >= 1 it stops no candidate.
+    `rows` (n,): which row each of the n is of, where repeats have scored some several times. A
+    row's x is then the mean over its own, and counts once.
 
     Raises ValueError on no rows, on other shapes, and where q is not positive.
     """
@@ -55,9 +61,12 @@ def bounded_gain(true_prob: NDArray[np.floating], mixed: NDArray[np.floating]) -
         row = int((~(mixed > 0.0)).argmax())
         raise ValueError(f"row {row}: the blend gives {mixed[row]}, should be above 0")
     gains = np.log1p(STEP * (clipped(true_prob) / mixed - 1.0)) / STEP
-    rows = len(gains)
-    se = float(gains.std(ddof=1)) / math.sqrt(rows) if rows > 1 else MOST_LOST
-    return Gain(float(gains.mean()), se, rows)
+    if rows is not None:
+        times = np.bincount(rows)
+        gains = np.bincount(rows, weights=gains)[times > 0] / times[times > 0]
+    count = len(gains)
+    se = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else MOST_LOST
+    return Gain(float(gains.mean()), se, count)
 
 
 _AT_A_TIME = 4

@@ -1,16 +1,18 @@
 """Probabilities of a run's blend for any images.
 
 Takes a run folder and image files, gives an (n, C) array: per fold the members at their
-temperatures, combined, at the blend's temperature; then the mean over the folds. Only the selected
-checkpoints are read, each once; what they say of the test set is kept beside them, so that each
-predicts it once for all blends.
+temperatures, combined; then the geometric mean over the folds, at the blend's temperature. Where
+there are repeats, a member's prediction of a fold is the mean over that of each repeat, as its OOF
+rows are, to which temperatures and weights were fitted. Only the selected checkpoints are read,
+each once; what they say of the test set is kept beside them, so that each predicts it once for all
+blends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,7 @@ from foldrace.inference.tta import AveragedViews, find_tta
 from foldrace.run_folder.allowed import member_run, open_allowed
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.kept_predictions import KeptPredictions
+from foldrace.run_folder.oof import mean_log_prob
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.cache_build import scan
 from foldrace.trainables.data.loader import loader_settings
@@ -169,28 +172,45 @@ class Predictor:
         total: NDArray[np.float64] = np.zeros((len(images.files), len(self.classes)))
         for log_prob in self._of_folds(images, on_model):
             total += log_prob
-        return normalise(softmax(total / self.store.fold_count / self.ensemble.blend_temperature))
+        return normalise(softmax(total / self.store.folds().k / self.ensemble.blend_temperature))
 
     def _of_folds(self, images: _Images, on_model: OnModel) -> Iterator[NDArray[np.float64]]:
         """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
         count_model = _counter(on_model)
         with naming_plugins():
-            for fold in range(self.store.fold_count):
+            for fold in range(self.store.folds().k):
                 pooled = pool_terms(self._combiner, self._members(fold, images, count_model))
                 yield np.log(normalise(pooled))
 
     def _members(
         self, fold: int, images: _Images, count_model: Callable[[], None]
     ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-        """(member, its calibrated log-probabilities (n, C)), one in memory at a time."""
+        """(member, its calibrated log-probabilities (n, C)), one in memory at a time.
+
+        `fold` is the number within a repeat.
+        """
+        folds = range(fold, self.store.fold_count, self.store.folds().k)
         for number, member in self._counting:
             if member.added and images.ids is not None:
                 known = added_test(self.store, member.candidate, images.ids)[images.rows]
                 log_prob: NDArray[np.floating] = np.log(normalise(known))
             else:
-                log_prob = self._fold_log_prob(member, fold, images)
-                count_model()
+                log_prob = self._mean_log_prob(member, folds, images, count_model)
             yield number, at_temperature(log_prob, member.temperature)
+
+    def _mean_log_prob(
+        self,
+        member: MemberRecord,
+        folds: Iterable[int],
+        images: _Images,
+        count_model: Callable[[], None],
+    ) -> NDArray[np.float32]:
+        """(n, C) of the mean over these fold models, uncalibrated."""
+        found = []
+        for fold in folds:
+            found.append(self._fold_log_prob(member, fold, images))
+            count_model()
+        return mean_log_prob(found)
 
     def _fold_log_prob(
         self, member: MemberRecord, fold: int, images: _Images

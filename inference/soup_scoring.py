@@ -124,7 +124,7 @@ class Scorer:
 
     def _rows(self, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) rows of the fold, and their labels."""
-        rows = np.flatnonzero(self.models.store.folds().fold == fold)
+        rows = self.models.store.folds().rows_of(fold)
         return rows, self.models.store.labels()[rows]
 
     @cached_property

@@ -74,7 +74,7 @@ class CandidateFiles:
     @property
     def fold_count(self) -> int:
         """Number of fold trials of a complete candidate."""
-        return int(self.folds().fold.max()) + 1
+        return self.folds().count
 
     def scored_rows(self) -> NDArray[np.int64]:
         """(N,) rows that some fold trial scores: all, or with k: 1 the validation rows."""
@@ -135,6 +135,7 @@ class CandidateFiles:
                 self.fold_count,
                 running,
                 decisions.get(record.candidate, ()),
+                self.folds().repeats,
             )
             for record in self.candidates()
         ]

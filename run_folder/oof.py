@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,8 @@ def pooled(
 ) -> NDArray[np.float32]:
     """The arrays `name` of fold trials put together in the order of their rows in folds.csv.
 
+    Of several repeats one lies after the other.
+
     `folders`: fold -> its folder; `digests`: fold -> digest of its files, as far as they are known.
     RunFolderError with every fold trial that does not hold each row of its fold once, has files
     that cannot be read, or such that are not those of its record.
@@ -103,8 +105,24 @@ def pooled(
     ]
     if problems or strange:  # what exactly is wrong says more than that something is
         raise RunFolderError(problems or strange)
-    whole, order = [p for p in parts if p is not None], [r for r in row_parts if r is not None]
+    whole = [p for p in parts if p is not None]
+    order = [
+        folds.repeat_of(fold) * len(folds.fold) + rows
+        for fold, rows in zip(folders, row_parts, strict=True)
+        if rows is not None
+    ]
     return np.concatenate(whole)[np.argsort(np.concatenate(order))]
+
+
+def mean_log_prob(repeats: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Logarithm of the mean probabilities (N, C), of each repeat's log-probabilities (N, C).
+
+    The probability of a row is the mean over its models, one of each repeat.
+    """
+    if len(repeats) == 1:
+        return repeats[0]
+    total = np.logaddexp.reduce(list(repeats), axis=0)
+    return np.asarray(total - np.log(np.float32(len(repeats))), dtype=np.float32)
 
 
 def row_name(row: int, folds: FoldTable) -> str:
@@ -146,7 +164,7 @@ def _misfits(
 ) -> Iterator[tuple[bool, str]]:
     """(do its rows fit, text) for each problem of one fold trial."""
     says = "does not hold each scored row once"
-    expected = np.flatnonzero(folds.fold == fold)
+    expected = folds.rows_of(fold)
     if rows.shape != expected.shape or not np.array_equal(np.sort(rows), expected):
         what = _first_wrong_row(rows.ravel(), expected, folds)
         counts = f"{rows.size} rows for {len(expected)} of fold {fold}"

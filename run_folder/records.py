@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -226,7 +227,9 @@ class CandidateSummary:
     status: CandidateStatus
     trials: tuple[TrialRecord, ...]  # by fold
     folds: int
+    """Fold trials of a complete candidate, of all repeats."""
     decisions: tuple[RaceDecision, ...] = ()  # by number
+    repeats: int = 1
 
     @property
     def settled(self) -> bool:
@@ -251,6 +254,26 @@ class CandidateSummary:
         return tuple(t for t in self.trials if t.status == "finished")
 
     @cached_property
+    def complete_repeats(self) -> tuple[int, ...]:
+        """The repeats whose folds all ended well."""
+        per_repeat = self.folds // self.repeats
+        done = Counter(t.fold // per_repeat for t in self.finished)
+        return tuple(repeat for repeat in sorted(done) if done[repeat] == per_repeat)
+
+    @cached_property
+    def counted(self) -> tuple[TrialRecord, ...]:
+        """The finished fold trials by which it is scored: each row of them counts alike.
+
+        Those of the complete repeats; while there is none, those of the repeat that has most.
+        """
+        if self.repeats == 1:
+            return self.finished
+        per_repeat = self.folds // self.repeats
+        done = Counter(t.fold // per_repeat for t in self.finished)
+        of = self.complete_repeats or sorted(done, key=lambda r: (-done[r], r))[:1]
+        return tuple(t for t in self.finished if t.fold // per_repeat in of)
+
+    @cached_property
     def variants(self) -> tuple[str, ...]:
         """The variants that every finished fold has, raw first."""
         if not self.finished:
@@ -259,7 +282,11 @@ class CandidateSummary:
         return tuple(sorted(shared, key=lambda v: (v != RAW, v)))
 
     def pooled_calibrated(self, variant: str) -> float:
-        """The loss that selects: mean over all rows of the finished folds, calibrated by fold."""
+        """The loss that selects: mean over all rows of the finished folds, calibrated by fold.
+
+        Of several repeats it is the mean of the repeats' losses, not the loss of their mean: so
+        candidates with fewer of them compare.
+        """
         return self._pooled(variant, lambda score: score.calibrated_logloss)
 
     def pooled_logloss(self, variant: str) -> float:
@@ -271,7 +298,7 @@ class CandidateSummary:
         return self._pooled(variant, lambda score: score.val_acc)
 
     def _pooled(self, variant: str, value: Callable[[VariantScore], float]) -> float:
-        scores = [t.variants[variant] for t in self.finished]
+        scores = [t.variants[variant] for t in self.counted]
         return math.fsum(s.rows * value(s) for s in scores) / sum(s.rows for s in scores)
 
     @cached_property
@@ -310,8 +337,11 @@ def summarise(
     folds: int,
     running: bool,
     decisions: Sequence[RaceDecision] = (),
+    repeats: int = 1,
 ) -> CandidateSummary:
-    """Summary of a candidate with its one status: complete means that all K folds ended well.
+    """Summary of a candidate with its one status: complete means that all its folds ended well.
+
+    `folds`: how many it has in all `repeats` together.
 
     A decision to stop holds for ever, whatever else is there: another fold that was running,
     another rule.
@@ -330,4 +360,4 @@ def summarise(
         status = "parked"
     else:
         status = "running" if running else "unfinished"
-    return CandidateSummary(candidate, status, tuple(trials), folds, tuple(decisions))
+    return CandidateSummary(candidate, status, tuple(trials), folds, tuple(decisions), repeats)

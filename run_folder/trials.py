@@ -19,6 +19,7 @@ from foldrace.run_folder.oof import (
     NOT_OF_THIS_TRIAL,
     columns_file,
     digest,
+    mean_log_prob,
     npy,
     pooled,
     read_columns,
@@ -202,25 +203,50 @@ class TrialFiles(CandidateFiles):
     ) -> NDArray[np.float32]:
         """(N, C) natural-log probabilities of a complete candidate on `scored_rows`.
 
-        They are in the order of these rows, as rounded to float16; of some folds: (n, C) on the
-        rows of these folds. RunFolderError where rows are missing or damaged.
+        They are in the order of these rows, of a single repeat as rounded to float16, of several
+        their means (`mean_log_prob`). Of some folds: (n, C) on the rows of these folds, one repeat
+        after the other. RunFolderError where rows are missing or damaged.
         """
-        return self._pooled(candidate, f"oof{suffix(variant)}.npy", folds).astype(np.float32)
+        name = f"oof{suffix(variant)}.npy"
+        if folds is not None:
+            return self._pooled(candidate, name, folds).astype(np.float32)
+        table = self.folds()
+        parts = (table.folds_of(repeat) for repeat in range(table.repeats))
+        return mean_log_prob([self.oof_log_prob(candidate, variant, part) for part in parts])
 
-    def oof(self, candidate: str, variant: str) -> NDArray[np.float32]:
-        """(N, C) probabilities of a complete candidate, see `oof_log_prob`."""
-        return np.exp(self.oof_log_prob(candidate, variant))
+    def oof(
+        self, candidate: str, variant: str, repeats: Iterable[int] | None = None
+    ) -> NDArray[np.float32]:
+        """(N, C) probabilities of a complete candidate, see `oof_log_prob`.
 
-    def true_prob(self, candidate: str, variant: str) -> NDArray[np.float32]:
-        """(N,) probability of the true class on `scored_rows`, in their order."""
-        return self._pooled(candidate, f"true_prob{suffix(variant)}.npy")
+        `repeats`: the mean over these alone, which a stopped candidate may have, too.
+        """
+        if repeats is None:
+            return np.exp(self.oof_log_prob(candidate, variant))
+        parts = (self.folds().folds_of(repeat) for repeat in repeats)
+        found = [self.oof_log_prob(candidate, variant, part) for part in parts]
+        return np.exp(mean_log_prob(found))
+
+    def true_prob(
+        self, candidate: str, variant: str, folds: Iterable[int] | None = None
+    ) -> NDArray[np.float32]:
+        """(N,) probability of the true class on `scored_rows`, in their order.
+
+        The mean over the repeats; of some folds as `oof_log_prob` has it.
+        """
+        found = self._pooled(candidate, f"true_prob{suffix(variant)}.npy", folds)
+        repeats = self.folds().repeats
+        if folds is not None or repeats == 1:
+            return found
+        return np.asarray(found.reshape(repeats, -1).mean(axis=0))
 
     def save_calibrated(
         self, summary: CandidateSummary, columns: Mapping[str, NDArray[np.float32]]
     ) -> None:
         """Write what the race derived from a complete candidate's OOF, for the next `resume`.
 
-        `columns`: variant -> (N,) true-class probabilities at a temperature of its own.
+        `columns`: variant -> (R·N,) true-class probabilities at a temperature of its own, one
+        repeat after the other.
         """
         self.files.write(_columns_name(summary), columns_file(summary.trials, columns))
 
@@ -230,7 +256,8 @@ class TrialFiles(CandidateFiles):
             data = self.files.read(_columns_name(summary))
         except OSError:
             return None
-        return read_columns(data, summary.trials, summary.own_variants, len(self.scored_rows()))
+        rows = self.folds().repeats * len(self.scored_rows())
+        return read_columns(data, summary.trials, summary.own_variants, rows)
 
     def _pooled(
         self, candidate: str, name: str, folds: Iterable[int] | None = None

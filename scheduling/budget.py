@@ -121,10 +121,11 @@ def devices_of_a_trial(resources: ResourcesConfig, gpus: float) -> float:
 
 def budget_problems(config: SweepConfig) -> list[Problem]:
     """Problems of limits with which no candidate could ever be complete."""
-    limit, folds = config.search.fold_trials, config.folds.k
+    limit, folds = config.search.fold_trials, config.folds.trials
     if limit is None or limit >= folds:
         return []
-    message = f"is {limit}, but a candidate is complete with folds.k = {folds} fold trials"
+    keys = "folds.k" if config.folds.repeats == 1 else "folds.k × folds.repeats"
+    message = f"is {limit}, but a candidate is complete with {keys} = {folds} fold trials"
     return [Problem("search.fold_trials", f"{message}; allowed: at least {folds}")]
 
 

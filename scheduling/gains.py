@@ -21,26 +21,34 @@ from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.trials import suffix
 
 Columns = Mapping[str, NDArray[np.float32]]
-"""Variant -> (n,) calibrated probability of the true class on the rows of some folds, ascending."""
+"""Variant -> (n,) calibrated probability of the true class on the rows of some folds, ascending,
+one repeat after the other."""
 Better = tuple[str, Gain]
 """The variant with the higher gain, and that gain."""
 
 _MOST_MEMBERS = 1000
-"""Columns that the race's blend keeps (132 MB at 33,000 rows)."""
+"""Columns that the race's blend keeps (132 MB at 33,000 rows, times the repeats)."""
 _MOST_RUNGS = 1024
 """Columns at rungs that are kept in memory (54 MB at 6,600 rows a fold, two variants)."""
 _log = logging.getLogger("foldrace")
 
 
 class Gains:
-    """The blend of the complete candidates, and every other candidate's gain over it."""
+    """The blend of the complete candidates, and every other candidate's gain over it.
+
+    Its columns have each row once a repeat, as that repeat's model scored it: a candidate with few
+    repeats is compared with the others' models of the same ones, not with means of more models.
+    """
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
         scored = store.scored_rows()
-        self._fold = store.folds().fold[scored]
-        self._labels = store.labels()[scored]
-        self._blend = RunningBlend(len(scored), len(store.classes()), _MOST_MEMBERS)
+        table = store.folds()
+        self._fold = table.by_repeat[:, scored].ravel()
+        self._labels = np.tile(store.labels()[scored], table.repeats)
+        # Of each entry of a column, the row; None where each row has one.
+        self._row = None if table.repeats == 1 else np.tile(scored, table.repeats)
+        self._blend = RunningBlend(len(self._fold), len(store.classes()), _MOST_MEMBERS)
         self._members = 0
         self._columns: dict[str, tuple[tuple[int, ...], Columns]] = {}  # of incomplete candidates
         self._known: dict[object, tuple[int, Better | None]] = {}  # with the version of the blend
@@ -54,7 +62,10 @@ class Gains:
 
     @property
     def blend_loss(self) -> float | None:
-        """Log loss of the blend on all rows; None while it has no members."""
+        """Log loss of the blend on all rows; None while it has no members.
+
+        Of several repeats it is their mean.
+        """
         return self._blend.loss if self._members else None
 
     def join(self, complete: Sequence[CandidateSummary]) -> None:
@@ -107,8 +118,9 @@ class Gains:
         return known[1]
 
     def _better(self, columns: Columns, folds: Sequence[int]) -> Better | None:
-        mixed = self._blend.mixed[np.isin(self._fold, folds)]
-        gains = {variant: bounded_gain(column, mixed) for variant, column in columns.items()}
+        mine = np.isin(self._fold, folds)
+        mixed, rows = self._blend.mixed[mine], None if self._row is None else self._row[mine]
+        gains = {variant: bounded_gain(column, mixed, rows) for variant, column in columns.items()}
         variant = max(gains, key=lambda name: gains[name].mean, default=None)  # first on a tie
         return None if variant is None else (variant, gains[variant])
 

@@ -352,4 +352,4 @@ def _judged_fold(state: CandidateState) -> int:
 
 def _rows(summary: CandidateSummary) -> int:
     best = summary.best
-    return sum(t.variants[best].rows for t in summary.finished) if best else 0
+    return sum(t.variants[best].rows for t in summary.counted) if best else 0

@@ -38,7 +38,8 @@ class CandidateState:
 
     record: CandidateRecord
     folds: int
-    """Folds of a complete candidate."""
+    """Folds of a complete candidate, of all repeats."""
+    repeats: int = 1
     running: set[int] = field(default_factory=set)
     ended: dict[int, TrialRecord] = field(default_factory=dict)
     decisions: dict[int, RaceDecision] = field(default_factory=dict)
@@ -141,7 +142,9 @@ class CandidateState:
         if self._summary is None:
             trials = [self.ended[fold] for fold in sorted(self.ended)]
             decisions = sorted(self.decisions.values(), key=lambda d: d.number)
-            self._summary = summarise(self.record, trials, self.folds, not self.settled, decisions)
+            self._summary = summarise(
+                self.record, trials, self.folds, not self.settled, decisions, self.repeats
+            )
         return self._summary
 
     def changed(self) -> None:
@@ -157,10 +160,14 @@ class SweepState:
     """
 
     def __init__(
-        self, folds: int, max_failures: int, devices: Callable[[str], float] = lambda backbone: 1.0
+        self,
+        folds: int,
+        max_failures: int,
+        devices: Callable[[str], float] = lambda backbone: 1.0,
+        repeats: int = 1,
     ) -> None:
         """`devices(backbone)`: those of a fold trial, shares of a GPU included."""
-        self.folds, self.devices = folds, devices
+        self.folds, self.devices, self._repeats = folds, devices, repeats
         self._max_failures = max_failures
         self._candidates: dict[str, CandidateState] = {}
 
@@ -178,7 +185,9 @@ class SweepState:
 
     def add(self, record: CandidateRecord) -> CandidateState:
         """Add a candidate, new or of an earlier session."""
-        state = self._candidates[record.candidate] = CandidateState(record, self.folds)
+        state = self._candidates[record.candidate] = CandidateState(
+            record, self.folds, self._repeats
+        )
         return state
 
     def start(self, task: FoldTask) -> None:

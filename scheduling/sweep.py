@@ -52,7 +52,9 @@ class Sweep:
         """
         self._store, self._config, self._study = store, config, study
         self._room, self._seconds_left, self.updates = room, seconds_left, updates
-        self.state = SweepState(store.fold_count, config.resources.max_failures, room.devices)
+        self.state = SweepState(
+            store.fold_count, config.resources.max_failures, room.devices, store.folds().repeats
+        )
         self.race = Race(store, config.race, self.state)
         self.failures = Failures(store, self.state, clock)
         search = config.search

@@ -56,9 +56,11 @@ class Speed:
         scored = images / folds
         return self.start + epochs * ((images - scored) * self.train + scored * self.score)
 
-    def candidate_seconds(self, images: int, folds: int, epochs: int, slots: int) -> float:
+    def candidate_seconds(
+        self, images: int, folds: int, epochs: int, slots: int, repeats: int = 1
+    ) -> float:
         """Wall seconds of a candidate's folds, in rounds of as many as there are slots."""
-        return self.fold_seconds(images, folds, epochs) * math.ceil(folds / slots)
+        return self.fold_seconds(images, folds, epochs) * math.ceil(repeats * folds / slots)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Work:
     """Number of folds where that is decided already."""
     most_folds: int = 5
     """Largest number of folds that every class has images for."""
+    repeats: int = 1
+    """Number of splits into so many folds."""
     has_gpu: bool = False
     epochs: int | None = None
     """Number of epochs where that is decided already."""
@@ -119,7 +123,7 @@ def sweep_length(work: Work) -> SweepLength:
     folds, epochs = _folds_and_epochs(work)
     first_epochs = _first_epochs(work, folds, epochs)
     seconds = {
-        name: speed.candidate_seconds(work.images, folds, epochs, work.slots)
+        name: speed.candidate_seconds(work.images, folds, epochs, work.slots, work.repeats)
         for name, speed in work.speeds.items()
     }
     lead = _lead(work)
@@ -127,21 +131,24 @@ def sweep_length(work: Work) -> SweepLength:
     limit = math.inf if work.seconds is None else max(work.seconds * _SLOW_PART, usual)
     kept = tuple(name for name, cost in seconds.items() if cost <= limit)
     first = (
-        work.speeds[lead].candidate_seconds(work.images, folds, first_epochs, work.slots)
+        work.speeds[lead].candidate_seconds(
+            work.images, folds, first_epochs, work.slots, work.repeats
+        )
         if lead
         else math.nan
     )
     of_kept = [work.speeds[name].fold_seconds(work.images, folds, epochs) for name in kept]
     fold_seconds = sum(of_kept) / len(of_kept) if of_kept else math.nan
-    complete = 1 + (folds - 1) / _COMPLETE  # fold trials of a candidate, on average
+    whole = folds * work.repeats
+    complete = 1 + (whole - 1) / _COMPLETE  # fold trials of a candidate, on average
     if work.seconds is None:
         candidates = work.candidates or min(_DEFAULT_CANDIDATES, work.most_candidates)
         trials = candidates * complete
     else:
         trials = work.seconds * work.slots / fold_seconds
-        bound = min(math.ceil(_STARTED * trials / folds), work.most_candidates, _MOST_CANDIDATES)
+        bound = min(math.ceil(_STARTED * trials / whole), work.most_candidates, _MOST_CANDIDATES)
         candidates = work.candidates or max(_LEAST_CANDIDATES, bound)
-        trials = min(trials, candidates * folds)
+        trials = min(trials, candidates * whole)
     return SweepLength(
         folds=folds,
         epochs=epochs,
@@ -184,8 +191,8 @@ def _first_epochs(work: Work, folds: int, epochs: int) -> int:
 def _fitting(work: Work, folds: int, of_time: float = _PART) -> float:
     """Epochs with which a candidate of the leading backbone takes this part of the time."""
     part, speed = (work.seconds or math.inf) * of_time, work.speeds[_lead(work)]
-    start = speed.candidate_seconds(work.images, folds, 0, work.slots)
-    one = speed.candidate_seconds(work.images, folds, 1, work.slots) - start
+    start = speed.candidate_seconds(work.images, folds, 0, work.slots, work.repeats)
+    one = speed.candidate_seconds(work.images, folds, 1, work.slots, work.repeats) - start
     return (part - start) / one if one > 0 else math.inf
 
 

@@ -31,6 +31,7 @@ from foldrace.ensemble.selection.matrix_folder import (
 )
 from foldrace.ensemble.selection.members import OofSource
 from foldrace.ensemble.selection.validation import ScoredRows, violations
+from foldrace.run_folder.oof import mean_log_prob
 from foldrace.run_folder.store import RunStore
 
 _VERSION = 2
@@ -197,15 +198,27 @@ def _checked(
     found = known.get((source.member, source.fingerprint))
     if found is not None:
         return found
-    unreadable: list[Problem] = []
-    log_prob, true_prob = (_array(a, unreadable) for a in (source.log_prob, source.true_prob))
-    if log_prob is None or true_prob is None:
-        return _CheckedSource(tuple(unreadable))
-    problems = violations(source, log_prob, true_prob, split.scored)
-    if problems:
+    problems: list[Problem] = []
+    repeats = [_arrays(part, split.scored, problems) for part in source.by_repeat or (source,)]
+    sound = [pair for pair in repeats if pair is not None]
+    if problems or len(sound) < len(repeats):
         return _CheckedSource(tuple(problems))
+    log_prob = mean_log_prob([pair[0] for pair in sound])
+    true_prob = sound[0][1] if len(sound) == 1 else np.mean([pair[1] for pair in sound], axis=0)
     digest = hashlib.blake2b(np.ascontiguousarray(log_prob).data, digest_size=16).hexdigest()
     return _CheckedSource(digest=digest, column=_calibrated(log_prob, true_prob, split))
+
+
+def _arrays(
+    source: OofSource, scored: ScoredRows, problems: list[Problem]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Log-probabilities (N, C) and true_prob (N,); None with what is wrong in `problems`."""
+    log_prob, true_prob = (_array(a, problems) for a in (source.log_prob, source.true_prob))
+    if log_prob is None or true_prob is None:
+        return None
+    found = violations(source, log_prob, true_prob, scored)
+    problems += found
+    return None if found else (log_prob, true_prob)
 
 
 def _array(

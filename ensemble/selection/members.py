@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from posixpath import basename
@@ -58,9 +58,13 @@ class OofSource:
     fingerprint: str
     """Changes whenever the files change: what is derived from them is kept under it."""
     log_prob: Callable[[], NDArray[np.float32]]
-    """(N, C) natural-log probabilities as stored, unchecked."""
+    """(N, C) natural-log probabilities as stored, unchecked; of several repeats their mean."""
     true_prob: Callable[[], NDArray[np.float32]]
-    """(N,) probability of the true class as stored, unchecked."""
+    """(N,) probability of the true class as stored, unchecked; alike."""
+    by_repeat: tuple[OofSource, ...] = ()
+    """Of several repeats each one: what is stored, and so what is to be checked."""
+    repeat: int = 0
+    """The repeat whose folds these are, or the first of several."""
 
 
 def run_sources(store: RunStore, run: str = "") -> list[OofSource]:
@@ -125,13 +129,26 @@ def _source(store: RunStore, member: Member, stamps: Mapping[str, str]) -> OofSo
         for array in ("rows", f"oof{end}", f"true_prob{end}")
     ]
     text = "\n".join(f"{name} {stamps.get(name)}" for name in names)
-    return OofSource(
+    whole = OofSource(
         member=member,
         where=f"{store.root}/trials/{candidate}/*/oof{end}.npy",
         fingerprint=hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
         log_prob=partial(store.oof_log_prob, candidate, variant),
         true_prob=partial(store.true_prob, candidate, variant),
     )
+    table = store.folds()
+    if table.repeats == 1:
+        return whole
+    parts = [
+        replace(
+            whole,
+            log_prob=partial(store.oof_log_prob, candidate, variant, table.folds_of(repeat)),
+            true_prob=partial(store.true_prob, candidate, variant, table.folds_of(repeat)),
+            repeat=repeat,
+        )
+        for repeat in range(table.repeats)
+    ]
+    return replace(whole, by_repeat=tuple(parts))
 
 
 def _has_weights(store: RunStore, member: Member, stamps: Mapping[str, str]) -> bool:
@@ -152,11 +169,13 @@ def _first_difference(here: RunStore, there: RunStore) -> str | None:
 def _first_row_difference(here: FoldTable, there: FoldTable) -> str:
     if len(here.fold) != len(there.fold):
         return f"folds.csv has {len(here.fold):,} rows here and {len(there.fold):,} there"
+    if here.repeats != there.repeats:
+        return f"folds.repeats is {here.repeats} here and {there.repeats} there"
     columns = {
         "image": (here.image_paths, there.image_paths),
         "target": (here.targets, there.targets),
         "group": (here.groups or (), there.groups or ()),
-        "fold": (here.fold.tolist(), there.fold.tolist()),
+        "fold": (here.by_repeat.T.tolist(), there.by_repeat.T.tolist()),
     }
     for name, (ours, theirs) in columns.items():
         for row, (left, right) in enumerate(zip_longest(ours, theirs)):

@@ -85,9 +85,9 @@ def record_of(
 ) -> EnsembleRecord:
     """The content of `ensemble.json`.
 
-    `folds` (N,) are those of the scored rows, not the parts that a single one is split into; `near`
-    are the rows (indices into the N scored ones) with a near-duplicate image elsewhere, None where
-    the images were never compared.
+    `folds` (N,) are those of the scored rows (of several repeats in the last one), not the parts
+    that a single one is split into; `near` are the rows (indices into the N scored ones) with a
+    near-duplicate image elsewhere, None where the images were never compared.
     """
     rows, fit, choice = blended.rows, blended.fit, blended.choice
     best = int(np.argmin(blended.losses))

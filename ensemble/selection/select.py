@@ -203,7 +203,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     record = record_of(
         blended,
         considered,
-        folds=store.folds().fold[store.scored_rows()],
+        folds=store.folds().by_repeat[-1, store.scored_rows()],
         folds_hash=store.folds().hash,
         near=_near_duplicates(store),
         duplicates=rows.duplicates,

@@ -50,8 +50,12 @@ class ScoredRows:
 
     @property
     def fold(self) -> NDArray[np.int64]:
-        """(N,) fold of each row."""
-        return self.table.fold[self.rows]
+        """(N,) fold of each row, of several repeats in the first one."""
+        return self.fold_in(0)
+
+    def fold_in(self, repeat: int) -> NDArray[np.int64]:
+        """(N,) fold of each row in a repeat."""
+        return np.asarray(self.table.by_repeat[repeat, self.rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +166,7 @@ def _odd_value(row: NDArray[np.floating], classes: tuple[str, ...]) -> str:
 def _problems(source: OofSource, fault: _Fault, scored: ScoredRows) -> Iterator[Problem]:
     """One problem a fold."""
     wrong = np.flatnonzero(fault.wrong)
-    fold = scored.fold[wrong]
+    fold = scored.fold_in(source.repeat)[wrong]
     for k in np.unique(fold):
         of_fold = wrong[fold == k]
         first = int(of_fold[0])

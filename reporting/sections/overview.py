@@ -85,7 +85,8 @@ def _chosen_on_the_same_rows(blend: EnsembleRecord) -> str:
 
 def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
     folds, merged = ctx.store.folds(), ctx.store.merged()
-    k = ctx.store.fold_count
+    k = folds.k
+    repeats = f" × {folds.repeats} repeats" if folds.repeats > 1 else ""
     statuses = Counter[str](s.status for s in ctx.summaries)
     trials = [t for s in ctx.summaries for t in s.trials]
     ends = Counter[str](t.status for t in trials)
@@ -94,7 +95,7 @@ def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
         ("Scored rows", f"{len(ctx.scored_labels):,}"),
         ("Classes", f"{len(ctx.classes):,}"),
         *((f"Class {name}", f"merged of {', '.join(owns)}") for name, owns in merged.items()),
-        ("Folds", str(k) if k > 1 else "1 (one fixed validation split)"),
+        ("Folds", f"{k}{repeats}" if k > 1 else "1 (one fixed validation split)"),
         ("Candidates", _statuses(len(ctx.summaries), statuses)),
         ("Fold trials", _statuses(len(trials), ends)),
         ("Time of all fold trials", duration(sum(t.seconds for t in trials))),

@@ -25,7 +25,7 @@ def room_for_trials(config: SweepConfig, room: Room, address: str | None) -> Ite
         return
     from ray.autoscaler.sdk import request_resources  # brings a launcher's modules
 
-    resources, trials = config.resources, config.search.most_candidates * config.folds.k
+    resources, trials = config.resources, config.search.most_candidates * config.folds.trials
     trials = min(trials, config.search.fold_trials or trials, resources.max_concurrent or trials)
     places = map(room.place, config.search.backbones)
     needed = cycle([place.bundle(resources.cpus_per_trial) for place in places])

@@ -36,6 +36,7 @@ def test_seconds_of_a_fold_trial() -> None:
     assert QUICK.fold_seconds(3000, 3, 10) == pytest.approx(1 + 10 * (2.0 + 0.5))
     assert QUICK.candidate_seconds(3000, 3, 10, slots=2) == pytest.approx(2 * 26)
     assert QUICK.candidate_seconds(3000, 3, 10, slots=8) == pytest.approx(26)
+    assert QUICK.candidate_seconds(3000, 3, 10, slots=2, repeats=3) == pytest.approx(5 * 26)
 
 
 def test_a_slower_speed() -> None:
@@ -100,6 +101,19 @@ def test_without_a_time(pretrained: bool, epochs: int, has_gpu: bool, folds: int
     assert (length.folds, length.epochs, length.candidates) == (folds, epochs, 20)
     trials = 20 * (1 + (folds - 1) / 4)
     assert length.slot_seconds == pytest.approx(trials * QUICK.fold_seconds(3000, folds, epochs))
+
+
+@pytest.mark.parametrize("seconds", [None, 240.0])
+def test_repeats_multiply_the_fold_trials(seconds: float | None) -> None:
+    single = sweep_length(replace(HOUR, seconds=seconds))
+    length = sweep_length(replace(HOUR, seconds=seconds, repeats=4))
+    assert length.folds == single.folds == 3
+    if seconds is None:
+        assert length.fold_trials == 20 * (1 + (4 * 3 - 1) / 4)
+        assert length.first_seconds == 3 * single.first_seconds  # 6 rounds on 2 slots, for 2
+    else:
+        assert length.epochs < single.epochs  # as all folds of a candidate are to fit
+        assert length.candidates < single.candidates * 2
 
 
 def test_without_a_speed() -> None:

@@ -61,8 +61,8 @@ def open_data(
 ) -> TrialData:
     """Loaders for this process, which may be one of several of the trial."""
     table, params, spec = store.folds(), trial.params, trial.spec
-    train_rows = np.flatnonzero((table.fold != spec.fold) & (table.fold != HELD_OUT))
-    rows = np.flatnonzero(table.fold == spec.fold)
+    split, rows = table.split_of(spec.fold), table.rows_of(spec.fold)
+    train_rows = np.flatnonzero((split != spec.fold) & (split != HELD_OUT))
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     _check_shares(trial, len(train_rows), len(rows), world)
     labels = store.labels()
