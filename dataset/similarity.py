@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,7 +198,7 @@ def _scan_content(data: bytes, digest: bytes, path: Path, max_pixels: int) -> Im
         image = check_image(data, path, max_pixels)
     except ImageError as error:
         return ImageInfo((0, 0), b"", None, error.reason)
-    bounds = image.small.getextrema()  # (least, greatest) of each colour
+    bounds: Any = image.small.getextrema()  # (least, greatest) of each colour
     return ImageInfo(
         image.size,
         digest,
