@@ -126,6 +126,7 @@ BY_HAND: dict[str, Value] = {
 """What somebody would try by hand."""
 _FINE_TUNING: dict[str, Value] = {"head_lr": 1.0, "layer_decay": 1.0, "freeze_epochs": 0}
 _MIXED: dict[str, Value] = {"mixup_prob": 0.5, "mixup_alpha": 0.5}
+_SLOWLY: dict[str, Value] = {"warmup": 0.3}
 _BY_LAYER: dict[str, Value] = {"head_lr": 3.0, "layer_decay": 0.9}
 SEARCHED = frozenset(
     ("lr", "weight_decay", "warmup", "dropout", "drop_path", "mixup_prob", "mixup_alpha",
@@ -149,6 +150,12 @@ _ANCHORS: dict[tuple[str, int], tuple[str, dict[str, Value]]] = {
     ("scratch", 31): ("timm/test_resnet", {"lr": 1.8e-2, **_MIXED, "policy": "none"}),
     ("scratch", 32): ("timm/test_resnet", {"lr": 8e-3, **_MIXED}),
     ("scratch", 33): ("timm/test_efficientnet", {"lr": 8e-3, **_MIXED, "flip": 0.0}),
+    ("scratch", 34): ("timm/test_resnet", {"lr": 1.8e-2, **_SLOWLY}),
+    ("scratch", 35): ("timm/test_resnet", {"lr": 1.8e-2, **_SLOWLY, "flip": 0.0}),
+    ("scratch", 36): ("timm/test_resnet", {"lr": 1.2e-2, **_SLOWLY, "flip": 0.0}),
+    ("scratch", 37): ("timm/test_resnet", {"lr": 1.2e-2, **_SLOWLY}),
+    ("scratch", 38): ("timm/test_efficientnet", {"lr": 1.2e-2, **_SLOWLY, "flip": 0.0}),
+    ("scratch", 39): ("timm/test_efficientnet", {"lr": 1.8e-2, **_SLOWLY}),
     ("pretrained", 0): ("timm/efficientnet_lite0", {"lr": 1e-3, **_BY_LAYER}),
     ("pretrained", 1): ("timm/efficientnet_lite0", {"lr": 3e-3}),
     ("pretrained", 2): ("timm/efficientnet_lite1", {"lr": 3e-3, **_BY_LAYER}),
