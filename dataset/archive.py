@@ -89,8 +89,9 @@ def _opened(zip_path: Path) -> Iterator[zipfile.ZipFile]:
     except FoldraceError:
         raise
     except OSError as error:
-        reason = unreadable(error) if error.filename == str(zip_path) else cause(error)
-        raise DataError.single(str(zip_path), f"cannot be unpacked: {reason}") from error
+        own = error.filename == str(zip_path)
+        reason = unreadable(error) if own else f"cannot be unpacked: {cause(error)}"
+        raise DataError.single(str(zip_path), reason) from error
     except Exception as error:  # zipfile raises whatever it stumbles over
         message = f"is not a sound zip archive: {cause(error)}"
         raise DataError.single(str(zip_path), message) from error

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.config.schema import DataConfig
+from foldrace.config.texts import load_json
 from foldrace.core.errors import Problem, did_you_mean, listing
 from foldrace.core.opening import file_fault
 from foldrace.dataset.images import natural_key
@@ -119,7 +120,7 @@ def merged_json(merged: Merged) -> bytes:
 
 def read_merged(data: bytes) -> Merged:
     """What `merged_json` wrote; raises ValueError for anything else."""
-    found = json.loads(data.decode(errors="surrogateescape"))
+    found = load_json(data.decode(errors="surrogateescape"))
     parts = list(found.values()) if isinstance(found, dict) else [None]
     if not all(isinstance(own, dict) and own and _are_counts(own.values()) for own in parts):
         raise ValueError("should be {merged class: {class: number of its training rows}}")

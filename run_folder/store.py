@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.load import to_public_yaml, to_yaml
 from foldrace.config.schema import DataConfig, SweepConfig
-from foldrace.config.texts import load_yaml
+from foldrace.config.texts import load_json, load_yaml
 from foldrace.core.errors import RunFolderError, cause, listing
 from foldrace.core.files import (
     LocalFiles,
@@ -173,8 +173,8 @@ class RunStore(TrialFiles):
     def _stored_classes(self) -> tuple[str, ...] | None:
         """What classes.json holds; None where that is no list of different names."""
         try:
-            names = json.loads(self.files.read(_CLASSES).decode(errors="surrogateescape"))
-        except (FileNotFoundError, ValueError, RecursionError):
+            names = load_json(self.files.read(_CLASSES).decode(errors="surrogateescape"))
+        except (FileNotFoundError, ValueError):
             return None
         is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
         return tuple(names) if is_list and len(set(names)) == len(names) > 1 else None

@@ -171,3 +171,79 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
+
+
+# Where files are opened other than through `core/opening.py`, and which: our own, and the system's.
+OPENS_ITSELF = {
+    "core/opening.py": "the one place",
+    "core/files.py": "writes",
+    "checks/machine.py": "/proc",
+    "run_folder/claims.py": "/proc",
+    "inference/speed.py": "/proc",
+    "commands/process_list.py": "/proc",
+    "commands/terminal.py": "/dev/null",
+    "commands/machine.py": "writes logs",
+    "commands/demo.py": "the demo's own labels",
+    "dataset/demo.py": "writes",
+    "dataset/archive.py": "what `open_regular` has opened; writes",
+    "dataset/images.py": "what `open_regular` has opened",
+    "dataset/predictions_file.py": "what `open_regular` has opened",
+    "dataset/readers.py": "what `open_regular` has opened",
+    "run_folder/oof.py": "bytes",
+    "trainables/models/weights.py": "what `open_regular` has opened",
+    "config/texts.py": "texts",
+    "search_spaces/portfolio.py": "a file of the package",
+    "scheduling/ray/private_cluster.py": "writes",
+    "scheduling/ray/tune_adapter.py": "Ray's file",
+    "ensemble/selection/matrix_folder.py": "the cache",
+    "trainables/data/cache_build.py": "the cache",
+    "trainables/data/cache_folder.py": "the cache",
+    "trainables/data/pixel_cache.py": "the cache",
+}
+_OPENING = {
+    *("read_text", "read_bytes", "read_csv", "read_table", "ParquetFile", "ZipFile", "fromfile"),
+    *("loadtxt", "genfromtxt", "safe_open", "load_file", "safe_load", "imread", "memmap"),
+}
+
+
+def _opens(call: ast.Call) -> bool:
+    """True for what opens a file, or reads one by its name."""
+    name, text = _called(call), ast.unparse(call.func)
+    if name != "open":
+        return name in _OPENING or text in ("np.load", "yaml.load", "np.lib.format.read_array")
+    modes = [a for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    return text in ("open", "os.open", "io.open", "Image.open") or bool(
+        modes or any(keyword.arg in ("mode", "encoding") for keyword in call.keywords)
+    )
+
+
+def test_users_files_are_opened_in_one_place() -> None:
+    found = set()
+    for room in MAY_IMPORT:
+        for file in files_of(room):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            ours = {  # `read_table`, `read_bytes`, ...
+                alias.name
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("foldrace.")
+                for alias in node.names
+            } | {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                by_name = isinstance(call.func, ast.Name) and call.func.id in ours
+                if _opens(call) and not by_name:
+                    found.add(str(file.relative_to(ROOT)))
+    assert found == OPENS_ITSELF.keys()
+
+
+def test_there_is_one_kind_of_console() -> None:
+    for room in MAY_IMPORT:
+        for file in files_of(room):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                where = f"{file.relative_to(ROOT)} line {call.lineno}"
+                assert _called(call) not in ("Console", "from_markup", "escape"), where
+                assert (
+                    _called(call) != "print"
+                    or isinstance(call.func, ast.Attribute)
+                    or (room == "sweep")
+                ), where
