@@ -63,7 +63,10 @@ def near_duplicate_rows(files: Files, folds: FoldTable) -> NDArray[np.int64] | N
     if not files.exists(NAME):
         return None
     text = files.read(NAME).decode(errors="surrogateescape")
-    rows = list(csv.reader(io.StringIO(text, newline="")))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error:  # a cell of megabytes
+        rows = []
     index = {path: row for row, path in enumerate(folds.image_paths)}
     if not rows or tuple(rows[0]) != HEADER or any(not r or r[0] not in index for r in rows[1:]):
         message = "is damaged or not of this folds.csv; remove it to blend without it"

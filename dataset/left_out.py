@@ -65,7 +65,10 @@ def read_left_out(files: Files) -> tuple[LeftOut, ...]:
     if not files.exists(NAME):
         return ()
     text = files.read(NAME).decode(errors="surrogateescape")
-    rows = list(csv.reader(io.StringIO(text, newline="")))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error:  # a cell of megabytes
+        rows = []
     odd = [row for row in rows[1:] if len(row) != len(HEADER) or row[1] not in ("training", "test")]
     if not rows or tuple(rows[0]) != HEADER or odd:
         message = f"is damaged: it should have the columns {','.join(HEADER)}; put a copy back"

@@ -149,7 +149,7 @@ def _entries(root: Path) -> Iterator[_Entry]:
     for folder in root.iterdir():
         if folder.name.startswith(_GONE):
             shutil.rmtree(folder, ignore_errors=True)
-        elif not folder.name.startswith(".") and folder not in _held:
+        elif not folder.name.startswith("."):
             note = _note(folder)
             with suppress(OSError):
                 lock = _lock_of(folder)

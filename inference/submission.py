@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -191,7 +192,11 @@ def log_submission(files: Files, receipt: Receipt, name: str, number: int | None
 def _log(files: Files) -> list[dict[str, str]]:
     """The log's rows, as far as they can be read: people write into it."""
     text = files.read(LOG).decode(errors="replace") if files.exists(LOG) else ""
-    return [row for row in csv.DictReader(io.StringIO(text)) if row.get("sha256")]
+    rows = csv.DictReader(io.StringIO(text))
+    found = []
+    with suppress(csv.Error):  # a cell of megabytes
+        found += (row for row in rows if row.get("sha256"))
+    return found
 
 
 def _next_number(files: Files) -> int:

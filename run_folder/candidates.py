@@ -38,7 +38,7 @@ from foldrace.run_folder.records import (
 FOLDS = "folds.csv"
 DECISION = "decision.json"
 _FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]{0,2})")
-_CANDIDATE_FOLDER = re.compile("c[0-9]{4,9}")
+_CANDIDATE_FOLDER = re.compile("c[0-9]{1,9}")
 
 Record = TypeVar("Record", TrialRecord, RaceDecision)
 

@@ -47,7 +47,7 @@ def _within_limits(params: dict[str, Value]) -> dict[str, Value]:
 
 # A record may come from anybody: what is read back is as narrow as what is written.
 _PLAIN = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-CandidateId = Annotated[str, Field(pattern="^c[0-9]{4,9}$")]
+CandidateId = Annotated[str, Field(pattern="^c[0-9]{1,9}$")]
 PlainName = Annotated[str, Field(pattern=f"^{_PLAIN}$")]
 """A name that may stand in a path: it never leads out of its folder."""
 MemberName = Annotated[str, Field(pattern=f"^{_PLAIN} {_PLAIN}$")]

@@ -164,7 +164,7 @@ def test_the_receipt_says_what_backs_the_scores(tmp_path: Path) -> None:
     ensemble = record().model_copy(
         update={
             "members": members, "pooling": "geometric", "blend_temperature": 0.9,
-            "certificate": None, "unvalidated": (UnvalidatedRecord(name="눈", weight=0.25),),
+            "certificate": None, "unvalidated": (UnvalidatedRecord(name="snow", weight=0.25),),
         }
     )  # fmt: skip
     write_submission(LocalFiles(tmp_path), "s.csv", image_set(), CLASSES, probabilities(), ensemble)
@@ -177,7 +177,7 @@ def test_the_receipt_says_what_backs_the_scores(tmp_path: Path) -> None:
         ["resnet", 0.4, 1.0, "", True],
     ]
     [file] = stored["unvalidated"]
-    assert (file["name"], file["share"]) == ("눈", 0.25)
+    assert (file["name"], file["share"]) == ("snow", 0.25)
     assert "no score" in file["warning"]
 
 

@@ -211,6 +211,7 @@ def test_a_blend_whose_other_run_is_gone_is_still_shown(
     rich: Run, other: Run, tmp_path: Path
 ) -> None:
     store = _copy(rich, tmp_path)
+    allow_run(store.root, "/nowhere")
     text = store.files.read("ensemble/ensemble.json").decode()
     store.files.write("ensemble/ensemble.json", text.replace(other.store.root, "/nowhere").encode())
     html = store.files.read(write_report(store)).decode()

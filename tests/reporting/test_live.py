@@ -249,7 +249,7 @@ def _leaderboard(*summaries: CandidateSummary, limit: int = 8) -> str:
 
 def test_leaderboard_fits_80_columns_one_line_each() -> None:
     rows = [
-        _summary(f"c{i:04d}", "complete", _trial("x", 0, 0.5 - 0.01 * i), backbone=_LONG)
+        _summary(f"c{i:04d}", "complete", _trial("c0", 0, 0.5 - 0.01 * i), backbone=_LONG)
         for i in range(12)
     ]
     lines = _leaderboard(*rows).splitlines()
@@ -268,5 +268,5 @@ def test_leaderboard_of_nothing_finished() -> None:
 
 
 def test_leaderboard_table_keeps_to_its_limit() -> None:
-    rows = [_summary(f"c{i}", "complete", _trial("x", 0)) for i in range(5)]
+    rows = [_summary(f"c{i}", "complete", _trial("c0", 0)) for i in range(5)]
     assert leaderboard_table(rows, 3).row_count == 3

@@ -22,7 +22,7 @@ from foldrace.config.schema import (
     SweepConfig,
     TrainingConfig,
 )
-from foldrace.core.errors import RunFailure
+from foldrace.core.errors import RunFailure, UserError
 from foldrace.run_folder.gpu_memory import GpuReading
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.trainables import state as state_module
@@ -176,7 +176,7 @@ def test_a_backbone_of_which_no_image_fits(
 
 
 def test_other_errors_are_no_matter_of_memory(tiny_run: Any) -> None:
-    with pytest.raises(RuntimeError, match="Unknown model"):
+    with pytest.raises(UserError, match="no_such_net: unknown backbone"):
         memory_of(tiny_run, "timm/no_such_net")
 
 
