@@ -193,7 +193,7 @@ def _log(files: Files) -> list[dict[str, str]]:
     """The log's rows, as far as they can be read: people write into it."""
     text = files.read(LOG).decode(errors="replace") if files.exists(LOG) else ""
     rows = csv.DictReader(io.StringIO(text))
-    found = []
+    found: list[dict[str, str]] = []
     with suppress(csv.Error):  # a cell of megabytes
         found += (row for row in rows if row.get("sha256"))
     return found
