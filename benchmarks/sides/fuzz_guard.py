@@ -18,6 +18,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -92,6 +93,7 @@ class Box:
             TMPDIR=str(self.root / "tmp"),
             HOME=str(self.root / "home"),
         )
+        tempfile.tempdir = None  # which is known from before
         os.chdir(self.out)
 
     def clear(self) -> None:
@@ -177,7 +179,8 @@ class _Watch:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor, of a file that was opened before
         self._on = False
-        place = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path)))) + os.sep
+        folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        place = os.path.join(os.path.realpath(folder), name, "")
         self._on = True
         if not place.startswith(self._places) and os.fsdecode(path) != os.devnull:
             self.seen.append(f"{what} outside: {os.fsdecode(path)[:200]!r}")
