@@ -59,7 +59,7 @@ def _writes(box: Box) -> None:
 
 def _leads_out(box: Box) -> None:
     (box.out / "link").symlink_to(box.root)
-    (box.out / "link" / "elsewhere").mkdir()
+    (box.out / "link" / "elsewhere").mkdir(exist_ok=True)
 
 
 def _connects(box: Box) -> None:

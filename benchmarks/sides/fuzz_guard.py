@@ -299,7 +299,7 @@ def run_case(target: Target, seed: int, box: Box, watch: _Watch, start: int) -> 
             fault, detail = _fault(error)
     seconds = time.process_time() - began
     grown = max(0, _peak() - start)
-    if watch.seen and not fault:
+    if watch.seen:
         fault, detail = watch.seen[0], "\n".join(watch.seen[:10])
     if not fault and seconds > SECONDS:
         fault = f"took more than {SECONDS:.0f} s"
