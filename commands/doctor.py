@@ -100,6 +100,6 @@ def _table(findings: list[tuple[str, Finding]], several: bool) -> Table:
         state = Text("ok", style="green")
         if finding.advice:
             state = Text("error", "red") if finding.forbids else Text("warning", "yellow")
-        cells = [finding.what, state, finding.value, finding.advice]
+        cells: list[Text | str] = [finding.what, state, finding.value, finding.advice]
         table.add_row(*([where] if several else []), *cells)
     return table

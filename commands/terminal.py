@@ -57,7 +57,7 @@ class Terminal(Console):
         options.setdefault("soft_wrap", all(isinstance(one, str) for one in objects))
         super().print(*objects, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """The text in one line."""
         return super().render_str(visible(text), **options)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,12 +198,13 @@ def _scan_content(data: bytes, digest: bytes, path: Path, max_pixels: int) -> Im
         image = check_image(data, path, max_pixels)
     except ImageError as error:
         return ImageInfo((0, 0), b"", None, error.reason)
-    bounds = image.small.getextrema()  # (least, greatest) of each colour
+    # (least, greatest) of each colour
+    bounds = cast(tuple[tuple[int, int], ...], image.small.getextrema())
     return ImageInfo(
         image.size,
         digest,
         perceptual_hash(image.small),
-        brightest=max(int(high) for _, high in bounds),
-        contrast=max(int(high) - int(low) for low, high in bounds),
+        brightest=max(high for _, high in bounds),
+        contrast=max(high - low for low, high in bounds),
         sixteen_bit=image.sixteen_bit,
     )

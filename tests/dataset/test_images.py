@@ -318,6 +318,23 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read_rgb(path)
 
 
+PROGRAMS = {
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file closefile\nshowpage\n",
+    "PDF": b"%PDF-1.4\n1 0 obj<</Type/Catalog/OpenAction<</S/JavaScript/JS(1)>>>>endobj\n%%EOF\n",
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
+    "WMF": b"\xd7\xcd\xc6\x9a" + bytes(40),
+    "ICNS": b"icns\0\0\0\x08",
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_programs_are_no_images(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(PROGRAMS[kind])
+    with pytest.raises(ImageError, match="is not an image of a supported kind"):
+        read_rgb(path)
+
+
 def test_find_images_is_natural_sorted_and_leaves_out_the_rest(tmp_path: Path) -> None:
     for name in ("b/10.jpg", "b/2.JPG", "a/x.png", ".hidden/x.png", "a/._x.png", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
