@@ -95,7 +95,7 @@ def _says_too_much(box: Box) -> None:
     [
         (_writes, "outside"),
         (_leads_out, "outside"),
-        (_connects, "socket.connect"),
+        (_connects, "socket."),
         (_starts, "subprocess.Popen"),
         (_unpickles, "pickle.find_class"),
         (_grows, "memory"),

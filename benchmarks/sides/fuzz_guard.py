@@ -92,6 +92,7 @@ class Box:
             FOLDRACE_CACHE=str(self.cache),
             TMPDIR=str(self.root / "tmp"),
             HOME=str(self.root / "home"),
+            XDG_CONFIG_HOME=str(self.root / "home" / ".config"),
         )
         tempfile.tempdir = None  # which is known from before
         os.chdir(self.out)
