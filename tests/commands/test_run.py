@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from foldrace.commands.check import trials_line
 from foldrace.commands.finish import print_trouble
 from foldrace.commands.resume import _parse_stored, _refuse_other_changes
+from foldrace.commands.terminal import Terminal
 from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
 from foldrace.core.errors import RunFolderError
 from foldrace.run_folder.records import (
@@ -34,7 +34,7 @@ def _summary(number: int, status: CandidateStatus, error: str | None = None) -> 
 
 
 def _trouble(limit: str | None, *summaries: CandidateSummary) -> list[str]:
-    console = Console(width=200, highlight=False)
+    console = Terminal(width=200)
     with console.capture() as capture:
         print_trouble(SweepOutcome(summaries, 1.0, 2, False, limit), console)
     return capture.get().splitlines()
