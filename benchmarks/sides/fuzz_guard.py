@@ -86,7 +86,7 @@ class Box:
 
     def make(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)  # of another process
-        for name in ("data", "run", "out", "cache", "tmp", "home"):
+        for name in ("data", "run", "out", "cache", "tmp", "home/.config"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         os.environ.update(
             FOLDRACE_CACHE=str(self.cache),
