@@ -52,6 +52,7 @@ _SMOKE_DEFAULTS: dict[str, Any] = {
     "training": {"epochs": 1, "image_size": 32, "precision": "auto", "pretrained": False},
     "resources": {"cpus_per_trial": 1, "gpus_per_trial": None},
 }
+_SHOWN = 200  # characters of an override in a message
 _NOT_IN_SMOKE = (
     "epochs", "image_size", "freeze_epochs", "unfreeze_epochs", "cycles", "snapshots", "precision",
     "pretrained",
@@ -224,12 +225,13 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], within: str = "") -
 def _apply_override(raw: dict[str, Any], override: str) -> Problem | None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
+    where = f"--set {override if len(override) <= _SHOWN else override[:_SHOWN] + '…'}"
     if not equals or not all(parts):
-        return Problem(f"--set {override}", "should look like search.candidates=80")
+        return Problem(where, "should look like search.candidates=80")
     try:
         value = load_yaml(text)
     except ValueError as error:
-        return Problem(f"--set {override}", f"the value is not valid YAML: {error}")
+        return Problem(where, f"the value is not valid YAML: {error}")
     target = raw
     for part in parts[:-1]:
         child = target.get(part)

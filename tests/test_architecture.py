@@ -189,7 +189,6 @@ OPENS_ITSELF = {
     "dataset/images.py": "what `open_regular` has opened",
     "dataset/predictions_file.py": "what `open_regular` has opened",
     "dataset/readers.py": "what `open_regular` has opened",
-    "run_folder/oof.py": "bytes",
     "trainables/models/weights.py": "what `open_regular` has opened",
     "config/texts.py": "texts",
     "api.py": "a text",
@@ -198,7 +197,9 @@ OPENS_ITSELF = {
     "scheduling/ray/private_cluster.py": "writes",
     "scheduling/ray/tune_adapter.py": "Ray's file",
     "ensemble/selection/matrix_folder.py": "the cache",
+    "dataset/unpacked.py": "the cache",
     "trainables/data/cache_build.py": "the cache",
+    "trainables/data/cache_entry.py": "the cache",
     "trainables/data/cache_folder.py": "the cache",
     "trainables/data/pixel_cache.py": "the cache",
 }

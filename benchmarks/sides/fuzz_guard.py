@@ -18,6 +18,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -85,13 +86,15 @@ class Box:
 
     def make(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)  # of another process
-        for name in ("data", "run", "out", "cache", "tmp", "home"):
+        for name in ("data", "run", "out", "cache", "tmp", "home/.config"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         os.environ.update(
             FOLDRACE_CACHE=str(self.cache),
             TMPDIR=str(self.root / "tmp"),
             HOME=str(self.root / "home"),
+            XDG_CONFIG_HOME=str(self.root / "home" / ".config"),
         )
+        tempfile.tempdir = None  # which is known from before
         os.chdir(self.out)
 
     def clear(self) -> None:
@@ -177,7 +180,8 @@ class _Watch:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor, of a file that was opened before
         self._on = False
-        place = os.path.realpath(os.path.dirname(os.path.abspath(os.fsdecode(path)))) + os.sep
+        folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        place = os.path.join(os.path.realpath(folder), name, "")
         self._on = True
         if not place.startswith(self._places) and os.fsdecode(path) != os.devnull:
             self.seen.append(f"{what} outside: {os.fsdecode(path)[:200]!r}")
@@ -296,7 +300,7 @@ def run_case(target: Target, seed: int, box: Box, watch: _Watch, start: int) -> 
             fault, detail = _fault(error)
     seconds = time.process_time() - began
     grown = max(0, _peak() - start)
-    if watch.seen and not fault:
+    if watch.seen:
         fault, detail = watch.seen[0], "\n".join(watch.seen[:10])
     if not fault and seconds > SECONDS:
         fault = f"took more than {SECONDS:.0f} s"

@@ -229,8 +229,8 @@ class RunTargets:
         del expected
         root = box.cache / "pixels"
         files = [p for p in sorted(root.rglob("*")) if p.is_file() and p.suffix != ".lock"]
-        for _ in range(rng.choice((1, 1, 2))):
-            path = rng.choice([p for p in files if p.name != "pixels.bin"])
+        files = [p for p in files if p.name != "pixels.bin"]
+        for path in rng.sample(files, min(len(files), rng.choice((1, 1, 2)))):
             data = path.read_bytes()
             if path.suffix == ".json" and rng.random() < 0.8:
                 path.write_bytes(json_text(rng, changed(rng, json.loads(data))))

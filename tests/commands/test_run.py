@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from foldrace.commands.check import trials_line
 from foldrace.commands.finish import print_trouble
 from foldrace.commands.resume import _parse_stored, _refuse_other_changes
 from foldrace.commands.run import run
+from foldrace.commands.terminal import Terminal
 from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
 from foldrace.core.errors import RunFolderError, UserError
 from foldrace.run_folder.records import (
@@ -43,7 +43,7 @@ def test_a_name_that_leads_out_of_runs_needs_an_out(name: str, tmp_path: Path) -
 
     def problems(out: str | None) -> str:
         with pytest.raises(UserError) as error:
-            run(config, out, (), None, dry_run=True, smoke=False, console=Console(quiet=True))
+            run(config, out, (), None, dry_run=True, smoke=False, console=Terminal(quiet=True))
         return str(error.value)
 
     assert f"name: got {name!r}, which is no name for a folder in runs/" in problems(None)
@@ -53,7 +53,7 @@ def test_a_name_that_leads_out_of_runs_needs_an_out(name: str, tmp_path: Path) -
 
 
 def _trouble(limit: str | None, *summaries: CandidateSummary) -> list[str]:
-    console = Console(width=200, highlight=False)
+    console = Terminal(width=200)
     with console.capture() as capture:
         print_trouble(SweepOutcome(summaries, 1.0, 2, False, limit), console)
     return capture.get().splitlines()

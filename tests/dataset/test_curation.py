@@ -157,7 +157,7 @@ def test_rows_of_one_image(data: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "text", "expected"),
     [
-        ({"exclude": "none.csv"}, "", "data.exclude: none.csv is no file; needed: a table"),
+        ({"exclude": "none.csv"}, "", "data.exclude: none.csv does not exist; needed: a table"),
         (
             {"exclude": "{list}"},
             "image_path,x\nim/0.png,1\nim/77.png,2\n",

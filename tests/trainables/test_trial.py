@@ -22,6 +22,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from foldrace.config.hyperparameters import KNOBS, TrialParams, fold_trial_seed
+from foldrace.config.ranges import Float
 from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import normalise
 from foldrace.core.plugin_files import PluginFile
@@ -316,7 +317,11 @@ def test_plateau_waits_for_the_calibrated_loss(
     assert rates[0] == rates[1] > rates[-1]
 
 
-def test_divergence_is_recorded_without_scores(tiny_run: Any) -> None:
+def test_divergence_is_recorded_without_scores(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(KNOBS["lr"], limits=Float(1e-7, 1e30))
+    monkeypatch.setitem(KNOBS, "lr", limits)  # no lr that may be asked for is as sure to diverge
     spec = spec_for(tiny_run, lr=1e30, warmup=0.0, epochs=4, weight_decay=0.0, clip_grad=None)
     watcher = Watcher()
     record = run_trial(spec, watcher)
