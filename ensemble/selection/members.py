@@ -111,7 +111,7 @@ def _other_run(store: RunStore, root: str, seen: set[str]) -> list[OofSource]:
         raise RunFolderError.single(
             other.root,
             f"cannot be blended with {store.root}: {difference}; allowed are runs of the same "
-            "table, with the same classes and the same folds (folds.k, folds.seed)",
+            "table, with the same classes and the same folds (folds.k, folds.repeats, folds.seed)",
         )
     sources = run_sources(other, other.root)
     if not sources:
@@ -171,12 +171,14 @@ def _first_row_difference(here: FoldTable, there: FoldTable) -> str:
         return f"folds.csv has {len(here.fold):,} rows here and {len(there.fold):,} there"
     if here.repeats != there.repeats:
         return f"folds.repeats is {here.repeats} here and {there.repeats} there"
-    columns = {
+    columns: dict[str, tuple[Sequence[object], Sequence[object]]] = {
         "image": (here.image_paths, there.image_paths),
         "target": (here.targets, there.targets),
         "group": (here.groups or (), there.groups or ()),
-        "fold": (here.by_repeat.T.tolist(), there.by_repeat.T.tolist()),
     }
+    for repeat, splits in enumerate(zip(here.by_repeat, there.by_repeat, strict=True)):
+        ours, theirs = (split.tolist() for split in splits)
+        columns[f"fold_r{repeat}" if repeat else "fold"] = ours, theirs
     for name, (ours, theirs) in columns.items():
         for row, (left, right) in enumerate(zip_longest(ours, theirs)):
             if left != right:
