@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import AugmentConfig, SweepConfig
 from foldrace.core.errors import DataError, Problem, UserError
+from foldrace.core.opening import MB, read_regular
 from foldrace.core.plugins import Parts, naming_plugins
 from foldrace.dataset.images import ImageError
 from foldrace.dataset.manifest import Manifest, read_manifest
@@ -61,7 +63,8 @@ def augment(
 def _is_ours(out: Path) -> bool:
     """True for a picture that Foldrace has made."""
     try:
-        with Image.open(out, formats=["PNG"]) as image:
+        data = read_regular(out, 100 * MB)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             return image.info.get("Software") == SOFTWARE
     except Exception:  # whatever Pillow raises: it is another file, or none
         return False

@@ -6,12 +6,11 @@ a pretrained one.
 
 from __future__ import annotations
 
-import contextlib
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from foldrace.core.errors import EnvironmentProblem
 from foldrace.core.opening import GB, open_regular, unreadable
 
 _MOST_BYTES = 100 * GB
+_PICKLES = (b"PK\x03\x04", b"\x80")  # as torch.save begins: a zip, or in old versions a pickle
 
 
 def weights_file(pretrained: str, backbone: str) -> Path:
@@ -57,31 +57,27 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], strict: bool = T
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        with open_regular(file, _MOST_BYTES):
+        with open_regular(file, _MOST_BYTES) as start:
+            if start.read(4).startswith(_PICKLES):
+                raise EnvironmentProblem.single(_where(file), _of_pickle(file))
             return load_file(file)
     except OSError as error:
         raise EnvironmentProblem.single(_where(file), unreadable(error)) from error
-    except Exception as error:  # safetensors raises its own type for a damaged file
-        message = f"cannot be read as safetensors: {error}"
-        if _is_pickle(file):
-            name = repr(file.name)
-            message = (
-                "is a file of torch.save, a pickle, which can run code and is not read. Where you "
-                'trust it, convert it once: python -c "import torch, safetensors.torch as s; '
-                f"t = torch.load({name}, weights_only=True); t = t.get('state_dict', t); "
-                "s.save_file({k: v.clone() for k, v in t.items() if torch.is_tensor(v)}, "
-                f"'{file.stem}.safetensors')\""
-            )
-        raise EnvironmentProblem.single(_where(file), message) from error
+    except SafetensorError as error:
+        raise EnvironmentProblem.single(
+            _where(file), f"cannot be read as safetensors: {error}"
+        ) from error
 
 
-def _is_pickle(file: Path) -> bool:
-    """True for what torch.save writes: a zip with a pickle, or in old versions a pickle."""
-    if zipfile.is_zipfile(file):
-        return True
-    with contextlib.suppress(OSError), file.open("rb") as start:
-        return start.read(2)[:1] == b"\x80"
-    return False
+def _of_pickle(file: Path) -> str:
+    """What a message says of a file that torch.save wrote."""
+    return (
+        "is a file of torch.save, a pickle, which can run code and is not read. Where you trust "
+        'it, convert it once: python -c "import torch, safetensors.torch as s; '
+        f"t = torch.load({file.name!r}, weights_only=True); t = t.get('state_dict', t); "
+        "s.save_file({k: v.clone() for k, v in t.items() if torch.is_tensor(v)}, "
+        f'{file.stem + ".safetensors"!r})"'
+    )
 
 
 def _unwrapped(given: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
