@@ -110,8 +110,8 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
             raise _refusal(f"a number of {len(node.value):,} characters", event)
-        if "\0" in node.value:
-            raise _refusal("a text with a NUL character", event)
+        if fault := _fault(node.value):
+            raise _refusal(fault, event)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -153,14 +153,25 @@ def _in_one_line(error: yaml.MarkedYAMLError) -> str:
     return place + " ".join(": ".join(said).split())
 
 
+def _fault(text: str) -> str | None:
+    """Why no file or terminal would take a text; None where they do."""
+    if "\0" in text:
+        return "a text with a NUL character"
+    try:
+        text.encode("utf-8", "surrogateescape")  # as names of files that are not UTF-8 are read
+    except UnicodeEncodeError as error:
+        return f"a text with half a character, {text[error.start]!a}"
+    return None
+
+
 def _check_json(value: Any) -> None:
     """ValueError for what the YAML reader would refuse, too."""
     level = [value]
     for _ in range(_MOST_DEPTH):
         below: list[Any] = []
         for found in level:
-            if isinstance(found, str) and "\0" in found:
-                raise ValueError("a text with a NUL character")
+            if isinstance(found, str) and (fault := _fault(found)):
+                raise ValueError(fault)
             if isinstance(found, dict):
                 below += [*found, *found.values()]
             elif isinstance(found, list):

@@ -30,7 +30,7 @@ import torch
 
 from foldrace.core.errors import FoldraceError
 
-MEMORY = 768 << 20
+MEMORY = 1280 << 20  # an image of as many pixels as are allowed takes 1.2 GB
 """Bytes that the cases of a process may add to what it starts with."""
 SECONDS = 20.0
 """Processor time of a case."""

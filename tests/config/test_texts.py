@@ -33,6 +33,7 @@ BOMBS = {
     "sexagesimal": ("x: " + ":".join(["59"] * 300_000), "a number of 899,999 characters"),
     "a wrong date": ("x: 2001-13-45", "month must be in 1..12"),
     "NUL": (r'x: "a\0b"', "a text with a NUL character"),
+    "half a character": (r'x: "a\ud800b"', r"a text with half a character, '\ud800'"),
     "twice": ("a: 1\nb: {c: 1, c: 2}", "line 2, column 11: key 'c' is given twice"),
     "no boolean": ("x: !!bool x", "KeyError"),
     "no number": ("x: !!int ''", "IndexError"),
@@ -92,6 +93,7 @@ def test_many_aliases_of_little_are_read() -> None:
         ("9" * 5000, "4300 digits"),
         ('{"a": ["b\\u0000"]}', "a text with a NUL character"),
         ('{"a\\u0000": 1}', "a text with a NUL character"),
+        ('{"a": ["b\\ud800"]}', "a text with half a character"),
         ('{"a": 1,}', "line 1"),
     ],
 )
