@@ -331,9 +331,9 @@ def safetensors(rng: random.Random, data: bytes) -> bytes:
             own["backbone"] = rng.choice(_BACKBONES)
         card["foldrace"] = json_text(rng, own).decode("utf-8", "replace")
     elif rng.random() < 0.5:
-        header = changed(rng, {k: header[k] for k in list(header)[:6]}) | dict(
-            list(header.items())[6:]
-        )
+        first = changed(rng, {k: header[k] for k in list(header)[:6]})
+        rest = {k: header[k] for k in list(header)[6:]}
+        header = first | rest if isinstance(first, dict) else first
     else:
         return damaged(rng, data)
     text = json.dumps(header).encode()
