@@ -47,7 +47,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "mixedprecision": ("precision",), "mixup": ("mixup_alpha", "mixup_prob"),
     "model": ("backbones",), "modelema": ("ema_epochs",), "modelname": ("backbones",),
     "models": ("backbones",), "nepochs": ("epochs",), "nfolds": ("k",),
-    "njobs": ("max_concurrent",),
+    "njobs": ("max_concurrent",), "nrepeats": ("repeats",), "numrepeats": ("repeats",),
     "nsplits": ("k",), "ntrials": ("candidates",), "numepochs": ("epochs",), "numfolds": ("k",),
     "numgpus": ("gpus_per_trial",), "numcpus": ("cpus_per_trial",), "numsamples": ("candidates",),
     "numsplits": ("k",), "numtrials": ("candidates",), "nworkers": ("cpus_per_trial",),
