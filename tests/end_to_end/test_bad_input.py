@@ -135,7 +135,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], tuple[str, ...]]] = {
     ),
     "unknown backbone": (
         edit("search", backbones=["timm/test_resnett"]),
-        ("timm/test_resnett", "close matches", "timm/test_resnet"),
+        ("timm/test_resnett", "did you mean timm/test_resnet or"),
     ),
     "backbone given twice": (
         edit("search", backbones=["timm/test_resnet", "timm/test_resnet"]),
@@ -324,7 +324,10 @@ def test_predict_without_a_usable_list(project: Any, tmp_path: Path, cli: Cli) -
     [
         (("--fold", "2"), ("--fold 2", "no such fold", "0 to 1")),
         (("--fold", "-1"), ("--fold -1", "no such fold")),
-        (("--backbone", "timm/test_resnett"), ("timm/test_resnett", "close matches")),
+        (
+            ("--backbone", "timm/test_resnett"),
+            ("timm/test_resnett", "did you mean timm/test_resnet or"),
+        ),
         (("--backbone", "timm/x, timm/y"), ("timm/x, timm/y",)),
     ],
 )

@@ -205,7 +205,7 @@ def test_all_that_is_wrong_is_told_and_nothing_lost(copied: Run, tmp_path: Path,
     text = refused(cli("ensemble", copied.folder, *adds))
     where = f"line 5, column {copied.classes[1]!r}: '7.0'"
     assert f"{broken}: values that are no probability: {where}" in text
-    assert "1 of 60 scored rows are not in it" in text and "absent.csv: is no file" in text
+    assert "1 of 60 scored rows are not in it" in text and "absent.csv: does not exist" in text
     np.save(good, copied.good(0.9))
     text = refused(cli("ensemble", copied.folder, "--add", f"mine={good}", "--max-bytes", 1))
     assert "the time and size of predictions made elsewhere are unknown" in text

@@ -187,7 +187,7 @@ WRONG: list[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]]] = [
     (
         "used_cars_b5_meta",
         ("search.backbones=[timm/tf_efficientnet_b5.ns_jft_in2k]",),
-        (("timm/tf_efficientnet_b5.ns_jft_in2k", "close matches", "b5.ns_jft_in1k"),),
+        (("timm/tf_efficientnet_b5.ns_jft_in2k", "did you mean", "b5.ns_jft_in1k"),),
     ),
     (
         "sketch_stack",

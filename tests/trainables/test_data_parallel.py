@@ -28,6 +28,9 @@ from tests.trainables.written_trials import another, written_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 240.0  # seconds; only a fault takes so long
+PULLED, PULLED_TWO, PLAIN, PLAIN_TWO, PLAIN_PARTS = "c0010", "c0011", "c0020", "c0021", "c0022"
+MIXED = {"fp32": "c0030", "bf16": "c0031"}
+ALIKE, ALIKE_IDLE, TOO_SMALL = "c0040", "c0041", "c0050"
 
 
 def spec_for(run: Any, candidate: str = "c0000", **changes: Any) -> TrialSpec:
@@ -108,19 +111,19 @@ def trained(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     run = write_tiny_run(folder / "run", tiny_images)
     # AdamW divides by the gradient's size, and so turns rounding of tiny gradients into steps.
     sgd = {"optimizer": "sgd", "momentum": 0.0}
-    pulled = spec_for(run, "pulled-1", frozen_layers=0.5, l2_sp=0.5, head_lr=3.0, **sgd)
-    plain = spec_for(run, "plain-1", batch_size=13, weight_decay=0.0, **sgd)
-    alike = spec_for(run, "alike", epochs=1)
+    pulled = spec_for(run, PULLED, frozen_layers=0.5, l2_sp=0.5, head_lr=3.0, **sgd)
+    plain = spec_for(run, PLAIN, batch_size=13, weight_decay=0.0, **sgd)
+    alike = spec_for(run, ALIKE, epochs=1)
     mixed = {"dropout": 0.3, "mixup_alpha": 0.4, "lr": 2e-3, "backbone": "timm/test_resnet"}
     jobs = [
-        (another(pulled, "pulled-2"), ""),
-        (another(plain, "plain-2"), ""),
-        (replace(another(plain, "plain-parts"), micro_batch=4), ""),
-        (spec_for(run, "mixed-fp32", precision="fp32", **mixed), ""),
-        (spec_for(run, "mixed-bf16", precision="bf16", **mixed), ""),
+        (another(pulled, PULLED_TWO), ""),
+        (another(plain, PLAIN_TWO), ""),
+        (replace(another(plain, PLAIN_PARTS), micro_batch=4), ""),
+        (spec_for(run, MIXED["fp32"], precision="fp32", **mixed), ""),
+        (spec_for(run, MIXED["bf16"], precision="bf16", **mixed), ""),
         (alike, ""),
-        (another(alike, "alike-idle"), "idle"),
-        (spec_for(run, "too-small", batch_size=3), ""),  # ends the group
+        (another(alike, ALIKE_IDLE), "idle"),
+        (spec_for(run, TOO_SMALL, batch_size=3), ""),  # ends the group
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLDRACE_CACHE", str(folder / "cache"))
@@ -162,25 +165,25 @@ def check_alike(run: Any, found: str, expected: str, variant: str) -> None:
 
 def test_frozen_layers_and_the_pull_to_the_start_on_two_devices(trained: Trained) -> None:
     """Frozen layers get no gradient, and each device pulls its own copy of the weights."""
-    trained.notes("pulled-2")
-    check_alike(trained.run, "pulled-2", "pulled-1", "raw")
+    trained.notes(PULLED_TWO)
+    check_alike(trained.run, PULLED_TWO, PULLED, "raw")
 
 
 def test_two_devices_train_like_one(trained: Trained) -> None:
     """Without anything that each device draws for itself, the same batches give the same weights:
     gradients and shares are right. An odd batch: the devices' shares differ."""
     run = trained.run
-    assert [n["micro_batch"] for n in trained.notes("plain-2")] == [[7], [7]]
-    trained.notes("plain-parts")
-    for candidate in ("plain-2", "plain-parts"):
-        check_alike(run, candidate, "plain-1", "raw")
-    rows = array(run, "plain-2", "rows")
+    assert [n["micro_batch"] for n in trained.notes(PLAIN_TWO)] == [[7], [7]]
+    trained.notes(PLAIN_PARTS)
+    for candidate in (PLAIN_TWO, PLAIN_PARTS):
+        check_alike(run, candidate, PLAIN, "raw")
+    rows = array(run, PLAIN_TWO, "rows")
     assert rows.tolist() == np.flatnonzero(run.store.folds().fold == 0).tolist()
 
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [("pulled-2", "pulled-1"), ("plain-2", "plain-1"), ("plain-parts", "plain-1")],
+    [(PULLED_TWO, PULLED), (PLAIN_TWO, PLAIN), (PLAIN_PARTS, PLAIN)],
 )
 def test_two_devices_average_like_one(trained: Trained, found: str, expected: str) -> None:
     trained.notes(found)
@@ -191,7 +194,7 @@ def test_two_devices_average_like_one(trained: Trained, found: str, expected: st
 def test_devices_score_one_model(trained: Trained, precision: str) -> None:
     """Batch statistics differ by device until they are shared; raw and average alike. Each
     device draws its own dropout."""
-    candidate = f"mixed-{precision}"
+    candidate = MIXED[precision]
     first, second = trained.notes(candidate)
     assert len(first["scored"]) == 4 and first["scored"] == second["scored"]
     assert first["train_loss"] == second["train_loss"]
@@ -214,7 +217,7 @@ def test_the_stored_weights_give_the_stored_rows(trained: Trained) -> None:
     )
     from foldrace.trainables.predict import read_model_config as card_of
 
-    run, cpu, candidate = trained.run, torch.device("cpu"), "mixed-fp32"
+    run, cpu, candidate = trained.run, torch.device("cpu"), MIXED["fp32"]
     trained.notes(candidate)
     files = [run.images / p for p in run.store.folds().image_paths]
     rows = array(run, candidate, "rows")
@@ -232,8 +235,8 @@ def test_the_stored_weights_give_the_stored_rows(trained: Trained) -> None:
 def test_a_parameter_without_gradients(trained: Trained) -> None:
     """Devices do not wait for it; all others train as if it were not there."""
     run = trained.run
-    trained.notes("alike-idle")
-    plain, found = (load(run.store.weights(c, 0, "raw")) for c in ("alike", "alike-idle"))
+    trained.notes(ALIKE_IDLE)
+    plain, found = (load(run.store.weights(c, 0, "raw")) for c in (ALIKE, ALIKE_IDLE))
     assert torch.equal(found.pop("body.idle"), torch.ones(3))
     assert found.keys() == plain.keys()
     for name, tensor in plain.items():
@@ -241,6 +244,6 @@ def test_a_parameter_without_gradients(trained: Trained) -> None:
 
 
 def test_a_fold_too_small_for_its_devices(trained: Trained) -> None:
-    assert all("alike-idle" in d.notes and "too-small" not in d.notes for d in trained.devices)
+    assert all(ALIKE_IDLE in d.notes and TOO_SMALL not in d.notes for d in trained.devices)
     assert all(d.returncode == 1 for d in trained.devices)
     assert "2 devices need a batch of at least 4" in trained.devices[0].stderr
