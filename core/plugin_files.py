@@ -181,7 +181,7 @@ def _import_problems(file: PluginFile, listed: dict[str, PluginFile]) -> Iterato
     """Imports that would work on this machine at best."""
     try:
         tree = ast.parse(file.source, file.path)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: it is too deep
         return  # importing the file will tell
     folder = Path(file.path).parent
     for line, name in sorted(_imports(tree)):

@@ -10,6 +10,7 @@ import random
 import stat
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -80,7 +81,8 @@ def table_bytes(rng: random.Random, rows: Sequence[Sequence[str]], suffix: str) 
     writer = csv.writer(
         text, delimiter=delimiter, lineterminator=ends, quoting=quoting, escapechar="\\"
     )
-    writer.writerows(rows)
+    with suppress(csv.Error):  # an empty cell alone, without quotes
+        writer.writerows(rows)
     return text.getvalue().encode(rng.choice(_ENCODINGS), "replace")
 
 

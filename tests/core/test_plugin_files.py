@@ -221,3 +221,11 @@ def test_the_innermost_plugin_line_is_named(tmp_path: Path) -> None:
         raise RuntimeError("wrapped") from caught.value
     except RuntimeError as error:
         assert place_of(error) == f"{paths[1]} line 4"
+
+
+@pytest.mark.parametrize("source", ["-" * 20_000 + "1", "(" * 300, "x = " + "[" * 150 + "]" * 150])
+def test_a_file_too_deep_for_the_parser_is_told_or_runs(tmp_path: Path, source: str) -> None:
+    [found] = imported(write(tmp_path, deep=source))
+    fails = source[0] != "x"
+    assert isinstance(found, Problem) == fails
+    assert not fails or "the plugin cannot be imported: " in str(found)
