@@ -48,6 +48,7 @@ def array_of(data: bytes) -> NDArray[np.float32]:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("its version is not 1.0")
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+        shape = tuple(map(int, shape))  # `True` is a number there, but none that NumPy takes
         needed = math.prod(shape) * dtype.itemsize
     except Exception as error:  # damaged headers have many ways to fail
         raise ValueError(cause(error)) from error

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFolderError
+from foldrace.run_folder.oof import array_of, npy
 from foldrace.run_folder.store import RunStore
 from tests.run_folder.stored_runs import (
     new_store,
@@ -158,3 +159,12 @@ def test_swapped_lengths_are_noticed(complete: RunStore, tmp_path: Path) -> None
     second.write_bytes(one)
     with pytest.raises(RunFolderError, match="does not hold each scored row once"):
         complete.true_prob("c0000", "raw")
+
+
+@pytest.mark.parametrize("shape", ["(True, 6)", "(6, True)", "(2, 3)", "(6,)"])
+def test_sizes_of_any_kind_are_read_as_numbers(shape: str) -> None:
+    numbers = np.arange(6, dtype=np.float32)
+    data = npy(numbers.reshape(1, 6)).replace(b"(1, 6), }   ", f"{shape}, }}   ".encode().ljust(12))
+    assert shape.encode() in data
+    found = array_of(data[:128].ljust(128) + numbers.tobytes())
+    np.testing.assert_array_equal(found.ravel(), numbers)
