@@ -77,6 +77,7 @@ POLICIES = (
     Policy(_FORGIVING, RaceConfig(rule="forgiving")),
     Policy(_GAIN, RaceConfig()),
     Policy("gain, eta 2", RaceConfig(eta=2)),
+    Policy("gain, eta 4", RaceConfig(eta=4)),
     Policy("gain, z 0", RaceConfig(z=0.0)),
     Policy("gain, z 2", RaceConfig(z=2.0)),
     Policy("gain, whole folds", RaceConfig(epoch_stopping=False)),
@@ -273,7 +274,7 @@ def _small(results: Results, table: str, orders: int) -> None:
         jobs = [
             Job(name, 100 + order, table, candidates, _SMALL_FOLDS, budgets=_SMALL_BUDGETS)
             for order in range(orders)
-            for name in (_GAIN, _FORGIVING, _REPEATER)
+            for name in (_GAIN, "gain, eta 4", _FORGIVING, _REPEATER)
         ]
         runs = _replayed(jobs)
         title = f"{table}: {candidates} candidates x {_SMALL_FOLDS} folds"

@@ -193,13 +193,22 @@ def save(table: RaceTable, path: Path) -> None:
     aside.replace(path)
 
 
+_UPDATES = 32  # of an epoch, for what the average of the weights was once given in
+_NO_LONGER_KEYS = (("training", "patience"), ("training", "ema_decay"), ("cache", "longer_side"))
+
+
 def load(path: Path = PACKED) -> RaceTable:
     """What `save` wrote."""
     with np.load(path, allow_pickle=False) as kept:
         facts = json.loads(kept["facts"].tobytes())
         arrays = {name: kept[name] for name in ("oof", "at_rungs", "test_true")}
     facts["config"].pop("race", None)  # of the time of the recording
-    facts["config"]["training"].pop("patience", None)  # no longer a key
+    for section, key in _NO_LONGER_KEYS:
+        facts["config"][section].pop(key, None)
+    for record in facts["candidates"]:
+        decay = record["params"].pop("ema_decay", None)
+        if decay is not None:
+            record["params"]["ema_epochs"] = round(1 / (1 - decay) / _UPDATES, 4)
     trials = [_scored(record) for record in facts["trials"]]
     keys = [(trial.candidate, trial.fold) for trial in trials]
     return _calibrated(
