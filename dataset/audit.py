@@ -81,18 +81,18 @@ def scan_rows(manifest: Manifest, data: DataConfig, workers: int) -> ScannedRows
 
     Bad images stay, for `audit` to name, where they are more than half: then a path is wrong.
     """
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        infos = tuple(scan_images(manifest, pool, data.max_pixels))
-        rows = ScannedRows(manifest, infos)
-        if data.on_bad_image == "drop":
-            bad = _bad(manifest, infos, "training")
-            kept = np.array([row for row in range(len(infos)) if row not in bad], dtype=np.int64)
-            rows = _of(rows, kept, bad.values())
-        if data.duplicates != "report":
+    infos = tuple(scan_images(manifest, workers, data.max_pixels))
+    rows = ScannedRows(manifest, infos)
+    if data.on_bad_image == "drop":
+        bad = _bad(manifest, infos, "training")
+        kept = np.array([row for row in range(len(infos)) if row not in bad], dtype=np.int64)
+        rows = _of(rows, kept, bad.values())
+    if data.duplicates != "report":
+        with ThreadPoolExecutor(max(1, workers)) as pool:
             cluster = copies(rows.infos, pool)
-            if data.duplicates == "group":
-                return replace(rows, manifest=grouped(rows.manifest, cluster))
-            rows = _of(rows, *without_copies(rows.manifest, rows.infos, cluster))
+        if data.duplicates == "group":
+            return replace(rows, manifest=grouped(rows.manifest, cluster))
+        rows = _of(rows, *without_copies(rows.manifest, rows.infos, cluster))
     return rows
 
 
@@ -117,10 +117,10 @@ def audit(
     `fold`: as `make_folds` gives it; `scanned`: what `scan_rows` has found in the training images.
     With `bad_tests_pass`, test images that give no image are no problem.
     """
+    infos = scan_images(manifest, workers, max_pixels) if scanned is None else scanned
+    test_infos = [] if test is None else scan_images(test, workers, max_pixels)
+    part = None if fold is None else parts_of(fold)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        infos = scan_images(manifest, pool, max_pixels) if scanned is None else scanned
-        test_infos = [] if test is None else scan_images(test, pool, max_pixels)
-        part = None if fold is None else parts_of(fold)
         near = near_copies(manifest, infos, part, test, test_infos, pool)
     problems = list(_faults("training", "data.train_images", manifest, infos))
     left_out: dict[int, LeftOut] = {}

@@ -68,6 +68,11 @@ class FoldTable:
         """(R, n) `fold` and `later`."""
         return np.stack([self.fold, *self.later])
 
+    @cached_property
+    def group_numbers(self) -> NDArray[np.int64] | None:
+        """(n,) number of each row's group, in the order of their first rows; None without any."""
+        return None if self.groups is None else _first_seen(self.groups)
+
     def repeat_of(self, fold: int) -> int:
         """The repeat that a fold is of, 0 .. R-1."""
         return fold // self.k if self.later else 0

@@ -60,10 +60,12 @@ _UPRIGHT = {
 
 LONGEST = 4
 """Longest that a bounded image may be, in multiples of the bound of its shorter side."""
+LARGE = 2**24
+"""Pixels; of images beyond it only one at a time lies in a process's memory."""
 SMALL_SIDE = 64
 """Longer side of the image that `check_image` gives, in pixels."""
 _MOST_DEPTH = 50  # folders within folders
-_LARGE = 2**24  # pixels; of images beyond it only one at a time lies in memory
+_DIGITS = re.compile("([0-9]+)")
 _SHRINKS_WELL = ("RGB", "L", "RGBA", "CMYK")  # before RGB is made of them, which then costs less
 _DRAFT_MARGIN = 2  # a JPEG is decoded at no less than this multiple of the final size
 
@@ -194,9 +196,11 @@ class FolderFiles:
 
 def find_files(folder: Path) -> FolderFiles:
     """Every file below `folder`."""
-    paths = sorted(_files(folder), key=natural_key)
-    images = tuple(filter(has_image_suffix, paths))
-    return FolderFiles(images, tuple(path for path in paths if not has_image_suffix(path)))
+    images: list[str] = []
+    others: list[str] = []
+    for path in sorted(_files(folder), key=natural_key):
+        (images if has_image_suffix(path) else others).append(path)
+    return FolderFiles(tuple(images), tuple(others))
 
 
 def find_images(folder: Path) -> list[str]:
@@ -220,7 +224,7 @@ def has_image_suffix(path: str) -> bool:
 def natural_key(text: str) -> tuple[list[str | tuple[int, str]], str]:
     """Sort key with '2' before '10' and 'a2' before 'a10'; different texts never tie."""
     parts: list[str | tuple[int, str]] = []
-    for i, part in enumerate(re.split("([0-9]+)", text.casefold())):
+    for i, part in enumerate(_DIGITS.split(text.casefold())):
         digits = part.lstrip("0")
         parts.append((len(digits), digits) if i % 2 else part)
     return parts, text
@@ -284,7 +288,7 @@ os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may ho
 
 def _one_at_a_time(image: ImageFile.ImageFile) -> AbstractContextManager[object]:
     """Held while a large image is decoded, so that memory does not grow with the threads."""
-    return _large if image.width * image.height > _LARGE else nullcontext()
+    return _large if image.width * image.height > LARGE else nullcontext()
 
 
 def _reason(error: Exception) -> str:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foldrace.core.progress import tell
-from foldrace.dataset.images import MOST_PIXELS, ImageError, check_image, read_bytes
+from foldrace.dataset.image_paths import on_disk
+from foldrace.dataset.images import LARGE, MOST_PIXELS, ImageError, check_image, read_bytes
 from foldrace.dataset.manifest import Manifest
 from foldrace.dataset.test_set import ImageSet
 
@@ -32,8 +33,10 @@ _MAX_SHIFT = 50  # grey levels between the means of the thumbnails
 _LEAST_SD = 8  # grey levels: what a blank image is measured by
 _THUMB = 16  # pixels a side
 _CONFIRMED = 64  # most candidates of an image to look at, the nearest first
-_BATCH = 4096  # images queued at once: Ctrl-C waits for no more
+_BATCH = 4096  # images that threads have queued at once: Ctrl-C waits for no more
 _TASK = 16  # images of a thread's task
+_MANY = 8192  # images from which on it pays to start processes, which takes a second or two
+_PROCESS_TASK = 256  # images of a process's task: of 32 pixels 0.1 s
 _BLOCK = 2**22  # distances computed at once by a thread: 32 MB
 
 
@@ -75,14 +78,22 @@ _COSINES = 2 * np.cos(
 )  # (8, 32)
 
 
-def perceptual_hash(small: Image.Image) -> PerceptualHash:
-    """Hash of an RGB image of about 64 pixels a side; takes 0.1 ms."""
-    grey = small.convert("L").resize((_GRID, _GRID), Image.Resampling.LANCZOS)
-    low = _COSINES @ np.asarray(grey, np.float64) @ _COSINES.T
-    below, above = np.sort(low, axis=None)[_LOW**2 // 2 - 1 :][:2].tolist()
-    bits = low > (below + above) / 2 + 1e-6  # the noise of zeros, where it is flat, counts for none
-    thumb = small.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR)
-    return PerceptualHash(int.from_bytes(np.packbits(bits).tobytes()), np.asarray(thumb))
+def perceptual_hashes(smalls: Sequence[Image.Image]) -> list[PerceptualHash]:
+    """Hashes of RGB images of about 64 pixels a side; together, which halves what one costs."""
+    grids, thumbs = [], []
+    for small in smalls:
+        grids.append(small.convert("L").resize((_GRID, _GRID), Image.Resampling.LANCZOS).tobytes())
+        thumbs.append(small.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR).tobytes())
+    grey = np.frombuffer(b"".join(grids), np.uint8).reshape(-1, _GRID, _GRID)
+    low = (_COSINES @ grey.astype(np.float64) @ _COSINES.T).reshape(-1, _LOW**2)
+    below, above = np.sort(low)[:, _LOW**2 // 2 - 1 : _LOW**2 // 2 + 1].T
+    # the noise of zeros, where it is flat, counts for none
+    bits = np.packbits(low > (below + above)[:, None] / 2 + 1e-6, axis=1)
+    pixels = np.frombuffer(b"".join(thumbs), np.uint8).reshape(-1, _THUMB, _THUMB, 3)
+    return [
+        PerceptualHash(int.from_bytes(of_one.tobytes()), thumb)
+        for of_one, thumb in zip(bits, pixels, strict=True)
+    ]
 
 
 def stack_hashes(hashes: Sequence[PerceptualHash | None], sides: NDArray[np.int64]) -> ImageHashes:
@@ -157,23 +168,65 @@ class ImageInfo:
 
 
 def scan_images(
-    images: Manifest | ImageSet, pool: Executor, max_pixels: int = MOST_PIXELS
+    images: Manifest | ImageSet, workers: int, max_pixels: int = MOST_PIXELS
 ) -> list[ImageInfo]:
-    """Scan every file, in the order of the rows; equal ones are decoded once."""
+    """Scan every file, `workers` at a time, in the order of the rows."""
     step = f"reading {'training' if isinstance(images, Manifest) else 'test'} images"
+    several = len(images) >= _MANY and workers > 1
+    infos: list[ImageInfo] = []
+    for found in (_by_processes if several else _by_threads)(images, workers, max_pixels):
+        infos += found
+        tell(step, len(infos), len(images))
+    return infos
+
+
+def _by_threads(
+    images: Manifest | ImageSet, workers: int, max_pixels: int
+) -> Iterator[list[ImageInfo]]:
+    """The results, some rows at a time; equal files are decoded once."""
     known: dict[bytes, ImageInfo] = {}
 
-    def scan(start: int) -> list[ImageInfo]:
-        rows = range(start, min(start + _TASK, len(images)))
-        return [_scan(images.file(row), max_pixels, known) for row in rows]
+    def scan(rows: range) -> list[ImageInfo]:
+        return _scan([images.file(row) for row in rows], max_pixels, known)
 
-    infos: list[ImageInfo] = []
-    for start in range(0, len(images), _BATCH):
-        starts = range(start, min(start + _BATCH, len(images)), _TASK)
-        for found in pool.map(scan, starts):
-            infos += found
-            tell(step, len(infos), len(images))
-    return infos
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(images), _BATCH):
+            batch = range(start, min(start + _BATCH, len(images)))
+            yield from pool.map(scan, _tasks(batch, _TASK))
+
+
+def _by_processes(
+    images: Manifest | ImageSet, workers: int, max_pixels: int
+) -> Iterator[list[ImageInfo]]:
+    """The results, some rows at a time.
+
+    Threads share one interpreter, which small images keep busier than their decoder does.
+    """
+    import joblib  # it takes 0.2 s
+
+    known: dict[bytes, ImageInfo] = {}
+    tasks = _tasks(range(len(images)), _PROCESS_TASK)
+    scan, bound = joblib.delayed(_scan_small), min(max_pixels, LARGE)
+    calls = (scan(images.image_root, images.image_paths[t.start : t.stop], bound) for t in tasks)
+    pool = joblib.Parallel(workers, return_as="generator", batch_size=1, pre_dispatch="4 * n_jobs")
+    for rows, found in zip(tasks, pool(calls), strict=True):
+        yield [
+            info or _scan([images.file(row)], max_pixels, known)[0]
+            for row, info in zip(rows, found, strict=True)
+        ]
+
+
+def _scan_small(root: Path, names: Sequence[str], max_pixels: int) -> list[ImageInfo | None]:
+    """In a process of its own: the results; None for what has a fault or is too large for it.
+
+    That is left to the caller, which has one large image in memory at a time.
+    """
+    infos = _scan([on_disk(root, name) for name in names], max_pixels, {})
+    return [info if info.fault is None else None for info in infos]
+
+
+def _tasks(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def row_label(images: Manifest | ImageSet, row: int) -> str:
@@ -182,30 +235,46 @@ def row_label(images: Manifest | ImageSet, row: int) -> str:
     return path if images.lines is None else f"{path} (line {images.lines[row]})"
 
 
-def _scan(path: Path, max_pixels: int, known: dict[bytes, ImageInfo]) -> ImageInfo:
-    """The result of one file; `known`: digest -> result of the files so far."""
-    try:
-        data = read_bytes(path)
-    except ImageError as error:
-        return ImageInfo((0, 0), b"", None, error.reason, missing=not os.path.exists(path))
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    if digest not in known:
-        known[digest] = _scan_content(data, digest, path, max_pixels)
-    return known[digest]
+def _scan(paths: Sequence[Path], max_pixels: int, known: dict[bytes, ImageInfo]) -> list[ImageInfo]:
+    """The results of some files; `known`: digest -> result of the files so far."""
+    infos: list[ImageInfo | bytes] = []  # of what was read the digest
+    new: dict[bytes, ImageInfo] = {}  # apart until it has its hash: other threads look into `known`
+    smalls: dict[bytes, Image.Image] = {}
+    for path in paths:
+        try:
+            data = read_bytes(path)
+        except ImageError as error:
+            missing = not os.path.exists(path)
+            infos.append(ImageInfo((0, 0), b"", None, error.reason, missing=missing))
+            continue
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        infos.append(digest)
+        if digest not in known and digest not in new:
+            new[digest], small = _scan_content(data, digest, path, max_pixels)
+            if small is not None:
+                smalls[digest] = small
+    for digest, found in zip(smalls, perceptual_hashes(list(smalls.values())), strict=True):
+        new[digest] = replace(new[digest], perceptual_hash=found)
+    known.update(new)
+    return [known[info] if isinstance(info, bytes) else info for info in infos]
 
 
-def _scan_content(data: bytes, digest: bytes, path: Path, max_pixels: int) -> ImageInfo:
+def _scan_content(
+    data: bytes, digest: bytes, path: Path, max_pixels: int
+) -> tuple[ImageInfo, Image.Image | None]:
+    """The result but for its hash, and what that is made of."""
     try:
         image = check_image(data, path, max_pixels)
     except ImageError as error:
-        return ImageInfo((0, 0), b"", None, error.reason)
+        return ImageInfo((0, 0), b"", None, error.reason), None
     # (least, greatest) of each colour
     bounds = cast(tuple[tuple[int, int], ...], image.small.getextrema())
-    return ImageInfo(
+    info = ImageInfo(
         image.size,
         digest,
-        perceptual_hash(image.small),
+        None,
         brightest=max(high for _, high in bounds),
         contrast=max(high - low for low, high in bounds),
         sixteen_bit=image.sixteen_bit,
     )
+    return info, image.small

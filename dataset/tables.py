@@ -5,9 +5,10 @@ Takes the paths that the config names, gives a `Table` or a folder, and adds to 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -230,7 +231,7 @@ def split_part(folder: Path, key: str) -> Path:
     Folders that wrap everything are looked through, and the one of several with all images, where
     its own folders are the classes.
     """
-    parts = {p.name.casefold(): p for p in _visible(folder) if p.is_dir()}
+    parts = {part.name.casefold(): part for part in _folders(folder)}
     if len(parts) == 1 and own_table(folder) is None:
         [part] = parts.values()
         inner = split_part(part, key)
@@ -244,7 +245,7 @@ def split_part(folder: Path, key: str) -> Path:
     filled = list(islice((part for part in parts.values() if holds_image(part)), 2))
     if len(filled) != 1 or _has_images(folder):
         return folder
-    classes = (p for p in _visible(filled[0]) if p.is_dir() and holds_image(p))
+    classes = filter(holds_image, _folders(filled[0]))
     return filled[0] if len(list(islice(classes, 2))) == 2 else folder
 
 
@@ -278,8 +279,7 @@ def open_folder(
 
 def inner_folder(folder: Path) -> Path | None:
     """The only folder in `folder`, or None where there are images or others beside it."""
-    visible = _visible(folder)
-    folders = [p for p in visible if p.is_dir()]
+    folders = _folders(folder)
     return folders[0] if len(folders) == 1 and not _has_images(folder) else None
 
 
@@ -292,8 +292,13 @@ def part_notes(key: str, folder: Path, part: Path) -> tuple[str, ...]:
 
 def _has_images(folder: Path) -> bool:
     """True where images lie right in the folder."""
-    return any(has_image_suffix(p.name) and not p.is_dir() for p in _visible(folder))
+    return any(has_image_suffix(entry.name) and not entry.is_dir() for entry in _visible(folder))
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+def _folders(folder: Path) -> list[Path]:
+    return [folder / entry.name for entry in _visible(folder) if entry.is_dir()]
+
+
+def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What lies in the folder; by its entries, since there may be 100,000 files."""
+    return (e for e in os.scandir(folder) if not e.name.startswith((".", "__MACOSX")))

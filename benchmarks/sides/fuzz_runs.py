@@ -23,7 +23,7 @@ from benchmarks.sides.fuzz_mutations import WORDS, changed, damaged, json_text, 
 from benchmarks.sides.fuzz_scene import Examples, write_folder
 from foldrace.commands.ensemble import Changes, reblend
 from foldrace.commands.status import status
-from foldrace.commands.terminal import Terminal
+from foldrace.console.terminal import Terminal
 from foldrace.core.plugin_files import import_plugins, read_plugins
 from foldrace.dataset.left_out import read_left_out
 from foldrace.ensemble.selection.matrix_folder import read_matrix

@@ -138,8 +138,8 @@ def make_examples(root: Path) -> Examples:
     """Everything; the run folder is written by the package, its models are not trained."""
     from foldrace.commands.ensemble import Changes, reblend
     from foldrace.commands.submit import submit
-    from foldrace.commands.terminal import Terminal
     from foldrace.config.load import parse_mapping
+    from foldrace.console.terminal import Terminal
     from foldrace.dataset.folds import folds_csv, make_folds
     from foldrace.dataset.manifest import read_manifest
     from foldrace.run_folder.store import RunStore

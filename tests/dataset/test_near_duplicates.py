@@ -25,7 +25,7 @@ from foldrace.dataset.similarity import (
     Match,
     PerceptualHash,
     nearest_matches,
-    perceptual_hash,
+    perceptual_hashes,
     stack_hashes,
 )
 
@@ -58,7 +58,7 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 
 
 def hash_of(data: bytes) -> PerceptualHash:
-    return perceptual_hash(check_image(data, Path("x")).small)
+    return perceptual_hashes([check_image(data, Path("x")).small])[0]
 
 
 def of(image: Image.Image) -> PerceptualHash:
@@ -139,7 +139,7 @@ def test_colour_and_brightness_tell_images_apart() -> None:
 
 def test_the_hash_is_that_of_the_library() -> None:
     small = scene(1, 64, 48)
-    assert f"{perceptual_hash(small).hash:016x}" == str(imagehash.phash(small))
+    assert f"{perceptual_hashes([small])[0].hash:016x}" == str(imagehash.phash(small))
 
 
 def brute_force(images: ImageHashes, others: ImageHashes) -> list[Match]:

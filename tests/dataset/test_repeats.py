@@ -169,8 +169,8 @@ def test_copies_count_where_any_repeat_divides_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(parts_of(folds[0]), folds[0])
     parts = parts_of(folds)  # rows 1 and 3 are divided by neither repeat, nor are 2 and 4
     assert len(set(parts.tolist())) == 3 and (parts[1], parts[2]) == (parts[3], parts[4])
+    infos = scan_images(data, 1)
     with ThreadPoolExecutor(1) as pool:
-        infos = scan_images(data, pool)
         found = near_copies(data, infos, parts_of(folds), None, [], pool)
     assert {row.image_path for row in found.rows} == {"0.jpg", "1.jpg"}
     warnings = [str(problem) for problem in audit(data, folds, None, 1).warnings]
