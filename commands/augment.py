@@ -11,10 +11,10 @@ from rich.console import Console
 
 from foldrace.checks.search import check_part
 from foldrace.checks.transforms import check_transforms
-from foldrace.commands.machine import refuse_existing, write_out
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.schema import AugmentConfig, SweepConfig
+from foldrace.console.machine import refuse_existing, write_out
 from foldrace.core.errors import DataError, Problem, UserError
 from foldrace.core.opening import MB, read_regular
 from foldrace.core.plugins import Parts, naming_plugins

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from foldrace.checks.preflight import Plan, preflight
-from foldrace.commands.guess import parse_source
-from foldrace.commands.machine import cores
+from foldrace.commands.no_config.guess import parse_source
 from foldrace.commands.plugins import with_plugins
 from foldrace.config.load import ParsedConfig, differing_keys
 from foldrace.config.schema import SweepConfig
+from foldrace.console.machine import cores
 from foldrace.core.errors import Problem, RunFolderError
 from foldrace.reporting.formats import counted
 from foldrace.run_folder.store import RunStore

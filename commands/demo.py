@@ -38,7 +38,8 @@ def _show(store: RunStore, folder: Path, console: Console) -> None:
         return
     console.print(
         f"Blend of {counted(len(ensemble.members), 'member')}: OOF log loss "
-        f"{ensemble.oof_logloss:.4f}, best single model {ensemble.fair_single_logloss:.4f}"
+        f"{ensemble.oof_logloss:.4f}, of one fold's models {ensemble.crossfit_logloss:.4f}, "
+        f"of the best single one {ensemble.single_crossfit_logloss:.4f}"
     )
     _print_hidden_score(store, folder, console)
     console.print(f"Report: {store.root}/report/index.html")

@@ -9,21 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from rich.console import Console
 from rich.text import Text
 
-from foldrace.commands.machine import cores, is_at_work
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import require_complete
-from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.schema import EnsembleConfig
+from foldrace.console.machine import cores, is_at_work
+from foldrace.console.warnings import warnings_shown
 from foldrace.core.errors import ConfigError, DataError, Problem
-from foldrace.core.metrics import accuracy, all_metrics, log_loss, log_loss_of_true
+from foldrace.core.metrics import METRICS, MetricScore, accuracy, log_loss, log_loss_of_true
 from foldrace.core.plugins import Parts, naming_plugins
+from foldrace.core.standard_errors import all_metrics, measure
 from foldrace.dataset.folds import HELD_OUT
 from foldrace.dataset.test_set import read_test_set
+from foldrace.ensemble.decisions import decide
 from foldrace.ensemble.methods import METHODS
 from foldrace.ensemble.pool import Member
 from foldrace.ensemble.selection.eligible import Prices
@@ -51,6 +54,7 @@ class Changes:
     """Options of `ensemble DIR` that replace the config's; None or empty: as the config says."""
 
     method: str | None = None
+    metric: str | None = None
     max_members: int | None = None
     max_ms_per_image: float | None = None
     max_bytes: int | None = None
@@ -176,12 +180,25 @@ def _with_held_out_score(store: RunStore, ensemble: EnsembleRecord, parts: Parts
     files = [manifest.file(int(row)) for row in rows]
     prob = Predictor(store, workers=cores()).probabilities(files)
     labels = store.labels()[rows]
+    chosen = "" if ensemble.choice is None else ensemble.choice.metric
     scored = HeldOutScore(
         rows=len(rows),
         logloss=log_loss(prob, labels),
         accuracy=accuracy(prob, labels),
-        metrics=all_metrics(prob, labels, parts),
+        metrics=all_metrics(prob, labels, parts, chosen),
+        decided=_decided_score(ensemble, prob, labels, parts),
     )
     ensemble = ensemble.model_copy(update={"held_out": scored})
     store.blend.update(ensemble)
     return ensemble
+
+
+def _decided_score(
+    ensemble: EnsembleRecord, prob: NDArray[np.float64], labels: NDArray[np.int64], parts: Parts
+) -> MetricScore | None:
+    """The user's own metric of the classes that the decision rule gives; None without a rule."""
+    choice = ensemble.choice
+    if choice is None or choice.rule is None:
+        return None
+    metric, decided = parts[METRICS][choice.metric], decide(choice.rule, prob)
+    return measure(metric, decided, labels, prob.shape[1]).score

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from foldrace.commands.ensemble import blend
-from foldrace.commands.machine import log_folder, logging_to, only_our_output
 from foldrace.commands.submit import predict_test_set
 from foldrace.commands.update import write_so_far
 from foldrace.config.schema import SweepConfig
+from foldrace.console.machine import log_folder, logging_to, only_our_output
 from foldrace.core.errors import (
     EnvironmentProblem,
     Interrupted,

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from foldrace.commands.guess import guess_sweep
-from foldrace.commands.machine import write_out
+from foldrace.commands.no_config.guess import guess_sweep
 from foldrace.config.commented import commented_yaml
 from foldrace.config.schema import SweepConfig
+from foldrace.console.machine import write_out
 from foldrace.core.errors import DataError, RunFolderError, UserError
 from foldrace.dataset.guess import is_data
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
-from foldrace.commands.machine import cores, refuse_existing, write_out
-from foldrace.commands.terminal import Terminal, visible
+from foldrace.console.machine import cores, refuse_existing, write_out
+from foldrace.console.terminal import Terminal, visible
 from foldrace.core.errors import Problem, RunFailure, UserError
 from foldrace.dataset.archive import unpack
 from foldrace.dataset.guess_columns import named_images
@@ -24,6 +25,7 @@ from foldrace.dataset.left_out import left_out_lines, unknown_kinds
 from foldrace.dataset.tables import read_table
 from foldrace.inference.predictor import Predictor
 from foldrace.run_folder.allowed import open_allowed
+from foldrace.run_folder.store import RunStore
 
 
 def predict(
@@ -50,18 +52,17 @@ def predict(
     most = store.config().data.max_pixels
     errors = {file: str(e) for file in files if (e := _image_error(file, most)) is not None}
     good = [file for file in files if file not in errors]
-    prob = Predictor(store, cores()).probabilities(good) if good else np.empty((0, 0))
-    by_file = dict(zip(good, prob, strict=True))
+    by_file = _predicted(store, good) if good else {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     classes = store.classes()
     writer.writerow(["image_path", "class", "confidence", *classes, "error"])
     for file in files:
-        row = by_file.get(file)
-        if row is None:
+        found = by_file.get(file)
+        if found is None:
             writer.writerow([file, "ERROR", "", *[""] * len(classes), errors[file]])
         else:
-            best = int(row.argmax())
+            row, best = found
             numbers = [f"{p:.6g}" for p in (row[best], *row)]
             writer.writerow([file, classes[best], *numbers, ""])
     if out is None:
@@ -72,6 +73,15 @@ def predict(
         console.print(f"{out}: {len(good)} images predicted, {len(errors)} unreadable")
     if not good:
         raise RunFailure("none of the images could be read")
+
+
+def _predicted(
+    store: RunStore, files: Sequence[Path]
+) -> dict[Path, tuple[NDArray[np.float64], int]]:
+    """Image -> its probabilities (C,), and the class that the blend decides for."""
+    predictor = Predictor(store, cores())
+    prob = predictor.probabilities(files)
+    return dict(zip(files, zip(prob, predictor.decide(prob).tolist(), strict=True), strict=True))
 
 
 def _expand(paths: Sequence[Path], screen: Console) -> Iterator[Path]:

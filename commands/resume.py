@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.commands.machine import only_driver
 from foldrace.commands.moved_data import moved, refuse_other_keys
-from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.load import ParsedConfig, parse_config, to_yaml
 from foldrace.config.schema import SearchConfig, SweepConfig
+from foldrace.console.machine import only_driver
+from foldrace.console.warnings import warnings_shown
 from foldrace.core.consent import allow_command, allowed_command
 from foldrace.core.errors import UserError
 from foldrace.core.files import to_bytes

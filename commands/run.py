@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from foldrace.commands.machine import cores, only_driver
 from foldrace.config.load import ParsedConfig, parse_config
 from foldrace.config.schema import SMOKE
+from foldrace.console.machine import cores, only_driver
 from foldrace.core.errors import Problem, UserError
 from foldrace.dataset.guess import is_data
 from foldrace.run_folder.store import RunStore
@@ -75,7 +75,7 @@ def _named(
         store = RunStore(out or _folder_of(name, parsed.problems))
         _refuse_existing(store, parsed)
         return parsed, store
-    from foldrace.commands.guess import run_name
+    from foldrace.commands.no_config.guess import run_name
 
     name = run_name(config, overrides) + (SMOKE if smoke else "")
     store = RunStore(out or _folder_of(name))
@@ -103,7 +103,7 @@ def _guessed(
     started: float,
 ) -> ParsedConfig:
     """The config that is chosen for data."""
-    from foldrace.commands.guess import parse_source
+    from foldrace.commands.no_config.guess import parse_source
 
     with nodes_for_checks(None, address, sweep=False) as nodes:
         return parse_source(data, overrides, console, smoke, nodes, started)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.commands.machine import cores
 from foldrace.config.load import parse_config
+from foldrace.console.machine import cores
 from foldrace.core.errors import RunFolderError
 from foldrace.dataset.audit import kept_rows
 from foldrace.dataset.folds import folds_csv, make_folds

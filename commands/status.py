@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from foldrace.commands.machine import is_at_work
-from foldrace.commands.warnings_shown import warnings_shown
 from foldrace.config.schema import SweepConfig
+from foldrace.console.machine import is_at_work
+from foldrace.console.warnings import warnings_shown
 from foldrace.reporting.formats import counted, duration, number
 from foldrace.reporting.live import budget_line, print_leaderboard
-from foldrace.reporting.sentences import submission_line
+from foldrace.reporting.sentences import crossfitted, submission_line
 from foldrace.run_folder.belonging import strange_trials
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
@@ -70,8 +70,9 @@ def _result_lines(store: RunStore) -> Iterator[str]:
     if submission is not None:
         yield submission_line(submission)
     elif blend is not None:
-        loss = number(blend.crossfit_logloss)
-        yield f"blend of {counted(len(blend.members), 'member')}: cross-fitted log loss {loss}"
+        own = None if blend.choice is None else blend.choice.score
+        good = crossfitted(blend.crossfit_logloss, blend.crossfit_se, own)
+        yield f"blend of {counted(len(blend.members), 'member')}: {good}"
 
 
 def status_lines(

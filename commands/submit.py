@@ -14,17 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from foldrace.commands.machine import cores, is_at_work, refuse_existing
 from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import blend_so_far, require_complete
-from foldrace.commands.warnings_shown import warnings_shown
+from foldrace.console.machine import cores, is_at_work, refuse_existing
+from foldrace.console.warnings import warnings_shown
 from foldrace.core.errors import DataError, Problem, RunFolderError, listing
 from foldrace.core.files import Files, open_files
+from foldrace.core.metrics import most_probable
 from foldrace.core.plugins import naming_plugins
 from foldrace.dataset.curation import split_merged
 from foldrace.dataset.images import ImageError, image_fault
 from foldrace.dataset.left_out import read_left_out
 from foldrace.dataset.test_set import ImageSet, read_test_set
+from foldrace.ensemble.fold_mean import FoldMean
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictor import OnModel, Predictor
 from foldrace.inference.submission import (
@@ -39,6 +41,7 @@ from foldrace.inference.submission import (
 from foldrace.inference.tta import find_tta
 from foldrace.reporting.blend_lines import blend_lines
 from foldrace.reporting.formats import counted
+from foldrace.reporting.sentences import submitted_loss, what_is_submitted, with_error
 from foldrace.run_folder.allowed import open_allowed
 from foldrace.run_folder.belonging import require_own_trials, telling_where_data_lay
 from foldrace.run_folder.blend_records import EnsembleRecord
@@ -109,7 +112,7 @@ def predict_test_set(
     assert test is not None
     predictor = Predictor(store, workers or cores(), tta, "cpu" if on_cpu else None)
     with console.status(f"Predicting {len(test)} test images") as status:
-        prob, bad = _probabilities(
+        found, bad = _probabilities(
             store,
             test,
             predictor,
@@ -117,7 +120,8 @@ def predict_test_set(
                 f"Predicting {len(test)} test images: model {done} of {predictor.models}"
             ),
         )
-    prob = split_merged(prob, store.classes(), store.merged())
+    decided = _decided(store, predictor, found.prob, bad)
+    prob = split_merged(found.prob, store.classes(), store.merged())
     files, name = _target(store, out)
     # File and receipt are one; elsewhere nobody else writes, and the run folder may be read-only.
     with store.blend.only_writer() if out is None else nullcontext():
@@ -131,6 +135,8 @@ def predict_test_set(
             predictor.ensemble,
             tta,
             [test.ids[row] for row in bad],
+            decided,
+            found.log_z,
         )
         kept = keep_submission(files, receipt) if out is None and not is_interim else None
     if edited is not None:
@@ -139,16 +145,17 @@ def predict_test_set(
         console.print(f"kept as {store.root}/{kept}; {LOG} has a place for its score")
     if out is not None:
         _log_elsewhere(store, receipt, out, console)
-    _print_receipt(receipt, test, console)
+    _print_receipt(receipt, predictor.ensemble.k, test, console)
     return receipt
 
 
 def _probabilities(
     store: RunStore, test: ImageSet, predictor: Predictor, on_model: OnModel
-) -> tuple[NDArray[np.float64], list[int]]:
-    """(n, C) probabilities of the test set, and the rows whose image cannot be read.
+) -> tuple[FoldMean, list[int]]:
+    """Probabilities (n, C) of the test set, log Z of the rows that can be read, and the others.
 
-    These have the class frequencies where `data.on_bad_test_image` says so; else DataError.
+    Those whose image cannot be read have the class frequencies where `data.on_bad_test_image` says
+    so; else DataError.
     """
     data = store.config().data
     may_be_bad, most = data.on_bad_test_image == "prior", data.max_pixels
@@ -173,15 +180,32 @@ def _probabilities(
     return _with_frequencies(store, test, predictor, on_model, bad), bad
 
 
+def _decided(
+    store: RunStore, predictor: Predictor, prob: NDArray[np.float64], bad: Sequence[int]
+) -> NDArray[np.int64] | None:
+    """(n,) places in `own_classes` by the blend's decision rule; None where it has none.
+
+    Of a merged class the most frequent part; in the bad rows the most frequent class.
+    """
+    if predictor.ensemble.rule is None:
+        return None
+    classes = predictor.decide(prob)
+    classes[bad] = prob[bad].argmax(axis=1)
+    alone = np.zeros_like(prob)
+    alone[np.arange(len(prob)), classes] = 1.0
+    return most_probable(split_merged(alone, store.classes(), store.merged()))
+
+
 def _with_frequencies(
     store: RunStore, test: ImageSet, predictor: Predictor, on_model: OnModel, bad: Sequence[int]
-) -> NDArray[np.float64]:
-    """(n, C) probabilities: the class frequencies of the training images in the bad rows."""
+) -> FoldMean:
+    """Probabilities (n, C): the class frequencies of the training images in the bad rows."""
     good = np.setdiff1d(np.arange(len(test)), np.array(bad, dtype=np.int64))
     counts = np.bincount(store.labels(), minlength=len(store.classes()))
     prob = np.tile(counts / counts.sum(), (len(test), 1))
-    prob[good] = predictor.test_probabilities(test, on_model, good)
-    return prob
+    found = predictor.test_probabilities(test, on_model, good)
+    prob[good] = found.prob
+    return FoldMean(prob, found.log_z)
 
 
 def _bad_image(test: ImageSet, row: int, fault: str | None) -> Problem:
@@ -216,12 +240,21 @@ def _target(store: RunStore, out: Path | None) -> tuple[Files, str]:
     return open_files(out.resolve().parent), out.name
 
 
-def _print_receipt(receipt: Receipt, test: ImageSet, console: Console) -> None:
+def _print_receipt(receipt: Receipt, k: int, test: ImageSet, console: Console) -> None:
     console.print(
         f"{receipt.file}: {receipt.rows} test images, "
         f"{len(receipt.checks)} checks passed, sha256 {receipt.sha256[:12]}…"
     )
     console.print(f"form: {test.form}")
+    one_fold = with_error(receipt.crossfit_logloss, receipt.crossfit_se)
+    loss = submitted_loss(receipt.submitted_logloss, receipt.submitted_se, receipt.submitted_note)
+    console.print(f"expected log loss of one fold's models: {one_fold}")
+    console.print(f"expected log loss of the submission, {what_is_submitted(k)}: {loss}")
+    if receipt.rule is not None:
+        metric = "" if receipt.chosen_metric is None else f" of {receipt.chosen_metric.name}"
+        console.print(
+            f"labels by the blend's decision rule{metric}, not by the most probable class"
+        )
     if receipt.without_image:
         count, names = len(receipt.without_image), listing(receipt.without_image, 5)
         console.print(

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from foldrace.checks.preflight import preflight
 from foldrace.commands.check import already_exists
-from foldrace.commands.machine import cores
 from foldrace.commands.plugins import parse_with_plugins
 from foldrace.config.load import ParsedConfig
+from foldrace.console.machine import cores
 from foldrace.core.consent import allow_plugins
 from foldrace.core.errors import RunFailure, UserError
 from foldrace.dataset.folds import folds_csv

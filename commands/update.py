@@ -18,7 +18,7 @@ def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
 
     from foldrace.commands.so_far import blend_so_far
     from foldrace.commands.submit import predict_test_set
-    from foldrace.commands.terminal import Terminal
+    from foldrace.console.terminal import Terminal
     from foldrace.core.consent import allow_plugins
 
     torch.set_num_threads(cpus)

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from foldrace.commands.ensemble import Changes, unchosen_lines
-from foldrace.commands.terminal import Terminal
 from foldrace.config.schema import EnsembleConfig
+from foldrace.console.terminal import Terminal
 from foldrace.core.errors import ConfigError
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import AddSpec, add_sources
@@ -96,12 +96,19 @@ def test_one_line_a_figure(store: RunStore) -> None:
     lines = shown(record)
     candidate, variant = record.best_single.split()
     loss, single = record.oof_logloss, record.best_single_oof_logloss
+    fair, gain = record.single_crossfit_logloss, record.gain_over_single
     count = len(record.members)
     assert lines[0] == f"Blend of {count} members (greedy): OOF log loss {loss:.4f}"
     assert f"  best single model      {single:.4f}  {candidate} ({variant} weights)" in lines
-    assert f"  blend is better by     {single - loss:.4f}  (log loss)" in lines
-    figure = f"{record.crossfit_logloss:.4f} ± {record.crossfit_se:.4f}"
-    assert f"  cross-fitted blend     {figure}" in lines
+    assert f"  best one, cross-fitted {fair:.4f}" in lines
+    error = f"{record.gain_over_single_se:.4f}  (both cross-fitted)"
+    name = "blend is better by" if gain >= 0 else "blend is worse by"
+    assert f"  {name:22} {abs(gain):.4f} ± {error}" in lines
+    figure = f"{record.crossfit_logloss:.4f} ± {record.crossfit_se:.4f}  (cross-fitted)"
+    assert f"  one fold's models      {figure}" in lines
+    assert "  mean of 3 folds        lower; the test images tell, once they are predicted" in lines
+    alone = shown(record.model_copy(update={"k": 1}))
+    assert not any("mean of" in line for line in alone)
     assert f"  {record.members[0].weight:.3f}  c0000 raw" in lines
     assert max(map(len, lines)) <= 80
 
@@ -116,15 +123,16 @@ def test_one_line_a_figure(store: RunStore) -> None:
 )
 def test_better_or_worse(store: RunStore, gain: float, text: str) -> None:
     record = blend(store, EnsembleConfig(calibrate=False))
-    single = record.best_single_oof_logloss
-    lines = shown(record.model_copy(update={"oof_logloss": single - gain}))
-    assert f"  blend is {text}  (log loss)" in lines
+    loss = record.single_crossfit_logloss - gain
+    changes = {"crossfit_logloss": loss, "gain_over_single_se": 0.0123}
+    lines = shown(record.model_copy(update=changes))
+    assert f"  blend is {text} ± 0.0123  (both cross-fitted)" in lines
 
 
 def test_a_blend_that_may_gain_nothing_is_warned_of(store: RunStore) -> None:
     record = blend(store, EnsembleConfig(calibrate=False))
     for change, warned in ((1e-3, True), (-1e-3, False)):
-        loss = record.fair_single_logloss + change
+        loss = record.single_crossfit_logloss + change
         text = " ".join(shown(record.model_copy(update={"crossfit_logloss": loss})))
         assert ("warning The cross-fitted log loss of the blend" in text) == warned
         assert ("blending may gain nothing on new images" in text) == warned

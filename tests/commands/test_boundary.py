@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from foldrace.commands.boundary import exit_codes
+from foldrace.console.boundary import exit_codes
 from foldrace.core.errors import DataError, Interrupted, Problem, RunFailure
 from foldrace.core.opening import read_regular
 from foldrace.sweep import _debug_first

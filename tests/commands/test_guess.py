@@ -12,9 +12,9 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from foldrace.commands import guess as guessing
-from foldrace.commands import guess_length
-from foldrace.commands.guess import SweepGuess, guess_sweep
+from foldrace.commands.no_config import guess as guessing
+from foldrace.commands.no_config import guess_length
+from foldrace.commands.no_config.guess import SweepGuess, guess_sweep
 from foldrace.config.load import parse_config, to_yaml
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import DataError, EnvironmentProblem

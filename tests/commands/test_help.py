@@ -10,10 +10,11 @@ import typer.main
 from typer.testing import CliRunner
 
 import foldrace
+from foldrace.core.metrics import METRICS
 from foldrace.ensemble.methods import AUTO
 from foldrace.ensemble.methods import METHODS as METHOD_TABLE
 from foldrace.inference.tta import TTAS as TTA_TABLE
-from foldrace.sweep import METHODS, TTAS, app
+from foldrace.sweep import CHOSEN_METRICS, METHODS, TTAS, app
 
 _COMMANDS = sorted(typer.main.get_group(app).commands)
 
@@ -39,7 +40,8 @@ def test_each_command_has_an_example_that_its_options_allow(command: str) -> Non
 
 
 def test_help_names_what_is_allowed() -> None:
-    assert METHODS in _help("ensemble")
+    assert METHODS in _help("ensemble") and CHOSEN_METRICS in _help("ensemble")
+    assert f"{', '.join(METRICS)}, or a plugin's" == CHOSEN_METRICS
     assert f"{', '.join([*METHOD_TABLE, AUTO])}, or a plugin's" == METHODS
     assert TTAS in _help("submit")
     assert f"{', '.join(TTA_TABLE)}, or a plugin's" == TTAS

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from foldrace.commands import guess as guessing
-from foldrace.commands import guess_length
+from foldrace.commands.no_config import guess as guessing
+from foldrace.commands.no_config import guess_length
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.sweep import app
 from foldrace.trainables.speeds import MeasuredSpeeds, TimingRequest

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOW = """
 import json, sys
 from pathlib import Path
-from foldrace.commands.process_list import take_arguments
+from foldrace.console.process_list import take_arguments
 given = take_arguments()
 shown = Path('/proc/self/cmdline').read_bytes().decode().split(chr(0))
 print(json.dumps([given, sys.argv[1:], shown]))

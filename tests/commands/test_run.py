@@ -13,8 +13,8 @@ from foldrace.commands.check import trials_line
 from foldrace.commands.finish import print_trouble
 from foldrace.commands.resume import _parse_stored, _refuse_other_changes
 from foldrace.commands.run import run
-from foldrace.commands.terminal import Terminal
 from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
+from foldrace.console.terminal import Terminal
 from foldrace.core.errors import RunFolderError, UserError
 from foldrace.run_folder.records import (
     CandidateRecord,

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import pytest
 
 import foldrace.commands.status
-from foldrace.commands.machine import only_driver
 from foldrace.commands.status import status
-from foldrace.commands.terminal import Terminal
+from foldrace.console.machine import only_driver
+from foldrace.console.terminal import Terminal
 from foldrace.run_folder.records import CandidateRecord, RaceDecision, TrialRecord, VariantScore
 from foldrace.run_folder.store import RunStore
 

@@ -11,8 +11,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from foldrace.commands.machine import logging_to
-from foldrace.commands.terminal import Terminal, screen, visible
+from foldrace.console.machine import logging_to
+from foldrace.console.terminal import Terminal, screen, visible
 
 HOSTILE = {
     "[/]": "[/]",

@@ -1,6 +1,6 @@
 """Length of a sweep that nobody has written a config for, by the measured speed of its backbones.
 
-Takes what `commands.guess` has found of data, backbones and sizes; gives the keys with folds,
+Takes what `no_config.guess` has found of data, backbones and sizes; gives the keys with folds,
 epochs, candidates and a short first candidate, and lines that say what the sweep costs.
 """
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import typer
 
-from foldrace.commands.progress_shown import progress_shown
-from foldrace.commands.terminal import Terminal, screen
+from foldrace.console.progress import progress_shown
+from foldrace.console.terminal import Terminal, screen
 from foldrace.core.errors import FoldraceError, Interrupted, UserError, cause
 from foldrace.core.opening import UnfitFile
 from foldrace.core.redaction import starred
@@ -35,7 +35,7 @@ def exit_codes(debug: bool, interrupted: str) -> Iterator[None]:
         raise typer.Exit(Interrupted.exit_code) from error
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever it is, nobody is to see a traceback unasked
         if debug:
             terminal.print_exception()
         lines, code = _told(error)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foldrace.commands.terminal import Terminal
+from foldrace.console.terminal import Terminal
 from foldrace.core.progress import shown_by
 
 _SHORT = 1.0  # seconds that a step may take without a word

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from foldrace.commands.guess_length import Basis, keys_of, spread, with_length
+from foldrace.commands.no_config.guess_length import Basis, keys_of, spread, with_length
 from foldrace.config.forms import SEARCH
 from foldrace.config.load import ParsedConfig, override_keys, parse_config, parse_mapping
 from foldrace.config.schema import SweepConfig

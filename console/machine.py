@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foldrace.commands.terminal import Terminal, screen, visible
+from foldrace.console.terminal import Terminal, screen, visible
 from foldrace.core.errors import UserError
 from foldrace.core.files import LocalFiles, open_files
 from foldrace.core.redaction import starred

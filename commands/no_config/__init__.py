@@ -1,0 +1,1 @@
+"""A config for data that nobody has written one for."""
