@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foldrace.commands.terminal import Terminal
+from foldrace.console.terminal import Terminal
 from foldrace.core.errors import RunFolderError, listing
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.tables import leaderboard_csv

@@ -15,8 +15,8 @@ from typing import Annotated
 try:
     import typer
 
-    from foldrace.commands.boundary import exit_codes
-    from foldrace.commands.terminal import Terminal, screen
+    from foldrace.console.boundary import exit_codes
+    from foldrace.console.terminal import Terminal, screen
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -40,6 +40,7 @@ METHODS = (
     "greedy, optimal, uniform, top-k, soft-vote, hard-vote, snapshot, geometric, stacking, soup, "
     "auto, or a plugin's"
 )
+CHOSEN_METRICS = "log_loss, accuracy, macro_f1, balanced_accuracy, qwk, or a plugin's"
 TTAS = "none, flip, flip-rotate, or a plugin's"
 
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
@@ -255,6 +256,10 @@ def ensemble(
     context: typer.Context,
     folder: Folder,
     method: Annotated[str | None, typer.Option(help=f"{METHODS}. Default: the config's.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help=f"What the last selection goes by: {CHOSEN_METRICS}. Default: log_loss."),
+    ] = None,
     max_members: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of members in the blend.")
     ] = None,
@@ -301,6 +306,7 @@ def ensemble(
 
         changes = Changes(
             method=method,
+            metric=metric,
             max_members=max_members,
             max_ms_per_image=max_ms_per_image,
             max_bytes=max_bytes,
@@ -397,7 +403,7 @@ def _debug_first(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """The `foldrace` entry point."""
-    from foldrace.commands.process_list import take_arguments
+    from foldrace.console.process_list import take_arguments
 
     app(args=_debug_first(take_arguments()))
 

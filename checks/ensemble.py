@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from foldrace.config.schema import EnsembleConfig, SweepConfig
 from foldrace.core.errors import Problem, listing
+from foldrace.core.metrics import check_metric
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.ensemble.methods import METHODS, check_include, check_method
 from foldrace.ensemble.selection.eligible import in_both_lists, too_many_included
@@ -30,6 +31,9 @@ def ensemble_problems(
     method = check_method(wishes.method, parts)
     if method is not None:
         yield method
+    metric = check_metric(wishes.metric, parts)
+    if metric is not None:
+        yield metric
     last = max([f"c{config.search.candidates - 1:04d}", *known], key=_number)
     backbones = list(dict.fromkeys([*config.search.backbones, *known.values()]))
     for key, names in (("exclude", wishes.exclude), ("include", wishes.include)):

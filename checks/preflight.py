@@ -20,6 +20,7 @@ from foldrace.checks.settings import image_sizes
 from foldrace.config.load import ParsedConfig
 from foldrace.config.schema import SweepConfig
 from foldrace.core.errors import Problem, UserError
+from foldrace.core.metrics import order_problem
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.archive import check_cache_folder
 from foldrace.dataset.audit import Audit, audit, scan_rows
@@ -87,6 +88,7 @@ def preflight(
     problem = _disk_problem(disk, folder)
     if problem is not None:
         raise UserError([problem])
+    order = order_problem(config.ensemble.metric, manifest.classes, parts)
     left_out = (*manifest.left_out, *(test.left_out if test else ()), *checked.left_out)
     lines = (*manifest.notes, *left_out_lines(left_out), *checked.warnings)
     return Plan(
@@ -96,7 +98,7 @@ def preflight(
         fold,
         test,
         disk,
-        (*search_warnings(config), *lines),
+        (*search_warnings(config), *([] if order is None else [order]), *lines),
         checked.near_duplicates,
         left_out,
         parts,

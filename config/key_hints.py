@@ -20,20 +20,17 @@ _NO_EARLY_STOPPING = (
     "no trial stops early by itself: all folds of a candidate keep the last epoch, and the race "
     "sets poor candidates aside; "
 )
-_ONE_LOSS = "trials, race and blend go by the log loss alone; "
 _TRACKERS = "there is no key for a tracker; "
 MISSING = {
     "device": "where there are GPUs they are used (resources.gpus_per_trial: 0: the CPU alone); ",
     "earlystopping": _NO_EARLY_STOPPING,
     "logger": _TRACKERS,
     "longerside": "stored images are bounded by their shorter side: set cache.shorter_side; ",
-    "metric": _ONE_LOSS,
     "mlflow": _TRACKERS,
     "out": "the run folder is named by the option --out; ",
     "output": "the run folder is named by the option --out; ",
     "outputdir": "the run folder is named by the option --out; ",
     "patience": _NO_EARLY_STOPPING,
-    "scoring": _ONE_LOSS,
     "stratify": "folds are always stratified; ",
     "stratified": "folds are always stratified; ",
     "tensorboard": _TRACKERS,

@@ -23,6 +23,9 @@ def _seconds(value: object) -> object:
     return seconds(value) if isinstance(value, str) else value
 
 
+_MOST_ETA = 4
+
+
 def _encoding(value: object) -> object:
     """The name of a text encoding that Python knows."""
     try:
@@ -237,9 +240,10 @@ class RaceConfig(ConfigSection):
     be below the worst fold of the best complete candidate. none: every candidate gets all folds."""
     z: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1.0
     """gain: how many standard errors below zero the gain may be before the candidate is stopped."""
-    eta: Annotated[int, Field(ge=1)] = 4
+    eta: Annotated[int, Field(ge=1)] | None = None
     """gain: one in `eta` of the candidates whose first fold was measured gets all its folds, the
-    most promising first; the others wait until nothing promises more."""
+    most promising first; the others wait until nothing promises more. Default: the folds less one,
+    from 2 to 4."""
     epoch_stopping: bool | None = None
     """First folds may be parked in mid-training. Default: with the rule gain."""
     grace: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
@@ -258,6 +262,15 @@ class RaceConfig(ConfigSection):
                 f"epoch_stopping: true goes with rule: gain, not with rule: {self.rule}"
             )
         return self
+
+    def one_in(self, folds: int) -> int:
+        """`eta` for candidates of so many fold trials.
+
+        By default as many trials go to first folds as to the others of those that are granted
+        them: with few folds a whole candidate is cheap, and the blend's second and third member
+        gain more than a better choice among many.
+        """
+        return self.eta if self.eta is not None else min(_MOST_ETA, max(2, folds - 1))
 
     @property
     def stops_epochs(self) -> bool:
@@ -357,6 +370,9 @@ class EnsembleConfig(ConfigSection):
     """Choice of the blend."""
 
     method: str = "greedy"
+    metric: str = "log_loss"
+    """Metric that decides the last selection, among blends and single members, and the rule by
+    which labels are written; search, race and weights stay on the log loss."""
     max_rounds: Annotated[int, Field(ge=1, le=10_000)] = 50
     max_members: Annotated[int, Field(ge=1)] | None = None
     bags: Annotated[int, Field(ge=0, le=1000)] = 0

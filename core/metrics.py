@@ -7,16 +7,24 @@ shows of a blend.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foldrace.core.plugin_files import error_with_place
+from foldrace.core.class_metrics import (
+    ClassCounts,
+    ClassScore,
+    accuracy_of,
+    balanced_accuracy_of,
+    macro_f1_of,
+    quadratic_kappa_of,
+)
+from foldrace.core.errors import Problem, check_name
 from foldrace.core.plugins import NO_PARTS, Parts, Table
 
 Number = TypeVar("Number", np.int64, np.float64)
@@ -27,8 +35,6 @@ CLIP = 1e-15
 _ABOVE_ONE = 1e-6
 """Rounding may lift a float32 probability above 1 by this much; more is an unnormalised row."""
 
-_log = logging.getLogger("foldrace")
-
 
 @dataclass(frozen=True)
 class MetricScore:
@@ -37,6 +43,12 @@ class MetricScore:
     name: str
     value: float
     greater_is_better: bool
+    se: float | None = None
+    """Standard error over rows, or over groups; None where nothing tells it."""
+
+
+class UnfitMetric(ValueError):
+    """A metric gave no finite number."""
 
 
 class ClassScores(NamedTuple):
@@ -56,6 +68,12 @@ class Metric:
     function: Callable[[NDArray[np.float64], NDArray[np.int64]], float]
     """Probabilities (n, C) whose rows sum to 1, and labels (n,) -> a finite number."""
     greater_is_better: bool
+    of_classes: ClassScore | None = None
+    """The same of predicted classes alone: decision rules can be fitted to it."""
+    of_row: Callable[[ArrayLike, ArrayLike], NDArray[np.float64]] | None = None
+    """Predictions and labels (n,) -> the values of the rows (n,), where it is their mean."""
+    is_ordinal: bool = False
+    """It takes the classes in their order: it is shown only where it is chosen."""
 
 
 def normalise(prob: ArrayLike) -> NDArray[np.float64]:
@@ -117,14 +135,16 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
 
 def macro_f1(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> float:
     """The mean F1 over the classes that occur in the labels or in the predictions."""
-    table = confusion(predicted, labels, n_classes)
-    occurs = (table.sum(axis=0) + table.sum(axis=1)) > 0
-    return float(_class_scores(table).f1[occurs].mean())
+    guesses = _guesses(predicted, n_classes)
+    return macro_f1_of(_classes(labels, "label", len(guesses), n_classes), guesses, n_classes)
 
 
 def precision_recall_f1(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> ClassScores:
     """Precision, recall and F1 of each class; predicted as in `accuracy`."""
-    return _class_scores(confusion(predicted, labels, n_classes))
+    guesses = _guesses(predicted, n_classes)
+    truth = _classes(labels, "label", len(guesses), n_classes)
+    counts = ClassCounts.of(truth, guesses, n_classes)
+    return ClassScores(counts.precision, counts.recall, counts.f1)
 
 
 def confusion(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
@@ -133,19 +153,6 @@ def confusion(predicted: ArrayLike, labels: ArrayLike, n_classes: int) -> NDArra
     truth = _classes(labels, "label", len(guesses), n_classes)
     counts = np.bincount(truth * n_classes + guesses, minlength=n_classes * n_classes)
     return counts.reshape(n_classes, n_classes).astype(np.int64, copy=False)
-
-
-def _class_scores(table: NDArray[np.int64]) -> ClassScores:
-    """Scores from a confusion table (C, C), row = label."""
-    hits = np.diag(table)
-    predicted, actual = table.sum(axis=0), table.sum(axis=1)
-    return ClassScores(
-        _share(hits, predicted), _share(hits, actual), _share(2 * hits, predicted + actual)
-    )
-
-
-def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.asarray(part / np.maximum(whole, 1), dtype=np.float64)
 
 
 def _rows_and_sums(prob: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -200,41 +207,80 @@ def _classes(
     return indices
 
 
+def most_probable(predictions: NDArray[Any]) -> NDArray[np.int64]:
+    """Classes (n,) of probabilities (n, C), the lowest on a tie; classes are given back."""
+    classes = predictions.argmax(axis=1) if predictions.ndim == 2 else predictions
+    return np.asarray(classes, dtype=np.int64)
+
+
+def _hits(predicted: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(most_probable(np.asarray(predicted)) == labels, dtype=np.float64)
+
+
+def _of_classes(
+    name: str, doc: str, score: ClassScore, is_mean: bool = False, is_ordinal: bool = False
+) -> Metric:
+    """A metric of predicted classes, the most probable ones where probabilities are given."""
+    return Metric(
+        name,
+        doc,
+        lambda prob, labels: score(labels, most_probable(prob), prob.shape[1], None),
+        greater_is_better=True,
+        of_classes=score,
+        of_row=_hits if is_mean else None,
+        is_ordinal=is_ordinal,
+    )
+
+
+_SHOWN = 8
+"""Classes that a message names."""
+LOG_LOSS = "log_loss"
 METRICS = Table(
     Metric,
     "metric",
     (
-        Metric("log_loss", "the score: mean of -log p(true class)", log_loss, False),
-        Metric("accuracy", "share of rows whose class is right", accuracy, True),
         Metric(
-            "macro_f1",
-            "mean F1 over the classes",
-            lambda prob, labels: macro_f1(prob, labels, prob.shape[1]),
-            True,
+            LOG_LOSS,
+            "the score: mean of -log p(true class)",
+            log_loss,
+            False,
+            of_row=lambda prob, labels: row_losses(true_class_probability(prob, labels)),
+        ),
+        _of_classes("accuracy", "share of rows whose class is right", accuracy_of, is_mean=True),
+        _of_classes("macro_f1", "mean F1 over the classes", macro_f1_of),
+        _of_classes("balanced_accuracy", "mean recall over the classes", balanced_accuracy_of),
+        _of_classes(
+            "qwk", "Cohen's kappa with quadratic weights", quadratic_kappa_of, is_ordinal=True
         ),
     ),
 )
 
 
-def all_metrics(
-    prob: ArrayLike, labels: NDArray[np.int64], parts: Parts = NO_PARTS
-) -> tuple[MetricScore, ...]:
-    """Every metric, also of the plugins, for prob (n, C), labels (n,).
+def check_metric(name: str, parts: Parts = NO_PARTS) -> Problem | None:
+    """Say what is wrong with the name in `ensemble.metric`, or None."""
+    return check_name("ensemble.metric", name, parts[METRICS])
 
-    One that fails or is not finite is left out, with a warning: a blend does not depend on it.
-    """
-    rows, classes = read_only(normalise(prob)), read_only(labels)
-    found: list[MetricScore] = []
-    for metric in parts[METRICS].values():
-        try:
-            value = float(metric.function(rows, classes))
-        except Exception as error:  # a user's own metric may raise anything
-            _log.warning("metric %s is left out: %s", metric.name, error_with_place(error))
-            _log.debug("metric %s failed", metric.name, exc_info=True)
-            continue
-        if math.isfinite(value):
-            better = metric.greater_is_better
-            found.append(MetricScore(name=metric.name, value=value, greater_is_better=better))
-        else:
-            _log.warning("metric %s is %s and is left out", metric.name, value)
-    return tuple(found)
+
+def order_problem(name: str, classes: Sequence[str], parts: Parts = NO_PARTS) -> Problem | None:
+    """Tell the order of classes that a metric takes them in, where their names have no numbers."""
+    metric = parts[METRICS].get(name)
+    if metric is None or not metric.is_ordinal or all(re.search(r"\d", c) for c in classes):
+        return None
+    order = " < ".join(classes if len(classes) <= _SHOWN else (*classes[:_SHOWN], "..."))
+    return Problem(
+        "ensemble.metric",
+        f"{name} takes the classes in the order of their names, {order}; where they have another "
+        "order, number them (0_none, 1_mild, ...); where they have none, it means nothing",
+    )
+
+
+def metric_value(metric: Metric, prob: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """The metric of prob (n, C) for labels (n,); UnfitMetric where it is no finite number."""
+    found = metric.function(read_only(prob), read_only(labels))
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise UnfitMetric(f"gives {found!r:.60}, should be a finite number")
+    return value

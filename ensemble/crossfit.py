@@ -6,8 +6,7 @@ Takes true_prob (M, N) with the fold of each row, or `MemberRows`, and a method;
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from foldrace.ensemble.blend import Blend, checked_members, clipped, mixture
 from foldrace.ensemble.pool import MemberRows, Pool, cross_fit_parts, take_rows
 from foldrace.ensemble.pooling import Fit, blend_prob
 from foldrace.ensemble.solvers.optimal import optimal
+from foldrace.ensemble.uncertainty import Groups, standard_error
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class CrossFit:
     loss: float
     """Pooled: the mean over all rows, not the mean of fold means."""
     se: float
-    """Standard error of that mean over rows: sd of the row losses / sqrt(N), with the chosen
-    weights taken as given."""
+    """Standard error of that mean over rows (`standard_error`: over groups, where rows have some),
+    with the chosen weights taken as given."""
     fold_losses: tuple[float, ...]
     """The mean over the rows of each part, in ascending order of the folds."""
 
@@ -44,6 +44,8 @@ class CrossFitRows(CrossFit):
     """(N,) the highest probability."""
     hits: NDArray[np.bool_]
     """(N,) whether the class with the highest probability is the true one."""
+    predicted: NDArray[np.int64]
+    """(N,) the class with the highest probability."""
 
 
 def crossfit(
@@ -88,6 +90,25 @@ def crossfit_rows(
     return plain.scored(), tempered.scored()
 
 
+def crossfit_single(rows: MemberRows) -> NDArray[np.float64]:
+    """(N,) losses of the best single member: chosen, with its temperature, on the other parts."""
+    losses = np.empty(len(rows.labels))
+    for part in range(rows.n_parts):
+        held = rows.parts == part
+        columns = rows.calibrated[1 + part]
+        alone = [log_loss_of_true(column[~held]) for column in columns]
+        losses[held] = row_losses(columns[int(np.argmin(alone))][held])
+    return losses
+
+
+def predictions_by_part(rows: MemberRows, chosen: Sequence[CrossFitRows]) -> CrossFitRows:
+    """The cross-fitted predictions of part k from chosen[k], scored as one."""
+    taken = _Predictions(rows)
+    for part, found in enumerate(chosen):
+        taken.copy(rows.parts == part, found)
+    return taken.scored()
+
+
 class _Predictions:
     """The predictions for each row, filled part by part."""
 
@@ -96,28 +117,37 @@ class _Predictions:
         count = len(rows.labels)
         self._true_prob, self._confidence = np.empty(count), np.empty(count)
         self._hits = np.empty(count, dtype=np.bool_)
+        self._predicted = np.empty(count, dtype=np.int64)
 
     def add(self, held: NDArray[np.bool_], prob: NDArray[np.floating]) -> None:
         """prob: (n, C) of the n held rows."""
         labels = self._rows.labels[held]
         self._true_prob[held] = prob[np.arange(len(labels)), labels]
         self._confidence[held] = prob.max(axis=1)
-        self._hits[held] = prob.argmax(axis=1) == labels
+        self._predicted[held] = prob.argmax(axis=1)
+        self._hits[held] = self._predicted[held] == labels
+
+    def copy(self, held: NDArray[np.bool_], of: CrossFitRows) -> None:
+        """Take what another choice predicts of the held rows."""
+        self._true_prob[held] = of.true_prob[held]
+        self._confidence[held] = of.confidence[held]
+        self._hits[held] = of.hits[held]
+        self._predicted[held] = of.predicted[held]
 
     def scored(self) -> CrossFitRows:
-        score = _score(self._true_prob, self._rows.parts)
-        return CrossFitRows(*score, self._true_prob, self._confidence, self._hits)
+        score = _score(self._true_prob, self._rows.parts, self._rows.groups)
+        return CrossFitRows(*score, self._true_prob, self._confidence, self._hits, self._predicted)
 
 
 def _score(
-    true_prob: NDArray[np.float64], parts: NDArray[np.int64]
+    true_prob: NDArray[np.float64], parts: NDArray[np.int64], groups: Groups = None
 ) -> tuple[float, float, tuple[float, ...]]:
     """Loss, its standard error and the loss of each part, from (N,) and (N,)."""
     losses = row_losses(true_prob)
     counts = np.bincount(parts)
     return (
         float(losses.mean()),
-        float(losses.std(ddof=1) / math.sqrt(len(losses))),
+        standard_error(losses, groups),
         tuple(float(total) for total in np.bincount(parts, weights=losses) / counts),
     )
 

@@ -136,7 +136,7 @@ _ROWS = (
 )
 
 AUTO = "auto"
-"""In place of a name: the method with the least cross-fitted loss (see `calibration`)."""
+"""In place of a name: the method that the cross-fitted losses choose (see `calibration`)."""
 
 METHODS = Table(Method, "blend method", _ROWS)
 

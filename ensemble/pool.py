@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from foldrace.core.metrics import log_loss_of_true
 from foldrace.core.temperature import at_temperature, part_temperatures, true_prob_at
 from foldrace.ensemble.blend import first_of_equals
+from foldrace.ensemble.uncertainty import Groups, whole_group_parts
 from foldrace.run_folder.variants import RAW
 
 _PARTS = 5
@@ -52,6 +53,7 @@ class Pool:
     log_prob: Callable[[int], NDArray[np.float32]]
     """Member -> (N, C) natural-log probabilities; rows of probabilities sum to 1. Read anew at
     each call: (M, N, C) may be larger than any memory."""
+    groups: Groups = None
 
     def take(self, members: NDArray[np.intp]) -> Pool:
         """Only these members, in this order."""
@@ -84,6 +86,8 @@ class MemberRows:
     """Member -> (N, C) uncalibrated log-probabilities."""
     duplicates: tuple[tuple[Member, ...], ...] = ()
     """Members with the same OOF probabilities: the first of each is in `members`, the rest not."""
+    groups: Groups = None
+    """(N,) rows of one group are not independent; None: all are."""
 
     @property
     def n_parts(self) -> int:
@@ -115,6 +119,7 @@ class MemberRows:
             log_prob=lambda m: at_temperature(
                 self.read(m) if rows is None else self.read(m)[rows], float(temperatures[m])
             ),
+            groups=self.groups if rows is None or self.groups is None else self.groups[rows],
         )
 
 
@@ -127,10 +132,11 @@ def take_rows(true_prob: NDArray[np.floating], rows: NDArray[np.intp]) -> NDArra
     return np.take(np.asarray(true_prob), rows, axis=1)
 
 
-def cross_fit_parts(folds: ArrayLike) -> NDArray[np.int64]:
+def cross_fit_parts(folds: ArrayLike, groups: Groups = None) -> NDArray[np.int64]:
     """(N,) the part 0..K-1 of each row: its fold, or a fixed random fifth where there is one fold.
 
-    One fold is `k: 1`. Raises ValueError on fewer than two rows or values that are no integers.
+    One fold is `k: 1`; its parts are made of whole groups, where there are several. Raises
+    ValueError on fewer than two rows or values that are no integers.
     """
     values = np.asarray(folds)
     if values.ndim != 1:
@@ -144,7 +150,10 @@ def cross_fit_parts(folds: ArrayLike) -> NDArray[np.int64]:
         return parts.astype(np.int64, copy=False)
     order = np.random.default_rng(_SEED).permutation(len(values))
     drawn = np.empty(len(values), dtype=np.int64)
-    drawn[order] = np.arange(len(values)) % min(_PARTS, len(values))
+    if groups is not None and (groups != groups[0]).any():
+        drawn[order] = whole_group_parts(groups[order], _PARTS)
+    else:
+        drawn[order] = np.arange(len(values)) % min(_PARTS, len(values))
     return drawn
 
 
@@ -153,13 +162,18 @@ def member_rows(
     labels: ArrayLike,
     folds: ArrayLike,
     members: Sequence[Member] | None = None,
+    groups: ArrayLike | None = None,
 ) -> MemberRows:
     """Fit the temperatures of M members held in memory.
 
     log_probs: for each member its (N, C) natural-log probabilities, -inf allowed; labels (N,) in
-    0..C-1; folds (N,) as for `cross_fit_parts`. Raises ValueError on other shapes or values.
+    0..C-1; folds and groups (N,) as for `cross_fit_parts`. Raises ValueError on other shapes or
+    values.
     """
-    truth, parts = np.asarray(labels), cross_fit_parts(folds)
+    numbers = None if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    if numbers is not None and numbers.shape != np.shape(labels):
+        raise ValueError(f"groups have shape {numbers.shape}, should be {np.shape(labels)}")
+    truth, parts = np.asarray(labels), cross_fit_parts(folds, numbers)
     check_log_probs(log_probs, len(truth))
     _check_labels(truth, len(parts), log_probs[0].shape[1])
     named = default_members(len(log_probs)) if members is None else tuple(members)
@@ -175,6 +189,7 @@ def member_rows(
         raw=np.stack([true_prob[0] for _, true_prob in columns]),
         calibrated=np.stack([true_prob[1:] for _, true_prob in columns], axis=1),
         read=lambda member: np.asarray(log_probs[member], dtype=np.float32),
+        groups=numbers,
     )
 
 

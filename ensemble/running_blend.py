@@ -19,6 +19,7 @@ from foldrace.core.metrics import CLIP
 from foldrace.ensemble.blend import clipped
 from foldrace.ensemble.solvers.kernels import member_sums
 from foldrace.ensemble.solvers.optimal import SearchState, improved
+from foldrace.ensemble.uncertainty import Groups, standard_error
 
 STEP = 0.1
 """Weight of the member in the step."""
@@ -39,6 +40,7 @@ def bounded_gain(
     true_prob: NDArray[np.floating],
     mixed: NDArray[np.floating],
     rows: NDArray[np.int64] | None = None,
+    groups: Groups = None,
 ) -> Gain:
     """Mean and error of x_i = (log((1 - STEP) q_i + STEP t_i) - log q_i) / STEP.
 
@@ -46,8 +48,8 @@ def bounded_gain(
     blend's log loss toward the member, and bounded where q is tiny: one overconfident row cannot
     decide.
 
-    The standard error is that of a mean of independent rows, sd (n - 1 in it) / sqrt(n). One row
-    alone has no spread: its error is MOST_LOST, so that with z >= 1 it stops no candidate.
+    The standard error is `standard_error`, of groups (n,) where rows have some. One row alone has
+    no spread: its error is MOST_LOST, so that with z >= 1 it stops no candidate.
     `rows` (n,): which row each of the n is of, where repeats have scored some several times. A
     row's x is then the mean over its own, and counts once.
 
@@ -62,10 +64,13 @@ def bounded_gain(
         raise ValueError(f"row {row}: the blend gives {mixed[row]}, should be above 0")
     gains = np.log1p(STEP * (clipped(true_prob) / mixed - 1.0)) / STEP
     if rows is not None:
-        times = np.bincount(rows)
-        gains = np.bincount(rows, weights=gains)[times > 0] / times[times > 0]
+        _, first, number, times = np.unique(
+            rows, return_index=True, return_inverse=True, return_counts=True
+        )
+        gains = np.bincount(number, weights=gains) / times
+        groups = None if groups is None else groups[first]
     count = len(gains)
-    se = float(gains.std(ddof=1)) / math.sqrt(count) if count > 1 else MOST_LOST
+    se = standard_error(gains, groups) if count > 1 else MOST_LOST
     return Gain(float(gains.mean()), se, count)
 
 

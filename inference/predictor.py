@@ -26,7 +26,9 @@ from foldrace.core.metrics import normalise
 from foldrace.core.plugins import naming_plugins
 from foldrace.core.temperature import at_temperature
 from foldrace.dataset.test_set import ImageSet
-from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms, softmax
+from foldrace.ensemble.decisions import decide
+from foldrace.ensemble.fold_mean import FoldMean, fold_mean
+from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
 from foldrace.ensemble.selection.external import added_test
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.run_models import BATCH, RunModels, best_device
@@ -100,6 +102,7 @@ class Predictor:
         self._workers = workers
         self._device = best_device() if device is None else torch.device(device)
         self._combiner = _combiner(store, ensemble)
+        _check_rule(store, ensemble)
         self._runs = {
             run: RunModels(_run_of(store, ensemble, run), self._device)
             for run in {member.run for member in ensemble.members if not member.added}
@@ -120,18 +123,26 @@ class Predictor:
         predictions of the test set alone.
         """
         self._require_models()
-        return self._blended(_Images(tuple(files)), on_model)
+        return self._blended(_Images(tuple(files)), on_model).prob
+
+    def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
+
+        The most probable one where the blend has no rule.
+        """
+        return decide(self.ensemble.rule, prob)
 
     def test_probabilities(
         self,
         test: ImageSet,
         on_model: OnModel = _no_listener,
         rows: NDArray[np.int64] | None = None,
-    ) -> NDArray[np.float64]:
-        """(n, C) probabilities of the run's test set, or of these n rows of it; they sum to 1.
+    ) -> FoldMean:
+        """Probabilities (n, C) of the run's test set, or of these n rows of it; they sum to 1.
 
-        With the predictions that were made elsewhere, also those that no score backs.
-        RunFolderError where some are missing, are of other ids, or are not those that were blended.
+        With the predictions that were made elsewhere, also those that no score backs; `log_z` is
+        that of the blend without the latter. RunFolderError where some are missing, are of other
+        ids, or are not those that were blended.
         """
         self.store.blend.check_added(self.ensemble)
         for _, member in self._counting:
@@ -142,10 +153,12 @@ class Predictor:
         total: NDArray[np.float64] = np.zeros((len(rows), len(self.classes)))
         for file in self.ensemble.unvalidated:
             total += file.weight * normalise(added_test(self.store, file.name, test.ids)[rows])
+        log_z = np.zeros(len(rows))
         if rest > 0:
             files = tuple(test.file(int(row)) for row in rows)
-            total += rest * self._blended(_Images(files, test.ids, rows), on_model)
-        return normalise(total)
+            blended = self._blended(_Images(files, test.ids, rows), on_model)
+            total, log_z = total + rest * blended.prob, blended.log_z
+        return FoldMean(normalise(total), log_z)
 
     @property
     def _counting(self) -> list[tuple[int, MemberRecord]]:
@@ -163,16 +176,13 @@ class Predictor:
                 "predicted; blend again without them: `ensemble` without --add",
             )
 
-    def _blended(self, images: _Images, on_model: OnModel) -> NDArray[np.float64]:
+    def _blended(self, images: _Images, on_model: OnModel) -> FoldMean:
         """The geometric mean over the folds, at the blend's temperature.
 
         The temperatures are fitted to single folds' models. The arithmetic mean over folds is
         flatter than each of them, and would want a temperature of its own.
         """
-        total: NDArray[np.float64] = np.zeros((len(images.files), len(self.classes)))
-        for log_prob in self._of_folds(images, on_model):
-            total += log_prob
-        return normalise(softmax(total / self.store.folds().k / self.ensemble.blend_temperature))
+        return fold_mean(self._of_folds(images, on_model), self.ensemble.blend_temperature)
 
     def _of_folds(self, images: _Images, on_model: OnModel) -> Iterator[NDArray[np.float64]]:
         """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
@@ -264,6 +274,15 @@ def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
             f"does not fit the blend: {error!r}; blend again: `ensemble {store.root}`",
         ) from error
     return combiner
+
+
+def _check_rule(store: RunStore, ensemble: EnsembleRecord) -> None:
+    try:
+        decide(ensemble.rule, np.full((1, len(store.classes())), 1.0))
+    except ValueError as error:
+        raise RunFolderError.single(
+            f"{store.root}/ensemble/ensemble.json", f"{error}; blend again: `ensemble {store.root}`"
+        ) from error
 
 
 def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:

@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import Files
+from foldrace.core.metrics import MetricScore
 from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
+from foldrace.ensemble.fold_mean import loss_of_mean
 from foldrace.run_folder.blend_records import EnsembleRecord
 
 FOLDER = "submissions"
 LOG = f"{FOLDER}/log.csv"
 _LOG_COLUMNS = (
-    *("number", "file", "time", "sha256", "test", "tta", "crossfit_logloss", "blend"),
-    "public_score",
+    *("number", "file", "time", "sha256", "test", "tta", "crossfit_logloss"),
+    *("submitted_logloss", "blend", "public_score"),
 )
 _ROW_SUM = 1e-6
 
@@ -61,6 +63,13 @@ class Receipt:
     created: str
     oof_logloss: float
     crossfit_logloss: float
+    """Loss of one fold's models."""
+    crossfit_se: float
+    submitted_logloss: float | None
+    """Loss that the submission, the mean of all folds' models, is expected to have."""
+    submitted_se: float | None
+    submitted_note: str
+    """Why there is none; empty where there is."""
     certificate: float | None
     """None: the blend is no weighted mean of probabilities."""
     pooling: str
@@ -74,6 +83,12 @@ class Receipt:
     tta: str
     """Test-time augmentation: the views that were averaged."""
     checks: tuple[str, ...]
+    metrics: tuple[MetricScore, ...] = ()
+    """Of the blend's OOF probabilities."""
+    chosen_metric: MetricScore | None = None
+    """The user's own metric, cross-fitted; None where the log loss decided."""
+    rule: dict[str, object] | None = None
+    """The decision rule that labels are written by; None: the most probable class."""
     without_image: tuple[str, ...] = ()
     """Ids whose image gives no pixels: their rows are the training images' class frequencies."""
 
@@ -87,20 +102,25 @@ def write_submission(
     ensemble: EnsembleRecord,
     tta: str = "none",
     without_image: Sequence[str] = (),
+    decided: NDArray[np.int64] | None = None,
+    log_z: NDArray[np.float64] | None = None,
 ) -> Receipt:
     """Write `name` and `<name without .csv>.receipt.json` into `files`.
 
-    `prob` is (n, C) in the order of `test` and `classes`; `without_image` are ids. Raises
-    RunFailure where a check does not pass: nothing is written then, so that an earlier submission
-    stays.
+    `prob` is (n, C) in the order of `test` and `classes`; `without_image` are ids; `decided` (n,)
+    are the classes that a form of labels gets, None: the most probable; `log_z` is that of the
+    other images in `FoldMean`. Raises RunFailure where a check does not pass: nothing is written
+    then, so that an earlier submission stays.
     """
-    text = submission_csv(test, classes, prob)
+    text = submission_csv(test, classes, prob, decided)
     data = text.encode()
     checks = check_submission(text, test)
     files.write(name, data)
     if files.read(name) != data:
         files.delete(name)
         raise RunFailure(f"{files.root}/{name} does not hold what was written to it")
+    loss, se, note = submitted_loss(ensemble, tta, log_z)
+    by_rule = decided is not None and test.form.kind == "labels"
     receipt = Receipt(
         file=name,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -111,6 +131,13 @@ def write_submission(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         oof_logloss=ensemble.oof_logloss,
         crossfit_logloss=ensemble.crossfit_logloss,
+        crossfit_se=ensemble.crossfit_se,
+        submitted_logloss=loss,
+        submitted_se=se,
+        submitted_note=note,
+        metrics=ensemble.metrics,
+        chosen_metric=None if ensemble.choice is None else ensemble.choice.score,
+        rule=ensemble.rule.model_dump() if by_rule and ensemble.rule is not None else None,
         certificate=ensemble.certificate,
         pooling=ensemble.pooling,
         blend_temperature=ensemble.blend_temperature,
@@ -123,6 +150,26 @@ def write_submission(
     )
     files.write(receipt_name(name), _receipt_json(receipt))
     return receipt
+
+
+def submitted_loss(
+    ensemble: EnsembleRecord, tta: str, log_z: NDArray[np.float64] | None
+) -> tuple[float | None, float | None, str]:
+    """The loss that the mean of all folds' models has, its standard error, and why there is none.
+
+    See `loss_of_mean`: the test images take part without their labels.
+    """
+    note = ""
+    if tta != "none":
+        note = f"the training images were scored without the views of --tta {tta}"
+    elif ensemble.unvalidated or any(member.added for member in ensemble.members):
+        note = "nothing is known of the models behind predictions made elsewhere"
+    elif ensemble.k > 1 and (log_z is None or len(log_z) < 2):
+        note = "it takes two test images at least"
+    if note:
+        return None, None, note
+    known = np.zeros(1) if log_z is None else log_z
+    return *loss_of_mean(ensemble.crossfit_logloss, ensemble.crossfit_se, known), ""
 
 
 def receipt_name(name: str) -> str:
@@ -166,6 +213,8 @@ def log_submission(files: Files, receipt: Receipt, name: str, number: int | None
 
     `number` None: the next one, of a submission that lies elsewhere.
     """
+    loss = receipt.submitted_logloss
+    submitted = "" if loss is None else f"{loss:.6f}"
     members = (f"{m['candidate']} {m['variant']} {m['weight']:.3g}" for m in receipt.members)
     row = (
         *(
@@ -176,7 +225,7 @@ def log_submission(files: Files, receipt: Receipt, name: str, number: int | None
             receipt.test,
             receipt.tta,
         ),
-        *(f"{receipt.crossfit_logloss:.6f}", ", ".join(members), ""),
+        *(f"{receipt.crossfit_logloss:.6f}", submitted, ", ".join(members), ""),
     )
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -212,17 +261,22 @@ def _receipt_json(receipt: Receipt) -> bytes:
     return json.dumps(asdict(receipt), indent=1, ensure_ascii=False).encode()
 
 
-def submission_csv(test: ImageSet, classes: Sequence[str], prob: NDArray[np.float64]) -> str:
+def submission_csv(
+    test: ImageSet,
+    classes: Sequence[str],
+    prob: NDArray[np.float64],
+    decided: NDArray[np.int64] | None = None,
+) -> str:
     """Text in the test set's form, numbers with 9 significant digits.
 
-    Labels: the most probable class, the first of equal ones.
+    Labels: the classes `decided` (n,), or the most probable class, the first of equal ones.
     """
     form = test.form
     index = {name: i for i, name in enumerate(classes)}
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=form.delimiter, lineterminator="\n")
     writer.writerow(form.header)
-    for frame, values in zip(_frames(test), _values(form, index, prob), strict=True):
+    for frame, values in zip(_frames(test), _values(form, index, prob, decided), strict=True):
         writer.writerow([*frame[: form.value_at], *values, *frame[form.value_at :]])
     return buffer.getvalue()
 
@@ -233,10 +287,16 @@ def _frames(test: ImageSet) -> Sequence[tuple[str, ...]]:
 
 
 def _values(
-    form: SubmissionForm, index: Mapping[str, int], prob: NDArray[np.float64]
+    form: SubmissionForm,
+    index: Mapping[str, int],
+    prob: NDArray[np.float64],
+    decided: NDArray[np.int64] | None,
 ) -> Iterator[list[str]]:
     """The predicted cells of each row."""
-    if form.kind == "long":
+    if form.kind == "labels" and decided is not None:
+        names = {place: name for name, place in index.items()}
+        yield from ([names[place]] for place in decided.tolist())
+    elif form.kind == "long":
         yield from ([_text(prob[image, index[name]])] for image, name in form.long_rows)
     elif form.kind == "probability_of":
         yield from ([_text(p)] for p in prob[:, index[form.of or ""]])

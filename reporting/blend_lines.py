@@ -5,18 +5,21 @@ Takes an `EnsembleRecord`, gives lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from foldrace.core.metrics import MetricScore
 from foldrace.reporting.formats import counted
 from foldrace.reporting.sentences import (
     METRICS_IN_WORDS,
+    beaten_in_metrics,
     blending_may_gain_nothing,
     calibration_change,
     gain_of_other_weights,
+    held_out_scores,
+    last_selection,
     model_name,
     near_duplicates,
     unvalidated,
+    with_error,
 )
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 
@@ -32,8 +35,8 @@ def blend_lines(blend: EnsembleRecord) -> Iterator[str]:
     for name, text in _figures(blend):
         yield f"  {name:{_WIDTH}} {text}"
     warning = blending_may_gain_nothing(blend)
-    if warning is not None:
-        yield f"warning {warning}"
+    warnings = (*([] if warning is None else [warning]), *beaten_in_metrics(blend))
+    yield from (f"warning {text}" for text in warnings)
     yield "Members, by weight:"
     for member in blend.members:
         yield f"  {member.weight:.3f}  {member.candidate} {member.variant}{_details(member)}"
@@ -42,27 +45,38 @@ def blend_lines(blend: EnsembleRecord) -> Iterator[str]:
 
 def _figures(blend: EnsembleRecord) -> Iterator[tuple[str, str]]:
     single = model_name(blend.best_single)
+    yield (
+        "one fold's models",
+        f"{with_error(blend.crossfit_logloss, blend.crossfit_se)}  (cross-fitted)",
+    )
+    if blend.k > 1:
+        yield f"mean of {blend.k} folds", "lower; the test images tell, once they are predicted"
     yield "best single model", f"{blend.best_single_oof_logloss:.4f}  {single}"
     if blend.best_single_calibrated_logloss is not None:
         # so that calibration is not taken for blending
         yield "best one, calibrated", f"{blend.best_single_calibrated_logloss:.4f}"
-    yield _comparison(blend.fair_single_logloss - blend.oof_logloss)
-    yield "cross-fitted blend", f"{blend.crossfit_logloss:.4f} ± {blend.crossfit_se:.4f}"
-    yield "blend on the last fold", f"{blend.last_fold_logloss:.4f}"
+    yield "best one, cross-fitted", f"{blend.single_crossfit_logloss:.4f}"
+    yield _comparison(blend)
     yield "best possible weights", gain_of_other_weights(blend)
-    yield "OOF accuracy", f"{blend.oof_accuracy:.4f}"
+    accuracy = blend.metric("accuracy")
+    error = None if accuracy is None else accuracy.se
+    yield "OOF accuracy", with_error(blend.oof_accuracy, error)
     for metric in blend.metrics:
         if metric.name not in METRICS_IN_WORDS:
-            yield f"OOF {metric.name}", f"{metric.value:.4f}"
+            yield f"OOF {metric.name}", with_error(metric.value, metric.se)
     if blend.ms_per_image is not None:
         yield "ms per image", f"{blend.ms_per_image:.3g} on {blend.device}"
 
 
-def _comparison(gain: float) -> tuple[str, str]:
+def _comparison(blend: EnsembleRecord) -> tuple[str, str]:
     """Gain against the best single model, in the places that are shown: no zero has a sign."""
+    gain, se = blend.gain_over_single, blend.gain_over_single_se
     shown = f"{abs(gain):.4f}"
     better = gain >= 0 or float(shown) == 0
-    return f"blend is {'better' if better else 'worse'} by", f"{shown}  (log loss)"
+    return (
+        f"blend is {'better' if better else 'worse'} by",
+        f"{shown} ± {se:.4f}  (both cross-fitted)",
+    )
 
 
 def _details(member: MemberRecord) -> str:
@@ -74,7 +88,9 @@ def _remarks(blend: EnsembleRecord) -> Iterator[str]:
     """Sentences on how the blend came about, and on what its figures do not cover."""
     if blend.methods_tried:
         tried = (f"{t.method} {t.crossfit_logloss:.4f}" for t in blend.methods_tried)
-        yield f"Method {blend.method} has the least cross-fitted log loss: {', '.join(tried)}"
+        least = min(blend.methods_tried, key=lambda trial: trial.crossfit_logloss).method
+        yield f"Method {least} has the least cross-fitted log loss: {', '.join(tried)}"
+    yield from last_selection(blend)
     calibrated = calibration_change(blend)
     if calibrated is not None:
         yield calibrated
@@ -97,13 +113,4 @@ def _remarks(blend: EnsembleRecord) -> Iterator[str]:
         yield f"Unvalidated: {uncovered}"
     held_out = blend.held_out
     if held_out is not None:
-        yield (
-            f"Held-out rows ({held_out.rows}, seen by no trial): log loss {held_out.logloss:.4f}, "
-            f"accuracy {held_out.accuracy:.4f}{_other_metrics(held_out.metrics)}"
-        )
-
-
-def _other_metrics(metrics: Iterable[MetricScore]) -> str:
-    """The metrics without words of their own, as `, macro_f1 0.9012`."""
-    shown = (f", {m.name} {m.value:.4f}" for m in metrics if m.name not in METRICS_IN_WORDS)
-    return "".join(shown)
+        yield f"Held-out rows ({held_out.rows}, seen by no trial): {held_out_scores(held_out)}"

@@ -313,23 +313,6 @@ class CandidateSummary:
         """The variant with the lowest pooled calibrated loss, soups left out; raw on a tie."""
         return min(self.own_variants, key=self.pooled_calibrated, default=None)
 
-    @property
-    def last_fold_logloss(self) -> float | None:
-        """Uncalibrated log loss of the best variant on the last fold; None before it is trained."""
-        score = self._last_fold
-        return score.val_logloss if score else None
-
-    @property
-    def last_fold_calibrated_logloss(self) -> float | None:
-        """Calibrated log loss of the best variant on the last fold; None before it is trained."""
-        score = self._last_fold
-        return score.calibrated_logloss if score else None
-
-    @property
-    def _last_fold(self) -> VariantScore | None:
-        last = [t for t in self.finished if t.fold == self.folds - 1]
-        return last[0].variants[self.best] if last and self.best else None
-
 
 def summarise(
     candidate: CandidateRecord,

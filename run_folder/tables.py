@@ -11,8 +11,8 @@ from foldrace.run_folder.records import CandidateSummary
 
 _LEADERBOARD = (
     "candidate", "backbone", "status", "folds_done", "variant", "oof_logloss",
-    "oof_calibrated_logloss", "oof_accuracy", "last_fold_logloss", "last_fold_calibrated_logloss",
-    "gain", "gain_se", "epochs_trained", "seconds",
+    "oof_calibrated_logloss", "oof_accuracy", "gain", "gain_se", "epochs_trained",
+    "seconds",
 )  # fmt: skip
 _TRIALS = (
     "candidate", "fold", "status", "variant", "val_logloss", "val_calibrated_logloss", "epoch",
@@ -64,8 +64,6 @@ def _leaderboard_row(summary: CandidateSummary) -> dict[str, object]:
         "oof_logloss": summary.pooled_logloss(best) if best else None,
         "oof_calibrated_logloss": summary.pooled_calibrated(best) if best else None,
         "oof_accuracy": summary.pooled_accuracy(best) if best else None,
-        "last_fold_logloss": summary.last_fold_logloss,
-        "last_fold_calibrated_logloss": summary.last_fold_calibrated_logloss,
         "gain": summary.gain,
         "gain_se": summary.gain_se,
         "epochs_trained": sum(t.epochs_trained for t in summary.trials),

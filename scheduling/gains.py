@@ -48,6 +48,8 @@ class Gains:
         self._labels = np.tile(store.labels()[scored], table.repeats)
         # Of each entry of a column, the row; None where each row has one.
         self._row = None if table.repeats == 1 else np.tile(scored, table.repeats)
+        groups = table.group_numbers
+        self._group = None if groups is None else np.tile(groups[scored], table.repeats)
         self._blend = RunningBlend(len(self._fold), len(store.classes()), _MOST_MEMBERS)
         self._members = 0
         self._columns: dict[str, tuple[tuple[int, ...], Columns]] = {}  # of incomplete candidates
@@ -120,7 +122,8 @@ class Gains:
     def _better(self, columns: Columns, folds: Sequence[int]) -> Better | None:
         mine = np.isin(self._fold, folds)
         mixed, rows = self._blend.mixed[mine], None if self._row is None else self._row[mine]
-        gains = {variant: bounded_gain(column, mixed, rows) for variant, column in columns.items()}
+        groups = None if self._group is None else self._group[mine]
+        gains = {v: bounded_gain(column, mixed, rows, groups) for v, column in columns.items()}
         variant = max(gains, key=lambda name: gains[name].mean, default=None)  # first on a tie
         return None if variant is None else (variant, gains[variant])
 

@@ -100,12 +100,16 @@ class Notifier(SweepListener):
         if loss is None or (self._told is not None and loss >= self._told):
             return
         self._told = loss
-        written = self._store.submission() is not None
+        note = self._store.submission()
+        of_it = note if note is not None and note.crossfit_logloss == loss else None
         self._tell(
             "blend",
-            f"a better blend: cross-fitted log loss {loss:.4f}",
+            f"a better blend: log loss of one fold's models {loss:.4f}",
             crossfit_logloss=loss,
-            submission=f"{self._store.root}/{self._store.submission_name}" if written else None,
+            submitted_logloss=None if of_it is None else of_it.submitted_logloss,
+            submission=None
+            if note is None
+            else f"{self._store.root}/{self._store.submission_name}",
         )
 
     def paused(self, reason: str) -> None:

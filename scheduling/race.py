@@ -231,7 +231,8 @@ class Race:
         short = self._short_first()
         granted = sum(s.was_granted and not s.hopeless and s is not short for s in self._state)
         measured = self._known.measured - {short.name if short else ""}
-        return granted < math.ceil(len(measured) / self._config.eta)
+        folds = max((state.folds for state in self._state), default=0)
+        return granted < math.ceil(len(measured) / self._config.one_in(folds))
 
     def _short_first(self) -> CandidateState | None:
         """The first candidate where it is shorter than others: it is there for an early result."""

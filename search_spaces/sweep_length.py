@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from foldrace.config.schema import RaceConfig
+
 _FIRST_PART = 1 / 10  # of the time: the first candidate's folds, so that there soon is a blend
 _PART = 1 / 6  # of the time: the folds of each later candidate
 _LARGE_PART = 0.3  # of the time, where with less they would have too few epochs to learn
@@ -25,7 +27,6 @@ _DEFAULT_EPOCHS = {False: 30, True: 10}  # without a time
 _DEFAULT_CANDIDATES = 20
 _MOST_CANDIDATES = 1000  # what a sweep is built for
 _LEAST_CANDIDATES = 2
-_COMPLETE = 4  # one candidate in so many gets all its folds, as `race.eta` has it
 _FEW_FOLDS, _MANY_FOLDS = 3, 5
 
 
@@ -140,7 +141,7 @@ def sweep_length(work: Work) -> SweepLength:
     of_kept = [work.speeds[name].fold_seconds(work.images, folds, epochs) for name in kept]
     fold_seconds = sum(of_kept) / len(of_kept) if of_kept else math.nan
     whole = folds * work.repeats
-    complete = 1 + (whole - 1) / _COMPLETE  # fold trials of a candidate, on average
+    complete = 1 + (whole - 1) / RaceConfig().one_in(whole)  # fold trials of a candidate, about
     if work.seconds is None:
         candidates = work.candidates or min(_DEFAULT_CANDIDATES, work.most_candidates)
         trials = candidates * complete

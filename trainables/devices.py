@@ -17,6 +17,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import nn
 from torch.distributed import broadcast
 
+from foldrace.core.random_streams import Stream, generator, sequence
 from foldrace.trainables.models.layers import freezes
 from foldrace.trainables.predict import resolve_precision
 from foldrace.trainables.spec import FoldTrial
@@ -82,7 +83,7 @@ def precision_of(trial: FoldTrial, device: torch.device) -> str:
 
 def seed_trial(trial: FoldTrial) -> None:
     """Seed the initial weights, which are the same on every device of the trial."""
-    _seed_generators(trial.seed)
+    _seed_generators(sequence(trial.seed, Stream.WEIGHTS))
     torch.set_num_threads(trial.spec.cpus)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -94,12 +95,13 @@ def seed_epoch(trial: FoldTrial, epoch: int, rank: int) -> np.random.Generator:
 
     Every epoch has its own, so that a resumed trial needs no generator's state.
     """
-    sequence = np.random.SeedSequence((trial.seed, epoch, rank))
-    _seed_generators(int(sequence.generate_state(1)[0]))
-    return np.random.default_rng(sequence.spawn(1)[0])
+    _seed_generators(sequence(trial.seed, Stream.EPOCH, epoch, rank))
+    return generator(trial.seed, Stream.MIXING, epoch, rank)
 
 
-def _seed_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _seed_generators(source: np.random.SeedSequence) -> None:
+    """Seed each with another number: NumPy's and torch's are one algorithm."""
+    of_python, of_numpy, of_torch = source.generate_state(3).tolist()
+    random.seed(of_python)
+    np.random.seed(of_numpy)
+    torch.manual_seed(of_torch)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from foldrace.config.hyperparameters import TrialParams
-from foldrace.core.metrics import METRICS, Metric, read_only
+from foldrace.core.metrics import METRICS, Metric, UnfitMetric, metric_value
 from foldrace.core.plugins import PluginTable, UnfitRow
 from foldrace.trainables.data.augment import POLICIES, Policy, augment
 from foldrace.trainables.data.custom_transforms import CUSTOM, CustomTransformRow
@@ -143,9 +143,10 @@ def _try_custom(row: CustomTransformRow) -> None:
 def _try_metric(row: Metric) -> None:
     """Score made-up probabilities of rows of every class."""
     prob = np.random.default_rng(0).dirichlet(np.ones(_CLASSES), 4 * _ROWS)
-    value = row.function(read_only(prob), read_only(np.arange(4 * _ROWS) % _CLASSES))
-    if not math.isfinite(float(value)):
-        raise UnfitRow(f"gives {value}, should be a finite number")
+    try:
+        metric_value(row, prob, np.arange(4 * _ROWS) % _CLASSES)
+    except UnfitMetric as error:
+        raise UnfitRow(str(error)) from error
 
 
 def _form(value: object) -> str:

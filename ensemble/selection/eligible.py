@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, Problem, listing
+from foldrace.core.metrics import check_metric
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.ensemble.calibration import methods_to_try
 from foldrace.ensemble.limits import Limits
@@ -46,12 +47,12 @@ def wish_problems(
 ) -> list[Problem]:
     """Everything that is known to be wrong with the settings before any array is read.
 
-    The method, names of nothing, included names of what may not enter or cannot predict. `absent`
-    are the run's variants that cannot predict: a name may exclude them.
+    Method and metric, names of nothing, included names of what may not enter or cannot predict.
+    `absent` are the run's variants that cannot predict: a name may exclude them.
     """
-    method = check_method(config.method, parts)
+    named = (check_method(config.method, parts), check_metric(config.metric, parts))
     return [
-        *([] if method is None else [method]),
+        *(problem for problem in named if problem is not None),
         *_unknown(members, config.exclude, "exclude", absent),
         *_unknown(members, config.include, "include", absent),
         *_unmet_includes(members, absent, config),

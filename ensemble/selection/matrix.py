@@ -105,7 +105,7 @@ def _parts(store: RunStore, scored: ScoredRows) -> NDArray[np.int64]:
             "blend needs at least 2, to cross-fit it; start a run with more rows, or with a larger "
             "folds.valid_fraction where folds.k is 1",
         )
-    return cross_fit_parts(scored.fold)
+    return cross_fit_parts(scored.fold, scored.groups)
 
 
 def _is_of(matrix: StoredMatrix, sources: Sequence[OofSource], split: _RowSplit) -> bool:
@@ -135,6 +135,7 @@ def _member_rows(
         raw=matrix.raw,
         calibrated=matrix.calibrated if split.calibrate else np.broadcast_to(matrix.raw, shape),
         read=lambda member: firsts[member].log_prob(),
+        groups=split.scored.groups,
         duplicates=tuple(
             tuple(sources[i].member for i in group) for group in same if len(group) > 1
         ),

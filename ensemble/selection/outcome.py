@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,25 +16,35 @@ from numpy.typing import NDArray
 
 from foldrace.core.metrics import (
     accuracy,
-    all_metrics,
     log_loss_of_true,
     normalise,
+    row_losses,
     true_class_probability,
 )
 from foldrace.core.plugins import NO_PARTS, Parts
+from foldrace.core.standard_errors import all_metrics, shown_metrics
 from foldrace.ensemble.calibration import CalibrationChoice
-from foldrace.ensemble.crossfit import rise_of_least_loss, rise_of_mixture
+from foldrace.ensemble.crossfit import (
+    CrossFitRows,
+    crossfit_single,
+    rise_of_least_loss,
+    rise_of_mixture,
+)
 from foldrace.ensemble.methods import METHODS
 from foldrace.ensemble.pool import Member, MemberRows
 from foldrace.ensemble.pooling import Fit
 from foldrace.ensemble.selection.eligible import Prices
 from foldrace.ensemble.selection.external import VARIANT
 from foldrace.ensemble.selection.members import member_name
+from foldrace.ensemble.single_members import members_that_win
+from foldrace.ensemble.uncertainty import Groups, standard_error
 from foldrace.run_folder.blend_records import (
+    BeatenBy,
     CurvePoint,
     EnsembleRecord,
     MemberRecord,
     MethodTrial,
+    MetricChoice,
     NearDuplicates,
     UnvalidatedRecord,
 )
@@ -52,6 +62,8 @@ class ChosenBlend:
     rows: MemberRows
     fit: Fit
     choice: CalibrationChoice
+    crossfit: CrossFitRows
+    """Cross-fitted with all that was chosen."""
     temperature: float
     """Temperature of the blend."""
     prob: NDArray[np.float64]
@@ -62,6 +74,8 @@ class ChosenBlend:
     """Prices of the members that the fit uses, at least."""
     parts: Parts = NO_PARTS
     """The run's own methods and metrics."""
+    metric_choice: MetricChoice | None = None
+    """The last selection by the user's own metric; None: by log loss."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ class ChoiceCounts:
 def record_of(
     blended: ChosenBlend,
     considered: ChoiceCounts,
-    folds: NDArray[np.int64],
+    k: int,
     folds_hash: str,
     near: NDArray[np.int64] | None,
     duplicates: Sequence[tuple[Member, ...]],
@@ -85,15 +99,16 @@ def record_of(
 ) -> EnsembleRecord:
     """The content of `ensemble.json`.
 
-    `folds` (N,) are those of the scored rows (of several repeats in the last one), not the parts
-    that a single one is split into; `near` are the rows (indices into the N scored ones) with a
-    near-duplicate image elsewhere, None where the images were never compared.
+    `k` is the number of folds, not of the parts that a single one is split into; `near` are the
+    rows (indices into the N scored ones) with a near-duplicate image elsewhere, None where the
+    images were never compared.
     """
     rows, fit, choice = blended.rows, blended.fit, blended.choice
     best = int(np.argmin(blended.losses))
     true_prob = true_class_probability(blended.prob, rows.labels)
     members = _members(blended)
-    crossfit = choice.crossfit
+    crossfit, single = blended.crossfit, crossfit_single(rows)
+    gain = single - row_losses(crossfit.true_prob)
     return EnsembleRecord(
         method=blended.method,
         methods_tried=blended.methods_tried,
@@ -104,12 +119,18 @@ def record_of(
         certificate=None if fit.blend is None else fit.blend.certificate,
         crossfit_logloss=crossfit.loss,
         crossfit_se=crossfit.se,
-        last_fold_logloss=log_loss_of_true(crossfit.true_prob[folds == folds.max()]),
+        single_crossfit_logloss=float(single.mean()),
+        gain_over_single_se=standard_error(gain, rows.groups),
+        k=k,
         best_single_oof_logloss=float(blended.losses[best]),
         best_single=member_name(rows.members[best]),
         best_single_calibrated_logloss=_best_calibrated(blended),
         oof_accuracy=float(accuracy(blended.prob, rows.labels)),
-        metrics=all_metrics(blended.prob, rows.labels, blended.parts),
+        metrics=all_metrics(
+            blended.prob, rows.labels, blended.parts, _chosen(blended), rows.groups
+        ),
+        choice=blended.metric_choice,
+        beaten=tuple(_beaten(blended)),
         blend_temperature=blended.temperature,
         calibration=choice.record,
         ms_per_image=_total([m.ms_per_image for m in members]),
@@ -121,7 +142,7 @@ def record_of(
         folds_hash=folds_hash,
         curve=tuple(curve),
         duplicates=tuple(tuple(member_name(m) for m in same) for same in duplicates),
-        near_duplicates=_near(true_prob, near),
+        near_duplicates=_near(true_prob, near, rows.groups),
         unvalidated=_equal_parts(unvalidated),
     )
 
@@ -153,6 +174,26 @@ def trajectory(members: Sequence[Member], fit: Fit) -> str:
 def half_logs(prob: NDArray[np.float64]) -> NDArray[np.float16]:
     """(N, C) log-probabilities as `ensemble/oof.npy` keeps them."""
     return np.log(normalise(prob)).astype(np.float16)
+
+
+def _chosen(blended: ChosenBlend) -> str:
+    """The user's own metric, or nothing."""
+    return "" if blended.metric_choice is None else blended.metric_choice.metric
+
+
+def _beaten(blended: ChosenBlend) -> Iterator[BeatenBy]:
+    """The metrics in which a member is better than a blend of several."""
+    if len(blended.fit.used) < 2:
+        return iter(())
+    rows, choice = blended.rows, blended.metric_choice
+    return members_that_win(
+        rows,
+        blended.prob,
+        None if choice is None else choice.rule,
+        shown_metrics(blended.parts, _chosen(blended)),
+        lambda member: member_name(rows.members[member]),
+        rows.groups,
+    )
 
 
 def _members(blended: ChosenBlend) -> list[MemberRecord]:
@@ -196,10 +237,14 @@ def _gains(blended: ChosenBlend) -> list[float | None]:
     return rise_of_least_loss(true_prob)
 
 
-def _near(true_prob: NDArray[np.float64], near: NDArray[np.int64] | None) -> NearDuplicates | None:
+def _near(
+    true_prob: NDArray[np.float64], near: NDArray[np.int64] | None, groups: Groups
+) -> NearDuplicates | None:
     if near is None:
         return None
-    others = np.delete(true_prob, near)
+    # What a group has in common leaks with any of its rows.
+    alike = near if groups is None else np.flatnonzero(np.isin(groups, groups[near]))
+    others = np.delete(true_prob, alike)
     loss = log_loss_of_true(others) if len(others) else None
     return NearDuplicates(rows=len(near), oof_logloss_without=loss)
 

@@ -7,6 +7,7 @@ that it wrote. The methods themselves see only arrays.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +24,19 @@ from foldrace.core.errors import (
     RunFolderError,
     UserError,
 )
-from foldrace.core.metrics import log_loss_of_true, true_class_probability
+from foldrace.core.metrics import (
+    LOG_LOSS,
+    METRICS,
+    log_loss_of_true,
+    order_problem,
+    true_class_probability,
+)
 from foldrace.core.plugins import NO_PARTS, Parts
 from foldrace.dataset.duplicates import near_duplicate_rows
 from foldrace.ensemble.bounded import VISIBLE, fit_on, fit_within, supports_by_price
 from foldrace.ensemble.calibration import choose_method, final_fit, methods_to_try
 from foldrace.ensemble.limits import Limits
+from foldrace.ensemble.metric_choice import pick_by_metric
 from foldrace.ensemble.pool import Member, MemberRows, Pool
 from foldrace.ensemble.pooling import Fit, Settings
 from foldrace.ensemble.selection.eligible import (
@@ -55,10 +63,12 @@ from foldrace.ensemble.selection.outcome import (
     record_of,
     trajectory,
 )
-from foldrace.run_folder.blend_records import CurvePoint, EnsembleRecord
+from foldrace.run_folder.blend_records import SINGLE, CurvePoint, EnsembleRecord
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.store import RunStore
 from foldrace.run_folder.variants import EMA, RAW
+
+_log = logging.getLogger("foldrace")
 
 _KINDS = (ConfigError, DataError, RunFolderError)
 """Errors of wrong settings, of predictions made elsewhere, of further run folders."""
@@ -85,7 +95,7 @@ class Request:
     parts: Parts = NO_PARTS
     """The run's own methods and metrics."""
     rival: EnsembleRecord | None = None
-    """A blend that stays unless the new one's cross-fitted loss is lower; None: it is replaced."""
+    """A blend that stays unless the new one is better, cross-fitted; None: it is replaced."""
 
 
 def check_request(store: RunStore, config: EnsembleConfig, request: Request) -> None:
@@ -199,11 +209,14 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     considered = count_considered(store, sources)
     kept = without_excluded([s.member for s in sources], config.exclude)
     rows = open_matrix(store, [sources[i] for i in kept], calibrate=config.calibrate)
+    order = order_problem(config.metric, store.classes(), request.parts)
+    if order is not None:
+        _log.warning("%s", order)
     blended, curve = _choose(rows, config, request)
     record = record_of(
         blended,
         considered,
-        folds=store.folds().by_repeat[-1, store.scored_rows()],
+        k=store.folds().k,
         folds_hash=store.folds().hash,
         near=_near_duplicates(store),
         duplicates=rows.duplicates,
@@ -211,7 +224,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
         unvalidated=request.added.unvalidated,
     )
     rival = request.rival
-    if rival is not None and record.crossfit_logloss >= rival.crossfit_logloss:
+    if rival is not None and not record.is_better_than(rival):
         return rival
     return _write(store, record, blended, request.added)
 
@@ -232,20 +245,31 @@ def _choose(
         return fit_within(method, pool, settings, limits, parts)
 
     choice = choose_method(rows, methods_to_try(config.method, parts), within, config.calibrate)
-    chosen, temperature, prob = final_fit(rows, partial(within, choice.method), choice.calibration)
+    pick = None
+    fit: Callable[[Pool], Fit] = partial(within, choice.method)
+    method, calibration = choice.method, choice.calibration
+    if config.metric != LOG_LOSS:
+        metric = parts[METRICS][config.metric]
+        alone = [m for m in range(len(rows.members)) if {*forced} <= {m} and limits.admit((m,))]
+        pick = pick_by_metric(rows, choice, within, metric, alone, config.calibrate, rows.groups)
+        fit, method, calibration = pick.fit, pick.method, pick.calibration
+    same = method == choice.method and calibration is choice.calibration
+    chosen, temperature, prob = final_fit(rows, fit, calibration)
     blended = ChosenBlend(
-        method=choice.method,
+        method=method,
         methods_tried=choice.tried,
         rows=rows,
         fit=chosen,
-        choice=choice.calibration,
+        choice=calibration,
+        crossfit=choice.crossfit if same else calibration.crossfit,
+        metric_choice=None if pick is None else pick.final_record(prob, rows.labels),
         temperature=temperature,
         prob=prob,
         losses=losses,
         prices=prices if bounded else request.prices([rows.members[i] for i in chosen.used]),
         parts=parts,
     )
-    timed = config.max_ms_per_image is not None
+    timed = config.max_ms_per_image is not None and method != SINGLE
     return blended, _curve(blended, settings, limits) if timed else []
 
 

@@ -53,6 +53,12 @@ class ScoredRows:
         """(N,) fold of each row, of several repeats in the first one."""
         return self.fold_in(0)
 
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """(N,) number of each row's group, None without groups."""
+        numbers = self.table.group_numbers
+        return None if numbers is None else np.asarray(numbers[self.rows])
+
     def fold_in(self, repeat: int) -> NDArray[np.int64]:
         """(N,) fold of each row in a repeat."""
         return np.asarray(self.table.by_repeat[repeat, self.rows])

@@ -27,6 +27,7 @@ from foldrace.ensemble.solvers.log_linear import (
     scales_alone,
     thinned_rows,
 )
+from foldrace.ensemble.uncertainty import Groups, standard_error, whole_group_parts
 
 _MOST_MEMBERS = 20
 _SCREENED = 64
@@ -133,7 +134,8 @@ def stacking(pool: Pool, settings: Settings) -> Fit:
     bounds = scale_bounds(members, settings)
     stack = log_stack(pool, members)
     rows = thinned_rows(pool, int(members[0]), _INNER_NUMBERS // (len(members) * pool.n_classes))
-    penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, first, n_matrices)
+    groups = None if pool.groups is None else pool.groups[rows]
+    penalty = chosen_penalty(stack[:, rows], pool.labels[rows], bounds, first, n_matrices, groups)
     others = runner_up(stack, pool.labels)
     found = fit_stacking(Objective(stack, pool.labels, bounds, penalty, others), first, n_matrices)
     return Fit(_combiner(found, members, len(pool.members)))
@@ -160,17 +162,21 @@ def chosen_penalty(
     bounds: NDArray[np.float64],
     first: NDArray[np.float64],
     n_matrices: int,
+    groups: Groups = None,
 ) -> float:
     """The heaviest penalty whose cross-fitted loss is within one standard error of the least.
 
     On stack (m, N, C), tried from the heaviest down until the loss rises. Rows are dealt to the
-    parts in turn. Source of the rule: Breiman, Friedman, Olshen and Stone, Classification and
-    Regression Trees, 1984; the error is that of the difference, row by row.
+    parts in turn, or whole groups, where there are several. Source of the rule: Breiman, Friedman,
+    Olshen and Stone, Classification and Regression Trees, 1984; the error is that of the
+    difference, row by row.
     """
     if len(labels) < _PARTS:
         return math.inf
     part = np.arange(len(labels)) % _PARTS
-    sides = [(part != k, part == k) for k in range(_PARTS)]
+    if groups is not None and (groups != groups[0]).any():
+        part = whole_group_parts(groups, _PARTS)
+    sides = [(part != k, part == k) for k in range(int(part.max()) + 1)]
     others = runner_up(stack, labels)
     poolings = [fit_powers(stack[:, inside], labels[inside], bounds, first) for inside, _ in sides]
     fits = [scales_alone(pooling.scales, stack.shape[2], n_matrices) for pooling in poolings]
@@ -187,13 +193,13 @@ def chosen_penalty(
         if tried[penalty].mean() >= tried[least].mean():
             break
         least = penalty
-    return next(p for p, losses in tried.items() if _within_chance(losses, tried[least]))
+    return next(p for p, losses in tried.items() if _within_chance(losses, tried[least], groups))
 
 
-def _within_chance(losses: NDArray[np.float64], least: NDArray[np.float64]) -> bool:
+def _within_chance(losses: NDArray[np.float64], least: NDArray[np.float64], groups: Groups) -> bool:
     """Say whether the mean of losses (N,) is at most one standard error above the least."""
     worse = losses - least
-    return bool(worse.mean() <= worse.std(ddof=1) / math.sqrt(len(worse)))
+    return bool(worse.mean() <= standard_error(worse, groups))
 
 
 def _held_losses(

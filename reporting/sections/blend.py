@@ -19,7 +19,7 @@ from foldrace.reporting.content import (
 from foldrace.reporting.context import ReportContext, Step
 from foldrace.reporting.formats import UNKNOWN, difference, file_size, milliseconds, number
 from foldrace.reporting.members import BlendMember
-from foldrace.reporting.sentences import gain_of_other_weights
+from foldrace.reporting.sentences import gain_of_other_weights, last_selection
 from foldrace.run_folder.blend_records import EnsembleRecord
 
 _POOLINGS = {
@@ -57,7 +57,9 @@ def bound(record: EnsembleRecord) -> float | None:
     loss = record.mixture_logloss
     if loss is None and record.blend_temperature == 1.0:
         loss = record.oof_logloss
-    return None if record.certificate is None or loss is None else loss - record.certificate
+    return (
+        None if record.certificate is None or loss is None else max(0.0, loss - record.certificate)
+    )
 
 
 def certificate_in_words(record: EnsembleRecord) -> str:
@@ -150,6 +152,7 @@ def blend(ctx: ReportContext) -> list[Part]:
         Facts(tuple(facts(record, len(ctx.scored_labels)))),
         Note(meaning_of_weights(record)),
         *_methods(record),
+        *_last_selection(record),
         _members_table(ctx.members),
         _weights_chart(ctx),
         *_path(ctx, record),
@@ -162,6 +165,7 @@ def _methods(record: EnsembleRecord) -> list[Part]:
     tried = record.methods_tried
     if not tried:
         return []
+    by_loss = record.choice is None or record.choice.kept == 0
     chosen = frozenset(i for i, t in enumerate(tried) if t.method == record.method)
     rows = tuple(
         (
@@ -172,8 +176,30 @@ def _methods(record: EnsembleRecord) -> list[Part]:
     )  # fmt: skip
     headers = ("method", "cross-fitted log loss", "standard error", "")
     return [
-        Note("The method with the lowest cross-fitted loss was chosen."),
+        *([Note("The method with the lowest cross-fitted loss was chosen.")] if by_loss else []),
         Table(headers, rows, "Methods that were tried", chosen),
+    ]
+
+
+def _last_selection(record: EnsembleRecord) -> list[Part]:
+    """The blends that the user's own metric chose from."""
+    choice = record.choice
+    if choice is None:
+        return []
+    rows = tuple(
+        (
+            t.method, "one a member" if t.members else "none or the blend's", score(t.value),
+            score(t.se), signed(t.behind), score(t.behind_se), "kept" if i == choice.kept else "",
+        )
+        for i, t in enumerate(choice.tried)
+    )  # fmt: skip
+    headers = (
+        "method", "temperatures", f"cross-fitted {choice.metric}", "standard error",
+        "behind the best", "standard error of that", "",
+    )  # fmt: skip
+    return [
+        *(Note(text) for text in last_selection(record)),
+        Table(headers, rows, f"Chosen by {choice.metric}", frozenset((choice.kept,))),
     ]
 
 

@@ -78,8 +78,6 @@ _EXACT: dict[str, Callable[[CandidateSummary], float | None]] = {
     "oof_logloss": lambda s: s.pooled_logloss(s.best) if s.best else None,
     "oof_calibrated_logloss": lambda s: s.pooled_calibrated(s.best) if s.best else None,
     "oof_accuracy": lambda s: s.pooled_accuracy(s.best) if s.best else None,
-    "last_fold_logloss": lambda s: s.last_fold_logloss,
-    "last_fold_calibrated_logloss": lambda s: s.last_fold_calibrated_logloss,
 }
 """Columns rounded from the record: the CSV's six digits, rounded again, may end one off."""
 

@@ -16,10 +16,14 @@ from foldrace.reporting.sections.blend import bound
 from foldrace.reporting.sentences import (
     DIVERGED,
     METRICS_IN_WORDS,
+    beaten_in_metrics,
     blending_may_gain_nothing,
+    held_out_scores,
     model_name,
     near_duplicates,
     unvalidated,
+    what_is_submitted,
+    with_error,
 )
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.records import STATUSES, CandidateSummary
@@ -32,7 +36,7 @@ def summary(ctx: ReportContext) -> list[Part]:
     found = tuple(warnings(ctx))
     blend_facts = _blend_facts(ctx.ensemble) if ctx.ensemble else []
     return [
-        *([_headline(ctx.ensemble)] if ctx.ensemble else []),
+        *([_headline(ctx, ctx.ensemble)] if ctx.ensemble else []),
         *([Warnings(found)] if found else []),
         Facts((*_data_facts(ctx), *blend_facts)),
     ]
@@ -51,23 +55,44 @@ def _without_image(ctx: ReportContext) -> list[str]:
     return [f"{count:,} rows of submission.csv have no readable image."] if count else []
 
 
-def _headline(blend: EnsembleRecord) -> Cards:
-    gain = blend.oof_logloss - blend.fair_single_logloss
+def _headline(ctx: ReportContext, blend: EnsembleRecord) -> Cards:
     return Cards((
         Card("Blend, OOF log loss", number(blend.oof_logloss), _chosen_on_the_same_rows(blend)),
         Card(
-            "Cross-fitted log loss",
+            "One fold's models, log loss",
             number(blend.crossfit_logloss),
-            f"± {number(blend.crossfit_se)} (standard error), weights chosen on the other folds",
+            f"± {number(blend.crossfit_se)} (standard error), cross-fitted: all is chosen on the "
+            "other folds",
         ),
-        Card("Accuracy", percent(blend.oof_accuracy), "of the blend, out of fold"),
+        *_submitted(ctx, blend),
+        Card("Accuracy", *_accuracy(blend)),
         Card(
             "Blend minus best single model",
-            _signed(gain),
-            f"log loss; below 0 the blend is better. {model_name(blend.best_single)}: "
+            _signed(-blend.gain_over_single),
+            f"± {number(blend.gain_over_single_se)} (standard error), both cross-fitted; below 0 "
+            f"the blend is better. {model_name(blend.best_single)}, OOF: "
             f"{number(blend.best_single_oof_logloss)}{_calibrated(blend)}",
         ),
     ))  # fmt: skip
+
+
+def _submitted(ctx: ReportContext, blend: EnsembleRecord) -> list[Card]:
+    """The figure of the submission, where it is one of this blend."""
+    note = ctx.store.submission()
+    if note is None or note.crossfit_logloss != blend.crossfit_logloss:
+        return []
+    of = what_is_submitted(blend.k)
+    if note.submitted_logloss is None:
+        return [Card("Submission, log loss", UNKNOWN, f"of {of}: {note.submitted_note}")]
+    error = f"± {number(note.submitted_se)} (standard error), expected of {of}"
+    return [Card("Submission, log loss", number(note.submitted_logloss), error)]
+
+
+def _accuracy(blend: EnsembleRecord) -> tuple[str, str]:
+    score = blend.metric("accuracy")
+    known = score is not None and score.se is not None
+    error = f"± {percent(score.se)} (standard error), " if score is not None and known else ""
+    return percent(blend.oof_accuracy), f"{error}of the blend, out of fold"
 
 
 def _calibrated(blend: EnsembleRecord) -> str:
@@ -103,19 +128,23 @@ def _data_facts(ctx: ReportContext) -> list[tuple[str, str]]:
 
 
 def _blend_facts(blend: EnsembleRecord) -> list[tuple[str, str]]:
-    single = blend.fair_single_logloss
     shown = (m for m in blend.metrics if m.name not in METRICS_IN_WORDS)  # those are on cards
     return [
         ("Blend method", blend.method),
         ("Blend members", f"{len(blend.members)} of {blend.members_considered} considered"),
-        ("Blend, log loss on the last fold", number(blend.last_fold_logloss)),
         *((f"Blend, {m.name}", _metric(m)) for m in shown),
+        *_own_metric(blend),
         *_held_out(blend),
-        (
-            "Cross-fitted blend minus best single model",
-            _signed(blend.crossfit_logloss - single),
-        ),
+        ("Best single model, cross-fitted log loss", number(blend.single_crossfit_logloss)),
     ]
+
+
+def _own_metric(blend: EnsembleRecord) -> list[tuple[str, str]]:
+    """The user's own metric, cross-fitted."""
+    if blend.choice is None:
+        return []
+    how = " with the decision rule" if blend.choice.rule is not None else ""
+    return [(f"Blend, {blend.choice.metric}, cross-fitted{how}", _metric(blend.choice.score))]
 
 
 def _held_out(blend: EnsembleRecord) -> list[tuple[str, str]]:
@@ -126,13 +155,14 @@ def _held_out(blend: EnsembleRecord) -> list[tuple[str, str]]:
     return [
         (
             f"Blend, {held.rows:,} held-out rows that nothing has seen",
-            f"log loss {number(held.logloss)}, accuracy {percent(held.accuracy)}",
+            held_out_scores(held),
         )
     ]
 
 
 def _metric(metric: MetricScore) -> str:
-    return f"{number(metric.value)} ({'greater' if metric.greater_is_better else 'less'} is better)"
+    better = "greater" if metric.greater_is_better else "less"
+    return f"{with_error(metric.value, metric.se)} ({better} is better)"
 
 
 def _statuses(total: int, statuses: Counter[str]) -> str:
@@ -156,7 +186,8 @@ def _blend_warnings(ctx: ReportContext) -> list[str]:
             f" are complete now; {again}."
         )
     shared = (blending_may_gain_nothing(blend), unvalidated(blend), _flattering(blend))
-    return [*found, *(sentence for sentence in shared if sentence is not None)]
+    told = (sentence for sentence in shared if sentence is not None)
+    return [*found, *told, *beaten_in_metrics(blend)]
 
 
 def _flattering(blend: EnsembleRecord) -> str | None:

@@ -22,15 +22,15 @@ from foldrace.run_folder.records import (
 _ROWS = 20
 
 
-def rule_sentence(config: RaceConfig) -> str:
-    """Describe the rule that decides."""
+def rule_sentence(config: RaceConfig, folds: int) -> str:
+    """Describe the rule that decides; `folds`: fold trials of a candidate."""
     if config.rule == "none":
         return "Rule none: every candidate gets all its folds."
     if config.rule == "gain":
         return (
             "Rule gain: by what a candidate adds to the blend of the complete candidates, in nats "
-            f"per row. The first candidate, and one in {config.eta} of those whose first fold was "
-            "measured, gets all its folds, the most promising first, each while gain + "
+            f"per row. The first candidate, and one in {config.one_in(folds)} of those whose first "
+            "fold was measured, gets all its folds, the most promising first, each while gain + "
             f"{config.z:g} × standard error is above 0. The others are parked until nothing else "
             "promises more."
         )
@@ -124,7 +124,7 @@ def race(ctx: ReportContext) -> list[Part]:
         return [Note("No decision of a race is recorded in this run.")]
     epochs = ctx.config.training.epochs
     return [
-        Note(rule_sentence(ctx.config.race)),
+        Note(rule_sentence(ctx.config.race, started[0].folds)),
         Note(outcome_sentence(started, epochs)),
         _lanes(ctx, started, epochs),
         *_blend_loss(ctx, started, decisions),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from foldrace.core.random_streams import Stream, generator
 
 _PRIOR = 4.0
 """Weight, in candidates, of the mean of all backbones in the mean of each."""
@@ -51,8 +51,8 @@ class BackboneAllocation:
         probabilities = self.probabilities(gains, cost)
         if probabilities is None:
             return fewest
-        generator = np.random.default_rng((self._seed, number))
-        return self._backbones[int(generator.choice(len(probabilities), p=probabilities))]
+        draw = generator(self._seed, Stream.BACKBONE, number)
+        return self._backbones[int(draw.choice(len(probabilities), p=probabilities))]
 
     def may_go_first(self, backbone: str, started: Mapping[str, int]) -> bool:
         """True where a candidate of another backbone than the chosen one leaves the minimum shares.

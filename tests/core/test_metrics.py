@@ -9,6 +9,7 @@ import pytest
 from sklearn import metrics as sk
 
 from foldrace.core import metrics
+from foldrace.core.standard_errors import all_metrics
 
 
 def _softmax_rows(n: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -175,9 +176,13 @@ def test_the_table_is_scikit_learns_arithmetic() -> None:
         "log_loss": (sk.log_loss(labels, prob), False),
         "accuracy": (sk.accuracy_score(labels, best), True),
         "macro_f1": (sk.f1_score(labels, best, average="macro"), True),
+        "balanced_accuracy": (sk.balanced_accuracy_score(labels, best), True),
+        "qwk": (sk.cohen_kappa_score(labels, best, weights="quadratic"), True),
     }
     assert expected.keys() == metrics.METRICS.keys()
-    for score in metrics.all_metrics(prob, labels):
+    shown = [score.name for score in all_metrics(prob, labels)]
+    assert shown == [name for name in expected if name != "qwk"]
+    for score in all_metrics(prob, labels, chosen="qwk"):
         value, greater_is_better = expected[score.name]
         assert score.value == pytest.approx(value, rel=1e-12)
         assert score.greater_is_better == greater_is_better

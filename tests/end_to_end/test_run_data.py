@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from foldrace.commands import guess as guessing
-from foldrace.commands import guess_length
+from foldrace.commands.no_config import guess as guessing
+from foldrace.commands.no_config import guess_length
 from foldrace.search_spaces.sweep_length import Speed
 from foldrace.trainables.speeds import MeasuredSpeeds
 from tests.end_to_end.conftest import CLASSES, TEST, TRAIN

@@ -18,8 +18,8 @@ import pandas as pd
 import pytest
 
 from foldrace.commands import finish
-from foldrace.commands.machine import only_driver
 from foldrace.commands.update import write_so_far
+from foldrace.console.machine import only_driver
 from foldrace.inference.run_models import RunModels
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray import tuner
@@ -252,7 +252,8 @@ def test_an_interrupted_sweep_keeps_its_submission(
     text = " ".join(result.stderr.split())
     assert f"resume {folder}" in text and f"{folder}/submission.csv: submission of" in text
     receipt = json.loads((folder / "submission.receipt.json").read_text(encoding="utf-8"))
-    assert f"cross-fitted log loss {receipt['crossfit_logloss']:.4f}" in text
+    assert f"log loss of one fold's models {receipt['crossfit_logloss']:.4f}" in text
+    assert f"expected log loss {receipt['submitted_logloss']:.4f} ± " in text
     assert log_of(folder).count("so far written") == 1
     succeeded(cli("resume", folder))
     assert log_of(folder).count("so far written") == 1

@@ -32,8 +32,8 @@ def blend(store: RunStore, config: EnsembleConfig) -> EnsembleRecord:
     return blend_run(store, config, Request(lambda members: Prices({}, {})))
 
 
-def make_store(root: Path, k: int = K) -> RunStore:
-    """An empty run. With k: 1 a third of the rows are scored."""
+def make_store(root: Path, k: int = K, groups: NDArray[np.int64] | None = None) -> RunStore:
+    """An empty run. With k: 1 a third of the rows are scored; `groups` (ROWS,) may be divided."""
     fold = FOLD if k > 1 else np.where(FOLD == 0, 0, -1)
     config = SweepConfig(
         name="synthetic",
@@ -42,7 +42,8 @@ def make_store(root: Path, k: int = K) -> RunStore:
         search=SearchConfig(backbones=("timm/x",)),
     )
     lines = [
-        f"{i}.png,{CLASSES[c]},,{f}" for i, (c, f) in enumerate(zip(LABELS, fold, strict=True))
+        f"{i}.png,{CLASSES[c]},{'' if groups is None else groups[i]},{f}"
+        for i, (c, f) in enumerate(zip(LABELS, fold, strict=True))
     ]
     store = RunStore(root)
     store.create(config, "image_path,target,group,fold\n" + "\n".join(lines) + "\n", CLASSES)

@@ -182,15 +182,66 @@ def fit(method: str, pool: Pool) -> Fit:
     return fit_method(method, pool, Settings())
 
 
-def test_the_least_cross_fitted_loss_wins(rows: MemberRows) -> None:
-    alone = {
-        method: choose_calibration(rows, lambda pool, m=method: fit(m, pool)).crossfit.loss
-        for method in ("greedy", "geometric", "stacking")
+def test_auto_is_chosen_by_the_definition_on_all_rows_and_scored_on_others(
+    rows: MemberRows,
+) -> None:
+    """Another method than `geometric` only where it is better by a standard error, paired."""
+    names = ("greedy", "geometric", "stacking")
+    alone = {m: choose_calibration(rows, lambda pool, m=m: fit(m, pool)) for m in names}
+    losses = {
+        m: {kind: -np.log(found.true_prob) for kind, found in choice.tried.items()}
+        for m, choice in alone.items()
     }
-    chosen = choose_method(rows, methods_to_try("auto"), fit)
-    assert {t.method: t.crossfit_logloss for t in chosen.tried} == alone
-    assert chosen.method == min(alone, key=lambda method: alone[method])
-    assert chosen.calibration.crossfit.loss == min(alone.values())
+
+    def chosen_by(seen: NDArray[np.bool_]) -> tuple[str, tuple[bool, bool]]:
+        kinds = {m: min(of, key=lambda kind: of[kind][seen].mean()) for m, of in losses.items()}
+        columns = {m: losses[m][kinds[m]][seen] for m in names}
+        best = "geometric"
+        for method in names:
+            change = columns["geometric"] - columns[method]
+            if change.mean() > change.std(ddof=1) / np.sqrt(len(change)):
+                best = min(best, method, key=lambda m: columns[m].mean())
+        return best, kinds[best]
+
+    found = choose_method(rows, methods_to_try("auto"), fit)
+    assert {t.method: t.crossfit_logloss for t in found.tried} == {
+        m: choice.crossfit.loss for m, choice in alone.items()
+    }
+    assert found.method == chosen_by(np.ones(len(rows.labels), dtype=bool))[0]
+    expected = np.empty(len(rows.labels))
+    for part in range(rows.n_parts):
+        held = rows.parts == part
+        method, kind = chosen_by(~held)
+        expected[held] = losses[method][kind][held]
+    assert found.crossfit.loss == pytest.approx(expected.mean(), abs=1e-12)
+    assert found.crossfit.se == pytest.approx(expected.std(ddof=1) / np.sqrt(600), abs=1e-12)
+
+
+def test_a_method_that_is_better_by_chance_is_not_taken() -> None:
+    """Of equally good methods the least loss would be another one each time."""
+    rng, taken, optimism = np.random.default_rng(1), [], []
+    for _ in range(40):
+        labels = rng.integers(0, 2, 60)
+        right = rng.uniform(0.5, 0.9, (3, 60))
+        log_probs = [
+            np.log(np.where(np.eye(2)[labels] == 1, p[:, None], 1 - p[:, None])) for p in right
+        ]
+        of = member_rows(log_probs, labels, np.arange(60) % 5)
+
+        def one(name: str, pool: Pool) -> Fit:
+            """The method is a member."""
+            place = ("greedy", "geometric", "stacking").index(name)
+            return mixture_fit(certified(pool.true_prob, np.eye(3)[place]))
+
+        found = choose_method(of, methods_to_try("auto"), one, calibrate=False)
+        taken.append(found.method)
+        least = min(t.crossfit_logloss for t in found.tried)
+        every = np.mean([t.crossfit_logloss for t in found.tried])
+        optimism.append((least - every, found.crossfit.loss - every))
+    assert taken.count("geometric") > 20
+    naive, honest = np.mean(optimism, axis=0)
+    spread = np.std(optimism, axis=0, ddof=1) / np.sqrt(40)
+    assert naive < -5 * spread[0] and abs(honest) < 3 * spread[1]
 
 
 def test_a_named_method_is_not_a_choice(rows: MemberRows) -> None:

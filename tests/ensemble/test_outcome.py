@@ -41,6 +41,7 @@ def blended(method: str = "greedy", calibrate: bool = True, **changes: Any) -> C
     chosen, temperature, prob = final_fit(rows, fit, choice)
     given: dict[str, Any] = {
         "method": method, "methods_tried": (), "rows": rows, "fit": chosen, "choice": choice,
+        "crossfit": choice.crossfit,
         "temperature": temperature, "prob": prob,
         "losses": np.array([-np.log(column).mean() for column in rows.raw]),
         "prices": Prices(dict.fromkeys(MEMBERS, 2.5), dict.fromkeys(MEMBERS, 7), "abacus"),
@@ -50,7 +51,7 @@ def blended(method: str = "greedy", calibrate: bool = True, **changes: Any) -> C
 
 def record(of: ChosenBlend, **changes: Any) -> EnsembleRecord:
     given: dict[str, Any] = {
-        "considered": ChoiceCounts(4, 3), "folds": FOLDS, "folds_hash": "hash", "near": None,
+        "considered": ChoiceCounts(4, 3), "k": 4, "folds_hash": "hash", "near": None,
         "duplicates": (), "curve": (), "unvalidated": (),
     }  # fmt: skip
     return record_of(of, **(given | changes))
@@ -65,19 +66,22 @@ def test_scores(method: str, calibrate: bool) -> None:
     assert found.oof_logloss == pytest.approx(log_loss(LABELS, prob), abs=1e-9)
     assert found.oof_accuracy == accuracy_score(LABELS, of.prob.argmax(axis=1))
     assert {m.name: m.value for m in found.metrics}["log_loss"] == pytest.approx(found.oof_logloss)
-    assert found.crossfit_logloss == of.choice.crossfit.loss
-    last = -np.log(of.choice.crossfit.true_prob[FOLDS == 3]).mean()
-    assert found.last_fold_logloss == pytest.approx(last, abs=1e-12)
+    assert found.crossfit_logloss == of.crossfit.loss
+    single = np.empty(200)
+    for fold in range(4):  # at its temperature of the other folds
+        held = fold == FOLDS
+        columns = of.rows.calibrated[1 + fold].astype(np.float64)
+        chosen = columns[np.log(columns[:, ~held]).sum(axis=1).argmax()]
+        single[held] = -np.log(chosen[held])
+    change = single + np.log(of.crossfit.true_prob)
+    assert found.single_crossfit_logloss == pytest.approx(single.mean(), abs=1e-9)
+    assert found.gain_over_single == pytest.approx(change.mean(), abs=1e-9)
+    assert found.gain_over_single_se == pytest.approx(change.std(ddof=1) / 200**0.5, abs=1e-9)
+    assert found.k == 4
     best = int(np.argmin([log_loss(LABELS, np.exp(one)) for one in LOG_PROBS]))
     assert found.best_single == f"{MEMBERS[best].candidate} {MEMBERS[best].variant}"
     assert (found.members_considered, found.candidates_considered) == (5, 4)
     assert found.members_without_weights == 3
-
-
-def test_the_last_fold_of_one_fixed_split_is_all_rows() -> None:
-    of = blended()
-    found = record(of, folds=np.zeros(200, dtype=np.int64))
-    assert found.last_fold_logloss == pytest.approx(found.crossfit_logloss, abs=1e-12)
 
 
 def test_members_the_heaviest_first() -> None:

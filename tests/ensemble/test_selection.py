@@ -12,6 +12,8 @@ import pytest
 from foldrace.config.schema import EnsembleConfig
 from foldrace.core.errors import ConfigError, RunFailure, RunFolderError
 from foldrace.ensemble import greedy
+from foldrace.ensemble.selection.matrix import open_matrix
+from foldrace.ensemble.selection.members import run_sources
 from foldrace.ensemble.selection.select import remove_unused_weights
 from foldrace.run_folder.records import CandidateRecord
 from foldrace.run_folder.store import RunStore
@@ -100,7 +102,7 @@ def test_the_trajectory_is_caruanas(store: RunStore) -> None:
 
 
 def test_the_cross_fitted_loss_equals_the_definition(store: RunStore) -> None:
-    """Weights chosen on two folds, scored on the third; the last fold's part of it beside it."""
+    """Weights chosen on two folds, scored on the third; so is the best single one."""
     prob = [add(store, i)["raw"] for i in range(3)]
     record = blend(store, PLAIN)
     true = np.stack([true_column(p) for p in prob])
@@ -111,7 +113,44 @@ def test_the_cross_fitted_loss_equals_the_definition(store: RunStore) -> None:
         losses[fold == FOLD] = -np.log(weights @ scored[:, fold == FOLD])
     assert record.crossfit_logloss == pytest.approx(losses.mean(), abs=1e-6)
     assert record.crossfit_se == pytest.approx(losses.std(ddof=1) / np.sqrt(ROWS), abs=1e-6)
-    assert record.last_fold_logloss == pytest.approx(losses[FOLD == K - 1].mean(), abs=1e-6)
+    single = np.empty(ROWS)
+    for fold in range(K):
+        held = fold == FOLD
+        single[held] = -np.log(true[np.log(true[:, ~held]).mean(axis=1).argmax(), held])
+    change = single - losses
+    assert record.single_crossfit_logloss == pytest.approx(single.mean(), abs=1e-6)
+    assert record.gain_over_single == pytest.approx(change.mean(), abs=1e-6)
+    se = change.std(ddof=1) / np.sqrt(ROWS)
+    assert record.gain_over_single_se == pytest.approx(se, abs=1e-6)
+    assert record.k == K
+
+
+def test_rows_of_a_group_are_one_observation(tmp_path: Path) -> None:
+    """The groups of folds.csv are known to the standard errors, and to the parts of one fold."""
+    groups = np.arange(ROWS) // 5
+    store = make_store(tmp_path / "run", groups=groups)
+    prob = [add(store, i)["raw"] for i in range(3)]
+    true = np.stack([true_column(p) for p in prob])
+    losses, single = np.empty(ROWS), np.empty(ROWS)
+    for fold in range(K):
+        held = fold == FOLD
+        weights = greedy(true[:, ~held], max_rounds=50).weights
+        losses[held] = -np.log(weights @ true[:, held])
+        single[held] = -np.log(true[np.log(true[:, ~held]).mean(axis=1).argmax(), held])
+
+    def of_groups(values: np.ndarray) -> float:
+        sums = (values - values.mean()).reshape(-1, 5).sum(axis=1)
+        return float(np.sqrt(18 / 17 * (sums**2).sum()) / ROWS)
+
+    record = blend(store, PLAIN)
+    assert record.crossfit_se == pytest.approx(of_groups(losses), rel=1e-3)
+    assert record.gain_over_single_se == pytest.approx(of_groups(single - losses), rel=1e-3)
+    fixed = make_store(tmp_path / "fixed", k=1, groups=groups)
+    add(fixed, 0, folds=(0,))
+    rows = open_matrix(fixed, run_sources(fixed))
+    of_row = groups[FOLD == 0]
+    assert rows.n_parts == 5
+    assert all(len(set(rows.parts[of_row == group])) == 1 for group in set(of_row.tolist()))
 
 
 def test_only_complete_candidates_enter(store: RunStore) -> None:
@@ -202,13 +241,13 @@ def test_max_members(store: RunStore, calibrate: bool) -> None:
 
 
 def test_one_fixed_split_scores_its_validation_rows(tmp_path: Path) -> None:
-    """They are all of the last fold, which is the only one."""
     store = make_store(tmp_path / "fixed", k=1)
     prob = add(store, 0, folds=(0,))["raw"]
     record = blend(store, PLAIN)
     assert record.mixture_logloss == pytest.approx(loss_of(prob, FOLD == 0), abs=1e-6)
     assert record.oof_logloss == pytest.approx(loss_of(stored(prob), FOLD == 0), abs=1e-6)
-    assert record.last_fold_logloss == pytest.approx(record.oof_logloss, abs=1e-6)
+    assert record.single_crossfit_logloss == pytest.approx(record.mixture_logloss, abs=1e-6)
+    assert record.k == 1
     assert store.blend.oof().shape == ((FOLD == 0).sum(), 3)
 
 

@@ -336,7 +336,7 @@ def test_every_method(tmp_path: Path, method: str, calibrate: bool) -> None:
     assert record.method == method
     assert (record.certificate is None) == (record.pooling != "arithmetic")
     assert 0 < record.oof_logloss < np.log(3) and 0 < record.crossfit_logloss < np.log(3) + 1
-    assert record.crossfit_se > 0 and record.last_fold_logloss > 0
+    assert record.crossfit_se > 0 and record.single_crossfit_logloss > 0
     assert calibrate or record.blend_temperature == 1
     weights = np.array([m.weight for m in record.members])
     combiner = POOLINGS[record.pooling](weights, store.blend.combiner_arrays(record))

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
 
+from foldrace.commands.predict import predict
+from foldrace.console.terminal import Terminal
 from foldrace.core.consent import allow_run
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import record_json
@@ -24,7 +26,13 @@ from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.selection.external import AddSpec, add_sources, save_added
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.run_models import RunModels
-from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
+from foldrace.run_folder.blend_records import (
+    DecisionRule,
+    EnsembleRecord,
+    MemberRecord,
+    MetricChoice,
+    UnvalidatedRecord,
+)
 from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.models.classifier import ModelConfig, build_classifier
@@ -66,7 +74,7 @@ def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
             members=tuple(MemberRecord(candidate=c, variant=v, weight=w) for c, v, w in MEMBERS),
             oof_logloss=1, crossfit_logloss=1, crossfit_se=0, certificate=0,
             best_single_oof_logloss=1, best_single="c0000 raw", oof_accuracy=0.5,
-            last_fold_logloss=1, members_considered=2, candidates_considered=2,
+            single_crossfit_logloss=1, members_considered=2, candidates_considered=2,
             folds_hash=store.folds().hash,
         )
     )  # fmt: skip
@@ -172,6 +180,33 @@ def test_other_poolings(blend: RunStore, images: list[Path]) -> None:
     np.testing.assert_allclose(found, over_folds(shares), atol=2e-6)
 
 
+def test_classes_are_those_of_the_decision_rule(blend: RunStore, images: list[Path]) -> None:
+    """Probabilities stay; `predict` writes the classes."""
+    before = Predictor(blend).probabilities(images)
+    change(blend, choice=_choice(DecisionRule(log_weights=(0.0, 50.0, 0.0))))
+    predictor = Predictor(blend)
+    prob = predictor.probabilities(images)
+    np.testing.assert_array_equal(prob, before)
+    assert predictor.decide(prob).tolist() == [1, 1, 1] != prob.argmax(axis=1).tolist()
+    out = Path(blend.root) / "classes.csv"
+    predict(blend.root, images, None, out, Terminal(quiet=True))
+    rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
+    assert [row[1] for row in rows] == ["green"] * 3
+    assert [float(row[2]) for row in rows] == pytest.approx(before[:, 1], rel=1e-5)
+
+
+def _choice(rule: DecisionRule) -> MetricChoice:
+    return MetricChoice(
+        metric="macro_f1", greater_is_better=True, value=0.9, se=0.01, tried=(), kept=0, rule=rule
+    )
+
+
+def test_a_decision_rule_of_other_classes_is_refused(blend: RunStore) -> None:
+    change(blend, choice=_choice(DecisionRule(thresholds=(0.5,))))
+    with pytest.raises(RunFolderError, match="the decision rule is of 2 classes, should be 3"):
+        Predictor(blend)
+
+
 def test_a_pooling_of_another_version(blend: RunStore) -> None:
     change(blend, pooling="harmonic")
     with pytest.raises(
@@ -259,7 +294,7 @@ def test_predictions_made_elsewhere_take_part_in_a_submission(
     expected = over_folds(mixed ** (1 / 0.8))
     done: list[int] = []
     predictor = Predictor(blend)
-    found = predictor.test_probabilities(photos, done.append)
+    found = predictor.test_probabilities(photos, done.append).prob
     np.testing.assert_allclose(found, 0.25 * files["lonely"] + 0.75 * expected, atol=KEPT)
     assert done == [1, 2, 3, 4] and predictor.models == 4
     with pytest.raises(RunFolderError, match=r"elsewhere \(resnet\).*without them.*without --add"):
@@ -273,7 +308,7 @@ def test_what_no_score_backs_is_never_in_a_prediction(
     change(blend, unvalidated=(UnvalidatedRecord(name="lonely", weight=0.25),))
     predictor, alone = Predictor(blend), by_hand(blend, images)
     np.testing.assert_allclose(predictor.probabilities(images), alone, atol=2e-6)
-    both = predictor.test_probabilities(photos)
+    both = predictor.test_probabilities(photos).prob
     np.testing.assert_allclose(both, 0.25 * files["lonely"] + 0.75 * alone, atol=KEPT)
 
 
@@ -353,3 +388,21 @@ def test_predictions_made_elsewhere_that_were_not_blended(
     blend.files.write("ensemble/ensemble.json", record_json(record.model_copy(update=update)))
     with pytest.raises(RunFolderError, match=r"added\.json: does not belong to the blend.*--add"):
         Predictor(blend).test_probabilities(photos)
+
+
+def test_what_the_mean_of_the_folds_gains_is_known_without_labels(
+    blend: RunStore, images: list[Path], photos: ImageSet
+) -> None:
+    """The product's own predictor, with any labels: its loss is the folds' mean loss plus log Z."""
+    change(blend, member(0), member(1), blend_temperature=0.6)
+    found = Predictor(blend).test_probabilities(photos)
+    mixed = 0.7 * of_models(blend, images)[:, 0] + 0.3 * of_models(blend, images)[:, 1]
+    tempered = mixed ** (1 / 0.6)
+    tempered /= tempered.sum(axis=2, keepdims=True)  # (K, n, C)
+    assert len(tempered) == K > 1 and found.log_z.max() < 0
+    for labels in np.random.default_rng(0).integers(0, 3, (4, len(images))):
+        rows = np.arange(len(images))
+        of_folds = -np.log(tempered[:, rows, labels]).mean(axis=0)
+        of_mean = -np.log(found.prob[rows, labels])
+        # What is kept of the test set is float16.
+        np.testing.assert_allclose(of_mean, of_folds + found.log_z, atol=5e-3)

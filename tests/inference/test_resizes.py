@@ -70,7 +70,7 @@ def blend_of(store: RunStore, candidate: str) -> EnsembleRecord:
         method="greedy", members=(MemberRecord(candidate=candidate, variant="raw", weight=1.0),),
         oof_logloss=1, crossfit_logloss=1, crossfit_se=0, certificate=0,
         best_single_oof_logloss=1, best_single=f"{candidate} raw", oof_accuracy=0.5,
-        last_fold_logloss=1, members_considered=1, candidates_considered=1,
+        single_crossfit_logloss=1, members_considered=1, candidates_considered=1,
         folds_hash=store.folds().hash,
     )  # fmt: skip
 

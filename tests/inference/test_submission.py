@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from foldrace.core.errors import RunFailure
 from foldrace.core.files import LocalFiles
+from foldrace.core.metrics import MetricScore
 from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.inference.submission import (
@@ -24,9 +26,16 @@ from foldrace.inference.submission import (
     keep_submission,
     log_submission,
     submission_csv,
+    submitted_loss,
     write_submission,
 )
-from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord, UnvalidatedRecord
+from foldrace.run_folder.blend_records import (
+    DecisionRule,
+    EnsembleRecord,
+    MemberRecord,
+    MetricChoice,
+    UnvalidatedRecord,
+)
 
 CLASSES = ("고양이", "강아지", 'a "b", c')
 IDS = ("t 10", "t 2", "0001")
@@ -52,7 +61,8 @@ def record() -> EnsembleRecord:
         members=(MemberRecord(candidate="c0001", variant="ema", weight=1.0),),
         oof_logloss=0.5, crossfit_logloss=0.6, crossfit_se=0.01, certificate=1e-3,
         best_single_oof_logloss=0.7, best_single="c0001 ema", oof_accuracy=0.9,
-        last_fold_logloss=0.5, members_considered=2, candidates_considered=1, folds_hash="abc",
+        single_crossfit_logloss=0.7, members_considered=2, candidates_considered=1,
+        folds_hash="abc",
     )  # fmt: skip
 
 
@@ -154,6 +164,59 @@ def test_the_receipt_is_of_the_file(tmp_path: Path) -> None:
     assert stored["folds_hash"] == "abc" and stored["oof_logloss"] == 0.5
     assert stored["members"][0]["candidate"] == "c0001"
     assert list(stored["checks"]) == list(check_submission(data.decode(), image_set()))
+
+
+LOG_Z = np.array([-0.3, -0.1, -0.2])
+
+
+def expected(tmp_path: Path, tta: str = "none", **changes: object) -> tuple[object, object, str]:
+    """What the receipt says of the submission's loss, for a blend with these changes."""
+    blend = record().model_copy(update={"k": 3} | changes)
+    write_submission(
+        LocalFiles(tmp_path),
+        "s.csv",
+        image_set(),
+        CLASSES,
+        probabilities(),
+        blend,
+        tta,
+        log_z=LOG_Z,
+    )
+    stored = json.loads((tmp_path / "s.receipt.json").read_text(encoding="utf-8"))
+    assert (stored["crossfit_logloss"], stored["crossfit_se"]) == (0.6, 0.01)
+    return stored["submitted_logloss"], stored["submitted_se"], stored["submitted_note"]
+
+
+def test_the_receipt_has_the_loss_of_the_mean_of_the_folds(tmp_path: Path) -> None:
+    loss, se, note = expected(tmp_path)
+    assert (loss, note) == (pytest.approx(0.4), "")
+    assert se == pytest.approx((0.01**2 + LOG_Z.var(ddof=1) / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tta", "changes", "why"),
+    [
+        ("flip", {}, "without the views of --tta flip"),
+        ("none", {"unvalidated": (UnvalidatedRecord(name="snow", weight=0.25),)}, "elsewhere"),
+        ("none", {"members": (MemberRecord(candidate="resnet", variant="added", weight=1.0,
+                                           added=True),)}, "elsewhere"),
+    ],
+)  # fmt: skip
+def test_the_receipt_says_why_there_is_no_such_loss(
+    tmp_path: Path, tta: str, changes: dict[str, object], why: str
+) -> None:
+    loss, se, note = expected(tmp_path, tta, **changes)
+    assert loss is se is None and why in note
+
+
+def test_of_one_fold_both_figures_are_one() -> None:
+    assert submitted_loss(record(), "none", None) == (0.6, 0.01, "")
+    many = record().model_copy(update={"k": 3})
+    assert submitted_loss(many, "none", LOG_Z[:1]) == (
+        None,
+        None,
+        "it takes two test images at least",
+    )
 
 
 def test_the_receipt_says_what_backs_the_scores(tmp_path: Path) -> None:
@@ -284,3 +347,42 @@ def test_a_submission_that_was_changed_by_hand_is_kept(tmp_path: Path) -> None:
 def test_the_copies_of_a_smoke_run_say_so(tmp_path: Path) -> None:
     assert written(tmp_path, 1, "submission.smoke.csv") == "submissions/0001.smoke.csv"
     assert (tmp_path / "submissions" / "0001.smoke.receipt.json").exists()
+
+
+def of_labels() -> ImageSet:
+    form = SubmissionForm("labels", header=("ID", "target"), class_columns=CLASSES)
+    images = image_set()
+    return replace(images, form=form)
+
+
+def test_labels_are_those_that_a_rule_decides_for(tmp_path: Path) -> None:
+    """Of probabilities nothing changes."""
+    prob, decided = probabilities(), np.array([2, 0, 2])
+    rows = [*csv.reader(io.StringIO(submission_csv(of_labels(), CLASSES, prob, decided)))][1:]
+    assert [row[1] for row in rows] == [CLASSES[2], CLASSES[0], CLASSES[2]]
+    plain = [*csv.reader(io.StringIO(submission_csv(of_labels(), CLASSES, prob)))][1:]
+    assert [row[1] for row in plain] == [CLASSES[i] for i in prob.argmax(axis=1)]
+    same = submission_csv(image_set(), CLASSES, prob, decided)
+    assert same == submission_csv(image_set(), CLASSES, prob)
+
+
+def test_the_receipt_tells_the_rule_and_the_metric(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    score = MetricScore("macro_f1", 0.8, True, 0.02)
+    choice = MetricChoice(
+        metric="macro_f1", greater_is_better=True, value=0.81, se=0.03, tried=(), kept=0,
+        rule=DecisionRule(log_weights=(0.0, 1.0, 2.0)),
+    )  # fmt: skip
+    blend = record().model_copy(update={"choice": choice, "metrics": (score,)})
+    decided = np.array([2, 0, 2])
+    for images, rule in ((of_labels(), choice.rule), (image_set(), None)):
+        write_submission(files, "s.csv", images, CLASSES, probabilities(), blend, decided=decided)
+        receipt = json.loads(files.read("s.receipt.json"))
+        assert receipt["metrics"] == [
+            {"name": "macro_f1", "value": 0.8, "greater_is_better": True, "se": 0.02}
+        ]
+        own = receipt["chosen_metric"]
+        assert (own["name"], own["value"], own["se"]) == ("macro_f1", 0.81, 0.03)
+        assert receipt["crossfit_se"] == 0.01
+        expected = None if rule is None else json.loads(rule.model_dump_json())
+        assert receipt["rule"] == expected

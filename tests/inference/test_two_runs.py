@@ -82,7 +82,7 @@ def _run(make_tiny_run: Callable[..., Any], factor: float) -> RunStore:
             members=(MemberRecord(candidate="c0000", variant="raw", weight=1.0),),
             oof_logloss=1, crossfit_logloss=1, crossfit_se=0, certificate=0,
             best_single_oof_logloss=1, best_single="c0000 raw", oof_accuracy=0.5,
-            last_fold_logloss=1, members_considered=1, candidates_considered=1,
+            single_crossfit_logloss=1, members_considered=1, candidates_considered=1,
             folds_hash=store.folds().hash,
         )
     )  # fmt: skip

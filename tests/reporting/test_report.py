@@ -115,12 +115,7 @@ def test_leaderboard_shows_the_numbers_of_leaderboard_csv(full_run: Run, documen
     assert [row["candidate"] for row in shown] == [row["candidate"] for row in rows]
     for mine, row in zip(shown, rows, strict=True):
         assert mine["status"] == row["status"]
-        losses = [
-            f"{part}_{loss}"
-            for part in ("oof", "last_fold")
-            for loss in ("logloss", "calibrated_logloss")
-        ]
-        for column in (*losses, "oof_accuracy", "hp.lr"):
+        for column in ("oof_logloss", "oof_calibrated_logloss", "oof_accuracy", "hp.lr"):
             _same(mine[column], row[column])
         assert mine["hp.loss"] == (row["hp.loss"] or "-")
     assert [row["in blend"] for row in shown] == ["0.200"] * 5 + [""] * 3
@@ -161,9 +156,9 @@ def test_mistakes_agree_with_scikit_learn(full_run: Run, document: str) -> None:
 def test_summary_gives_the_blends_figures(full_run: Run, document: str) -> None:
     words = Page(html_of(summary(ReportContext(full_run.store)))).words
     record = full_run.store.blend.record()
-    for value in (record.oof_logloss, record.crossfit_logloss, record.last_fold_logloss):
+    for value in (record.oof_logloss, record.crossfit_logloss, record.single_crossfit_logloss):
         assert f"{value:.4f}" in words
-    assert f"{record.oof_logloss - record.best_single_oof_logloss:+.4f}" in words
+    assert f"{-record.gain_over_single:+.4f}" in words
     assert "8 (5 complete, 1 unfinished, 1 diverged, 1 failed)" in words
     assert "17 (15 finished, 1 diverged, 1 failed)" in words
     assert any(word.startswith("± 0.0123") for word in words)

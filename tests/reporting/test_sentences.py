@@ -66,7 +66,7 @@ def test_names_of_members_are_spelt_out(member: str, expected: str) -> None:
 def test_terminal_and_report_warn_with_the_same_sentences(run: Any) -> None:
     blend = _changed(
         run,
-        crossfit_logloss=run.store.blend.record().fair_single_logloss + 0.1,
+        crossfit_logloss=run.store.blend.record().single_crossfit_logloss + 0.1,
         near_duplicates=NearDuplicates(rows=7, oof_logloss_without=99.0),
         unvalidated=(UnvalidatedRecord(name="theirs", weight=0.25),),
     )
@@ -102,3 +102,11 @@ def test_what_other_weights_could_gain(run: Any, certificate: float | None, expe
     blend = _changed(run, certificate=certificate)
     assert expected in gain_of_other_weights(blend)
     assert any(gain_of_other_weights(blend) in line for line in blend_lines(blend))
+
+
+def test_no_weights_gain_more_than_the_whole_loss(run: Any) -> None:
+    """The certificate bounds by the worst row, and may be larger than the loss itself."""
+    record = _changed(run, certificate=6.35, mixture_logloss=0.3148)
+    assert gain_of_other_weights(record) == "could gain at most 0.3148"
+    smaller = _changed(run, certificate=0.0018, mixture_logloss=0.3148)
+    assert gain_of_other_weights(smaller) == "could gain at most 0.0018"

@@ -105,7 +105,7 @@ def ensemble_record(store: RunStore) -> EnsembleRecord:
         best_single_oof_logloss=0.5,
         best_single="c0000 raw",
         oof_accuracy=0.9,
-        last_fold_logloss=0.7,
+        single_crossfit_logloss=0.7,
         members_considered=1,
         candidates_considered=1,
         folds_hash=store.folds().hash,

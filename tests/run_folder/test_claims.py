@@ -15,7 +15,7 @@ from threading import Barrier, Thread
 
 import pytest
 
-from foldrace.commands.machine import is_at_work, only_driver
+from foldrace.console.machine import is_at_work, only_driver
 from foldrace.core.errors import RunFolderError
 from foldrace.core.files import open_files
 from foldrace.run_folder import claims

@@ -43,8 +43,8 @@ EPOCHS = 8
 
 
 def race_config(**settings: Any) -> RaceConfig:
-    """Rungs at a quarter and a half of the schedule, whose better half goes on."""
-    return RaceConfig.model_validate({"grace": 0.25, "reduction": 2} | settings)
+    """Rungs at a quarter and a half of the schedule, whose better half goes on; grants are rare."""
+    return RaceConfig.model_validate({"grace": 0.25, "reduction": 2, "eta": 4} | settings)
 
 
 @dataclass

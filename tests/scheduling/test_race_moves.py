@@ -9,6 +9,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
+from foldrace.config.schema import RaceConfig
 from tests.scheduling.raced_runs import (
     EPOCHS,
     Floats,
@@ -97,12 +98,19 @@ def test_without_a_rule_the_oldest_candidate_comes_first(run: RacedRun) -> None:
 # -- grants
 
 
-@pytest.mark.parametrize("eta", [1, 2, 4])
+@pytest.mark.parametrize(("folds", "eta"), [(1, 2), (2, 2), (3, 2), (4, 3), (5, 4), (10, 4)])
+def test_by_default_about_as_many_trials_are_first_folds_as_others(folds: int, eta: int) -> None:
+    assert RaceConfig().one_in(folds) == eta
+    assert RaceConfig(eta=7).one_in(folds) == 7
+
+
+@pytest.mark.parametrize("eta", [None, 1, 2, 4])
 def test_one_in_eta_of_the_measured_first_folds_is_granted_before_a_new_candidate(
-    run: RacedRun, eta: int
+    run: RacedRun, eta: int | None
 ) -> None:
     """The complete ones had all folds at once, the first of them by a grant."""
     raced = Raced(run, race_config(eta=eta))
+    eta = eta or 2  # of three folds
     raced.complete(0, seed=0)
     measured, granted = 1, 1
     for number in range(1, 10):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.plugins import NO_PARTS, Parts
+from foldrace.core.random_streams import Stream, generator
 from foldrace.trainables.data.augment import POLICIES, augment
 from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.meta_features import meta_vectors
@@ -29,10 +30,12 @@ _MAX_WORKERS = 16  # a trial; more only take memory
 
 @dataclass(frozen=True)
 class BatchRows:
-    """Which rows make a batch, and the seed of its augmentation (None: resize only)."""
+    """Which rows make a batch, and how they are varied."""
 
     rows: NDArray[np.int64]
     seed: tuple[int, ...] | None
+    """The trial's seed, then epoch, step and rank: where in the stream of augmentation; None:
+    resize only."""
     image_size: int | None = None
     """Side in pixels; None: the data set's own."""
 
@@ -75,7 +78,7 @@ class ShuffledBatchSampler(Sampler[BatchRows]):
         return len(self._rows) // self.batch_size
 
     def __iter__(self) -> Iterator[BatchRows]:
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._rows)
+        order = generator(self._seed, Stream.ORDER, self.epoch).permutation(self._rows)
         for step in range(len(self)):
             start = step * self.batch_size
             batch = order[start : start + self.batch_size]
@@ -127,7 +130,7 @@ class BatchDataset(Dataset[Batch]):
         if batch.seed is None:
             pixels = resize(images, size, self._how)
         else:
-            rng = np.random.default_rng(batch.seed)
+            rng = generator(batch.seed[0], Stream.AUGMENTATION, *batch.seed[1:])
             pixels = augment(images, size, self._policy, rng, self._how, self._flip)
             pixels = self._transforms(pixels, rng)
         meta = meta_vectors(images, self._meta, self._parts)

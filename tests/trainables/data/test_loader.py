@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torchvision.transforms import v2
 
 from foldrace.config.schema import AugmentConfig
+from foldrace.core.random_streams import Stream, generator
 from foldrace.trainables.data.augment import POLICIES, augment
 from foldrace.trainables.data.framing import resize
 from foldrace.trainables.data.loader import (
@@ -63,7 +64,7 @@ def test_batches_are_squares_of_the_kind_that_was_asked_for(how: str) -> None:
     """Also those of a copy, as a spawned loader process makes one."""
     dataset = BatchDataset(Patterns(), 16, AugmentConfig(policy="light"), how=how)
     rows, images = np.arange(8), [Patterns().image(row) for row in range(8)]
-    rng = np.random.default_rng((1, 2))
+    rng = generator(1, Stream.AUGMENTATION, 2)
     expected = {None: resize(images, 16, how), (1, 2): augment(images, 16, LIGHT, rng, how)}
     for one in (dataset, pickle.loads(pickle.dumps(dataset))):
         for seed, pixels in expected.items():
@@ -104,7 +105,7 @@ def test_automatic_augmentation_is_torchvisions(policy: str, theirs: type[v2.Tra
     before = torch.get_rng_state()
     found = BatchDataset(Patterns(), 16, AugmentConfig(policy=policy)).__getitems__(rows).images
     assert torch.equal(torch.get_rng_state(), before)
-    rng = np.random.default_rng((5, 0))
+    rng = generator(5, Stream.AUGMENTATION, 0)
     moved = augment([Patterns().image(row) for row in rows.rows], 16, POLICIES["light"], rng)
     seeds = rng.integers(2**63, size=12)
     transform = theirs(interpolation=v2.InterpolationMode.BILINEAR)
@@ -168,7 +169,8 @@ def test_a_training_batch_is_the_augmentation_of_its_seed() -> None:
     )
     for plan, batch in zip(list(sampler), loader, strict=True):
         images = [Patterns().image(row) for row in plan.rows]
-        rng = np.random.default_rng(plan.seed)
+        assert plan.seed is not None
+        rng = generator(plan.seed[0], Stream.AUGMENTATION, *plan.seed[1:])
         expected = augment(images, 16, POLICIES["light"], rng)
         np.testing.assert_array_equal(batch.images.numpy(), expected)
 

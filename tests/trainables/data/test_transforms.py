@@ -127,7 +127,10 @@ def test_the_list_follows_the_policy() -> None:
     loader = build_loader(BatchDataset(Noise(), 24, config), sampler, 0, False)
     for plan, batch in zip(list(sampler), loader, strict=True):
         images = [Noise().image(row) for row in plan.rows]
-        plain = augment(images, 24, POLICIES["medium"], np.random.default_rng(plan.seed))
+        assert plan.seed is not None
+        seed, *place = plan.seed
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4, *place)))
+        plain = augment(images, 24, POLICIES["medium"], rng)
         np.testing.assert_array_equal(batch.images.numpy(), 255 - plain)
 
 
