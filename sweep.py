@@ -365,6 +365,25 @@ def predict(
         command(folder, paths or (), table, out, _console(), trust_plugins, run_ or ())
 
 
+@app.command(epilog="Example: foldrace compare runs/cars runs/cars2 --out comparison")
+def compare(
+    context: typer.Context,
+    folders: Annotated[
+        list[str], typer.Argument(metavar="DIR DIR...", help="Two run folders or more.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: comparisons/<time>.")
+    ] = None,
+    no_test: Annotated[bool, typer.Option("--no-test", help="Leave the test sets out.")] = False,
+    trust_plugins: TrustPlugins = False,
+) -> None:
+    """Compare runs image by image: differences, agreement, and their blends together."""
+    with _exit_codes(context):
+        from foldrace.commands.compare import compare as command
+
+        command(folders, out, _console(), trust_plugins, no_test)
+
+
 @app.command(epilog="Example: foldrace report runs/cars")
 def report(context: typer.Context, folder: Folder) -> None:
     """Write the HTML report."""

@@ -32,10 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {*_DATA, "search_spaces", "trainables", "ensemble", "scheduling"},
     "inference": {*_DATA, "trainables", "ensemble"},
     "reporting": _DATA,
+    "comparison": {*_DATA, "ensemble", "reporting"},
     "console": {"core", "run_folder"},
     "commands": {
         *_DATA, "search_spaces", "trainables", "ensemble", "scheduling", "scheduling/ray", "checks",
-        "inference", "reporting", "console",
+        "inference", "reporting", "comparison", "console",
     },
     "sweep": {"commands", "console"},
     "api": {"commands", "console", "core", "run_folder"},
@@ -44,7 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 _TORCH = {"torch", "torchvision", "timm"}
 NEVER: dict[str, set[str]] = {
-    **{room: {*_TORCH, "ray", "optuna"} for room in (*_DATA, "ensemble", "reporting", "console")},
+    **{
+        room: {*_TORCH, "ray", "optuna"}
+        for room in (*_DATA, "ensemble", "reporting", "comparison", "console")
+    },
     "search_spaces": {*_TORCH, "ray"},
     "trainables": {"ray", "optuna"},
     "scheduling": {"ray"},

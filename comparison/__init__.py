@@ -1,0 +1,1 @@
+"""Two runs or more side by side: what their blends say of the same images."""
