@@ -40,15 +40,18 @@ resources: {{cpus_per_trial: 1}}
 """
 
 
-def write_demo(folder: Path) -> Path:
-    """Write images, tables and config under `folder`; gives the config's path."""
+def write_demo(folder: Path, seed: int = 0) -> Path:
+    """Write images, tables and config under `folder`; gives the config's path.
+
+    `seed` draws the images whose labels are hidden.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     labels: NDArray[np.int64] = digits.target
     train, test = train_test_split(
-        np.arange(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=0
+        np.arange(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=seed
     )
     data = folder / "data"
     names = {row: f"train/digit_{row:04d}.png" for row in sorted(train)}
