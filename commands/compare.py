@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from foldrace.comparison.differences import config_differences, pairs
+from foldrace.comparison.differences import config_differences, image_rows, pairs
 from foldrace.comparison.models import Model, models
 from foldrace.comparison.page import (
     Found,
@@ -95,6 +95,7 @@ def _contents(found: Found, id_column: str, written: str) -> dict[str, bytes]:
         "config_differences.csv": _csv(
             ("key", *names), [(one.key, *one.values) for one in found.keys]
         ),
+        "images.csv": _images_csv(found),
         "models.csv": _csv(
             ("run", "model", "backbone", "oof_logloss", "oof_accuracy"),
             [_model_row(model) for model in found.models],
@@ -109,6 +110,14 @@ def _contents(found: Found, id_column: str, written: str) -> dict[str, bytes]:
 
 def _model_row(model: Model) -> tuple[object, ...]:
     return model.run, model.name, model.backbone, model.logloss, model.accuracy
+
+
+def _images_csv(found: Found) -> str:
+    names = [side.name for side in found.comparison.sides]
+    header = ("image_path", "target", *(f"{name}_prediction" for name in names),
+              *(f"{name}_loss" for name in names))  # fmt: skip
+    rows = image_rows(found.comparison)
+    return _csv(header, [(one.path, one.label, *one.predicted, *one.losses) for one in rows])
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

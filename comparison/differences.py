@@ -95,3 +95,36 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
             yield from _leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image, and what each run says of it."""
+
+    path: str
+    label: str
+    predicted: tuple[str, ...]
+    losses: tuple[float, ...]
+    """Log loss in each run, in nats."""
+
+    @property
+    def apart(self) -> float:
+        """Greatest less least loss."""
+        return max(self.losses) - min(self.losses)
+
+
+def image_rows(comparison: Comparison) -> list[ImageRow]:
+    """Every shared image, those first of which the runs' losses are furthest apart."""
+    losses = np.stack([comparison.losses(side) for side in comparison.sides], axis=1)  # (n, R)
+    predicted = np.stack([side.predicted for side in comparison.sides], axis=1)
+    classes = comparison.classes
+    rows = [
+        ImageRow(
+            path,
+            classes[comparison.labels[i]],
+            tuple(classes[c] for c in predicted[i]),
+            tuple(losses[i].tolist()),
+        )
+        for i, path in enumerate(comparison.image_paths)
+    ]
+    return sorted(rows, key=lambda row: -row.apart)

@@ -29,7 +29,7 @@ _SURROUNDINGS = {
     # The first word of a node that is gone; of a process alone Ray says that it has died.
     "the connection to its node was lost": r"The actor is temporarily unavailable",
     "Ray's memory monitor ended it, since its node's memory was full": (
-        r"NODE_OUT_OF_MEMORY|OutOfMemoryError: Task was killed|node running low on memory"
+        r"NODE_OUT_OF_MEMORY|ray\.exceptions\.OutOfMemoryError|node running low on memory"
     ),
 }
 """What Ray says when it is not the trial's fault."""

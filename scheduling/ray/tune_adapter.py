@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.ray.fold_trial import CANDIDATE, FOLD, JUDGED, PLACE, RUNG, WRITTEN
+from foldrace.scheduling.ray.lost_workers import count_as_deaths
 from foldrace.scheduling.ray.trial_names import NAME, trial_name
 from foldrace.scheduling.room import Place
 from foldrace.scheduling.sweep import FINISHED, Sweep
@@ -138,6 +139,10 @@ class RungScheduler(FIFOScheduler):
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         """Nothing for Tune's state file: `resume` rebuilds everything from the run folder."""
         return object, ()
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial | TuneTrial) -> None:
+        """Before a trial's worker starts: whatever kills it is not to end the sweep."""
+        count_as_deaths(tune_controller._actor_manager)
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial | TuneTrial, result: dict[str, Any]

@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import ttest_rel
 
 from foldrace.commands.compare import compare
-from foldrace.comparison.differences import config_differences, pairs
+from foldrace.comparison.differences import config_differences, image_rows, pairs
 from foldrace.comparison.models import CANDIDATES, models
 from foldrace.comparison.sides import compare_runs, short_names
 from foldrace.comparison.submissions import TestPredictions as Predictions
@@ -76,6 +76,17 @@ def test_the_mean_of_both_has_the_weights_that_scipy_finds(two: tuple[Any, Any])
     assert found.loss.value == pytest.approx(losses.mean(), abs=1e-4)
     least = min(comparison.losses(side).mean() for side in comparison.sides)
     assert found.change.value == pytest.approx(losses.mean() - least, abs=1e-4)
+
+
+def test_images_come_by_how_far_the_losses_are_apart(two: tuple[Any, Any]) -> None:
+    comparison = compare_runs([run.store.root for run in two])
+    rows = image_rows(comparison)
+    a, b = (comparison.losses(side) for side in comparison.sides)
+    assert rows[0].apart == np.abs(a - b).max()
+    place = comparison.image_paths.index(rows[0].path)
+    assert rows[0].losses == (a[place], b[place])
+    assert rows[0].label == comparison.classes[two[0].labels[place]]
+    assert len(rows) == 240
 
 
 def test_a_run_against_its_copy_differs_in_nothing(two: tuple[Any, Any], tmp_path: Path) -> None:
@@ -202,7 +213,7 @@ def test_the_command_writes_its_folder_once(two: tuple[Any, Any], tmp_path: Path
     written = {path.name for path in out.iterdir()}
     assert written == {
         *("index.html", "model_accuracy.png", "correlation.png"),
-        *("differences.csv", "config_differences.csv", "models.csv"),
+        *("differences.csv", "config_differences.csv", "models.csv", "images.csv"),
     }
     assert "has no test set" in text.getvalue()
     page = (out / "index.html").read_text()
