@@ -4,8 +4,9 @@ server, a real PostgreSQL.
 Each fault hits a sweep of six fold trials in its middle. `exit` and `seconds` are how it ended, or
 with `-` that it went on by itself; `says` is the terminal's last line. After that `resume` finishes
 what is left. `lost`: fold trials that had ended and are not as they were; `twice`: those that ended
-well more than once; `equal`: every array and weight has the bits of an undisturbed sweep. After
-each, the submission must be there.
+well more than once (both are the one trial whose record was cut in half, in the row that does
+that); `equal`: every array and weight has the bits of an undisturbed sweep. After each, the
+submission must be there.
 
 `soak` hits one sweep after another with faults chosen by chance, 100 in all.
 
@@ -73,6 +74,8 @@ class Case:
     """Size of a disk of the cache's own."""
     server: str = ""
     """S3 or PostgreSQL, where the sweep needs it."""
+    may_lose: int = 0
+    """Fold trials that the fault itself takes away: they are trained again."""
 
 
 def _kill(pattern: str) -> Fault:
@@ -268,7 +271,7 @@ CASES = (
     Case("state damaged", _damaged("trials/*/fold*/resume.pt"), exits=(-9,)),
     Case("journal damaged", _damaged("study.journal"), exits=(-9,)),
     Case("decision damaged", _damaged("trials/*/fold*/decision.json"), exits=(-9,)),
-    Case("record damaged", _damaged("trials/*/fold*/trial.json"), exits=(-9,)),
+    Case("record damaged", _damaged("trials/*/fold*/trial.json"), exits=(-9,), may_lose=1),
     Case("candidate damaged", _damaged("trials/*/candidate.json"), exits=(-9,)),
     Case("classes damaged", _damaged("classes.json"), exits=(-9,)),
     Case("tables damaged", _damaged("leaderboard.csv"), exits=(-9,)),
@@ -411,7 +414,7 @@ def main() -> None:
                 except (Hangs, AssertionError) as error:
                     scene.kill()
                     row = {"exit": "hangs", "right": False, "says": str(error)[-70:]}
-            good = row["right"] and not row.get("lost") and row.get("equal")
+            good = row["right"] and row.get("lost", 0) <= case.may_lose and row.get("equal")
             wrong += not good
             print(f"{case.name}: {row}", flush=True)
             results.add("faults", fault=case.name, **row)
