@@ -234,6 +234,24 @@ def _press_ctrl_c(scene: Scene) -> None:
     os.write(int(scene.env["FOLDRACE_PTY"]), b"\x03")
 
 
+def _false_clock(scene: Scene) -> None:
+    """A wall clock of the sweep's own, in all its processes, which a file sets."""
+    library, offset = scene.folder / "false_clock.so", scene.folder / "clock"
+    source = ROOT / "benchmarks" / "sides" / "false_clock.c"
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    offset.write_text("0", encoding="utf-8")
+    scene.env = {**scene.env, "LD_PRELOAD": str(library), "FALSE_CLOCK": str(offset)}
+    scene.begin()
+
+
+def _clock_jumps(scene: Scene) -> None:
+    """Two days forward, then to two days back, then right."""
+    for seconds in (2 * 86400, -2 * 86400, 0):
+        (scene.folder / "clock").write_text(str(seconds), encoding="utf-8")
+        with contextlib.suppress(Hangs):
+            scene.until(lambda: False, limit=4)
+
+
 _INTERRUPTS = (130,)
 _OWN_SHM = (
     "unshare",
@@ -265,6 +283,7 @@ CASES = (
         "memory full", _no_memory, goes_on=True,
         env={"RAY_memory_usage_threshold": str(_MEMORY_SHARE)},
     ),
+    Case("clock jumps", _clock_jumps, goes_on=True, begins=_false_clock),
     Case("images away", _images_away, goes_on=True),
     Case("second run", _refused("run", "--set", "folds.seed=7"), goes_on=True),
     Case("second resume", _refused("resume", "--set", "ensemble.method=optimal"), goes_on=True),
