@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, RunFolderError, listing
-from foldrace.core.metrics import normalise
+from foldrace.core.metrics import normalise, row_losses
 from foldrace.ensemble.decisions import decide
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
@@ -56,8 +56,7 @@ class Comparison:
 
     def losses(self, side: Side) -> NDArray[np.float64]:
         """(n,) log loss of each image."""
-        rows: NDArray[np.float64] = side.prob[np.arange(len(self.labels)), self.labels]
-        return -np.log(rows)
+        return row_losses(side.prob[np.arange(len(self.labels)), self.labels])
 
     def hits(self, side: Side) -> NDArray[np.float64]:
         """(n,) 1 where the class is right, else 0."""

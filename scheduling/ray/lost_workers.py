@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 if TYPE_CHECKING:
-    from ray.air.execution._internal import RayActorManager, TrackedActorTask
+    from ray.air.execution._internal import RayActorManager
+    from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 
 
 def count_as_deaths(manager: RayActorManager) -> None:
