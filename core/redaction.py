@@ -15,6 +15,7 @@ HARMLESS = ("endpoint_override", "scheme", "region")
 _USER = re.compile(r"(?<=://)(?:.*:.*@|[^/]*@)", re.DOTALL)
 """Up to the last @ where there is a colon before it, since a password may hold / and @."""
 _USER_WITHOUT_SCHEME = re.compile(r"^.*:.*@", re.DOTALL)
+_QUERY_VALUE = re.compile(r"[?&;][^?&;=]*=")
 _QUERY_ITEM = re.compile(r"([?&;])([^?&;]*)")
 _NAMED = re.compile(
     r"""(\b\w*(?:pass|passwd|password|pwd|secret|secret_key|token)\s*=\s*)[^\s&;,'"]+""",
@@ -31,12 +32,23 @@ def without_secrets(value: str) -> str:
     Other values come back as they are, unless they have a colon before an @.
     """
     if "://" in value:
-        shown = _USER.sub("***@", value)
+        shown = _without_user(_USER, value)
         is_url = True
     else:
-        shown = _USER_WITHOUT_SCHEME.sub("***@", value)
+        shown = _without_user(_USER_WITHOUT_SCHEME, value)
         is_url = shown != value or re.search(r"\?[^?&;=\s]+=", value) is not None
     return _NAMED.sub(r"\1***", _QUERY_ITEM.sub(_item, shown) if is_url else shown)
+
+
+def _without_user(user: re.Pattern[str], value: str) -> str:
+    """The value without user and password; where they hold a query, without what follows, too.
+
+    An @ in a query's value may end a password or stand in a key: nothing tells which.
+    """
+    shown = user.sub("***@", value)
+    if any(_QUERY_VALUE.search(found[0]) for found in user.finditer(value)):
+        return f"{shown[: shown.rindex('@')]}@***"
+    return shown
 
 
 def has_secret(value: str) -> bool:
