@@ -28,8 +28,10 @@ from foldrace.core.temperature import at_temperature
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.decisions import decide
 from foldrace.ensemble.fold_mean import FoldMean, fold_mean
+from foldrace.ensemble.pool import Member
 from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
 from foldrace.ensemble.selection.external import added_test
+from foldrace.ensemble.selection.members import member_name
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.run_models import BATCH, RunModels, best_device
 from foldrace.inference.tta import AveragedViews, find_tta
@@ -124,6 +126,25 @@ class Predictor:
         """
         self._require_models()
         return self._blended(_Images(tuple(files)), on_model).prob
+
+    def member_probabilities(
+        self, files: Sequence[Path], on_model: OnModel = _no_listener
+    ) -> dict[str, NDArray[np.float64]]:
+        """Name of each member that counts -> its (n, C) probabilities of the images.
+
+        The geometric mean over its fold models, each at the member's temperature. RunFolderError
+        where a member has predictions of the test set alone.
+        """
+        self._require_models()
+        images, count_model, found = _Images(tuple(files)), _counter(on_model), {}
+        k = self.store.folds().k
+        with naming_plugins():
+            for _, member in self._counting:
+                folds = (range(fold, self.store.fold_count, k) for fold in range(k))
+                logs = (self._mean_log_prob(member, of, images, count_model) for of in folds)
+                tempered = (at_temperature(log_prob, member.temperature) for log_prob in logs)
+                found[_name(member)] = fold_mean(tempered).prob
+        return found
 
     def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
@@ -274,6 +295,11 @@ def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
             f"does not fit the blend: {error!r}; blend again: `ensemble {store.root}`",
         ) from error
     return combiner
+
+
+def _name(member: MemberRecord) -> str:
+    """The name in messages: `c0003 ema`, of another run `c0003 ema of RUN`."""
+    return member_name(Member(member.candidate, member.variant, run=member.run))
 
 
 def _check_rule(store: RunStore, ensemble: EnsembleRecord) -> None:

@@ -165,6 +165,16 @@ def test_temperatures_of_members_and_of_the_blend(blend: RunStore, images: list[
     assert np.abs(prob - by_hand(blend, images)).max() > 0.02
 
 
+def test_each_members_probabilities_by_name(blend: RunStore, images: list[Path]) -> None:
+    temperatures = (0.4, 2.5)
+    change(blend, *(member(i, temperature=t) for i, t in enumerate(temperatures)))
+    found = Predictor(blend).member_probabilities(images)
+    assert list(found) == ["c0000 raw", "c0001 ema"]
+    for number, prob in enumerate(found.values()):
+        alone = of_models(blend, images)[:, number] ** (1 / temperatures[number])
+        np.testing.assert_allclose(prob, over_folds(rows_to_one(alone)), atol=2e-6)
+
+
 def test_other_poolings(blend: RunStore, images: list[Path]) -> None:
     prob = of_models(blend, images)
     change(blend, member(0, weight=0.9), member(1, weight=0.5), pooling="geometric")
