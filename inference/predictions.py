@@ -1,11 +1,10 @@
 """What a blend says of one image: class, confidence, the likeliest classes, probabilities.
 
-Takes probabilities and errors, gives one `Prediction` an image, and the log's line about them all.
+Takes probabilities and errors, gives one `Prediction` an image, and a line about them all.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from foldrace.core.errors import listing
 
 ERROR = "ERROR"
 """In place of a class, where an image cannot be read."""
-_log = logging.getLogger("foldrace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +53,13 @@ def predictions(
     return found
 
 
-def tell_counts(found: Sequence[Prediction], seconds: float) -> None:
-    """Log one line: images, time an image, failures, and how the classes are distributed."""
+def count_line(found: Sequence[Prediction], seconds: float) -> str:
+    """How many images, time an image, failures, and how the classes are distributed."""
     counts = Counter(one.label for one in found if not one.error)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    _log.info(
-        "%d images in %.1f s (%.1f ms an image): %d predicted, %d unreadable; %s",
-        len(found),
-        seconds,
-        1000.0 * seconds / max(1, len(found)),
-        counts.total(),
-        len(found) - counts.total(),
-        listing((f"{label} {count}" for label, count in ordered), 10) or "no class",
+    each = 1000.0 * seconds / max(1, len(found))
+    classes = listing((f"{label} {count}" for label, count in ordered), 10)
+    return (
+        f"{counts.total()} images predicted, {len(found) - counts.total()} unreadable, in "
+        f"{seconds:.1f} s ({each:.1f} ms an image){'; ' if classes else ''}{classes}"
     )

@@ -11,6 +11,7 @@ once for all blends; of other images nothing is written.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 import uuid
@@ -39,7 +40,7 @@ from foldrace.inference.engine.fold_models import FoldModels, OnModel, Progress,
 from foldrace.inference.engine.given_images import GivenImage, GivenImages
 from foldrace.inference.engine.passes import FoldKey, memory_limit
 from foldrace.inference.plugins import run_parts
-from foldrace.inference.predictions import Prediction, predictions, tell_counts
+from foldrace.inference.predictions import Prediction, count_line, predictions
 from foldrace.inference.run_models import RunModels, best_device
 from foldrace.inference.tta import find_tta
 from foldrace.run_folder.allowed import member_run, open_allowed
@@ -51,6 +52,7 @@ from foldrace.trainables.data.cache_build import scan
 from foldrace.trainables.data.pixel_cache import ImageSource, stored_side
 from foldrace.trainables.models.classifier import ModelConfig
 
+_log = logging.getLogger("foldrace")
 OfAdded = Callable[[MemberRecord], NDArray[np.floating]]
 
 
@@ -144,7 +146,7 @@ class Predictor:
         prob = self._of_given(images, on_model, errors.setdefault)
         reasons = {row: error.reason for row, error in errors.items()}
         found = predictions(prob, self.decide(prob), self.classes, reasons, top_k)
-        tell_counts(found, time.perf_counter() - started)
+        _log.info("%s", count_line(found, time.perf_counter() - started))
         return found
 
     def probabilities(
