@@ -146,6 +146,13 @@ class Predictor:
                 found[_name(member)] = fold_mean(tempered).prob
         return found
 
+    def fold_log_probabilities(
+        self, files: Sequence[Path], on_model: OnModel = _no_listener
+    ) -> Iterator[NDArray[np.float64]]:
+        """(n, C) log-probabilities of each fold's blend, before the blend's temperature."""
+        self._require_models()
+        return self._of_folds(_Images(tuple(files)), on_model)
+
     def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
 
