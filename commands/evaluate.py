@@ -7,7 +7,6 @@ Of the stored OOF rows alone it needs no torch.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,10 +130,8 @@ def _labelled(
     for note in images.notes:
         console.print(note)
     predictor = Predictor(store, cores())
-    started = time.perf_counter()
     with _models_shown(console, f"Predicting {len(images.files):,} images", predictor.models) as on:
-        found = labelled_rows(predictor, images, on)
-    seconds = time.perf_counter() - started
+        found, seconds = labelled_rows(predictor, images, on)
     files.add("inference_results.csv", tables.inference_csv(found, images.unread))
     files.add("wrong_test.csv", tables.mistakes_csv(found))
     for name in found.members:

@@ -1,7 +1,7 @@
-"""The folder of one evaluation, `evaluations/run_<time>_<id>/`: nothing in it is written twice.
+"""The folder of one evaluation, `evaluations/run_<time>_<id>/`, or of one review of labels.
 
-Takes texts, pictures and what they were made of; gives the name of the folder. metadata.json comes
-last, so that a folder with it is whole.
+Takes texts, pictures and what they were made of; gives the name of the folder. Each call has a new
+one; metadata.json comes last, so that a folder with it is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foldrace.core.files import Files, open_files, to_bytes
 from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 
-FOLDER = "evaluations"
+EVALUATIONS, LABELS = "evaluations", "labels"
 METADATA = "metadata.json"
 
 
@@ -36,14 +36,16 @@ class EvaluationFiles:
         self.contents[name] = to_bytes(content) if isinstance(content, str) else content
 
 
-def target(store: RunStore, out: Path | None, started: datetime) -> tuple[Files, str]:
-    """Where an evaluation goes: its files, and the folder in them.
+def target(
+    store: RunStore, out: Path | None, started: datetime, kind: str = EVALUATIONS
+) -> tuple[Files, str]:
+    """Where an evaluation or a review of labels goes: its files, and the folder in them.
 
     `out` is a new or empty folder that the user names; UserError where there is something in it.
     """
     if out is None:
         name = f"run_{started:%Y%m%d_%H%M%S}_{uuid.uuid4().hex[:8]}"
-        return store.files, f"{FOLDER}/{name}/"
+        return store.files, f"{kind}/{name}/"
     if out.is_dir() and any(out.iterdir()):
         raise UserError.single(
             f"--out {out}", "is not empty; name a new folder, or leave --out away"

@@ -6,6 +6,7 @@ Takes a `Predictor`, gives an `EvaluatedRows`. Needs torch; stored OOF rows are
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -22,14 +23,18 @@ from foldrace.inference.predictor import Predictor
 OnModel = Callable[[int], None]
 
 
-def labelled_rows(predictor: Predictor, images: LabelledImages, on_model: OnModel) -> EvaluatedRows:
-    """What the blend and each of its members say of labelled images.
+def labelled_rows(
+    predictor: Predictor, images: LabelledImages, on_model: OnModel
+) -> tuple[EvaluatedRows, float]:
+    """What the blend and each of its members say of labelled images, and the blend's seconds.
 
     `on_model` is called with how many models have run.
     """
+    started = time.perf_counter()
     prob = predictor.probabilities(images.files, on_model)
+    seconds = time.perf_counter() - started
     alone = predictor.member_probabilities(images.files, on_model)
-    return EvaluatedRows(
+    found = EvaluatedRows(
         paths=images.paths,
         labels=images.labels,
         classes=predictor.classes,
@@ -37,6 +42,7 @@ def labelled_rows(predictor: Predictor, images: LabelledImages, on_model: OnMode
         predicted=predictor.decide(prob),
         members=alone,
     )
+    return found, seconds
 
 
 def trained_rows(predictor: Predictor, data: Manifest, on_model: OnModel) -> EvaluatedRows:
