@@ -65,6 +65,7 @@ def labels(
         "alike_classes": len(review.alike),
         "wrong_share": review.ceiling.wrong_share,
         "wrong_share_se": review.ceiling.se,
+        "off_diagonal_share": review.noise.off_diagonal,
         "ceiling_accuracy": review.ceiling.accuracy,
         "on_page": shown,
     }
@@ -92,8 +93,13 @@ def _print(review: LabelReview, console: Console) -> None:
         )
     ceiling = review.ceiling
     se = "" if ceiling.se is None else f" ± {number(ceiling.se, 3)}"
+    least = "at least " if ceiling.is_bound else ""
     console.print(
-        f"About {percent(ceiling.wrong_share)} of the labels are wrong by confident learning: a "
-        f"model without any mistake would have an accuracy of {number(ceiling.accuracy, 3)}{se} "
-        "on them"
+        f"{percent(ceiling.wrong_share)} of the labels are suspected: if they are wrong, a model "
+        f"without any mistake would have an accuracy of {least}{number(ceiling.accuracy, 3)}{se}"
     )
+    if ceiling.is_bound:
+        console.print(
+            f"warning the models are right on {percent(ceiling.model_accuracy)} of the rows only: "
+            "many suspected labels will be right"
+        )

@@ -46,7 +46,7 @@ def write_oof(store: RunStore, seed: int = 0) -> OofRun:
     said[list(WRONG)] = (said[list(WRONG)] + 1) % n_classes
     stored = []
     for number in range(len(WEIGHTS)):
-        logits = 4.0 * np.eye(n_classes)[said] + rng.normal(size=(len(labels), n_classes))
+        logits = 4.0 * np.eye(n_classes)[said] + 0.5 * rng.normal(size=(len(labels), n_classes))
         prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         stored.append(np.exp(np.log(prob).astype(np.float16).astype(np.float64)))
         _save(store, f"c{number:04d}", prob, labels)
@@ -55,9 +55,7 @@ def write_oof(store: RunStore, seed: int = 0) -> OofRun:
     return run
 
 
-def _save(
-    store: RunStore, name: str, prob: NDArray[np.float64], labels: NDArray[np.int64]
-) -> None:
+def _save(store: RunStore, name: str, prob: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
     record = CandidateRecord(candidate=name, backbone="timm/test_vit", params={})
     store.save_candidate(record)
     for fold in range(store.fold_count):

@@ -1,4 +1,4 @@
-"""`evaluate` from stored OOF rows: its tables against scikit-learn and the arrays they come from."""
+"""`evaluate` from stored OOF rows: its tables against scikit-learn and the stored arrays."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_blend_of_other_folds(oof_run: OofRun) -> None:
     blend = oof_run.store.blend.record()
     assert blend is not None
     oof_run.store.blend.update(blend.model_copy(update={"folds_hash": "0" * 64}))
-    with pytest.raises(RunFolderError, match="of another folds.csv"):
+    with pytest.raises(RunFolderError, match=r"of another folds\.csv"):
         oof_rows(oof_run.store)
 
 
