@@ -64,13 +64,13 @@ def evaluate(
     blend, parts = require_blend(store), _parts(store)
     files, sets = EvaluationFiles(), dict[str, Scores]()
     chosen = store.config().ensemble.metric
-    found = oof_rows(store)
+    found, images = oof_rows(store), list[Path]()
     sets["oof"] = scores(found, parts, chosen)
     files.add("oof_predictions.csv", tables.predictions_csv(found))
     files.add("wrong_valid.csv", tables.mistakes_csv(found))
     _add_set(files, sets["oof"], "")
     if asked.data is not None:
-        found = _labelled(store, asked, files, console)
+        found, images = _labelled(store, asked.data, files, console)
         sets["data"] = scores(found, parts, chosen)
         _add_set(files, sets["data"], "data_")
     if asked.train:
@@ -78,7 +78,10 @@ def evaluate(
         sets["train"] = scores(trained, parts, chosen)
         files.add("wrong_train.csv", tables.mistakes_csv(trained))
     if asked.explain:
-        _explain(store, asked, found, files, console)
+        data = training_data(store) if asked.data is None else None
+        if data is not None:
+            images = [data.file(int(row)) for row in store.scored_rows()]
+        _explain(store, asked.explain, found, images, files, console)
     files.add("metrics.csv", tables.metrics_csv(sets))
     files.about["metrics"] = {
         name: {m.name: {"value": m.value, "se": m.se} for m in of.metrics}
@@ -118,15 +121,14 @@ def _add_set(files: EvaluationFiles, of: Scores, prefix: str) -> None:
 
 
 def _labelled(
-    store: RunStore, asked: Asked, files: EvaluationFiles, console: Console
-) -> EvaluatedRows:
-    """The rows of `--data`, with their files."""
+    store: RunStore, source: Path, files: EvaluationFiles, console: Console
+) -> tuple[EvaluatedRows, list[Path]]:
+    """The rows of `--data` with their image files; their tables are added to `files`."""
     from foldrace.evaluation.labelled import read_labelled
     from foldrace.evaluation.models import labelled_rows
     from foldrace.inference.predictor import Predictor
 
-    assert asked.data is not None
-    images = read_labelled(store, asked.data, cores())
+    images = read_labelled(store, source, cores())
     for note in images.notes:
         console.print(note)
     predictor = Predictor(store, cores())
@@ -138,16 +140,14 @@ def _labelled(
         files.add(f"output_{_file_name(name)}.csv", tables.member_csv(found, name))
     speed = 1000 * seconds / len(found)
     files.about["data"] = {
-        "path": str(asked.data.resolve()),
+        "path": str(source.resolve()),
         "images": len(found),
         "unreadable": len(images.unread),
         "ms_per_image": round(speed, 3),
     }
     unread = f", {len(images.unread):,} unreadable" if images.unread else ""
-    console.print(
-        f"{asked.data}: {counted(len(found), 'image')}{unread}, {number(speed, 2)} ms each"
-    )
-    return found
+    console.print(f"{source}: {counted(len(found), 'image')}{unread}, {number(speed, 2)} ms each")
+    return found, list(images.files)
 
 
 def _trained(store: RunStore, console: Console) -> EvaluatedRows:
@@ -161,13 +161,18 @@ def _trained(store: RunStore, console: Console) -> EvaluatedRows:
 
 
 def _explain(
-    store: RunStore, asked: Asked, found: EvaluatedRows, files: EvaluationFiles, console: Console
+    store: RunStore,
+    count: int,
+    found: EvaluatedRows,
+    images: Sequence[Path],
+    files: EvaluationFiles,
+    console: Console,
 ) -> None:
     """Activation maps of the rows of the highest loss: of `--data`, else of the OOF rows."""
     from foldrace.evaluation.explain import explain
 
     with console.status("Drawing activation maps"):
-        for name, png in explain(store, found, asked.data, asked.explain, cores()):
+        for name, png in explain(store, found, images, count, cores()):
             files.add(f"explain/{name}", png)
 
 
