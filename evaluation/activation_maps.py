@@ -39,6 +39,8 @@ def activation_maps(
     """
     with torch.enable_grad(), _recorded(body) as layers:
         logits = model(images.requires_grad_(), meta)
+        if not layers:
+            return None
         found = []
         for one in classes:
             grads = torch.autograd.grad(

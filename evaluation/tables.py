@@ -56,10 +56,10 @@ def row_cells(found: EvaluatedRows, row: int) -> list[Cell]:
 
 
 def votes_text(found: EvaluatedRows, row: int) -> str:
-    """`3 cat; 1 dog`: how many members say what, the most frequent first."""
+    """`cat (3); dog (1)`: how many members say what, the most frequent first."""
     votes = found.votes[row]
     order = np.argsort(-votes, kind="stable")[: np.count_nonzero(votes)]
-    return "; ".join(f"{votes[c]} {found.classes[c]}" for c in order)
+    return "; ".join(f"{found.classes[c]} ({votes[c]})" for c in order)
 
 
 def predictions_csv(found: EvaluatedRows) -> str:

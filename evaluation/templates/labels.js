@@ -6,14 +6,18 @@ const at = (id) => document.getElementById(id);
 const decisions = new Map(); // index -> {kind, label}
 const past = []; // [index, decision before]
 let current = 0;
-let saved = true;
+const unsaved = new Set(); // names of files that lack a decision
 
 function decide(kind, label) {
   if (!items.length) return;
   past.push([current, decisions.get(current)]);
   decisions.set(current, { kind, label });
-  saved = false;
+  touch();
   move(1);
+}
+
+function touch() {
+  for (const name of ["fixes.csv", "exclude.csv"]) unsaved.add(name);
 }
 
 function relabel(name) {
@@ -27,6 +31,7 @@ function undo() {
   if (before === undefined) decisions.delete(index);
   else decisions.set(index, before);
   current = index;
+  touch();
   show();
 }
 
@@ -159,7 +164,7 @@ function download(name, text) {
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  saved = true;
+  unsaved.delete(name);
 }
 
 const actions = {
@@ -182,7 +187,11 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   action();
 });
-addEventListener("beforeunload", (event) => { if (!saved) event.preventDefault(); });
+addEventListener("beforeunload", (event) => {
+  const lost = (unsaved.has("fixes.csv") && fixes().length) ||
+    (unsaved.has("exclude.csv") && drops().length);
+  if (lost) event.preventDefault();
+});
 
 for (const [id, key] of [["keep", "k"], ["relabel", "r"], ["drop", "d"], ["undo", "u"],
   ["back", "arrowleft"], ["next", "arrowright"], ["save-fixes", "s"], ["save-drops", "x"]]) {
@@ -195,5 +204,9 @@ for (const name of ["", ...content.classes]) {
   option.textContent = name || "choose …";
   choice.append(option);
 }
-choice.onchange = () => { if (choice.value) { const name = choice.value; choice.blur(); relabel(name); } };
+choice.onchange = () => {
+  const name = choice.value;
+  choice.blur();
+  if (name) relabel(name);
+};
 show();
