@@ -41,7 +41,7 @@ METHODS = (
     "auto, or a plugin's"
 )
 CHOSEN_METRICS = "log_loss, accuracy, macro_f1, balanced_accuracy, qwk, or a plugin's"
-TTAS = "none, flip, flip-rotate, or a plugin's"
+TTAS = "none, flip, flip-rotate, multi-scale, or a plugin's"
 
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
 Source = Annotated[
@@ -84,6 +84,16 @@ OtherRuns = Annotated[
     typer.Option("--run", metavar="DIR", help="A further run folder of its blend; repeatable."),
 ]
 Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
+Tta = Annotated[
+    str,
+    typer.Option(
+        help=f"Average over views of an image: {TTAS}; or a list: flip,scale:1.15,rotate:10."
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory for models at a time: 2GB. Default: half of it."),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
 
 
@@ -321,7 +331,7 @@ def ensemble(
 def submit(
     context: typer.Context,
     folder: Folder,
-    tta: Annotated[str, typer.Option(help=f"Average over views of the image: {TTAS}.")] = "none",
+    tta: Tta = "none",
     out: OutFile = None,
     test: Annotated[
         str | None, typer.Option(help="Another test set: a CSV, a folder or zip of images.")
@@ -350,19 +360,31 @@ def submit(
 def predict(
     context: typer.Context,
     folder: Folder,
-    paths: Annotated[list[Path] | None, typer.Argument(help="Images or folders.")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Images, folders or zips.")] = None,
     table: Annotated[
-        Path | None, typer.Option("--csv", help="A CSV with a column image_path.")
+        Path | None, typer.Option("--csv", help="A table of paths, relative to itself.")
     ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Its column of paths. Default: image_path or the likely one."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="The likeliest classes in place of all classes."),
+    ] = None,
+    tta: Tta = "none",
+    max_memory: MaxMemory = None,
     out: OutFile = None,
     trust_plugins: TrustPlugins = False,
     run_: OtherRuns = None,
 ) -> None:
     """Print class, confidence and probabilities of any images."""
-    with _exit_codes(context):
+    with _exit_codes(context, "interrupted; nothing was written"):
+        from foldrace.commands.predict import Asked
         from foldrace.commands.predict import predict as command
 
-        command(folder, paths or (), table, out, _console(), trust_plugins, run_ or ())
+        asked = Asked(tuple(paths or ()), table, column, top_k, tta, max_memory)
+        command(folder, asked, out, _console(), trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace evaluate runs/cars --data labelled/ --explain 24")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
 
-from foldrace.commands.predict import predict
+from foldrace.commands.predict import Asked, predict
 from foldrace.console.terminal import Terminal
 from foldrace.core.consent import allow_run
 from foldrace.core.errors import RunFolderError
@@ -199,7 +199,7 @@ def test_classes_are_those_of_the_decision_rule(blend: RunStore, images: list[Pa
     np.testing.assert_array_equal(prob, before)
     assert predictor.decide(prob).tolist() == [1, 1, 1] != prob.argmax(axis=1).tolist()
     out = Path(blend.root) / "classes.csv"
-    predict(blend.root, images, None, out, Terminal(quiet=True))
+    predict(blend.root, Asked(images), out, Terminal(quiet=True))
     rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
     assert [row[1] for row in rows] == ["green"] * 3
     assert [float(row[2]) for row in rows] == pytest.approx(before[:, 1], rel=1e-5)
