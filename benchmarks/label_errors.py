@@ -44,7 +44,7 @@ _LEARNERS = {
     "sign_digits": Learner(
         "timm/test_resnet, timm/test_efficientnet", 3, ("5.0e-3", "1.0e-2"), 14, 40
     ),
-    "small_photos": Learner("timm/efficientnet_lite0", 2, ("1.0e-3", "3.0e-3"), 5, 64, True),
+    "small_photos": Learner("timm/efficientnet_lite0", 1, ("1.0e-3", "3.0e-3"), 5, 32, True),
 }
 _RULES = ("both", "confident_learning", "prune_by_class")
 Floats = NDArray[np.float64]

@@ -178,11 +178,20 @@ class Predictor:
         return found
 
     def fold_log_probabilities(
-        self, files: Sequence[Path], on_model: OnModel = _no_listener
-    ) -> Iterator[NDArray[np.float64]]:
-        """(n, C) log-probabilities of each fold's blend, before the blend's temperature."""
+        self, files: Sequence[GivenImage], on_model: OnModel = _no_listener
+    ) -> NDArray[np.float32]:
+        """(K, n, C) log-probabilities of each fold's blend, before the blend's temperature.
+
+        Errors as in `probabilities`.
+        """
         self._require_models()
-        return self._of_folds(_Images(tuple(files)), on_model)
+        shape = self.store.folds().k, len(files), len(self.classes)
+        found: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        with naming_plugins():
+            for rows, take in self._given_batches(self._keys(), files, on_model, None):
+                for fold, log_prob in enumerate(self._of_folds(take)):
+                    found[fold, rows] = log_prob
+        return found
 
     def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
@@ -316,11 +325,15 @@ class Predictor:
         The temperatures are fitted to single folds' models. The arithmetic mean over folds is
         flatter than each of them, and would want a temperature of its own.
         """
-        folds = (
-            np.log(normalise(pool_terms(self._combiner, self._members(fold, take, of_added))))
-            for fold in range(self.store.folds().k)
-        )
-        return fold_mean(folds, self.ensemble.blend_temperature)
+        return fold_mean(self._of_folds(take, of_added), self.ensemble.blend_temperature)
+
+    def _of_folds(
+        self, take: Take, of_added: OfAdded | None = None
+    ) -> Iterator[NDArray[np.float64]]:
+        """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
+        for fold in range(self.store.folds().k):
+            pooled = pool_terms(self._combiner, self._members(fold, take, of_added))
+            yield np.log(normalise(pooled))
 
     def _members(
         self, fold: int, take: Take, of_added: OfAdded | None
