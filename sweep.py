@@ -428,6 +428,63 @@ def compare(
         command(folders, out, _console(), trust_plugins, no_test)
 
 
+@app.command(epilog="Example: foldrace evaluate runs/cars --data labelled/ --explain 24")
+def evaluate(
+    context: typer.Context,
+    folder: Folder,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images: a folder per class, a table or a zip of either."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder. Default: DIR/evaluations/run_<time>_<id>.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Mistakes on the images trained on, too (runs models).")
+    ] = False,
+    explain: Annotated[
+        int, typer.Option(min=0, max=1000, help="Activation maps of so many highest losses.")
+    ] = 0,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
+) -> None:
+    """Write a row an image, the mistakes, metrics, confusions; show what models look at."""
+    with _exit_codes(context):
+        from foldrace.commands.evaluate import Asked
+        from foldrace.commands.evaluate import evaluate as command
+        from foldrace.commands.moved_data import DataOptions
+
+        asked = Asked(data, train, explain, out)
+        places = DataOptions(data_root, set_ or ())
+        command(folder, asked, _console(), places, trust_plugins, run_ or ())
+
+
+@app.command(epilog="Example: foldrace labels runs/cars")
+def labels(
+    context: typer.Context,
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder. Default: DIR/labels/run_<time>_<id>.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, max=20_000, help="Maximum number of images on the page.")
+    ] = 1000,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
+) -> None:
+    """Find labels that look wrong, and write a page to keep, relabel or drop them by keyboard."""
+    with _exit_codes(context):
+        from foldrace.commands.labels import labels as command
+        from foldrace.commands.moved_data import DataOptions
+
+        places = DataOptions(data_root, set_ or ())
+        command(folder, out, most, _console(), places, trust_plugins, run_ or ())
+
+
 @app.command(epilog="Example: foldrace report runs/cars")
 def report(context: typer.Context, folder: Folder) -> None:
     """Write the HTML report."""

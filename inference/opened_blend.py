@@ -92,11 +92,15 @@ class OpenedBlend:
         The temperatures are fitted to single folds' models. The arithmetic mean over folds is
         flatter than each of them, and would want a temperature of its own.
         """
-        folds = (
-            np.log(normalise(pool_terms(self._combiner, self._members(fold, take, of_added))))
-            for fold in range(self._k)
-        )
-        return fold_mean(folds, self.record.blend_temperature)
+        return fold_mean(self.of_folds(take, of_added), self.record.blend_temperature)
+
+    def of_folds(
+        self, take: Take, of_added: OfAdded | None = None
+    ) -> Iterator[NDArray[np.float64]]:
+        """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
+        for fold in range(self._k):
+            pooled = pool_terms(self._combiner, self._members(fold, take, of_added))
+            yield np.log(normalise(pooled))
 
     def _members(
         self, fold: int, take: Take, of_added: OfAdded | None

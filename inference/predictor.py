@@ -197,6 +197,22 @@ class Predictor:
                 prob[rows] = self._blend.of_one_fold(fold, take)
         return prob
 
+    def fold_log_probabilities(
+        self, files: Sequence[GivenImage], on_model: OnModel = _no_listener
+    ) -> NDArray[np.float32]:
+        """(K, n, C) log-probabilities of each fold's blend, before the blend's temperature.
+
+        Errors as in `probabilities`.
+        """
+        self._blend.require_models()
+        shape = self.store.folds().k, len(files), len(self.classes)
+        found: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        with naming_plugins():
+            for rows, take in self._given_batches(self._blend.keys(), files, on_model, None):
+                for fold, log_prob in enumerate(self._blend.of_folds(take)):
+                    found[fold, rows] = log_prob
+        return found
+
     def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
 
