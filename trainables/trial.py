@@ -169,7 +169,9 @@ def _train_epoch(
     waited = 0.0
     for batch in _until_stop(data.training, monitor):
         waited += time.perf_counter() - asked
-        examples = make_examples(batch, labels, data.classes, params, state.device, rng, mixed)
+        examples = make_examples(
+            batch, labels, data.classes, params, state.device, rng, mixed, data.soft
+        )
         loss, logits = train_step(state, examples, data.batches.batch_size)
         hits = (logits.argmax(1) == examples.targets.argmax(1)).sum()
         sums += torch.stack([loss * len(examples), hits])
