@@ -214,7 +214,7 @@ class SearchConfig(ConfigSection):
     storage: str | None = None
     """URL of a database (`postgresql://user@host/name`) for Optuna's view of the sweep, instead of
     `study.journal` in the run folder; `env:NAME`: the environment variable NAME holds the URL."""
-    teacher: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    teacher: Annotated[str, Field(pattern="^t[0-9a-f]{31}$")] | None = None
     """Folder in `teachers/` of the run that candidates with a `distill_alpha` learn from; `distill
     DIR` makes it and sets this."""
     min_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5

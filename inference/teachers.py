@@ -47,7 +47,7 @@ def make_teacher(
     files: Sequence[Path],
     kind: TeacherKind,
     workers: int = 1,
-    unlabelled: Unlabelled = Unlabelled(),  # noqa: B008 (frozen)
+    unlabelled: Unlabelled = Unlabelled(),
     on_fold: Callable[[int], None] = lambda fold: None,
 ) -> TeacherRef:
     """The teacher of a run's students; one that is there already is not made again.
@@ -159,9 +159,7 @@ class _Maker:
             [self._predicted(member, blend.model_fold, rows) for member in blend.members]
         )
 
-    def _predicted(
-        self, member: Member, fold: int, rows: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _predicted(self, member: Member, fold: int, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         run = self.run(member.run)
         model = run.open(member.candidate, member.variant, fold)
         source = run.images(self._files, model.model_config, self._workers, self._session)

@@ -72,7 +72,7 @@ class StoredRecord(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+TeacherName = Annotated[str, Field(pattern="^t[0-9a-f]{31}$")]
 TeacherKind = Literal["blend", "best", "best-fold"]
 """`blend`: for each fold the blend of the models that were trained without it. `best`: its best
 member alone. `best-fold`: one fold's model for all folds, which has seen their labels."""
@@ -81,7 +81,7 @@ member alone. `best-fold`: one fold's model for all folds, which has seen their 
 class TeacherRef(StoredRecord):
     """The teacher that a student learns from."""
 
-    digest: Digest
+    digest: TeacherName
     """Folder in `teachers/`, and the digest of the record in it."""
     kind: TeacherKind
     unlabelled: Count = 0

@@ -83,8 +83,9 @@ class TeacherRecord(StoredRecord):
 
     @property
     def digest(self) -> str:
-        """Name of the teacher: 32 digits of the SHA-256 of its record."""
-        return hashlib.sha256(record_json(self)).hexdigest()[:32]
+        """Name of the teacher: a `t`, so that no YAML reads a number, and 31 digits of the SHA-256
+        of its record."""
+        return f"t{hashlib.sha256(record_json(self)).hexdigest()[:31]}"
 
     @property
     def reference(self) -> TeacherRef:
@@ -252,9 +253,7 @@ class TeacherFiles:
             raise RunFolderError.single(f"{self._files.root}/{name}", message) from error
 
     def _require_honest(self, record: TeacherRecord, folder: str) -> None:
-        leaks = [
-            Problem(f"{self._files.root}/{folder}/{_RECORD}", text) for text in record.leaks()
-        ]
+        leaks = [Problem(f"{self._files.root}/{folder}/{_RECORD}", text) for text in record.leaks()]
         if leaks:
             raise RunFolderError(leaks)
 

@@ -23,7 +23,6 @@ from foldrace.scheduling.rungs import Place, Rung, seconds_of
 from foldrace.scheduling.standings import Standings, first_fold, gain_text
 from foldrace.scheduling.state import CandidateState, SweepState
 
-
 _STUDENT = (
     "a student gets all its folds: it imitates the blend, so that a gain over it is not its purpose"
 )

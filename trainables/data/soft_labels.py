@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foldrace.core.errors import RunFolderError
 from foldrace.core.plugins import Parts
+from foldrace.run_folder.records import TeacherRef
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.losses import LOSSES
 from foldrace.trainables.spec import FoldTrial
@@ -46,9 +47,7 @@ class SoftLabels:
         end = len(self.rows) - len(self.files)
         return np.asarray(self.log_prob[end:].argmax(1).numpy(), dtype=np.int64)
 
-    def taught(
-        self, rows: Tensor, targets: Tensor, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def taught(self, rows: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """(B, C) the targets, and the teacher's probabilities at the temperature.
 
         The targets of an unlabelled image are the teacher's probabilities as they are.
@@ -68,17 +67,53 @@ def read_soft_labels(trial: FoldTrial, store: RunStore, parts: Parts) -> SoftLab
     teacher = trial.candidate.teacher
     if teacher is None:
         return None
-    table, files = store.folds(), store.teachers
-    log_prob = files.log_prob(teacher.digest, trial.fold, table)
+    rows = store.folds().training_rows(trial.fold)
+    return _soft_labels(trial, store, parts, teacher, rows, _read(store, teacher, trial.fold))
+
+
+def mean_soft_labels(trial: FoldTrial, store: RunStore, parts: Parts) -> SoftLabels:
+    """The geometric mean, image by image, over the folds whose students train on the image.
+
+    With `folds: {k: 1}` the validation rows are in no fold's training, and stay out.
+    """
+    teacher, table = trial.candidate.teacher, store.folds()
+    if teacher is None:
+        raise ValueError(f"{trial.candidate.candidate} has no teacher")
+    n, extra = len(table.fold), np.arange(teacher.unlabelled)
+    total = np.zeros((n + len(extra), len(store.classes())), dtype=np.float32)
+    count = np.zeros(len(total), dtype=np.int64)
+    for fold in range(table.count):
+        rows = np.concatenate([table.training_rows(fold), n + extra])
+        total[rows] += _read(store, teacher, fold)
+        count[rows] += 1
+    known = np.flatnonzero(count)
+    mean = (total[known] / count[known, None]).astype(np.float16)
+    return _soft_labels(trial, store, parts, teacher, known[known < n], mean)
+
+
+def _read(store: RunStore, teacher: TeacherRef, fold: int) -> NDArray[np.float16]:
+    log_prob = store.teachers.log_prob(teacher.digest, fold, store.folds())
     if log_prob.shape[1] != len(store.classes()):
         raise RunFolderError.single(
             f"{store.root}/teachers/{teacher.digest}",
             f"has soft labels of {log_prob.shape[1]} classes, the run has {len(store.classes())}",
         )
-    images = tuple(Path(path) for path in files.images(teacher.digest))
-    n = len(table.fold)
+    return log_prob
+
+
+def _soft_labels(
+    trial: FoldTrial,
+    store: RunStore,
+    parts: Parts,
+    teacher: TeacherRef,
+    rows: NDArray[np.int64],
+    log_prob: NDArray[np.float16],
+) -> SoftLabels:
+    """`rows` are the labelled ones, ascending, of which `log_prob` has the first rows."""
+    images = tuple(Path(path) for path in store.teachers.images(teacher.digest))
+    n = len(store.folds().fold)
     return SoftLabels(
-        rows=np.concatenate([table.training_rows(trial.fold), n + np.arange(len(images))]),
+        rows=np.concatenate([rows, n + np.arange(len(images))]),
         log_prob=torch.from_numpy(log_prob),
         labelled=n,
         files=images,

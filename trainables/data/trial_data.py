@@ -63,9 +63,23 @@ def open_data(
     trial: FoldTrial, store: RunStore, accelerator: Accelerator, parts: Parts = NO_PARTS
 ) -> TrialData:
     """Loaders for this process, which may be one of several of the trial."""
-    table, params, spec = store.folds(), trial.params, trial.spec
-    labelled, rows = table.training_rows(spec.fold), table.rows_of(spec.fold)
+    table, fold = store.folds(), trial.fold
     soft = read_soft_labels(trial, store, parts)
+    labelled, rows = table.training_rows(fold), table.rows_of(fold)
+    return open_rows(trial, store, accelerator, parts, labelled, rows, soft)
+
+
+def open_rows(
+    trial: FoldTrial,
+    store: RunStore,
+    accelerator: Accelerator,
+    parts: Parts,
+    labelled: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    soft: SoftLabels | None,
+) -> TrialData:
+    """Loaders that train on the rows `labelled`, or those of `soft`, and score `rows`."""
+    table, params, spec = store.folds(), trial.params, trial.spec
     train_rows = labelled if soft is None else soft.rows
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     _check_shares(trial, len(train_rows), len(rows), world)
