@@ -83,8 +83,10 @@ class TeacherRecord(StoredRecord):
 
     @property
     def digest(self) -> str:
-        """Name of the teacher: a `t`, so that no YAML reads a number, and 31 digits of the SHA-256
-        of its record."""
+        """Name of the teacher: 31 digits of the SHA-256 of its record, after a `t`.
+
+        Digits alone may be a number to YAML.
+        """
         return f"t{hashlib.sha256(record_json(self)).hexdigest()[:31]}"
 
     @property

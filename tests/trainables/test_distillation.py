@@ -97,8 +97,7 @@ def test_r_drop_teaches_both_passes() -> None:
     criterion = distillation.beside(functional.cross_entropy, taught)
     found = rdrop_loss(criterion, logits, targets, 0.0)
     passes = [
-        0.4 * functional.cross_entropy(half, targets)
-        + 0.6 * distillation.divergence(half, taught)
+        0.4 * functional.cross_entropy(half, targets) + 0.6 * distillation.divergence(half, taught)
         for half in logits.chunk(2)
     ]
     torch.testing.assert_close(found, sum(passes) / 2)
@@ -131,9 +130,7 @@ def test_unlabelled_images_have_the_teacher_s_word_alone() -> None:
     rng = np.random.default_rng(0)
     params = TrialParams(mixup_prob=0.0)
     found = make_examples(batch_of([3, 0]), labels, CLASSES, params, CPU, rng, True, soft)
-    torch.testing.assert_close(
-        found.targets[0], teacher[3].exp().float(), atol=2e-3, rtol=0
-    )
+    torch.testing.assert_close(found.targets[0], teacher[3].exp().float(), atol=2e-3, rtol=0)
     assert found.targets[1].tolist() == [1.0, 0.0, 0.0]
     expected = softmax(teacher.numpy()[[3, 0]] / 2.0, axis=1)
     np.testing.assert_allclose(found.taught.numpy(), expected, atol=2e-3)
