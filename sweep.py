@@ -41,6 +41,7 @@ METHODS = (
     "auto, or a plugin's"
 )
 CHOSEN_METRICS = "log_loss, accuracy, macro_f1, balanced_accuracy, qwk, or a plugin's"
+TEACHERS = "blend, best, best-fold"
 TTAS = "none, flip, flip-rotate, multi-scale, or a plugin's"
 
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
@@ -483,6 +484,43 @@ def labels(
 
         places = DataOptions(data_root, set_ or ())
         command(folder, out, most, _console(), places, trust_plugins, run_ or ())
+
+
+@app.command(epilog="Example: foldrace distill runs/cars --backbone timm/resnet18 --refit")
+def distill(
+    context: typer.Context,
+    folder: Folder,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="Student's backbone; repeatable. Default: the best candidate's."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=0, help="Number of students to try.")] = 4,
+    teacher: Annotated[str, typer.Option(help=f"Who teaches: {TEACHERS}.")] = "blend",
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder or zip of further images, without labels."),
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Learn from the run's test images, too.")
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train the best student on all images, to deploy it.")
+    ] = False,
+    time: Time = None,
+    set_: Set = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    trust_plugins: TrustPlugins = False,
+) -> None:
+    """Train small students that imitate the blend, as further candidates of the run."""
+    with _exit_codes(context):
+        started = monotonic()
+        from foldrace.commands.distill import Wish
+        from foldrace.commands.distill import distill as command
+
+        wish = Wish(tuple(backbone or ()), candidates, teacher, unlabelled, test, refit)
+        changes = _overrides(set_, time)
+        command(folder, wish, changes, address, _console(), started, data_root, trust_plugins)
 
 
 @app.command(epilog="Example: foldrace report runs/cars")

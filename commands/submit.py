@@ -114,7 +114,7 @@ def submit(
 
 def _has_more_candidates(store: RunStore, blend: EnsembleRecord) -> bool:
     """True where candidates are complete that the blend has not considered."""
-    complete = sum(summary.status == "complete" for summary in store.summaries())
+    complete = sum(summary.is_member for summary in store.summaries())
     return complete > blend.candidates_considered
 
 
