@@ -19,7 +19,7 @@ from foldrace.core.errors import Problem, UserError, check_name
 from foldrace.core.plugins import naming_plugins
 from foldrace.export.blend import ExportedBlend, open_blend
 from foldrace.export.bundle import write_bundle
-from foldrace.export.folder import new_folder, refuse_existing_folder, write_sums
+from foldrace.export.folder import new_folder, refuse_existing_folder
 from foldrace.export.kaggle import download_wheels, require_test_set, write_kaggle
 from foldrace.export.licenses import weights_license
 from foldrace.export.onnx_graph import require_onnx
@@ -79,7 +79,6 @@ def export(
                 parity, measured = write_onnx(blend, folder, options.fp16, options.int8, cores())
             else:
                 parity = write_bundle(blend, folder, cores())
-            write_sums(folder)
     for line in _lines(blend, parity, out):
         console.print(line)
     if measured:
@@ -121,10 +120,10 @@ def _lines(blend: ExportedBlend, parity: Parity, out: Path) -> Iterator[str]:
 
 
 def _table(measured: Sequence[Measured]) -> Table:
-    title = f"{measured[0].rows} OOF images, each by the models that have not seen it, on the CPU"
-    table = Table(title=title, title_justify="left")
-    for name in ("file", "MB", "log loss", "change", "accuracy", "ms an image"):
-        table.add_column(name, justify="left" if name == "file" else "right")
+    title = f"{measured[0].rows} OOF images, each by the models that have not seen it; on the CPU"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("file", "MB", "log loss", "change", "accuracy", "ms/image"):
+        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=True)
     for row in measured:
         table.add_row(
             row.file, f"{row.bytes / 1e6:.1f}", f"{row.oof_logloss:.5f}",

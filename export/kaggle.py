@@ -145,7 +145,8 @@ def _notebook(blend: ExportedBlend, form: str) -> dict[str, object]:
     text = (
         f"# {name}: {len(blend.members)} members, {blend.folds} fold models each\n\n"
         f"Log loss {blend.oof_logloss:.4f} out of fold; {record.crossfit_logloss:.4f} "
-        "cross-fitted, of the run's whole blend. Attach this data set and the competition; internet may be off."
+        "cross-fitted, of the run's whole blend. Attach this data set and the competition; "
+        "internet may be off."
     )
     cells = [_cell("markdown", text)]
     cells += [_cell("code", code) for code in (_FIND, _INSTALL.format(wanted=wanted), _PREDICT)]

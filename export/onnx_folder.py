@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from foldrace.core.progress import tell
 from foldrace.export.blend import ExportedBlend, LogProbs
-from foldrace.export.folder import about_blend, copy_code, write_json, write_requirements
+from foldrace.export.folder import (
+    about_blend,
+    copy_code,
+    write_json,
+    write_requirements,
+    write_sums,
+)
 from foldrace.export.onnx_graph import OPSET, Inputs, quantise, write_graph
 from foldrace.export.parity import (
     PARITY_ROWS,
@@ -59,6 +65,7 @@ def write_onnx(
         for graph in graphs
     ]
     _write_about(blend, folder, parity, measured)
+    write_sums(folder)
     return parity, measured
 
 

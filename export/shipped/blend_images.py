@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Plain pixel formats: some other plugins of Pillow start programs."""
@@ -53,12 +53,14 @@ def decode(data: bytes, shorter_side: int, max_pixels: int) -> Pixels:
     """
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
-    image = Image.open(io.BytesIO(data), formats=known)
+    try:
+        image = Image.open(io.BytesIO(data), formats=known)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"is no image ({', '.join(known)}), or is damaged") from error
     if image.width * image.height > max_pixels:
         raise ValueError(f"has {image.width} x {image.height} pixels; allowed: {max_pixels:,}")
-    scale = min(
-        1.0, *(a / b for a, b in zip(_box(image, 2 * shorter_side), image.size, strict=True))
-    )
+    box = _box(image, 2 * shorter_side)  # a JPEG is decoded at no less than twice the final size
+    scale = min(1.0, box[0] / image.width, box[1] / image.height)
     image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
     rgb = _rgb(image)
     rgb.thumbnail(_box(rgb, shorter_side), Image.Resampling.LANCZOS, reducing_gap=3.0)

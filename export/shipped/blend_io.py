@@ -62,16 +62,15 @@ def read_about(folder: Path_, name: str) -> dict[str, Any]:
     if name not in sums:
         raise DamagedExport(f"{root / SUMS}: has no line for {name}; export again")
     wrong = [name] if _fault(root / name, sums[name]) else []
-    about = {} if wrong else json.loads((root / name).read_bytes())
+    about = {} if wrong else _parsed(root / name)
     version = about.get("version", VERSION)
     if version != VERSION:
         message = f"is of format version {version!r:.40}; this code reads version {VERSION}"
         raise DamagedExport(f"{root / name}: {message}: use the predict.py that lies beside it")
     faults = {file: _fault(root / file, sums[file]) for file in sums if file.endswith(_CHECKED)}
     lines = [f"{root / file}: {fault}" for file, fault in faults.items() if fault]
-    lines += [
-        f"{root / SUMS}: has no line for {f}" for f in about.get("files", ()) if f not in sums
-    ]
+    unlisted = [file for file in about.get("files", ()) if file not in sums]
+    lines += [f"{root / SUMS}: has no line for {file}" for file in unlisted]
     if lines:
         raise DamagedExport("\n".join(lines))
     return about
@@ -88,6 +87,16 @@ def _read_sums(root: Path) -> dict[str, str]:
             raise DamagedExport(f"{root / SUMS} line {number}: is no line of sha256sum")
         sums[match[2]] = match[1]
     return sums
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedExport(f"{path}: is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DamagedExport(f"{path}: should hold one object")
+    return found
 
 
 def _fault(path: Path, sha256: str) -> str:
@@ -164,11 +173,19 @@ def main(blend: Callable[[Path], Any]) -> int:
         print(f"error {error}", file=sys.stderr)
         return 2
     found = opened(sys.argv[1:])
+    try:
+        _print_table(opened.classes, found)
+    except BrokenPipeError:  # `| head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0 if any(not each.error for each in found) else 1
+
+
+def _print_table(classes: Sequence[str], found: Sequence[Prediction]) -> None:
     rows = csv.writer(sys.stdout, lineterminator="\n")
-    rows.writerow(["image_path", "class", "confidence", *opened.classes, "error"])
+    rows.writerow(["image_path", "class", "confidence", *classes, "error"])
     for each in found:
-        numbers = [""] * (1 + len(opened.classes))
+        numbers = [""] * (1 + len(classes))
         if each.probabilities is not None:
             numbers = [f"{p:.6g}" for p in (each.confidence, *each.probabilities)]
         rows.writerow([each.path, each.label, *numbers, each.error])
-    return 0 if any(not each.error for each in found) else 1
+    sys.stdout.flush()

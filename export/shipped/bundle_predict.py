@@ -97,9 +97,8 @@ class FoldModel(nn.Module):
         self.is_stack: bool = member["is_stack"]
         if member["head"] == "layernorm" and not self.is_stack:
             _drop_final_norm(bodies[0])
-        self.body = (
-            nn.ModuleDict({"members": nn.ModuleList(bodies)}) if self.is_stack else bodies[0]
-        )
+        stack = nn.ModuleDict({"members": nn.ModuleList(bodies)})
+        self.body = stack if self.is_stack else bodies[0]
         self.head = _head(member["head"], state)
         self._bodies = bodies
         self._sizes = [part["size"] for part in parts]

@@ -43,9 +43,8 @@ def write_submission(inputs: Path, blend: Any, out: Path) -> str:
     for row in rows:
         _fill(row, form, *found[_image_of(row, form)])
     with out.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter=form["delimiter"], lineterminator="\n").writerows(
-            [header, *rows]
-        )
+        writer = csv.writer(file, delimiter=form["delimiter"], lineterminator="\n")
+        writer.writerows([header, *rows])
     lines = [f"{out}: {len(rows):,} rows, {len(names):,} images, {len(bad):,} unreadable"]
     return "\n".join([*lines, *(f"{each.path}: {each.error}" for each in bad[:20])])
 

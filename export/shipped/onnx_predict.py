@@ -20,10 +20,9 @@ class Blend:
         self.about = read_about(folder, "blend.json")
         self.classes: list[str] = self.about["classes"]
         known = onnxruntime.get_available_providers()
-        wanted = [
-            name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in known
-        ]
-        self.session = onnxruntime.InferenceSession(str(Path(folder) / file), providers=wanted)
+        providers = [f"{name}ExecutionProvider" for name in ("CUDA", "CPU")]
+        providers = [name for name in providers if name in known]
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / file), providers=providers)
 
     def __call__(self, paths: Sequence[Path_]) -> list[Prediction]:
         """As many predictions as paths, in their order; ERROR where an image cannot be read."""
