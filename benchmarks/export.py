@@ -2,11 +2,11 @@
 
     python benchmarks/export.py --data RUN
 
-RUN is a finished run folder whose data are in place. Each form predicts the same OOF images from their
-files in a process of its own, on the CPU: `Predictor`, the bundle, and the graphs in float32, float16
-and 8 bits. The losses are of OOF rows, each by the models that have not seen it. Without --data the
-blend is of untrained models (five ResNet-18 and five MobileNet-V3 at 128 px), whose losses mean
-nothing.
+RUN is a finished run folder whose data are in place. Each form predicts the same training images
+from their files in a process of its own, on the CPU: `Predictor`, the bundle, and the graphs in
+float32, float16 and 8 bits. The losses are of OOF rows, each by the models that have not seen it.
+Without --data the blend is of untrained models (five ResNet-18 and five MobileNet-V3 at 128 px),
+whose losses mean nothing.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def main() -> None:
 
 def _measure(results: Results, store: RunStore, folder: Path, count: int) -> None:
     blend = open_blend(store)
-    with new_folder(folder / "bundle") as part:
-        parity = write_bundle(blend, part, 2)
-    with new_folder(folder / "onnx") as part:
-        onnx_parity, measured = write_onnx(blend, part, fp16=True, int8=True, workers=2)
+    with new_folder(folder / "bundle") as made:
+        parity = write_bundle(blend, made, 2)
+    with new_folder(folder / "onnx") as made:
+        onnx_parity, measured = write_onnx(blend, made, fp16=True, int8=True, workers=2)
     manifest = training_data(store)
     files = [str(manifest.file(row % len(manifest))) for row in range(0, 7 * count, 7)]
     (folder / "paths.json").write_text(json.dumps(files))
