@@ -523,6 +523,38 @@ def distill(
         command(folder, wish, changes, address, _console(), started, data_root, trust_plugins)
 
 
+@app.command(epilog="Example: foldrace export runs/cars cars-onnx --format onnx --int8")
+def export(
+    context: typer.Context,
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    form: Annotated[
+        str, typer.Option("--format", help="bundle (weights, for torch and timm), or onnx.")
+    ] = "bundle",
+    members: Annotated[int | None, typer.Option(min=1, help="Only the N heaviest members.")] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="ONNX: also with models in 16 bits.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: also quantised to 8 bits.")] = False,
+    kaggle: Annotated[
+        bool, typer.Option("--kaggle", help="Add offline wheels and a notebook that submits.")
+    ] = False,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
+) -> None:
+    """Write the blend as a folder that runs without Foldrace."""
+    with _exit_codes(context, "interrupted; nothing was written"):
+        from foldrace.commands.export import ExportOptions
+        from foldrace.commands.export import export as command
+        from foldrace.commands.moved_data import DataOptions
+
+        options = ExportOptions(form, members, fp16, int8, kaggle)
+        data = DataOptions(data_root, set_ or ())
+        command(folder, out, options, _console(), data, trust_plugins, run_ or ())
+
+
 @app.command(epilog="Example: foldrace report runs/cars")
 def report(context: typer.Context, folder: Folder) -> None:
     """Write the HTML report."""
