@@ -40,8 +40,8 @@ class Case:
 
 
 _CASES = (
-    Case("timm/mobilenetv3_small_100", 128, 192, 3),
-    Case("timm/resnet18", 224, 32, 1),
+    Case("timm/mobilenetv3_small_100", 128, 40, 1),
+    Case("timm/resnet18", 224, 20, 1),
 )
 _QUICK = (Case("timm/test_resnet", 64, 64, 1),)
 
@@ -133,7 +133,7 @@ def main() -> None:
             ratio = _measure(results, case, Path(scratch))
         goal = f"{case.backbone}, {case.size} px: times as fast as the plain loop"
         results.at_least(goal, _GOAL, ratio)
-    results.publish(given)
+        results.publish(given)  # after each, so that an end in between loses nothing
 
 
 if __name__ == "__main__":
