@@ -331,7 +331,27 @@ def ensemble(
 def submit(
     context: typer.Context,
     folder: Folder,
-    tta: Tta = "none",
+    tta: Annotated[
+        str,
+        typer.Option(
+            help=f"As for predict ({TTAS}; or a list); auto: what pays on OOF rows, or none."
+        ),
+    ] = "none",
+    members: Annotated[
+        str | None,
+        typer.Option(help="Only the blend's N strongest members, or names: 2; c0007,c0001."),
+    ] = None,
+    zipped: Annotated[
+        bool, typer.Option("--zip", help="Write it as a zip beside the CSV, too.")
+    ] = False,
+    float_format: Annotated[
+        str, typer.Option(help="How probabilities are written, such as %.6f.")
+    ] = "%.9g",
+    prior_shift: Annotated[
+        str,
+        typer.Option(help="Other class frequencies in the test set: tell them, or apply them."),
+    ] = "tell",
+    max_memory: MaxMemory = None,
     out: OutFile = None,
     test: Annotated[
         str | None, typer.Option(help="Another test set: a CSV, a folder or zip of images.")
@@ -350,10 +370,12 @@ def submit(
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
         from foldrace.commands.moved_data import DataOptions
+        from foldrace.commands.submit import How
         from foldrace.commands.submit import submit as command
 
         data = DataOptions(data_root, set_ or (), test, test_images, sample_submission)
-        command(folder, tta, out, _console(), data, trust_plugins, run_ or ())
+        how = How(tta, members, max_memory, zipped, float_format, prior_shift)
+        command(folder, how, out, _console(), data, trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace predict runs/cars photo.jpg photos/ --out classes.csv")

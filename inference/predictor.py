@@ -24,36 +24,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foldrace.core.errors import RunFolderError, listing
+from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import normalise
 from foldrace.core.plugins import naming_plugins
-from foldrace.core.temperature import at_temperature
 from foldrace.dataset.images import ImageError
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.decisions import decide
-from foldrace.ensemble.fold_mean import FoldMean, fold_mean
-from foldrace.ensemble.pool import Member
-from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
+from foldrace.ensemble.fold_mean import FoldMean
 from foldrace.ensemble.selection.external import added_test
-from foldrace.ensemble.selection.members import member_name
 from foldrace.inference.engine.fold_models import FoldModels, OnModel, Progress, Take
 from foldrace.inference.engine.given_images import GivenImage, GivenImages
 from foldrace.inference.engine.passes import FoldKey, memory_limit
+from foldrace.inference.opened_blend import OpenedBlend, name_of, run_of
 from foldrace.inference.plugins import run_parts
 from foldrace.inference.predictions import Prediction, count_line, predictions
 from foldrace.inference.run_models import RunModels, best_device
 from foldrace.inference.tta import find_tta
-from foldrace.run_folder.allowed import member_run, open_allowed
+from foldrace.run_folder.allowed import open_allowed
+from foldrace.run_folder.belonging import training_data
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.kept_predictions import KeptPredictions
-from foldrace.run_folder.oof import mean_log_prob
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.cache_build import scan
 from foldrace.trainables.data.pixel_cache import ImageSource, stored_side
 from foldrace.trainables.models.classifier import ModelConfig
 
 _log = logging.getLogger("foldrace")
-OfAdded = Callable[[MemberRecord], NDArray[np.floating]]
 
 
 def _no_listener(done: int) -> None:
@@ -97,19 +93,21 @@ class Predictor:
         trust_plugins: bool = False,
         runs: Sequence[str] = (),
         max_memory: int | str | None = None,
+        ensemble: EnsembleRecord | None = None,
     ) -> None:
         """Open the blend of a run; `tta` is a row of `TTAS`, of the run's plugins, or a list.
 
         `workers`: threads that decode, None: one a core. `device`: `cpu`, `cuda` or `mps`, None:
         the GPU where there is one. `trust_plugins` lets the run's plugins run, `runs` are the
         further run folders of its blend: once said, both are remembered. `max_memory`: bytes or
-        `2GB` that models may take at a time, None: half of what is free. RunFolderError where the
-        run has no blend, where plugins or a member's own run folder are not allowed, or where that
-        is gone or has other folds.
+        `2GB` that models may take at a time, None: half of what is free. `ensemble`:
+        another blend of the run's members than the stored one. RunFolderError where the run has no
+        blend, where plugins or a member's own run folder are not allowed, or where that is gone or
+        has other folds.
         """
         store = run if isinstance(run, RunStore) else open_allowed(run, trust_plugins, runs)
         self._tta = find_tta(tta, run_parts(store))
-        ensemble = store.blend.record()
+        ensemble = ensemble or store.blend.record()
         if ensemble is None:
             raise RunFolderError.single(
                 store.root, "has no blend yet; `ensemble DIR` makes one from complete candidates"
@@ -118,10 +116,9 @@ class Predictor:
         self.classes = store.classes()
         self._workers = workers or _cores()
         device_ = best_device() if device is None else torch.device(device)
-        self._combiner = _combiner(store, ensemble)
-        _check_rule(store, ensemble)
+        self._blend = OpenedBlend(store, ensemble)
         self._runs = {
-            run: RunModels(_run_of(store, ensemble, run), device_)
+            run: RunModels(run_of(store, ensemble, run), device_)
             for run in {member.run for member in ensemble.members if not member.added}
         }
         most = memory_limit(max_memory, device_)
@@ -130,7 +127,7 @@ class Predictor:
     @property
     def models(self) -> int:
         """Fold models that a prediction runs."""
-        trained = sum(not member.added for _, member in self._counting)
+        trained = sum(not member.added for _, member in self._blend.counting)
         return trained * self.store.fold_count
 
     def predict(
@@ -167,14 +164,14 @@ class Predictor:
         The geometric mean over its fold models, each at the member's temperature. Errors as in
         `probabilities`.
         """
-        self._require_models()
+        self._blend.require_models()
         shape = len(files), len(self.classes)
-        found = {_name(member): np.zeros(shape) for _, member in self._counting}
-        keys = [key for _, member in self._counting for key in self._keys_of(member)]
+        found = {name_of(member): np.zeros(shape) for _, member in self._blend.counting}
+        keys = [key for _, member in self._blend.counting for key in self._blend.keys_of(member)]
         with naming_plugins():
             for rows, take in self._given_batches(keys, files, on_model, None):
-                for _, member in self._counting:
-                    found[_name(member)][rows] = self._of_member(member, take)
+                for _, member in self._blend.counting:
+                    found[name_of(member)][rows] = self._blend.of_member(member, take)
         return found
 
     def fold_log_probabilities(
@@ -184,14 +181,37 @@ class Predictor:
 
         Errors as in `probabilities`.
         """
-        self._require_models()
+        self._blend.require_models()
         shape = self.store.folds().k, len(files), len(self.classes)
         found: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         with naming_plugins():
-            for rows, take in self._given_batches(self._keys(), files, on_model, None):
-                for fold, log_prob in enumerate(self._of_folds(take)):
+            for rows, take in self._given_batches(self._blend.keys(), files, on_model, None):
+                for fold, log_prob in enumerate(self._blend.of_folds(take)):
                     found[fold, rows] = log_prob
         return found
+
+    def oof_probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, C) probabilities of rows of folds.csv, each by models that did not train on it.
+
+        As the blend scored them, but for the views of `tta`: the fold's models of the first
+        repeat. Errors as in `probabilities`, DataError where the training images are gone.
+        """
+        self._blend.require_models()
+        manifest, prob = training_data(self.store), np.zeros((len(rows), len(self.classes)))
+        fold_of = self.store.folds().fold[rows]
+        for fold in np.unique(fold_of).tolist():
+            mine = np.flatnonzero(fold_of == fold)
+            prob[mine] = self._by_fold(fold, [manifest.file(int(row)) for row in rows[mine]])
+        return prob
+
+    def _by_fold(self, fold: int, files: Sequence[Path]) -> NDArray[np.float64]:
+        """(n, C) by one fold's models alone."""
+        prob = np.zeros((len(files), len(self.classes)))
+        keys = self._blend.keys_of_fold(fold)
+        with naming_plugins():
+            for rows, take in self._given_batches(keys, files, _no_listener, None):
+                prob[rows] = self._blend.of_one_fold(fold, take)
+        return prob
 
     def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
@@ -213,7 +233,7 @@ class Predictor:
         ids, or are not those that were blended.
         """
         self.store.blend.check_added(self.ensemble)
-        for _, member in self._counting:
+        for _, member in self._blend.counting:
             if member.added:  # what is wrong with it is reported before the models run
                 added_test(self.store, member.candidate, test.ids)
         rows = np.arange(len(test)) if rows is None else rows
@@ -228,34 +248,18 @@ class Predictor:
             total, log_z = total + rest * blended.prob, blended.log_z
         return FoldMean(normalise(total), log_z)
 
-    @property
-    def _counting(self) -> list[tuple[int, MemberRecord]]:
-        """The members that the combiner asks for, with their number."""
-        weights = self._combiner.weights
-        return [(i, m) for i, m in enumerate(self.ensemble.members) if weights[i] != 0]
-
-    def _require_models(self) -> None:
-        names = [member.candidate for _, member in self._counting if member.added]
-        if names:
-            raise RunFolderError.single(
-                f"{self.store.root}/ensemble/ensemble.json",
-                f"the blend has members that were predicted elsewhere ({listing(names)}): of them "
-                "only the test set's probabilities are known, so that no other image can be "
-                "predicted; blend again without them: `ensemble` without --add",
-            )
-
     def _of_given(
         self,
         images: Sequence[GivenImage],
         on_model: OnModel,
         on_bad: Callable[[int, ImageError], object] | None,
     ) -> NDArray[np.float64]:
-        """(n, C) probabilities; rows that `on_bad` is told of are 0."""
-        self._require_models()
-        prob = np.zeros((len(images), len(self.classes)))
+        """(n, C) probabilities; rows that `on_bad` is told of say nothing: 1/C each."""
+        self._blend.require_models()
+        prob = np.full((len(images), len(self.classes)), 1.0 / len(self.classes))
         with naming_plugins():
-            for rows, take in self._given_batches(self._keys(), images, on_model, on_bad):
-                prob[rows] = self._blended(take).prob
+            for rows, take in self._given_batches(self._blend.keys(), images, on_model, on_bad):
+                prob[rows] = self._blend.blended(take).prob
         return prob
 
     def _given_batches(
@@ -300,65 +304,8 @@ class Predictor:
         shape = len(images.files), len(self.classes)
         progress = Progress(on_model, shape[0])
         with naming_plugins():
-            take = self._models.keeping(self._keys(), source_of, shape, progress, kept)
-            return self._blended(take, of_added)
-
-    def _keys(self) -> list[FoldKey]:
-        """The fold models that count, in the order in which the blend asks for them."""
-        k = self.store.folds().k
-        trained = [self._keys_of(member) for _, member in self._counting if not member.added]
-        return [
-            key for fold in range(k) for keys in trained for key in keys if key.fold % k == fold
-        ]
-
-    def _keys_of(self, member: MemberRecord) -> list[FoldKey]:
-        k, count = self.store.folds().k, self.store.fold_count
-        return [
-            FoldKey(member.run, member.candidate, member.variant, number)
-            for fold in range(k)
-            for number in range(fold, count, k)
-        ]
-
-    def _blended(self, take: Take, of_added: OfAdded | None = None) -> FoldMean:
-        """The geometric mean over the folds, at the blend's temperature.
-
-        The temperatures are fitted to single folds' models. The arithmetic mean over folds is
-        flatter than each of them, and would want a temperature of its own.
-        """
-        return fold_mean(self._of_folds(take, of_added), self.ensemble.blend_temperature)
-
-    def _of_folds(
-        self, take: Take, of_added: OfAdded | None = None
-    ) -> Iterator[NDArray[np.float64]]:
-        """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
-        for fold in range(self.store.folds().k):
-            pooled = pool_terms(self._combiner, self._members(fold, take, of_added))
-            yield np.log(normalise(pooled))
-
-    def _members(
-        self, fold: int, take: Take, of_added: OfAdded | None
-    ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-        """(member, its calibrated log-probabilities (n, C)), one in memory at a time.
-
-        `fold` is the number within a repeat.
-        """
-        for number, member in self._counting:
-            if member.added and of_added is not None:
-                log_prob = at_temperature(of_added(member), member.temperature)
-            else:
-                log_prob = self._of_fold(member, fold, take)
-            yield number, log_prob
-
-    def _of_fold(self, member: MemberRecord, fold: int, take: Take) -> NDArray[np.floating]:
-        """(n, C) calibrated log-probabilities: the mean over the repeats' models of this fold."""
-        k = self.store.folds().k
-        keys = [key for key in self._keys_of(member) if key.fold % k == fold]
-        return at_temperature(mean_log_prob([take(key) for key in keys]), member.temperature)
-
-    def _of_member(self, member: MemberRecord, take: Take) -> NDArray[np.float64]:
-        """(n, C) probabilities of one member alone."""
-        folds = range(self.store.folds().k)
-        return fold_mean(self._of_fold(member, fold, take) for fold in folds).prob
+            take = self._models.keeping(self._blend.keys(), source_of, shape, progress, kept)
+            return self._blend.blended(take, of_added)
 
 
 def _cores() -> int:
@@ -366,56 +313,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
-    """The combiner as the method fitted it; RunFolderError where this version knows it not."""
-    build = POOLINGS.get(ensemble.pooling)
-    if build is None:
-        raise RunFolderError.single(
-            f"{store.root}/ensemble/ensemble.json",
-            f"combines its members by {ensemble.pooling!r}, which this version does not know (it "
-            f"knows {', '.join(POOLINGS)}); blend again: `ensemble DIR`",
-        )
-    weights = np.array([member.weight for member in ensemble.members])
-    arrays = store.blend.combiner_arrays(ensemble)
-    try:
-        combiner = build(weights, arrays)
-        row = np.zeros((1, len(store.classes())), dtype=np.float32)
-        tried = pool_terms(combiner, ((member, row) for member in range(len(weights))))
-        if not np.isfinite(tried).all():
-            raise ValueError("its numbers are not finite")
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise RunFolderError.single(
-            f"{store.root}/ensemble/{ensemble.combiner or 'ensemble.json'}",
-            f"does not fit the blend: {error!r}; blend again: `ensemble {store.root}`",
-        ) from error
-    return combiner
-
-
-def _name(member: MemberRecord) -> str:
-    """The name in messages: `c0003 ema`, of another run `c0003 ema of RUN`."""
-    return member_name(Member(member.candidate, member.variant, run=member.run))
-
-
-def _check_rule(store: RunStore, ensemble: EnsembleRecord) -> None:
-    try:
-        decide(ensemble.rule, np.full((1, len(store.classes())), 1.0))
-    except ValueError as error:
-        raise RunFolderError.single(
-            f"{store.root}/ensemble/ensemble.json", f"{error}; blend again: `ensemble {store.root}`"
-        ) from error
-
-
-def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:
-    """The run folder that holds a member."""
-    if not run:
-        return store
-    other = member_run(store, run)
-    if other.folds().hash != ensemble.folds_hash:
-        raise RunFolderError.single(
-            other.root,
-            f"has other folds than the blend of {store.root}, which has members of it; blend "
-            "again: `ensemble DIR`",
-        )
-    return other

@@ -78,6 +78,7 @@ class FoldModels:
         if images == 0:
             return
         rows = np.arange(images)
+        self._open = {key: model for key, model in self._open.items() if key in keys}
         if len(self._passes(keys, 0)) <= 1:
             self._open |= {key: self._opened(key) for key in keys if key not in self._open}
             for found_rows, found in self._run(keys, source_of, rows, progress, on_bad):

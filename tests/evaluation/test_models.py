@@ -79,6 +79,11 @@ def test_unknown_labels_are_named(model_run: RunStore, labelled: Path) -> None:
     assert "classes: blue, green, red" in text
 
 
+def test_what_is_not_there_is_named_by_its_option(model_run: RunStore, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^--data .*/nowhere: .*does not exist"):
+        run(model_run, data=tmp_path / "nowhere")
+
+
 def test_a_part_of_a_merged_class_is_of_it(model_run: RunStore, labelled: Path) -> None:
     model_run.files.write("merged_classes.json", merged_json({"red": {"rot": 9, "rouge": 11}}))
     (labelled / "red").rename(labelled / "rouge")
