@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ def test_keep_relabel_drop_and_back_into_a_run(
     if hostile:  # the name of a suspect, `/` being the one character that no file name has
         old = copied_images / paths[WRONG[0]]
         old.rename(old.with_name(HOSTILE.replace("/", "\u2215")))
+        other = copied_images / paths[WRONG[2]]
+        os.rename(other, os.fsencode(other.parent) + b"/\xff\xc3 caf\xe9 \xf0\x9f\x93\x80.png")
     store = write_tiny_run(tmp_path / "run", copied_images).store
     write_oof(store)
     folder = run(store)
