@@ -78,7 +78,12 @@ def earlier_changes(store: RunStore) -> EarlierChanges:
     data = store.config().data
     if data.fixes is None and data.exclude is None:
         return EarlierChanges()
-    plain = {"exclude": None, "merge_classes": {}, "max_per_class": None, "duplicates": "report"}
+    plain: dict[str, object] = {
+        "exclude": None,
+        "merge_classes": {},
+        "max_per_class": None,
+        "duplicates": "report",
+    }
     after = _labels(data.model_copy(update=plain))
     before = _labels(data.model_copy(update=plain | {"fixes": None}))
     dropped = (one.image_path for one in read_left_out(store.files) if one.reason == "excluded")

@@ -23,7 +23,7 @@ ERROR = "ERROR"
 Cell = str | int | float
 
 
-def csv_text(header: Iterable[str], rows: Iterable[Iterable[Cell]]) -> str:
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A table; floats have six digits."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

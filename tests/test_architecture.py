@@ -189,6 +189,7 @@ OPENS_ITSELF = {
     "commands/demo.py": "the demo's own labels",
     "dataset/demo.py": "writes",
     "dataset/archive.py": "what `open_regular` has opened; writes",
+    "inference/submission.py": "a zip in memory",
     "dataset/images.py": "what `open_regular` has opened",
     "dataset/predictions_file.py": "what `open_regular` has opened",
     "dataset/readers.py": "what `open_regular` has opened",
