@@ -10,14 +10,12 @@ cleanlab, RULE        its other rules
 
 `precision` and `recall` are at the number that each names; `average_precision` is of each one's
 order of all rows (foldrace: log p(best other class) - log p(label); cleanlab: p(label)), whatever
-is named. `--data` is a folder with a folder a set, each with train.zip; `LITE_WEIGHTS` (environment
-variable) names `efficientnet_lite0.safetensors` for the small photos, which are left out without
-it. `--record FOLDER` keeps the runs, so that a second call only counts.
+is named. `--data` is a folder with a folder a set, each with train.zip. `--record FOLDER` keeps the
+runs, so that a second call only counts.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -40,11 +38,10 @@ from foldrace.evaluation.rows import oof_rows
 from foldrace.run_folder.store import RunStore
 
 _SHARE = 0.05
+_TINY = "timm/test_resnet, timm/test_efficientnet"
 _LEARNERS = {
-    "sign_digits": Learner(
-        "timm/test_resnet, timm/test_efficientnet", 3, ("5.0e-3", "1.0e-2"), 14, 40
-    ),
-    "small_photos": Learner("timm/efficientnet_lite0", 1, ("1.0e-3", "3.0e-3"), 5, 32, True),
+    "sign_digits": Learner(_TINY, 3, epochs=14, size=40),
+    "small_photos": Learner(_TINY, 2, epochs=16, size=32),
 }
 _RULES = ("both", "confident_learning", "prune_by_class")
 Floats = NDArray[np.float64]
@@ -133,15 +130,13 @@ def _seconds(results: Results) -> None:
 
 def measure(given: Options, data: Path, work: Path) -> Results:
     results = Results("label_errors")
-    weights = os.environ.get("LITE_WEIGHTS")
     for name, learner in _LEARNERS.items():
         folder = work / name
         folder.mkdir(parents=True, exist_ok=True)
         planted = plant(data / name / "train.zip", folder, _SHARE, seed=0)
         _count(results, _of_forest(name, planted, folder))
-        if not given.quick and not (learner.pretrained and weights is None):
-            file = f"{weights}/efficientnet_lite0.safetensors"
-            _count(results, _of_run(name, planted, sweep(folder, learner, file)))
+        if not given.quick:
+            _count(results, _of_run(name, planted, sweep(folder, learner)))
     _seconds(results)
     return results
 

@@ -25,11 +25,11 @@ search:
   backbones: [{backbones}]
   candidates: {candidates}
   space:
-    lr: {{low: {low}, high: {high}, log: true}}
+    lr: {{low: 5.0e-3, high: 1.0e-2, log: true}}
     label_smoothing: 0
     drop_path: 0
 race: {{rule: none}}
-training: {{epochs: {epochs}, image_size: {size}, pretrained: {weights}}}
+training: {{epochs: {epochs}, image_size: {size}, pretrained: false}}
 augment: {{policy: light, flip: 0.5}}
 resources: {{cpus_per_trial: 1}}
 """
@@ -41,10 +41,9 @@ class Learner:
 
     backbones: str
     candidates: int
-    lr: tuple[str, str]
     epochs: int
     size: int
-    pretrained: bool = False
+    """Side of the images, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +79,16 @@ def plant(archive: Path, folder: Path, share: float, seed: int) -> PlantedErrors
     return PlantedErrors(tuple(names), true, given, classes)
 
 
-def sweep(folder: Path, learner: Learner, weights: str | None) -> Path:
+def sweep(folder: Path, learner: Learner) -> Path:
     """`foldrace run` over the table; its run folder, of an earlier call where that has ended."""
     run = folder / "run"
     if (run / "ensemble" / "ensemble.json").is_file():
         return run
-    low, high = learner.lr
     config = folder / "sweep.yaml"
     config.write_text(
         _CONFIG.format(
-            name=folder.name, backbones=learner.backbones, candidates=learner.candidates, low=low,
-            high=high, epochs=learner.epochs, size=learner.size,
-            weights=weights if learner.pretrained else "false",
+            name=folder.name, backbones=learner.backbones, candidates=learner.candidates,
+            epochs=learner.epochs, size=learner.size,
         ),
         encoding="utf-8",
     )  # fmt: skip
