@@ -82,7 +82,6 @@ def earlier_changes(store: RunStore) -> EarlierChanges:
         "exclude": None,
         "merge_classes": {},
         "max_per_class": None,
-        "duplicates": "report",
     }
     after = _labels(data.model_copy(update=plain))
     before = _labels(data.model_copy(update=plain | {"fixes": None}))
