@@ -79,7 +79,8 @@ def test_equal_images_with_different_labels(copied_images: Path, tmp_path: Path)
     }
     items = content(folder)["items"]
     assert [item["path"] for item in items[:2]] == ["blue/5.png", "red/3.png"]
-    assert items[0]["suggested"] == "red" and items[0]["twin"]
+    assert [item["suggested"] for item in items[:2]] == ["blue", "red"]  # as the models say
+    assert items[0]["twin"] and "red/3.png, which has the label red" in items[0]["reason"]
 
 
 class Script(html.parser.HTMLParser):
