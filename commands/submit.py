@@ -31,8 +31,9 @@ from foldrace.dataset.test_set import ImageSet, read_test_set
 from foldrace.ensemble.fold_mean import FoldMean
 from foldrace.inference.chosen_members import only_members, part_note
 from foldrace.inference.class_prior import PriorShift, estimate_shift, shift_line
+from foldrace.inference.engine.fold_models import OnModel
 from foldrace.inference.plugins import run_parts
-from foldrace.inference.predictor import OnModel, Predictor
+from foldrace.inference.predictor import Predictor
 from foldrace.inference.submission import (
     NUMBERS,
     Manner,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -16,6 +17,7 @@ import torch
 from foldrace.core.errors import UserError
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
 _PART = 0.5
 """Of the free memory, where no limit is given: activations and decoded images need theirs."""
 
@@ -51,7 +53,7 @@ def memory_limit(asked: int | str | None, device: torch.device) -> int:
     `asked` is a number of bytes or a text such as `2GB`. UserError where it is neither.
     """
     if asked is None:
-        free = psutil.virtual_memory().available
+        free = _free_memory()
         if device.type == "cuda":
             free = min(free, torch.cuda.mem_get_info(device)[0])
         return int(_PART * free)
@@ -61,3 +63,15 @@ def memory_limit(asked: int | str | None, device: torch.device) -> int:
             "--max-memory", f"got {asked!r}; allowed: a size above 0 such as 2GB, 800MB or bytes"
         )
     return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take; within a container's limit, where there is one."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = _CONTAINER.read_text().strip()
+    except OSError:
+        return free
+    if not limit.isdigit():  # `max`
+        return free
+    return max(0, min(free, int(limit) - int(psutil.Process().memory_info().rss)))

@@ -20,52 +20,19 @@ from foldrace.inference.engine.passes import FoldKey, memory_limit, passes
 from foldrace.inference.predictor import Predictor
 from foldrace.inference.run_models import RunModels
 from foldrace.inference.tta import AveragedViews, find_tta
-from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
-from foldrace.run_folder.records import CandidateRecord, TrialRecord
 from foldrace.run_folder.store import RunStore
 from foldrace.sweep import app
 from foldrace.trainables.data.loader import loader_settings
-from foldrace.trainables.models.classifier import ModelConfig, build_classifier
-from foldrace.trainables.predict import log_probabilities, pack_weights, scoring_loader
+from foldrace.trainables.predict import log_probabilities, scoring_loader
+from tests.inference.tiny_blend import MEMBERS, WEIGHTS, K, with_blend
 
-K = 2
 CPU = torch.device("cpu")
-MEMBERS = {"c0000": ("timm/test_resnet", 32), "c0001": ("timm/test_resnet", 32),
-           "c0002": ("timm/test_efficientnet", 48)}  # fmt: skip
-WEIGHTS = (0.5, 0.3, 0.2)
 
 
 @pytest.fixture
 def blend(make_tiny_run: Callable[..., Any]) -> RunStore:
     """Untrained models of three candidates, two of which see the same images."""
-    store: RunStore = make_tiny_run("run", k=K).store
-    for number, (name, (backbone, size)) in enumerate(MEMBERS.items()):
-        store.save_candidate(CandidateRecord(candidate=name, backbone=backbone, params={}))
-        for fold in range(K):
-            torch.manual_seed(10 * number + fold)
-            config = ModelConfig(backbone, 3, size)
-            model = build_classifier(config)
-            for parameter in model.head.parameters():  # a fresh head is nearly indifferent
-                parameter.data.mul_(4)
-            store.save_trial(
-                TrialRecord(
-                    candidate=name, fold=fold, status="finished", backbone=backbone,
-                    params={"image_size": size}, folds_hash=store.folds().hash, seed=0,
-                ),
-                weights={"raw": pack_weights(model.state_dict(), config)},
-            )  # fmt: skip
-    members = zip(MEMBERS, WEIGHTS, strict=True)
-    store.blend.update(
-        EnsembleRecord(
-            method="greedy",
-            members=tuple(MemberRecord(candidate=c, variant="raw", weight=w) for c, w in members),
-            oof_logloss=1, crossfit_logloss=1, crossfit_se=0, certificate=0,
-            best_single_oof_logloss=1, best_single="c0000 raw", oof_accuracy=0.5,
-            single_crossfit_logloss=1, members_considered=3, candidates_considered=3,
-            folds_hash=store.folds().hash,
-        )
-    )  # fmt: skip
-    return store
+    return with_blend(make_tiny_run("run", k=K).store)
 
 
 @pytest.fixture
