@@ -27,8 +27,8 @@ _LEAST_THRESHOLD = 2e-6
 _ROUNDING = 1e-6
 _HARDLY_MORE = 1.5
 """How often the mean of other rows a label's probability may be to be suspected. Chosen with
-random forests on digits, hands and small photos, 5 % of the labels wrong: against cleanlab's default
-a higher precision, and about as many of the errors."""
+random forests on digits, hands and small photos, 5 % of the labels wrong: a higher precision than
+cleanlab's default, and about as many of the errors."""
 
 
 @dataclass(frozen=True, eq=False)
