@@ -1,8 +1,9 @@
 """Planted label errors: how many are found, and how many of those named are right.
 
 5 % of the labels of photos of hands and of small photos are another class, drawn uniformly. A short
-`foldrace run` over each (`sides/planted_errors.py`) gives the blend's calibrated OOF probabilities;
-`random forest` gives those of a weaker learner on 16 px pixels, at a temperature of its own.
+`foldrace run` over the hands, and the three folds of one candidate on the photos
+(`sides/planted_errors.py`), give the blend's calibrated OOF probabilities; `random forest` gives
+those of a weaker learner on 16 px pixels, at a temperature of its own.
 
 foldrace              the rows that `foldrace labels` names (`evaluation/confident_learning.py`)
 cleanlab              `find_label_issues` as it is, of the same probabilities
@@ -10,14 +11,12 @@ cleanlab, RULE        its other rules
 
 `precision` and `recall` are at the number that each names; `average_precision` is of each one's
 order of all rows (foldrace: log p(best other class) - log p(label); cleanlab: p(label)), whatever
-is named. `--data` is a folder with a folder a set, each with train.zip; `LITE_WEIGHTS` (environment
-variable) names `efficientnet_lite0.safetensors` for the small photos, which are left out without
-it. `--record FOLDER` keeps the runs, so that a second call only counts.
+is named. `--data` is a folder with a folder a set, each with train.zip. `--record FOLDER` keeps the
+runs, so that a second call only counts.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ import numpy as np
 from harness import Options, Results, options
 from numpy.typing import NDArray
 from PIL import Image
-from sides.planted_errors import Learner, PlantedErrors, plant, sweep
+from sides.planted_errors import Learner, PlantedErrors, fold_trials, plant, sweep
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
@@ -40,12 +39,10 @@ from foldrace.evaluation.rows import oof_rows
 from foldrace.run_folder.store import RunStore
 
 _SHARE = 0.05
-_LEARNERS = {
-    "sign_digits": Learner(
-        "timm/test_resnet, timm/test_efficientnet", 3, ("5.0e-3", "1.0e-2"), 14, 40
-    ),
-    "small_photos": Learner("timm/efficientnet_lite0", 1, ("1.0e-3", "3.0e-3"), 5, 32, True),
+_SWEEPS = {
+    "sign_digits": Learner("timm/test_resnet, timm/test_efficientnet", 3, epochs=14, size=40)
 }
+_TRIALS = {"small_photos": Learner("timm/test_resnet", 1, epochs=12, size=32)}
 _RULES = ("both", "confident_learning", "prune_by_class")
 Floats = NDArray[np.float64]
 
@@ -133,15 +130,14 @@ def _seconds(results: Results) -> None:
 
 def measure(given: Options, data: Path, work: Path) -> Results:
     results = Results("label_errors")
-    weights = os.environ.get("LITE_WEIGHTS")
-    for name, learner in _LEARNERS.items():
+    for name, learner in (_SWEEPS | _TRIALS).items():
         folder = work / name
         folder.mkdir(parents=True, exist_ok=True)
         planted = plant(data / name / "train.zip", folder, _SHARE, seed=0)
         _count(results, _of_forest(name, planted, folder))
-        if not given.quick and not (learner.pretrained and weights is None):
-            file = f"{weights}/efficientnet_lite0.safetensors"
-            _count(results, _of_run(name, planted, sweep(folder, learner, file)))
+        if not given.quick:
+            train = sweep if name in _SWEEPS else fold_trials
+            _count(results, _of_run(name, planted, train(folder, learner)))
     _seconds(results)
     return results
 

@@ -78,7 +78,7 @@ def pairs_png(counts: NDArray[np.int64], names: tuple[str, ...]) -> bytes | None
         axes.set_yticks(range(len(pairs)), labels)
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.set_xlim(0, 1.3 * pairs[0].rows)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("rows of the label that are predicted as the other class")
         axes.grid(axis="y", visible=False)
 

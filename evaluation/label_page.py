@@ -78,7 +78,11 @@ def earlier_changes(store: RunStore) -> EarlierChanges:
     data = store.config().data
     if data.fixes is None and data.exclude is None:
         return EarlierChanges()
-    plain = {"exclude": None, "merge_classes": {}, "max_per_class": None, "duplicates": "report"}
+    plain: dict[str, object] = {
+        "exclude": None,
+        "merge_classes": {},
+        "max_per_class": None,
+    }
     after = _labels(data.model_copy(update=plain))
     before = _labels(data.model_copy(update=plain | {"fixes": None}))
     dropped = (one.image_path for one in read_left_out(store.files) if one.reason == "excluded")
@@ -172,10 +176,12 @@ def _plans(review: LabelReview) -> Iterator[Item]:
             other = pair.other_label if path == pair.image else pair.label
             row = row_of.get(path)
             seen.add(path)
-            reason = f"{pair.kind} to {twin}, which has the label {other}"
+            same = "identical" if pair.kind == "identical" else "nearly equal"
+            reason = f"{same} to {twin}, which has the label {other}"
             guesses = () if row is None else _guesses(review, row)
             votes = "" if row is None else votes_text(found, row)
-            yield Item(path, label, other, guesses, votes, reason, "", twin)
+            suggested = other if row is None else _likelier(review, row, label, other)
+            yield Item(path, label, suggested, guesses, votes, reason, "", twin)
     for suspect in review.suspects:
         path = found.paths[suspect.row]
         if path not in seen:
@@ -183,6 +189,12 @@ def _plans(review: LabelReview) -> Iterator[Item]:
                 path, suspect.label, suspect.suggested, _guesses(review, suspect.row),
                 votes_text(found, suspect.row), "its label is probably wrong", "",
             )  # fmt: skip
+
+
+def _likelier(review: LabelReview, row: int, label: str, other: str) -> str:
+    """The label of two that the blend holds for more probable."""
+    prob, classes = review.found.prob[row], review.found.classes
+    return label if prob[classes.index(label)] >= prob[classes.index(other)] else other
 
 
 def _guesses(review: LabelReview, row: int) -> tuple[Guess, ...]:

@@ -44,7 +44,7 @@ def read_labelled(store: RunStore, source: Path, workers: int) -> LabelledImages
 
     DataError with every label that is no class of the run; RunFailure where no image can be read.
     """
-    manifest = read_manifest(_config(store, source))
+    manifest = _manifest(store, source)
     labels = _labels(store, manifest, source)
     faults = _faults(manifest, store.config().data.max_pixels, workers)
     good = [row for row, fault in enumerate(faults) if fault is None]
@@ -61,6 +61,18 @@ def read_labelled(store: RunStore, source: Path, workers: int) -> LabelledImages
         },
         notes=(*manifest.readings, *(str(line) for line in left_out_lines(manifest.left_out))),
     )
+
+
+def _manifest(store: RunStore, source: Path) -> Manifest:
+    """The labels as `data.train` is read; DataError that names the option, not that key."""
+    try:
+        return read_manifest(_config(store, source))
+    except DataError as error:
+        renamed = (
+            Problem(f"--data {source}" if p.where == "data.train" else p.where, p.message)
+            for p in error.problems
+        )
+        raise DataError([*renamed]) from error
 
 
 def _config(store: RunStore, source: Path) -> DataConfig:

@@ -23,7 +23,7 @@ ERROR = "ERROR"
 Cell = str | int | float
 
 
-def csv_text(header: Iterable[str], rows: Iterable[Iterable[Cell]]) -> str:
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A table; floats have six digits."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -63,9 +63,8 @@ def votes_text(found: EvaluatedRows, row: int) -> str:
 
 
 def predictions_csv(found: EvaluatedRows) -> str:
-    """All rows with their probabilities."""
-    rows = ([*row_cells(found, i), *map(float, found.prob[i])] for i in range(len(found)))
-    return csv_text([*row_header(found), *(f"p_{name}" for name in found.classes)], rows)
+    """All rows."""
+    return csv_text(row_header(found), (row_cells(found, i) for i in range(len(found))))
 
 
 def mistakes_csv(found: EvaluatedRows) -> str:

@@ -1,7 +1,8 @@
 """Image sets with label errors planted into them, and a small run over each.
 
 Takes a folder with train.zip (a folder of JPEGs a class), gives a table with the wrong labels, the
-rows that they were planted into, and the run folder of a short sweep of our own.
+rows that they were planted into, and the run folder of a short sweep of our own, or of the folds of
+one candidate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,18 @@ from harness import ROOT, environment
 from numpy.typing import NDArray
 from sides.hard_digits import write_labels
 
+from foldrace.checks.preflight import preflight
+from foldrace.commands.ensemble import Changes, reblend
+from foldrace.commands.plugins import parse_with_plugins
+from foldrace.console.machine import cores
+from foldrace.console.terminal import Terminal
+from foldrace.dataset.folds import folds_csv
+from foldrace.run_folder.records import CandidateRecord
+from foldrace.run_folder.store import RunStore
+from foldrace.scheduling.nodes import this_machine
+from foldrace.trainables.spec import EpochReport, TrialSpec
+from foldrace.trainables.trial import run_trial
+
 _CONFIG = """\
 name: {name}
 data: {{train: train.csv}}
@@ -25,11 +38,11 @@ search:
   backbones: [{backbones}]
   candidates: {candidates}
   space:
-    lr: {{low: {low}, high: {high}, log: true}}
+    lr: {{low: 5.0e-3, high: 1.0e-2, log: true}}
     label_smoothing: 0
     drop_path: 0
 race: {{rule: none}}
-training: {{epochs: {epochs}, image_size: {size}, pretrained: {weights}}}
+training: {{epochs: {epochs}, image_size: {size}, pretrained: false}}
 augment: {{policy: light, flip: 0.5}}
 resources: {{cpus_per_trial: 1}}
 """
@@ -41,10 +54,9 @@ class Learner:
 
     backbones: str
     candidates: int
-    lr: tuple[str, str]
     epochs: int
     size: int
-    pretrained: bool = False
+    """Side of the images, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,24 +92,60 @@ def plant(archive: Path, folder: Path, share: float, seed: int) -> PlantedErrors
     return PlantedErrors(tuple(names), true, given, classes)
 
 
-def sweep(folder: Path, learner: Learner, weights: str | None) -> Path:
+def fold_trials(folder: Path, learner: Learner) -> Path:
+    """The folds of one candidate, each backbone's default, trained in this process without Ray.
+
+    Where a machine has other work to do, that starts at once.
+    """
+    run = folder / "run"
+    if (run / "ensemble" / "ensemble.json").is_file():
+        return run
+    parsed, parts = parse_with_plugins(_write_config(folder, learner), ())
+    plan = preflight(parsed, None, this_machine(), cores(), parts)
+    store = RunStore(run)
+    store.create(plan.config, folds_csv(plan.manifest, plan.fold), plan.manifest.classes)
+    for number, backbone in enumerate(learner.backbones.split(", ")):
+        params = plan.space.default(backbone).as_dict()
+        candidate = CandidateRecord(candidate=f"c{number:04d}", backbone=backbone, params=params)
+        store.save_candidate(candidate)
+        for fold in range(store.fold_count):
+            spec = TrialSpec(store.root, str(plan.manifest.image_root), candidate.candidate, fold)
+            print(run_trial(spec, Silent()).variants, flush=True)
+    reblend(store.root, Changes(), (), (), Terminal())
+    return run
+
+
+class Silent:
+    """A monitor that hears of each epoch and never stops a trial."""
+
+    def report(self, epoch: EpochReport) -> None:
+        print(f"epoch {epoch.epoch}: log loss {epoch.val_logloss:.3f}", flush=True)
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+def sweep(folder: Path, learner: Learner) -> Path:
     """`foldrace run` over the table; its run folder, of an earlier call where that has ended."""
     run = folder / "run"
     if (run / "ensemble" / "ensemble.json").is_file():
         return run
-    low, high = learner.lr
-    config = folder / "sweep.yaml"
-    config.write_text(
-        _CONFIG.format(
-            name=folder.name, backbones=learner.backbones, candidates=learner.candidates, low=low,
-            high=high, epochs=learner.epochs, size=learner.size,
-            weights=weights if learner.pretrained else "false",
-        ),
-        encoding="utf-8",
-    )  # fmt: skip
+    config = _write_config(folder, learner)
     command = "resume" if (run / "sweep.yaml").is_file() else "run"
     words = [str(run)] if command == "resume" else [str(config), "--out", str(run)]
     subprocess.run(
         [sys.executable, str(ROOT / "sweep.py"), command, *words], env=environment(), check=True
     )
     return run
+
+
+def _write_config(folder: Path, learner: Learner) -> Path:
+    config = folder / "sweep.yaml"
+    config.write_text(
+        _CONFIG.format(
+            name=folder.name, backbones=learner.backbones, candidates=learner.candidates,
+            epochs=learner.epochs, size=learner.size,
+        ),
+        encoding="utf-8",
+    )  # fmt: skip
+    return config

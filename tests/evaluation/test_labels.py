@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def test_equal_images_with_different_labels(copied_images: Path, tmp_path: Path)
     }
     items = content(folder)["items"]
     assert [item["path"] for item in items[:2]] == ["blue/5.png", "red/3.png"]
-    assert items[0]["suggested"] == "red" and items[0]["twin"]
+    assert [item["suggested"] for item in items[:2]] == ["blue", "red"]  # as the models say
+    assert items[0]["twin"] and "red/3.png, which has the label red" in items[0]["reason"]
 
 
 class Script(html.parser.HTMLParser):
@@ -131,6 +133,8 @@ def test_keep_relabel_drop_and_back_into_a_run(
     if hostile:  # the name of a suspect, `/` being the one character that no file name has
         old = copied_images / paths[WRONG[0]]
         old.rename(old.with_name(HOSTILE.replace("/", "\u2215")))
+        other = copied_images / paths[WRONG[2]]
+        os.rename(other, os.fsencode(other.parent) + b"/\xff\xc3 caf\xe9 \xf0\x9f\x93\x80.png")
     store = write_tiny_run(tmp_path / "run", copied_images).store
     write_oof(store)
     folder = run(store)
