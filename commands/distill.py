@@ -19,6 +19,7 @@ from rich.console import Console
 from foldrace.commands.moved_data import moved
 from foldrace.commands.resume import parse_stored, resume
 from foldrace.config.load import ParsedConfig
+from foldrace.config.ranges import Value
 from foldrace.config.schema import SweepConfig
 from foldrace.console.machine import cores, only_driver
 from foldrace.console.warnings import warnings_shown
@@ -160,7 +161,7 @@ def _changes(
     return changes
 
 
-def _best_values(config: SweepConfig, summary: CandidateSummary) -> dict[str, object]:
+def _best_values(config: SweepConfig, summary: CandidateSummary) -> dict[str, Value]:
     """The hyperparameters that the config would search, at the values of a candidate."""
     from foldrace.search_spaces.space import build_space
 
