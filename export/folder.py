@@ -41,8 +41,12 @@ def refuse_existing_folder(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` at the end; nothing is left where that fails."""
     refuse_existing_folder(out)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=parent))
+    except OSError as error:
+        raise UserError.single(f"OUT {out}", f"cannot be made: {error}") from error
     try:
         yield part
         refuse_existing_folder(out)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foldrace.core.errors import EnvironmentProblem, RunFailure, message_line
-from foldrace.core.plugins import NO_PARTS
 from foldrace.export.blend import ExportedBlend, ExportedMember
 from foldrace.export.shipped.blend_pooling import Pooling
 from foldrace.trainables.data.meta_features import meta_width
@@ -113,8 +112,7 @@ def write_graph(blend: ExportedBlend, path: Path, half: bool = False) -> None:
     require_onnx()
     graph = BlendGraph(blend, half).eval()
     squares = [torch.zeros(_EXAMPLES, f.size, f.size, 3, dtype=torch.uint8) for f in blend.forms]
-    widths = [meta_width(blend.forms[i].meta, NO_PARTS) for i in _with_meta(blend)]
-    metas = [torch.zeros(_EXAMPLES, width) for width in widths]
+    metas = [torch.zeros(_EXAMPLES, _meta_width(blend, i)) for i in _with_meta(blend)]
     batch = torch.export.Dim.DYNAMIC
     weights = sum(p.numel() * p.element_size() for p in graph.parameters())
     try:
@@ -170,6 +168,12 @@ def quantise(source: Path, target: Path, calibration: Iterator[Inputs]) -> None:
             nodes_to_exclude=_kept_in_float(source),
             use_external_data_format=large,
         )
+
+
+def _meta_width(blend: ExportedBlend, form: int) -> int:
+    """Number of meta features of a form."""
+    member = next(member for member in blend.members if member.form == blend.forms[form])
+    return meta_width(member.form.meta, member.models.parts)
 
 
 class _Reader:
