@@ -19,7 +19,7 @@ from pathlib import Path
 
 from foldrace.core.errors import UserError
 from foldrace.export.blend import ExportedBlend
-from foldrace.export.licenses import weights_license
+from foldrace.export.licenses import WeightsLicense, weights_license
 from foldrace.export.shipped import blend_io
 from foldrace.trainables.models.stack import members
 
@@ -107,17 +107,18 @@ def about_blend(blend: ExportedBlend, packages: Iterable[str]) -> dict[str, obje
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
         },
-        "licenses": _licenses(blend),
+        "licenses": [asdict(each) for each in licenses(blend)],
     }
 
 
-def _licenses(blend: ExportedBlend) -> list[dict[str, str]]:
+def licenses(blend: ExportedBlend) -> list[WeightsLicense]:
+    """The licence of each backbone's first weights."""
     found = {
         (part.backbone, member.models.store.config().training.pretrained)
         for member in blend.members
         for part in members(member.model_config.backbone)
     }
-    return [asdict(weights_license(*each)) for each in sorted(found, key=str)]
+    return [weights_license(*each) for each in sorted(found, key=str)]
 
 
 def _sha256(path: Path) -> str:

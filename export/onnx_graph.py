@@ -73,9 +73,9 @@ class BlendGraph(nn.Module):
         self._forms = [blend.forms.index(member.form) for member in blend.members]
         with_meta = _with_meta(blend)
         self._metas = [with_meta.index(f) if f in with_meta else -1 for f in self._forms]
+        self._folds = blend.folds
         self._models = nn.ModuleList(
-            nn.ModuleList(_model(member, fold, half) for fold in range(blend.folds))
-            for member in blend.members
+            _model(member, fold, half) for member in blend.members for fold in range(blend.folds)
         )
         arrays = {name: torch.from_numpy(a) for name, a in blend.combiner.arrays().items()}
         listed = [
@@ -88,10 +88,11 @@ class BlendGraph(nn.Module):
     def forward(self, squares: list[Tensor], metas: list[Tensor]) -> tuple[Tensor, Tensor]:
         """(B, C) probabilities and (M, F, B, C) log-probabilities of (B, S, S, 3) uint8."""
         images = [each.permute(0, 3, 1, 2).float() / 255 for each in squares]
-        found = [
-            torch.stack([model(images[form], metas[at] if at >= 0 else None) for model in models])
-            for form, at, models in zip(self._forms, self._metas, self._models, strict=True)
-        ]
+        found = []
+        for i, (form, at) in enumerate(zip(self._forms, self._metas, strict=True)):
+            meta = metas[at] if at >= 0 else None
+            models = self._models[i * self._folds : (i + 1) * self._folds]
+            found.append(torch.stack([model(images[form], meta) for model in models]))
         log_prob = torch.stack(found)
         return self._pooling(log_prob), log_prob
 

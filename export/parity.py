@@ -116,10 +116,13 @@ def draw_sample(blend: ExportedBlend, count: int, workers: int) -> OofSample:
     log_probs = np.stack([_of_member(blend, m, squares, metas) for m in blend.members])
     forms = [asdict(form) for form in blend.forms]
     own = [model_inputs(read_bytes(file), forms) for file in files]
-    stacked = [[np.stack([o[i][j] for o in own]) for i in range(len(forms))] for j in (0, 1)]
+    from_files = (
+        [np.stack([image[form][0] for image in own]) for form in range(len(forms))],
+        [np.stack([image[form][1] for image in own]) for form in range(len(forms))],
+    )
     return OofSample(
-        rows, blend.store.labels()[rows], squares, metas, (stacked[0], stacked[1]),
-        log_probs, blend.of_all_folds(log_probs),
+        rows, blend.store.labels()[rows], squares, metas, from_files, log_probs,
+        blend.of_all_folds(log_probs),
     )  # fmt: skip
 
 
@@ -189,11 +192,9 @@ def _of_member(
     """(F, n, C) of the run's own fold models."""
     form = blend.forms.index(member.form)
     images, meta = torch.from_numpy(squares[form]), torch.from_numpy(metas[form])
+    parts = (slice(start, start + _BATCH) for start in range(0, len(images), _BATCH))
     rows = torch.arange(len(images))
-    batches = [
-        Batch(*each)
-        for each in zip(images.split(_BATCH), rows.split(_BATCH), meta.split(_BATCH), strict=True)
-    ]
+    batches = [Batch(images[part], rows[part], meta[part]) for part in parts]
     device = torch.device("cpu")
     found = []
     for fold in range(blend.folds):
