@@ -151,8 +151,11 @@ def check_parity(blend: ExportedBlend, sample: OofSample, run: RunExport) -> Par
 
 def measure(
     blend: ExportedBlend, sample: OofSample, run: RunExport, file: str, size: int
-) -> Measured:
-    """Loss, accuracy and time of one form of the export, on all rows of the sample."""
+) -> Measured | None:
+    """Loss, accuracy and time of one form of the export, on all rows of the sample.
+
+    None where a probability is not finite: a model may need numbers beyond those of float16.
+    """
     found: list[LogProbs] = []
     fastest = float("inf")
     for squares, metas in sample.batches():
@@ -160,6 +163,8 @@ def measure(
         found.append(run(squares, metas)[1])
         fastest = min(fastest, (time.perf_counter() - start) / len(squares[0]))
     log_probs = np.concatenate(found, axis=2)
+    if not np.isfinite(log_probs).all():
+        return None
     losses = _losses(blend, sample, log_probs)
     change = losses - _losses(blend, sample, sample.log_probs)
     numbers = blend.store.folds().group_numbers
