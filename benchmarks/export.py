@@ -26,7 +26,7 @@ from foldrace.export.onnx_folder import HALF, INT8, PLAIN, write_onnx
 from foldrace.run_folder.belonging import training_data
 from foldrace.run_folder.store import RunStore
 
-_IMAGES, _FEW = 512, 64
+_IMAGES, _FEW = 256, 64
 
 _LOADED = """
 import json, resource, sys, time

@@ -100,7 +100,8 @@ def _lines(blend: ExportedBlend, parity: Parity, out: Path) -> Iterator[str]:
     count, models = len(blend.members), len(blend.members) * blend.folds
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     of = "" if count == blend.considered else f" of {blend.considered}"
-    yield f"{out}: {count}{of} members, {models} fold models, {size / 1e6:,.1f} MB"
+    noun = "member" if count == 1 and not of else "members"
+    yield f"{out}: {count}{of} {noun}, {models} fold models, {size / 1e6:,.1f} MB"
     if of:
         yield (
             f"OOF log loss with these members {blend.oof_logloss:.5f}, with all "
