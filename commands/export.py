@@ -19,13 +19,11 @@ from foldrace.core.errors import Problem, UserError, check_name
 from foldrace.core.plugins import naming_plugins
 from foldrace.export.blend import ExportedBlend, open_blend
 from foldrace.export.bundle import write_bundle
-from foldrace.export.folder import new_folder, refuse_existing_folder
+from foldrace.export.folder import licenses, new_folder, refuse_existing_folder
 from foldrace.export.kaggle import download_wheels, require_test_set, write_kaggle
-from foldrace.export.licenses import weights_license
 from foldrace.export.onnx_graph import require_onnx
 from foldrace.export.parity import Measured, Parity
 from foldrace.run_folder.allowed import open_allowed
-from foldrace.trainables.models.stack import members
 
 FORMS = ("bundle", "onnx")
 
@@ -102,7 +100,8 @@ def _lines(blend: ExportedBlend, parity: Parity, out: Path) -> Iterator[str]:
     count, models = len(blend.members), len(blend.members) * blend.folds
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     of = "" if count == blend.considered else f" of {blend.considered}"
-    yield f"{out}: {count}{of} members, {models} fold models, {size / 1e6:,.1f} MB"
+    noun = "member" if count == 1 and not of else "members"
+    yield f"{out}: {count}{of} {noun}, {models} fold models, {size / 1e6:,.1f} MB"
     if of:
         yield (
             f"OOF log loss with these members {blend.oof_logloss:.5f}, with all "
@@ -134,13 +133,7 @@ def _table(measured: Sequence[Measured]) -> Table:
 
 
 def _what_next(blend: ExportedBlend, out: Path, options: ExportOptions) -> Iterator[str]:
-    sources = {
-        (part.backbone, member.models.store.config().training.pretrained)
-        for member in blend.members
-        for part in members(member.model_config.backbone)
-    }
-    licenses = [weights_license(*each) for each in sorted(sources, key=str)]
-    listed = "; ".join(f"{each.backbone}: {each.license}" for each in licenses)
+    listed = "; ".join(f"{each.backbone}: {each.license}" for each in licenses(blend))
     yield f"Licences of the first weights: {listed}"
     yield f"Next: python {out}/predict.py IMAGE ..."
     if options.kaggle:

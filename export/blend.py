@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from foldrace.core.errors import Problem, RunFolderError, UserError, listing
+from foldrace.core.metrics import normalise
 from foldrace.core.temperature import at_temperature, fit_temperature
 from foldrace.ensemble.fold_mean import fold_mean
 from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
 from foldrace.export.shipped.blend_images import META
+from foldrace.inference.predictor import Predictor
 from foldrace.inference.run_models import FoldModel, RunModels
 from foldrace.run_folder.allowed import member_run
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
@@ -102,7 +104,7 @@ class ExportedBlend:
             (i, at_temperature(each, member.record.temperature))
             for i, (each, member) in enumerate(zip(log_probs, self.members, strict=True))
         )
-        return pool_terms(self.combiner, calibrated)
+        return normalise(pool_terms(self.combiner, calibrated))
 
     def of_all_folds(self, log_probs: LogProbs) -> NDArray[np.float64]:
         """(n, C) probabilities of the whole blend."""
@@ -126,13 +128,10 @@ def open_blend(store: RunStore, most: int | None = None, code_free: bool = True)
     """The blend of a run with at most its `most` heaviest members, of new weights then.
 
     `code_free`: refuse what a plugin's code builds, since it would have to go with the weights.
-    RunFolderError where there is no blend, UserError with all that cannot be exported.
+    RunFolderError where there is no sound blend, as for `Predictor`; UserError with all that cannot
+    be exported.
     """
-    record = store.blend.record()
-    if record is None:
-        raise RunFolderError.single(
-            store.root, "has no blend yet; `ensemble DIR` makes one from complete candidates"
-        )
+    record = Predictor(store, device="cpu").ensemble
     counting = [i for i, member in enumerate(record.members) if member.weight]
     _refuse_predictions(store, record, [record.members[i] for i in counting])
     opened = _Members(store)

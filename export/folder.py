@@ -19,7 +19,7 @@ from pathlib import Path
 
 from foldrace.core.errors import UserError
 from foldrace.export.blend import ExportedBlend
-from foldrace.export.licenses import weights_license
+from foldrace.export.licenses import WeightsLicense, weights_license
 from foldrace.export.shipped import blend_io
 from foldrace.trainables.models.stack import members
 
@@ -41,8 +41,12 @@ def refuse_existing_folder(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` at the end; nothing is left where that fails."""
     refuse_existing_folder(out)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    parent = out.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=parent))
+    except OSError as error:
+        raise UserError.single(f"OUT {out}", f"cannot be made: {error}") from error
     try:
         yield part
         refuse_existing_folder(out)
@@ -103,17 +107,18 @@ def about_blend(blend: ExportedBlend, packages: Iterable[str]) -> dict[str, obje
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
         },
-        "licenses": _licenses(blend),
+        "licenses": [asdict(each) for each in licenses(blend)],
     }
 
 
-def _licenses(blend: ExportedBlend) -> list[dict[str, str]]:
+def licenses(blend: ExportedBlend) -> list[WeightsLicense]:
+    """The licence of each backbone's first weights."""
     found = {
         (part.backbone, member.models.store.config().training.pretrained)
         for member in blend.members
         for part in members(member.model_config.backbone)
     }
-    return [asdict(weights_license(*each)) for each in sorted(found, key=str)]
+    return [weights_license(*each) for each in sorted(found, key=str)]
 
 
 def _sha256(path: Path) -> str:

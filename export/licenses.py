@@ -45,4 +45,6 @@ def _of_timm(backbone: str, name: str) -> WeightsLicense:
     if config is None:
         return WeightsLicense(backbone, "unknown", "unknown")
     place = config.hf_hub_id or config.url or "unknown"
-    return WeightsLicense(backbone, place, config.license or "unknown", config.origin_url or "")
+    return WeightsLicense(
+        backbone, str(place), config.license or "unknown", config.origin_url or ""
+    )

@@ -5,6 +5,7 @@ Takes an `ExportedBlend`, fills a folder; gives how near each graph is to the ru
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from foldrace.export.parity import (
     PARITY_ROWS,
     Measured,
     Metas,
+    OofSample,
     Parity,
     RunExport,
     Squares,
@@ -36,6 +38,7 @@ from foldrace.export.parity import (
 
 PACKAGES = ("foldrace", "torch", "timm", "torchvision", "onnx", "onnxscript", "onnxruntime")
 PLAIN, HALF, INT8 = "blend.onnx", "blend.fp16.onnx", "blend.int8.onnx"
+_log = logging.getLogger("foldrace")
 _ROWS = 256  # OOF rows that the losses of all forms are measured on
 _CALIBRATION = 64  # images, more than which change the ranges by little
 
@@ -60,13 +63,20 @@ def write_onnx(
         last = drawn.part(slice(-_CALIBRATION, None))
         quantise(folder / PLAIN, folder / INT8, (named(*batch) for batch in last.batches()))
     graphs = [PLAIN, *([HALF] if fp16 else []), *([INT8] if int8 else [])]
-    measured = [
-        measure(blend, sample, runner(folder / graph), graph, _size(folder / graph))
-        for graph in graphs
-    ]
+    measured = [m for graph in graphs if (m := _measured(blend, sample, folder / graph))]
     _write_about(blend, folder, parity, measured)
     write_sums(folder)
     return parity, measured
+
+
+def _measured(blend: ExportedBlend, sample: OofSample, graph: Path) -> Measured | None:
+    """What a graph costs; None, and no graph any more, where its numbers are none."""
+    found = measure(blend, sample, runner(graph), graph.name, _size(graph))
+    if found is None:
+        for file in graph.parent.glob(f"{graph.name}*"):
+            file.unlink()
+        _log.warning("%s is left out: some of its numbers are no finite ones", graph.name)
+    return found
 
 
 def runner(graph: Path) -> RunExport:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foldrace.core.errors import EnvironmentProblem, RunFailure, message_line
-from foldrace.core.plugins import NO_PARTS
 from foldrace.export.blend import ExportedBlend, ExportedMember
 from foldrace.export.shipped.blend_pooling import Pooling
 from foldrace.trainables.data.meta_features import meta_width
@@ -74,9 +73,9 @@ class BlendGraph(nn.Module):
         self._forms = [blend.forms.index(member.form) for member in blend.members]
         with_meta = _with_meta(blend)
         self._metas = [with_meta.index(f) if f in with_meta else -1 for f in self._forms]
+        self._folds = blend.folds
         self._models = nn.ModuleList(
-            nn.ModuleList(_model(member, fold, half) for fold in range(blend.folds))
-            for member in blend.members
+            _model(member, fold, half) for member in blend.members for fold in range(blend.folds)
         )
         arrays = {name: torch.from_numpy(a) for name, a in blend.combiner.arrays().items()}
         listed = [
@@ -89,10 +88,11 @@ class BlendGraph(nn.Module):
     def forward(self, squares: list[Tensor], metas: list[Tensor]) -> tuple[Tensor, Tensor]:
         """(B, C) probabilities and (M, F, B, C) log-probabilities of (B, S, S, 3) uint8."""
         images = [each.permute(0, 3, 1, 2).float() / 255 for each in squares]
-        found = [
-            torch.stack([model(images[form], metas[at] if at >= 0 else None) for model in models])
-            for form, at, models in zip(self._forms, self._metas, self._models, strict=True)
-        ]
+        found = []
+        for i, (form, at) in enumerate(zip(self._forms, self._metas, strict=True)):
+            meta = metas[at] if at >= 0 else None
+            models = self._models[i * self._folds : (i + 1) * self._folds]
+            found.append(torch.stack([model(images[form], meta) for model in models]))
         log_prob = torch.stack(found)
         return self._pooling(log_prob), log_prob
 
@@ -113,8 +113,7 @@ def write_graph(blend: ExportedBlend, path: Path, half: bool = False) -> None:
     require_onnx()
     graph = BlendGraph(blend, half).eval()
     squares = [torch.zeros(_EXAMPLES, f.size, f.size, 3, dtype=torch.uint8) for f in blend.forms]
-    widths = [meta_width(blend.forms[i].meta, NO_PARTS) for i in _with_meta(blend)]
-    metas = [torch.zeros(_EXAMPLES, width) for width in widths]
+    metas = [torch.zeros(_EXAMPLES, _meta_width(blend, i)) for i in _with_meta(blend)]
     batch = torch.export.Dim.DYNAMIC
     weights = sum(p.numel() * p.element_size() for p in graph.parameters())
     try:
@@ -170,6 +169,12 @@ def quantise(source: Path, target: Path, calibration: Iterator[Inputs]) -> None:
             nodes_to_exclude=_kept_in_float(source),
             use_external_data_format=large,
         )
+
+
+def _meta_width(blend: ExportedBlend, form: int) -> int:
+    """Number of meta features of a form."""
+    member = next(member for member in blend.members if member.form == blend.forms[form])
+    return meta_width(member.form.meta, member.models.parts)
 
 
 class _Reader:

@@ -116,10 +116,13 @@ def draw_sample(blend: ExportedBlend, count: int, workers: int) -> OofSample:
     log_probs = np.stack([_of_member(blend, m, squares, metas) for m in blend.members])
     forms = [asdict(form) for form in blend.forms]
     own = [model_inputs(read_bytes(file), forms) for file in files]
-    stacked = [[np.stack([o[i][j] for o in own]) for i in range(len(forms))] for j in (0, 1)]
+    from_files = (
+        [np.stack([image[form][0] for image in own]) for form in range(len(forms))],
+        [np.stack([image[form][1] for image in own]) for form in range(len(forms))],
+    )
     return OofSample(
-        rows, blend.store.labels()[rows], squares, metas, (stacked[0], stacked[1]),
-        log_probs, blend.of_all_folds(log_probs),
+        rows, blend.store.labels()[rows], squares, metas, from_files, log_probs,
+        blend.of_all_folds(log_probs),
     )  # fmt: skip
 
 
@@ -148,8 +151,11 @@ def check_parity(blend: ExportedBlend, sample: OofSample, run: RunExport) -> Par
 
 def measure(
     blend: ExportedBlend, sample: OofSample, run: RunExport, file: str, size: int
-) -> Measured:
-    """Loss, accuracy and time of one form of the export, on all rows of the sample."""
+) -> Measured | None:
+    """Loss, accuracy and time of one form of the export, on all rows of the sample.
+
+    None where a probability is not finite: a model may need numbers beyond those of float16.
+    """
     found: list[LogProbs] = []
     fastest = float("inf")
     for squares, metas in sample.batches():
@@ -157,6 +163,8 @@ def measure(
         found.append(run(squares, metas)[1])
         fastest = min(fastest, (time.perf_counter() - start) / len(squares[0]))
     log_probs = np.concatenate(found, axis=2)
+    if not np.isfinite(log_probs).all():
+        return None
     losses = _losses(blend, sample, log_probs)
     change = losses - _losses(blend, sample, sample.log_probs)
     numbers = blend.store.folds().group_numbers
@@ -189,11 +197,9 @@ def _of_member(
     """(F, n, C) of the run's own fold models."""
     form = blend.forms.index(member.form)
     images, meta = torch.from_numpy(squares[form]), torch.from_numpy(metas[form])
+    parts = (slice(start, start + _BATCH) for start in range(0, len(images), _BATCH))
     rows = torch.arange(len(images))
-    batches = [
-        Batch(*each)
-        for each in zip(images.split(_BATCH), rows.split(_BATCH), meta.split(_BATCH), strict=True)
-    ]
+    batches = [Batch(images[part], rows[part], meta[part]) for part in parts]
     device = torch.device("cpu")
     found = []
     for fold in range(blend.folds):

@@ -156,7 +156,7 @@ def _scaled(image: Pixels, height: int, width: int) -> Pixels:
     rows, columns = way(old[0], height), way(old[1], width)
     wide = rows @ image.reshape(old[0], -1).astype(np.float32)
     found = columns @ wide.reshape(height, old[1], 3)
-    return np.clip(np.floor(found + 0.5), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.floor(found + 0.5), 0, 255), np.uint8)
 
 
 def _area(old: int, new: int) -> NDArray[np.float32]:
@@ -178,7 +178,7 @@ def _area_linear(old: int, new: int) -> NDArray[np.float32]:
     return _two_taps(start + np.where(share <= 0, 0.0, share - np.floor(share)), old)
 
 
-def _two_taps(places: NDArray[np.float64], old: int) -> NDArray[np.float32]:
+def _two_taps(places: NDArray[np.floating], old: int) -> NDArray[np.float32]:
     """(new, old): two neighbours each, by their distance from a place."""
     places = np.clip(places, 0, old - 1)
     taps = 1.0 - np.abs(places[:, None] - np.arange(old))

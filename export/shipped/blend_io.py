@@ -28,7 +28,7 @@ VERSION = 1
 SUMS = "SHA256SUMS"
 ERROR = "ERROR"
 """The class of an image that cannot be read."""
-_LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+(?:/[\w.-]+)*)", re.ASCII)
+_LINE = re.compile(r"([0-9a-f]{64})  ([\w.+-]+(?:/[\w.+-]+)*)", re.ASCII)
 _CHECKED = (".json", ".safetensors", ".onnx", ".data")  # code and notes may be changed
 _CHUNK = 64  # images decoded at a time
 
@@ -91,7 +91,7 @@ def _read_sums(root: Path) -> dict[str, str]:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes().decode(errors="surrogateescape"))
     except ValueError as error:
         raise DamagedExport(f"{path}: is no JSON: {error}") from error
     if not isinstance(found, dict):

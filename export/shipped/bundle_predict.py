@@ -150,7 +150,7 @@ def _body(backbone: str, size: int) -> nn.Module:
         raise ValueError(f"timm {timm.__version__} has no {name}")
     config = timm.get_pretrained_cfg(name)
     fixed = config is not None and config.fixed_input_size
-    options = {"img_size": size} if fixed else {}
+    options: dict[str, Any] = {"img_size": size} if fixed else {}
     body: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
     return body
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"))
-Table = list[list[str]]
+Row = list[str]
+Table = list[Row]
 
 
 def find_blend(inputs: Path) -> Path:
@@ -120,18 +121,19 @@ def _divided(
         yield from ((own, value * count / sum(owns.values())) for own, count in owns.items())
 
 
-def _image_of(row: Sequence[str], form: Mapping[str, Any]) -> str:
-    name = row[form["id_at"]].strip()
+def _image_of(row: Row, form: Mapping[str, Any]) -> str:
+    name: str = row[form["id_at"]].strip()
     if form["kind"] == "long" and form["class_at"] is None:
         return name[: -len(_class_of(row, form)) - 1]
     return name
 
 
-def _class_of(row: Sequence[str], form: Mapping[str, Any]) -> str:
+def _class_of(row: Row, form: Mapping[str, Any]) -> str:
     """The class that a row of the long form is about."""
+    at = form["id_at"] if form["class_at"] is None else form["class_at"]
+    name: str = row[at].strip()
     if form["class_at"] is not None:
-        return row[form["class_at"]].strip()
-    name = row[form["id_at"]].strip()
+        return name
     known = set(form["class_columns"])
     ends = (name[mark.end() :] for mark in re.finditer(r"[_\-.:|/]", name))
     return next(end for end in ends if end in known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -32,8 +33,8 @@ class Blend:
         self, squares: list[NDArray[np.uint8]], metas: list[NDArray[np.float32]]
     ) -> NDArray[np.floating]:
         """(n, C) probabilities."""
-        given = {f"images_{i}": each for i, each in enumerate(squares)}
-        given |= {f"meta_{i}": each for i, each in enumerate(metas) if each.shape[1]}
+        given: dict[str, NDArray[Any]] = {f"images_{i}": s for i, s in enumerate(squares)}
+        given |= {f"meta_{i}": m for i, m in enumerate(metas) if m.shape[1]}
         [prob] = self.session.run(["probabilities"], given)
         return np.asarray(prob)
 

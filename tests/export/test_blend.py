@@ -45,6 +45,20 @@ def test_wrong_options_are_named_before_anything_is_done(tmp_path: Path, tiny_im
     assert "--kaggle: the run has no data.test" in str(error)
 
 
+def test_the_command_says_what_was_written(
+    tmp_path: Path, tiny_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = make_run(tmp_path / "run", tiny_images, ONE)
+    out = tmp_path / "new" / "bundle"
+    export(store.root, out, ExportOptions(), Terminal())
+    text = " ".join(capsys.readouterr().out.split())
+    assert "bundle: 1 member, 2 fold models," in text
+    assert "Parity on 60 OOF images: probabilities differ by at most" in text
+    assert "Licences of the first weights: timm/test_resnet: apache-2.0" in text
+    assert text.endswith("predict.py IMAGE ...")
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
 def test_what_has_no_model_is_refused(tmp_path: Path, tiny_images: Path) -> None:
     store = make_run(tmp_path / "run", tiny_images, ONE)
     record = store.blend.record()
