@@ -389,7 +389,10 @@ def _soak(root: Path, expected: dict[str, str], faults: int, results: Results) -
                     continue
                 if scene.process is not None and scene.process.returncode == 0:
                     break
-                scene.start("resume", scene.place)
+                if (scene.run / "sweep.yaml").exists():
+                    scene.start("resume", scene.place)
+                else:  # hit before there was a run to go on with
+                    scene.begin()
             after = scene.finished()
             lost += sum(after.get(name) != stat for name, stat in before.items())
             twice += sum(count > 1 for count in scene.trained().values())
