@@ -2,7 +2,7 @@
 
 >>> run = foldrace.run("cars.yaml")          # or open_run("runs/cars")
 >>> run.leaderboard(), run.oof()             # DataFrames
->>> foldrace.Predictor("runs/cars").probabilities([Path("car.jpg")])
+>>> foldrace.Predictor("runs/cars").predict(["car.jpg", array])  # a `Prediction` each
 >>> foldrace.greedy(true_prob)               # the blend of any models: (M, N) probabilities
 
 Each name is imported at its first use: `import foldrace` is light.

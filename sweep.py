@@ -41,7 +41,8 @@ METHODS = (
     "auto, or a plugin's"
 )
 CHOSEN_METRICS = "log_loss, accuracy, macro_f1, balanced_accuracy, qwk, or a plugin's"
-TTAS = "none, flip, flip-rotate, or a plugin's"
+TEACHERS = "blend, best, best-fold"
+TTAS = "none, flip, flip-rotate, multi-scale, or a plugin's"
 
 Config = Annotated[Path, typer.Argument(help="YAML or JSON file of the sweep.")]
 Source = Annotated[
@@ -84,6 +85,16 @@ OtherRuns = Annotated[
     typer.Option("--run", metavar="DIR", help="A further run folder of its blend; repeatable."),
 ]
 Out = Annotated[str | None, typer.Option(help="Run folder. Default: runs/<name>.")]
+Tta = Annotated[
+    str,
+    typer.Option(
+        help=f"Average over views of an image: {TTAS}; or a list: flip,scale:1.15,rotate:10."
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory for models at a time: 2GB. Default: half of it."),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="File to write.")]
 
 
@@ -321,7 +332,27 @@ def ensemble(
 def submit(
     context: typer.Context,
     folder: Folder,
-    tta: Annotated[str, typer.Option(help=f"Average over views of the image: {TTAS}.")] = "none",
+    tta: Annotated[
+        str,
+        typer.Option(
+            help=f"As for predict ({TTAS}; or a list); auto: what pays on OOF rows, or none."
+        ),
+    ] = "none",
+    members: Annotated[
+        str | None,
+        typer.Option(help="Only the blend's N strongest members, or names: 2; c0007,c0001."),
+    ] = None,
+    zipped: Annotated[
+        bool, typer.Option("--zip", help="Write it as a zip beside the CSV, too.")
+    ] = False,
+    float_format: Annotated[
+        str, typer.Option(help="How probabilities are written, such as %.6f.")
+    ] = "%.9g",
+    prior_shift: Annotated[
+        str,
+        typer.Option(help="Other class frequencies in the test set: tell them, or apply them."),
+    ] = "tell",
+    max_memory: MaxMemory = None,
     out: OutFile = None,
     test: Annotated[
         str | None, typer.Option(help="Another test set: a CSV, a folder or zip of images.")
@@ -340,29 +371,43 @@ def submit(
     """Predict the test set with the blend; write the submission and its receipt."""
     with _exit_codes(context):
         from foldrace.commands.moved_data import DataOptions
+        from foldrace.commands.submit import How
         from foldrace.commands.submit import submit as command
 
         data = DataOptions(data_root, set_ or (), test, test_images, sample_submission)
-        command(folder, tta, out, _console(), data, trust_plugins, run_ or ())
+        how = How(tta, members, max_memory, zipped, float_format, prior_shift)
+        command(folder, how, out, _console(), data, trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace predict runs/cars photo.jpg photos/ --out classes.csv")
 def predict(
     context: typer.Context,
     folder: Folder,
-    paths: Annotated[list[Path] | None, typer.Argument(help="Images or folders.")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Images, folders or zips.")] = None,
     table: Annotated[
-        Path | None, typer.Option("--csv", help="A CSV with a column image_path.")
+        Path | None, typer.Option("--csv", help="A table of paths, relative to itself.")
     ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Its column of paths. Default: image_path or the likely one."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help="The likeliest classes in place of all classes."),
+    ] = None,
+    tta: Tta = "none",
+    max_memory: MaxMemory = None,
     out: OutFile = None,
     trust_plugins: TrustPlugins = False,
     run_: OtherRuns = None,
 ) -> None:
     """Print class, confidence and probabilities of any images."""
-    with _exit_codes(context):
+    with _exit_codes(context, "interrupted; nothing was written"):
+        from foldrace.commands.predict import Asked
         from foldrace.commands.predict import predict as command
 
-        command(folder, paths or (), table, out, _console(), trust_plugins, run_ or ())
+        asked = Asked(tuple(paths or ()), table, column, top_k, tta, max_memory)
+        command(folder, asked, out, _console(), trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace compare runs/cars runs/cars2 --out comparison")
@@ -382,6 +427,132 @@ def compare(
         from foldrace.commands.compare import compare as command
 
         command(folders, out, _console(), trust_plugins, no_test)
+
+
+@app.command(epilog="Example: foldrace evaluate runs/cars --data labelled/ --explain 24")
+def evaluate(
+    context: typer.Context,
+    folder: Folder,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images: a folder per class, a table or a zip of either."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder. Default: DIR/evaluations/run_<time>_<id>.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Mistakes on the images trained on, too (runs models).")
+    ] = False,
+    explain: Annotated[
+        int, typer.Option(min=0, max=1000, help="Activation maps of so many highest losses.")
+    ] = 0,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
+) -> None:
+    """Write a row an image, the mistakes, metrics, confusions; show what models look at."""
+    with _exit_codes(context):
+        from foldrace.commands.evaluate import Asked
+        from foldrace.commands.evaluate import evaluate as command
+        from foldrace.commands.moved_data import DataOptions
+
+        asked = Asked(data, train, explain, out)
+        places = DataOptions(data_root, set_ or ())
+        command(folder, asked, _console(), places, trust_plugins, run_ or ())
+
+
+@app.command(epilog="Example: foldrace labels runs/cars")
+def labels(
+    context: typer.Context,
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder. Default: DIR/labels/run_<time>_<id>.")
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, max=20_000, help="Maximum number of images on the page.")
+    ] = 1000,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
+) -> None:
+    """Find labels that look wrong, and write a page to keep, relabel or drop them by keyboard."""
+    with _exit_codes(context):
+        from foldrace.commands.labels import labels as command
+        from foldrace.commands.moved_data import DataOptions
+
+        places = DataOptions(data_root, set_ or ())
+        command(folder, out, most, _console(), places, trust_plugins, run_ or ())
+
+
+@app.command(epilog="Example: foldrace distill runs/cars --backbone timm/resnet18 --refit")
+def distill(
+    context: typer.Context,
+    folder: Folder,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="Student's backbone; repeatable. Default: the best candidate's."),
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=0, help="Number of students to try.")] = 4,
+    teacher: Annotated[str, typer.Option(help=f"Who teaches: {TEACHERS}.")] = "blend",
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder or zip of further images, without labels."),
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Learn from the run's test images, too.")
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train the best student on all images, to deploy it.")
+    ] = False,
+    time: Time = None,
+    set_: Set = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    trust_plugins: TrustPlugins = False,
+) -> None:
+    """Train small students that imitate the blend, as further candidates of the run."""
+    with _exit_codes(context):
+        started = monotonic()
+        from foldrace.commands.distill import Wish
+        from foldrace.commands.distill import distill as command
+
+        wish = Wish(tuple(backbone or ()), candidates, teacher, unlabelled, test, refit)
+        changes = _overrides(set_, time)
+        command(folder, wish, changes, address, _console(), started, data_root, trust_plugins)
+
+
+@app.command(epilog="Example: foldrace export runs/cars cars-onnx --format onnx --int8")
+def export(
+    context: typer.Context,
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    form: Annotated[
+        str, typer.Option("--format", help="bundle (weights, for torch and timm), or onnx.")
+    ] = "bundle",
+    members: Annotated[int | None, typer.Option(min=1, help="Only the N heaviest members.")] = None,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="ONNX: also with models in 16 bits.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: also quantised to 8 bits.")] = False,
+    kaggle: Annotated[
+        bool, typer.Option("--kaggle", help="Add offline wheels and a notebook that submits.")
+    ] = False,
+    data_root: DataRoot = None,
+    set_: SetPlace = None,
+    trust_plugins: TrustPlugins = False,
+    run_: OtherRuns = None,
+) -> None:
+    """Write the blend as a folder that runs without Foldrace."""
+    with _exit_codes(context, "interrupted; nothing was written"):
+        from foldrace.commands.export import ExportOptions
+        from foldrace.commands.export import export as command
+        from foldrace.commands.moved_data import DataOptions
+
+        options = ExportOptions(form, members, fp16, int8, kaggle)
+        data = DataOptions(data_root, set_ or ())
+        command(folder, out, options, _console(), data, trust_plugins, run_ or ())
 
 
 @app.command(epilog="Example: foldrace report runs/cars")

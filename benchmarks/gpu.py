@@ -119,7 +119,12 @@ def _from_loader(state: TrainState, data: TrialData) -> Iterator[Examples]:
             images = to_float(batch.images.to(state.device, non_blocking=True))
             rows = batch.rows.to(state.device, non_blocking=True)
             meta = batch.meta.to(state.device, non_blocking=True)
-            yield Examples(images, meta, soft_targets(labels[rows], data.classes, 0.0))
+            yield Examples(
+                images,
+                meta,
+                soft_targets(labels[rows], data.classes, 0.0),
+                labels.new_zeros(len(rows), 0),
+            )
 
 
 def _for_ever(examples: Examples) -> Iterator[Examples]:

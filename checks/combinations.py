@@ -24,6 +24,7 @@ class _TrialSettings:
     settings: Mapping[str, Setting]
     drops_paths: Callable[[str], bool]
     losses: Mapping[str, Loss]
+    has_teacher: bool = False
 
     def least(self, knob: str) -> float:
         return min(float(value) for value in self.settings[knob].values)
@@ -57,6 +58,7 @@ def check_combinations(
     settings: Mapping[str, Mapping[str, Setting]],
     drops_paths: Callable[[str], bool],
     parts: Parts = NO_PARTS,
+    has_teacher: bool = False,
 ) -> list[Problem]:
     """Problems of all combinations; one that several backbones share is given once.
 
@@ -67,9 +69,19 @@ def check_combinations(
         problem
         for backbone, own in settings.items()
         for rule in _RULES
-        for problem in rule(_TrialSettings(backbone, own, drops_paths, parts[LOSSES]))
+        for problem in rule(_TrialSettings(backbone, own, drops_paths, parts[LOSSES], has_teacher))
     ]
     return list(dict.fromkeys(found))
+
+
+def _student_without_teacher(trial: _TrialSettings) -> Iterator[Problem]:
+    if trial.most("distill_alpha") > 0 and not trial.has_teacher:
+        yield trial.problem(
+            "distill_alpha",
+            f"is up to {trial.most('distill_alpha'):g}, but nothing is there to learn from: "
+            "`foldrace distill DIR` makes a teacher of a run's blend and sets this itself; else "
+            "set it to 0",
+        )
 
 
 def _sam_in_fp16(trial: _TrialSettings) -> Iterator[Problem]:
@@ -208,6 +220,7 @@ def _nothing_to_pull_to(trial: _TrialSettings) -> Iterator[Problem]:
 
 
 _RULES: tuple[Rule, ...] = (
+    _student_without_teacher,
     _sam_in_fp16,
     _rdrop_without_noise,
     _soft_targets_for_a_hard_loss,

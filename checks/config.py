@@ -45,16 +45,28 @@ def config_problems(
     `earlier`: candidates of a run that goes on -> their backbones.
     """
     return [
+        *_teacher_problems(config, is_new=earlier is None),
         *_backbone_problems(config, space, Devices(nodes, config.resources), parts),
         *_name_problems(config, space, parts),
         *search_problems(config, space, nodes, parts),
         *budget_problems(config),
         *ensemble_problems(config, space, earlier, parts),
-        *check_combinations(space.settings, partial(drops_paths, parts=parts), parts),
+        *check_combinations(
+            space.settings,
+            partial(drops_paths, parts=parts),
+            parts,
+            config.search.teacher is not None,
+        ),
         *_transform_problems(config, space, parts),
         *resource_problems(nodes, config.resources),
         *notify_problems(config.notify),
     ]
+
+
+def _teacher_problems(config: SweepConfig, is_new: bool) -> Iterator[Problem]:
+    if is_new and config.search.teacher is not None:
+        message = "a new run has no teacher yet: leave it out; `foldrace distill DIR` makes one"
+        yield Problem("search.teacher", message)
 
 
 def _backbone_problems(

@@ -157,6 +157,6 @@ def _trial_problems(
     problems = setting_problems(backbone, settings, devices, parts)
     yield from (problem for problem in problems if problem.where.startswith(where))
     drops = partial(drops_paths, parts=parts)
-    for problem in check_combinations({backbone: settings}, drops, parts):
+    for problem in check_combinations({backbone: settings}, drops, parts, has_teacher=True):
         knob = problem.where.rpartition(".")[2]
         yield Problem(f"{where}.params.{knob}", problem.message)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from foldrace.commands.ensemble import blend
-from foldrace.commands.submit import predict_test_set
+from foldrace.commands.submit import PLAIN, predict_test_set
 from foldrace.commands.update import write_so_far
 from foldrace.config.schema import SweepConfig
 from foldrace.console.machine import log_folder, logging_to, only_our_output
@@ -186,7 +186,7 @@ def _finish(store: RunStore, console: Console) -> None:
     used = {(member.candidate, member.variant) for member in ensemble.members if not member.run}
     remove_other_predictions(store, used)
     if config.data.test is not None:
-        predict_test_set(store, "none", None, console)
+        predict_test_set(store, PLAIN, None, console)
         _log.info("submission written")
     from foldrace.reporting.report import write_report  # matplotlib: not before it is needed
 

@@ -19,7 +19,7 @@ from foldrace.config.schema import SearchConfig, SweepConfig
 from foldrace.console.machine import only_driver
 from foldrace.console.warnings import warnings_shown
 from foldrace.core.consent import allow_command, allowed_command
-from foldrace.core.errors import UserError
+from foldrace.core.errors import RunFolderError, UserError
 from foldrace.core.files import to_bytes
 from foldrace.dataset.test_set import read_test_set
 from foldrace.reporting.live import print_leaderboard
@@ -60,9 +60,10 @@ def resume(
         with warnings_shown(console):
             earlier = store.summaries(stored=require_own_trials(store))
             store.classes()
-        parsed = _parse_stored(store, overrides, data_root)
+        parsed = parse_stored(store, overrides, data_root)
         _refuse_other_changes(store, parsed)
         config = parsed.require()
+        _require_teachers(store, config, earlier)
         _allow_command(store, config, trust_plugins)
         have_moved = config.data != store.config().data
         store.use_data(config.data)
@@ -81,6 +82,20 @@ def resume(
         going_on = _GoingOn(store, config, earlier, images, over, retry_failed)
         _go_on(going_on, address, console, started, claim)
     return store
+
+
+def _require_teachers(
+    store: RunStore, config: SweepConfig, earlier: Sequence[CandidateSummary]
+) -> None:
+    """RunFolderError where students are still to train whose teacher's files do not fit."""
+    waiting = (s.candidate.teacher for s in earlier if not s.settled)
+    needed = {teacher.digest for teacher in waiting if teacher is not None}
+    if config.search.teacher is not None and len(earlier) < config.search.most_candidates:
+        needed.add(config.search.teacher)
+    found = (store.teachers.problems(digest, store.folds()) for digest in sorted(needed))
+    problems = [problem for each in found for problem in each]
+    if problems:
+        raise RunFolderError(problems)
 
 
 def _allow_command(store: RunStore, config: SweepConfig, trust: bool) -> None:
@@ -151,10 +166,13 @@ def _is_whole(store: RunStore) -> bool:
     return has_result and has_report and store.blend.record() is not None
 
 
-def _parse_stored(
+def parse_stored(
     store: RunStore, overrides: Sequence[str], data_root: str | None = None
 ) -> ParsedConfig:
-    """All paths in it are absolute; those of overrides are relative to where the user types."""
+    """The run's config with overrides; what else may change is not asked here.
+
+    All paths in it are absolute; those of overrides are relative to where the user types.
+    """
     stored = store.config()
     stored = stored.model_copy(update={"data": moved(stored.data, data_root)})
     with tempfile.TemporaryDirectory() as folder:

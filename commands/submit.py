@@ -1,6 +1,7 @@
 """`submit`: predict the test set with the blend; write the submission, its receipt and the log.
 
-Takes a run folder; `predict_test_set` is the same while a run sweeps and at its end.
+Takes a run folder and how it is to be done (`How`); `predict_test_set` is the same while a run
+sweeps and at its end.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from foldrace.commands.moved_data import AS_STORED, DataOptions, use_data
 from foldrace.commands.so_far import blend_so_far, require_complete
 from foldrace.console.machine import cores, is_at_work, refuse_existing
 from foldrace.console.warnings import warnings_shown
-from foldrace.core.errors import DataError, Problem, RunFolderError, listing
+from foldrace.core.errors import DataError, Problem, RunFolderError, UserError, listing
 from foldrace.core.files import Files, open_files
 from foldrace.core.metrics import most_probable
 from foldrace.core.plugins import naming_plugins
@@ -27,18 +29,24 @@ from foldrace.dataset.images import ImageError, image_fault
 from foldrace.dataset.left_out import read_left_out
 from foldrace.dataset.test_set import ImageSet, read_test_set
 from foldrace.ensemble.fold_mean import FoldMean
+from foldrace.inference.chosen_members import only_members, part_note
+from foldrace.inference.class_prior import PriorShift, estimate_shift, shift_line
+from foldrace.inference.engine.fold_models import OnModel
 from foldrace.inference.plugins import run_parts
-from foldrace.inference.predictor import OnModel, Predictor
+from foldrace.inference.predictor import Predictor
 from foldrace.inference.submission import (
-    LOG,
+    NUMBERS,
+    Manner,
     Receipt,
-    keep_edited,
-    keep_submission,
-    log_submission,
+    check_float_format,
     receipt_name,
     write_submission,
+    zip_name,
+    zip_submission,
 )
+from foldrace.inference.submission_log import LOG, keep_edited, keep_submission, log_submission
 from foldrace.inference.tta import find_tta
+from foldrace.inference.tta_gain import AUTO, TtaGain, gain_lines, measure_gains, recommended
 from foldrace.reporting.blend_lines import blend_lines
 from foldrace.reporting.formats import counted
 from foldrace.reporting.sentences import submitted_loss, what_is_submitted, with_error
@@ -48,9 +56,28 @@ from foldrace.run_folder.blend_records import EnsembleRecord
 from foldrace.run_folder.store import RunStore
 
 
+@dataclass(frozen=True)
+class How:
+    """How a submission is made and written."""
+
+    tta: str = "none"
+    """A row of `TTAS`, a list of views, or `auto`."""
+    members: str | None = None
+    """How many of the strongest members, or their names; None: the blend."""
+    max_memory: str | None = None
+    zipped: bool = False
+    float_format: str = NUMBERS
+    prior_shift: str = "tell"
+    """`tell` or `apply`: what is done with the test set's own class frequencies."""
+
+
+PLAIN = How()
+_PRIOR_SHIFTS = ("tell", "apply")
+
+
 def submit(
     root: str,
-    tta: str,
+    how: How,
     out: Path | None,
     console: Console,
     data: DataOptions = AS_STORED,
@@ -65,10 +92,11 @@ def submit(
     """
     store = open_allowed(root, trust_plugins, runs)
     if out is not None:
-        refuse_existing(out, receipt_name(out.name))
+        zips = (zip_name(out.name),) if how.zipped else ()
+        refuse_existing(out, receipt_name(out.name), *zips)
     own = store.config().data.test
     use_data(store, data)
-    _check(store, tta)
+    _check(store, how)
     sweeps = is_at_work(store)
     if sweeps and out is None and own is not None and data.test is not None:
         raise RunFolderError.single(
@@ -82,19 +110,19 @@ def submit(
             require_complete(store, sweeps)
             for line in blend_lines(blend_so_far(store)):
                 console.print(line, soft_wrap=False)
-        predict_test_set(store, tta, out, console, on_cpu=sweeps)
+        predict_test_set(store, how, out, console, on_cpu=sweeps)
 
 
 def _has_more_candidates(store: RunStore, blend: EnsembleRecord) -> bool:
     """True where candidates are complete that the blend has not considered."""
-    complete = sum(summary.status == "complete" for summary in store.summaries())
+    complete = sum(summary.is_member for summary in store.summaries())
     return complete > blend.candidates_considered
 
 
 @naming_plugins()
 def predict_test_set(
     store: RunStore,
-    tta: str,
+    how: How,
     out: Path | None,
     console: Console,
     on_cpu: bool = False,
@@ -106,11 +134,16 @@ def predict_test_set(
     `workers` None: as many as there are cores; `is_interim`: a better one is to follow, so that no
     copy of this one is kept.
     """
-    _check(store, tta)
+    _check(store, how)
     with telling_where_data_lay(store):
         test = read_test_set(store.config().data, store.own_classes())
     assert test is not None
-    predictor = Predictor(store, workers or cores(), tta, "cpu" if on_cpu else None)
+    workers, device = workers or cores(), "cpu" if on_cpu else None
+    ensemble = _ensemble(store, how)
+    gains = _gains(store, how, workers, device, ensemble, console)
+    best = recommended(gains)
+    tta = how.tta if how.tta != AUTO else "none" if best is None else best.tta
+    predictor = Predictor(store, workers, tta, device, max_memory=how.max_memory, ensemble=ensemble)
     with console.status(f"Predicting {len(test)} test images") as status:
         found, bad = _probabilities(
             store,
@@ -120,6 +153,7 @@ def predict_test_set(
                 f"Predicting {len(test)} test images: model {done} of {predictor.models}"
             ),
         )
+    found, shift = _with_prior(store, found, bad, how, console)
     decided = _decided(store, predictor, found.prob, bad)
     prob = split_merged(found.prob, store.classes(), store.merged())
     files, name = _target(store, out)
@@ -137,16 +171,94 @@ def predict_test_set(
             [test.ids[row] for row in bad],
             decided,
             found.log_z,
+            _manner(store, how, predictor.ensemble, gains, shift),
         )
         kept = keep_submission(files, receipt) if out is None and not is_interim else None
+        zipped = zip_submission(files, name) if how.zipped else None
     if edited is not None:
         console.print(f"{name} had been changed by hand; as it was: {store.root}/{edited}")
     if kept is not None:
         console.print(f"kept as {store.root}/{kept}; {LOG} has a place for its score")
+    if zipped is not None:
+        console.print(f"zipped as {files.root}/{zipped}")
     if out is not None:
         _log_elsewhere(store, receipt, out, console)
     _print_receipt(receipt, predictor.ensemble.k, test, console)
     return receipt
+
+
+def _ensemble(store: RunStore, how: How) -> EnsembleRecord | None:
+    """The blend of the members that are asked for; None: the stored one, or none."""
+    whole = store.blend.record()
+    return (
+        whole if whole is None or how.members is None else only_members(store, whole, how.members)
+    )
+
+
+def _gains(
+    store: RunStore,
+    how: How,
+    workers: int,
+    device: str | None,
+    ensemble: EnsembleRecord | None,
+    console: Console,
+) -> tuple[TtaGain, ...]:
+    """What each row of views gains on OOF rows, for `--tta auto`; printed."""
+    if how.tta != AUTO:
+        return ()
+    with console.status("Measuring test-time views on OOF rows") as status:
+        gains = measure_gains(
+            store,
+            workers,
+            device,
+            ensemble,
+            lambda name: status.update(f"Measuring test-time views on OOF rows: {name}"),
+        )
+    for line in gain_lines(gains):
+        console.print(line)
+    return gains
+
+
+def _with_prior(
+    store: RunStore, found: FoldMean, bad: Sequence[int], how: How, console: Console
+) -> tuple[FoldMean, PriorShift | None]:
+    """The probabilities with the test set's own class frequencies, where that is asked for.
+
+    The frequencies are told where they differ beyond chance; else None.
+    """
+    good = np.setdiff1d(np.arange(len(found.prob)), np.array(bad, dtype=np.int64))
+    counts = np.bincount(store.labels(), minlength=len(store.classes()))
+    shift = estimate_shift(found.prob[good], counts)
+    applied = how.prior_shift == "apply"
+    line = shift_line(shift, store.classes(), applied)
+    if line is None:
+        if applied:
+            console.print("--prior-shift: no class's frequency differs beyond chance; not applied")
+        return found, None
+    console.print(line)
+    if not applied:
+        return found, shift
+    prob = found.prob.copy()
+    prob[good] = shift.applied(prob[good])
+    return FoldMean(prob, found.log_z), shift
+
+
+def _manner(
+    store: RunStore,
+    how: How,
+    ensemble: EnsembleRecord,
+    gains: Sequence[TtaGain],
+    shift: PriorShift | None,
+) -> Manner:
+    """What the receipt says beyond the blend and its views."""
+    whole = store.blend.record()
+    part = "" if how.members is None or whole is None else part_note(whole, ensemble)
+    told: dict[str, object] | None = None
+    if shift is not None:
+        by_class = dict(zip(store.classes(), shift.estimated.tolist(), strict=True))
+        applied = how.prior_shift == "apply"
+        told = {"applied": applied, "p_value": shift.p_value, "estimated": by_class}
+    return Manner(how.float_format, part, tuple(asdict(gain) for gain in gains), told)
 
 
 def _probabilities(
@@ -216,9 +328,15 @@ def _bad_image(test: ImageSet, row: int, fault: str | None) -> Problem:
     return Problem(where, f"{test.image_paths[row]}: it {fault}; {advice}")
 
 
-def _check(store: RunStore, tta: str) -> None:
-    """Raise UserError for wrong views or no test set, before anything is read or blended."""
-    find_tta(tta, run_parts(store))
+def _check(store: RunStore, how: How) -> None:
+    """Raise UserError for wrong options or no test set, before anything is read or blended."""
+    if how.tta != AUTO:
+        find_tta(how.tta, run_parts(store))
+    check_float_format(how.float_format)
+    if how.prior_shift not in _PRIOR_SHIFTS:
+        raise UserError.single(
+            "--prior-shift", f"got {how.prior_shift!r}; allowed: {', '.join(_PRIOR_SHIFTS)}"
+        )
     if store.config().data.test is None:
         raise RunFolderError.single(
             f"{store.root}/sweep.yaml", "data.test is not set: `submit --test T` names a test set"
@@ -250,6 +368,8 @@ def _print_receipt(receipt: Receipt, k: int, test: ImageSet, console: Console) -
     loss = submitted_loss(receipt.submitted_logloss, receipt.submitted_se, receipt.submitted_note)
     console.print(f"expected log loss of one fold's models: {one_fold}")
     console.print(f"expected log loss of the submission, {what_is_submitted(k)}: {loss}")
+    if receipt.part_of_blend:
+        console.print(f"warning {receipt.part_of_blend}")
     if receipt.rule is not None:
         metric = "" if receipt.chosen_metric is None else f" of {receipt.chosen_metric.name}"
         console.print(

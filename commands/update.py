@@ -17,7 +17,7 @@ def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
     import torch
 
     from foldrace.commands.so_far import blend_so_far
-    from foldrace.commands.submit import predict_test_set
+    from foldrace.commands.submit import PLAIN, predict_test_set
     from foldrace.console.terminal import Terminal
     from foldrace.core.consent import allow_plugins
 
@@ -29,4 +29,4 @@ def write_so_far(run: str, cpus: int, use_gpu: bool) -> None:
     if store.config().data.test is not None and not is_of_it:
         screen = Terminal(quiet=True)
         on_cpu = not use_gpu
-        predict_test_set(store, "none", None, screen, on_cpu, workers=cpus, is_interim=True)
+        predict_test_set(store, PLAIN, None, screen, on_cpu, workers=cpus, is_interim=True)

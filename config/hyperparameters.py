@@ -246,6 +246,16 @@ class TrialParams:
         0.0, Float(0.0, 50.0), Float(0.1, 5.0, log=True), "weight of the divergence",
         "R-Drop: two passes with different dropout must agree; 0 turns it off",
     )  # fmt: skip
+    distill_alpha: float = _knob(
+        0.0, Float(0.0, 1.0), Float(0.3, 0.95), "share of the loss",
+        "how much a student learns from its teacher's soft labels, the rest from its own loss; "
+        "needs a teacher: `foldrace distill DIR`; 0: no student",
+    )  # fmt: skip
+    distill_temperature: float = _knob(
+        2.0, Float(0.1, 100.0), Float(1.0, 10.0, log=True), "divides logits",
+        "distill_alpha: temperature of the teacher's and the student's probabilities in their "
+        "divergence, which is scaled by its square",
+    )  # fmt: skip
     loss: str = _knob(
         "cross_entropy", Name(), None, "name",
         "training loss",

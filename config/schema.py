@@ -214,6 +214,9 @@ class SearchConfig(ConfigSection):
     storage: str | None = None
     """URL of a database (`postgresql://user@host/name`) for Optuna's view of the sweep, instead of
     `study.journal` in the run folder; `env:NAME`: the environment variable NAME holds the URL."""
+    teacher: Annotated[str, Field(pattern="^t[0-9a-f]{31}$")] | None = None
+    """Folder in `teachers/` of the run that candidates with a `distill_alpha` learn from; `distill
+    DIR` makes it and sets this."""
     min_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.5
     """This fraction of the candidates is shared evenly among the backbones; of the others a
     backbone gets the more, the more its candidates have brought the race's blend."""

@@ -85,6 +85,11 @@ class FoldTable:
         """(m,) rows that the trial of this fold scores, ascending."""
         return np.flatnonzero(self.split_of(fold) == fold)
 
+    def training_rows(self, fold: int) -> NDArray[np.int64]:
+        """(m,) rows that the trial of this fold trains on, ascending."""
+        split = self.split_of(fold)
+        return np.flatnonzero((split != fold) & (split != HELD_OUT))
+
     def folds_of(self, repeat: int) -> range:
         """The folds of one repeat."""
         return range(repeat * self.k, (repeat + 1) * self.k)

@@ -98,7 +98,22 @@ def decode_rgb(
         return _decoded(image, path, shorter_side)
 
 
-def _decoded(image: ImageFile.ImageFile, path: Path, shorter_side: int | None) -> Image.Image:
+def upright_rgb(
+    image: Image.Image, path: Path, shorter_side: int | None = None, max_pixels: int = MOST_PIXELS
+) -> Image.Image:
+    """An image in memory as `read_rgb` gives that of a file; it stays as it is.
+
+    `path` is its name in an ImageError.
+    """
+    _require_size(image, path, max_pixels)
+    try:
+        copy = image.copy()  # which reads one that was opened and not loaded yet
+    except Exception as error:  # as in `_decoded`
+        raise ImageError(path, _reason(error)) from error
+    return _decoded(copy, path, shorter_side)
+
+
+def _decoded(image: Image.Image, path: Path, shorter_side: int | None) -> Image.Image:
     try:
         if shorter_side is not None:
             _draft(image, _box(image.size, shorter_side * _DRAFT_MARGIN))
@@ -264,6 +279,11 @@ def _open(data: bytes, path: Path, max_pixels: int) -> ImageFile.ImageFile:
         unread = reader is not None and isinstance(error, UnidentifiedImageError)
         reason = f"is damaged, or of a kind that needs another package: {reader}"
         raise ImageError(path, reason if unread else _reason(error)) from error
+    _require_size(image, path, max_pixels)
+    return image
+
+
+def _require_size(image: Image.Image, path: Path, max_pixels: int) -> None:
     if min(image.size) < 1:
         raise ImageError(path, f"has no pixels ({image.width} x {image.height})")
     if image.width * image.height > max_pixels:
@@ -272,7 +292,6 @@ def _open(data: bytes, path: Path, max_pixels: int) -> ImageFile.ImageFile:
             f"has {image.width * image.height:,} pixels ({image.width} x {image.height}); allowed: "
             f"{max_pixels:,} (data.max_pixels)",
         )
-    return image
 
 
 _large = threading.Lock()
@@ -305,7 +324,7 @@ def _box(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return (long, shorter_side) if size[0] > size[1] else (shorter_side, long)
 
 
-def _draft(image: ImageFile.ImageFile, box: tuple[int, int]) -> None:
+def _draft(image: Image.Image, box: tuple[int, int]) -> None:
     """Let libjpeg decode at 1/2, 1/4 or 1/8 where that is no less than what fits into the box."""
     scale = min(1.0, box[0] / image.width, box[1] / image.height)
     image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))

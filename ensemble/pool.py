@@ -193,6 +193,27 @@ def member_rows(
     )
 
 
+def kept_rows(rows: MemberRows, kept: NDArray[np.intp]) -> MemberRows:
+    """The same members as if only these of their rows existed, at least 2.
+
+    Temperatures and parts are made anew of these rows alone: nothing of the others is left in them.
+    """
+    labels = rows.labels[kept]
+    groups = None if rows.groups is None else rows.groups[kept]
+    parts = cross_fit_parts(rows.parts[kept], groups)
+    columns = [_columns(rows.read(m)[kept], labels, parts) for m in range(len(rows.members))]
+    return replace(
+        rows,
+        labels=labels,
+        parts=parts,
+        temperatures=np.stack([temperatures for temperatures, _ in columns], axis=1),
+        raw=np.stack([true_prob[0] for _, true_prob in columns]),
+        calibrated=np.stack([true_prob[1:] for _, true_prob in columns], axis=1),
+        read=lambda member: rows.read(member)[kept],
+        groups=groups,
+    )
+
+
 def _columns(
     log_prob: NDArray[np.floating], labels: NDArray[np.int64], parts: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:

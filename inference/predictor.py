@@ -1,18 +1,21 @@
 """Probabilities of a run's blend for any images.
 
-Takes a run folder and image files, gives an (n, C) array: per fold the members at their
-temperatures, combined; then the geometric mean over the folds, at the blend's temperature. Where
-there are repeats, a member's prediction of a fold is the mean over that of each repeat, as its OOF
-rows are, to which temperatures and weights were fitted. Only the selected checkpoints are read,
-each once; what they say of the test set is kept beside them, so that each predicts it once for all
-blends.
+Takes a run folder and images, gives an (n, C) array or a `Prediction` an image: per fold the
+members at their temperatures, combined; then the geometric mean over the folds, at the blend's
+temperature. Where there are repeats, a member's prediction of a fold is the mean over that of each
+repeat, as its OOF rows are, to which temperatures and weights were fitted. Only the selected
+checkpoints are read. What they say of the test set is kept beside them, so that each predicts it
+once for all blends; of other images nothing is written.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,28 +24,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foldrace.core.errors import RunFolderError, listing
+from foldrace.core.errors import RunFolderError
 from foldrace.core.metrics import normalise
 from foldrace.core.plugins import naming_plugins
-from foldrace.core.temperature import at_temperature
+from foldrace.dataset.images import ImageError
 from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.decisions import decide
-from foldrace.ensemble.fold_mean import FoldMean, fold_mean
-from foldrace.ensemble.pooling import POOLINGS, Combiner, pool_terms
+from foldrace.ensemble.fold_mean import FoldMean
 from foldrace.ensemble.selection.external import added_test
+from foldrace.inference.engine.fold_models import FoldModels, OnModel, Progress, Take
+from foldrace.inference.engine.given_images import GivenImage, GivenImages
+from foldrace.inference.engine.passes import FoldKey, memory_limit
+from foldrace.inference.opened_blend import OpenedBlend, name_of, run_of
 from foldrace.inference.plugins import run_parts
-from foldrace.inference.run_models import BATCH, RunModels, best_device
-from foldrace.inference.tta import AveragedViews, find_tta
-from foldrace.run_folder.allowed import member_run, open_allowed
+from foldrace.inference.predictions import Prediction, count_line, predictions
+from foldrace.inference.run_models import RunModels, best_device
+from foldrace.inference.tta import find_tta
+from foldrace.run_folder.allowed import open_allowed
+from foldrace.run_folder.belonging import training_data
 from foldrace.run_folder.blend_records import EnsembleRecord, MemberRecord
 from foldrace.run_folder.kept_predictions import KeptPredictions
-from foldrace.run_folder.oof import mean_log_prob
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.cache_build import scan
-from foldrace.trainables.data.loader import loader_settings
-from foldrace.trainables.predict import log_probabilities, scoring_loader
+from foldrace.trainables.data.pixel_cache import ImageSource, stored_side
+from foldrace.trainables.models.classifier import ModelConfig
 
-OnModel = Callable[[int], None]
+_log = logging.getLogger("foldrace")
 
 
 def _no_listener(done: int) -> None:
@@ -50,13 +57,13 @@ def _no_listener(done: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The images of one prediction."""
+class _TestImages:
+    """The images of the run's test set that are predicted."""
 
     files: tuple[Path, ...]
-    ids: tuple[str, ...] | None = None
-    """Ids of the whole test set, where these are its images."""
-    rows: NDArray[np.int64] | None = None
+    ids: tuple[str, ...]
+    """Ids of the whole test set."""
+    rows: NDArray[np.int64]
     """Row of each image in the test set."""
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Session of the pixel cache: within one prediction the files are looked at once."""
@@ -71,59 +78,140 @@ class _Images:
 class Predictor:
     """The blend of one run folder.
 
+    >>> Predictor("runs/cars").predict(["car.jpg", array, pil_image])  # a `Prediction` each
     >>> Predictor("runs/cars").probabilities([Path("car.jpg")])  # (1, C)
+
+    Fold models stay in memory between calls, where all of them fit.
     """
 
     def __init__(
         self,
         run: RunStore | str | Path,
-        workers: int = 1,
+        workers: int | None = None,
         tta: str = "none",
         device: str | None = None,
         trust_plugins: bool = False,
         runs: Sequence[str] = (),
+        max_memory: int | str | None = None,
+        ensemble: EnsembleRecord | None = None,
     ) -> None:
-        """Open the blend of a run; `tta` is a row of `TTAS`, or of the run's plugins.
+        """Open the blend of a run; `tta` is a row of `TTAS`, of the run's plugins, or a list.
 
-        `device`: `cpu` or `cuda`, None: the GPU where there is one. `trust_plugins` lets the run's
-        plugins run, `runs` are the further run folders of its blend: once said, both are
-        remembered. RunFolderError where the run has no blend, where plugins or a member's own run
-        folder are not allowed, or where that is gone or has other folds.
+        `workers`: threads that decode, None: one a core. `device`: `cpu`, `cuda` or `mps`, None:
+        the GPU where there is one. `trust_plugins` lets the run's plugins run, `runs` are the
+        further run folders of its blend: once said, both are remembered. `max_memory`: bytes or
+        `2GB` that models may take at a time, None: half of what is free. `ensemble`:
+        another blend of the run's members than the stored one. RunFolderError where the run has no
+        blend, where plugins or a member's own run folder are not allowed, or where that is gone or
+        has other folds.
         """
         store = run if isinstance(run, RunStore) else open_allowed(run, trust_plugins, runs)
         self._tta = find_tta(tta, run_parts(store))
-        ensemble = store.blend.record()
+        ensemble = ensemble or store.blend.record()
         if ensemble is None:
             raise RunFolderError.single(
                 store.root, "has no blend yet; `ensemble DIR` makes one from complete candidates"
             )
         self.store, self.ensemble = store, ensemble
         self.classes = store.classes()
-        self._workers = workers
-        self._device = best_device() if device is None else torch.device(device)
-        self._combiner = _combiner(store, ensemble)
-        _check_rule(store, ensemble)
+        self._workers = workers or _cores()
+        device_ = best_device() if device is None else torch.device(device)
+        self._blend = OpenedBlend(store, ensemble)
         self._runs = {
-            run: RunModels(_run_of(store, ensemble, run), self._device)
+            run: RunModels(run_of(store, ensemble, run), device_)
             for run in {member.run for member in ensemble.members if not member.added}
         }
+        most = memory_limit(max_memory, device_)
+        self._models = FoldModels(self._runs, device_, self._tta, self._workers, most)
 
     @property
     def models(self) -> int:
         """Fold models that a prediction runs."""
-        trained = sum(not member.added for _, member in self._counting)
+        trained = sum(not member.added for _, member in self._blend.counting)
         return trained * self.store.fold_count
 
+    def predict(
+        self, images: Sequence[GivenImage], top_k: int = 5, on_model: OnModel = _no_listener
+    ) -> list[Prediction]:
+        """One prediction an image, in their order; an `ERROR` with its reason where it has none.
+
+        Paths, (H, W, 3) uint8 arrays (grey and RGBA too) or PIL images. One line of the log tells
+        counts and times. RunFolderError where a member has predictions of the test set alone.
+        """
+        started = time.perf_counter()
+        errors: dict[int, ImageError] = {}
+        prob = self._of_given(images, on_model, errors.setdefault)
+        reasons = {row: error.reason for row, error in errors.items()}
+        found = predictions(prob, self.decide(prob), self.classes, reasons, top_k)
+        _log.info("%s", count_line(found, time.perf_counter() - started))
+        return found
+
     def probabilities(
-        self, files: Sequence[Path], on_model: OnModel = _no_listener
+        self, files: Sequence[GivenImage], on_model: OnModel = _no_listener
     ) -> NDArray[np.float64]:
         """(n, C) probabilities of the images, rows sum to 1.
 
-        `on_model` is called with how many of `models` are done. RunFolderError where a member has
-        predictions of the test set alone.
+        `on_model` is called with how many of `models` are done. ImageError where one cannot be
+        read, RunFolderError where a member has predictions of the test set alone.
         """
-        self._require_models()
-        return self._blended(_Images(tuple(files)), on_model).prob
+        return self._of_given(files, on_model, None)
+
+    def member_probabilities(
+        self, files: Sequence[GivenImage], on_model: OnModel = _no_listener
+    ) -> dict[str, NDArray[np.float64]]:
+        """Name of each member that counts -> its (n, C) probabilities of the images.
+
+        The geometric mean over its fold models, each at the member's temperature. Errors as in
+        `probabilities`.
+        """
+        self._blend.require_models()
+        shape = len(files), len(self.classes)
+        found = {name_of(member): np.zeros(shape) for _, member in self._blend.counting}
+        keys = [key for _, member in self._blend.counting for key in self._blend.keys_of(member)]
+        with naming_plugins():
+            for rows, take in self._given_batches(keys, files, on_model, None):
+                for _, member in self._blend.counting:
+                    found[name_of(member)][rows] = self._blend.of_member(member, take)
+        return found
+
+    def oof_probabilities(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, C) probabilities of rows of folds.csv, each by models that did not train on it.
+
+        As the blend scored them, but for the views of `tta`: the fold's models of the first
+        repeat. Errors as in `probabilities`, DataError where the training images are gone.
+        """
+        self._blend.require_models()
+        manifest, prob = training_data(self.store), np.zeros((len(rows), len(self.classes)))
+        fold_of = self.store.folds().fold[rows]
+        for fold in np.unique(fold_of).tolist():
+            mine = np.flatnonzero(fold_of == fold)
+            prob[mine] = self._by_fold(fold, [manifest.file(int(row)) for row in rows[mine]])
+        return prob
+
+    def _by_fold(self, fold: int, files: Sequence[Path]) -> NDArray[np.float64]:
+        """(n, C) by one fold's models alone."""
+        prob = np.zeros((len(files), len(self.classes)))
+        keys = self._blend.keys_of_fold(fold)
+        with naming_plugins():
+            for rows, take in self._given_batches(keys, files, _no_listener, None):
+                prob[rows] = self._blend.of_one_fold(fold, take)
+        return prob
+
+    def fold_log_probabilities(
+        self, files: Sequence[GivenImage], on_model: OnModel = _no_listener
+    ) -> NDArray[np.float32]:
+        """(K, n, C) log-probabilities of each fold's blend, before the blend's temperature.
+
+        Errors as in `probabilities`.
+        """
+        self._blend.require_models()
+        shape = self.store.folds().k, len(files), len(self.classes)
+        found: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        with naming_plugins():
+            for rows, take in self._given_batches(self._blend.keys(), files, on_model, None):
+                for fold, log_prob in enumerate(self._blend.of_folds(take)):
+                    found[fold, rows] = log_prob
+        return found
 
     def decide(self, prob: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class (n,) of each row of these probabilities (n, C), by the blend's decision rule.
@@ -145,7 +233,7 @@ class Predictor:
         ids, or are not those that were blended.
         """
         self.store.blend.check_added(self.ensemble)
-        for _, member in self._counting:
+        for _, member in self._blend.counting:
             if member.added:  # what is wrong with it is reported before the models run
                 added_test(self.store, member.candidate, test.ids)
         rows = np.arange(len(test)) if rows is None else rows
@@ -156,156 +244,72 @@ class Predictor:
         log_z = np.zeros(len(rows))
         if rest > 0:
             files = tuple(test.file(int(row)) for row in rows)
-            blended = self._blended(_Images(files, test.ids, rows), on_model)
+            blended = self._of_test_images(_TestImages(files, test.ids, rows), on_model)
             total, log_z = total + rest * blended.prob, blended.log_z
         return FoldMean(normalise(total), log_z)
 
-    @property
-    def _counting(self) -> list[tuple[int, MemberRecord]]:
-        """The members that the combiner asks for, with their number."""
-        weights = self._combiner.weights
-        return [(i, m) for i, m in enumerate(self.ensemble.members) if weights[i] != 0]
-
-    def _require_models(self) -> None:
-        names = [member.candidate for _, member in self._counting if member.added]
-        if names:
-            raise RunFolderError.single(
-                f"{self.store.root}/ensemble/ensemble.json",
-                f"the blend has members that were predicted elsewhere ({listing(names)}): of them "
-                "only the test set's probabilities are known, so that no other image can be "
-                "predicted; blend again without them: `ensemble` without --add",
-            )
-
-    def _blended(self, images: _Images, on_model: OnModel) -> FoldMean:
-        """The geometric mean over the folds, at the blend's temperature.
-
-        The temperatures are fitted to single folds' models. The arithmetic mean over folds is
-        flatter than each of them, and would want a temperature of its own.
-        """
-        return fold_mean(self._of_folds(images, on_model), self.ensemble.blend_temperature)
-
-    def _of_folds(self, images: _Images, on_model: OnModel) -> Iterator[NDArray[np.float64]]:
-        """(n, C) log-probabilities of each fold's models, before the blend's temperature."""
-        count_model = _counter(on_model)
-        with naming_plugins():
-            for fold in range(self.store.folds().k):
-                pooled = pool_terms(self._combiner, self._members(fold, images, count_model))
-                yield np.log(normalise(pooled))
-
-    def _members(
-        self, fold: int, images: _Images, count_model: Callable[[], None]
-    ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-        """(member, its calibrated log-probabilities (n, C)), one in memory at a time.
-
-        `fold` is the number within a repeat.
-        """
-        folds = range(fold, self.store.fold_count, self.store.folds().k)
-        for number, member in self._counting:
-            if member.added and images.ids is not None:
-                known = added_test(self.store, member.candidate, images.ids)[images.rows]
-                log_prob: NDArray[np.floating] = np.log(normalise(known))
-            else:
-                log_prob = self._mean_log_prob(member, folds, images, count_model)
-            yield number, at_temperature(log_prob, member.temperature)
-
-    def _mean_log_prob(
+    def _of_given(
         self,
-        member: MemberRecord,
-        folds: Iterable[int],
-        images: _Images,
-        count_model: Callable[[], None],
-    ) -> NDArray[np.float32]:
-        """(n, C) of the mean over these fold models, uncalibrated."""
-        found = []
-        for fold in folds:
-            found.append(self._fold_log_prob(member, fold, images))
-            count_model()
-        return mean_log_prob(found)
+        images: Sequence[GivenImage],
+        on_model: OnModel,
+        on_bad: Callable[[int, ImageError], object] | None,
+    ) -> NDArray[np.float64]:
+        """(n, C) probabilities; rows that `on_bad` is told of say nothing: 1/C each."""
+        self._blend.require_models()
+        prob = np.full((len(images), len(self.classes)), 1.0 / len(self.classes))
+        with naming_plugins():
+            for rows, take in self._given_batches(self._blend.keys(), images, on_model, on_bad):
+                prob[rows] = self._blend.blended(take).prob
+        return prob
 
-    def _fold_log_prob(
-        self, member: MemberRecord, fold: int, images: _Images
-    ) -> NDArray[np.float32]:
-        """(n, C) of one fold model, uncalibrated; of the test set as it is kept, in float16."""
-        if images.ids is None:
-            return self._predicted(member, fold, images)
-        run = self._runs[member.run]
-        kept = KeptPredictions(run.store, images.state, self._tta.name)
+    def _given_batches(
+        self,
+        keys: Sequence[FoldKey],
+        images: Sequence[GivenImage],
+        on_model: OnModel,
+        on_bad: Callable[[int, ImageError], object] | None,
+    ) -> Iterator[tuple[NDArray[np.int64], Take]]:
+        sources: dict[tuple[int, str], ImageSource] = {}
+        most = self.store.config().data.max_pixels
+
+        def source_of(run: str, config: ModelConfig) -> ImageSource:
+            cache = self._runs[run].store.config().cache
+            kind = stored_side(config.image_size, cache), cache.format
+            if kind not in sources:
+                sources[kind] = GivenImages(images, config.image_size, cache, most)
+            return sources[kind]
+
+        progress = Progress(on_model, len(images))
+        return self._models.batches(keys, source_of, len(images), progress, on_bad)
+
+    def _of_test_images(self, images: _TestImages, on_model: OnModel) -> FoldMean:
+        """The blend of the test set; what was kept of it is read, what is new is kept."""
+        sources: dict[tuple[str, int], ImageSource] = {}
+
+        def source_of(run: str, config: ModelConfig) -> ImageSource:
+            if (run, config.image_size) not in sources:
+                sources[run, config.image_size] = self._runs[run].images(
+                    images.files, config, self._workers, images.session
+                )
+            return sources[run, config.image_size]
+
+        def of_added(member: MemberRecord) -> NDArray[np.floating]:
+            known = added_test(self.store, member.candidate, images.ids)[images.rows]
+            return np.log(normalise(known))
+
+        kept = {
+            run: KeptPredictions(models.store, images.state, self._tta.name)
+            for run, models in self._runs.items()
+        }
         shape = len(images.files), len(self.classes)
-        log_prob = kept.read(member.candidate, member.variant, fold, shape)
-        if log_prob is None:
-            log_prob = self._predicted(member, fold, images).astype(np.float16)
-            kept.write(member.candidate, member.variant, fold, log_prob)
-        return log_prob.astype(np.float32)
-
-    def _predicted(self, member: MemberRecord, fold: int, images: _Images) -> NDArray[np.float32]:
-        """(n, C) of one fold model that is opened and run."""
-        run = self._runs[member.run]
-        model = run.open(member.candidate, member.variant, fold)
-        source = run.images(images.files, model.model_config, self._workers, images.session)
-        settings = loader_settings(self._workers, self._device.type)
-        loader = scoring_loader(
-            source, np.arange(len(source)), model.model_config, BATCH, settings, run.parts
-        )
-        seen = AveragedViews(model.module, self._tta, model.model_config.activation)
-        # Averaged log-probabilities: softmax leaves them as they are.
-        return log_probabilities(seen, loader, self._device, model.autocast, "softmax")[0]
+        progress = Progress(on_model, shape[0])
+        with naming_plugins():
+            take = self._models.keeping(self._blend.keys(), source_of, shape, progress, kept)
+            return self._blend.blended(take, of_added)
 
 
-def _combiner(store: RunStore, ensemble: EnsembleRecord) -> Combiner:
-    """The combiner as the method fitted it; RunFolderError where this version knows it not."""
-    build = POOLINGS.get(ensemble.pooling)
-    if build is None:
-        raise RunFolderError.single(
-            f"{store.root}/ensemble/ensemble.json",
-            f"combines its members by {ensemble.pooling!r}, which this version does not know (it "
-            f"knows {', '.join(POOLINGS)}); blend again: `ensemble DIR`",
-        )
-    weights = np.array([member.weight for member in ensemble.members])
-    arrays = store.blend.combiner_arrays(ensemble)
-    try:
-        combiner = build(weights, arrays)
-        row = np.zeros((1, len(store.classes())), dtype=np.float32)
-        tried = pool_terms(combiner, ((member, row) for member in range(len(weights))))
-        if not np.isfinite(tried).all():
-            raise ValueError("its numbers are not finite")
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise RunFolderError.single(
-            f"{store.root}/ensemble/{ensemble.combiner or 'ensemble.json'}",
-            f"does not fit the blend: {error!r}; blend again: `ensemble {store.root}`",
-        ) from error
-    return combiner
-
-
-def _check_rule(store: RunStore, ensemble: EnsembleRecord) -> None:
-    try:
-        decide(ensemble.rule, np.full((1, len(store.classes())), 1.0))
-    except ValueError as error:
-        raise RunFolderError.single(
-            f"{store.root}/ensemble/ensemble.json", f"{error}; blend again: `ensemble {store.root}`"
-        ) from error
-
-
-def _run_of(store: RunStore, ensemble: EnsembleRecord, run: str) -> RunStore:
-    """The run folder that holds a member."""
-    if not run:
-        return store
-    other = member_run(store, run)
-    if other.folds().hash != ensemble.folds_hash:
-        raise RunFolderError.single(
-            other.root,
-            f"has other folds than the blend of {store.root}, which has members of it; blend "
-            "again: `ensemble DIR`",
-        )
-    return other
-
-
-def _counter(on_model: OnModel) -> Callable[[], None]:
-    """A function that calls `on_model` with 1, 2, 3, ..."""
-    done = 0
-
-    def count_model() -> None:
-        nonlocal done
-        done += 1
-        on_model(done)
-
-    return count_model
+def _cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

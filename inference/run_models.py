@@ -39,6 +39,8 @@ class FoldModel:
     module: Classifier
     model_config: ModelConfig
     autocast: torch.autocast
+    precision: str = "fp32"
+    """What `autocast` is of."""
 
 
 class RunModels:
@@ -63,7 +65,8 @@ class RunModels:
             module = unpack_classifier(data, model_config, self.parts).to(self.device)
         except _UNREADABLE as error:
             raise self._unreadable(candidate, variant, fold, error) from error
-        return FoldModel(module, model_config, autocast_for(self.device, self.precision(trial)))
+        precision = self.precision(trial)
+        return FoldModel(module, model_config, autocast_for(self.device, precision), precision)
 
     def state(self, candidate: str, variant: str, fold: int) -> State:
         """The weights alone, on the CPU; errors as in `open`."""
@@ -108,5 +111,7 @@ class RunModels:
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU where there is one, NVIDIA's or Apple's."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -192,7 +192,7 @@ def _groups(store: RunStore, models: RunModels) -> Iterator[tuple[ModelConfig, l
     """Members of equal architecture, the best first; only groups of two or more."""
     groups: dict[ModelConfig, list[Ingredient]] = defaultdict(list)
     for summary in store.summaries():
-        if summary.status == "complete":
+        if summary.is_member:
             groups[models.model_config(summary.trials[0])] += _ingredients(store, summary)
     for model_config, group in groups.items():
         if len(group) > 1:

@@ -1,8 +1,7 @@
-"""`submission.csv` in the exact form of the sample, the receipt that proves it, and the log.
+"""`submission.csv` in the exact form of the sample, and the receipt that proves it.
 
 Takes test probabilities, gives the two files, each in place of the earlier one at once. The text is
 checked before it is written, and the file is read back: what is proved is what lies on the disk.
-A copy under a number of its own stays (`keep_submission`).
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foldrace.core.errors import RunFailure
+from foldrace.core.errors import RunFailure, UserError
 from foldrace.core.files import Files
 from foldrace.core.metrics import MetricScore
 from foldrace.dataset.submission_form import SubmissionForm
@@ -29,13 +28,11 @@ from foldrace.dataset.test_set import ImageSet
 from foldrace.ensemble.fold_mean import loss_of_mean
 from foldrace.run_folder.blend_records import EnsembleRecord
 
-FOLDER = "submissions"
-LOG = f"{FOLDER}/log.csv"
-_LOG_COLUMNS = (
-    *("number", "file", "time", "sha256", "test", "tta", "crossfit_logloss"),
-    *("submitted_logloss", "blend", "public_score"),
-)
 _ROW_SUM = 1e-6
+NUMBERS = "%.9g"
+"""How probabilities are written, unless a format is asked for."""
+_ROUNDED_SUM = 1e-3
+"""How far from 1 a row may be in a format that was asked for: who scores it divides by the sum."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,48 @@ class Receipt:
     """The decision rule that labels are written by; None: the most probable class."""
     without_image: tuple[str, ...] = ()
     """Ids whose image gives no pixels: their rows are the training images' class frequencies."""
+    part_of_blend: str = ""
+    """Which members it is of, where it is not of the whole blend that was scored."""
+    tta_tried: tuple[dict[str, object], ...] = ()
+    """Gain, its standard error and time of all views, where `--tta auto` has measured them."""
+    prior_shift: dict[str, object] | None = None
+    """Estimated class frequencies of the test set, where they differ beyond chance."""
+    float_format: str = NUMBERS
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a submission was made and is written, beyond the blend and the views."""
+
+    float_format: str = NUMBERS
+    part_of_blend: str = ""
+    tta_tried: tuple[dict[str, object], ...] = ()
+    prior_shift: dict[str, object] | None = None
+
+
+PLAIN = Manner()
+
+
+def check_float_format(text: str) -> None:
+    """UserError where it is no format of a number such as %.6f."""
+    if re.fullmatch(r"%\.[0-9]{1,2}[efg]", text) is None:
+        raise UserError.single(
+            "--float-format", f"got {text!r}; allowed: %.Nf, %.Ng or %.Ne, such as %.6f"
+        )
+
+
+def zip_submission(files: Files, name: str) -> str:
+    """Write a submission once more, as the only file of a zip beside it; gives the zip's name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo(name), files.read(name), zipfile.ZIP_DEFLATED)
+    files.write(zip_name(name), buffer.getvalue())
+    return zip_name(name)
+
+
+def zip_name(name: str) -> str:
+    """The zip of a submission."""
+    return f"{name.removesuffix('.csv')}.zip"
 
 
 def write_submission(
@@ -104,6 +143,7 @@ def write_submission(
     without_image: Sequence[str] = (),
     decided: NDArray[np.int64] | None = None,
     log_z: NDArray[np.float64] | None = None,
+    manner: Manner = PLAIN,
 ) -> Receipt:
     """Write `name` and `<name without .csv>.receipt.json` into `files`.
 
@@ -112,9 +152,9 @@ def write_submission(
     other images in `FoldMean`. Raises RunFailure where a check does not pass: nothing is written
     then, so that an earlier submission stays.
     """
-    text = submission_csv(test, classes, prob, decided)
+    text = submission_csv(test, classes, prob, decided, manner.float_format)
     data = text.encode()
-    checks = check_submission(text, test)
+    checks = check_submission(text, test, manner.float_format)
     files.write(name, data)
     if files.read(name) != data:
         files.delete(name)
@@ -147,8 +187,9 @@ def write_submission(
         tta=tta,
         checks=checks,
         without_image=tuple(without_image),
+        **vars(manner),
     )
-    files.write(receipt_name(name), _receipt_json(receipt))
+    files.write(receipt_name(name), receipt_json(receipt))
     return receipt
 
 
@@ -177,87 +218,8 @@ def receipt_name(name: str) -> str:
     return f"{name.removesuffix('.csv')}.receipt.json"
 
 
-def keep_submission(files: Files, receipt: Receipt) -> str:
-    """Copy a run folder's submission under the next number, and log it; gives the copy's name.
-
-    The one that holds the same is given where there is one.
-    """
-    known = {row["sha256"]: row["file"] for row in _log(files)}
-    if receipt.sha256 in known:
-        return known[receipt.sha256]
-    number = _next_number(files)
-    name = f"{FOLDER}/{receipt.file.replace('submission', f'{number:04d}', 1)}"
-    files.write(name, files.read(receipt.file))
-    files.write(receipt_name(name), _receipt_json(receipt))
-    log_submission(files, receipt, name, number)
-    return name
-
-
-def keep_edited(files: Files, name: str) -> str | None:
-    """Copy a submission that is not as it was written, before another takes its place.
-
-    Gives the copy's name, or None where there is none, or nobody has changed it.
-    """
-    if not files.exists(name) or not files.exists(receipt_name(name)):
-        return None
-    data = files.read(name)
-    if hashlib.sha256(data).hexdigest() in files.read(receipt_name(name)).decode():
-        return None
-    copy = f"{FOLDER}/{name.replace('submission', f'{_next_number(files):04d}-edited', 1)}"
-    files.write(copy, data)
-    return copy
-
-
-def log_submission(files: Files, receipt: Receipt, name: str, number: int | None = None) -> None:
-    """Add a line to the run folder's log; what people have written there stays.
-
-    `number` None: the next one, of a submission that lies elsewhere.
-    """
-    loss = receipt.submitted_logloss
-    submitted = "" if loss is None else f"{loss:.6f}"
-    members = (f"{m['candidate']} {m['variant']} {m['weight']:.3g}" for m in receipt.members)
-    row = (
-        *(
-            number or _next_number(files),
-            name,
-            receipt.created,
-            receipt.sha256,
-            receipt.test,
-            receipt.tta,
-        ),
-        *(f"{receipt.crossfit_logloss:.6f}", submitted, ", ".join(members), ""),
-    )
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    text = files.read(LOG).decode(errors="surrogateescape") if files.exists(LOG) else ""
-    if not text:
-        writer.writerow(_LOG_COLUMNS)
-    elif not text.endswith("\n"):
-        text += "\n"
-    writer.writerow(row)
-    files.write(LOG, (text + buffer.getvalue()).encode(errors="surrogateescape"))
-
-
-def _log(files: Files) -> list[dict[str, str]]:
-    """The log's rows, as far as they can be read: people write into it."""
-    text = files.read(LOG).decode(errors="replace") if files.exists(LOG) else ""
-    rows = csv.DictReader(io.StringIO(text))
-    found: list[dict[str, str]] = []
-    with suppress(csv.Error):  # a cell of megabytes
-        found += (row for row in rows if row.get("sha256"))
-    return found
-
-
-def _next_number(files: Files) -> int:
-    """One more than the greatest number of a copy or in the log."""
-    names = (re.match("[0-9]{1,9}", name) for name in files.names(FOLDER))
-    copies = [int(match[0]) for match in names if match]
-    numbers = (row.get("number") or "" for row in _log(files))
-    logged = [int(number) for number in numbers if re.fullmatch("[0-9]{1,9}", number)]
-    return max((*copies, *logged), default=0) + 1
-
-
-def _receipt_json(receipt: Receipt) -> bytes:
+def receipt_json(receipt: Receipt) -> bytes:
+    """The text of a receipt's file."""
     return json.dumps(asdict(receipt), indent=1, ensure_ascii=False).encode()
 
 
@@ -266,8 +228,9 @@ def submission_csv(
     classes: Sequence[str],
     prob: NDArray[np.float64],
     decided: NDArray[np.int64] | None = None,
+    float_format: str = NUMBERS,
 ) -> str:
-    """Text in the test set's form, numbers with 9 significant digits.
+    """Text in the test set's form, numbers with 9 significant digits unless said otherwise.
 
     Labels: the classes `decided` (n,), or the most probable class, the first of equal ones.
     """
@@ -276,7 +239,8 @@ def submission_csv(
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=form.delimiter, lineterminator="\n")
     writer.writerow(form.header)
-    for frame, values in zip(_frames(test), _values(form, index, prob, decided), strict=True):
+    cells = _values(form, index, prob, decided, float_format)
+    for frame, values in zip(_frames(test), cells, strict=True):
         writer.writerow([*frame[: form.value_at], *values, *frame[form.value_at :]])
     return buffer.getvalue()
 
@@ -291,27 +255,24 @@ def _values(
     index: Mapping[str, int],
     prob: NDArray[np.float64],
     decided: NDArray[np.int64] | None,
+    float_format: str,
 ) -> Iterator[list[str]]:
     """The predicted cells of each row."""
     if form.kind == "labels" and decided is not None:
         names = {place: name for name, place in index.items()}
         yield from ([names[place]] for place in decided.tolist())
     elif form.kind == "long":
-        yield from ([_text(prob[image, index[name]])] for image, name in form.long_rows)
+        yield from ([float_format % prob[image, index[name]]] for image, name in form.long_rows)
     elif form.kind == "probability_of":
-        yield from ([_text(p)] for p in prob[:, index[form.of or ""]])
+        yield from ([float_format % p] for p in prob[:, index[form.of or ""]])
     else:
         order = [index[name] for name in form.class_columns]
         for row in prob[:, order]:
             labels = form.kind == "labels"
-            yield [form.class_columns[row.argmax()]] if labels else [_text(p) for p in row]
+            yield [form.class_columns[row.argmax()]] if labels else [float_format % p for p in row]
 
 
-def _text(number: float) -> str:
-    return f"{number:.9g}"
-
-
-def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
+def check_submission(text: str, test: ImageSet, float_format: str = NUMBERS) -> tuple[str, ...]:
     """Read a submission; the checks that passed, or RunFailure with those that did not."""
     form = test.form
     header, *rows = list(csv.reader(io.StringIO(text), delimiter=form.delimiter)) or [[]]
@@ -323,7 +284,9 @@ def check_submission(text: str, test: ImageSet) -> tuple[str, ...]:
         "ids equal the sample's, in its order": frames == list(_frames(test)),
     }
     cells = [row[form.value_at : end] for row in rows]
-    results |= _label_checks(cells, form) if form.kind == "labels" else _number_checks(cells, form)
+    row_sum = _ROW_SUM if float_format == NUMBERS else _ROUNDED_SUM
+    labels = form.kind == "labels"
+    results |= _label_checks(cells, form) if labels else _number_checks(cells, form, row_sum)
     failed = [check for check, passed in results.items() if not passed]
     if failed:
         raise RunFailure(f"the submission is not valid: failed checks: {'; '.join(failed)}")
@@ -335,7 +298,7 @@ def _label_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, boo
     return {"every label is a class": all(cell in known for row in cells for cell in row)}
 
 
-def _number_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, bool]:
+def _number_checks(cells: list[list[str]], form: SubmissionForm, row_sum: float) -> dict[str, bool]:
     values = [[_number(cell) for cell in row] for row in cells]
     numbers = np.array([number for row in values for number in row])
     results = {
@@ -351,7 +314,7 @@ def _number_checks(cells: list[list[str]], form: SubmissionForm) -> dict[str, bo
             totals[image] += total
         sums = totals.tolist()
     furthest = max((abs(total - 1) for total in sums), default=0.0)
-    return results | {f"every row sums to 1 within {_ROW_SUM:g}": furthest <= _ROW_SUM}
+    return results | {f"every row sums to 1 within {row_sum:g}": furthest <= row_sum}
 
 
 def _number(cell: str) -> float:

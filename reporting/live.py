@@ -273,13 +273,20 @@ def _table() -> Table:
 def _leaderboard_cells(place: int, summary: CandidateSummary) -> Iterator[RenderableType]:
     best = summary.best
     style = _STATUS_STYLE.get(summary.status, "")
-    yield str(place) if summary.status == "complete" else ""
+    yield str(place) if summary.is_member else ""
     yield _cell(summary.candidate.candidate)
     yield _cell(summary.candidate.backbone)
-    yield Text(summary.status, style=style)
+    yield Text(_status(summary), style=style)
     yield f"{len(summary.finished)}/{summary.folds}"
     yield number(summary.pooled_calibrated(best) if best else None)
     yield number(summary.pooled_accuracy(best) if best else None)
+
+
+def _status(summary: CandidateSummary) -> str:
+    """The status; of a complete student that it is one, and whether its score is honest."""
+    if summary.status != "complete" or not summary.candidate.is_student:
+        return summary.status
+    return "optimistic" if summary.candidate.is_optimistic else "student"
 
 
 def _cell(text: str) -> Text:

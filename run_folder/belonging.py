@@ -39,6 +39,7 @@ EXTENDABLE = (
     "search.objective",
     "search.points",
     "search.warm_start",
+    "search.teacher",
     "search.min_share",
     "search.fold_trials",
     "search.storage",

@@ -166,7 +166,9 @@ class CandidateFiles:
             f"{self.root}/{file}",
             f"it is damaged; {name} is what trial.json of its fold {trial.fold} says",
         )
-        record = CandidateRecord(candidate=name, backbone=trial.backbone, params=trial.params)
+        record = CandidateRecord(
+            candidate=name, backbone=trial.backbone, params=trial.params, teacher=trial.teacher
+        )
         self._made_anew[name] = record
         return record
 

@@ -36,6 +36,11 @@ class KeptPredictions:
         self._store, self._images = store, images
         self._view = hashlib.blake2b(tta.encode(), digest_size=4).hexdigest()
 
+    def has(self, candidate: str, variant: str, fold: int) -> bool:
+        """True where there is a file of exactly these images and weights, whatever it holds."""
+        name = self._name(candidate, variant, fold)
+        return name is not None and self._store.files.exists(name)
+
     def read(
         self, candidate: str, variant: str, fold: int, shape: tuple[int, int]
     ) -> NDArray[np.floating] | None:

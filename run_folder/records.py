@@ -72,6 +72,35 @@ class StoredRecord(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
+TeacherName = Annotated[str, Field(pattern="^t[0-9a-f]{31}$")]
+TeacherKind = Literal["blend", "best", "best-fold"]
+"""`blend`: for each fold the blend of the models that were trained without it. `best`: its best
+member alone. `best-fold`: one fold's model for all folds, which has seen their labels."""
+
+
+class TeacherRef(StoredRecord):
+    """The teacher that a student learns from."""
+
+    digest: TeacherName
+    """Folder in `teachers/`, and the digest of the record in it."""
+    kind: TeacherKind
+    unlabelled: Count = 0
+    """Images without a label that the student learns from, too: by the teacher's word alone."""
+    of_test_set: bool = False
+    """True where these are the images of the run's test set."""
+
+    @property
+    def is_optimistic(self) -> bool:
+        """True where the teacher has seen labels of the rows that score its students."""
+        return self.kind == "best-fold"
+
+    def __str__(self) -> str:
+        """`blend + 120 unlabelled`, as tables show it."""
+        marks = " (optimistic)" if self.is_optimistic else ""
+        source = "test images" if self.of_test_set else "unlabelled"
+        return f"{self.kind}{marks}" + (f" + {self.unlabelled} {source}" * (self.unlabelled > 0))
+
+
 class CandidateRecord(StoredRecord):
     """One backbone with one set of hyperparameters, written when it is suggested."""
 
@@ -79,6 +108,18 @@ class CandidateRecord(StoredRecord):
     backbone: str
     params: Params
     """Hyperparameter -> value."""
+    teacher: TeacherRef | None = None
+    """The teacher of a student; None: it learns from labels alone."""
+
+    @property
+    def is_student(self) -> bool:
+        """True where it learns from a teacher."""
+        return self.teacher is not None
+
+    @property
+    def is_optimistic(self) -> bool:
+        """True where its OOF rows are no honest score: it may not enter a blend."""
+        return self.teacher is not None and self.teacher.is_optimistic
 
 
 class VariantScore(StoredRecord):
@@ -106,6 +147,7 @@ class TrialRecord(StoredRecord):
     status: TrialStatus
     backbone: str
     params: Params
+    teacher: TeacherRef | None = None
     folds_hash: str
     seed: Count
     variants: dict[PlainName, VariantScore] = {}
@@ -272,6 +314,11 @@ class CandidateSummary:
         done = Counter(t.fold // per_repeat for t in self.finished)
         of = self.complete_repeats or sorted(done, key=lambda r: (-done[r], r))[:1]
         return tuple(t for t in self.finished if t.fold // per_repeat in of)
+
+    @property
+    def is_member(self) -> bool:
+        """True where a blend may have it: complete, and scored by rows that it had no part in."""
+        return self.status == "complete" and not self.candidate.is_optimistic
 
     @cached_property
     def variants(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from foldrace.run_folder.gpu_memory import GpuMemory
 from foldrace.run_folder.progress import RunningNow
 from foldrace.run_folder.records import CandidateSummary
 from foldrace.run_folder.tables import decisions_csv, leaderboard_csv, trials_csv
+from foldrace.run_folder.teachers import TeacherFiles
 from foldrace.run_folder.trials import TrialFiles
 
 _CONFIG, _CLASSES, _PLUGINS = "sweep.yaml", "classes.json", "plugins"
@@ -64,6 +65,11 @@ class RunStore(TrialFiles):
     def blend(self) -> EnsembleFolder:
         """The files of the blend."""
         return EnsembleFolder(self.files)
+
+    @property
+    def teachers(self) -> TeacherFiles:
+        """The files of the teachers of students."""
+        return TeacherFiles(self.files)
 
     def create(
         self,

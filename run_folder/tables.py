@@ -12,7 +12,7 @@ from foldrace.run_folder.records import CandidateSummary
 _LEADERBOARD = (
     "candidate", "backbone", "status", "folds_done", "variant", "oof_logloss",
     "oof_calibrated_logloss", "oof_accuracy", "gain", "gain_se", "epochs_trained",
-    "seconds",
+    "seconds", "teacher",
 )  # fmt: skip
 _TRIALS = (
     "candidate", "fold", "status", "variant", "val_logloss", "val_calibrated_logloss", "epoch",
@@ -68,6 +68,7 @@ def _leaderboard_row(summary: CandidateSummary) -> dict[str, object]:
         "gain_se": summary.gain_se,
         "epochs_trained": sum(t.epochs_trained for t in summary.trials),
         "seconds": f"{sum(t.seconds for t in summary.trials):.2f}",
+        "teacher": None if summary.candidate.teacher is None else str(summary.candidate.teacher),
         **{f"hp.{name}": value for name, value in summary.candidate.params.items()},
     }
 

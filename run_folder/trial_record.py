@@ -57,6 +57,7 @@ def trial_record(
         status=status,
         backbone=candidate.backbone,
         params=candidate.params,
+        teacher=candidate.teacher,
         folds_hash=store.folds().hash,
         seed=candidate_seed(store, candidate, fold),
         variants=dict(variants or {}),

@@ -73,7 +73,7 @@ class Gains:
     def join(self, complete: Sequence[CandidateSummary]) -> None:
         """Add complete candidates to the blend, the best of many first, as far as there is room."""
         columns: dict[str, NDArray[np.float32]] = {}
-        known = [(s.pooled_calibrated(s.best), s) for s in complete if s.best]
+        known = [(s.pooled_calibrated(s.best), s) for s in complete if s.best and s.is_member]
         for _, summary in sorted(known, key=lambda pair: pair[0]):
             name = summary.candidate.candidate
             own = self._of_folds(summary)

@@ -23,6 +23,10 @@ from foldrace.scheduling.rungs import Place, Rung, seconds_of
 from foldrace.scheduling.standings import Standings, first_fold, gain_text
 from foldrace.scheduling.state import CandidateState, SweepState
 
+_STUDENT = (
+    "a student gets all its folds: it imitates the blend, so that a gain over it is not its purpose"
+)
+
 
 @dataclass(frozen=True)
 class Move:
@@ -132,6 +136,8 @@ class Race:
             )
             self._known.gains.join([summary])
             return self._decision(state, "complete", reason, better, fold=fold)
+        if state.record.is_student:
+            return self._decision(state, "continue", _STUDENT, better, fold=fold)
         reason = self._rule.explain(evidence)
         if self._rule.takes_turns:
             if self._rule.stops(evidence):
@@ -157,6 +163,8 @@ class Race:
         """
         for state in self._state:
             may_run = state.ended and state.waiting and self.is_granted(state)
+            if state.record.is_student:
+                continue
             if may_run and not state.running and self._known.is_out(state):
                 better = self._known.gains.of(state.summary)
                 reason = self._rule.explain(self._known.evidence(state.summary, better))
@@ -164,11 +172,15 @@ class Race:
                 yield self._decision(state, action, reason, better)
 
     def grant_first(self, state: CandidateState) -> RaceDecision | None:
-        """The decision that the first candidate of a sweep gets all its folds; None with others.
+        """The decision that a student, or the first candidate of a sweep, gets all its folds.
 
-        So a sweep has a blend as soon as any can have one.
+        None with others. So a sweep has a blend as soon as any can have one.
         """
-        if not self._rule.takes_turns or len(self._state) > 1:
+        if not self._rule.takes_turns:
+            return None
+        if state.record.is_student:
+            return self._decision(state, "continue", _STUDENT, None)
+        if len(self._state) > 1:
             return None
         reason = "the first candidate gets all its folds, so that there is a blend"
         return self._decision(state, "continue", reason, None)

@@ -156,7 +156,7 @@ class Standings:
         return Evidence(gain, self._config.z, _mean_loss(summary), worst)
 
     def _worst_fold_of_best(self) -> float | None:
-        complete = [s.summary for s in self._state if s.summary.status == "complete"]
+        complete = [s.summary for s in self._state if s.summary.is_member]
         known = [(s.pooled_calibrated(s.best), _fold_losses(s)) for s in complete if s.best]
         return max(min(known)[1]) if known else None
 

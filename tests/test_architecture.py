@@ -31,12 +31,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduling/ray": {*_DATA, "search_spaces", "trainables", "ensemble", "scheduling"},
     "checks": {*_DATA, "search_spaces", "trainables", "ensemble", "scheduling"},
     "inference": {*_DATA, "trainables", "ensemble"},
+    "export": {*_DATA, "trainables", "ensemble", "inference"},
     "reporting": _DATA,
     "comparison": {*_DATA, "ensemble", "reporting"},
+    "evaluation": {*_DATA, "ensemble", "trainables", "inference", "reporting"},
     "console": {"core", "run_folder"},
     "commands": {
         *_DATA, "search_spaces", "trainables", "ensemble", "scheduling", "scheduling/ray", "checks",
-        "inference", "reporting", "comparison", "console",
+        "inference", "export", "reporting", "comparison", "evaluation", "console",
     },
     "sweep": {"commands", "console"},
     "api": {"commands", "console", "core", "run_folder"},
@@ -55,6 +57,8 @@ NEVER: dict[str, set[str]] = {
     "scheduling/ray": set(),
     "checks": {"ray"},
     "inference": {"ray", "optuna"},
+    "evaluation": {"ray", "optuna"},
+    "export": {"ray", "optuna"},
     "commands": {"ray"},
     "sweep": {*_TORCH, "ray", "optuna", "numpy", "pandas", "sklearn"},
     "api": {*_TORCH, "ray", "optuna"},
@@ -163,6 +167,16 @@ def _takers_of_parts(tree: ast.Module) -> Iterator[str]:
                     yield name
 
 
+def test_what_is_exported_runs_without_the_rest() -> None:
+    """Its files import each other alone, and packages that such a folder needs."""
+    allowed = {*sys.stdlib_module_names, "numpy", "PIL", "torch", "torchvision", "timm"}
+    for file in (ROOT / "export" / "shipped").glob("*.py"):
+        for module in imported(file):
+            own = module.startswith("foldrace.export.shipped.")
+            others = {*allowed, "safetensors", "onnxruntime"}
+            assert own or module.split(".")[0] in others, f"{file} imports {module}"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["no-such-command"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -185,12 +199,14 @@ OPENS_ITSELF = {
     "checks/machine.py": "/proc",
     "run_folder/claims.py": "/proc",
     "inference/speed.py": "/proc",
+    "inference/engine/passes.py": "/sys",
     "console/process_list.py": "/proc",
     "console/terminal.py": "/dev/null",
     "console/machine.py": "writes logs",
     "commands/demo.py": "the demo's own labels",
     "dataset/demo.py": "writes",
     "dataset/archive.py": "what `open_regular` has opened; writes",
+    "inference/submission.py": "a zip in memory",
     "dataset/images.py": "what `open_regular` has opened",
     "dataset/predictions_file.py": "what `open_regular` has opened",
     "dataset/readers.py": "what `open_regular` has opened",
@@ -203,6 +219,11 @@ OPENS_ITSELF = {
     "scheduling/ray/tune_adapter.py": "Ray's file",
     "ensemble/selection/matrix_folder.py": "the cache",
     "dataset/unpacked.py": "the cache",
+    "export/folder.py": "files of the package, and what it has written itself",
+    "export/shipped/blend_images.py": "runs without us",
+    "export/shipped/blend_io.py": "runs without us",
+    "export/shipped/bundle_predict.py": "runs without us",
+    "export/shipped/kaggle_submission.py": "runs without us",
     "trainables/data/cache_build.py": "the cache",
     "trainables/data/cache_entry.py": "the cache",
     "trainables/data/cache_folder.py": "the cache",

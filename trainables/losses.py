@@ -212,6 +212,39 @@ LOSSES = Table(
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """What a student's loss has of its teacher.
+
+    (1 - alpha) loss(labels) + alpha T^2 KL(teacher_T || student_T): the square keeps the size of
+    the gradients whatever the temperature T. Hinton, Vinyals and Dean, Distilling the Knowledge in
+    a Neural Network, NeurIPS workshop on deep learning 2014.
+    """
+
+    alpha: float
+    temperature: float
+    activation: str
+    """The loss's own row of `ACTIVATIONS`."""
+
+    def divergence(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """T^2 KL, the mean over (B, C) logits and the teacher's probabilities at T, (B, C)."""
+        log_prob = log_probs(logits, self.activation) / self.temperature
+        found = functional.kl_div(torch.log_softmax(log_prob, 1), taught, reduction="batchmean")
+        return self.temperature**2 * found
+
+    def beside(
+        self, criterion: Callable[[Tensor, Tensor], Tensor], taught: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The whole loss of (B, C) logits and targets; or of several passes of the same images."""
+
+        def loss(logits: Tensor, targets: Tensor) -> Tensor:
+            passes = len(logits) // len(taught)
+            learnt = self.divergence(logits, taught.repeat(passes, 1))
+            return (1 - self.alpha) * criterion(logits, targets) + self.alpha * learnt
+
+        return loss
+
+
 def build_loss(
     params: TrialParams,
     class_counts: NDArray[np.int64],

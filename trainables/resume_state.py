@@ -180,6 +180,8 @@ def fingerprint(trial: FoldTrial, folds_hash: str, plugins: Sequence[PluginFile]
     versions = (str(torch.__version__), str(timm.__version__))
     code = [(file.module, hashlib.sha256(file.source).hexdigest()) for file in plugins]
     key = [trial.seed, folds_hash, *sections, *versions, code]
+    if trial.candidate.teacher is not None:
+        key.append(trial.candidate.teacher.digest)
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from foldrace.config.hyperparameters import TrialParams
 from foldrace.run_folder.variants import EMA, RAW
 from foldrace.trainables.data.trial_data import TrialData
 from foldrace.trainables.l2_sp import StartingPoint
-from foldrace.trainables.losses import build_loss
+from foldrace.trainables.losses import Distillation, build_loss
 from foldrace.trainables.models.classifier import Classifier, build_classifier
 from foldrace.trainables.models.layers import freezes, layer_ids
 from foldrace.trainables.models.stoch_norm import make_stochastic
@@ -105,6 +106,8 @@ class TrainState:
     """Images on the device at once; halved when memory runs out."""
     start: StartingPoint | None = None
     """What the backbone's weights are pulled to."""
+    distillation: Distillation | None = None
+    """What a student learns from its teacher, beside its own loss."""
     updates: int = 0
     """Optimiser steps so far."""
     before_step: StepSnapshot = field(init=False)
@@ -185,4 +188,13 @@ def build_train_state(trial: FoldTrial, data: TrialData, accelerator: Accelerato
         clip_grad=params.clip_grad or None,
         micro_batch=first_micro_batch(trial, accelerator.num_processes),
         start=start,
+        distillation=_distillation(params, data),
     )
+
+
+def _distillation(params: TrialParams, data: TrialData) -> Distillation | None:
+    """None for a candidate that has no teacher."""
+    if data.soft is None:
+        return None
+    activation = data.model_config.activation
+    return Distillation(params.distill_alpha, params.distill_temperature, activation)

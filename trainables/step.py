@@ -27,6 +27,7 @@ from foldrace.trainables.memory import halved, release
 from foldrace.trainables.models.layers import NORMS_WITH_STATISTICS
 
 if TYPE_CHECKING:
+    from foldrace.trainables.data.soft_labels import SoftLabels
     from foldrace.trainables.state import TrainState
 
 _log = logging.getLogger("foldrace")
@@ -39,6 +40,8 @@ class Examples:
     images: Tensor  # (B, 3, H, W) float32 in [0, 1]
     meta: Tensor  # (B, F) float32; F is 0 without meta features
     targets: Tensor  # (B, C) float32, rows sum to 1
+    taught: Tensor
+    """(B, C) float32 probabilities of a student's teacher at its temperature; else (B, 0)."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,7 +53,7 @@ class Examples:
         have no statistics of a single image.
         """
         count = max(min(-(-len(self) // size), len(self) // least), 1)
-        tensors = (self.images, self.meta, self.targets)
+        tensors = (self.images, self.meta, self.targets, self.taught)
         parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
         yield from (Examples(*part) for part in parts)
 
@@ -63,19 +66,23 @@ def make_examples(
     device: torch.device,
     rng: np.random.Generator,
     mixed: bool = True,
+    soft: SoftLabels | None = None,
 ) -> Examples:
     """A loaded batch on the device, with soft targets, erased in part and, if `mixed`, mixed.
 
-    `labels` (n,) are those of all rows, on the device.
+    `labels` (n,) are those of all rows, on the device; `soft` is what a student's teacher says.
     """
     images = to_float(batch.images.to(device, non_blocking=True))
     meta = batch.meta.to(device, non_blocking=True)
     rows = batch.rows.to(device, non_blocking=True)
     targets = soft_targets(labels[rows], classes, params.label_smoothing)
+    taught = targets.new_zeros(len(targets), 0)
+    if soft is not None:
+        targets, taught = soft.taught(batch.rows, targets, device)
     erase_(images, params.random_erasing, rng)
     if mixed:
-        images, (meta, targets) = mix(images, (meta, targets), params, rng)
-    return Examples(images, meta, targets)
+        images, (meta, targets, taught) = mix(images, (meta, targets, taught), params, rng)
+    return Examples(images, meta, targets, taught)
 
 
 def train_step(state: TrainState, examples: Examples, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -143,12 +150,15 @@ def _gradients(state: TrainState, examples: Examples, batch_size: int) -> tuple[
 
 def _forward(state: TrainState, part: Examples) -> tuple[Tensor, Tensor]:
     """The mean loss, and the (B, C) logits; R-Drop sees every image twice."""
+    criterion = state.criterion
+    if state.distillation is not None:
+        criterion = state.distillation.beside(criterion, part.taught)
     if state.rdrop_alpha == 0:
         logits = state.model(part.images, part.meta)
-        return state.criterion(logits, part.targets), logits
+        return criterion(logits, part.targets), logits
     twice = (torch.cat([tensor, tensor]) for tensor in (part.images, part.meta))
     logits = state.model(*twice)
-    loss = rdrop_loss(state.criterion, logits, part.targets, state.rdrop_alpha, state.activation)
+    loss = rdrop_loss(criterion, logits, part.targets, state.rdrop_alpha, state.activation)
     return loss, logits[: len(part)]
 
 

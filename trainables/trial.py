@@ -121,7 +121,7 @@ def _train(
     for epoch in range(len(history.log), trial.params.epochs):
         resume.save_if_due(state, history)  # here, where another epoch follows
         started = time.perf_counter()
-        train_loss, train_acc, pace = _train_epoch(epoch, state, data, trial, monitor)
+        train_loss, train_acc, pace = train_epoch(epoch, state, data, trial, monitor)
         for model in state.variants().values():
             share_buffers(model, state.accelerator)
         scored = score_fold(state, data, trial, _until_stop(data.scoring, monitor))
@@ -151,7 +151,7 @@ def _calibrated(oof: Oof, labels: NDArray[np.int64]) -> NDArray[np.float32]:
     return true_prob_at(oof.log_prob, labels, fit_temperature(oof.log_prob, labels))
 
 
-def _train_epoch(
+def train_epoch(
     epoch: int, state: TrainState, data: TrialData, trial: FoldTrial, monitor: Monitor
 ) -> tuple[float, float, Pace]:
     """Mean loss, accuracy and pace of one pass; accuracy by the heavier label of a mixed image."""
@@ -169,7 +169,9 @@ def _train_epoch(
     waited = 0.0
     for batch in _until_stop(data.training, monitor):
         waited += time.perf_counter() - asked
-        examples = make_examples(batch, labels, data.classes, params, state.device, rng, mixed)
+        examples = make_examples(
+            batch, labels, data.classes, params, state.device, rng, mixed, data.soft
+        )
         loss, logits = train_step(state, examples, data.batches.batch_size)
         hits = (logits.argmax(1) == examples.targets.argmax(1)).sum()
         sums += torch.stack([loss * len(examples), hits])

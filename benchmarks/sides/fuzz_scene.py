@@ -137,7 +137,7 @@ def write_data(folder: Path) -> dict[str, Any]:
 def make_examples(root: Path) -> Examples:
     """Everything; the run folder is written by the package, its models are not trained."""
     from foldrace.commands.ensemble import Changes, reblend
-    from foldrace.commands.submit import submit
+    from foldrace.commands.submit import PLAIN, submit
     from foldrace.config.load import parse_mapping
     from foldrace.console.terminal import Terminal
     from foldrace.dataset.folds import folds_csv, make_folds
@@ -155,7 +155,7 @@ def make_examples(root: Path) -> Examples:
         _add_candidate(store, f"c{i:04d}", seed=i)
     screen = Terminal(io.StringIO())
     reblend(str(root / "run"), Changes(), (), (), screen)
-    submit(str(root / "run"), "none", None, screen)
+    submit(str(root / "run"), PLAIN, None, screen)
     return Examples(
         read_folder(root / "data"),
         read_folder(root / "run"),

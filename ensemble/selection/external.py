@@ -195,6 +195,12 @@ def added_test(store: RunStore, name: str, test_ids: Sequence[str]) -> NDArray[n
     return read_array(store.files, f"{_FOLDER}/{name}/test.npy")
 
 
+def added_oof(store: RunStore, name: str) -> NDArray[np.float32]:
+    """(N, C) natural-log probabilities of an added member on `scored_rows`; errors as above."""
+    added_record(store, name)
+    return read_array(store.files, f"{_FOLDER}/{name}/oof.npy").astype(np.float32)
+
+
 def added_record(store: RunStore, name: str) -> AddedRecord:
     """The origin of an added member; RunFolderError where it is not in the run folder."""
     file = f"{_FOLDER}/{name}/added.json"

@@ -73,7 +73,7 @@ def run_sources(store: RunStore, run: str = "") -> list[OofSource]:
     `run` is the run folder that the members name, see `Member.run`.
     """
     stamps = store.files.stamps("trials")
-    complete = [s for s in store.summaries() if s.status == "complete"]
+    complete = [s for s in store.summaries() if s.is_member]
     members = [
         Member(s.candidate.candidate, variant, s.candidate.backbone, run)
         for s in complete

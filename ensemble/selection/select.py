@@ -144,7 +144,7 @@ def _without_weights(store: RunStore, members: Sequence[Member]) -> list[Member]
     return [
         Member(s.candidate.candidate, variant, s.candidate.backbone)
         for s in store.summaries()
-        if s.status == "complete"
+        if s.is_member
         for variant in s.variants
         if (s.candidate.candidate, variant) not in there
     ]
@@ -167,7 +167,7 @@ def count_considered(store: RunStore, sources: Sequence[OofSource]) -> ChoiceCou
     summaries = store.summaries()
     if not sources:
         raise _nothing_to_blend(store, summaries, without_weights=len(lost))
-    complete = sum(1 for s in summaries if s.status == "complete")
+    complete = sum(1 for s in summaries if s.is_member)
     further = {(s.member.run, s.member.candidate) for s in sources if s.member.run}
     return ChoiceCounts(complete + len(further), len(lost))
 
@@ -212,7 +212,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     order = order_problem(config.metric, store.classes(), request.parts)
     if order is not None:
         _log.warning("%s", order)
-    blended, curve = _choose(rows, config, request)
+    blended, curve = choose_blend(rows, config, request)
     record = record_of(
         blended,
         considered,
@@ -229,7 +229,7 @@ def blend_run(store: RunStore, config: EnsembleConfig, request: Request) -> Ense
     return _write(store, record, blended, request.added)
 
 
-def _choose(
+def choose_blend(
     rows: MemberRows, config: EnsembleConfig, request: Request
 ) -> tuple[ChosenBlend, list[CurvePoint]]:
     """Choose method, temperatures and members; with a limit of time, score other limits too."""

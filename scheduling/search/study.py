@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from foldrace.config.hyperparameters import TrialParams
 from foldrace.config.ranges import Value
 from foldrace.config.schema import SearchConfig, SweepConfig
-from foldrace.run_folder.records import CandidateRecord, CandidateSummary, RaceDecision, TrialRecord
+from foldrace.run_folder.records import (
+    CandidateRecord,
+    CandidateSummary,
+    RaceDecision,
+    TeacherRef,
+    TrialRecord,
+)
 from foldrace.run_folder.store import RunStore
 from foldrace.scheduling.events import SweepListener
 from foldrace.scheduling.search.sampler_history import EarlierCandidate, SamplerHistory
@@ -34,8 +40,13 @@ class CandidateStudy(SweepListener):
         search: SearchConfig,
         classes: int,
         earlier: Sequence[EarlierCandidate] = (),
+        teacher: TeacherRef | None = None,
     ) -> None:
-        """Begin a search without candidates; `earlier`: those of other runs, to learn from."""
+        """Begin a search without candidates; `earlier`: those of other runs, to learn from.
+
+        `teacher`: whom candidates with a `distill_alpha` learn from.
+        """
+        self._teacher = teacher
         self._space, self._search = space, search
         self._sampler = SAMPLERS[search.sampler]
         by_gain = search.objective == "gain"
@@ -63,7 +74,12 @@ class CandidateStudy(SweepListener):
         if found is None:
             return None
         chosen, params = found
-        return CandidateRecord(candidate=f"c{number:04d}", backbone=chosen, params=params.as_dict())
+        return CandidateRecord(
+            candidate=f"c{number:04d}",
+            backbone=chosen,
+            params=params.as_dict(),
+            teacher=self._teacher if params.distill_alpha > 0 else None,
+        )
 
     def candidate_started(self, candidate: CandidateRecord) -> None:
         """Take its configuration; it is not given again, though the space no longer holds it."""
@@ -105,10 +121,12 @@ class CandidateStudy(SweepListener):
 def open_study(store: RunStore, config: SweepConfig, space: SearchSpace) -> CandidateStudy:
     """The study of a run folder, as its config says, without candidates yet.
 
-    Raises UserError where a folder of `search.warm_start` cannot be read.
+    Raises UserError where a folder of `search.warm_start` or the teacher cannot be read.
     """
     earlier = earlier_candidates(config.search.warm_start, space, store.folds().hash)
-    return CandidateStudy(space, config.search, len(store.classes()), earlier)
+    name = config.search.teacher
+    teacher = None if name is None else store.teachers.record(name).reference
+    return CandidateStudy(space, config.search, len(store.classes()), earlier, teacher)
 
 
 def _key(backbone: str, params: TrialParams) -> _Key:

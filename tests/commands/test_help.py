@@ -10,11 +10,12 @@ import typer.main
 from typer.testing import CliRunner
 
 import foldrace
+from foldrace.commands.distill import KINDS
 from foldrace.core.metrics import METRICS
 from foldrace.ensemble.methods import AUTO
 from foldrace.ensemble.methods import METHODS as METHOD_TABLE
 from foldrace.inference.tta import TTAS as TTA_TABLE
-from foldrace.sweep import CHOSEN_METRICS, METHODS, TTAS, app
+from foldrace.sweep import CHOSEN_METRICS, METHODS, TEACHERS, TTAS, app
 
 _COMMANDS = sorted(typer.main.get_group(app).commands)
 
@@ -44,6 +45,7 @@ def test_help_names_what_is_allowed() -> None:
     assert f"{', '.join(METRICS)}, or a plugin's" == CHOSEN_METRICS
     assert f"{', '.join([*METHOD_TABLE, AUTO])}, or a plugin's" == METHODS
     assert TTAS in _help("submit")
+    assert TEACHERS in _help("distill") and ", ".join(KINDS) == TEACHERS
     assert f"{', '.join(TTA_TABLE)}, or a plugin's" == TTAS
 
 

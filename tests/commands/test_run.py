@@ -11,7 +11,7 @@ import pytest
 
 from foldrace.commands.check import trials_line
 from foldrace.commands.finish import print_trouble
-from foldrace.commands.resume import _parse_stored, _refuse_other_changes
+from foldrace.commands.resume import _refuse_other_changes, parse_stored
 from foldrace.commands.run import run
 from foldrace.config.schema import DataConfig, FoldsConfig, RaceConfig, SearchConfig, SweepConfig
 from foldrace.console.terminal import Terminal
@@ -127,7 +127,7 @@ def test_what_resume_may_change(
     change: str, allowed: bool, make_tiny_run: Callable[..., Any]
 ) -> None:
     store: RunStore = make_tiny_run().store
-    parsed = _parse_stored(store, [change])
+    parsed = parse_stored(store, [change])
     assert not parsed.problems
     if allowed:
         _refuse_other_changes(store, parsed)
@@ -144,6 +144,6 @@ def test_paths_given_to_resume_are_relative_to_where_it_is_typed(
     store: RunStore = make_tiny_run().store
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    config = _parse_stored(store, ["search.warm_start=[../runs/a]"]).require()
+    config = parse_stored(store, ["search.warm_start=[../runs/a]"]).require()
     assert config.search.warm_start == (str(tmp_path / "runs/a"),)
     assert config.data == store.config().data

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
 
-from foldrace.commands.predict import predict
+from foldrace.commands.predict import Asked, predict
 from foldrace.console.terminal import Terminal
 from foldrace.core.consent import allow_run
 from foldrace.core.errors import RunFolderError
@@ -165,6 +165,16 @@ def test_temperatures_of_members_and_of_the_blend(blend: RunStore, images: list[
     assert np.abs(prob - by_hand(blend, images)).max() > 0.02
 
 
+def test_each_members_probabilities_by_name(blend: RunStore, images: list[Path]) -> None:
+    temperatures = (0.4, 2.5)
+    change(blend, *(member(i, temperature=t) for i, t in enumerate(temperatures)))
+    found = Predictor(blend).member_probabilities(images)
+    assert list(found) == ["c0000 raw", "c0001 ema"]
+    for number, prob in enumerate(found.values()):
+        alone = of_models(blend, images)[:, number] ** (1 / temperatures[number])
+        np.testing.assert_allclose(prob, over_folds(rows_to_one(alone)), atol=2e-6)
+
+
 def test_other_poolings(blend: RunStore, images: list[Path]) -> None:
     prob = of_models(blend, images)
     change(blend, member(0, weight=0.9), member(1, weight=0.5), pooling="geometric")
@@ -189,7 +199,7 @@ def test_classes_are_those_of_the_decision_rule(blend: RunStore, images: list[Pa
     np.testing.assert_array_equal(prob, before)
     assert predictor.decide(prob).tolist() == [1, 1, 1] != prob.argmax(axis=1).tolist()
     out = Path(blend.root) / "classes.csv"
-    predict(blend.root, images, None, out, Terminal(quiet=True))
+    predict(blend.root, Asked(images), out, Terminal(quiet=True))
     rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
     assert [row[1] for row in rows] == ["green"] * 3
     assert [float(row[2]) for row in rows] == pytest.approx(before[:, 1], rel=1e-5)

@@ -20,15 +20,12 @@ from foldrace.core.metrics import MetricScore
 from foldrace.dataset.submission_form import SubmissionForm
 from foldrace.dataset.test_set import ImageSet
 from foldrace.inference.submission import (
-    LOG,
     check_submission,
-    keep_edited,
-    keep_submission,
-    log_submission,
     submission_csv,
     submitted_loss,
     write_submission,
 )
+from foldrace.inference.submission_log import LOG, keep_edited, keep_submission, log_submission
 from foldrace.run_folder.blend_records import (
     DecisionRule,
     EnsembleRecord,

@@ -96,6 +96,44 @@ def test_the_rotation_is_cv2s_with_its_edge_going_on(height: int, width: int) ->
     np.testing.assert_allclose(turned.numpy(), expected, atol=0.01)
 
 
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_a_scale_is_cv2s_about_the_centre(factor: float) -> None:
+    size = 40  # times the factor an even number: the middle stays the middle
+    y, x = np.mgrid[0:size, 0:size]
+    smooth = np.stack([np.sin(x / 9), np.cos(y / 7), (x + y) / 80], axis=2).astype(np.float32)
+    image = (smooth - smooth.min()) / np.ptp(smooth)
+    centre = (size - 1) / 2
+    matrix = cv2.getRotationMatrix2D((centre, centre), 0.0, factor)
+    expected = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+    [_, scale] = find_tta(f"scale:{factor}").views
+    seen = scale(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    np.testing.assert_allclose(seen.numpy(), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("size", [(21, 34), (32, 32), (1, 5)])
+def test_views_of_a_list(size: tuple[int, int]) -> None:
+    tta = find_tta("flip, flip-vertical,rotate:-90,scale:0.5,scale:1.37")
+    assert tta.name == "flip,flip-vertical,rotate:-90,scale:0.5,scale:1.37"
+    images = noise(*size)
+    assert [view(images).shape for view in tta.views] == [images.shape] * 6
+    assert torch.equal(tta.views[0](images), images)
+    assert torch.equal(tta.views[2](images), images.flip(-2))
+    for view in tta.views:  # one colour stays one colour
+        plain = torch.full_like(images, 0.25)
+        torch.testing.assert_close(view(plain), plain)
+
+
+def test_a_wrong_list_is_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        find_tta("flip:2,rotate,rotate:200,scale:0.1,blur:3,flip,flip")
+    told = [problem.message for problem in caught.value.problems]
+    words = ("takes no number", "give it a number", "out of its limits", "out of its limits",
+             "knows no view 'blur:3'", "names a view twice")  # fmt: skip
+    assert len(told) == len(words) and all(w in t for w, t in zip(words, told, strict=True))
+    with pytest.raises(UserError, match="at most 15"):
+        find_tta(",".join(f"rotate:{i}" for i in range(16)))
+
+
 @each_tta
 def test_the_views_geometric_mean_counts(tta: TTA) -> None:
     model, images = Linear(), noise()

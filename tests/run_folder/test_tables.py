@@ -38,7 +38,7 @@ def test_leaderboard_is_the_contract_s_and_scores_pooled_rows(
     text = complete.files.read("leaderboard.csv")
     assert text.splitlines()[0].decode() == (
         "candidate,backbone,status,folds_done,variant,oof_logloss,oof_calibrated_logloss,"
-        "oof_accuracy,gain,gain_se,epochs_trained,seconds,hp.batch_size,hp.dropout,hp.lr"
+        "oof_accuracy,gain,gain_se,epochs_trained,seconds,teacher,hp.batch_size,hp.dropout,hp.lr"
     )
     first, second = table(text)
     labels = complete.labels()

@@ -188,7 +188,7 @@ def batches() -> Iterator[Examples]:
     for _ in range(3):
         images = torch.rand(8, 3, 8, 8, generator=rng)
         targets = nn.functional.one_hot(torch.randint(3, (8,), generator=rng), 3).float()
-        yield Examples(images, torch.empty(8, 0), targets)
+        yield Examples(images, torch.empty(8, 0), targets, torch.empty(8, 0))
 
 
 @pytest.mark.parametrize("backward", [False, True])

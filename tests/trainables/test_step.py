@@ -74,7 +74,7 @@ def examples(seed: int = 0) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(BATCH, 3, 2, 2, generator=generator)
     targets = torch.softmax(2 * torch.randn(BATCH, CLASSES, generator=generator), 1)
-    return Examples(images, torch.empty(BATCH, 0), targets)
+    return Examples(images, torch.empty(BATCH, 0), targets, torch.empty(BATCH, 0))
 
 
 def nets(dropout: float = 0.0) -> tuple[Net, Net]:
@@ -183,7 +183,7 @@ class _IgnoringMeta(nn.Module):
 def test_micro_batches_are_even(images: int, size: int, least: int) -> None:
     """As few as their size allows, in order; batch norms never get a single image of several."""
     rows = torch.arange(images)
-    parts = list(Examples(rows, rows, rows).micro_batches(size, least))
+    parts = list(Examples(rows, rows, rows, rows).micro_batches(size, least))
     assert torch.cat([part.targets for part in parts]).tolist() == list(range(images))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1

@@ -108,6 +108,14 @@ def build(
         shutil.rmtree(part.folder, ignore_errors=True)
 
 
+def as_stored(image: NDArray[np.uint8], kind: str) -> NDArray[np.uint8]:
+    """The pixels that an entry of this format would give for the image."""
+    if kind == "raw":
+        return image
+    stored = np.frombuffer(_jpeg(image), np.uint8)
+    return np.asarray(cv2.imdecode(stored, cv2.IMREAD_COLOR_RGB), np.uint8)
+
+
 def _write_pixels(
     files: Sequence[Path], layout: Layout, folder: Path, bound: int, workers: int
 ) -> _Tables:

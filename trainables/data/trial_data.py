@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from foldrace.config.schema import AugmentConfig
 from foldrace.core.errors import DataError
 from foldrace.core.plugins import NO_PARTS, Parts
-from foldrace.dataset.folds import HELD_OUT
 from foldrace.dataset.image_paths import on_disk
 from foldrace.run_folder.store import RunStore
 from foldrace.trainables.data.loader import (
@@ -27,6 +26,7 @@ from foldrace.trainables.data.loader import (
     loader_settings,
 )
 from foldrace.trainables.data.pixel_cache import open_images
+from foldrace.trainables.data.soft_labels import SoftLabels, read_soft_labels
 from foldrace.trainables.models.classifier import ModelConfig, trial_model_config
 from foldrace.trainables.predict import scoring_loader
 from foldrace.trainables.spec import FoldTrial, first_micro_batch
@@ -41,7 +41,8 @@ class TrialData:
 
     model_config: ModelConfig
     """The classifier that fits the data."""
-    labels: NDArray[np.int64]  # (n,) of all rows
+    labels: NDArray[np.int64]
+    """(n,) of all rows; then the teacher's class of each unlabelled image of a student."""
     class_counts: NDArray[np.int64]  # (C,) of the training rows
     rows: NDArray[np.int64]  # of the fold
     batches: ShuffledBatchSampler
@@ -49,6 +50,8 @@ class TrialData:
     scoring: DataLoader[Batch]  # of several devices each has its own rows
     parts: Parts
     """The run's own losses, heads and so on."""
+    soft: SoftLabels | None = None
+    """What a student's teacher says of the training rows."""
 
     @property
     def classes(self) -> int:
@@ -60,13 +63,32 @@ def open_data(
     trial: FoldTrial, store: RunStore, accelerator: Accelerator, parts: Parts = NO_PARTS
 ) -> TrialData:
     """Loaders for this process, which may be one of several of the trial."""
+    table, fold = store.folds(), trial.fold
+    soft = read_soft_labels(trial, store, parts)
+    labelled, rows = table.training_rows(fold), table.rows_of(fold)
+    return open_rows(trial, store, accelerator, parts, labelled, rows, soft)
+
+
+def open_rows(
+    trial: FoldTrial,
+    store: RunStore,
+    accelerator: Accelerator,
+    parts: Parts,
+    labelled: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    soft: SoftLabels | None,
+) -> TrialData:
+    """Loaders that train on the rows `labelled`, or those of `soft`, and score `rows`."""
     table, params, spec = store.folds(), trial.params, trial.spec
-    split, rows = table.split_of(spec.fold), table.rows_of(spec.fold)
-    train_rows = np.flatnonzero((split != spec.fold) & (split != HELD_OUT))
+    train_rows = labelled if soft is None else soft.rows
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     _check_shares(trial, len(train_rows), len(rows), world)
     labels = store.labels()
+    counts = np.bincount(labels[labelled], minlength=len(store.classes()))
     files = [on_disk(Path(spec.image_root), path) for path in table.image_paths]
+    if soft is not None:
+        files += soft.files
+        labels = np.concatenate([labels, soft.classes_of_unlabelled()])
     source = open_images(files, params.image_size, spec.cpus, trial.cache, spec.session)
     loader = loader_settings(spec.cpus, device.type)
     batches = ShuffledBatchSampler(train_rows, params.batch_size, trial.seed, rank, world)
@@ -81,12 +103,13 @@ def open_data(
     return TrialData(
         model_config,
         labels,
-        np.bincount(labels[train_rows], minlength=model_config.classes),
+        counts,
         rows,
         batches,
         build_loader(dataset, batches, **asdict(loader)),
         scoring_loader(source, rows[rank::world], model_config, scored_at_once, loader, parts),
         parts,
+        soft,
     )
 
 
