@@ -40,6 +40,7 @@ LEADERBOARD = [
     "gain_se",
     "epochs_trained",
     "seconds",
+    "teacher",
 ]
 TRIALS = [
     "candidate",
