@@ -60,7 +60,7 @@ class Comparison:
 
     def hits(self, side: Side) -> NDArray[np.float64]:
         """(n,) 1 where the class is right, else 0."""
-        return (side.predicted == self.labels).astype(np.float64)
+        return np.asarray(side.predicted == self.labels, dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
